@@ -1,0 +1,40 @@
+# make sweep     install, run the quick ablation on real images, write the report
+# make test      install with test extras, the test suite (at most 10 minutes)
+# make test-all  the suite with the slow tests (at most 30 minutes)
+# make check     linter and type checker
+PYTHON ?= python3
+BIN := .venv/bin
+SPEC ?= experiments/collapse_ablation.yaml
+
+# One thread a process unless a spec says otherwise: trials run side by side on the machine's cores.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: sweep test test-all check clean
+
+sweep: .venv/.installed
+	$(BIN)/dsd-lab sweep $(SPEC)
+	$(BIN)/dsd-lab report $(SPEC)
+
+test: .venv/.installed-test check
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: .venv/.installed-test
+	$(BIN)/python -m pytest
+
+check: .venv/.installed-test
+	$(BIN)/ruff check dsd_lab tests
+	$(BIN)/ruff format --check dsd_lab tests
+	$(BIN)/mypy
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "dsd-lab needs Python 3.11 to 3.13; name one: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e .
+	@touch $@
+
+.venv/.installed-test: .venv/.installed
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,153 @@
+"""What collapse looks like: variance, rank and capacity of a set of latents z [N, T, c].
+
+Token level is the matrix (N T) x c, image level N x (T c). Spectra are float64 eigenvalues of the
+smaller Gram matrix of the centred data. Every metric is defined on constant and zero latents: a
+matrix that does not vary beyond float32 rounding has rank 0, variance 0 and capacity 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_ROUNDING = torch.finfo(torch.float32).eps
+
+
+def token_matrix(z: Tensor) -> Tensor:
+    """[N, T, c] -> [(N T), c]."""
+    return z.flatten(0, 1)
+
+
+def image_matrix(z: Tensor) -> Tensor:
+    """[N, T, c] -> [N, (T c)]."""
+    return z.flatten(1)
+
+
+def singular_values(matrix: Tensor, centred: bool = True) -> Tensor:
+    """Singular values, descending, float64; what float32 rounding of the entries explains is set to 0.
+
+    Args:
+        matrix: [rows, columns].
+        centred: subtract the mean row first.
+    """
+    matrix = matrix.double()
+    floor = _ROUNDING * matrix.abs().max() * max(matrix.shape) ** 0.5
+    if centred:
+        matrix = matrix - matrix.mean(0)
+    gram = matrix.T @ matrix if matrix.shape[1] <= matrix.shape[0] else matrix @ matrix.T
+    values = torch.linalg.eigvalsh(gram).flip(0).clamp_min(0).sqrt()
+    return torch.where(values > floor, values, torch.zeros_like(values))
+
+
+def covariance_spectrum(matrix: Tensor) -> Tensor:
+    """Eigenvalues of the covariance (divided by the number of rows), descending, float64."""
+    return singular_values(matrix) ** 2 / len(matrix)
+
+
+def entropy_rank(weights: Tensor) -> float:
+    """exp of the entropy of non-negative weights normalised to sum 1; 0 where all are 0.
+
+    Roy and Vetterli 2007 ("effective rank") take singular values; eigenvalues give the spectral rank.
+    """
+    total = weights.sum()
+    if total == 0:
+        return 0.0
+    p = weights / total
+    return float(torch.special.entr(p).sum().exp())
+
+
+def effective_rank(matrix: Tensor) -> float:
+    """Roy and Vetterli 2007: entropy rank of the centred matrix's singular values; 0 to min(shape)."""
+    return entropy_rank(singular_values(matrix))
+
+
+def spectral_rank(matrix: Tensor) -> float:
+    """Entropy rank of the covariance's eigenvalues; never above the effective rank's bound."""
+    return entropy_rank(covariance_spectrum(matrix))
+
+
+def rankme(matrix: Tensor) -> float:
+    """Garrido et al. 2023 (arXiv 2210.02885): uncentred singular values, 1e-7 added after normalising; 0 for a zero matrix."""
+    values = singular_values(matrix, centred=False)
+    if values.sum() == 0:
+        return 0.0
+    p = values / values.sum() + 1e-7
+    return float((-p * p.log()).sum().exp())
+
+
+def participation_ratio(eigenvalues: Tensor) -> float:
+    """(sum l)^2 / sum l^2 of covariance eigenvalues; 0 where all are 0."""
+    squares = eigenvalues.square().sum()
+    return float(eigenvalues.sum() ** 2 / squares) if squares > 0 else 0.0
+
+
+def stable_rank(eigenvalues: Tensor) -> float:
+    """sum l / max l of covariance eigenvalues; 0 where all are 0."""
+    return float(eigenvalues.sum() / eigenvalues.max()) if eigenvalues.max() > 0 else 0.0
+
+
+def alpha_req(eigenvalues: Tensor) -> tuple[float, int]:
+    """Minus the slope of log l_i over log i, and the last i of the fit (all positive eigenvalues).
+
+    Agrawal et al. 2022 (arXiv 2202.05808). 0 where fewer than two eigenvalues are positive.
+    """
+    positive = eigenvalues[eigenvalues > 0]
+    if len(positive) < 2:
+        return 0.0, len(positive)
+    x = torch.arange(1, len(positive) + 1, dtype=torch.float64).log()
+    y = positive.cpu().log()
+    x = x - x.mean()
+    return float(-(x * (y - y.mean())).sum() / x.square().sum()), len(positive)
+
+
+def uniformity(matrix: Tensor) -> float:
+    """Wang and Isola 2020 (arXiv 2005.10242): log mean exp(-2 |u_i - u_j|^2) over pairs of unit rows; 0 (all equal) at most."""
+    unit = torch.nn.functional.normalize(matrix.double(), dim=1)
+    return float(torch.pdist(unit).square().mul(-2).exp().mean().log()) if len(unit) > 1 else 0.0
+
+
+def capacity_bits(eigenvalues: Tensor) -> float:
+    """1/2 sum log2(1 + l_i): bits of a Gaussian latent that survive unit-variance noise."""
+    return float(0.5 * torch.log2(1 + eigenvalues).sum())
+
+
+def total_variation(z: Tensor, side: int) -> float:
+    """Sum of absolute differences between neighbouring tokens of the grid, mean over images (REPA-E, arXiv 2504.10483)."""
+    grid = z.double().reshape(len(z), side, side, -1)
+    differences = (grid.diff(dim=1).abs().flatten(1).sum(1), grid.diff(dim=2).abs().flatten(1).sum(1))
+    return float((differences[0] + differences[1]).mean())
+
+
+def latent_metrics(z: Tensor, side: int, suffix: str = "") -> tuple[dict[str, float], dict[str, list[float]]]:
+    """All metrics of latents z [N, T, c] on a grid of side x side tokens, and the covariance spectra.
+
+    Args:
+        z: latents, on any device.
+        side: tokens a side of the grid; T = side^2.
+        suffix: appended to every name (`/pre` for latents before the normaliser).
+    """
+    wide = z.double()
+    token, image = covariance_spectrum(token_matrix(z)), covariance_spectrum(image_matrix(z))
+    slope, last = alpha_req(token)
+    metrics = {
+        "latent/variance": float(wide.var(dim=(0, 1), correction=0).mean()),
+        "latent/spatial_variance": float(wide.var(dim=1, correction=0).mean()),
+        "latent/total_variation": total_variation(z, side),
+        "latent/effective_rank/token": entropy_rank(token.sqrt()),
+        "latent/effective_rank/image": entropy_rank(image.sqrt()),
+        "latent/spectral_rank/token": entropy_rank(token),
+        "latent/spectral_rank/image": entropy_rank(image),
+        "latent/rankme/image": rankme(image_matrix(z)),
+        "latent/participation_ratio/token": participation_ratio(token),
+        "latent/participation_ratio/image": participation_ratio(image),
+        "latent/stable_rank/token": stable_rank(token),
+        "latent/stable_rank/image": stable_rank(image),
+        "latent/alpha_req/token": slope,
+        "latent/alpha_req/token/fit_last": float(last),
+        "latent/uniformity/image": uniformity(image_matrix(z)),
+        "latent/capacity_bits/token": capacity_bits(token),
+    }
+    spectra = {"token": token.tolist(), "image": image.tolist()}
+    return {name + suffix: value for name, value in metrics.items()}, {
+        name + suffix: value for name, value in spectra.items()
+    }

@@ -1,0 +1,214 @@
+"""One vision transformer that encodes images, denoises latents and decodes them.
+
+Three roles, told apart by the blocks they run through (`modular`) or by a role embedding alone
+(`coupled`). All blocks are conditioned by adaLN-Zero (Peebles and Xie 2023, arXiv 2212.09748) on
+time, class and role. Attention and MLP are timm's; `Block` is the only place that knows them.
+
+Shapes: images x [B, C, H, W] in [-1, 1]; latents z [B, T, c]; times t [B], t = 1 clean; labels y
+[B], with `classes` standing for "no class".
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from timm.layers import Attention, Mlp
+from torch import Tensor, nn
+
+from dsd_lab.core.normalisers import NORMALISERS
+
+if TYPE_CHECKING:
+    from dsd_lab.specs.fields import Trial
+
+ROLES = ("encode", "denoise", "decode")
+
+
+class Block(nn.Module):
+    """A transformer block with adaLN-Zero: shift, scale and gate of both branches come from the condition."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attention = Attention(width, num_heads=heads, qkv_bias=True)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.mlp = Mlp(width, hidden_features=4 * width, act_layer=lambda: nn.GELU(approximate="tanh"))
+        self.modulation = nn.Linear(width, 6 * width)
+
+    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        """tokens [B, T, width], condition [B or 1, width] -> [B, T, width]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)[:, None].chunk(6, dim=-1)
+        tokens = tokens + gate1 * self.attention(torch.addcmul(shift1, self.norm1(tokens), 1 + scale1))
+        return tokens + gate2 * self.mlp(torch.addcmul(shift2, self.norm2(tokens), 1 + scale2))
+
+
+class Head(nn.Module):
+    """The last layer of a role: norm, adaLN shift and scale, and a linear map to the role's output."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.modulation = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, out)
+
+    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        """tokens [B, T, width] -> [B, T, out]."""
+        shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
+        return self.out(torch.addcmul(shift, self.norm(tokens), 1 + scale))
+
+
+class Condition(nn.Module):
+    """Embeds time, class and role into one vector [B, width]."""
+
+    FREQUENCIES = 128
+    frequencies: Tensor
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.time = nn.Sequential(nn.Linear(2 * self.FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.label = nn.Embedding(classes + 1, width)
+        self.role = nn.Embedding(len(ROLES), width)
+        periods = torch.exp(-math.log(10_000) * torch.arange(self.FREQUENCIES) / self.FREQUENCIES)
+        self.register_buffer("frequencies", 1000 * periods, persistent=False)
+        self.classes = classes
+
+    def forward(self, role: str, t: Tensor | None, y: Tensor | None) -> Tensor:
+        """Condition of a role; encode and decode see clean latents (t = 1) and no class."""
+        index = ROLES.index(role)
+        vector = self.role.weight[index : index + 1]
+        if t is not None:
+            angles = t[:, None] * self.frequencies
+            vector = vector + self.time(torch.cat([angles.cos(), angles.sin()], dim=-1))
+        if y is not None:
+            vector = vector + self.label(y)
+        return nn.functional.silu(vector)
+
+
+class Network(nn.Module):
+    """The deployed network: encoder, denoiser and decoder in one set of weights.
+
+    Args:
+        trial: fields `network` and `latent` are read.
+        channels: colour channels of the images.
+        classes: number of classes; label `classes` means none.
+    """
+
+    position: Tensor
+
+    def __init__(self, trial: Trial, channels: int, classes: int) -> None:
+        super().__init__()
+        spec = trial.network
+        assert spec.image_size and spec.patch_size and spec.latent_channels and spec.width and spec.heads
+        self.channels, self.classes, self.patch = channels, classes, spec.patch_size
+        self.side = spec.image_size // spec.patch_size
+        self.tokens, self.latent_channels = self.side**2, spec.latent_channels
+        width, pixels = spec.width, channels * spec.patch_size**2
+
+        self.condition = Condition(width, classes)
+        self.register_buffer("position", _sine_positions(self.side, width), persistent=False)
+        self.patch_in = nn.Linear(pixels, width)
+        self.noisy_in = nn.Linear(spec.latent_channels, width)
+        self.latent_in = nn.Linear(spec.latent_channels, width)
+        self.blocks = nn.ModuleList()
+        self.ranges: dict[str, range] = {}
+        if spec.layout == "coupled":
+            self._add_blocks(ROLES, spec.shared_blocks, width, spec.heads)
+        else:
+            for role, count in zip(ROLES, (spec.encode_blocks, spec.denoise_blocks, spec.decode_blocks), strict=True):
+                self._add_blocks((role,), count, width, spec.heads)
+        self.heads = nn.ModuleDict(
+            {
+                "encode": Head(width, spec.latent_channels),
+                "denoise": Head(width, spec.latent_channels),
+                "decode": Head(width, pixels),
+            }
+        )
+        self.normaliser = NORMALISERS[trial.latent.normaliser](spec.latent_channels)
+        self._initialise()
+
+    def _add_blocks(self, roles: tuple[str, ...], count: int | None, width: int, heads: int) -> None:
+        assert count is not None
+        start = len(self.blocks)
+        self.blocks.extend(Block(width, heads) for _ in range(count))
+        for role in roles:
+            self.ranges[role] = range(start, start + count)
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        for part in [*self.blocks, *self.heads.values()]:  # adaLN-Zero: every block starts as the identity
+            nn.init.zeros_(part.modulation.weight)
+            nn.init.zeros_(part.modulation.bias)
+
+    def _run(self, role: str, tokens: Tensor, condition: Tensor) -> Tensor:
+        tokens = tokens + self.position
+        for index in self.ranges[role]:
+            tokens = self.blocks[index](tokens, condition)
+        return self.heads[role](tokens, condition)
+
+    def encode_raw(self, x: Tensor) -> Tensor:
+        """Images [B, C, H, W] -> latents [B, T, c] before the normaliser."""
+        return self._run("encode", self.patch_in(self.patchify(x)), self.condition("encode", None, None))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Images [B, C, H, W] -> latents [B, T, c], normalised."""
+        return self.normaliser(self.encode_raw(x))
+
+    def denoise(self, z_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Noised latents [B, T, c] at times [B] with labels [B] -> clean latent or velocity [B, T, c]."""
+        return self._run("denoise", self.noisy_in(z_t), self.condition("denoise", t, y))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents [B, T, c] -> images [B, C, H, W]."""
+        return self.unpatchify(self._run("decode", self.latent_in(z), self.condition("decode", None, None)))
+
+    def patchify(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, T, C p p]."""
+        b, s, p = len(x), self.side, self.patch
+        return x.reshape(b, self.channels, s, p, s, p).permute(0, 2, 4, 1, 3, 5).reshape(b, s * s, -1)
+
+    def unpatchify(self, patches: Tensor) -> Tensor:
+        """[B, T, C p p] -> [B, C, H, W]."""
+        b, s, p = len(patches), self.side, self.patch
+        return (
+            patches.reshape(b, s, s, self.channels, p, p)
+            .permute(0, 3, 1, 4, 2, 5)
+            .reshape(b, self.channels, s * p, s * p)
+        )
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Weights between image and latent; under `coupled` the other roles read the blocks too."""
+        parts = [self.patch_in, self.heads["encode"], self.normaliser, *(self.blocks[i] for i in self.ranges["encode"])]
+        return [p for part in parts for p in part.parameters()]
+
+
+def _sine_positions(side: int, width: int) -> Tensor:
+    """Fixed 2D sine-cosine position codes [side * side, width] (as in MAE and DiT)."""
+    quarter = width // 4
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(quarter) / quarter)
+    angles = torch.arange(side)[:, None] * frequencies
+    row = torch.cat([angles.sin(), angles.cos()], dim=1)
+    grid = torch.cat([row[:, None].expand(side, side, -1), row[None].expand(side, side, -1)], dim=-1)
+    return grid.reshape(side * side, width)
+
+
+def count_parameters(network: Network) -> dict[str, int]:
+    """Trained weights by role, each counted once: total = encode + denoise + decode + heads + shared.
+
+    `heads` are the maps between pixels, latents and tokens; `shared` is read by more than one role.
+    """
+
+    def size(*parts: nn.Module) -> int:
+        return sum(p.numel() for part in parts for p in part.parameters())
+
+    coupled = network.ranges["encode"] == network.ranges["decode"]
+    blocks = {role: 0 if coupled else size(*(network.blocks[i] for i in network.ranges[role])) for role in ROLES}
+    heads = size(network.patch_in, network.noisy_in, network.latent_in, network.heads, network.normaliser)
+    shared = size(network.condition) + (size(network.blocks) if coupled else 0)
+    return {"total": size(network), **blocks, "heads": heads, "shared": shared}

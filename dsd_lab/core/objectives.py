@@ -1,0 +1,159 @@
+"""The objectives: reconstruction and diffusion in every combination that the specs can name.
+
+The diffusion loss of a clean image x with latent z, noise e and time t (z_t = t z + (1 - t) e):
+
+    velocity space   | v - (z2 - e) |^2                  v: velocity prediction
+    clean space      w(t) | f - z2 |^2                   f: clean prediction, w = 1 or 1 / max(1-t, c)^2
+
+with z2 the target (live, stop-gradient, or the EMA encoder's latent). Naive joint training is a live
+target in velocity space. Decoupling (arXiv 2511.14716, root cause 1) is the stop-gradient; loss
+transformation (root cause 2) is the clean space; DSD is both with an EMA target encoder. Derivatives
+of these losses with respect to the latents' scale have closed forms, which the tests check.
+
+Squares are means over tokens and channels; losses are means over the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dsd_lab.core import paths
+
+if TYPE_CHECKING:
+    from dsd_lab.core.network import Network
+    from dsd_lab.specs.fields import Objective, Trial
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one batch: times t [B], noise e [B, T, c], labels y [B] after label drop, decoder noise."""
+
+    t: Tensor
+    e: Tensor
+    y: Tensor
+    decoder_e: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Unweighted losses of a batch, their weighted sum, and the latents they were computed from."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    z: Tensor
+
+
+# -- The target z2 -------------------------------------------------------------------------------
+
+
+def _live(z: Tensor, x: Tensor, target_encoder: Network | None) -> Tensor:
+    return z
+
+
+def _stop_gradient(z: Tensor, x: Tensor, target_encoder: Network | None) -> Tensor:
+    return z.detach()
+
+
+def _ema(z: Tensor, x: Tensor, target_encoder: Network | None) -> Tensor:
+    assert target_encoder is not None
+    with torch.no_grad():
+        return target_encoder.encode(x)
+
+
+TARGETS: dict[str, Callable[[Tensor, Tensor, Network | None], Tensor]] = {
+    "live": _live,
+    "stop_gradient": _stop_gradient,
+    "ema": _ema,
+}
+
+# -- The latent that is noised -------------------------------------------------------------------
+
+NOISED: dict[str, Callable[[Tensor], Tensor]] = {"live": lambda z: z, "detached": lambda z: z.detach()}
+
+# -- What the network's output means: (f, v) ------------------------------------------------------
+
+
+def _from_velocity(out: Tensor, z_t: Tensor, t: Tensor, clamp: float) -> tuple[Tensor, Tensor]:
+    return paths.clean_from_velocity(out, z_t, t), out
+
+
+def _from_clean(out: Tensor, z_t: Tensor, t: Tensor, clamp: float) -> tuple[Tensor, Tensor]:
+    return out, paths.velocity_from_clean(out, z_t, t, clamp)
+
+
+OUTPUTS: dict[str, Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]] = {
+    "velocity": _from_velocity,
+    "clean": _from_clean,
+}
+
+# -- The space of the loss, and its weight ----------------------------------------------------------
+
+WEIGHTINGS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "none": lambda t, clamp: torch.ones_like(t),
+    "velocity": lambda t, clamp: (1 - t).clamp_min(clamp) ** -2,
+}
+
+
+def _velocity_space(f: Tensor, v: Tensor, z2: Tensor, e: Tensor, t: Tensor, spec: Objective) -> Tensor:
+    return (v - (z2 - e)).square().mean()
+
+
+def _clean_space(f: Tensor, v: Tensor, z2: Tensor, e: Tensor, t: Tensor, spec: Objective) -> Tensor:
+    w = WEIGHTINGS[spec.weighting](t, spec.clamp)
+    return (w * (f - z2).square().flatten(1).mean(1)).mean()
+
+
+LOSS_SPACES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Objective], Tensor]] = {
+    "velocity": _velocity_space,
+    "clean": _clean_space,
+}
+
+RECONSTRUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "l1": torch.nn.functional.l1_loss,
+    "l2": torch.nn.functional.mse_loss,
+}
+
+# -- The objective -------------------------------------------------------------------------------
+
+
+def diffusion_loss(
+    denoise: Callable[[Tensor, Tensor, Tensor], Tensor], z: Tensor, z2: Tensor, draws: Draws, spec: Objective
+) -> Tensor:
+    """Diffusion loss of latents z [B, T, c] against the target z2 [B, T, c]; a scalar.
+
+    Args:
+        denoise: (z_t, t, y) -> network output, as `spec.output` says.
+        z: latents that are noised.
+        z2: target, with or without gradient.
+        draws: times, noise and labels.
+        spec: fields `noised`, `output`, `loss_space`, `weighting`, `clamp`.
+    """
+    z_t = paths.noised(NOISED[spec.noised](z), draws.e, draws.t)
+    out = denoise(z_t, draws.t, draws.y).float()
+    f, v = OUTPUTS[spec.output](out, z_t, draws.t, spec.clamp)
+    return LOSS_SPACES[spec.loss_space](f, v, z2, draws.e, draws.t, spec)
+
+
+def losses(network: Network, target_encoder: Network | None, x: Tensor, draws: Draws, trial: Trial) -> Losses:
+    """All losses of a batch of images x [B, C, H, W] in [-1, 1].
+
+    Terms whose weight is zero are not computed and not in `terms`.
+    """
+    spec = trial.objective
+    z = network.encode(x).float()
+    terms: dict[str, Tensor] = {}
+    total = z.new_zeros(())
+    if spec.reconstruction_weight > 0:
+        decoder_in = z if draws.decoder_e is None else z + trial.latent.decoder_noise * draws.decoder_e
+        terms["reconstruction"] = RECONSTRUCTIONS[spec.reconstruction](network.decode(decoder_in).float(), x)
+        total = total + spec.reconstruction_weight * terms["reconstruction"]
+    if spec.diffusion_weight > 0:
+        z2 = TARGETS[spec.target](z, x, target_encoder).float()
+        terms["diffusion"] = diffusion_loss(network.denoise, z, z2, draws, spec)
+        total = total + spec.diffusion_weight * terms["diffusion"]
+    return Losses(total, terms, z)

@@ -1,0 +1,118 @@
+"""Probes: what is measured on a fixed set of held-out images while a trial trains."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dsd_lab.core import latent_metrics, paths
+from dsd_lab.core.objectives import OUTPUTS, TARGETS, Draws, losses
+from dsd_lab.core.randomness import generator
+
+if TYPE_CHECKING:
+    from dsd_lab.core.data import DataSet
+    from dsd_lab.core.network import Network
+    from dsd_lab.specs.fields import Trial
+
+
+class ProbeSet:
+    """Fixed held-out images with fixed noise and times, the same for every trial of a data set.
+
+    Times are spread evenly over [0, 1] in random order, so that every bin of t has its share.
+    """
+
+    def __init__(self, trial: Trial, data: DataSet, network: Network, device: torch.device) -> None:
+        source = generator(0, "probe")
+        count = min(trial.probe.images, len(data.holdout))
+        chosen = torch.randperm(len(data.holdout), generator=source)[:count]
+        self.x, self.y = data.holdout.at(chosen, device)
+        self.t = ((torch.randperm(count, generator=source) + 0.5) / count).to(device)
+        self.e = torch.randn(count, network.tokens, network.latent_channels, generator=source).to(device)
+        self.trial = trial
+
+    def measure(
+        self, network: Network, target_encoder: Network | None
+    ) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """Metrics and covariance spectra of the network as it stands; its mode and gradients are left as found."""
+        training = network.training
+        network.eval()
+        try:
+            with torch.no_grad():
+                raw = network.encode_raw(self.x).float()
+                z = network.normaliser(raw).float()
+                metrics, spectra = latent_metrics.latent_metrics(z, network.side)
+                before, spectra_before = latent_metrics.latent_metrics(raw, network.side, "/pre")
+                metrics |= before | {"latent/probe_images": float(len(z))}
+                spectra |= spectra_before
+                if self.trial.objective.diffusion_weight > 0:
+                    metrics |= self._rank_gaps(network, target_encoder, z)
+            if self.trial.probe.gradient_images:
+                metrics |= self._interference(network, target_encoder)
+        finally:
+            network.train(training)
+        return metrics, spectra
+
+    def _rank_gaps(self, network: Network, target_encoder: Network | None, z: Tensor) -> dict[str, float]:
+        """Effective rank of the clean target minus that of the clean prediction, token level, in bins of t.
+
+        Positive: the prediction has the lower rank, as the rank differential mechanism asks
+        (Zhuo et al., arXiv 2303.02387). Bins with fewer than two images are left out.
+        """
+        spec = self.trial.objective
+        z2 = TARGETS[spec.target](z, self.x, target_encoder).float()
+        z_t = paths.noised(z, self.e, self.t)
+        f, _ = OUTPUTS[spec.output](network.denoise(z_t, self.t, self.y).float(), z_t, self.t, spec.clamp)
+        bins = self.trial.probe.t_bins
+        gaps = {}
+        for b in range(bins):
+            inside = (self.t * bins).long().clamp_max(bins - 1) == b
+            if int(inside.sum()) >= 2:
+                target, prediction = (latent_metrics.token_matrix(part[inside]) for part in (z2, f))
+                gaps[f"rank_gap/t{b}"] = latent_metrics.effective_rank(target) - latent_metrics.effective_rank(
+                    prediction
+                )
+        return gaps
+
+    def _interference(self, network: Network, target_encoder: Network | None) -> dict[str, float]:
+        """Cosine and norm ratio (diffusion over reconstruction) of the two weighted losses' gradients.
+
+        With respect to the latents z, and to the encoder's weights under `interference/encoder`.
+        Absent where a loss does not reach them: a detached path interferes with nothing.
+        """
+        count = min(self.trial.probe.gradient_images, len(self.x))
+        x, spec = self.x[:count], self.trial.objective
+        draws = Draws(self.t[:count], self.e[:count], self.y[:count])
+        with torch.enable_grad():
+            found = losses(network, target_encoder, x, draws, self.trial)
+            if len(found.terms) < 2:
+                return {}
+            weighted = (
+                spec.diffusion_weight * found.terms["diffusion"],
+                spec.reconstruction_weight * found.terms["reconstruction"],
+            )
+            weights = network.encoder_parameters()
+            gradients = [
+                torch.autograd.grad(loss, [found.z, *weights], retain_graph=i == 0, allow_unused=True)
+                for i, loss in enumerate(weighted)
+            ]
+        metrics = {}
+        for name, part in (("interference", slice(0, 1)), ("interference/encoder", slice(1, None))):
+            pair = [_flat(gradient[part], [found.z, *weights][part]) for gradient in gradients]
+            if pair[0] is None or pair[1] is None:
+                continue
+            norms = [float(g.norm()) for g in pair if g is not None]
+            if min(norms) > 0:
+                metrics[f"{name}/cosine"] = float(pair[0] @ pair[1]) / (norms[0] * norms[1])
+            if norms[1] > 0:
+                metrics[f"{name}/norm_ratio"] = norms[0] / norms[1]
+        return metrics
+
+
+def _flat(gradients: tuple[Tensor | None, ...], like: list[Tensor]) -> Tensor | None:
+    if all(g is None for g in gradients):
+        return None
+    return torch.cat(
+        [torch.zeros_like(p).flatten() if g is None else g.flatten() for g, p in zip(gradients, like, strict=True)]
+    ).double()

@@ -1,0 +1,34 @@
+"""Random numbers as a function of (seed, purpose, step), so that no generator's state is ever saved.
+
+A step draws for the whole global batch and slices by sample index; a resumed run therefore sees
+the numbers of an uninterrupted one by construction, whatever drew before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def generator(seed: int, purpose: str, step: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator whose stream depends on these arguments and on nothing else."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{step}".encode(), digest_size=8).digest()
+    return torch.Generator(device=device).manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def batch_indices(seed: int, step: int, batch_size: int, images: int) -> Tensor:
+    """Indices [batch_size] of the images of a step: epochs of shuffled order, laid end to end.
+
+    A batch may span the end of an epoch; every image is seen once in each.
+    """
+    start = step * batch_size
+    parts, taken = [], 0
+    while taken < batch_size:
+        epoch, offset = divmod(start + taken, images)
+        order = torch.randperm(images, generator=generator(seed, "order", epoch))
+        part = order[offset : offset + batch_size - taken]
+        parts.append(part)
+        taken += len(part)
+    return torch.cat(parts)

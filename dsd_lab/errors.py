@@ -1,0 +1,30 @@
+"""Errors that a user can act on, and the exit codes of the command line.
+
+Every message is one line that names what is wrong and what would be right. The command line
+prints the message without a traceback; anything that is not a `LabError` is a bug of ours.
+"""
+
+OK, UNEXPECTED, BAD_INPUT, TRIALS_FAILED, NO_RESOURCES = 0, 1, 2, 3, 4
+INTERRUPTED, TERMINATED = 130, 143
+
+
+class LabError(Exception):
+    """A fault with a one-line explanation for the user and an exit code."""
+
+    exit_code = UNEXPECTED
+
+
+class BadInput(LabError):
+    """The spec, an option or a file that the user named is wrong."""
+
+    exit_code = BAD_INPUT
+
+
+class NoResources(LabError):
+    """The machine or the cluster cannot hold what was asked for."""
+
+    exit_code = NO_RESOURCES
+
+
+class CorruptCheckpoint(LabError):
+    """A checkpoint that is incomplete, altered, or not written by this program."""

@@ -1,0 +1,1 @@
+"""Evaluation of trained weights; it reads checkpoints and changes no training result."""

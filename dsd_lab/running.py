@@ -1,0 +1,181 @@
+"""Run one trial in this process: train, spool, evaluate. Neither Ray nor MLflow is needed."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from dsd_lab.core.data import DataSet, load_data
+from dsd_lab.core.events import Diverged, Finished, Logged
+from dsd_lab.core.trainer import Trainer, pick_device
+from dsd_lab.errors import LabError
+from dsd_lab.evaluation.generation import evaluate_generation
+from dsd_lab.files import write_json
+from dsd_lab.home import ENDED, Home, TrialFolder
+from dsd_lab.provenance import provenance, training_code
+from dsd_lab.specs.fields import Generation
+from dsd_lab.specs.identity import canonical_fields, data_name, evaluation_id
+from dsd_lab.specs.sweep import PlannedTrial
+from dsd_lab.spool import Spool
+
+_STATUS_EVERY = 1.0
+"""Seconds between status files while training."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a trial is."""
+
+    state: str
+    step: int
+    steps: int
+
+
+@dataclass
+class DataShelf:
+    """Data sets that a process has loaded; trials of one data set share it."""
+
+    sets: dict[str, DataSet] = field(default_factory=dict)
+
+    def get(self, trial: PlannedTrial) -> DataSet:
+        key = trial.fields.data.model_dump_json()
+        if key not in self.sets:
+            self.sets[key] = load_data(trial.fields.data)
+        return self.sets[key]
+
+
+def run_trial(home: Home, trial: PlannedTrial, evaluations: list[Generation], shelf: DataShelf) -> Iterator[Progress]:
+    """Bring a trial to its end, resuming it where it stopped, then do the evaluations that are missing.
+
+    A failure of the trial is recorded as its status and yielded as `failed`; it is not raised. Closing
+    the generator records `interrupted`. Where another process holds the trial, yields `running` once.
+
+    Args:
+        home: where everything is written.
+        trial: what is run.
+        evaluations: done on the final weights; none are done on a diverged trial.
+        shelf: data sets already in memory.
+    """
+    folder, steps = home.trial(trial.id), trial.fields.training.steps
+    with folder.lock() as held:
+        if not held:
+            yield Progress("running", int(folder.status().get("step", 0)), steps)
+            return
+        try:
+            if folder.state() not in ENDED:
+                yield from _train(folder, trial, shelf)
+            if folder.state() == "done":
+                yield from _evaluate(home, folder, trial, evaluations, shelf)
+            yield Progress(folder.state(), int(folder.status()["step"]), steps)
+        except GeneratorExit:
+            if folder.state() not in ENDED:
+                folder.write_status(state="interrupted")
+            raise
+        except Exception as error:  # the boundary of a trial: whatever went wrong is its result, the sweep goes on
+            reason = str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}"
+            (folder.root / "error.txt").write_text(traceback.format_exc())
+            folder.write_status(state="failed", error=reason)
+            yield Progress("failed", int(folder.status().get("step", 0)), steps)
+
+
+def _train(folder: TrialFolder, trial: PlannedTrial, shelf: DataShelf) -> Iterator[Progress]:
+    steps = trial.fields.training.steps
+    torch.set_num_threads(trial.fields.resources.threads)
+    attempt = int(folder.status().get("attempt", 0)) + 1
+    now = time.time()
+    folder.write_status(
+        state="running",
+        step=0,
+        steps=steps,
+        attempt=attempt,
+        error=None,
+        code=training_code(),
+        started=folder.status().get("started", now),
+        updated=now,
+    )
+    yield Progress("running", 0, steps)
+    data, device = shelf.get(trial), pick_device(trial.fields.resources.gpus)
+    _describe(folder, trial, data, device)
+    trainer = Trainer(trial.fields, trial.seed, data, device, folder.checkpoints)
+    resumed = trainer.resume()
+    spool = Spool(folder.spool, folder.images, trainer.step if resumed else None)
+    busy, written = float(folder.status().get("seconds", 0.0)) if resumed else 0.0, 0.0
+    began = time.perf_counter()
+    state, reason = "running", None
+    try:
+        for event in trainer.run():
+            spool.append(event)
+            if isinstance(event, Diverged):
+                state, reason = "diverged", event.reason
+            elif isinstance(event, Finished):
+                state = "done"
+            now = time.time()
+            if state != "running" or (isinstance(event, Logged) and now - written >= _STATUS_EVERY):
+                written = now
+                folder.write_status(
+                    state=state, step=event.step, seconds=busy + time.perf_counter() - began, updated=now, error=reason
+                )
+            yield Progress(state, event.step, steps)
+    finally:
+        spool.close()
+
+
+def _describe(folder: TrialFolder, trial: PlannedTrial, data: DataSet, device: torch.device) -> None:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    write_json(
+        folder.root / "trial.json",
+        {
+            "id": trial.id,
+            "variant": trial.variant,
+            "point": trial.point,
+            "seed": trial.seed,
+            "size": trial.fields.network.size,
+            "name": trial.name,
+            "overrides": trial.overrides,
+            "fields": trial.fields.model_dump(),
+            "canonical": canonical_fields(trial.fields),
+            "data": {
+                "name": data_name(trial.fields),
+                "fingerprint": data.fingerprint,
+                "train": len(data.train),
+                "holdout": len(data.holdout),
+                "classes": data.classes,
+            },
+            "provenance": provenance() | {"device": name},
+        },
+    )
+
+
+def _evaluate(
+    home: Home, folder: TrialFolder, trial: PlannedTrial, evaluations: list[Generation], shelf: DataShelf
+) -> Iterator[Progress]:
+    done = folder.evaluations()
+    missing = {evaluation_id(e): e for e in evaluations if evaluation_id(e) not in done}
+    for key, evaluation in missing.items():
+        if trial.fields.objective.diffusion_weight == 0:
+            continue  # a control has no denoiser to sample from
+        started = time.perf_counter()
+        torch.set_num_threads(trial.fields.resources.threads)
+        device = pick_device(trial.fields.resources.gpus)
+        metrics, samples = evaluate_generation(
+            evaluation, trial.fields, folder.checkpoints, shelf.get(trial), device, home.cache
+        )
+        (folder.root / "evaluations").mkdir(exist_ok=True)
+        content = {"settings": evaluation.model_dump(), "metrics": metrics, "seconds": time.perf_counter() - started}
+        _save_picture(folder.images / f"evaluation-{key}.png", samples)
+        write_json(folder.root / "evaluations" / f"{key}.json", content)
+        yield Progress("done", trial.fields.training.steps, trial.fields.training.steps)
+
+
+def _save_picture(path: Path, samples: torch.Tensor) -> None:
+    from PIL import Image
+
+    from dsd_lab.spool import tile
+
+    array = tile(samples, columns=10).permute(1, 2, 0).numpy()
+    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(path)

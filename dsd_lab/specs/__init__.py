@@ -1,0 +1,1 @@
+"""Specs: the only place that knows the names, ranges and defaults of what a sweep can vary."""

@@ -1,0 +1,136 @@
+"""A trial's spool: one JSON line an event, on local disk, before anything else hears of it.
+
+The spool is the truth that the store replays. Lines are numbered; since events are a function of
+(trial, seed, step), a resumed trial that rewrites its tail writes the same numbers for the same
+events, and a reader that has seen line n never needs it again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsd_lab.core.events import Checkpointed, Diverged, Drew, Event, Finished, Logged, Probed
+
+
+class Spool:
+    """Appends events to a file; used by the one process that runs the trial.
+
+    Args:
+        path: the spool file.
+        images: folder for drawn images.
+        resumed_at: step of the checkpoint that the trial resumes from; None starts it anew.
+    """
+
+    def __init__(self, path: Path, images: Path, resumed_at: int | None) -> None:
+        kept = [] if resumed_at is None else _until_checkpoint(path, resumed_at)
+        self._images = images
+        self._file = path.open("r+b" if path.exists() else "w+b")
+        self._file.truncate(sum(len(line) for line in kept))
+        self._file.seek(0, os.SEEK_END)
+        self._next = len(kept)
+        if resumed_at is not None and not (kept and json.loads(kept[-1])["kind"] == "checkpoint"):
+            # Killed between the checkpoint and its line: the line is all that is missing.
+            self._write(_entry(Checkpointed(resumed_at, 0.0), images))
+
+    def append(self, event: Event) -> None:
+        """Write one event; it outlives this process from here on."""
+        self._write(_entry(event, self._images))
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        line = json.dumps({"n": self._next, "time": time.time(), **entry}, allow_nan=False)
+        self._file.write(line.encode() + b"\n")
+        self._file.flush()
+        self._next += 1
+
+    def close(self) -> None:
+        """Close the file; what was appended stays."""
+        self._file.close()
+
+
+def read_spool(path: Path) -> Iterator[dict[str, Any]]:
+    """Complete lines of a spool; a torn last line is not there yet."""
+    for line in _lines(path):
+        yield json.loads(line)
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    return [line + b"\n" for line in raw.split(b"\n")[:-1]]
+
+
+def _until_checkpoint(path: Path, step: int) -> list[bytes]:
+    kept: list[bytes] = []
+    for line in _lines(path):
+        entry = json.loads(line)
+        if entry["step"] > step:
+            break
+        kept.append(line)
+        if entry["kind"] == "checkpoint" and entry["step"] == step:
+            break
+    return kept
+
+
+def _entry(event: Event, images: Path) -> dict[str, Any]:
+    base: dict[str, Any] = {"step": event.step}
+    if isinstance(event, Logged):
+        return base | {"kind": "train", "metrics": _finite(event.metrics), "seconds": event.seconds}
+    if isinstance(event, Probed):
+        return base | {
+            "kind": "probe",
+            "metrics": _finite(event.metrics),
+            "spectra": event.spectra,
+            "seconds": event.seconds,
+        }
+    if isinstance(event, Drew):
+        return base | {
+            "kind": "images",
+            "files": [_save_grid(images, name, event.step, grid) for name, grid in event.images.items()],
+        }
+    if isinstance(event, Checkpointed):
+        return base | {"kind": "checkpoint", "seconds": event.seconds}
+    if isinstance(event, Diverged):
+        return base | {"kind": "diverged", "reason": event.reason}
+    if isinstance(event, Finished):
+        return base | {"kind": "finished", "images_seen": event.images_seen}
+    raise TypeError(f"no spool entry for {type(event).__name__}")
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float]:
+    """Numbers that JSON and the store can hold; a name that is missing was not finite at this step."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _save_grid(folder: Path, name: str, step: int, images: Tensor) -> str:
+    from PIL import Image
+
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}-{step:09d}.png"
+    grid = tile(images, columns=10)
+    array = grid.permute(1, 2, 0).numpy()
+    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(path)
+    return path.name
+
+
+def tile(images: Tensor, columns: int, gap: int = 1) -> Tensor:
+    """[N, C, H, W] uint8 -> one picture [C, h, w] with white gaps, small images enlarged to about 32 pixels."""
+    scale = max(1, 32 // images.shape[-1])
+    images = images.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+    n, c, h, w = images.shape
+    rows = -(-n // columns)
+    picture = torch.full((c, rows * (h + gap) + gap, columns * (w + gap) + gap), 255, dtype=torch.uint8)
+    for i, image in enumerate(images):
+        y, x = gap + (i // columns) * (h + gap), gap + (i % columns) * (w + gap)
+        picture[:, y : y + h, x : x + w] = image
+    return picture
