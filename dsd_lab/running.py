@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,7 +49,7 @@ class DataShelf:
         return self.sets[key]
 
 
-def run_trial(home: Home, trial: PlannedTrial, evaluations: list[Generation], shelf: DataShelf) -> Iterator[Progress]:
+def run_trial(home: Home, trial: PlannedTrial, evaluations: list[Generation], shelf: DataShelf) -> Generator[Progress]:
     """Bring a trial to its end, resuming it where it stopped, then do the evaluations that are missing.
 
     A failure of the trial is recorded as its status and yielded as `failed`; it is not raised. Closing
@@ -83,7 +83,7 @@ def run_trial(home: Home, trial: PlannedTrial, evaluations: list[Generation], sh
             yield Progress("failed", int(folder.status().get("step", 0)), steps)
 
 
-def _train(folder: TrialFolder, trial: PlannedTrial, shelf: DataShelf) -> Iterator[Progress]:
+def _train(folder: TrialFolder, trial: PlannedTrial, shelf: DataShelf) -> Generator[Progress]:
     steps = trial.fields.training.steps
     torch.set_num_threads(trial.fields.resources.threads)
     attempt = int(folder.status().get("attempt", 0)) + 1
@@ -153,7 +153,7 @@ def _describe(folder: TrialFolder, trial: PlannedTrial, data: DataSet, device: t
 
 def _evaluate(
     home: Home, folder: TrialFolder, trial: PlannedTrial, evaluations: list[Generation], shelf: DataShelf
-) -> Iterator[Progress]:
+) -> Generator[Progress]:
     done = folder.evaluations()
     missing = {evaluation_id(e): e for e in evaluations if evaluation_id(e) not in done}
     for key, evaluation in missing.items():

@@ -70,11 +70,6 @@ def load_data(spec: Data) -> DataSet:
     return SOURCES[spec.source](spec)
 
 
-def missing_path(spec: Data) -> str | None:
-    """The path that a spec names and that is not there, without loading anything."""
-    return spec.path if spec.path is not None and not Path(spec.path).is_dir() else None
-
-
 def _data_set(train: Images, holdout: Images) -> DataSet:
     digest = hashlib.sha256()
     for part in (train, holdout):

@@ -1,0 +1,168 @@
+"""The command line: `dsd-lab VERB`. Parsing imports nothing heavy; each verb imports what it needs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+
+from dsd_lab import __version__
+from dsd_lab.errors import INTERRUPTED, UNEXPECTED, LabError
+
+_SPEC = "experiments/collapse_ablation.yaml"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole surface of the command line; a test freezes it."""
+    parser = argparse.ArgumentParser(
+        prog="dsd-lab",
+        description="Ablation sweeps of end-to-end latent diffusion: do the latents collapse, which change stops it, how surely?",
+        epilog=f"example: dsd-lab sweep {_SPEC} && dsd-lab report",
+    )
+    parser.add_argument("--version", action="version", version=f"dsd-lab {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    plan = _verb(verbs, "plan", "show the trials of a spec without running them", f"dsd-lab plan {_SPEC}")
+    _takes_spec(plan)
+    _only(plan)
+    _json(plan)
+
+    sweep = _verb(verbs, "sweep", "run the trials of a spec that are not done", f"dsd-lab sweep {_SPEC} --profile full")
+    _takes_spec(sweep)
+    _only(sweep)
+    sweep.add_argument(
+        "--max-concurrent", type=_positive, metavar="N", help="trials at a time (default: as many as fit)"
+    )
+    sweep.add_argument(
+        "--retry-failed", action="store_true", help="run failed trials again, from their last checkpoint"
+    )
+    sweep.add_argument("--fail-fast", action="store_true", help="stop everything at the first failure")
+    sweep.add_argument(
+        "--no-tracking", action="store_true", help="do not store in MLflow now; report stores what is missing"
+    )
+    _tracking(sweep)
+    _json(sweep)
+
+    train = _verb(
+        verbs,
+        "train",
+        "run one trial in this process, without Ray",
+        f"dsd-lab train {_SPEC} --variant dsd --seed 0 --no-tracking",
+    )
+    _takes_spec(train)
+    train.add_argument("--variant", required=True, help="name of the variant")
+    train.add_argument("--seed", type=int, default=None, help="seed (default: the spec's first)")
+    train.add_argument("--no-tracking", action="store_true", help="do not store in MLflow")
+    _tracking(train)
+    _json(train)
+
+    report = _verb(verbs, "report", "write tables, figures and pages of a sweep", f"dsd-lab report {_SPEC}")
+    report.add_argument(
+        "sweep", nargs="?", metavar="SPEC|SWEEP", help="spec file or sweep name (default: the sweep that ran last)"
+    )
+    report.add_argument("--profile", help="profile to report (default: the one that ran last)")
+    report.add_argument("--out", metavar="DIR", help="folder for the report (default: HOME/reports/SWEEP)")
+    _tracking(report)
+    _json(report)
+
+    sample = _verb(
+        verbs, "sample", "draw images from a trained trial", "dsd-lab sample 3ddf1775b702 --n 16 --class 3 --guidance 2"
+    )
+    sample.add_argument("trial", help="trial id (the first characters do)")
+    sample.add_argument("--n", type=_positive, default=16, help="images (default: 16)")
+    sample.add_argument(
+        "--class", dest="label", type=int, default=None, metavar="K", help="class asked for (default: all in turn)"
+    )
+    sample.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance scale (default: 1, none)")
+    sample.add_argument("--sampler", choices=("euler", "heun"), default="heun", help="solver (default: heun)")
+    sample.add_argument("--steps", type=_positive, default=25, help="solver steps (default: 25)")
+    sample.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    sample.add_argument("--out", metavar="DIR", help="folder for the PNGs (default: HOME/samples/TRIAL)")
+    _json(sample)
+
+    status = _verb(verbs, "status", "show every sweep in the home folder", "dsd-lab status")
+    _json(status)
+
+    ui = _verb(verbs, "ui", "open MLflow's UI on this machine", "dsd-lab ui")
+    ui.add_argument(
+        "--port",
+        type=_positive,
+        default=5000,
+        help="port on 127.0.0.1; the next free one if it is taken (default: 5000)",
+    )
+    _tracking(ui)
+
+    schema = _verb(
+        verbs, "schema", "print the JSON Schema of a spec, for editors", "dsd-lab schema > experiments/spec.schema.json"
+    )
+    del schema
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a verb; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: trials set their own threads
+    try:
+        return int(importlib.import_module(f"dsd_lab.verbs.{arguments.verb}").run(arguments))
+    except LabError as error:
+        print(f"dsd-lab: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("dsd-lab: interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `dsd-lab plan | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNEXPECTED
+
+
+def _verb(verbs: argparse._SubParsersAction, name: str, what: str, example: str) -> argparse.ArgumentParser:
+    verb: argparse.ArgumentParser = verbs.add_parser(
+        name, help=what, description=what[0].upper() + what[1:] + ".", epilog=f"example: {example}"
+    )
+    verb.add_argument(
+        "--home", metavar="DIR", help="folder of trials, store and reports (default: $DSD_LAB_HOME, else runs/)"
+    )
+    return verb
+
+
+def _takes_spec(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("spec", metavar="SPEC", help="YAML file, or - for standard input")
+    verb.add_argument("--profile", help="profile of the spec (default: the one that it names)")
+    verb.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY.PATH=VALUE",
+        help="override, such as training.steps=200 or seeds=[0]; repeatable",
+    )
+
+
+def _only(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="only trials with variant=NAME or seed=N; repeatable",
+    )
+
+
+def _tracking(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow store (default: $MLFLOW_TRACKING_URI, else SQLite in the home folder)",
+    )
+
+
+def _json(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--json", action="store_true", help="answer in JSON")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value

@@ -1,0 +1,197 @@
+"""The engine: everything Ray is here.
+
+Ray Tune executes a list of unfinished trials; what is finished is decided by the home folder, before
+Ray starts. Workers are reused from trial to trial, so that a process imports torch and loads its data
+once. Tune's own logs, results and checkpoints are off or inside the home folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# Read by Ray at import: no usage reports, no own Ctrl-C handling, no loggers, few snapshots of its state.
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "300"
+os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
+
+import ray
+from ray import tune
+
+from dsd_lab.errors import NoResources
+from dsd_lab.home import Home
+from dsd_lab.running import DataShelf, run_trial
+from dsd_lab.specs.fields import Generation, Trial
+from dsd_lab.specs.sweep import PlannedTrial
+
+_REPORT_EVERY = 5.0
+"""Seconds between a worker's reports to Tune, which cannot take many."""
+_RETRIES = 2
+"""Times that a trial whose worker died is taken up again from its checkpoint."""
+_SOCKET_PATH_ROOM = 45
+"""Characters that Ray's socket paths leave for its folder (107 in all on Linux)."""
+
+
+class TrialWorker(tune.Trainable):  # type: ignore[misc]
+    """A process that runs trials one after the other."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Called once a process."""
+        self._shelf = DataShelf()
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Called when a finished worker is given its next trial."""
+        self._progress.close()
+        self._begin(new_config)
+        return True
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        job = config["job"]
+        content = job["trial"]
+        trial = PlannedTrial(**{**content, "fields": Trial.model_validate(content["fields"])})
+        evaluations = [Generation.model_validate(e) for e in job["evaluate"]]
+        self._progress = run_trial(Home(Path(job["home"])), trial, evaluations, self._shelf)
+
+    def step(self) -> dict[str, Any]:
+        """Go on for a few seconds, or to the trial's end."""
+        until = time.monotonic() + _REPORT_EVERY
+        for progress in self._progress:
+            if time.monotonic() > until:
+                return {"state": progress.state, "step": progress.step, "done": False}
+        return {"done": True}
+
+    def cleanup(self) -> None:
+        """Called before the process ends."""
+        self._progress.close()
+
+
+class _FailFast(tune.Callback):  # type: ignore[misc]
+    def __init__(self, home: Home) -> None:
+        self._home, self.failed = home, False
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if self._home.trial(trial.config["job"]["trial"]["id"]).state() == "failed":
+            self.failed = True
+            raise KeyboardInterrupt
+
+
+def run_trials(
+    home: Home,
+    trials: list[PlannedTrial],
+    evaluations: list[Generation],
+    max_concurrent: int | None = None,
+    fail_fast: bool = False,
+    cluster: dict[str, Any] | None = None,
+) -> None:
+    """Run trials to their ends; their states are in the home folder afterwards.
+
+    Args:
+        home: where everything is written.
+        trials: unfinished ones, in the order in which they start.
+        evaluations: of every finished trial.
+        max_concurrent: trials at a time; None fills the cluster.
+        fail_fast: stop all at the first failure.
+        cluster: arguments for `ray.init`, instead of this machine's own resources.
+
+    Raises:
+        NoResources: a trial asks for more than the cluster has.
+        KeyboardInterrupt: Ctrl-C; trials that ran are `interrupted` and go on at the next call.
+    """
+    with _ray(home, cluster or {}):
+        _check_resources(trials)
+        payload = [
+            {"trial": _payload(t), "home": str(home.root.resolve()), "evaluate": [e.model_dump() for e in evaluations]}
+            for t in trials
+        ]
+        callbacks = [_FailFast(home)] if fail_fast else []
+        tuner = tune.Tuner(
+            tune.with_resources(TrialWorker, lambda config: _request(config["job"]["trial"]["fields"]["resources"])),
+            param_space={"job": tune.grid_search(payload)},
+            tune_config=tune.TuneConfig(max_concurrent_trials=max_concurrent or 0, reuse_actors=True),
+            run_config=tune.RunConfig(
+                name="trials",
+                storage_path=str(home.root.resolve() / "ray" / "tune"),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials have their own
+                failure_config=tune.FailureConfig(max_failures=_RETRIES),
+                callbacks=callbacks,
+                verbose=0,
+            ),
+        )
+        results = tuner.fit()
+        for result in results:
+            if result.error is not None:
+                _record_lost_worker(home, result.config["job"]["trial"]["id"], result.error)
+
+
+def _record_lost_worker(home: Home, trial_id: str, error: Exception) -> None:
+    folder = home.trial(trial_id)
+    folder.root.mkdir(parents=True, exist_ok=True)
+    reason = (str(error).splitlines() or [type(error).__name__])[-1]
+    folder.write_status(state="failed", error=f"the worker died {_RETRIES + 1} times; last: {reason[:300]}")
+
+
+def _payload(trial: PlannedTrial) -> dict[str, Any]:
+    return {
+        "id": trial.id,
+        "variant": trial.variant,
+        "seed": trial.seed,
+        "point": trial.point,
+        "overrides": trial.overrides,
+        "fields": trial.fields.model_dump(),
+    }
+
+
+def _request(resources: dict[str, float]) -> dict[str, float]:
+    return {"cpu": resources["cpus"], "gpu": resources["gpus"]}
+
+
+def _check_resources(trials: list[PlannedTrial]) -> None:
+    there = ray.cluster_resources()
+    for trial in trials:
+        for field, name in (("cpus", "CPU"), ("gpus", "GPU")):
+            wanted, has = getattr(trial.fields.resources, field), there.get(name, 0)
+            if wanted > has:
+                raise NoResources(
+                    f"resources.{field}: trial {trial.name!r} asks for {wanted:g}, but there are {has:g} here"
+                )
+
+
+@contextlib.contextmanager
+def _ray(home: Home, cluster: dict[str, Any]) -> Iterator[None]:
+    folder = home.root.resolve() / "ray"
+    folder.mkdir(parents=True, exist_ok=True)
+    short = folder
+    if len(str(folder)) > _SOCKET_PATH_ROOM:
+        # Sockets need a short path: a link leads into the home folder, where the files are.
+        short = Path(tempfile.gettempdir()) / f"dsd-{hashlib.sha256(str(folder).encode()).hexdigest()[:10]}"
+        with contextlib.suppress(FileExistsError):
+            short.symlink_to(folder)
+    try:
+        ray.init(
+            **{
+                "include_dashboard": False,
+                "log_to_driver": False,
+                "logging_level": logging.ERROR,
+                "object_store_memory": 200 * 1024**2,
+                "_temp_dir": str(short),
+                **cluster,
+            }
+        )
+        yield
+    finally:
+        ray.shutdown()
+        if short != folder:
+            short.unlink(missing_ok=True)

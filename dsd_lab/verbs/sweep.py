@@ -1,0 +1,150 @@
+"""`dsd-lab sweep`: run what is not done, store it, and say where to look."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+
+from dsd_lab.display import SweepProgress, duration
+from dsd_lab.errors import OK, TERMINATED, TRIALS_FAILED, BadInput
+from dsd_lab.home import ENDED, Home, locked
+from dsd_lab.provenance import training_code
+from dsd_lab.specs.identity import evaluation_id
+from dsd_lab.specs.sweep import Plan, PlannedTrial
+from dsd_lab.verbs.common import home_of, manifest_of, missing_data, plan_of, print_json
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run a spec's unfinished trials."""
+    plan, home = plan_of(arguments), home_of(arguments)
+    _check_data(plan)
+    home.prepare()
+    console = Console(stderr=arguments.json)
+    with locked(home.sweep_folder(plan.key) / "lock", wait=False) as held:
+        if not held:
+            raise BadInput(f"sweep {plan.key!r} is already running in {home.root}; `dsd-lab status` shows it")
+        manifest = manifest_of(plan_of(argparse.Namespace(**{**vars(arguments), "only": None})))
+        home.write_manifest(plan.key, manifest)
+        todo = _unfinished(home, plan, arguments.retry_failed)
+        if todo:
+            _say(
+                console,
+                f"{plan.key}: {len(todo)} of {len(_distinct(plan))} trials to run, everything goes to {home.root}",
+            )
+        code = _execute(home, plan, todo, arguments, console)
+    _summarise(home, plan, manifest, arguments, console)
+    if code == OK and any(home.trial(t.id).state() == "failed" for t in plan.trials):
+        return TRIALS_FAILED
+    return code
+
+
+def _execute(home: Home, plan: Plan, todo: list[PlannedTrial], arguments: argparse.Namespace, console: Console) -> int:
+    uploader = None if arguments.no_tracking else _start_uploader(home, plan.key, arguments.tracking_uri)
+    began = time.monotonic()
+    code = OK
+    try:
+        if todo:
+            previous = signal.signal(signal.SIGTERM, _raise_terminated)
+            try:
+                from dsd_lab.engine import run_trials  # imports Ray: only here, and only where something runs
+
+                with SweepProgress(home, _distinct(plan), console):
+                    run_trials(home, todo, plan.spec.evaluate, arguments.max_concurrent, arguments.fail_fast)
+            except _Terminated:
+                code = TERMINATED
+            finally:
+                signal.signal(signal.SIGTERM, previous)
+            _say(console, f"trained and evaluated in {duration(time.monotonic() - began)}")
+    finally:
+        if uploader is not None:
+            _finish_uploader(uploader, console)
+    return code
+
+
+def _unfinished(home: Home, plan: Plan, retry_failed: bool) -> list[PlannedTrial]:
+    """Trials that are not ended, and ended ones that lack an evaluation; a failed trial waits for `--retry-failed`."""
+    evaluations = {evaluation_id(e) for e in plan.spec.evaluate}
+    todo, other_code = [], []
+    for trial in _distinct(plan):
+        folder = home.trial(trial.id)
+        state = folder.state()
+        if state == "interrupted" and folder.checkpoints.exists() and folder.status().get("code") != training_code():
+            other_code.append(trial)
+        lacking = (
+            state == "done"
+            and trial.fields.objective.diffusion_weight > 0
+            and not evaluations <= set(folder.evaluations())
+        )
+        if state not in (*ENDED, "failed") or lacking or (state == "failed" and retry_failed):
+            todo.append(trial)
+    if other_code:
+        first = home.trial(other_code[0].id).root
+        raise BadInput(
+            f"{len(other_code)} interrupted trials began with other training code than today's, the first in {first}; remove their folders to train them anew"
+        )
+    return todo
+
+
+def _distinct(plan: Plan) -> list[PlannedTrial]:
+    return list({t.id: t for t in reversed(plan.trials)}.values())[::-1]
+
+
+def _check_data(plan: Plan) -> None:
+    for missing in missing_data(plan):
+        raise BadInput(f"{plan.path}: data.path: no such folder {missing}")
+
+
+def _start_uploader(home: Home, key: str, uri: str | None) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "dsd_lab.store", str(home.root), key, *([uri] if uri else [])]
+    # A session of its own: Ctrl-C reaches this process, which then lets the uploader finish.
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+
+
+def _finish_uploader(uploader: subprocess.Popen[bytes], console: Console) -> None:
+    assert uploader.stdin is not None
+    uploader.stdin.close()
+    began = time.monotonic()
+    if uploader.wait() == 0 and time.monotonic() - began > 1:
+        _say(console, f"stored in {duration(time.monotonic() - began)}")
+
+
+def _summarise(
+    home: Home, plan: Plan, manifest: dict[str, Any], arguments: argparse.Namespace, console: Console
+) -> None:
+    states = {t.id: home.trial(t.id).state(training_code()) for t in plan.trials}
+    counts = Counter(states[t.id] for t in _distinct(plan))
+    if arguments.json:
+        print_json(
+            {
+                "sweep": plan.key,
+                "states": dict(counts),
+                "trials": [{"id": t.id, "name": t.name, "state": states[t.id]} for t in plan.trials],
+            }
+        )
+        return
+    _say(console, f"{plan.key}: " + ", ".join(f"{n} {state}" for state, n in sorted(counts.items())))
+    for trial in _distinct(plan):
+        if states[trial.id] in ("failed", "diverged"):
+            _say(console, f"  {trial.name} {states[trial.id]}: {home.trial(trial.id).status().get('error')}")
+    at = "" if arguments.home is None else f" --home {arguments.home}"
+    _say(console, f"next: dsd-lab report {arguments.spec}{at}, and dsd-lab ui{at} for MLflow")
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _raise_terminated(signum: int, frame: FrameType | None) -> None:
+    raise _Terminated
