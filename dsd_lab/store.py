@@ -85,6 +85,7 @@ class Store:
     uri: str | None = None
     _runs: dict[str, str] = field(default_factory=dict)
     _lines: dict[str, int] = field(default_factory=dict)
+    _seen: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.uri = self.uri or default_uri(self.home.root)
@@ -117,6 +118,7 @@ class Store:
                 )
             except STORE_ERRORS as error:
                 self._runs.clear()
+                self._seen.clear()
                 raise StoreUnavailable(f"the store {self.uri} failed: {_first_line(error)}") from None
 
     def attach_report(self, manifest: dict[str, Any], folder: Path) -> None:
@@ -168,6 +170,9 @@ class Store:
         differing: list[str],
     ) -> int:
         state = folder.state()
+        seen = f"{state} {_size(folder.spool)} {len(list(folder.root.glob('evaluations/*.json')))}"
+        if self._seen.get(entry["name"]) == seen:
+            return 0  # nothing has changed since the last pass
         description = folder.description()
         if state == "pending" or description is None:
             return 0
@@ -178,6 +183,7 @@ class Store:
         new = self._replay(run_id, folder)
         self._evaluations(run_id, folder)
         self._settle(run_id, folder, state)
+        self._seen[entry["name"]] = seen
         tags = self._tags(run_id)
         if tags["dsd.sweep"] != manifest["key"] and state in ("done", "diverged"):
             self._pointer(experiment, parent, manifest["key"], entry, description, differing, run_id)
@@ -238,7 +244,7 @@ class Store:
         return dict(self.client.get_run(run_id).data.tags)
 
     def _replay(self, run_id: str, folder: TrialFolder) -> int:
-        size = folder.spool.stat().st_size if folder.spool.exists() else 0
+        size = _size(folder.spool)
         if self._lines.get(folder.id) == size:
             return 0
         held = int(self._tags(run_id).get("dsd.lines", 0))
@@ -423,6 +429,10 @@ def _differing(trials: list[dict[str, Any]]) -> list[str]:
 
 def _flat(sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {f"{section}.{name}": value for section, fields in sections.items() for name, value in fields.items()}
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _first_line(error: Exception) -> str:

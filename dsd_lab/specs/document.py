@@ -1,8 +1,8 @@
 """Read a YAML file into plain values that remember the line they came from.
 
-YAML 1.2's core schema on PyYAML's safe loader: `1e-4` is a number, `no`, `on`, `010` and `1:30`
-are what they look like, duplicate keys are refused, no tag can construct an object, and size,
-depth and aliases are bounded before anything is built.
+YAML 1.2's core schema on PyYAML's safe loader: `1e-4` and `010` are numbers, `no`, `on` and `1:30`
+are text, duplicate keys are refused, no tag can construct an object, and size, depth and aliases
+are bounded before anything is built.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -18,23 +19,50 @@ import yaml
 
 from dsd_lab.errors import BadInput
 
-MAX_BYTES, MAX_DEPTH, MAX_NODES = 1_000_000, 50, 100_000
+MAX_BYTES, MAX_DEPTH, MAX_NODES = 200_000, 50, 20_000
+"""Bounds of one file: what PyYAML reads in about a second, and ten times any spec that a person writes."""
 KeyPath = tuple[str, ...]
+
+_TAG = "tag:yaml.org,2002:"
+_NUMBER = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+_SCALARS = {
+    "null": (r"(?:~|null|Null|NULL|)", ["~", "n", "N", ""]),
+    "bool": (r"(?:true|True|TRUE|false|False|FALSE)", list("tTfF")),
+    "int": (r"[-+]?[0-9]+", list("-+0123456789")),
+    "float": (rf"(?:{_NUMBER}|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))", list("-+.0123456789")),
+    "str": (r"(?s:.*)", None),
+}
+"""Kinds of plain value: their form, and the characters that one without a tag can begin with."""
 
 
 class _CoreSchemaLoader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's core schema instead of YAML 1.1's surprises."""
+    """SafeLoader with YAML 1.2's core schema instead of YAML 1.1's surprises; stops where a bound is passed."""
+
+    _depth = _nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self._depth += 1
+        self._nodes += 1
+        for reached, most, what in ((self._depth, MAX_DEPTH + 1, "levels deep"), (self._nodes, MAX_NODES, "values")):
+            if reached > most:
+                raise yaml.MarkedYAMLError(
+                    problem=f"more than {most:,} {what}", problem_mark=self.peek_event().start_mark
+                )
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 _CoreSchemaLoader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
-    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
-    ("int", r"^[-+]?[0-9]+$", list("-+0123456789")),
-    ("float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", list("-+.0123456789")),
-    ("float", r"^(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", list("-+.")),
-):
-    _CoreSchemaLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+for _kind, (_pattern, _first) in _SCALARS.items():
+    if _first is not None:
+        _CoreSchemaLoader.add_implicit_resolver(_TAG + _kind, re.compile(rf"{_pattern}\Z"), _first)
+
+
+def one_line(text: str, most: int = 80) -> str:
+    """`text` as it can stand in a message: line breaks and control characters escaped, the end cut off."""
+    text = text if len(text) <= most else text[: most - 3] + "..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 @dataclass
@@ -63,7 +91,7 @@ class Document:
         values: Any = self.values
         for key in path:
             values = values.get(key, {}) if isinstance(values, dict) else {}
-        marks = {p[len(path) :]: mark for p, mark in self.marks.items() if p[: len(path)] == path}
+        marks = {inner: self.marks[*path, *inner] for inner in _paths(values) if (*path, *inner) in self.marks}
         return Document(values if isinstance(values, dict) else {}, marks)
 
     def without(self, *keys: str) -> Document:
@@ -71,7 +99,13 @@ class Document:
         return Document({k: v for k, v in self.values.items() if k not in keys}, self.marks)
 
     def with_value(self, path: KeyPath, value: Any, mark: str) -> Document:
-        """This document with one value set."""
+        """This document with one value set.
+
+        Raises:
+            BadInput: the path has more than `MAX_DEPTH` parts.
+        """
+        if len(path) > MAX_DEPTH:
+            raise BadInput(f"{mark}: more than {MAX_DEPTH} levels deep")
         nested: Any = value
         for key in reversed(path):
             nested = {key: nested}
@@ -84,23 +118,32 @@ def _merge(under: dict[str, Any], over: dict[str, Any], at: KeyPath, marks: dict
         if isinstance(value, dict) and isinstance(under.get(key), dict):
             merged[key] = _merge(under[key], value, (*at, key), marks)
         else:
-            for stale in [p for p in marks if p[: len(at) + 1] == (*at, key)]:
-                del marks[stale]
+            for stale in _paths(under[key]) if key in under else ():
+                marks.pop((*at, key, *stale), None)
             merged[key] = copy.deepcopy(value)
     return merged
 
 
-def parse_scalar(text: str) -> Any:
+def _paths(values: Any) -> Iterator[KeyPath]:
+    """The key paths of a value and of everything in it."""
+    yield ()
+    entries = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in entries:
+        yield from ((str(key), *inner) for inner in _paths(value))
+
+
+def parse_scalar(text: str, source: str = "value") -> Any:
     """The value that `text` has in a spec: `1e-3`, `true`, `[0, 1]`, `layernorm`.
+
+    Args:
+        text: YAML.
+        source: what the text is called in a message.
 
     Raises:
         BadInput: the text is not YAML.
     """
-    try:
-        node = yaml.compose(text, Loader=_CoreSchemaLoader)
-    except yaml.YAMLError as error:
-        raise BadInput(f"{text!r} is not a YAML value: {_problem(error)}") from None
-    return None if node is None else _Builder("--set").value(node, ())
+    node = _compose(text, source, lines=False)
+    return None if node is None else _Builder(source, lines=False).value(node, ())
 
 
 def read_document(path: Path) -> Document:
@@ -109,115 +152,151 @@ def read_document(path: Path) -> Document:
     Raises:
         BadInput: the file is missing, unreadable, too large, not YAML, or not one mapping.
     """
-    name = _shown(path)
-    text = _read_text(path, name)
-    try:
-        nodes = list(yaml.compose_all(text, Loader=_CoreSchemaLoader))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise BadInput(f"{name}{line}: not valid YAML: {_problem(error)}") from None
-    except RecursionError:
-        raise BadInput(f"{name}: nested deeper than {MAX_DEPTH} levels") from None
-    if not nodes or nodes[0] is None:
-        raise BadInput(f"{name}: the file is empty; a spec needs at least `name` and `variants`")
-    if len(nodes) > 1:
-        second = nodes[1].start_mark.line + 1
-        raise BadInput(f"{name}:{second}: a second YAML document starts here; a spec is one document")
+    name = one_line("stdin" if str(path) == "-" else str(path), 200)
+    node = _compose(_read_text(path, name), name)
     builder = _Builder(name)
-    values = builder.value(nodes[0], ())
+    values = None if node is None else builder.value(node, ())
+    if values is None:
+        raise BadInput(f"{name}: the file is empty; a spec needs at least `name` and `variants`")
     if not isinstance(values, dict):
-        raise BadInput(f"{name}:1: a spec is a mapping of keys to values, not a {type(values).__name__}")
+        found = "a list" if isinstance(values, list) else "a single value"
+        raise BadInput(f"{builder.marks[()]}: a spec is a mapping of keys to values (`name: ...`), not {found}")
     return Document(values, builder.marks)
 
 
 def _read_text(path: Path, name: str) -> str:
     try:
         if str(path) == "-":
-            return sys.stdin.read(MAX_BYTES + 1)
-        if path.is_dir():
-            raise BadInput(f"{name}: is a directory; name a YAML file in it")
-        with path.open("rb") as file:  # bounded: /dev/zero must not fill the memory
-            raw = file.read(MAX_BYTES + 1)
+            if sys.stdin is None:
+                raise BadInput(f"{name}: is closed; write a spec to it, or name a file")
+            raw = sys.stdin.buffer.read(MAX_BYTES + 1)
+        elif path.is_dir():
+            raise BadInput(f"{name}: is a folder; name a YAML file in it")
+        else:
+            with path.open("rb") as file:  # bounded: /dev/zero must not fill the memory
+                raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise BadInput(f"{name}: no such file") from None
     except OSError as error:
         raise BadInput(f"{name}: cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise BadInput(f"{name}: is not the name of a file") from None
     if len(raw) > MAX_BYTES:
-        raise BadInput(f"{name}: larger than {MAX_BYTES:,} bytes; a spec is a short text")
+        raise BadInput(f"{name}: larger than {MAX_BYTES:,} bytes, too large for a spec")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadInput(f"{name}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+        line = raw[: error.start].count(b"\n") + 1
+        raise BadInput(
+            f"{name}:{line}: byte {raw[error.start]:#04x} is not UTF-8; save the file as UTF-8 text"
+        ) from None
 
 
-def _shown(path: Path) -> str:
-    return "stdin" if str(path) == "-" else str(path)
+def _compose(text: str, name: str, lines: bool = True) -> yaml.Node | None:
+    """The node tree of a text of one document; None where it holds nothing."""
+    try:
+        return _CoreSchemaLoader(text).get_single_node()
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        problem, place = f"the control character U+{ord(text[error.position]):04X}", f":{line}"
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        problem, place = _problem(error), f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+    except (ValueError, OverflowError) as error:  # PyYAML lets chr() and int() speak for themselves
+        problem, place = f"an escape or number out of range ({error})", ""
+    raise BadInput(f"{name}{place if lines else ''}: not valid YAML: {one_line(problem, 200)}")
 
 
-def _problem(error: yaml.YAMLError) -> str:
-    problem = getattr(error, "problem", None) or str(error)
-    context = getattr(error, "context", None)
-    return " ".join(f"{context + ', ' if context else ''}{problem}".split())
+_PROBLEMS = {
+    "found character '\\t'": "a tab where only spaces can stand; indent with spaces",
+    "mapping values are not allowed here": "a ':' that does not fit; check the indentation, and quote text that holds ': '",
+    "expected <block end>": "the indentation does not fit the lines above",
+    "could not find expected ':'": "a key without a ':' after it",
+    "expected ',' or ']'": "a list that is not closed; a ',' or ']' is missing",
+    "expected ',' or '}'": "a mapping that is not closed; a ',' or '}' is missing",
+    "found unexpected end of stream": "the closing quote is missing",
+    "but found another document": "a second document starts here; a spec is one document",
+}
+"""What PyYAML says, and what it means to the writer of a spec."""
+
+
+def _problem(error: yaml.MarkedYAMLError) -> str:
+    said = error.problem or ""
+    for theirs, ours in _PROBLEMS.items():
+        if said.startswith(theirs):
+            return ours
+    return f"{error.context}, {said}" if error.context else said
 
 
 class _Builder:
     """Builds plain values from YAML nodes, noting the line of every key."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, lines: bool = True) -> None:
+        self.name, self.lines = name, lines
         self.marks: dict[KeyPath, str] = {}
         self._nodes = 0
         self._open: set[int] = set()
 
+    def _mark(self, node: yaml.Node) -> str:
+        return f"{self.name}:{node.start_mark.line + 1}" if self.lines else self.name
+
+    def _kind(self, node: yaml.Node) -> str:
+        """The last part of a tag of YAML's own, such as `int`."""
+        kind = node.tag.removeprefix(_TAG)
+        if kind not in (_SCALARS if isinstance(node, yaml.ScalarNode) else ("map", "seq")):
+            raise BadInput(f"{self._mark(node)}: the tag {one_line(node.tag)!r} is not allowed in a spec; remove it")
+        return kind
+
     def value(self, node: yaml.Node, at: KeyPath) -> Any:
-        mark = f"{self.name}:{node.start_mark.line + 1}"
+        mark = self._mark(node)
         self.marks.setdefault(at, mark)
         self._nodes += 1
         if self._nodes > MAX_NODES:
             raise BadInput(f"{mark}: more than {MAX_NODES:,} values once aliases are expanded")
-        if len(at) > MAX_DEPTH:
-            raise BadInput(f"{mark}: nested deeper than {MAX_DEPTH} levels")
         if id(node) in self._open:
             raise BadInput(f"{mark}: an alias refers to the value that contains it")
+        if len(at) > MAX_DEPTH:
+            raise BadInput(f"{mark}: more than {MAX_DEPTH} levels deep once aliases are expanded")
+        kind = self._kind(node)
         self._open.add(id(node))
         try:
-            if isinstance(node, yaml.MappingNode):
+            if isinstance(node, yaml.MappingNode) and kind == "map":
                 return self._mapping(node, at)
-            if isinstance(node, yaml.SequenceNode):
+            if isinstance(node, yaml.SequenceNode) and kind == "seq":
                 return [self.value(item, (*at, str(i))) for i, item in enumerate(node.value)]
-            return self._scalar(cast(yaml.ScalarNode, node), mark)
+            return self._scalar(cast(yaml.ScalarNode, node), kind, mark)
         finally:
             self._open.discard(id(node))
 
     def _mapping(self, node: yaml.MappingNode, at: KeyPath) -> dict[str, Any]:
-        if node.tag != "tag:yaml.org,2002:map":
-            raise BadInput(f"{self.name}:{node.start_mark.line + 1}: the tag {node.tag} is not allowed in a spec")
         built: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            mark = f"{self.name}:{key_node.start_mark.line + 1}"
+            mark = self._mark(key_node)
             if not isinstance(key_node, yaml.ScalarNode):
                 raise BadInput(f"{mark}: a key is plain text, not a list or a mapping")
+            self._kind(key_node)
             key = key_node.value
+            shown = repr(one_line(".".join((*at, key))))
+            if key == "<<":
+                raise BadInput(f"{mark}: merge keys (`<<`) are not read; use `base`, `variants` or `extends`")
             if key in built:
-                raise BadInput(f"{mark}: the key {'.'.join((*at, key))!r} appears twice; remove one of them")
+                raise BadInput(f"{mark}: the key {shown} appears twice; remove one of them")
             self.marks[(*at, key)] = mark
             built[key] = self.value(value_node, (*at, key))
         return built
 
-    def _scalar(self, node: yaml.ScalarNode, mark: str) -> Any:
-        kind = node.tag.removeprefix("tag:yaml.org,2002:")
+    def _scalar(self, node: yaml.ScalarNode, kind: str, mark: str) -> Any:
         text: str = node.value
+        if not re.fullmatch(_SCALARS[kind][0], text):
+            raise BadInput(f"{mark}: {one_line(text)!r} is not what its tag `!!{kind}` says; remove the tag")
+        if kind == "int" and len(text) > 40:
+            raise BadInput(f"{mark}: {text[:20]}... is too long for a number")
         if kind == "null":
             return None
         if kind == "bool":
             return text.lower() == "true"
-        if kind == "int" and len(text) > 40:
-            raise BadInput(f"{mark}: {text[:20]}... is too long for a number")
         if kind == "int":
             return int(text)
         if kind == "float":
             return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-        if kind == "str":
-            return text
-        raise BadInput(f"{mark}: the tag {node.tag} is not allowed in a spec")
+        return text

@@ -1,0 +1,1 @@
+"""Reports: verdicts, statistics, tables, figures and pages, from what the store holds."""
