@@ -50,8 +50,7 @@ class SweepProgress:
         self._home, self._trials, self._console = home, trials, console
         self._stop = threading.Event()
         self._began = time.monotonic()
-        self._steps_before: int | None = None
-        self._first_step_at = 0.0
+        self._first: tuple[float, int] | None = None
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> SweepProgress:
@@ -77,6 +76,7 @@ class SweepProgress:
         while True:
             last = self._stop.wait(1.0)
             looked = self._look()
+            self._time_left(looked)
             for trial, state, status in looked:
                 if trial.id not in ended and state in ("done", "failed", "diverged"):
                     ended.add(trial.id)
@@ -110,15 +110,16 @@ class SweepProgress:
             step, steps = int(status.get("step", 0)), trial.fields.training.steps
             done += min(step, steps)
             remaining += 0 if state in ("done", "failed", "diverged") else steps - step
-        if self._steps_before is None:
-            self._steps_before = done
-        if done == self._steps_before:
-            return 0.0 if remaining == 0 else None
-        if not self._first_step_at:
-            self._first_step_at, self._steps_before = time.monotonic(), done
+        if remaining == 0:
+            return 0.0
+        now = time.monotonic()
+        if self._first is None or (self._first[1] == done and now - self._first[0] > 1.5):
+            self._first = (now, done)  # time starts with the first step, not with the workers' start
+        since, before = self._first
+        if done == before:
             return None
-        rate = (done - self._steps_before) / max(1e-9, time.monotonic() - self._first_step_at)
-        return remaining / rate if rate > 0 else None
+        rate = (done - before) / (now - since)
+        return remaining / rate
 
     def _table(self, looked: list[tuple[PlannedTrial, str, dict[str, Any]]]) -> Table:
         table = Table(title=self._summary(looked), title_justify="left", title_style="", box=None, pad_edge=False)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dsd_lab.core.data import DataSet
     from dsd_lab.specs.fields import Generation, Trial
 
-_SHOWN = 100
+_SHOWN = 50
 
 
 def load_network(trial: Trial, checkpoints: Path, data: DataSet, device: torch.device, weights: str) -> Network:

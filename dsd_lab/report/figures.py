@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -24,7 +25,7 @@ from dsd_lab.specs.sweep import ReportSettings
 
 # Okabe and Ito's colours, told apart by colour-blind readers; the control is grey.
 _COLOURS = ("#D55E00", "#E69F00", "#CC79A7", "#56B4E9", "#0072B2", "#009E73", "#F0E442", "#000000")
-_MARKERS = "osD^vPX*"
+_MARKERS = "osD^v<>h"
 _STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -139,9 +140,7 @@ def _verdict_map(groups: list[Group], settings: ReportSettings) -> Figure | None
         (math.sqrt(settings.runaway * high), top, "runaway"),
     ):
         axes.text(x, y * 0.985, text, ha="center", va="top", fontsize=8, color="0.35")
-    axes.plot(
-        1, 1, marker="+", color="#7f7f7f", markersize=12, markeredgewidth=2, linestyle="none", label="control", zorder=2
-    )
+    axes.plot(1, 1, "x", color="#444444", markersize=9, markeredgewidth=1.5, label="control", zorder=4)
     axes.set(
         xscale="log",
         xlim=(low, high),
@@ -167,7 +166,14 @@ def _curves(groups: list[Group], settings: ReportSettings) -> Figure | None:
     figure, grid = plt.subplots(2, 2, figsize=(8.4, 5.6), sharex=True)
     for axes, (name, label, logarithmic, transform) in zip(grid.flat, panels, strict=True):
         for group in groups:
-            _band(axes, [r.series(name) for r in group.results], colours[group.variant], group.variant, transform)
+            _band(
+                axes,
+                [r.series(name) for r in group.results],
+                colours[group.variant],
+                group.variant,
+                transform,
+                _line(group, settings),
+            )
         axes.set(ylabel=label, **({"yscale": "log"} if logarithmic else {"ylim": (0, None)}))
     for axes in grid[1]:
         axes.set_xlabel("optimiser step")
@@ -176,13 +182,22 @@ def _curves(groups: list[Group], settings: ReportSettings) -> Figure | None:
     return figure
 
 
-def _band(axes: Axes, series: list[pd.Series], colour: str, label: str, transform: Callable | None) -> None:
+def _line(group: Group, settings: ReportSettings) -> dict[str, Any]:
+    # The control is dashed and on top: detached latents can follow it exactly.
+    return (
+        {"linestyle": "--", "linewidth": 1.6, "zorder": 4} if group.variant == settings.control else {"linewidth": 1.6}
+    )
+
+
+def _band(
+    axes: Axes, series: list[pd.Series], colour: str, label: str, transform: Callable | None, line: dict[str, Any]
+) -> None:
     table = pd.concat([s for s in series if len(s)], axis=1) if any(len(s) for s in series) else None
     if table is None:
         return
     table = table.sort_index()
     table = table if transform is None else transform(table)
-    axes.plot(table.index, table.mean(axis=1), color=colour, label=label, linewidth=1.6)
+    axes.plot(table.index, table.mean(axis=1), color=colour, label=label, **line)
     axes.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=colour, alpha=0.18, linewidth=0)
 
 
@@ -200,9 +215,11 @@ def _spectra(groups: list[Group], settings: ReportSettings) -> Figure | None:
             ]
             if finals:
                 drawn = True
-                values = np.maximum(np.stack(finals), 1e-12)
+                values = np.stack(finals)
+                values = np.where(values > 1e-10, values, np.nan)  # a direction that the normaliser removes is left out
                 order = np.arange(1, values.shape[1] + 1)
-                axes.plot(order, values.mean(0), color=colours[group.variant], label=group.variant, linewidth=1.6)
+                colour = colours[group.variant]
+                axes.plot(order, values.mean(0), color=colour, label=group.variant, **_line(group, settings))
                 axes.fill_between(
                     order, values.min(0), values.max(0), color=colours[group.variant], alpha=0.18, linewidth=0
                 )

@@ -243,7 +243,7 @@ class _Builder:
     def _kind(self, node: yaml.Node) -> str:
         """The last part of a tag of YAML's own, such as `int`."""
         kind = node.tag.removeprefix(_TAG)
-        if kind not in (_SCALARS if isinstance(node, yaml.ScalarNode) else ("map", "seq")):
+        if kind not in {"mapping": ("map",), "sequence": ("seq",)}.get(node.id, tuple(_SCALARS)):
             raise BadInput(f"{self._mark(node)}: the tag {one_line(node.tag)!r} is not allowed in a spec; remove it")
         return kind
 
@@ -260,9 +260,9 @@ class _Builder:
         kind = self._kind(node)
         self._open.add(id(node))
         try:
-            if isinstance(node, yaml.MappingNode) and kind == "map":
+            if isinstance(node, yaml.MappingNode):
                 return self._mapping(node, at)
-            if isinstance(node, yaml.SequenceNode) and kind == "seq":
+            if isinstance(node, yaml.SequenceNode):
                 return [self.value(item, (*at, str(i))) for i, item in enumerate(node.value)]
             return self._scalar(cast(yaml.ScalarNode, node), kind, mark)
         finally:

@@ -8,7 +8,8 @@ point of the variant, and every seed repeats all of them. `extends` inherits fro
 from __future__ import annotations
 
 import itertools
-import re
+import math
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,13 +17,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from dsd_lab.errors import BadInput
-from dsd_lab.specs.complaints import complaint, did_you_mean
-from dsd_lab.specs.document import Document, KeyPath, parse_scalar, read_document
+from dsd_lab.specs.complaints import complaints, did_you_mean, summary
+from dsd_lab.specs.document import Document, one_line
 from dsd_lab.specs.fields import Generation, Section, Trial
-from dsd_lab.specs.identity import canonical_fields, trial_id
+from dsd_lab.specs.identity import trial_id
+from dsd_lab.specs.layers import edited, parse_set, read_with_parents, resolved_path
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
-MAX_EXTENDS, MAX_TRIALS = 20, 10_000
+MAX_TRIALS = 10_000
+Name = Annotated[str, Field(pattern=NAME)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -54,13 +57,13 @@ class Sweep(Section):
 
     schema_version: Literal[1] = Field(1, alias="schema")
     """Version of this format."""
-    name: str = Field(pattern=NAME)
+    name: Name
     """Name of the sweep, of its folder and of its MLflow experiment: lower case, digits, `.`, `_`, `-`."""
     why: str = ""
     """The question that the sweep answers; the report opens with it."""
     base: dict[str, Any] = {}
     """Fields of every trial."""
-    variants: dict[str, dict[str, Any]] = Field(min_length=1)
+    variants: dict[Name, dict[str, Any]] = Field(min_length=1)
     """Named overrides of the base. A variant may have a `why` of its own."""
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     """Axes: key path -> values. Every variant is run at every point."""
@@ -68,28 +71,33 @@ class Sweep(Section):
     """Seeds; every variant is run with each, and variants are compared seed by seed."""
     profile: str | None = None
     """The profile that is used where `--profile` names none."""
-    profiles: dict[str, dict[str, Any]] = {}
+    profiles: dict[Name, dict[str, Any]] = {}
     """Named overrides of this file's own keys."""
     evaluate: list[Generation] = []
     """Evaluations of every finished trial. Adding one retrains nothing."""
     report: ReportSettings = ReportSettings()
     """Thresholds and layout of the report."""
 
-    @field_validator("variants", "profiles")
+    @field_validator("schema_version", mode="before")
     @classmethod
-    def _names(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name in value:
-            if not re.match(NAME, name):
-                raise ValueError(
-                    f"the name {name!r} must be lower-case letters, digits, '.', '_' or '-', at most 64 of them"
-                )
+    def _readable(cls, value: Any) -> Any:
+        if isinstance(value, int) and value > 1:
+            raise ValueError(f"{value} is a newer format than this program reads, which is 1; update dsd-lab")
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _no_separator(cls, value: str) -> str:
+        if "--" in value:
+            raise ValueError(f"{value!r} holds '--', which stands between a sweep's name and its profile; use '-'")
         return value
 
     @field_validator("seeds")
     @classmethod
     def _distinct(cls, value: list[int]) -> list[int]:
-        if len(set(value)) != len(value):
-            raise ValueError(f"seeds are repeated in {value}; each seed is one trial")
+        repeated = [seed for seed, times in Counter(value).items() if times > 1]
+        if repeated:
+            raise ValueError(f"{repeated[0]} is repeated; each seed is one trial")
         return value
 
 
@@ -154,114 +162,123 @@ def load_sweep(path: Path, profile: str | None = None, sets: list[str] | None = 
         path: the YAML file, or `-` for standard input.
         profile: name of a profile, instead of the spec's own choice.
         sets: `key.path=value` overrides. A path that starts with a section of a trial
-            (`training.steps=100`) overrides every trial, after its variant; any other path
-            edits the file (`seeds=[0]`, `variants.naive.optimiser.lr=1e-4`).
+            (`training.steps=100`) overrides every trial, after its variant and the grid, of which
+            it takes that axis away; any other path edits the file, after the profile (`seeds=[0]`,
+            `variants.naive.optimiser.lr=1e-4`, `grid.training.steps=[10, 20]`).
 
     Raises:
         BadInput: one line with the file, line, key and value, and what would be right.
     """
-    document = _inherit(path, path.parent.resolve(), [])
-    everywhere = Document({})
+    document = read_with_parents(path)
+    everywhere, edits = Document({}), []
+    known_keys = [*Trial.model_fields, *(f.alias or name for name, f in Sweep.model_fields.items())]
     for text in sets or []:
-        key_path, value = _parse_set(text)
-        mark = f"--set {text}"
+        key_path, value, mark = parse_set(text, known_keys)
         if key_path[0] in Trial.model_fields:
             everywhere = everywhere.with_value(key_path, value, mark)
+        elif key_path[0] in ("profile", "profiles"):
+            document = edited(document, key_path, value, mark)
         else:
-            document = document.with_value(key_path, value, mark)
+            edits.append((key_path, value, mark))
     chosen = profile or document.values.get("profile")
     if chosen is not None:
         profiles = document.values.get("profiles")
         known = list(profiles) if isinstance(profiles, dict) else []
         if chosen not in known:
-            where = "--profile" if profile else document.where(("profile",))
-            raise BadInput(f"{where}: no profile {chosen!r} in this spec{did_you_mean(str(chosen), known)}")
-        over = document.part(("profiles", chosen))
-        edited = document.merged(over.without("profiles", "profile"))
-        for text in sets or []:  # --set has the last word, over the profile too
-            key_path, value = _parse_set(text)
-            if key_path[0] not in Trial.model_fields:
-                edited = edited.with_value(key_path, value, f"--set {text}")
-        document = edited
-    spec = _validated(Sweep, document, ())
-    trials = _resolve(spec, document, everywhere, path)
-    return Plan(spec, path, chosen, trials)
+            where = f"--profile {one_line(chosen)}" if profile else f"{document.where(('profile',))}: profile"
+            meant = did_you_mean(str(chosen), known) or "; it has none"
+            raise BadInput(f"{where}: no profile {one_line(str(chosen))!r} in this spec{meant}")
+        document = document.merged(document.part(("profiles", chosen)).without("profiles", "profile"))
+    for edit in edits:
+        document = edited(document, *edit)
+    spec = _validated(document)
+    return Plan(spec, path, chosen, _resolve(spec, document, everywhere, path))
 
 
-def _parse_set(text: str) -> tuple[KeyPath, Any]:
-    key, equals, value = text.partition("=")
-    path = tuple(key.strip().split("."))
-    if not equals or not all(path):
-        raise BadInput(f"--set {text}: write key.path=value, such as training.steps=200")
-    return path, parse_scalar(value)
-
-
-def _inherit(path: Path, root: Path, seen: list[Path]) -> Document:
-    document = read_document(path)
-    parent = document.values.get("extends")
-    if parent is None:
-        return document.without("extends")
-    where = document.where(("extends",))
-    if not isinstance(parent, str):
-        raise BadInput(f"{where}: extends: {parent!r} is not the name of a spec file")
-    target = (path.parent / parent).resolve()
-    if not target.is_relative_to(root):
-        raise BadInput(f"{where}: extends: {parent!r} leaves the folder of the spec; copy the parent into it")
-    if target in [*seen, path.resolve()]:
-        raise BadInput(f"{where}: extends: {parent!r} leads back to itself")
-    if len(seen) >= MAX_EXTENDS:
-        raise BadInput(f"{where}: extends: more than {MAX_EXTENDS} files deep")
-    if not target.is_file():
-        raise BadInput(f"{where}: extends: no such file {parent!r}")
-    return _inherit(target, root, [*seen, path.resolve()]).merged(document.without("extends"))
-
-
-def _validated(model: type[Any], document: Document, at: KeyPath) -> Any:
+def _validated(document: Document) -> Sweep:
     try:
-        return model.model_validate(document.values)
+        return Sweep.model_validate(document.values)
     except ValidationError as error:
-        raise BadInput(complaint(error, model, document, at)) from None
+        faults: dict[str, list[str]] = {line: [] for line in complaints(error, Sweep, document)}
+        raise BadInput(summary(faults, [])) from None
 
 
 def _resolve(spec: Sweep, document: Document, everywhere: Document, path: Path) -> list[PlannedTrial]:
-    axes = list(spec.grid.items())
-    points = [
-        dict(zip([k for k, _ in axes], values, strict=True)) for values in itertools.product(*(v for _, v in axes))
-    ]
-    count = len(spec.variants) * len(points) * len(spec.seeds)
-    if count > MAX_TRIALS:
+    axes = {key: values for key, values in spec.grid.items() if not _holds(everywhere.values, key)}
+    factors = (len(spec.variants), *map(len, axes.values()), len(spec.seeds))
+    if math.prod(factors) > MAX_TRIALS:
         raise BadInput(
-            f"{document.where(('grid',))}: the sweep has {count:,} trials; at most {MAX_TRIALS:,} are planned at once"
+            f"{document.where(('grid',))}: variants x grid x seeds = {' x '.join(map(str, factors))} = {math.prod(factors):,} trials; at most {MAX_TRIALS:,} are planned at once"
         )
-    if spec.report.control is not None and "report" in document.values and spec.report.control not in spec.variants:
-        known = list(spec.variants)
+    control = spec.report.control
+    if control is not None and control not in spec.variants and "control" in spec.report.model_fields_set:
+        where = document.where(("report", "control"))
         raise BadInput(
-            f"{document.where(('report', 'control'))}: report.control: no variant {spec.report.control!r}{did_you_mean(spec.report.control, known)}"
+            f"{where}: report.control: no variant {one_line(control)!r} in this spec{did_you_mean(control, list(spec.variants))}"
         )
     base, trials = document.part(("base",)), []
+    faults: dict[str, list[str]] = {}
     for variant in spec.variants:
-        over = document.part(("variants", variant)).without("why")
-        for point in points:
-            resolved = base.merged(over)
-            for key, value in point.items():
-                resolved = resolved.with_value(tuple(key.split(".")), value, document.where(("grid", key)))
+        over = document.part(("variants", variant))
+        if not isinstance(over.values.get("why", ""), str):
+            raise BadInput(f"{over.where(('why',))}: variants.{variant}.why: {over.values['why']!r} is not text")
+        over = over.without("why")
+        under = base.merged(over)
+        for places in itertools.product(*(range(len(values)) for values in axes.values())):
+            resolved, point = under, {}
+            for key, place in zip(axes, places, strict=True):
+                mark, point[key] = document.where(("grid", key, str(place))), axes[key][place]
+                resolved = resolved.with_value(tuple(key.split(".")), point[key], mark)
             resolved = resolved.merged(everywhere)
-            fields = _validated(Trial, resolved, ("variants", variant))
-            fields = _absolute_data_path(fields, path)
-            canonical_fields(fields)
+            try:
+                fields = _with_absolute_path(Trial.model_validate(resolved.values), resolved, path)
+            except ValidationError as error:
+                for line in complaints(error, Trial, resolved):
+                    faults.setdefault(line, []).append(variant)
+                continue
             overrides = {**_flat(over.values), **point}
             trials += [
                 PlannedTrial(trial_id(fields, seed), variant, seed, fields, point, overrides) for seed in spec.seeds
             ]
+    if faults:
+        raise BadInput(summary(faults, list(spec.variants)))
+    _check_folders(trials, document)
     return trials
 
 
-def _absolute_data_path(fields: Trial, spec_path: Path) -> Trial:
+def _holds(values: Any, key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(values, dict) or part not in values:
+            return False
+        values = values[part]
+    return True
+
+
+def _with_absolute_path(fields: Trial, document: Document, spec_path: Path) -> Trial:
+    """The trial with its data folder made absolute; a link keeps its name, which names the data set."""
     if fields.data.path is None:
         return fields
-    folder = (spec_path.parent / Path(fields.data.path).expanduser()).resolve()
-    data = fields.data.model_copy(update={"path": str(folder)})
+    where = f"{document.where(('data', 'path'))}: data.path"
+    try:
+        folder = spec_path.parent / Path(fields.data.path).expanduser()
+    except RuntimeError:
+        raise BadInput(f"{where}: no such user in {one_line(fields.data.path)!r}") from None
+    if folder.name == "..":
+        folder = resolved_path(folder, where)
+    data = fields.data.model_copy(update={"path": str(resolved_path(folder.parent, where) / folder.name)})
     return fields.model_copy(update={"data": data})
+
+
+def _check_folders(trials: list[PlannedTrial], document: Document) -> None:
+    """Two folders of one name would pass for the same data set, and one trial's result for the other's."""
+    first: dict[str, PlannedTrial] = {}
+    for trial in trials:
+        other = first.setdefault(trial.id, trial)
+        if other.fields.data.path != trial.fields.data.path:
+            where = document.where(("variants", trial.variant, "data", "path"))
+            raise BadInput(
+                f"{where}: data.path: {other.name!r} and {trial.name!r} read different folders under one name; tell them apart with data.name"
+            )
 
 
 def _flat(values: dict[str, Any], at: str = "") -> dict[str, Any]:

@@ -1,0 +1,76 @@
+"""What a trial will need: parameters by role, training FLOPs, memory and time, without training it.
+
+The counts come from the code that trains (`dsd_lab.counting`) and are remembered in the home
+folder. The time is FLOPs over what this machine's matrix products reach, times a stated efficiency,
+until a trial of the same shape has been timed in the home folder.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from dsd_lab.files import write_json
+from dsd_lab.home import Home
+from dsd_lab.specs.fields import Trial
+from dsd_lab.specs.identity import canonical_fields
+
+EFFICIENCY = 0.25
+"""Share of the matrix-product ceiling that a training step is taken to reach (ours; measured steps replace it)."""
+_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Counts that depend on the network and the objective, not on the data's values."""
+
+    params: dict[str, int]
+    """Trained weights of the deployed network by role; copies (target, average) are not in it."""
+    copies: dict[str, int]
+    """Weights kept beside them: the EMA average and, where there is one, the EMA target encoder."""
+    flops_per_image: int
+    """Forward and backward FLOPs of a training step for one image, all passes that the variant makes."""
+    saved_bytes_per_image: int
+    """Bytes that autograd keeps for the backward pass of one image."""
+
+    def memory(self, batch_size: int) -> int:
+        """Bytes of weights, gradients, AdamW's two moments, copies and kept activations, in float32."""
+        weights = self.params["total"]
+        return 4 * (4 * weights + sum(self.copies.values())) + batch_size * self.saved_bytes_per_image
+
+
+def cached_shape(trial: Trial, home: Home, code: str) -> Shape:
+    """`count_shape`, remembered in the home folder's cache where there is one (keyed by fields and training code)."""
+    fields = canonical_fields(trial)
+    key = json.dumps([code, fields["network"], fields["latent"], fields["objective"]], sort_keys=True)
+    path = home.cache / "shapes.json"
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if key not in known:
+        from dsd_lab.counting import count_shape  # imports torch: only where something is counted
+
+        channels, classes = (1, 10) if trial.data.source in ("digits", "idx") else (3, _CLASSES)
+        known[key] = count_shape(trial, channels, classes)
+        if home.root.is_dir():
+            home.cache.mkdir(exist_ok=True)
+            write_json(path, known)
+    return Shape(**known[key])
+
+
+def timed_seconds(home: Home, entries: list[dict[str, Any]]) -> dict[str, float]:
+    """Seconds a step by canonical shape, from trials that have been trained in this home folder."""
+    found: dict[str, float] = {}
+    for entry in entries:
+        status = home.trial(entry["id"]).status()
+        if status.get("state") == "done" and status.get("seconds") and status.get("step"):
+            found[shape_key(entry["canonical"])] = float(status["seconds"]) / int(status["step"])
+    return found
+
+
+def shape_key(canonical: dict[str, Any]) -> str:
+    """What the time of a step depends on."""
+    return json.dumps(
+        [canonical[k] for k in ("network", "latent", "objective")]
+        + [canonical["training"]["batch_size"], canonical["training"]["precision"]],
+        sort_keys=True,
+    )

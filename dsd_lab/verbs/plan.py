@@ -1,0 +1,160 @@
+"""`dsd-lab plan`: what a spec resolves to, what it will need, and what is done."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dsd_lab.display import duration
+from dsd_lab.errors import OK
+from dsd_lab.estimates import EFFICIENCY, cached_shape, shape_key, timed_seconds
+from dsd_lab.provenance import training_code
+from dsd_lab.specs.identity import evaluation_id
+from dsd_lab.specs.sweep import Plan
+from dsd_lab.verbs.common import home_of, manifest_of, missing_data, plan_of, print_json
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show a plan."""
+    plan, home = plan_of(arguments), home_of(arguments)
+    for missing in missing_data(plan):
+        print(f"dsd-lab: warning: data.path: no such folder {missing}; `sweep` will refuse", file=sys.stderr)
+    code = training_code()
+    manifest = manifest_of(plan)
+    timed = timed_seconds(home, manifest["trials"])
+    ceilings: dict[int, float] = {}
+    rows = []
+    for trial, entry in zip(plan.trials, manifest["trials"], strict=True):
+        shape = cached_shape(trial.fields, home, code)
+        training, threads = trial.fields.training, trial.fields.resources.threads
+        step_seconds = timed.get(shape_key(entry["canonical"]))
+        source = "timed here"
+        if step_seconds is None:
+            if threads not in ceilings:
+                from dsd_lab.counting import matrix_ceiling  # imports torch: only where nothing was timed here
+
+                ceilings[threads] = matrix_ceiling(threads)
+            step_seconds = shape.flops_per_image * training.batch_size / (ceilings[threads] * EFFICIENCY)
+            source = "from FLOPs"
+        folder = home.trial(trial.id)
+        rows.append(
+            {
+                "id": trial.id,
+                "variant": trial.variant,
+                "point": trial.point,
+                "seed": trial.seed,
+                "size": trial.fields.network.size,
+                "status": folder.state(code),
+                "evaluations_missing": _missing(plan, folder.evaluations(), entry["has_denoiser"]),
+                "overrides": trial.overrides,
+                "params": shape.params,
+                "copies": shape.copies,
+                "flops_per_image": shape.flops_per_image,
+                "memory_bytes": shape.memory(training.batch_size),
+                "seconds": round(step_seconds * training.steps, 1),
+                "seconds_source": source,
+            }
+        )
+    if arguments.json:
+        sweep = {
+            "name": plan.spec.name,
+            "key": plan.key,
+            "profile": plan.profile,
+            "why": manifest["why"],
+            "trials": len(rows),
+            "evaluations": manifest["evaluations"],
+        }
+        print_json({"sweep": sweep, "trials": rows})
+    else:
+        _print(plan, rows)
+    return OK
+
+
+def _missing(plan: Plan, done: dict[str, Any], has_denoiser: bool) -> int:
+    return sum(evaluation_id(e) not in done for e in plan.spec.evaluate) if has_denoiser else 0
+
+
+def _print(plan: Plan, rows: list[dict[str, Any]]) -> None:
+    console = Console(width=None if Console().is_terminal else 200)
+    table = Table(box=None, pad_edge=False)
+    for column in ("id", "variant", "seed", "status", "parameters", "FLOPs/image", "memory", "time"):
+        table.add_column(column, justify="left" if column in ("id", "variant", "status") else "right", no_wrap=True)
+    for row in rows:
+        mark = "" if row["seconds_source"] == "timed here" else "~"
+        params, flops, memory = (
+            _count(row["params"]["total"]),
+            _count(row["flops_per_image"]),
+            _bytes(row["memory_bytes"]),
+        )
+        table.add_row(
+            row["id"],
+            _name(row),
+            str(row["seed"]),
+            row["status"],
+            params,
+            flops,
+            memory,
+            mark + duration(row["seconds"]),
+        )
+    console.print(table)
+    console.print(_roles(rows))
+    states = Counter(row["status"] for row in {row["id"]: row for row in rows}.values())
+    distinct = sum(states.values())
+    shared = f", {len(rows) - distinct} of them the same as others" if distinct < len(rows) else ""
+    left = sum(
+        r["seconds"] for r in {r["id"]: r for r in rows}.values() if r["status"] not in ("done", "diverged", "stale")
+    )
+    evaluations = sum(r["evaluations_missing"] for r in rows if r["status"] == "done")
+    console.print(
+        f"{plan.key}: {len(rows)} trials{shared}: {', '.join(f'{n} {s}' for s, n in sorted(states.items()))}",
+        highlight=False,
+    )
+    if evaluations:
+        console.print(
+            f"{evaluations} evaluations of finished trials are missing; sweep makes them without training",
+            highlight=False,
+        )
+    note = (
+        f" (~: FLOPs at {EFFICIENCY:.0%} of this machine's matrix products)"
+        if any(r["seconds_source"] != "timed here" for r in rows)
+        else ""
+    )
+    console.print(f"about {duration(left)} of training left, one trial at a time{note}", highlight=False)
+
+
+def _name(row: dict[str, Any]) -> str:
+    return row["variant"] + "".join(f" {k.rsplit('.', 1)[-1]}={v}" for k, v in row["point"].items())
+
+
+def _roles(rows: list[dict[str, Any]]) -> Table:
+    """Parameters by role, one line for all variants that share them."""
+    table = Table(box=None, pad_edge=False)
+    roles = ("total", "encode", "denoise", "decode", "heads", "shared")
+    for column in ("parameters of", *roles, "copies"):
+        table.add_column(column, justify="left" if column == "parameters of" else "right")
+    shapes: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        shapes.setdefault(repr((row["params"], row["copies"])), []).append(row)
+    for members in shapes.values():
+        names = list(dict.fromkeys(_name(row) for row in members))
+        first = members[0]
+        table.add_row(
+            ", ".join(names), *(_count(first["params"][r]) for r in roles), _count(sum(first["copies"].values()))
+        )
+    return table
+
+
+def _count(number: float) -> str:
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(int(number))
+
+
+def _bytes(number: float) -> str:
+    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"

@@ -1,0 +1,75 @@
+"""`dsd-lab sample`: draw images from a trained trial."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dsd_lab.errors import OK, BadInput
+from dsd_lab.home import Home, TrialFolder
+from dsd_lab.verbs.common import home_of, print_json
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write PNGs and a grid."""
+    home = home_of(arguments)
+    folder = find_trial(home, arguments.trial)
+    description = folder.description()
+    if description is None or folder.state() != "done":
+        raise BadInput(f"{arguments.trial}: the trial is {folder.state()}; only a finished one can be sampled")
+
+    import torch
+    from PIL import Image
+
+    from dsd_lab.core.data import load_data
+    from dsd_lab.core.trainer import pick_device
+    from dsd_lab.evaluation.generation import load_network, sample_images
+    from dsd_lab.specs.fields import Trial
+    from dsd_lab.spool import tile
+
+    trial = Trial.model_validate(description["fields"])
+    if trial.objective.diffusion_weight == 0:
+        raise BadInput(f"{arguments.trial}: {description['variant']!r} has no denoiser to sample from")
+    data = load_data(trial.data)
+    if arguments.label is not None and not 0 <= arguments.label < data.classes:
+        raise BadInput(f"--class {arguments.label}: the data has classes 0 to {data.classes - 1}")
+    device = pick_device(trial.resources.gpus)
+    network = load_network(trial, folder.checkpoints, data, device, "ema")
+    labels = (
+        torch.arange(arguments.n) % data.classes
+        if arguments.label is None
+        else torch.full((arguments.n,), arguments.label)
+    )
+    images = sample_images(
+        network, trial, labels, arguments.sampler, arguments.steps, arguments.guidance, arguments.seed, device
+    )
+    out = Path(arguments.out) if arguments.out else home.root / "samples" / folder.id
+    out.mkdir(parents=True, exist_ok=True)
+    files = []
+    for i, (image, label) in enumerate(zip([*images, tile(images, 10)], [*labels.tolist(), None], strict=True)):
+        array = image.permute(1, 2, 0).numpy()
+        path = out / ("grid.png" if label is None else f"{i:05d}-class{label}.png")
+        Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(path)
+        files.append(str(path))
+    if arguments.json:
+        print_json({"trial": folder.id, "files": files})
+    else:
+        print(f"{arguments.n} images and grid.png in {out.resolve()}")
+    return OK
+
+
+def find_trial(home: Home, prefix: str) -> TrialFolder:
+    """The one trial whose id begins like this.
+
+    Raises:
+        BadInput: none does, or several do.
+    """
+    found = sorted(p.name for p in home.root.glob("trials/*") if p.name.startswith(prefix)) if prefix.isalnum() else []
+    if len(found) != 1:
+        what = (
+            f"{len(found)} trials begin so: {', '.join(found[:5])}"
+            if found
+            else f"no such trial in {home.root}; `dsd-lab status` lists them"
+        )
+        raise BadInput(f"{prefix}: {what}")
+    return home.trial(found[0])

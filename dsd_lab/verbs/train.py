@@ -1,0 +1,64 @@
+"""`dsd-lab train`: one trial in this process. Ray is not needed, and with `--no-tracking` MLflow is not either."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from dsd_lab.errors import OK, TRIALS_FAILED, BadInput
+from dsd_lab.specs.complaints import did_you_mean
+from dsd_lab.verbs.common import home_of, manifest_of, missing_data, plan_of, print_json
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train one trial and make its evaluations."""
+    plan, home = plan_of(arguments), home_of(arguments)
+    variants = [t for t in plan.trials if t.variant == arguments.variant]
+    if not variants:
+        known = list(plan.spec.variants)
+        raise BadInput(
+            f"--variant {arguments.variant}: no such variant in this spec{did_you_mean(arguments.variant, known)}"
+        )
+    chosen = [t for t in variants if arguments.seed is None or t.seed == arguments.seed]
+    if not chosen:
+        raise BadInput(
+            f"--seed {arguments.seed}: not a seed of this spec; known: {', '.join(str(s) for s in plan.spec.seeds)}"
+        )
+    trial = chosen[0]
+    for missing in missing_data(plan):
+        raise BadInput(f"{plan.path}: data.path: no such folder {missing}")
+    home.prepare()
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from dsd_lab.running import DataShelf, run_trial
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    state = "pending"
+    with Progress(*columns, disable=arguments.json) as bar:
+        task = bar.add_task(trial.name, total=trial.fields.training.steps)
+        for progress in run_trial(home, trial, plan.spec.evaluate, DataShelf()):
+            state = progress.state
+            bar.update(task, completed=progress.step)
+    manifest = manifest_of(plan)
+    if not arguments.no_tracking:
+        from dsd_lab.store import Store
+
+        if plan.key not in home.manifests():
+            home.write_manifest(plan.key, manifest)
+        Store(home, arguments.tracking_uri).sync(manifest)
+    folder = home.trial(trial.id)
+    answer: dict[str, Any] = {
+        "id": trial.id,
+        "variant": trial.variant,
+        "seed": trial.seed,
+        "state": state,
+        "folder": str(folder.root),
+    }
+    answer |= {"error": folder.status().get("error"), "evaluations": folder.evaluations()}
+    if arguments.json:
+        print_json(answer)
+    else:
+        print(f"{trial.name}: {state}" + (f": {answer['error']}" if answer["error"] else ""))
+        print(f"trial {trial.id} in {folder.root}")
+    return TRIALS_FAILED if state == "failed" else OK

@@ -1,0 +1,62 @@
+"""`dsd-lab ui`: MLflow's own UI, on this machine only."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import subprocess
+import sys
+
+from dsd_lab.errors import OK, BadInput
+from dsd_lab.verbs.common import home_of
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until Ctrl-C."""
+    home = home_of(arguments)
+    uri = arguments.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri is None:
+        database = home.root.resolve() / "mlflow.db"
+        if not database.exists():
+            raise BadInput(
+                f"no store in {home.root} yet; run `dsd-lab sweep SPEC` first, or name its folder with --home"
+            )
+        uri = f"sqlite:///{database}"
+    if uri.startswith(("http://", "https://")):
+        print(f"the store is a server already: {uri}")
+        return OK
+    port = free_port(arguments.port)
+    print(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")
+    print(
+        f"from another machine: ssh -N -L {port}:127.0.0.1:{port} {os.environ.get('USER', 'you')}@{socket.gethostname()}",
+        flush=True,
+    )
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    return subprocess.call(command, env=environment)
+
+
+def free_port(wanted: int) -> int:
+    """The wanted port of 127.0.0.1, or the next of 100 that is free."""
+    for port in range(wanted, min(wanted + 100, 65536)):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise BadInput(f"--port {wanted}: neither it nor the next 100 are free")
