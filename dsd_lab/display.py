@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -121,8 +121,8 @@ class SweepProgress:
         rate = (done - before) / (now - since)
         return remaining / rate
 
-    def _table(self, looked: list[tuple[PlannedTrial, str, dict[str, Any]]]) -> Table:
-        table = Table(title=self._summary(looked), title_justify="left", title_style="", box=None, pad_edge=False)
+    def _table(self, looked: list[tuple[PlannedTrial, str, dict[str, Any]]]) -> Group:
+        table = Table(box=None, pad_edge=False)
         for column in ("variant", "trials", "now"):
             table.add_column(column)
         groups: dict[str, list[tuple[PlannedTrial, str, dict[str, Any]]]] = {}
@@ -142,4 +142,4 @@ class SweepProgress:
             )
             failed = "; ".join(f"s{t.seed} {s.get('error')}" for t, state, s in rows if state in ("failed", "diverged"))
             table.add_row(name, marks, Text(running or failed, "red" if failed and not running else ""))
-        return table
+        return Group(Text(self._summary(looked)), table)

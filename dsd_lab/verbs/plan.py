@@ -82,8 +82,20 @@ def _missing(plan: Plan, done: dict[str, Any], has_denoiser: bool) -> int:
 def _print(plan: Plan, rows: list[dict[str, Any]]) -> None:
     console = Console(width=None if Console().is_terminal else 200)
     table = Table(box=None, pad_edge=False)
-    for column in ("id", "variant", "seed", "status", "parameters", "FLOPs/image", "memory", "time"):
-        table.add_column(column, justify="left" if column in ("id", "variant", "status") else "right", no_wrap=True)
+    numbers = ("seed", "parameters", "FLOPs/image", "memory", "time")
+    for column in (
+        "id",
+        "variant",
+        "size",
+        "seed",
+        "status",
+        "parameters",
+        "FLOPs/image",
+        "memory",
+        "time",
+        "overrides",
+    ):
+        table.add_column(column, justify="right" if column in numbers else "left", no_wrap=column != "overrides")
     for row in rows:
         mark = "" if row["seconds_source"] == "timed here" else "~"
         params, flops, memory = (
@@ -91,15 +103,20 @@ def _print(plan: Plan, rows: list[dict[str, Any]]) -> None:
             _count(row["flops_per_image"]),
             _bytes(row["memory_bytes"]),
         )
+        overrides = " ".join(
+            f"{k.rsplit('.', 1)[-1]}={v}" for k, v in row["overrides"].items() if k not in row["point"]
+        )
         table.add_row(
             row["id"],
             _name(row),
+            row["size"],
             str(row["seed"]),
             row["status"],
             params,
             flops,
             memory,
             mark + duration(row["seconds"]),
+            overrides,
         )
     console.print(table)
     console.print(_roles(rows))
@@ -135,17 +152,18 @@ def _roles(rows: list[dict[str, Any]]) -> Table:
     """Parameters by role, one line for all variants that share them."""
     table = Table(box=None, pad_edge=False)
     roles = ("total", "encode", "denoise", "decode", "heads", "shared")
-    for column in ("parameters of", *roles, "copies"):
-        table.add_column(column, justify="left" if column == "parameters of" else "right")
+    for role in roles:
+        table.add_column(role, justify="right")
+    table.add_column("EMA copies", justify="right")
+    table.add_column("parameters of")
     shapes: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         shapes.setdefault(repr((row["params"], row["copies"])), []).append(row)
     for members in shapes.values():
         names = list(dict.fromkeys(_name(row) for row in members))
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         first = members[0]
-        table.add_row(
-            ", ".join(names), *(_count(first["params"][r]) for r in roles), _count(sum(first["copies"].values()))
-        )
+        table.add_row(*(_count(first["params"][r]) for r in roles), _count(sum(first["copies"].values())), shown)
     return table
 
 
