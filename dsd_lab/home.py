@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from dsd_lab.files import write_json
 STATES = ("pending", "running", "done", "failed", "diverged", "interrupted", "stale")
 ENDED = ("done", "diverged")
 """States of a trial whose result stands."""
+_LOCK_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Home:
         """Make the folder.
 
         Raises:
+            BadInput: it is a file.
             NoResources: it cannot be written to.
         """
         if self.root.exists() and not self.root.is_dir():
@@ -126,7 +129,7 @@ class TrialFolder:
         """Whether a living process works on the trial."""
         try:
             with (self.root / "lock").open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that ask do not see each other
         except FileNotFoundError:
             return False
         except BlockingIOError:
@@ -137,8 +140,13 @@ class TrialFolder:
     def lock(self) -> Iterator[bool]:
         """Hold the trial; yields False where another process holds it. Death of the process frees it."""
         self.root.mkdir(parents=True, exist_ok=True)
-        with locked(self.root / "lock", wait=False) as held:
-            yield held
+        for _ in range(_LOCK_TRIES):
+            with locked(self.root / "lock", wait=False) as held:
+                if held:
+                    yield True
+                    return
+            time.sleep(0.01)  # `is_locked` elsewhere may have held it, which takes microseconds
+        yield False
 
     def evaluations(self) -> dict[str, dict[str, Any]]:
         """Finished evaluations by id."""
@@ -163,5 +171,5 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         content: dict[str, Any] = json.loads(path.read_text())
         return content
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # a power cut can leave a file empty or torn: it is as if never written
         return None

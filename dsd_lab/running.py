@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 from collections.abc import Generator
@@ -95,6 +96,8 @@ def _train(folder: TrialFolder, trial: PlannedTrial, shelf: DataShelf) -> Genera
         attempt=attempt,
         error=None,
         code=training_code(),
+        pid=os.getpid(),
+        devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
         started=folder.status().get("started", now),
         updated=now,
     )

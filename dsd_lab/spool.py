@@ -37,7 +37,8 @@ class Spool:
         self._file.truncate(sum(len(line) for line in kept))
         self._file.seek(0, os.SEEK_END)
         self._next = len(kept)
-        if resumed_at is not None and not (kept and json.loads(kept[-1])["kind"] == "checkpoint"):
+        last = json.loads(kept[-1]) if kept else {}
+        if resumed_at is not None and (last.get("kind"), last.get("step")) != ("checkpoint", resumed_at):
             # Killed between the checkpoint and its line: the line is all that is missing.
             self._write(_entry(Checkpointed(resumed_at, 0.0), images))
 
@@ -90,7 +91,7 @@ def _entry(event: Event, images: Path) -> dict[str, Any]:
         return base | {
             "kind": "probe",
             "metrics": _finite(event.metrics),
-            "spectra": event.spectra,
+            "spectra": {name: values for name, values in event.spectra.items() if all(map(math.isfinite, values))},
             "seconds": event.seconds,
         }
     if isinstance(event, Drew):

@@ -111,8 +111,14 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Tensor], dict[str, 
             tensors, state = load_checkpoint(path)
             return path, tensors, state
         except CorruptCheckpoint:
-            path.rename(path.with_name(f"damaged-{path.name}"))
+            _set_aside(path)
     return None
+
+
+def _set_aside(path: Path) -> None:
+    aside = path.with_name(f"damaged-{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)  # one that the same step left before
+    path.rename(aside)
 
 
 def flatten_optimiser(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

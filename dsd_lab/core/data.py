@@ -107,6 +107,8 @@ def _idx(spec: Data) -> DataSet:
     for prefix in ("train", "t10k"):
         pixels = _read_idx(folder, f"{prefix}-images-idx3-ubyte", 3)
         labels = _read_idx(folder, f"{prefix}-labels-idx1-ubyte", 1)
+        if not len(pixels):
+            raise BadInput(f"{folder}: the {prefix} files hold no images")
         if len(pixels) != len(labels):
             raise BadInput(f"{folder}: {prefix} has {len(pixels)} images but {len(labels)} labels")
         parts.append(Images(torch.from_numpy(pixels)[:, None], torch.from_numpy(labels.astype(np.int64))))
@@ -154,9 +156,8 @@ def _parquet(spec: Data) -> DataSet:
 
 def _read_parquet(files: list[Path]) -> Images:
     import pyarrow.parquet
-    from PIL import Image, UnidentifiedImageError
 
-    arrays: list[np.ndarray] = []
+    pictures: list[tuple[str, np.ndarray]] = []
     labels: list[int] = []
     for path in files:
         try:
@@ -165,21 +166,39 @@ def _read_parquet(files: list[Path]) -> Images:
             raise BadInput(
                 f"{path}: not a parquet file with the columns image and label: {str(error).splitlines()[0]}"
             ) from None
+        if not len(table):
+            raise BadInput(f"{path}: holds no images")
+        if not pyarrow.types.is_integer(table.schema.field("label").type):
+            raise BadInput(f"{path}: the labels are {table.schema.field('label').type}, not whole numbers")
         for row, (image, label) in enumerate(zip(table["image"].to_pylist(), table["label"].to_pylist(), strict=True)):
-            try:
-                picture = Image.open(io.BytesIO(image["bytes"]))
-                array = np.asarray(picture if picture.mode == "L" else picture.convert("RGB"))
-            except (UnidentifiedImageError, OSError, TypeError) as error:
-                raise BadInput(f"{path}: row {row} ({image and image.get('path')}): damaged image: {error}") from None
-            if arrays and array.shape != arrays[0].shape:
-                raise BadInput(
-                    f"{path}: row {row} ({image.get('path')}): {array.shape} pixels where others have {arrays[0].shape}"
-                )
-            arrays.append(array)
+            where = f"{path}: row {row} ({image and image.get('path')})"
+            if label is None or label < 0:
+                raise BadInput(f"{where}: the label {label} is no class; classes are numbered from 0")
+            pictures.append((where, _decoded(image and image["bytes"], where)))
             labels.append(label)
+    colour = any(array.ndim == 3 for _, array in pictures)  # sets in colour, such as ImageNet, hold grey images too
+    arrays = [np.repeat(a[..., None], 3, axis=2) if colour and a.ndim == 2 else a for _, a in pictures]
+    for (where, _), array in zip(pictures, arrays, strict=True):
+        if array.shape != arrays[0].shape:
+            raise BadInput(f"{where}: {array.shape} pixels where others have {arrays[0].shape}")
     stacked = np.stack(arrays)
-    stacked = stacked[:, None] if stacked.ndim == 3 else stacked.transpose(0, 3, 1, 2)
+    stacked = stacked.transpose(0, 3, 1, 2) if colour else stacked[:, None]
     return Images(torch.from_numpy(np.ascontiguousarray(stacked)), torch.tensor(labels, dtype=torch.int64))
+
+
+def _decoded(raw: bytes | None, where: str) -> np.ndarray:
+    """Pixels [H, W] of a grey image, [H, W, 3] of any other."""
+    from PIL import Image
+
+    try:
+        picture = Image.open(io.BytesIO(raw))  # type: ignore[arg-type]
+        deep = picture.mode.startswith(("I", "F"))
+        array = np.asarray(picture if picture.mode == "L" or deep else picture.convert("RGB"))
+    except (OSError, TypeError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+        raise BadInput(f"{where}: damaged image: {error}") from None
+    if deep:
+        raise BadInput(f"{where}: a picture of mode {picture.mode}; convert it to 8 bits a channel")
+    return array
 
 
 SOURCES: dict[str, Callable[[Data], DataSet]] = {"digits": _digits, "idx": _idx, "parquet": _parquet}

@@ -2,7 +2,8 @@
 
 Token level is the matrix (N T) x c, image level N x (T c). Spectra are float64 eigenvalues of the
 smaller Gram matrix of the centred data. Every metric is defined on constant and zero latents: a
-matrix that does not vary beyond float32 rounding has rank 0, variance 0 and capacity 0.
+matrix that does not vary beyond float32 rounding has rank 0, variance 0 and capacity 0. Latents that
+are not all finite have a spectrum of NaN, and so have the metrics made from it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ def singular_values(matrix: Tensor, centred: bool = True) -> Tensor:
         centred: subtract the mean row first.
     """
     matrix = matrix.double()
+    if not bool(torch.isfinite(matrix).all()):
+        return matrix.new_full((min(matrix.shape),), torch.nan)
     floor = _ROUNDING * matrix.abs().max() * max(matrix.shape) ** 0.5
     if centred:
         matrix = matrix - matrix.mean(0)
@@ -78,12 +81,12 @@ def rankme(matrix: Tensor) -> float:
 def participation_ratio(eigenvalues: Tensor) -> float:
     """(sum l)^2 / sum l^2 of covariance eigenvalues; 0 where all are 0."""
     squares = eigenvalues.square().sum()
-    return float(eigenvalues.sum() ** 2 / squares) if squares > 0 else 0.0
+    return float(eigenvalues.sum() ** 2 / squares) if squares != 0 else 0.0
 
 
 def stable_rank(eigenvalues: Tensor) -> float:
     """sum l / max l of covariance eigenvalues; 0 where all are 0."""
-    return float(eigenvalues.sum() / eigenvalues.max()) if eigenvalues.max() > 0 else 0.0
+    return float(eigenvalues.sum() / eigenvalues.max()) if eigenvalues.max() != 0 else 0.0
 
 
 def alpha_req(eigenvalues: Tensor) -> tuple[float, int]:
@@ -91,6 +94,8 @@ def alpha_req(eigenvalues: Tensor) -> tuple[float, int]:
 
     Agrawal et al. 2022 (arXiv 2202.05808). 0 where fewer than two eigenvalues are positive.
     """
+    if bool(eigenvalues.isnan().any()):
+        return float("nan"), 0
     positive = eigenvalues[eigenvalues > 0]
     if len(positive) < 2:
         return 0.0, len(positive)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from dsd_lab.errors import CorruptCheckpoint
 
 if TYPE_CHECKING:
     from dsd_lab.specs.fields import Optimiser
@@ -58,6 +61,15 @@ def tensors_of(module: nn.Module, prefix: str) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
 
 
-def load_tensors(module: nn.Module, prefix: str, tensors: dict[str, Tensor]) -> None:
-    """Put back what `tensors_of` gave; every name must be there."""
-    module.load_state_dict({k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")})
+def load_tensors(module: nn.Module, prefix: str, tensors: dict[str, Tensor], source: Path) -> None:
+    """Put back what `tensors_of` gave; every name must be there.
+
+    Raises:
+        CorruptCheckpoint: names or shapes are another network's; the message names `source`.
+    """
+    ours = {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
+    try:
+        module.load_state_dict(ours)
+    except RuntimeError as error:
+        first = (str(error).splitlines()[1:] or [str(error)])[0].strip()
+        raise CorruptCheckpoint(f"{source}: the weights of another network: {first}") from None

@@ -35,9 +35,11 @@ class ProbeSet:
     def measure(
         self, network: Network, target_encoder: Network | None
     ) -> tuple[dict[str, float], dict[str, list[float]]]:
-        """Metrics and covariance spectra of the network as it stands; its mode and gradients are left as found."""
-        training = network.training
-        network.eval()
+        """Metrics and covariance spectra of the networks as they stand; modes and gradients are left as found."""
+        networks = [network] if target_encoder is None else [network, target_encoder]
+        modes = [part.training for part in networks]
+        for part in networks:
+            part.eval()
         try:
             with torch.no_grad():
                 raw = network.encode_raw(self.x).float()
@@ -51,7 +53,8 @@ class ProbeSet:
             if self.trial.probe.gradient_images:
                 metrics |= self._interference(network, target_encoder)
         finally:
-            network.train(training)
+            for part, training in zip(networks, modes, strict=True):
+                part.train(training)
         return metrics, spectra
 
     def _rank_gaps(self, network: Network, target_encoder: Network | None, z: Tensor) -> dict[str, float]:

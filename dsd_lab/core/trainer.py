@@ -63,11 +63,17 @@ class Trainer:
         data: images, whose size the trial's network must have.
         device: where to train.
         folder: where checkpoints go; None keeps none (the events `Checkpointed` are left out).
+
+    Raises:
+        BadInput: the images are not square, or not of the size that the network takes.
     """
 
     def __init__(
         self, trial: Trial, seed: int, data: DataSet, device: torch.device, folder: Path | None = None
     ) -> None:
+        height, width = data.train.pixels.shape[2:]
+        if height != width:
+            raise BadInput(f"the images of {trial.data.source!r} are {height} x {width} pixels; only square ones train")
         if trial.network.image_size != data.image_size:
             raise BadInput(
                 f"network.image_size is {trial.network.image_size}, but the images of {trial.data.source!r} are {data.image_size} pixels a side"
@@ -196,6 +202,7 @@ class Trainer:
 
         Raises:
             BadInput: the checkpoint was trained on other images.
+            CorruptCheckpoint: it is whole but of another network.
         """
         found = checkpoints.newest_checkpoint(self.folder) if self.folder is not None else None
         if found is None:
@@ -203,10 +210,10 @@ class Trainer:
         path, tensors, state = found
         if state["data"] != self.data.fingerprint:
             raise BadInput(f"{path}: trained on other images than those at hand; declare a new data.revision")
-        load_tensors(self.network, "network", tensors)
-        load_tensors(self.average, "average", tensors)
+        load_tensors(self.network, "network", tensors, path)
+        load_tensors(self.average, "average", tensors, path)
         if self.target_encoder is not None:
-            load_tensors(self.target_encoder, "target", tensors)
+            load_tensors(self.target_encoder, "target", tensors, path)
         checkpoints.restore_optimiser(self.optimiser, _part(tensors, "optimiser"))
         self._sums = {k: v.to(self.device) for k, v in _part(tensors, "sums").items()}
         self._summed = int(state["summed"])

@@ -20,6 +20,7 @@ from dsd_lab.core.optimisation import load_tensors
 from dsd_lab.core.randomness import generator
 from dsd_lab.core.samplers import sample_latents
 from dsd_lab.core.trainer import to_bytes
+from dsd_lab.errors import CorruptCheckpoint
 from dsd_lab.evaluation.extractor import load_extractor
 
 if TYPE_CHECKING:
@@ -30,10 +31,17 @@ _SHOWN = 50
 
 
 def load_network(trial: Trial, checkpoints: Path, data: DataSet, device: torch.device, weights: str) -> Network:
-    """The network of a finished trial, with averaged (`ema`) or `trained` weights."""
-    tensors, _ = load_checkpoint(list_checkpoints(checkpoints)[0])
+    """The network of a finished trial, with averaged (`ema`) or `trained` weights.
+
+    Raises:
+        CorruptCheckpoint: there is no checkpoint, or it is damaged or of another network.
+    """
+    found = list_checkpoints(checkpoints)
+    if not found:
+        raise CorruptCheckpoint(f"{checkpoints}: no checkpoint to load weights from")
+    tensors, _ = load_checkpoint(found[0])
     network = Network(trial, data.channels, data.classes)
-    load_tensors(network, "average" if weights == "ema" else "network", tensors)
+    load_tensors(network, "average" if weights == "ema" else "network", tensors, found[0])
     return network.to(device).eval()
 
 
@@ -50,8 +58,10 @@ def sample_images(
     batch: int = 256,
 ) -> Tensor:
     """Images [N, C, H, W] uint8 for labels y [N]. Image i depends on (seed, i, label), not on the batch size."""
-    shape = (len(y), network.tokens, network.latent_channels)
-    noise = torch.randn(shape, generator=generator(seed, "samples"))
+    numbers = network.tokens * network.latent_channels
+    # torch draws the last 16 numbers of a tensor anew where its size is no multiple of 16: rows are padded to one.
+    drawn = torch.randn(len(y), -(-numbers // 16) * 16, generator=generator(seed, "samples"))
+    noise = drawn[:, :numbers].reshape(len(y), network.tokens, network.latent_channels)
     parts = []
     for labels, e in zip(y.split(batch), noise.split(batch), strict=True):
         z = sample_latents(network, e.to(device), labels.to(device), sampler, steps, guidance, trial.objective)
@@ -77,8 +87,8 @@ def evaluate_generation(
     features, predicted = extractor.extract(samples, device)
     real, _ = extractor.extract(data.train.pixels, device)
     held, held_predicted = extractor.extract(data.holdout.pixels, device)
-    average = f"ema{trial.training.weight_ema:g}" if evaluation.weights == "ema" else "trained"
-    how = f"indomain-n{len(y)}-cfg{evaluation.guidance:g}-{evaluation.sampler}{evaluation.steps}-{mix}-{average}"
+    average = f"ema{_exact(trial.training.weight_ema)}" if evaluation.weights == "ema" else "trained"
+    how = f"indomain-n{len(y)}-cfg{_exact(evaluation.guidance)}-{evaluation.sampler}{evaluation.steps}-{mix}-{average}"
     metrics = {
         f"fid/{how}": fid(features, real),
         f"kid/{how}": kid(features, real),
@@ -91,6 +101,11 @@ def evaluate_generation(
         f"psnr/n{len(held)}-{average}": psnr(network, data, device),
     }
     return {name: value for name, value in metrics.items() if math.isfinite(value)}, samples[:_SHOWN]
+
+
+def _exact(number: float) -> str:
+    """As short as tells it from every other number: 1, 1.25, 0.999."""
+    return repr(float(number)).removesuffix(".0")
 
 
 def fid(features: Tensor, reference: Tensor) -> float:

@@ -145,6 +145,8 @@ def places_of(key: str) -> list[str]:
 def _known_keys(model: type[BaseModel], path: KeyPath) -> list[str]:
     current: Any = model
     for part in path:
+        if part.isdecimal():  # a place in a list, whose annotation is already that of its entries
+            continue
         if isinstance(current, type) and issubclass(current, BaseModel):
             current = current.model_fields[part].annotation if part in current.model_fields else None
         inner = [a for a in get_args(current) if isinstance(a, type) and issubclass(a, BaseModel)]

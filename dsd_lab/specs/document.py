@@ -43,11 +43,9 @@ class _CoreSchemaLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         self._depth += 1
         self._nodes += 1
-        for reached, most, what in ((self._depth, MAX_DEPTH + 1, "levels deep"), (self._nodes, MAX_NODES, "values")):
-            if reached > most:
-                raise yaml.MarkedYAMLError(
-                    problem=f"more than {most:,} {what}", problem_mark=self.peek_event().start_mark
-                )
+        if self._depth > MAX_DEPTH or self._nodes > MAX_NODES:
+            bound = f"{MAX_DEPTH} levels deep" if self._depth > MAX_DEPTH else f"{MAX_NODES:,} keys and values"
+            raise yaml.MarkedYAMLError(problem=f"more than {bound}", problem_mark=self.peek_event().start_mark)
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
@@ -62,7 +60,7 @@ for _kind, (_pattern, _first) in _SCALARS.items():
 def one_line(text: str, most: int = 80) -> str:
     """`text` as it can stand in a message: line breaks and control characters escaped, the end cut off."""
     text = text if len(text) <= most else text[: most - 3] + "..."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @dataclass
@@ -109,7 +107,13 @@ class Document:
         nested: Any = value
         for key in reversed(path):
             nested = {key: nested}
-        return self.merged(Document(nested, {path: mark}))
+        marks, here = {path: mark}, self.values
+        for end, key in enumerate(path[:-1], 1):  # a value that this path turns into a mapping is set here too
+            inside = here.get(key)
+            if not isinstance(inside, dict):
+                marks[path[:end]] = mark
+            here = inside if isinstance(inside, dict) else {}
+        return self.merged(Document(nested, marks))
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any], at: KeyPath, marks: dict[KeyPath, str]) -> dict[str, Any]:
@@ -167,8 +171,6 @@ def read_document(path: Path) -> Document:
 def _read_text(path: Path, name: str) -> str:
     try:
         if str(path) == "-":
-            if sys.stdin is None:
-                raise BadInput(f"{name}: is closed; write a spec to it, or name a file")
             raw = sys.stdin.buffer.read(MAX_BYTES + 1)
         elif path.is_dir():
             raise BadInput(f"{name}: is a folder; name a YAML file in it")
@@ -179,8 +181,8 @@ def _read_text(path: Path, name: str) -> str:
         raise BadInput(f"{name}: no such file") from None
     except OSError as error:
         raise BadInput(f"{name}: cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise BadInput(f"{name}: is not the name of a file") from None
+    except (ValueError, AttributeError):  # a NUL in the name; a closed standard input
+        raise BadInput(f"{name}: cannot be read") from None
     if len(raw) > MAX_BYTES:
         raise BadInput(f"{name}: larger than {MAX_BYTES:,} bytes, too large for a spec")
     try:
@@ -214,6 +216,7 @@ _PROBLEMS = {
     "could not find expected ':'": "a key without a ':' after it",
     "expected ',' or ']'": "a list that is not closed; a ',' or ']' is missing",
     "expected ',' or '}'": "a mapping that is not closed; a ',' or '}' is missing",
+    "found character '": "text that begins with a character of YAML's own; put it in quotes",
     "found unexpected end of stream": "the closing quote is missing",
     "but found another document": "a second document starts here; a spec is one document",
 }
@@ -242,8 +245,8 @@ class _Builder:
 
     def _kind(self, node: yaml.Node) -> str:
         """The last part of a tag of YAML's own, such as `int`."""
-        kind = node.tag.removeprefix(_TAG)
-        if kind not in {"mapping": ("map",), "sequence": ("seq",)}.get(node.id, tuple(_SCALARS)):
+        kind, scalar = node.tag.removeprefix(_TAG), isinstance(node, yaml.ScalarNode)
+        if kind not in (_SCALARS if scalar else ("map",) if isinstance(node, yaml.MappingNode) else ("seq",)):
             raise BadInput(f"{self._mark(node)}: the tag {one_line(node.tag)!r} is not allowed in a spec; remove it")
         return kind
 
@@ -255,7 +258,7 @@ class _Builder:
             raise BadInput(f"{mark}: more than {MAX_NODES:,} values once aliases are expanded")
         if id(node) in self._open:
             raise BadInput(f"{mark}: an alias refers to the value that contains it")
-        if len(at) > MAX_DEPTH:
+        if len(at) >= MAX_DEPTH:
             raise BadInput(f"{mark}: more than {MAX_DEPTH} levels deep once aliases are expanded")
         kind = self._kind(node)
         self._open.add(id(node))
@@ -276,11 +279,10 @@ class _Builder:
                 raise BadInput(f"{mark}: a key is plain text, not a list or a mapping")
             self._kind(key_node)
             key = key_node.value
-            shown = repr(one_line(".".join((*at, key))))
             if key == "<<":
                 raise BadInput(f"{mark}: merge keys (`<<`) are not read; use `base`, `variants` or `extends`")
             if key in built:
-                raise BadInput(f"{mark}: the key {shown} appears twice; remove one of them")
+                raise BadInput(f"{mark}: the key {one_line('.'.join((*at, key)))!r} appears twice; remove one of them")
             self.marks[(*at, key)] = mark
             built[key] = self.value(value_node, (*at, key))
         return built

@@ -78,8 +78,9 @@ class Network(Section):
     def _fill_from_size(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        row = SIZES.get(values.get("size", "nano8"), {})
-        return {**row, **{k: v for k, v in values.items() if v is not None}}
+        size = values.get("size", "nano8")
+        row = SIZES.get(size, {}) if isinstance(size, str) else {}
+        return {**row, **{k: v for k, v in values.items() if v is not None or k == "size"}}
 
     @model_validator(mode="after")
     def _divides(self) -> Network:
@@ -130,7 +131,7 @@ class Objective(Section):
     @model_validator(mode="after")
     def _something_to_train(self) -> Objective:
         if self.reconstruction_weight == 0 and self.diffusion_weight == 0:
-            raise ValueError("diffusion_weight: both loss weights are 0, so nothing would be trained")
+            raise ValueError("reconstruction_weight: both loss weights are 0, so nothing would be trained")
         return self
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cache
 from typing import Any
 
 from dsd_lab.specs.fields import SCHEMA_VERSION, Generation, Trial
@@ -48,14 +49,15 @@ def canonical_fields(trial: Trial) -> dict[str, dict[str, Any]]:
         del objective["reconstruction"], fields["latent"]["decoder_noise"]
     if optimiser["schedule"] != "tail":
         del optimiser["tail"]
+    for section in fields.values():  # -0.0 is 0.0
+        section.update({key: value + 0.0 for key, value in section.items() if isinstance(value, float)})
     return fields
 
 
 def data_name(trial: Trial) -> str:
     """The declared name of the data set: `name`, else the folder's name, else the source."""
-    if trial.data.name:
-        return trial.data.name
-    return trial.data.path.rstrip("/").rsplit("/", 1)[-1] if trial.data.path else trial.data.source
+    folder = (trial.data.path or "").rstrip("/").rsplit("/", 1)[-1]
+    return trial.data.name or folder or trial.data.source
 
 
 def trial_id(trial: Trial, seed: int) -> str:
@@ -64,17 +66,18 @@ def trial_id(trial: Trial, seed: int) -> str:
     A field that a later version adds with a default leaves every id as it is; changing a default
     is a new `SCHEMA_VERSION`.
     """
-    changed = {}
+    defaults, changed = _defaults(type(trial)), {}
     for section, values in canonical_fields(trial).items():
         for name, value in values.items():
-            if value != _DEFAULTS[section].get(name):
+            if value != defaults[section].get(name):
                 changed[f"{section}.{name}"] = value
     return _digest({"schema": SCHEMA_VERSION, "seed": seed, "fields": changed})
 
 
 def evaluation_id(evaluation: Generation) -> str:
-    """Eight hexadecimal digits that tell this evaluation's settings from others."""
-    return _digest({"schema": SCHEMA_VERSION, "generation": evaluation.model_dump()})[:8]
+    """Eight hexadecimal digits that tell this evaluation's settings from others, made as a trial's id is."""
+    changed = evaluation.model_dump(exclude_defaults=True)
+    return _digest({"schema": SCHEMA_VERSION, "generation": changed})[:8]
 
 
 def _digest(content: dict[str, Any]) -> str:
@@ -82,5 +85,9 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-_DEFAULTS = {**{name: getattr(Trial(), name).model_dump() for name in TRAINING_SECTIONS}}
-_DEFAULTS["data"]["name"] = data_name(Trial())
+@cache
+def _defaults(model: type[Trial]) -> dict[str, dict[str, Any]]:
+    trial = model()
+    defaults = {name: getattr(trial, name).model_dump() for name in TRAINING_SECTIONS}
+    defaults["data"]["name"] = data_name(trial)
+    return defaults

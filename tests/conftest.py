@@ -1,0 +1,56 @@
+"""Fixtures of all tests: one thread, tiny trials, the digits, and where the shared data sets lie."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from dsd_lab.core.data import load_data
+from dsd_lab.specs.fields import Data, Trial
+
+torch.set_num_threads(1)
+settings.register_profile("lab", deadline=None, derandomize=True, max_examples=30)
+settings.load_profile("lab")
+
+TINY = {
+    "network": {
+        "width": 16,
+        "heads": 2,
+        "encode_blocks": 1,
+        "denoise_blocks": 1,
+        "decode_blocks": 1,
+        "shared_blocks": 1,
+    },
+    "training": {"steps": 6, "batch_size": 8},
+    "probe": {"every": 3, "images": 16, "t_bins": 2, "gradient_images": 4},
+    "observation": {"log_every": 2, "checkpoint_every": 3, "images_every": 3, "images": 2},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_trial():
+    """tiny_trial(objective={"target": "live"}): a trial of few steps and narrow layers, sections overridden key by key."""
+
+    def build(**sections):
+        return Trial.model_validate({k: TINY.get(k, {}) | sections.get(k, {}) for k in {**TINY, **sections}})
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return load_data(Data())
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of the data sets that lie beside the repository."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("DSD_LAB_TEST_DATA", beside))
+    if not folder.is_dir():
+        pytest.skip(
+            f"no test data at {folder}; set DSD_LAB_TEST_DATA to the folder that holds mnist, cifar10, flowers64"
+        )
+    return folder

@@ -1,0 +1,142 @@
+"""What the end-to-end tests share: a tiny spec, ways to run it, and what a trial leaves behind."""
+
+import contextlib
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from dsd_lab.cli import main
+from dsd_lab.core.checkpoints import list_checkpoints
+from dsd_lab.home import Home
+from dsd_lab.running import DataShelf, run_trial
+from dsd_lab.specs.sweep import Plan, load_sweep
+from dsd_lab.spool import read_spool
+from dsd_lab.verbs.common import manifest_of
+
+DEADLINE = 240.0
+"""Seconds after which something that a test waits for will not happen any more."""
+
+BASE = {
+    "network": {"width": 16, "heads": 2, "encode_blocks": 1, "denoise_blocks": 1, "decode_blocks": 1},
+    "training": {"steps": 12, "batch_size": 8},
+    "probe": {"every": 6, "images": 16, "t_bins": 2, "gradient_images": 4},
+    "observation": {"log_every": 3, "checkpoint_every": 4, "images_every": 6, "images": 4},
+}
+VARIANTS = {
+    "dsd": {},
+    "control": {"objective": {"diffusion_weight": 0.0}},
+    "naive": {"objective": {"target": "live", "output": "velocity", "loss_space": "velocity"}},
+    "wild": {"optimiser": {"lr": 10.0, "clip": 1e6, "schedule": "constant"}},
+    "broken": {"data": {"source": "idx", "path": "damaged"}},
+}
+"""`wild` diverges within a few steps; the data of `broken` is there, but damaged."""
+EVALUATION = {"sampler": "euler", "steps": 2, "images": 20}
+
+
+def write_spec(folder: Path, variants: dict[str, Any] | None = None, **keys: Any) -> Path:
+    """A spec of tiny trials; sections of `base` are merged into the tiny ones, everything else is replaced."""
+    base = keys.pop("base", {})
+    merged = {k: BASE.get(k, {}) | base.get(k, {}) for k in {**BASE, **base}}
+    content = {"name": "tiny", "why": "A test.", "base": merged, "variants": variants or {"dsd": {}}, "seeds": [0]}
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "spec.yaml"
+    path.write_text(yaml.safe_dump(content | keys, sort_keys=False))
+    damaged = folder / "damaged"
+    damaged.mkdir(exist_ok=True)
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (damaged / f"{name}-ubyte").write_bytes(b"this was an idx file once")
+    return path
+
+
+def write_idx(folder: Path, count: int = 40) -> None:
+    """Images of 8 x 8 random pixels in MNIST's four files."""
+    random = np.random.default_rng(0)
+    for name in ("train", "t10k"):
+        pixels, labels = random.integers(0, 256, (count, 8, 8), np.uint8), np.arange(count, dtype=np.uint8) % 4
+        images = bytes((0, 0, 8, 3)) + struct.pack(">3I", *pixels.shape) + pixels.tobytes()
+        (folder / f"{name}-images-idx3-ubyte").write_bytes(images)
+        (folder / f"{name}-labels-idx1-ubyte").write_bytes(
+            bytes((0, 0, 8, 1)) + struct.pack(">I", count) + labels.tobytes()
+        )
+
+
+def run(*arguments: object) -> tuple[int, dict[str, Any]]:
+    """The exit code of a verb run in this process, and its answer in JSON."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        code = main([*map(str, arguments), "--json"])
+    return code, json.loads(out.getvalue()) if out.getvalue() else {}
+
+
+def command(*arguments: object) -> list[str]:
+    """The command line of a verb for another process."""
+    return [sys.executable, "-m", "dsd_lab", *map(str, arguments)]
+
+
+def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    """A verb in another process, in a session of its own as a terminal's foreground job is."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    return subprocess.Popen(command(*arguments), **pipes, **options)
+
+
+def train_here(home: Home, path: Path, *overrides: str) -> Plan:
+    """Run the trials of a spec in this process, one after the other, and record the sweep as `sweep` does."""
+    plan = load_sweep(path, sets=list(overrides))
+    home.prepare()
+    home.write_manifest(plan.key, manifest_of(plan))
+    shelf = DataShelf()
+    for trial in plan.trials:
+        for _ in run_trial(home, trial, plan.spec.evaluate, shelf):
+            pass
+    return plan
+
+
+def events(home: Home, trial_id: str) -> list[dict[str, Any]]:
+    """A trial's spool without clock times."""
+    lines = read_spool(home.trial(trial_id).spool)
+    return [{k: v for k, v in line.items() if k not in ("time", "seconds")} for line in lines]
+
+
+def outcome(home: Home, trial_id: str) -> tuple[Any, ...]:
+    """What of a trial must not depend on how it was run: all tensors' digest, events without clock times, pictures."""
+    folder = home.trial(trial_id)
+    newest = list_checkpoints(folder.checkpoints)[0]
+    digest = json.loads((newest / "manifest.json").read_text())["sha256"]
+    pictures = {path.name: path.read_bytes() for path in folder.images.glob("*.png")}
+    return newest.name, digest, events(home, trial_id), pictures
+
+
+def wait_until(happened: Callable[[], Any], what: str, process: subprocess.Popen[str] | None = None) -> Any:
+    """Wait for something, and fail where it does not happen or the process that would do it has ended."""
+    pause = threading.Event()
+    for _ in range(int(DEADLINE / 0.05)):
+        found = happened()
+        if found:
+            return found
+        if process is not None and process.poll() is not None:
+            raise AssertionError(f"the process ended before: {what}\n{process.communicate()[0]}")
+        pause.wait(0.05)
+    raise AssertionError(f"did not happen: {what}")
+
+
+def processes_in(folder: Path) -> list[str]:
+    """Living processes that have a file below a folder open, such as Ray's with their logs."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        if int(process.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            opened = [os.readlink(entry) for entry in (process / "fd").iterdir()]
+            if any(name.startswith(f"{folder.resolve()}/") for name in opened):
+                found.append(f"{process.name} {(process / 'comm').read_text().strip()}")
+    return found
