@@ -8,13 +8,15 @@ once. Tune's own logs, results and checkpoints are off or inside the home folder
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 # Read by Ray at import: no usage reports, no own Ctrl-C handling, no loggers, few snapshots of its state.
@@ -40,8 +42,8 @@ _REPORT_EVERY = 5.0
 """Seconds between a worker's reports to Tune, which cannot take many."""
 _RETRIES = 2
 """Times that a trial whose worker died is taken up again from its checkpoint."""
-_SOCKET_PATH_ROOM = 45
-"""Characters that Ray's socket paths leave for its folder (107 in all on Linux)."""
+_SOCKET_PATH_ROOM = 43
+"""Characters that Ray's socket paths leave for its folder: Linux takes 107, Ray's own part has up to 64."""
 
 
 class TrialWorker(tune.Trainable):  # type: ignore[misc]
@@ -78,14 +80,51 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]
         self._progress.close()
 
 
+class _Signals(tune.Callback):  # type: ignore[misc]
+    """Keeps Ctrl-C and SIGTERM until Tune is between two steps: Ray's compiled code turns an exception into a fault."""
+
+    def __init__(self) -> None:
+        self._arrived: list[int] = []
+        self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                handler = signal.getsignal(number)
+                if callable(handler):
+                    self._handlers[number] = handler
+                    signal.signal(number, lambda number, frame: self._arrived.append(number))
+        return self
+
+    def __exit__(self, kind: object, *fault: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if kind is None:
+            self._handle()
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._handle()
+
+    def _handle(self) -> None:
+        for number in self._arrived:
+            self._handlers[number](number, None)
+
+
+class _Failed(BaseException):
+    """A trial failed. Not an `Exception`, which Tune would take for the callback's own fault."""
+
+
 class _FailFast(tune.Callback):  # type: ignore[misc]
     def __init__(self, home: Home) -> None:
-        self._home, self.failed = home, False
+        self._home = home
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if self._home.trial(trial.config["job"]["trial"]["id"]).state() == "failed":
-            self.failed = True
-            raise KeyboardInterrupt
+            raise _Failed
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        _record_lost_worker(self._home, trial.config["job"]["trial"]["id"], trial.get_error())
+        raise _Failed
 
 
 def run_trials(
@@ -110,13 +149,13 @@ def run_trials(
         NoResources: a trial asks for more than the cluster has.
         KeyboardInterrupt: Ctrl-C; trials that ran are `interrupted` and go on at the next call.
     """
-    with _ray(home, cluster or {}):
+    with _ray(home, cluster or {}), _Signals() as signals:
         _check_resources(trials)
         payload = [
             {"trial": _payload(t), "home": str(home.root.resolve()), "evaluate": [e.model_dump() for e in evaluations]}
             for t in trials
         ]
-        callbacks = [_FailFast(home)] if fail_fast else []
+        callbacks = [signals, *([_FailFast(home)] if fail_fast else [])]
         tuner = tune.Tuner(
             tune.with_resources(TrialWorker, lambda config: _request(config["job"]["trial"]["fields"]["resources"])),
             param_space={"job": tune.grid_search(payload)},
@@ -130,16 +169,19 @@ def run_trials(
                 verbose=0,
             ),
         )
-        results = tuner.fit()
+        try:
+            results = tuner.fit()
+        except _Failed:
+            return
         for result in results:
             if result.error is not None:
                 _record_lost_worker(home, result.config["job"]["trial"]["id"], result.error)
 
 
-def _record_lost_worker(home: Home, trial_id: str, error: Exception) -> None:
+def _record_lost_worker(home: Home, trial_id: str, error: Exception | None) -> None:
     folder = home.trial(trial_id)
     folder.root.mkdir(parents=True, exist_ok=True)
-    reason = (str(error).splitlines() or [type(error).__name__])[-1]
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
     folder.write_status(state="failed", error=f"the worker died {_RETRIES + 1} times; last: {reason[:300]}")
 
 
@@ -173,25 +215,37 @@ def _check_resources(trials: list[PlannedTrial]) -> None:
 def _ray(home: Home, cluster: dict[str, Any]) -> Iterator[None]:
     folder = home.root.resolve() / "ray"
     folder.mkdir(parents=True, exist_ok=True)
-    short = folder
-    if len(str(folder)) > _SOCKET_PATH_ROOM:
-        # Sockets need a short path: a link leads into the home folder, where the files are.
-        short = Path(tempfile.gettempdir()) / f"dsd-{hashlib.sha256(str(folder).encode()).hexdigest()[:10]}"
-        with contextlib.suppress(FileExistsError):
-            short.symlink_to(folder)
-    try:
-        ray.init(
-            **{
-                "include_dashboard": False,
-                "log_to_driver": False,
-                "logging_level": logging.ERROR,
-                "object_store_memory": 200 * 1024**2,
-                "_temp_dir": str(short),
-                **cluster,
-            }
-        )
-        yield
-    finally:
-        ray.shutdown()
-        if short != folder:
-            short.unlink(missing_ok=True)
+    handler = signal.getsignal(signal.SIGTERM)
+    with _short_path(folder) as short:
+        try:
+            ray.init(
+                **{
+                    "include_dashboard": False,
+                    "log_to_driver": False,
+                    "logging_level": logging.ERROR,
+                    "object_store_memory": 200 * 1024**2,
+                    "_temp_dir": str(short),
+                    **cluster,
+                }
+            )
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)  # Ray has just set its own, which end this process at once
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _short_path(folder: Path) -> Iterator[Path]:
+    """The folder, or while the block lasts a link to it whose path is short enough for sockets below it."""
+    if len(os.fsencode(folder)) <= _SOCKET_PATH_ROOM:
+        yield folder
+        return
+    # Our own folder: a fixed name under /tmp could be taken by another user, or by a sweep beside this one.
+    place = (
+        tempfile.gettempdir() if len(tempfile.gettempdir()) + len("/dsd-12345678/ray") <= _SOCKET_PATH_ROOM else "/tmp"
+    )
+    with tempfile.TemporaryDirectory(prefix="dsd-", dir=place) as private:
+        link = Path(private) / "ray"
+        link.symlink_to(folder)
+        yield link

@@ -1,4 +1,4 @@
-"""The results of a sweep as the report sees them: one `Result` a trial, with its history and verdict inputs."""
+"""The results of a sweep as the report sees them: one `Result` a trial, with its history."""
 
 from __future__ import annotations
 
@@ -8,16 +8,71 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from dsd_lab.history import read_history
+Floats = NDArray[np.float64]
+FINISHED = ("done", "stale")
+"""States of a trial that has trained to its end: it has a verdict and its values are in the means."""
 
-VERDICT_METRICS = (
-    "latent/variance",
-    "latent/effective_rank/token",
-    "latent/effective_rank/image",
-    "latent/capacity_bits/token",
-)
+
+class History:
+    """A trial's `history.parquet` by name, as arrays: a thousand trials are a few hundred megabytes.
+
+    Args:
+        steps: optimiser step of every row.
+        names: metric or `spectrum/...` name of every row.
+        index: which eigenvalue; -1 for metrics.
+        values: of every row.
+    """
+
+    def __init__(self, steps: NDArray, names: NDArray, index: NDArray, values: Floats) -> None:
+        known, codes = np.unique(names, return_inverse=True) if len(names) else (names, np.zeros(0, int))
+        self._fill([str(name) for name in known], codes, steps, index, values)
+
+    def _fill(self, known: list[str], codes: NDArray, steps: NDArray, index: NDArray, values: Floats) -> None:
+        # One stable sort by (name, step, index); every name is then a slice.
+        order = np.lexsort((index, steps, codes))
+        bounds = np.searchsorted(codes[order], np.arange(len(known) + 1))
+        self._slices = {name: slice(*bounds[i : i + 2]) for i, name in enumerate(known)}
+        self._steps, self._index, self._values = steps[order], index[order], values[order]
+
+    @classmethod
+    def empty(cls) -> History:
+        """The history of a trial that never started."""
+        return cls(np.zeros(0, np.int64), np.zeros(0, object), np.zeros(0, np.int64), np.zeros(0))
+
+    @classmethod
+    def read(cls, path: Path) -> History:
+        """The history that `dsd_lab.history.write_history` wrote."""
+        table = pq.read_table(path, columns=["step", "name", "index", "value"], memory_map=False, use_threads=False)
+        names = table["name"].combine_chunks().dictionary_encode()
+        made = cls.__new__(cls)
+        made._fill(
+            names.dictionary.to_pylist(),
+            names.indices.to_numpy(zero_copy_only=False).astype(np.int64),
+            table["step"].to_numpy(),
+            table["index"].cast(pa.int64()).fill_null(-1).to_numpy(),
+            table["value"].to_numpy(),
+        )
+        return made
+
+    def series(self, name: str) -> tuple[NDArray, Floats]:
+        """Steps and values of a metric; empty where it was not measured."""
+        part = self._slices.get(name, slice(0, 0))
+        return self._steps[part], self._values[part]
+
+    def spectrum(self, name: str) -> tuple[NDArray, Floats]:
+        """Steps [S] and eigenvalues [S, K] of a spectrum (`spectrum/token`, ...); empty where it was not measured."""
+        part = self._slices.get(name, slice(0, 0))
+        steps = np.unique(self._steps[part])
+        if not len(steps):
+            return steps, np.zeros((0, 0))
+        table = np.full((len(steps), int(self._index[part].max()) + 1), np.nan)
+        table[np.searchsorted(steps, self._steps[part]), self._index[part]] = self._values[part]
+        return steps, table
 
 
 @dataclass(frozen=True)
@@ -31,55 +86,47 @@ class Result:
     size: str
     state: str
     steps: int
+    """Steps that the spec asks for."""
     step: int
+    """Steps that were made."""
     seconds: float
+    """Time that the trial held its resources: training, probes, images, checkpoints."""
     error: str | None
     metrics: dict[str, float]
     """Last value of every metric, evaluations included."""
-    history: pd.DataFrame
-    """Columns step, name, index, value; empty where the trial never started."""
+    history: History = field(default_factory=History.empty)
     description: dict[str, Any] = field(default_factory=dict)
-    """trial.json: fields, data, provenance."""
+    """trial.json: fields, data, provenance; empty where the trial never started."""
     folder: Path | None = None
-
-    @property
-    def group(self) -> str:
-        """Variant and grid point: what differs between rows of a table."""
-        return group_name(self.variant, self.point)
+    """Artifacts of the trial."""
 
     @cached_property
-    def _series(self) -> dict[str, pd.Series]:
-        scalars = self.history[self.history["index"].isna()]
-        return {str(name): part.set_index("step")["value"] for name, part in scalars.groupby("name")}
+    def group(self) -> str:
+        """Variant and grid point: what differs between rows of a table."""
+        return ", ".join([self.variant, *filter(None, [point_name(self.point)])])
 
-    def series(self, name: str) -> pd.Series:
-        """A metric over steps; empty where it was not measured."""
-        return self._series.get(name, pd.Series(dtype="float64"))
-
-    def spectrum(self, name: str) -> pd.DataFrame:
-        """A spectrum (`spectrum/token`, ...) as steps x eigenvalues."""
-        part = self.history[(self.history["name"] == name) & self.history["index"].notna()]
-        return part.pivot(index="step", columns="index", values="value")
+    @property
+    def finished(self) -> bool:
+        return self.state in FINISHED
 
     def last_probes(self, name: str, count: int) -> float | None:
         """Median of the last probes of a latent metric; None where there is none."""
-        series = self.series(name)
-        return float(series.sort_index().iloc[-count:].median()) if len(series) else None
+        _, values = self.history.series(name)
+        return float(np.median(values[-count:])) if len(values) else None
 
 
-def group_name(variant: str, point: dict[str, Any]) -> str:
-    """`variant` or `variant, key=value`."""
-    return ", ".join([variant, *(f"{k.rsplit('.', 1)[-1]}={v}" for k, v in point.items())])
+def point_name(point: dict[str, Any]) -> str:
+    """`key=value, ...` of a grid point, keys without their section; empty without a grid."""
+    return ", ".join(f"{k.rsplit('.', 1)[-1]}={v}" for k, v in point.items())
 
 
 def result_of(
     entry: dict[str, Any], state: str, tags: dict[str, str], metrics: dict[str, float], folder: Path | None
 ) -> Result:
     """A result from a manifest's row and what the store holds of it."""
-    history = pd.DataFrame(columns=["step", "name", "index", "value"])
-    description: dict[str, Any] = {}
+    history, description = History.empty(), {}
     if folder is not None and (folder / "history.parquet").exists():
-        history = read_history(folder / "history.parquet")
+        history = History.read(folder / "history.parquet")
         description = json.loads((folder / "trial.json").read_text())
     return Result(
         id=entry["id"],

@@ -1,238 +1,246 @@
-"""The tables of a report, as data frames that the pages, CSV files and JSON share."""
+"""The tables of a report beside comparisons and effects: verdicts, evaluations, rank gap, cost, trials."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from dsd_lab.report.results import Result
-from dsd_lab.report.statistics import Estimate, clopper_pearson, estimate
-from dsd_lab.report.verdicts import VERDICTS, row_key, verdicts
+from dsd_lab.report.groups import Column, Group, floors_of, short_labels, value_of
+from dsd_lab.report.rendering import Cell, Table, estimate_cell, shown
+from dsd_lab.report.statistics import estimate
+from dsd_lab.report.verdicts import VERDICTS
+from dsd_lab.report.weights import parameters_in
 from dsd_lab.specs.sweep import ReportSettings
 
-
-@dataclass(frozen=True)
-class Column:
-    """A quantity of the main table."""
-
-    name: str
-    label: str
-    digits: int
-    note: str
+_BESIDE_VERDICTS = ("latent/", "fid/", "label_accuracy/")
+"""Columns of the first table: latents can look healthy while samples fail."""
 
 
-LATENT_COLUMNS = (
-    Column("latent/std", "latent std", 3, "square root of latent/variance"),
-    Column(
-        "latent/effective_rank/token", "effective rank, tokens", 2, "Roy and Vetterli 2007, at most the latent channels"
-    ),
-    Column("latent/effective_rank/image", "effective rank, images", 1, "the same of whole latents"),
-    Column("latent/capacity_bits/token", "capacity, bits a token", 2, "what survives unit-variance noise"),
-)
-
-_GENERATION = {
-    "fid": ("FID", 2, "lower is better; features of an in-domain classifier, not Inception"),
-    "kid": ("KID", 3, "lower is better; same features"),
-    "label_accuracy": ("label accuracy", 3, "how often that classifier agrees with the label asked for"),
-    "memorisation/nearest_train": ("nearest training image", 1, "median RMS distance in grey levels"),
-    "psnr": ("PSNR, dB", 1, "held-out reconstructions"),
-}
+def verdict_table(groups: list[Group], columns: list[Column], looks: dict[str, str]) -> Table:
+    """One row a group: verdicts with their share's interval, when it collapsed, and every main quantity."""
+    visible = [c for c in columns if c.name.startswith(_BESIDE_VERDICTS)]
+    rows = [[Cell(g.name), _verdict_cell(g), _collapse_cell(g), *_estimates(g, visible)] for g in groups]
+    floors = floors_of([r for g in groups for r in g.results], visible)
+    if floors:
+        rows.append(
+            [Cell("real images", "held out, same N and classes"), Cell(""), Cell(""), *_floors(visible, floors)]
+        )
+    frame = pd.DataFrame([_verdict_numbers(g, columns) for g in groups])
+    header = ["variant", "verdicts", "collapsed at step", *short_labels(visible).values()]
+    return Table(
+        "verdicts", "Verdicts on the latents, and samples", header, rows, frame, dots=[looks[g.variant] for g in groups]
+    )
 
 
-def columns_of(results: list[Result]) -> list[Column]:
-    """The quantities that these results have: latents first, then every distinct evaluation, never two in one column."""
-    names = sorted({name for r in results for name in r.metrics})
-    found = list(LATENT_COLUMNS)
-    for prefix, (label, digits, note) in _GENERATION.items():
-        for name in names:
-            if name.startswith(f"{prefix}/") and "_floor/" not in name:
-                found.append(Column(name, f"{label} ({name.removeprefix(prefix + '/')})", digits, note))
-    return found
+def evaluation_table(groups: list[Group], columns: list[Column], looks: dict[str, str]) -> Table | None:
+    """What is left of the evaluations; None where there are none."""
+    visible = [c for c in columns if not c.is_latent]
+    members = [g for g in groups if any(c.name in g.estimates for c in visible)]
+    if not members:
+        return None
+    rows = [[Cell(g.name), *_estimates(g, visible)] for g in members]
+    floors = floors_of([r for g in groups for r in g.results], visible)
+    if floors:
+        rows.append([Cell("real images"), *_floors(visible, floors)])
+    frame = pd.DataFrame(
+        {
+            "variant": g.variant,
+            **g.point,
+            "metric": c.name,
+            **vars(g.estimates[c.name]),
+            "real_against_real": floors.get(c.name),
+        }
+        for g in members
+        for c in visible
+        if c.name in g.estimates
+    )
+    measured = "; ".join(f"{c.label}: {c.note}" for c in visible)
+    dots = [looks[g.variant] for g in members]
+    return Table(
+        "evaluations",
+        "Samples and reconstructions",
+        ["variant", *short_labels(visible).values()],
+        rows,
+        frame,
+        f"{measured}.",
+        dots,
+    )
 
 
-def short_labels(columns: list[Column]) -> dict[str, str]:
-    """Labels without the settings in brackets where one evaluation was made, so that a table fits a page."""
-    shortened = {c.name: re.sub(r" \(.*\)$", "", c.label) for c in columns}
-    counts = Counter(shortened.values())
-    return {c.name: shortened[c.name] if counts[shortened[c.name]] == 1 else c.label for c in columns}
+def _estimates(group: Group, columns: list[Column]) -> list[Cell]:
+    return [estimate_cell(group.estimates.get(c.name), c.digits) for c in columns]
 
 
-def floors_of(results: list[Result]) -> dict[str, float]:
-    """Real-against-real values by column prefix: what held-out images would score."""
-    found: dict[str, float] = {}
-    for result in results:
-        for name, value in result.metrics.items():
-            if "_floor/" in name:
-                found[name] = value
-    return found
+def _floors(columns: list[Column], floors: dict[str, float]) -> list[Cell]:
+    return [Cell(shown(floors[c.name], c.digits) if c.name in floors else "") for c in columns]
 
 
-def value_of(result: Result, column: str, settings: ReportSettings) -> float | None:
-    """A trial's value of a column: latent metrics as the median of the last probes, evaluations as stored."""
-    if column == "latent/std":
-        variance = result.last_probes("latent/variance", settings.probes)
-        return None if variance is None else variance**0.5
-    if column.startswith("latent/"):
-        return result.last_probes(column, settings.probes)
-    return result.metrics.get(column)
+def _verdict_cell(group: Group) -> Cell:
+    judged = group.with_verdict
+    lines = [f"{verdict} {count}/{judged}" for verdict, count in group.counts.items()]
+    lines += [f"{count} {state}" for state, count in group.states.items()]
+    share = group.healthy_interval
+    tone = "" if not judged else "good" if group.healthy == judged else "mixed" if group.healthy else "bad"
+    return Cell("\n".join(lines), f"healthy [{share[0]:.0%}, {share[1]:.0%}]" if share else "", tone)
 
 
-@dataclass(frozen=True)
-class Group:
-    """A row of the main table: a variant at a grid point, over its seeds."""
-
-    name: str
-    variant: str
-    point: dict[str, Any]
-    results: list[Result]
-    verdicts: dict[int, str | None]
-    """By seed."""
-    estimates: dict[str, Estimate]
-
-    @property
-    def judged(self) -> list[str]:
-        return [v for v in self.verdicts.values() if v is not None]
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Verdicts that occur, in a fixed order."""
-        counts = Counter(self.judged)
-        return {v: counts[v] for v in VERDICTS if counts[v]}
-
-    @property
-    def healthy_interval(self) -> tuple[float, float] | None:
-        """95 % Clopper-Pearson interval of the share of healthy seeds."""
-        judged = self.judged
-        return clopper_pearson(self.counts.get("healthy", 0), len(judged)) if judged else None
-
-    @property
-    def states(self) -> dict[str, int]:
-        """States of the trials that have no verdict."""
-        return dict(Counter(r.state for r in self.results if self.verdicts[r.seed] is None))
+def _collapse_cell(group: Group) -> Cell:
+    steps = group.collapse_steps
+    if not steps:
+        return Cell("never" if group.with_verdict else "-")
+    middle = f"{np.median(steps):g}"
+    span = f"{steps[0]} to {steps[-1]}" if steps[0] != steps[-1] else ""
+    return Cell(middle, "; ".join(filter(None, (span, f"{group.healthy} never" if group.healthy else ""))))
 
 
-def groups_of(results: list[Result], settings: ReportSettings) -> list[Group]:
-    """The rows of the main table, in the spec's order."""
-    found = verdicts(results, settings)
-    columns = columns_of(results)
-    by_name: dict[str, list[Result]] = {}
-    for result in results:
-        by_name.setdefault(result.group, []).append(result)
-    groups = []
-    for name, members in by_name.items():
-        ended = [r for r in members if r.state in ("done", "stale")]
-        estimates = {}
-        for column in columns:
-            values = [v for r in ended if (v := value_of(r, column.name, settings)) is not None]
-            if (found_estimate := estimate(values)) is not None:
-                estimates[column.name] = found_estimate
-        by_seed = {r.seed: found[row_key(r)] for r in members}
-        groups.append(Group(name, members[0].variant, members[0].point, members, by_seed, estimates))
-    return groups
+def _verdict_numbers(group: Group, columns: list[Column]) -> dict[str, Any]:
+    low, high = group.healthy_interval or (None, None)
+    steps = group.collapse_steps
+    row: dict[str, Any] = {"variant": group.variant, **group.point, "seeds": len(group.results)}
+    row |= {verdict: group.counts.get(verdict, 0) for verdict in VERDICTS}
+    row |= {"healthy_ci_low": low, "healthy_ci_high": high}
+    row |= {
+        "collapsed_at_median": float(np.median(steps)) if steps else None,
+        "collapsed_at_first": steps[0] if steps else None,
+        "collapsed_at_last": steps[-1] if steps else None,
+    }
+    for column in columns:
+        found = group.estimates.get(column.name)
+        for part in ("mean", "sd", "ci_low", "ci_high", "n"):
+            row[f"{column.name} {part}"] = getattr(found, part) if found else (0 if part == "n" else None)
+    return row
 
 
-def main_table(groups: list[Group], columns: list[Column]) -> pd.DataFrame:
-    """One row a group: seeds, verdict counts with their interval, and mean, interval and n of every column."""
-    rows = []
+def gap_table(groups: list[Group], settings: ReportSettings) -> Table | None:
+    """Rank gap (target minus prediction) by bin of t: mean over seeds of the median of the last probes."""
+    numbers, rows = [], []
+    bins = max((len(gap_names(g)) for g in groups), default=0)
     for group in groups:
-        row: dict[str, Any] = {"variant": group.variant, **group.point, "seeds": len(group.results)}
-        row |= {verdict: group.counts.get(verdict, 0) for verdict in VERDICTS}
-        low, high = group.healthy_interval or (None, None)
-        row |= {"healthy_ci_low": low, "healthy_ci_high": high}
-        for column in columns:
-            found = group.estimates.get(column.name)
-            for part in ("mean", "sd", "ci_low", "ci_high", "n"):
-                row[f"{column.name} {part}"] = getattr(found, part) if found else (0 if part == "n" else None)
-        rows.append(row)
-    return pd.DataFrame(rows)
+        names, cells = gap_names(group), []
+        for index, name in enumerate(names):
+            values = [v for r in group.finished if (v := r.last_probes(name, settings.probes)) is not None]
+            found = estimate(values)
+            cells.append(estimate_cell(found, 2, signed=True))
+            if found is not None:
+                span = {"t_low": index / len(names), "t_high": (index + 1) / len(names)}
+                numbers.append({"variant": group.variant, **group.point, **span, **vars(found)})
+        if any(c.text != "-" for c in cells) and len(names) == bins:
+            rows.append([Cell(group.name), *cells])
+    if not numbers:
+        return None
+    header = ["variant", *(f"t in [{i / bins:g}, {(i + 1) / bins:g}]" for i in range(bins))]
+    note = "Effective rank of the clean target minus that of the clean prediction, token level; positive: the denoiser is a low-rank filter."
+    return Table("rank_gap", "Rank gap by time", header, rows, pd.DataFrame(numbers), note)
 
 
-def trial_table(groups: list[Group], columns: list[Column], settings: ReportSettings) -> pd.DataFrame:
+def gap_names(group: Group) -> list[str]:
+    """The names of a group's rank gaps, in the order of their bins of t."""
+    names = {n for r in group.results for n in r.metrics if n.startswith("rank_gap/t")}
+    return sorted(names, key=lambda n: int(n.removeprefix("rank_gap/t")))
+
+
+def cost_table(groups: list[Group], looks: dict[str, str]) -> Table | None:
+    """What every group cost, trials that failed included; None where nothing has run."""
+    numbers, rows, dots = [], [], []
+    for group in groups:
+        started = [r for r in group.results if r.seconds > 0 and r.description]
+        if not started:
+            continue
+        cpu = sum(r.seconds * r.description["fields"]["resources"]["cpus"] / 3600 for r in started)
+        gpu = sum(r.seconds * r.description["fields"]["resources"]["gpus"] / 3600 for r in started)
+        speeds = [s for r in started if (s := _images_per_second(r)) is not None]
+        speed = estimate(speeds)
+        parameters = next((p for r in group.finished if (p := parameters_in(r.folder)) is not None), None)
+        steps = max(r.step for r in started)
+        numbers.append(
+            {
+                "variant": group.variant,
+                **group.point,
+                "trials": len(started),
+                "steps": steps,
+                "parameters": parameters,
+                "images_per_second": speed.mean if speed else None,
+                "cpu_hours": cpu,
+                "gpu_hours": gpu,
+                "cpu_hours_a_trial": cpu / len(started),
+                "gpu_hours_a_trial": gpu / len(started),
+            }
+        )
+        hours, unit = (gpu, "GPU-h") if gpu else (cpu, "CPU-h")
+        rows.append(
+            [
+                Cell(group.name),
+                Cell(str(len(started))),
+                Cell(f"{steps:,}"),
+                Cell(f"{parameters:,}" if parameters else "-"),
+                Cell(f"{speed.mean:,.0f}" if speed else "-"),
+                Cell(f"{hours / len(started):.4f} {unit}"),
+                Cell(f"{hours:.3f} {unit}"),
+            ]
+        )
+        dots.append(looks[group.variant])
+    if not rows:
+        return None
+    header = ["variant", "trials", "steps", "parameters", "images/s", "a trial", "all seeds"]
+    note = (
+        "Hours that trials held their CPUs or GPUs, with probes, images and checkpoints, without evaluation; images a second of "
+        "the training steps alone (median over the log's intervals, mean over seeds). Parameters: trained weights of the network as deployed."
+    )
+    return Table("cost", "Cost", header, rows, pd.DataFrame(numbers), note, dots)
+
+
+def _images_per_second(result: Any) -> float | None:
+    steps, seconds = result.history.series("seconds/train")
+    made = np.diff(steps, prepend=0)
+    kept = (seconds > 0) & (made > 0)
+    if not kept.any():
+        return None
+    return float(np.median(made[kept] / seconds[kept])) * int(result.description["fields"]["training"]["batch_size"])
+
+
+def trial_table(groups: list[Group], columns: list[Column], settings: ReportSettings) -> Table:
     """One row a trial: what it is, its state and verdict, its values and its cost."""
-    rows = []
+    numbers, rows = [], []
     for group in groups:
         for result in group.results:
-            row: dict[str, Any] = {
-                "id": result.id,
-                "variant": result.variant,
-                **result.point,
-                "size": result.size,
-                "seed": result.seed,
-            }
-            row |= {
-                "state": result.state,
-                "verdict": group.verdicts[result.seed],
-                "step": result.step,
-                "seconds": round(result.seconds, 1),
-            }
-            row |= {c.name: value_of(result, c.name, settings) for c in columns}
-            rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def gap_table(groups: list[Group], settings: ReportSettings) -> pd.DataFrame:
-    """Rank gap (target minus prediction) by bin of t: mean over seeds of the median of the last probes."""
-    rows = []
-    for group in groups:
-        names = sorted(
-            {n for r in group.results for n in r.metrics if n.startswith("rank_gap/")},
-            key=lambda n: int(n.rsplit("t", 1)[1]),
-        )
-        for index, name in enumerate(names):
-            values = [v for r in group.results if (v := r.last_probes(name, settings.probes)) is not None]
-            found = estimate(values)
-            if found is not None:
-                rows.append(
-                    {
-                        "variant": group.variant,
-                        **group.point,
-                        "t_low": index / len(names),
-                        "t_high": (index + 1) / len(names),
-                        **vars(found),
-                    }
-                )
-    return pd.DataFrame(rows)
-
-
-def answer(groups: list[Group]) -> str:
-    """The sweep's answer in words, made from the verdict counts alone."""
-    always, never, mixed, missing = [], [], [], []
-    for group in groups:
-        healthy, judged = group.counts.get("healthy", 0), len(group.judged)
-        told = ", ".join(f"{v} {n}" for v, n in group.counts.items() if v != "healthy")
-        if not judged:
-            missing.append(group.name)
-        elif healthy == judged:
-            always.append(group.name)
-        elif healthy == 0:
-            never.append(f"{group.name} ({told} of {judged})")
-        else:
-            mixed.append(f"{group.name} (healthy {healthy} of {judged}; {told})")
-    parts = []
-    if always:
-        parts.append(f"Latents are healthy in every seed: {', '.join(always)}.")
-    if never:
-        parts.append(f"They collapse in every seed: {', '.join(never)}.")
-    if mixed:
-        parts.append(f"Seeds disagree: {', '.join(mixed)}.")
-    if missing:
-        parts.append(f"No verdict yet: {', '.join(missing)}.")
-    return " ".join(parts)
-
-
-def show(value: Estimate | None, digits: int) -> str:
-    """`mean [low, high]`; the mean alone where one seed gives no interval."""
-    if value is None:
-        return "-"
-    if value.ci_low is None or value.ci_high is None:
-        return f"{value.mean:.{digits}f}"
-    return f"{value.mean:.{digits}f} [{value.ci_low:.{digits}f}, {value.ci_high:.{digits}f}]"
-
-
-def cell(value: Any) -> Any:
-    """A value for a CSV file: text that a spreadsheet would take for a formula is quoted."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
+            judged = group.judged[result.seed]
+            numbers.append(
+                {
+                    "id": result.id,
+                    "variant": result.variant,
+                    **result.point,
+                    "size": result.size,
+                    "seed": result.seed,
+                    "state": result.state,
+                    "verdict": judged.verdict,
+                    "judged_against": ("control" if judged.by_control else "bounds") if judged.verdict else None,
+                    "collapsed_at": judged.collapsed_at,
+                    "step": result.step,
+                    "seconds": round(result.seconds, 1),
+                    "error": result.error,
+                    **{c.name: value_of(result, c.name, settings) if result.finished else None for c in columns},
+                }
+            )
+            state = f"{result.state}: {result.error}" if result.error else result.state
+            at = "-" if judged.collapsed_at is None else str(judged.collapsed_at)
+            cells = (
+                result.id,
+                group.name,
+                str(result.seed),
+                state,
+                judged.verdict or "-",
+                at,
+                f"{result.step}/{result.steps}",
+            )
+            rows.append([*map(Cell, cells), Cell(f"{result.seconds:.0f}")])
+    header = ["trial", "variant", "seed", "state", "verdict", "collapsed at step", "steps", "seconds"]
+    return Table(
+        "trials",
+        f"{len(rows)} trials with their seeds, states, verdicts and cost",
+        header,
+        rows,
+        pd.DataFrame(numbers),
+        folded=True,
+    )

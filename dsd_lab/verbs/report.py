@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dsd_lab.errors import OK, BadInput
-from dsd_lab.home import ENDED, Home
 from dsd_lab.provenance import training_code
-from dsd_lab.report.figures import draw_all
-from dsd_lab.report.pages import group_json, page_content, write_html, write_markdown
+from dsd_lab.report.report import write_report
 from dsd_lab.report.results import Result, result_of
-from dsd_lab.report.tables import answer, cell, columns_of, gap_table, groups_of, main_table, trial_table
 from dsd_lab.specs.sweep import ReportSettings
 from dsd_lab.store import Store
 from dsd_lab.verbs.common import find_manifest, home_of, print_json
@@ -31,13 +28,14 @@ def run(arguments: argparse.Namespace) -> int:
     store = Store(home, arguments.tracking_uri)
     store.sync(manifest)
     with tempfile.TemporaryDirectory() as scratch:
-        results = _results(home, store, manifest, Path(scratch))
-        content = write_report(results, settings, manifest, folder)
+        results = _results(store, manifest, Path(scratch))
+        print(f"dsd-lab: drawing the figures of {len(results)} trials", file=sys.stderr)
+        page, content = write_report(results, settings, manifest, folder)
     store.attach_report(manifest, folder)
     if arguments.json:
-        print_json(content["json"])
+        print_json(content)
         return OK
-    for line in [*content["notices"], content["answer"]]:
+    for line in [*page.notices, *page.answer]:
         print(line)
     print(f"report: {(folder / 'report.html').resolve()}")
     at = "" if arguments.home is None else f" --home {arguments.home}"
@@ -45,34 +43,12 @@ def run(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _results(home: Home, store: Store, manifest: dict[str, Any], scratch: Path) -> list[Result]:
+def _results(store: Store, manifest: dict[str, Any], scratch: Path) -> list[Result]:
     code = training_code()
     results = []
     for stored in store.read(manifest, scratch):
         state = stored.tags.get("dsd.state", "pending")
-        if state in ENDED and stored.tags.get("dsd.code") != code:
-            state = "stale" if state == "done" else state
+        if state == "done" and stored.tags.get("dsd.code") != code:
+            state = "stale"
         results.append(result_of(stored.entry, state, stored.tags, stored.metrics, stored.folder))
     return results
-
-
-def write_report(
-    results: list[Result], settings: ReportSettings, manifest: dict[str, Any], folder: Path
-) -> dict[str, Any]:
-    """Write pages, tables and figures below a folder; returns what the pages show, and `json`."""
-    (folder / "tables").mkdir(parents=True, exist_ok=True)
-    groups, columns = groups_of(results, settings), columns_of(results)
-    tables = {
-        "verdicts": main_table(groups, columns),
-        "trials": trial_table(groups, columns, settings),
-        "rank_gap": gap_table(groups, settings),
-    }
-    for name, table in tables.items():
-        table.map(cell).to_csv(folder / "tables" / f"{name}.csv", index=False)
-    print(f"dsd-lab: drawing the figures of {len(results)} trials", file=sys.stderr)
-    drawn = draw_all(groups, settings, folder / "figures")
-    content = page_content(groups, columns, settings, manifest, drawn, folder)
-    write_html(content, folder / "report.html")
-    write_markdown(content, folder / "report.md")
-    content["json"] = {"sweep": manifest["key"], "answer": answer(groups), "variants": [group_json(g) for g in groups]}
-    return content

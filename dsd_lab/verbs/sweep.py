@@ -107,7 +107,7 @@ def _check_data(plan: Plan) -> None:
 
 
 def _start_uploader(home: Home, key: str, uri: str | None) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "dsd_lab.store", str(home.root), key, *([uri] if uri else [])]
+    command = [sys.executable, "-m", "dsd_lab.uploader", str(home.root), key, *([uri] if uri else [])]
     # A session of its own: Ctrl-C reaches this process, which then lets the uploader finish.
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
 

@@ -1,0 +1,195 @@
+"""The rows and columns of a report: a group is a variant at a grid point over its seeds, a column is a quantity."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from dsd_lab.report.results import Result, point_name
+from dsd_lab.report.statistics import Estimate, clopper_pearson, estimate
+from dsd_lab.report.verdicts import VERDICTS, Judged, judge, row_key
+from dsd_lab.specs.sweep import ReportSettings
+
+_SMALLEST_STD = 1e-6
+
+
+@dataclass(frozen=True)
+class Column:
+    """A quantity of the tables."""
+
+    name: str
+    label: str
+    digits: int
+    note: str
+
+    @property
+    def is_latent(self) -> bool:
+        return self.name.startswith("latent/")
+
+
+LATENT_COLUMNS = (
+    Column("latent/std", "latent std", 3, "square root of latent/variance"),
+    Column(
+        "latent/effective_rank/token", "effective rank, tokens", 2, "Roy and Vetterli 2007, at most the latent channels"
+    ),
+    Column("latent/effective_rank/image", "effective rank, images", 1, "the same of whole latents"),
+    Column("latent/capacity_bits/token", "capacity, bits a token", 2, "what survives unit-variance noise"),
+)
+LOG_STD = Column(
+    "latent/log10_std", "log10 latent std", 2, f"differences are ratios; a std below {_SMALLEST_STD:g} counts as that"
+)
+_CAPACITY, _TOKEN_RANK = LATENT_COLUMNS[3], LATENT_COLUMNS[1]
+EFFECT_COLUMNS = (_CAPACITY, LOG_STD, _TOKEN_RANK)
+"""What factorial effects are given for."""
+
+_EVALUATIONS = {
+    "fid": ("FID", 2, "lower is better; features of an in-domain classifier, not Inception"),
+    "kid": ("KID", 3, "lower is better; same features"),
+    "label_accuracy": ("label accuracy", 3, "how often that classifier agrees with the label asked for"),
+    "memorisation/nearest_train": ("nearest training image", 1, "median RMS distance in grey levels"),
+    "psnr": ("PSNR, dB", 1, "held-out reconstructions"),
+}
+
+
+def columns_of(results: list[Result]) -> list[Column]:
+    """The quantities that these results have: latents first, then every distinct evaluation, never two in one column."""
+    names = sorted({name for r in results for name in r.metrics if not name.startswith("latent/")})
+    found = list(LATENT_COLUMNS)
+    for prefix, (label, digits, note) in _EVALUATIONS.items():
+        for name in names:
+            if name.startswith(f"{prefix}/") and "_floor/" not in name:
+                found.append(Column(name, f"{label} ({name.removeprefix(prefix + '/')})", digits, note))
+    return found
+
+
+def short_labels(columns: list[Column]) -> dict[str, str]:
+    """Labels without the settings in brackets where one evaluation was made, so that a table fits a page."""
+    shortened = {c.name: re.sub(r" \(.*\)$", "", c.label) for c in columns}
+    counts = Counter(shortened.values())
+    return {c.name: shortened[c.name] if counts[shortened[c.name]] == 1 else c.label for c in columns}
+
+
+def floors_of(results: list[Result], columns: list[Column]) -> dict[str, float]:
+    """Real-against-real values by column, where one was measured at the same N: what held-out images would score."""
+    floors = {name: value for r in results for name, value in r.metrics.items() if "_floor/" in name}
+    found = {}
+    for column in columns:
+        prefix, _, how = column.name.rpartition("/")
+        count = re.search(r"(?:^|-)(n\d+)(?:-|$)", how)
+        for name, value in sorted(floors.items()):
+            at = name.rpartition("/")
+            if count and at[0] == f"{prefix}_floor" and at[2].split("-")[-1] == count[1]:
+                found[column.name] = value
+    return found
+
+
+def value_of(result: Result, column: str, settings: ReportSettings) -> float | None:
+    """A trial's value of a column: latent metrics as the median of the last probes, evaluations as stored."""
+    if not column.startswith("latent/"):
+        value = result.metrics.get(column)
+    elif column in ("latent/std", LOG_STD.name):
+        variance = result.last_probes("latent/variance", settings.probes)
+        value = None if variance is None else variance**0.5
+        if value is not None and column == LOG_STD.name:
+            value = math.log10(max(value, _SMALLEST_STD))
+    else:
+        value = result.last_probes(column, settings.probes)
+    return value if value is not None and math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Group:
+    """A row of the main table: a variant at a grid point, over its seeds."""
+
+    name: str
+    variant: str
+    point: dict[str, Any]
+    results: list[Result]
+    judged: dict[int, Judged]
+    """By seed."""
+    estimates: dict[str, Estimate]
+    """By column."""
+
+    @cached_property
+    def point_name(self) -> str:
+        return point_name(self.point)
+
+    @cached_property
+    def finished(self) -> list[Result]:
+        """The trials whose values are in the means."""
+        return [r for r in self.results if r.finished]
+
+    @property
+    def verdicts(self) -> dict[int, str | None]:
+        """By seed; None where there is none."""
+        return {seed: j.verdict for seed, j in self.judged.items()}
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """Verdicts that occur, in a fixed order."""
+        counts = Counter(j.verdict for j in self.judged.values())
+        return {v: counts[v] for v in VERDICTS if counts[v]}
+
+    @property
+    def with_verdict(self) -> int:
+        return sum(self.counts.values())
+
+    @property
+    def healthy(self) -> int:
+        return self.counts.get("healthy", 0)
+
+    @cached_property
+    def healthy_interval(self) -> tuple[float, float] | None:
+        """95 % Clopper-Pearson interval of the share of healthy seeds."""
+        return clopper_pearson(self.healthy, self.with_verdict) if self.with_verdict else None
+
+    @property
+    def states(self) -> dict[str, int]:
+        """States of the trials that have no verdict."""
+        return dict(Counter(r.state for r in self.results if self.judged[r.seed].verdict is None))
+
+    @property
+    def collapse_steps(self) -> list[int]:
+        """First step of lasting collapse of every collapsed seed, ascending."""
+        return sorted(j.collapsed_at for j in self.judged.values() if j.collapsed_at is not None)
+
+
+def groups_of(results: list[Result], settings: ReportSettings) -> list[Group]:
+    """The rows of the main table, in the spec's order."""
+    judged, columns = judge(results, settings), columns_of(results)
+    by_name: dict[str, list[Result]] = {}
+    for result in results:
+        by_name.setdefault(result.group, []).append(result)
+    groups = []
+    for name, members in by_name.items():
+        estimates = {}
+        for column in columns:
+            values = [v for r in members if r.finished and (v := value_of(r, column.name, settings)) is not None]
+            if (found := estimate(values)) is not None:
+                estimates[column.name] = found
+        by_seed = {r.seed: judged[row_key(r)] for r in members}
+        groups.append(Group(name, members[0].variant, members[0].point, members, by_seed, estimates))
+    return groups
+
+
+def points_of(groups: list[Group]) -> dict[str, list[Group]]:
+    """The groups by name of their grid point, both in the spec's order."""
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        found.setdefault(group.point_name, []).append(group)
+    return found
+
+
+def effective_control(groups: list[Group], settings: ReportSettings) -> str | None:
+    """The control's name where the sweep has it."""
+    return next((g.variant for g in groups if g.variant == settings.control), None)
+
+
+def reference_of(groups: list[Group], settings: ReportSettings) -> str | None:
+    """The variant that the others are compared with: `dsd`, else the control, else the first."""
+    variants = dict.fromkeys(g.variant for g in groups)
+    return next((v for v in ("dsd", settings.control, *variants) if v in variants), None)

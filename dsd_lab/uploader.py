@@ -1,0 +1,48 @@
+"""The uploader: a process beside a sweep that brings the store up to the trials' files every few seconds."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+from dsd_lab.home import Home
+from dsd_lab.store import Store, StoreUnavailable
+
+_POLL, _PATIENCE = 2.0, 60.0
+"""Seconds between passes, and at most between tries where the store is down."""
+
+
+def upload(home: Path, key: str, uri: str | None) -> int:
+    """Replay until standard input closes, which the driver's death does too, then once more.
+
+    Returns 0 where everything is stored.
+    """
+    finished = threading.Event()
+    threading.Thread(target=_wait_for_end, args=(finished,), daemon=True).start()
+    store: Store | None = None
+    pause = _POLL
+    while True:
+        last = finished.is_set()
+        try:
+            store = store or Store(Home(home), uri)
+            store.sync(Home(home).manifests()[key])
+            pause = _POLL
+        except StoreUnavailable as error:
+            if last:
+                later = "nothing is lost, `dsd-lab report` or the next sweep replays it"
+                print(f"dsd-lab: {error}; {later}", file=sys.stderr)
+                return 1
+            pause = min(_PATIENCE, 2 * pause)
+        if last:
+            return 0
+        finished.wait(pause)
+
+
+def _wait_for_end(finished: threading.Event) -> None:
+    sys.stdin.read()
+    finished.set()
+
+
+if __name__ == "__main__":
+    sys.exit(upload(Path(sys.argv[1]), sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else None))

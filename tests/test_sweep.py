@@ -1,0 +1,382 @@
+"""Real sweeps: Ray runs tiny trials, MLflow stores them, workers and drivers are killed in the middle.
+
+One sweep of six variants in a home folder with a long path is run once and asked about by many tests;
+its single worker runs the same computation first and last, with a failing and a diverging trial between.
+"""
+
+import os
+import shutil
+import signal
+import sqlite3
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from sweeping import (
+    DEADLINE,
+    EVALUATION,
+    VARIANTS,
+    events,
+    outcome,
+    processes_in,
+    run,
+    start,
+    train_here,
+    wait_until,
+    write_spec,
+)
+
+from dsd_lab.engine import _SOCKET_PATH_ROOM, _short_path, run_trials
+from dsd_lab.errors import BAD_INPUT, INTERRUPTED, NO_RESOURCES, OK, TERMINATED, TRIALS_FAILED
+from dsd_lab.home import Home, locked
+from dsd_lab.specs.identity import evaluation_id
+from dsd_lab.specs.sweep import Plan, load_sweep
+
+AGAIN = {"data": {"revision": "2"}}
+"""Another identity, the same computation."""
+LONG = {
+    "training": {"steps": 1000, "batch_size": 8},
+    "probe": {"every": 200, "images": 16, "t_bins": 2, "gradient_images": 4},
+    "observation": {"log_every": 5, "checkpoint_every": 20, "images_every": 500, "images": 4},
+}
+"""Long enough to be interrupted: several seconds."""
+
+
+@dataclass
+class Swept:
+    home: Home
+    spec: Path
+    plan: Plan
+    code: int
+    answer: dict[str, Any]
+    leftovers: list[str]
+
+    def ids(self, variant: str) -> list[str]:
+        return [t.id for t in self.plan.trials if t.variant == variant]
+
+    def status(self, variant: str) -> list[dict[str, Any]]:
+        return [self.home.trial(i).status() for i in self.ids(variant)]
+
+
+@pytest.fixture
+def short_tmp(monkeypatch):
+    """A folder of our own for temporary files, with a path short enough for Ray's sockets."""
+    folder = tempfile.mkdtemp(prefix="t", dir="/tmp")
+    monkeypatch.setenv("TMPDIR", folder)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield Path(folder)
+    tempfile.tempdir = None
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    spec = write_spec(folder, {**VARIANTS, "again": AGAIN}, seeds=[0, 1])
+    home = Home(folder / "a home with a long path" / ("x" * 107))
+    with pytest.MonkeyPatch.context() as patch:
+        temporary = tempfile.mkdtemp(prefix="t", dir="/tmp")
+        patch.setenv("TMPDIR", temporary)
+        patch.setattr(tempfile, "tempdir", None)
+        code, answer = run("sweep", spec, "--home", home.root, "--max-concurrent", 1)
+        leftovers = [str(path) for path in Path(temporary).rglob("*")]
+        shutil.rmtree(temporary)
+    tempfile.tempdir = None
+    return Swept(home, spec, load_sweep(spec), code, answer, leftovers)
+
+
+def sessions(home: Home) -> list[str]:
+    """Ray's sessions so far: one for each start."""
+    return sorted(path.name for path in (home.root / "ray").glob("session_2*"))
+
+
+def attempts(home: Home, plan: Plan) -> dict[str, Any]:
+    return {t.id: [home.trial(t.id).status().get(k) for k in ("attempt", "started", "pid")] for t in plan.trials}
+
+
+def stored_steps(home: Home) -> list[tuple[Any, ...]]:
+    """(trial, metric, step) of all metrics of trials in the store, repeated ones too."""
+    query = """select t.value, m.key, m.step from metrics m
+               join tags t on t.run_uuid = m.run_uuid and t.key = 'dsd.trial'
+               join tags k on k.run_uuid = m.run_uuid and k.key = 'dsd.kind' and k.value = 'trial'"""
+    with sqlite3.connect(home.root / "mlflow.db") as database:
+        return sorted(database.execute(query).fetchall())
+
+
+def spooled_steps(home: Home, ids: list[str]) -> list[tuple[Any, ...]]:
+    """(trial, metric, step) of everything that the trials have recorded."""
+    return sorted(
+        (trial, name, line["step"]) for trial in ids for line in events(home, trial) for name in line.get("metrics", {})
+    )
+
+
+# -- One sweep ---------------------------------------------------------------------------------------
+
+
+def test_one_failing_trial_gives_exit_code_3_and_does_not_stop_the_others(swept):
+    states = {
+        v: {e["state"] for e in swept.answer["trials"] if e["name"].startswith(v)} for v in swept.plan.spec.variants
+    }
+    assert swept.code == TRIALS_FAILED
+    assert states == {
+        "dsd": {"done"},
+        "control": {"done"},
+        "naive": {"done"},
+        "wild": {"diverged"},
+        "broken": {"failed"},
+        "again": {"done"},
+    }
+
+
+def test_a_failed_trial_says_what_is_wrong_with_its_data(swept):
+    for status in swept.status("broken"):
+        assert "damaged/train-images-idx3-ubyte: not an idx file" in status["error"]
+
+
+def test_a_diverged_trial_stops_before_its_last_step_and_says_at_which(swept):
+    for trial, status in zip(swept.ids("wild"), swept.status("wild"), strict=True):
+        assert 0 < status["step"] < 12
+        assert f"step {status['step'] + 1} is not finite" in status["error"]
+        assert events(swept.home, trial)[-1]["kind"] == "diverged"
+
+
+def test_a_sweep_that_only_diverged_is_a_result_and_not_a_failure(swept):
+    code, answer = run("sweep", swept.spec, "--home", swept.home.root, "--only", "variant=wild", "--no-tracking")
+    assert code == OK
+    assert answer["states"] == {"diverged": 2}
+
+
+def test_a_worker_is_reused_and_no_state_leaks_from_one_trial_to_the_next(swept):
+    assert len({status["pid"] for v in swept.plan.spec.variants for status in swept.status(v)}) == 1
+    for first, last in zip(swept.ids("dsd"), swept.ids("again"), strict=True):
+        assert first != last
+        assert outcome(swept.home, first) == outcome(swept.home, last)
+
+
+def test_seeds_differ(swept):
+    first, second = swept.ids("dsd")
+    assert outcome(swept.home, first)[1] != outcome(swept.home, second)[1]
+
+
+def test_a_trial_in_a_worker_equals_the_same_trial_in_a_fresh_process_without_ray(swept, tmp_path):
+    alone = start("train", swept.spec, "--variant", "naive", "--seed", 1, "--no-tracking", "--home", tmp_path)
+    output, _ = alone.communicate(timeout=DEADLINE)
+    assert alone.returncode == OK, output
+    trial = swept.ids("naive")[1]
+    assert outcome(Home(tmp_path), trial) == outcome(swept.home, trial)
+
+
+def test_everything_that_trials_recorded_is_in_the_store_once(swept):
+    ids = [trial.id for trial in swept.plan.trials if trial.variant != "broken"]
+    assert stored_steps(swept.home) == spooled_steps(swept.home, ids)
+
+
+def test_nothing_is_written_outside_the_home_folder_though_its_path_is_too_long_for_sockets(swept):
+    assert len(str(swept.home.root)) > 107
+    assert swept.leftovers == []
+    assert sorted(path.name for path in swept.spec.parent.iterdir()) == [
+        "a home with a long path",
+        "damaged",
+        "spec.yaml",
+    ]
+    assert len(sessions(swept.home)) == 1
+
+
+def test_a_short_path_is_used_as_it_is_and_a_long_one_through_a_link_of_our_own(tmp_path, monkeypatch):
+    short, long = Path("/work/home/ray"), tmp_path / ("x" * 100)
+    long.mkdir()
+    with _short_path(short) as path:
+        assert path == short
+    for place in ("/tmp", str(tmp_path / ("y" * 40))):
+        monkeypatch.setattr(tempfile, "tempdir", place)
+        with _short_path(long) as first, _short_path(long) as second:
+            assert len(str(first)) <= _SOCKET_PATH_ROOM and first.resolve() == long
+            assert first != second
+        assert not first.parent.exists() and not second.parent.exists() and long.is_dir()
+
+
+def test_running_a_finished_sweep_again_runs_nothing_and_does_not_start_ray(swept):
+    before, ray = attempts(swept.home, swept.plan), sessions(swept.home)
+    code, answer = run("sweep", swept.spec, "--home", swept.home.root, "--no-tracking")
+    assert code == TRIALS_FAILED  # the failed ones still are
+    assert answer == swept.answer
+    assert attempts(swept.home, swept.plan) == before
+    assert sessions(swept.home) == ray
+
+
+# -- The same sweep, extended ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def extended(swept):
+    """The sweep with one more seed and an evaluation, run for the variants that do not fail."""
+    ids = [t.id for t in swept.plan.trials]
+    before = attempts(swept.home, swept.plan), {i: (swept.home.trial(i).status(), events(swept.home, i)) for i in ids}
+    content = yaml.safe_load(swept.spec.read_text()) | {"seeds": [0, 1, 2], "evaluate": [EVALUATION]}
+    spec = swept.spec.with_name("extended.yaml")
+    spec.write_text(yaml.safe_dump(content, sort_keys=False))
+    try:
+        code, answer = run("sweep", spec, "--home", swept.home.root, "--only", "variant=dsd,control,wild")
+    finally:
+        spec.unlink()
+    after = attempts(swept.home, swept.plan), {i: (swept.home.trial(i).status(), events(swept.home, i)) for i in ids}
+    return SimpleNamespace(code=code, answer=answer, before=before, after=after)
+
+
+def test_adding_a_seed_runs_only_the_new_trials(swept, extended):
+    assert extended.code == OK
+    assert extended.answer["states"] == {"done": 6, "diverged": 3}
+    assert extended.after == extended.before
+    new = [e["id"] for e in extended.answer["trials"] if e["name"].endswith("s2")]
+    assert [swept.home.trial(i).status()["attempt"] for i in new] == [1, 1, 1]
+
+
+def test_adding_an_evaluation_evaluates_finished_trials_that_have_a_denoiser_and_retrains_nothing(swept, extended):
+    key = evaluation_id(load_sweep(swept.spec, sets=[f"evaluate=[{EVALUATION}]"]).spec.evaluate[0])
+    assert extended.after == extended.before
+    evaluated = {e["id"] for e in extended.answer["trials"] if key in swept.home.trial(e["id"]).evaluations()}
+    assert evaluated == {e["id"] for e in extended.answer["trials"] if e["name"].startswith("dsd")}
+
+
+def test_an_extended_sweep_is_stored_beside_what_was_there(swept, extended):
+    ids = {trial for trial, _, _ in stored_steps(swept.home)}
+    assert ids == {e["id"] for e in extended.answer["trials"]} | set(swept.ids("naive") + swept.ids("again"))
+
+
+# -- What is refused ---------------------------------------------------------------------------------
+
+
+def test_a_second_sweep_of_one_spec_in_one_home_is_refused(swept, capsys):
+    with locked(swept.home.sweep_folder(swept.plan.key) / "lock", wait=False) as held:
+        assert held
+        assert run("sweep", swept.spec, "--home", swept.home.root)[0] == BAD_INPUT
+    assert "is already running" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("field", "value"), [("gpus", 64.0), pytest.param("cpus", 4096.0, marks=pytest.mark.slow)])
+def test_a_trial_that_asks_for_more_than_there_is_gets_exit_code_4(field, value, tmp_path, capsys):
+    spec = write_spec(tmp_path, base={"resources": {field: value}})
+    assert run("sweep", spec, "--home", tmp_path / "home", "--no-tracking")[0] == NO_RESOURCES
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"dsd-lab: resources.{field}: trial 'dsd s0' asks for {value:g}, but there are ")
+    assert not list((tmp_path / "home" / "trials").glob("*/status.json"))
+
+
+@pytest.mark.slow
+def test_only_selects_trials_and_leaves_the_others_pending(tmp_path):
+    spec = write_spec(tmp_path, {"dsd": {}, "control": VARIANTS["control"]}, seeds=[0, 1])
+    arguments = ("sweep", spec, "--home", tmp_path / "home", "--no-tracking")
+    code, answer = run(*arguments, "--only", "variant=control", "--only", "seed=1")
+    assert code == OK
+    assert [e["name"] for e in answer["trials"]] == ["control s1"]
+    _, status = run("status", "--home", tmp_path / "home")
+    assert status["sweeps"][0]["states"] == {"done": 1, "pending": 3}
+
+
+@pytest.mark.slow
+def test_fail_fast_stops_at_the_first_failure_and_leaves_the_rest_for_later(tmp_path):
+    variants = {"broken": VARIANTS["broken"], **{f"late{i}": {"data": {"revision": str(i)}} for i in range(4)}}
+    spec = write_spec(tmp_path, variants)
+    arguments = ("sweep", spec, "--home", tmp_path / "home", "--no-tracking")
+    code, answer = run(*arguments, "--fail-fast", "--max-concurrent", 1)
+    assert code == TRIALS_FAILED
+    assert answer["states"] == {"failed": 1, "pending": 4}
+    wait_until(lambda: not processes_in(tmp_path / "home"), "Ray has ended")
+
+
+# -- Devices -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_each_worker_sees_the_devices_and_the_fraction_that_its_trial_asks_for(tmp_path):
+    half = {f"half{i}": {"resources": {"gpus": 0.5}, "data": {"revision": str(i)}} for i in range(4)}
+    spec = write_spec(tmp_path, {**half, "both": {"resources": {"gpus": 2.0}, "data": {"revision": "9"}}})
+    home, trials = Home(tmp_path / "home"), load_sweep(spec).trials
+    run_trials(home, trials, [], cluster={"num_gpus": 2, "num_cpus": 4})
+    found = {t.variant: home.trial(t.id).status() for t in trials}
+    assert found["both"]["devices"] == "0,1"
+    halves = [found[name] for name in half]
+    assert {s["devices"] for s in halves} <= {"0", "1"}
+    for device in "01":
+        assert len({s["pid"] for s in halves if s["devices"] == device}) <= 2
+
+
+# -- Killed and interrupted --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A spec of a long and a short trial, and what they come to where nothing disturbs them."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    spec = write_spec(folder, {"dsd": LONG, "naive": VARIANTS["naive"]})
+    plan = train_here(Home(folder / "home"), spec)
+    return SimpleNamespace(
+        spec=spec, plan=plan, outcomes={t.id: outcome(Home(folder / "home"), t.id) for t in plan.trials}
+    )
+
+
+def running(home: Home, trial: str, lines: int) -> int:
+    """The process that runs a trial, once its spool has so many lines; 0 before."""
+    folder = home.trial(trial)
+    long_enough = folder.spool.exists() and folder.spool.read_bytes().count(b"\n") >= lines
+    return int(folder.status()["pid"]) if long_enough and folder.state() == "running" else 0
+
+
+@pytest.mark.slow
+def test_a_trial_whose_worker_is_killed_is_retried_and_ends_bit_equal(undisturbed, tmp_path):
+    home, victim = Home(tmp_path / "home"), undisturbed.plan.trials[0].id
+    sweep = start("sweep", undisturbed.spec, "--home", home.root)
+    os.kill(wait_until(lambda: running(home, victim, 60), "the trial is under way", sweep), signal.SIGKILL)
+    output, _ = sweep.communicate(timeout=DEADLINE)
+    assert sweep.returncode == OK, output
+    assert home.trial(victim).status()["attempt"] == 2
+    assert {t.id: outcome(home, t.id) for t in undisturbed.plan.trials} == undisturbed.outcomes
+    assert stored_steps(home) == spooled_steps(home, list(undisturbed.outcomes))
+
+
+@pytest.mark.slow
+def test_a_trial_whose_workers_keep_dying_fails_and_says_so(undisturbed, tmp_path):
+    home, victim = Home(tmp_path / "home"), undisturbed.plan.trials[0].id
+    sweep = start("sweep", undisturbed.spec, "--home", home.root, "--only", "variant=dsd", "--no-tracking")
+    killed = set()
+    for _ in range(3):
+        pid = wait_until(lambda: {running(home, victim, 10)} - killed - {0}, "a worker has it", sweep).pop()
+        os.kill(pid, signal.SIGKILL)
+        killed.add(pid)
+    output, _ = sweep.communicate(timeout=DEADLINE)
+    assert sweep.returncode == TRIALS_FAILED, output
+    status = home.trial(victim).status()
+    assert status["state"] == "failed" and status["error"].startswith("the worker died 3 times")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, TERMINATED), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_an_interrupted_sweep_leaves_no_process_and_ends_bit_equal_when_run_again(
+    sent, code, undisturbed, tmp_path, short_tmp
+):
+    home, ids = Home(tmp_path / "home"), [t.id for t in undisturbed.plan.trials]
+    sweep = start("sweep", undisturbed.spec, "--home", home.root, "--max-concurrent", 1)
+    wait_until(lambda: running(home, ids[0], 60), "the first trial is under way", sweep)
+    assert run("sweep", undisturbed.spec, "--home", home.root)[0] == BAD_INPUT  # it is running
+    if sent == signal.SIGINT:
+        os.killpg(sweep.pid, sent)  # as a terminal does
+    else:
+        sweep.send_signal(sent)
+    output, _ = sweep.communicate(timeout=DEADLINE)
+    assert sweep.returncode == code, output
+    # Two of Ray's helpers, which touch no trial, wait a minute for a driver that was killed.
+    helpers = ("ray::DashboardA", "ray::RuntimeEnv") if sent == signal.SIGKILL else ()
+    wait_until(lambda: not [p for p in processes_in(home.root) if not p.endswith(helpers)], "all processes have ended")
+    # The kernel frees the lock of a trial a moment after its process has left /proc.
+    wait_until(lambda: [home.trial(i).state() for i in ids] == ["interrupted", "pending"], "the trial is interrupted")
+    if sent != signal.SIGKILL:
+        assert list(short_tmp.iterdir()) == []
+    assert run("sweep", undisturbed.spec, "--home", home.root)[0] == OK
+    assert {i: outcome(home, i) for i in ids} == undisturbed.outcomes
+    assert stored_steps(home) == spooled_steps(home, ids)
