@@ -35,6 +35,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--max-concurrent", type=_positive, metavar="N", help="trials at a time (default: as many as fit)"
     )
     sweep.add_argument(
+        "--address",
+        metavar="ADDRESS",
+        default=os.environ.get("RAY_ADDRESS"),
+        help="a running Ray cluster, such as auto or 10.0.0.1:6379; HOME must be on storage that its nodes share (default: $RAY_ADDRESS, else this machine)",
+    )
+    sweep.add_argument(
         "--retry-failed", action="store_true", help="run failed trials again, from their last checkpoint"
     )
     sweep.add_argument("--fail-fast", action="store_true", help="stop everything at the first failure")

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -42,6 +43,8 @@ _REPORT_EVERY = 5.0
 """Seconds between a worker's reports to Tune, which cannot take many."""
 _RETRIES = 2
 """Times that a trial whose worker died is taken up again from its checkpoint."""
+_PATIENCE = 10.0
+"""Seconds in which a cluster must answer."""
 _SOCKET_PATH_ROOM = 43
 """Characters that Ray's socket paths leave for its folder: Linux takes 107, Ray's own part has up to 64."""
 
@@ -143,10 +146,10 @@ def run_trials(
         evaluations: of every finished trial.
         max_concurrent: trials at a time; None fills the cluster.
         fail_fast: stop all at the first failure.
-        cluster: arguments for `ray.init`, instead of this machine's own resources.
+        cluster: arguments for `ray.init`: the `address` of a running cluster, or other resources than this machine's own.
 
     Raises:
-        NoResources: a trial asks for more than the cluster has.
+        NoResources: a trial asks for more than the cluster has, or no cluster answers at its address.
         KeyboardInterrupt: Ctrl-C; trials that ran are `interrupted` and go on at the next call.
     """
     with _ray(home, cluster or {}), _Signals() as signals:
@@ -213,13 +216,39 @@ def _check_resources(trials: list[PlannedTrial]) -> None:
 
 @contextlib.contextmanager
 def _ray(home: Home, cluster: dict[str, Any]) -> Iterator[None]:
+    """Ray as it is needed: a running cluster where an address is given, else one of our own inside the home folder."""
+    handler = signal.getsignal(signal.SIGTERM)
+    with _joined(cluster) if "address" in cluster else _started(home, cluster):
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray has just set its own, which end this process at once
+        yield
+
+
+@contextlib.contextmanager
+def _joined(cluster: dict[str, Any]) -> Iterator[None]:
+    host, colon, port = cluster["address"].rpartition(":")
+    try:
+        if colon and port.isdecimal() and "/" not in host:  # Ray itself tries a dead address for minutes
+            socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
+        ray.init(**{"log_to_driver": False, "logging_level": logging.ERROR, **cluster})
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise NoResources(f"--address {cluster['address']}: no Ray cluster answers: {reason}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _started(home: Home, cluster: dict[str, Any]) -> Iterator[None]:
     folder = home.root.resolve() / "ray"
     folder.mkdir(parents=True, exist_ok=True)
-    handler = signal.getsignal(signal.SIGTERM)
     with _short_path(folder) as short:
         try:
             ray.init(
                 **{
+                    "address": "local",
                     "include_dashboard": False,
                     "log_to_driver": False,
                     "logging_level": logging.ERROR,
@@ -228,8 +257,6 @@ def _ray(home: Home, cluster: dict[str, Any]) -> Iterator[None]:
                     **cluster,
                 }
             )
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, handler)  # Ray has just set its own, which end this process at once
             yield
         finally:
             ray.shutdown()

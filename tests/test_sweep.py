@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ray.cluster_utils import Cluster
 from sweeping import (
     DEADLINE,
     EVALUATION,
@@ -324,6 +325,32 @@ def running(home: Home, trial: str, lines: int) -> int:
     folder = home.trial(trial)
     long_enough = folder.spool.exists() and folder.spool.read_bytes().count(b"\n") >= lines
     return int(folder.status()["pid"]) if long_enough and folder.state() == "running" else 0
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_on_the_nodes_of_a_running_cluster_and_leaves_it_running(tmp_path):
+    spec, home = write_spec(tmp_path, seeds=[0, 1, 2], base=LONG), Home(tmp_path / "home")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        done = start("sweep", spec, "--home", home.root, "--address", cluster.address)
+        printed = done.communicate(timeout=DEADLINE)[0]
+        assert done.returncode == OK, printed
+        assert len(cluster.list_all_nodes()) == 2
+    finally:
+        cluster.shutdown()
+    plan = load_sweep(spec)
+    assert [home.trial(t.id).state() for t in plan.trials] == ["done"] * 3
+    assert len({home.trial(t.id).status()["pid"] for t in plan.trials}) == 2
+    assert stored_steps(home) == spooled_steps(home, [t.id for t in plan.trials])
+    assert not (home.root / "ray" / "session_latest").exists()
+
+
+def test_an_address_where_no_cluster_answers_is_exit_code_4_in_one_line(tmp_path, capsys):
+    spec = write_spec(tmp_path)
+    code, _ = run("sweep", spec, "--home", tmp_path / "home", "--address", "127.0.0.1:9", "--no-tracking")
+    assert code == NO_RESOURCES
+    assert "--address 127.0.0.1:9: no Ray cluster answers" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -9,11 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
+from numpy.typing import NDArray
 from scipy import stats
 
 from dsd_lab.report.drawing import Look, band, legend, panels, point_title, shown_points
 from dsd_lab.report.groups import Group
-from dsd_lab.report.results import Floats
+from dsd_lab.report.results import Floats, Result
 from dsd_lab.report.verdicts import cell_of, controls_of, latent_state
 from dsd_lab.specs.sweep import ReportSettings
 
@@ -53,7 +54,7 @@ def verdict_map(groups: list[Group], looks: dict[str, Look], settings: ReportSet
     against = "relative to the control" if relative else ""
     figure.supxlabel(f"latent std {against}".strip(), fontsize=9)
     kind = against or "as a share of its bound"
-    figure.supylabel(f"effective rank {kind}\n(the lower of tokens and images)", fontsize=9, ha="center")
+    figure.supylabel(f"effective rank {kind}\n(the lower of tokens and images)", fontsize=9, multialignment="center")
     legend(figure, axes)
     return figure
 
@@ -114,9 +115,11 @@ def curves(groups: list[Group], looks: dict[str, Look], settings: ReportSettings
     for row, (name, label, logarithmic, transform) in zip(rows, _QUANTITIES, strict=True):
         for part, members in zip(row, points.values(), strict=True):
             for group in members:
-                found = [r.history.series(name) for r in group.results]
-                series = found if transform is None else [(s, transform(v)) for s, v in found]
-                band(part, series, looks[group.variant], group.variant)
+                look = looks[group.variant]
+                band(part, _series(group.finished, name, transform), look, group.variant)
+                entry = None if group.finished else group.variant  # one line of the legend
+                for steps, values in _series([r for r in group.results if not r.finished], name, transform):
+                    part.plot(steps, values, color=look.colour, linewidth=0.6, label=entry)
             part.set(**({"yscale": "log"} if logarithmic else {"ylim": (0, None)}))
         row[0].set_ylabel(label)
     if len(points) > 1:
@@ -125,6 +128,14 @@ def curves(groups: list[Group], looks: dict[str, Look], settings: ReportSettings
     figure.supxlabel("optimiser step", fontsize=9)
     legend(figure, axes)
     return figure
+
+
+def _series(
+    results: list[Result], name: str, transform: Callable[[Floats], Floats] | None
+) -> list[tuple[NDArray, Floats]]:
+    """Steps and values of the trials that were probed."""
+    found = [(steps, values) for steps, values in (r.history.series(name) for r in results) if len(steps)]
+    return found if transform is None else [(steps, transform(values)) for steps, values in found]
 
 
 def survival(groups: list[Group], looks: dict[str, Look], settings: ReportSettings) -> Figure | None:

@@ -1,4 +1,4 @@
-"""What several verbs share: finding the home folder, loading the plan, recording a sweep."""
+"""What several verbs share: finding the home folder, loading the plan, recording a sweep, SIGTERM."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from dsd_lab.errors import BadInput
@@ -15,6 +16,15 @@ from dsd_lab.home import Home
 from dsd_lab.specs.complaints import did_you_mean
 from dsd_lab.specs.identity import canonical_fields, evaluation_id
 from dsd_lab.specs.sweep import Plan, load_sweep
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Not an `Exception`, so that nothing takes it for a fault of its own."""
+
+
+def raise_terminated(signum: int, frame: FrameType | None) -> None:
+    """A handler for SIGTERM."""
+    raise Terminated
 
 
 def home_of(arguments: argparse.Namespace) -> Home:

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "copies": shape.copies,
                 "flops_per_image": shape.flops_per_image,
                 "memory_bytes": shape.memory(training.batch_size),
-                "seconds": round(step_seconds * training.steps, 1),
+                "seconds": round(step_seconds * training.steps, 3),
                 "seconds_source": source,
             }
         )

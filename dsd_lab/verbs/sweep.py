@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -19,11 +18,7 @@ from dsd_lab.home import ENDED, Home, locked
 from dsd_lab.provenance import training_code
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.sweep import Plan, PlannedTrial
-from dsd_lab.verbs.common import home_of, manifest_of, missing_data, plan_of, print_json
-
-
-class _Terminated(BaseException):
-    """SIGTERM arrived."""
+from dsd_lab.verbs.common import Terminated, home_of, manifest_of, missing_data, plan_of, print_json, raise_terminated
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -56,13 +51,14 @@ def _execute(home: Home, plan: Plan, todo: list[PlannedTrial], arguments: argpar
     code = OK
     try:
         if todo:
-            previous = signal.signal(signal.SIGTERM, _raise_terminated)
+            previous = signal.signal(signal.SIGTERM, raise_terminated)
             try:
                 from dsd_lab.engine import run_trials  # imports Ray: only here, and only where something runs
 
                 with SweepProgress(home, _distinct(plan), console):
-                    run_trials(home, todo, plan.spec.evaluate, arguments.max_concurrent, arguments.fail_fast)
-            except _Terminated:
+                    cluster = {"address": arguments.address} if arguments.address else None
+                    run_trials(home, todo, plan.spec.evaluate, arguments.max_concurrent, arguments.fail_fast, cluster)
+            except Terminated:
                 code = TERMINATED
             finally:
                 signal.signal(signal.SIGTERM, previous)
@@ -144,7 +140,3 @@ def _summarise(
 
 def _say(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _raise_terminated(signum: int, frame: FrameType | None) -> None:
-    raise _Terminated

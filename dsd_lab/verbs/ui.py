@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
 
-from dsd_lab.errors import OK, BadInput
-from dsd_lab.verbs.common import home_of
+from dsd_lab.errors import INTERRUPTED, OK, TERMINATED, BadInput
+from dsd_lab.verbs.common import Terminated, home_of, raise_terminated
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -47,7 +49,24 @@ def run(arguments: argparse.Namespace) -> int:
         "--workers",
         "1",
     ]
-    return subprocess.call(command, env=environment)
+    return _serve(command, environment)
+
+
+def _serve(command: list[str], environment: dict[str, str]) -> int:
+    """Run a server until it ends or this process is told to; it and the processes that it started end with us."""
+    server = subprocess.Popen(command, env=environment, start_new_session=True)
+    previous = signal.signal(signal.SIGTERM, raise_terminated)
+    try:
+        return server.wait()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Terminated:
+        return TERMINATED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
 
 
 def free_port(wanted: int) -> int:

@@ -1,0 +1,289 @@
+"""The command line as later work and users' scripts rely on it: verbs, options, JSON, exit codes, and what is imported.
+
+A verb or an option that is added, renamed or removed has to be changed here too, deliberately.
+"""
+
+import argparse
+import json
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+from sweeping import VARIANTS, command, processes_in, run, start, train_here, wait_until, write_spec
+
+from dsd_lab.cli import build_parser, main
+from dsd_lab.errors import BAD_INPUT, OK
+from dsd_lab.home import STATES, Home
+from dsd_lab.specs.sweep import load_sweep
+from dsd_lab.verbs.schema import spec_schema
+from dsd_lab.verbs.ui import free_port
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = sorted((ROOT / "experiments").glob("*.yaml"))
+SPEC_OPTIONS = {"SPEC", "--profile", "--set"}
+SURFACE = {
+    "plan": SPEC_OPTIONS | {"--only", "--json"},
+    "sweep": SPEC_OPTIONS
+    | {
+        "--only",
+        "--json",
+        "--address",
+        "--max-concurrent",
+        "--retry-failed",
+        "--fail-fast",
+        "--no-tracking",
+        "--tracking-uri",
+    },
+    "train": SPEC_OPTIONS | {"--variant", "--seed", "--no-tracking", "--tracking-uri", "--json"},
+    "report": {"SPEC|SWEEP", "--profile", "--out", "--tracking-uri", "--json"},
+    "sample": {"trial", "--n", "--class", "--guidance", "--sampler", "--steps", "--seed", "--out", "--json"},
+    "status": {"--json"},
+    "ui": {"--port", "--tracking-uri"},
+    "schema": set(),
+}
+"""Verb -> its options beside `--home` and `--help`, which all have."""
+
+
+def verbs() -> dict[str, argparse.ArgumentParser]:
+    actions = build_parser()._actions
+    return next(a.choices for a in actions if isinstance(a, argparse._SubParsersAction))
+
+
+def options(parser: argparse.ArgumentParser) -> set[str]:
+    return {name for a in parser._actions for name in (a.option_strings or [a.metavar or a.dest])} - {"-h"}
+
+
+def imported(*arguments: str, blocked: tuple[str, ...] = ()) -> tuple[set[str], int, str, str]:
+    """Top-level modules that a verb has imported in a fresh process, its exit code and what it printed."""
+    program = (
+        "import sys\n"
+        f"for name in {blocked!r}: sys.modules[name] = None\n"
+        "from dsd_lab.cli import main\n"
+        "try: code = main(sys.argv[1:])\n"
+        "except SystemExit as end: code = end.code\n"
+        "loaded = sorted({m.partition('.')[0] for m, x in sys.modules.items() if x is not None})\n"
+        "print('\\n#' + ' '.join(loaded))\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=200)
+    printed, _, modules = done.stdout.rpartition("\n#")
+    return set(modules.split()), done.returncode, printed, done.stderr
+
+
+# -- The surface -------------------------------------------------------------------------------------
+
+
+def test_the_verbs_and_their_options_are_the_documented_ones():
+    found = {verb: options(parser) for verb, parser in verbs().items()}
+    assert found == {verb: given | {"--home", "--help"} for verb, given in SURFACE.items()}
+
+
+@pytest.mark.parametrize("verb", SURFACE)
+def test_every_verb_explains_itself_with_an_example_that_it_accepts(verb):
+    shown = verbs()[verb].format_help()
+    example = " ".join(shown.partition("example: ")[2].split()).partition(" > ")[0].partition(" && ")[0]
+    assert example.startswith(f"dsd-lab {verb}")
+    assert build_parser().parse_args(example.split()[1:]).verb == verb
+
+
+def test_the_module_is_the_command_and_tells_its_version():
+    done = subprocess.run(command("--version"), capture_output=True, text=True)
+    assert done.returncode == OK and done.stdout.startswith("dsd-lab 0.")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["sweep", "--help"], ["schema"]])
+def test_help_and_schema_import_nothing_heavy(arguments):
+    modules, code, _, _ = imported(*arguments)
+    assert code == OK
+    assert not modules & {"torch", "ray", "mlflow", "pandas", "matplotlib", "timm", "scipy", "sklearn"}
+
+
+def test_a_bad_spec_is_one_line_and_exit_code_2_before_anything_heavy_is_imported(tmp_path):
+    spec = write_spec(tmp_path, base={"training": {"stpes": 5}})
+    modules, code, printed, complaint = imported("sweep", str(spec), "--home", str(tmp_path / "home"))
+    assert code == BAD_INPUT and not printed
+    assert len(complaint.splitlines()) == 1 and "did you mean 'training.steps'?" in complaint
+    assert f"{spec}:" in complaint
+    assert not modules & {"torch", "ray", "mlflow", "pandas"}
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("arguments", [["plan"], ["plan", "a.yaml", "--no-such"], ["fly"], ["sample", "x", "--n", "0"]])
+def test_a_wrong_command_line_is_exit_code_2(arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == BAD_INPUT
+
+
+# -- Specs that are shipped ----------------------------------------------------------------------------
+
+
+def test_the_schema_beside_the_specs_is_the_one_that_the_program_prints():
+    assert json.loads((ROOT / "experiments" / "spec.schema.json").read_text()) == spec_schema()
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_a_shipped_spec_resolves_in_every_profile_and_says_why(path):
+    names = load_sweep(path).spec.profiles
+    for profile in (None, *names):
+        plan = load_sweep(path, profile)
+        assert plan.trials and len(plan.spec.why) > 40
+        assert len({t.id for t in plan.trials}) == len(plan.trials)
+    assert path.read_text().startswith("# yaml-language-server: $schema=spec.schema.json\n")
+
+
+def test_the_collapse_ablation_has_seven_variants_three_seeds_and_compressed_normalised_latents():
+    plan = load_sweep(ROOT / "experiments" / "collapse_ablation.yaml")
+    variants = {t.variant for t in plan.trials}
+    assert variants == {"control", "naive", "decoupled", "clean_joint", "dsd_online", "dsd", "detached"}
+    assert plan.profile == "quick" and {t.seed for t in plan.trials} == {0, 1, 2} and len(plan.trials) == 21
+    for trial in plan.trials:
+        network, latent = trial.fields.network, trial.fields.latent
+        numbers = (network.image_size // network.patch_size) ** 2 * network.latent_channels
+        assert numbers < network.image_size**2
+        assert latent.normaliser == "layernorm" and latent.decoder_noise == 0
+    full = load_sweep(ROOT / "experiments" / "collapse_ablation.yaml", "full")
+    assert len({t.seed for t in full.trials}) >= 6
+
+
+# -- plan and train --------------------------------------------------------------------------------------
+
+
+def test_plan_needs_neither_ray_nor_mlflow_and_answers_in_the_documented_json(tmp_path):
+    spec = write_spec(tmp_path, {k: VARIANTS[k] for k in ("dsd", "control")}, seeds=[0, 1])
+    modules, code, printed, _ = imported("plan", str(spec), "--json", "--home", str(tmp_path / "home"))
+    assert code == OK and not modules & {"ray", "mlflow", "pandas"}
+    answer = json.loads(printed)
+    assert answer["sweep"]["name"] == "tiny" and answer["sweep"]["trials"] == 4
+    for trial in answer["trials"]:
+        assert {"id", "variant", "point", "seed", "params", "status", "overrides"} <= trial.keys()
+        params = trial["params"]
+        assert set(params) == {"total", "encode", "denoise", "decode", "heads", "shared"}
+        assert params["total"] == sum(params.values()) - params["total"] > 0
+        assert trial["status"] == "pending" and trial["flops_per_image"] > 0 and trial["seconds"] > 0
+    copies = {t["variant"]: set(t["copies"]) for t in answer["trials"]}
+    assert copies == {"dsd": {"average", "target"}, "control": {"average"}}
+
+
+def test_plan_tells_what_is_done_and_times_it_from_what_was_measured(tmp_path):
+    spec, home = write_spec(tmp_path, seeds=[0, 1]), Home(tmp_path / "home")
+    train_here(home, spec, "seeds=[0]")
+    _, answer = run("plan", spec, "--home", home.root)
+    assert {t["seed"]: t["status"] for t in answer["trials"]} == {0: "done", 1: "pending"}
+    assert {t["seconds_source"] for t in answer["trials"]} == {"timed here"}
+    assert {t["status"] for t in answer["trials"]} <= set(STATES)
+
+
+def test_data_that_are_not_there_are_a_warning_in_plan_and_an_error_in_sweep(tmp_path, capsys):
+    spec = write_spec(tmp_path, base={"data": {"source": "idx", "path": "nowhere"}})
+    assert run("plan", spec, "--home", tmp_path / "home")[0] == OK
+    assert "no such folder" in capsys.readouterr().err
+    assert main(["sweep", str(spec), "--home", str(tmp_path / "home")]) == BAD_INPUT
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_train_needs_neither_ray_nor_mlflow_nor_pandas(tmp_path):
+    spec, home = write_spec(tmp_path, seeds=[3]), tmp_path / "home"
+    arguments = ["train", str(spec), "--variant", "dsd", "--seed", "3", "--no-tracking", "--json", "--home", str(home)]
+    modules, code, printed, _ = imported(*arguments, blocked=("ray", "mlflow", "pandas", "matplotlib", "pyarrow"))
+    answer = json.loads(printed)
+    assert code == OK and answer["state"] == "done" and not modules & {"ray", "mlflow"}
+    assert Home(home).trial(answer["id"]).state() == "done" and not (home / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize(("more", "complaint"), [(["--variant", "dsb"], "did you mean 'dsd'?"), (["--variant", "dsd", "--seed", "9"], "known: 0")])  # fmt: skip
+def test_train_names_variants_and_seeds_that_are_not_there(tmp_path, capsys, more, complaint):
+    assert main(["train", str(write_spec(tmp_path)), "--home", str(tmp_path / "home"), *more]) == BAD_INPUT
+    assert complaint in capsys.readouterr().err
+
+
+# -- What is asked about a home folder ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    home = Home(folder / "home")
+    plan = train_here(home, write_spec(folder, {k: VARIANTS[k] for k in ("dsd", "control")}))
+    return home, {t.variant: t.id for t in plan.trials}
+
+
+def test_status_lists_every_sweep_with_the_states_of_its_trials(trained):
+    home, ids = trained
+    code, answer = run("status", "--home", home.root)
+    assert code == OK and [s["sweep"] for s in answer["sweeps"]] == ["tiny"]
+    assert answer["sweeps"][0]["states"] == {"done": 2}
+    assert {t["id"]: (t["step"], t["steps"]) for t in answer["sweeps"][0]["trials"]} == dict.fromkeys(
+        ids.values(), (12, 12)
+    )
+
+
+def test_sample_writes_the_asked_number_of_images_of_the_asked_class_and_a_grid(trained, tmp_path):
+    home, ids = trained
+    code, answer = run(
+        "sample", ids["dsd"][:6], "--n", 3, "--class", 4, "--steps", 2, "--out", tmp_path, "--home", home.root
+    )
+    assert code == OK and answer
+    assert sorted(p.name for p in tmp_path.glob("*.png")) == [*(f"{i:05d}-class4.png" for i in range(3)), "grid.png"]
+
+
+@pytest.mark.parametrize(
+    ("which", "more", "complaint"),
+    [
+        ("control", [], "no denoiser"),
+        ("dsd", ["--class", "10"], "classes 0 to 9"),
+        ("nothing", [], "no such trial"),
+    ],
+)
+def test_sample_says_what_it_cannot_draw(trained, capsys, which, more, complaint):
+    home, ids = trained
+    trial = ids.get(which, "ffffffffffff")
+    assert main(["sample", trial, *more, "--home", str(home.root)]) == BAD_INPUT
+    assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["report"], ["report", "tinny"], ["ui"]])
+def test_verbs_that_need_a_sweep_say_so_in_an_empty_home(tmp_path, capsys, arguments):
+    assert main([*arguments, "--home", str(tmp_path)]) == BAD_INPUT
+    assert "run `dsd-lab sweep SPEC` first" in capsys.readouterr().err
+
+
+def test_the_next_free_port_is_taken_where_the_usual_one_is_not_free():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        assert port < free_port(port) <= port + 100
+
+
+@pytest.mark.slow
+def test_ui_serves_mlflow_on_this_machine_only_and_ends_with_its_process(trained):
+    home, _ = trained
+    assert run("report", "--home", home.root)[0] == OK  # makes the store
+    port = free_port(5600)
+    process = start("ui", "--home", home.root, "--port", port)
+    try:
+        wait_until(lambda: _answers(port), "MLflow answers", process)
+        listening = [f"{a:02X}" for a in (1, 0, 0, 127)]
+        sockets = [line.split()[1:4:2] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        addresses = {a for a, state in sockets if a.endswith(f":{port:04X}") and _listens(a)}
+        assert addresses == {"".join(listening) + f":{port:04X}"}
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+    wait_until(lambda: not processes_in(home.root), "nothing of the server is left")
+
+
+def _answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def _listens(address: str) -> bool:
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return any(parts[1] == address and parts[3] == "0A" for parts in lines)
