@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -30,6 +32,13 @@ def raise_terminated(signum: int, frame: FrameType | None) -> None:
 def home_of(arguments: argparse.Namespace) -> Home:
     """`--home`, else `DSD_LAB_HOME`, else `runs/` below the current folder."""
     return Home(Path(arguments.home or os.environ.get("DSD_LAB_HOME") or "runs").expanduser())
+
+
+def program(arguments: argparse.Namespace) -> tuple[str, str]:
+    """How to call this program again from this shell, and the `--home` that goes with it."""
+    typed = sys.argv[0] if Path(sys.argv[0]).name == "dsd-lab" else f"{sys.executable} -m dsd_lab"
+    home = "" if arguments.home is None else f" --home {shlex.quote(arguments.home)}"
+    return ("dsd-lab" if shutil.which("dsd-lab") else typed), home
 
 
 def plan_of(arguments: argparse.Namespace) -> Plan:

@@ -14,7 +14,7 @@ from dsd_lab.report.report import write_report
 from dsd_lab.report.results import Result, result_of
 from dsd_lab.specs.sweep import ReportSettings
 from dsd_lab.store import Store
-from dsd_lab.verbs.common import find_manifest, home_of, print_json
+from dsd_lab.verbs.common import find_manifest, home_of, print_json, program
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -38,8 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
     for line in [*page.notices, *page.answer]:
         print(line)
     print(f"report: {(folder / 'report.html').resolve()}")
-    at = "" if arguments.home is None else f" --home {arguments.home}"
-    print(f"MLflow: dsd-lab ui{at}")
+    command, at = program(arguments)
+    print(f"MLflow: {command} ui{at}")
     return OK
 
 

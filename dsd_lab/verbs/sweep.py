@@ -18,7 +18,16 @@ from dsd_lab.home import ENDED, Home, locked
 from dsd_lab.provenance import training_code
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.sweep import Plan, PlannedTrial
-from dsd_lab.verbs.common import Terminated, home_of, manifest_of, missing_data, plan_of, print_json, raise_terminated
+from dsd_lab.verbs.common import (
+    Terminated,
+    home_of,
+    manifest_of,
+    missing_data,
+    plan_of,
+    print_json,
+    program,
+    raise_terminated,
+)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -134,8 +143,8 @@ def _summarise(
     for trial in _distinct(plan):
         if states[trial.id] in ("failed", "diverged"):
             _say(console, f"  {trial.name} {states[trial.id]}: {home.trial(trial.id).status().get('error')}")
-    at = "" if arguments.home is None else f" --home {arguments.home}"
-    _say(console, f"next: dsd-lab report {arguments.spec}{at}, and dsd-lab ui{at} for MLflow")
+    command, at = program(arguments)
+    _say(console, f"next: {command} report {arguments.spec}{at}, and {command} ui{at} for MLflow")
 
 
 def _say(console: Console, text: str) -> None:
