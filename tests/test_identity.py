@@ -1,0 +1,147 @@
+"""A trial's identity: it changes with everything that can change a training result, and with nothing else.
+
+The pinned ids are a promise: a home folder of an older version is continued, not trained anew. They may
+change only together with SCHEMA_VERSION.
+"""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field
+from sweeping import write_spec
+
+from dsd_lab.specs import identity
+from dsd_lab.specs.fields import SCHEMA_VERSION, Generation, Objective, Section, Trial
+from dsd_lab.specs.identity import TRAINING_SECTIONS, canonical_fields, evaluation_id, trial_id
+from dsd_lab.specs.sweep import load_sweep
+
+COLLAPSE = Path(__file__).resolve().parents[1] / "experiments" / "collapse_ablation.yaml"
+PINNED = {
+    "control": "ab856aa7b4b0",
+    "naive": "cbeb3f705bdc",
+    "decoupled": "aae762944ab2",
+    "clean_joint": "0ebfda808219",
+    "dsd_online": "07d24ef98450",
+    "dsd": "23cba76603c7",
+    "detached": "f457e4e79618",
+}
+CONTROL = {"diffusion_weight": 0.0}
+
+
+def identify(seed=0, **sections):
+    return trial_id(Trial.model_validate(sections), seed)
+
+
+def test_ids_are_the_ones_of_every_earlier_version():
+    assert SCHEMA_VERSION == 1
+    assert {t.variant: t.id for t in load_sweep(COLLAPSE, "quick").trials if t.seed == 0} == PINNED
+    assert identify() == "64385c873c49"
+    assert evaluation_id(Generation()) == "e06d1c89"
+
+
+def test_a_field_that_a_later_version_adds_with_a_default_changes_no_id(monkeypatch):
+    class LaterObjective(Objective):
+        novelty: float = Field(0.0, ge=0)
+
+    class LaterTrial(Trial):
+        objective: LaterObjective = LaterObjective()
+
+    assert trial_id(LaterTrial(), 0) == identify()
+    assert trial_id(LaterTrial(objective=LaterObjective(novelty=1.0)), 0) != identify()
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"probe": {"every": 7, "images": 9}},
+        {"observation": {"log_every": 1, "checkpoint_every": 3}},
+        {"resources": {"cpus": 2.0, "threads": 2}},
+        {"network": {"size": "nano8", "width": 64}},
+        {"objective": {"target_decay": 0.99}},
+        {"optimiser": {"lr": 0.001}},
+        {"time": {"distribution": "uniform", "mean": 3.0}},
+        {"labels": {}},
+        {"data": {"name": "digits"}},
+    ],
+)
+def test_what_cannot_change_a_training_result_is_not_in_the_id(sections):
+    assert identify(**sections) == identify()
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"objective": {"target": "live"}},
+        {"objective": {"noised": "detached"}},
+        {"objective": {"target_decay": 0.98}},
+        {"objective": {"diffusion_weight": 0.5}},
+        {"latent": {"normaliser": "none"}},
+        {"latent": {"decoder_noise": 0.1}},
+        {"time": {"distribution": "logit_normal"}},
+        {"labels": {"drop": 0.2}},
+        {"optimiser": {"lr": 0.002}},
+        {"training": {"steps": 1001}},
+        {"training": {"precision": "bf16"}},
+        {"network": {"layout": "coupled"}},
+        {"network": {"width": 128}},
+        {"data": {"revision": "2"}},
+        {"data": {"holdout": 0.3}},
+    ],
+)
+def test_what_can_change_a_training_result_is_in_the_id(sections):
+    assert identify(**sections) != identify()
+
+
+def test_seeds_are_in_the_id():
+    assert len({identify(seed) for seed in range(50)}) == 50
+
+
+@pytest.mark.parametrize(
+    ("section", "unused", "context"),
+    [
+        ("objective", {"target_decay": 0.5}, {"objective": {"target": "live"}}),
+        ("objective", {"target": "live", "output": "velocity", "clamp": 0.2}, {"objective": CONTROL}),
+        ("time", {"distribution": "logit_normal"}, {"objective": CONTROL}),
+        ("labels", {"drop": 0.5}, {"objective": CONTROL}),
+        ("objective", {"weighting": "velocity"}, {"objective": {"loss_space": "velocity"}}),
+        ("objective", {"clamp": 0.5}, {"objective": {"loss_space": "clean"}}),
+        ("network", {"encode_blocks": 7}, {"network": {"layout": "coupled"}}),
+        ("network", {"shared_blocks": 7}, {"network": {"layout": "modular"}}),
+        ("optimiser", {"tail": 0.9}, {"optimiser": {"schedule": "cosine"}}),
+        ("latent", {"decoder_noise": 1.0}, {"objective": {"reconstruction_weight": 0.0}}),
+        ("objective", {"reconstruction": "l1"}, {"objective": {"reconstruction_weight": 0.0}}),
+    ],
+)
+def test_a_field_without_effect_makes_no_second_trial_of_the_same_computation(section, unused, context):
+    plain = identify(**context)
+    assert identify(**{**context, section: context.get(section, {}) | unused}) == plain
+
+
+def test_the_folder_is_not_in_the_id_but_its_declared_name_is(tmp_path):
+    def first(path, **data):
+        spec = write_spec(tmp_path / path, base={"data": {"source": "idx", "path": path, **data}})
+        return load_sweep(spec).trials[0].id
+
+    assert first("a/images") == first("b/images") != first("b/others")
+    assert first("a/images", name="mine") == first("b/others", name="mine")
+
+
+@given(st.dictionaries(st.sampled_from(["lr", "beta1", "beta2", "clip"]), st.floats(0.01, 0.9)))
+def test_ids_differ_exactly_where_canonical_fields_differ(changes):
+    trial, plain = Trial.model_validate({"optimiser": changes}), Trial()
+    assert (trial_id(trial, 0) == trial_id(plain, 0)) == (canonical_fields(trial) == canonical_fields(plain))
+
+
+@pytest.mark.parametrize("more", [{"steps": 26}, {"guidance": 1.5}, {"sampler": "euler"}, {"images": 100}, {"weights": "trained"}])  # fmt: skip
+def test_evaluations_are_told_apart_by_every_setting_and_change_no_trial(more):
+    assert evaluation_id(Generation(**more)) != evaluation_id(Generation())
+    assert evaluation_id(Generation(steps=25)) == evaluation_id(Generation())
+
+
+def test_every_section_is_either_in_the_id_or_known_to_change_nothing():
+    outside = {"probe", "observation", "resources"}
+    assert set(Trial.model_fields) == {*TRAINING_SECTIONS, *outside}
+    assert all(issubclass(f.annotation, Section) for f in Trial.model_fields.values())
+    assert set(canonical_fields(Trial())) == set(identity.TRAINING_SECTIONS)
