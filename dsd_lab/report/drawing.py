@@ -79,8 +79,8 @@ def panels(count: int, height: float = 2.3, most_columns: int = 4, **shared: Any
 
 
 def point_title(point: str) -> str:
-    """A grid point's name as a panel's title, broken where it is long."""
-    return "\n".join(textwrap.wrap(point, 34))
+    """A grid point's name as a panel's title, broken where it is long; a `$` of it begins no formula."""
+    return "\n".join(textwrap.wrap(point, 34)).replace("$", r"\$")
 
 
 def band(axes: Axes, curves: list[tuple[NDArray, Floats]], look: Look, label: str) -> None:

@@ -22,12 +22,12 @@ _FIGURES: tuple[tuple[str, str, _Draw], ...] = (
     ),
     (
         "curves",
-        "Scale, ranks and capacity of the latents over training. Line: mean over seeds; band: smallest to largest seed.",
+        "Scale, ranks and capacity of the latents over training. Line: mean over seeds; band: smallest to largest seed; thin: trials that diverged or have not finished.",
         latent_figures.curves,
     ),
     (
         "survival",
-        "Time to collapse: share of seeds whose latents have not collapsed for good by a step (Kaplan-Meier).",
+        "Time to collapse: share of seeds whose latents have not collapsed for good by a step (Kaplan-Meier). Curves are set slightly apart, so that those that coincide are seen.",
         latent_figures.survival,
     ),
     (
@@ -61,6 +61,8 @@ _FIGURES: tuple[tuple[str, str, _Draw], ...] = (
 def draw_all(groups: list[Group], settings: ReportSettings, folder: Path) -> list[Drawn]:
     """Draw every figure that the data allow, in reading order."""
     folder.mkdir(parents=True, exist_ok=True)
+    if not groups:
+        return []
     looks = looks_of(groups, effective_control(groups, settings))
     count = len(points_of(groups))
     limit = f" The first {MOST_POINTS} of {count} grid points." if count > MOST_POINTS else ""

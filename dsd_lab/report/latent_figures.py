@@ -145,7 +145,7 @@ def survival(groups: list[Group], looks: dict[str, Look], settings: ReportSettin
         return None
     figure, axes = panels(len(points), 2.4, 3, sharex=True, sharey=True)
     for part, (point, members) in zip(axes, points.items(), strict=True):
-        for group in members:
+        for place, group in enumerate(members):
             judged = [r for r in group.results if group.verdicts[r.seed] is not None]
             if not judged:
                 continue
@@ -157,8 +157,9 @@ def survival(groups: list[Group], looks: dict[str, Look], settings: ReportSettin
             look = looks[group.variant]
             x = np.concatenate([[0], curve.quantiles, [last]])
             y = np.concatenate([[1], curve.probabilities, curve.probabilities[-1:]])
-            part.step(x, y, where="post", color=look.colour, label=group.variant, **look.line)
-        part.set(ylim=(-0.03, 1.05), title=point_title(point))
+            apart = 0.012 * (place - (len(members) - 1) / 2)  # curves that coincide would hide each other
+            part.step(x, y + apart, where="post", color=look.colour, label=group.variant, **look.line)
+        part.set(ylim=(-0.08, 1.08), title=point_title(point))
     figure.supxlabel("optimiser step", fontsize=9)
     figure.supylabel("share of seeds not collapsed", fontsize=9)
     legend(figure, axes)

@@ -72,7 +72,7 @@ def _answer_at(groups: list[Group]) -> list[str]:
         else:
             low, high = group.healthy_interval or (0.0, 1.0)
             mixed.append(
-                f"{group.variant} (healthy {group.healthy} of {judged}: at 95 % {low:.0%} to {high:.0%} of seeds; {ways})"
+                f"{group.variant} (healthy {group.healthy} of {judged}, 95 % interval of the share: {low:.0%} to {high:.0%}; {ways})"
             )
     told = [f"Latents stay healthy in every seed of {_listed(names)}: {_how_surely(n)}." for n, names in always.items()]
     told += [f"Latents collapse in every seed of {_listed(names)}: {_how_surely(n)}." for n, names in never.items()]
@@ -84,8 +84,8 @@ def _answer_at(groups: list[Group]) -> list[str]:
 
 
 def _how_surely(seeds: int) -> str:
-    low, _ = clopper_pearson(seeds, seeds)
-    return f"{seeds} of {seeds} seeds, at 95 % at least {low:.0%} of seeds"
+    low, high = clopper_pearson(seeds, seeds)
+    return f"{seeds} of {seeds} seeds (95 % interval of the share: {low:.0%} to {high:.0%})"
 
 
 def _listed(names: list[str]) -> str:

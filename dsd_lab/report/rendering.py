@@ -157,4 +157,5 @@ def markdown_text(text: str) -> str:
     """Text as Markdown shows it letter by letter, on one line."""
     escaped = re.sub(r"([\\`*\[\]|~$])", r"\\\1", " ".join(text.split()))
     escaped = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", escaped)
+    escaped = re.sub(r"^(\d*)([#+.)-])(?=[#\s])", r"\1\\\2", escaped)  # no heading, no list
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -110,9 +111,10 @@ class Result:
         return self.state in FINISHED
 
     def last_probes(self, name: str, count: int) -> float | None:
-        """Median of the last probes of a latent metric; None where there is none."""
+        """Median of the last probes of a latent metric; None where there is none or it is not finite."""
         _, values = self.history.series(name)
-        return float(np.median(values[-count:])) if len(values) else None
+        middle = float(np.median(values[-count:])) if len(values) else math.nan
+        return middle if math.isfinite(middle) else None
 
 
 def point_name(point: dict[str, Any]) -> str:

@@ -99,7 +99,7 @@ def spectrum_maps(groups: list[Group], looks: dict[str, Look], settings: ReportS
 
 
 def _mean_spectrum(group: Group) -> tuple[np.ndarray, Floats] | None:
-    found = [r.history.spectrum("spectrum/token") for r in group.results]
+    found = [r.history.spectrum("spectrum/token") for r in group.finished]
     found = [(s, t) for s, t in found if len(s) > 1]
     if not found:
         return None

@@ -20,6 +20,8 @@ TEST_FROM = 6
 _EXACT_TO = 13
 """Seeds up to which all 2^n sign flips are enumerated; above, `_FLIPS` random ones."""
 _FLIPS = 9_999
+_ROUNDING = 1e-12
+"""Relative size below which a difference between values is one of floating-point arithmetic."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def estimate(values: list[float]) -> Estimate | None:
     mean, n = float(array.mean()), len(array)
     if n == 1:
         return Estimate(mean, None, None, None, 1)
-    if np.ptp(array) == 0:
+    if np.ptp(array) <= _ROUNDING * np.abs(array).max():
         return Estimate(mean, 0.0, mean, mean, n)
     sd = float(array.std(ddof=1))
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd / math.sqrt(n)
@@ -104,7 +106,8 @@ def sign_flip_p(differences: list[float]) -> float:
     """
     values = np.asarray(differences, dtype=float)
     sums = np.abs(_sign_flips(len(values)) @ values)
-    extreme = int(np.sum(sums >= abs(values.sum()) * (1 - 1e-12)))  # ties count, whatever their rounding
+    slack = _ROUNDING * np.abs(values).sum()  # ties count, whatever their rounding
+    extreme = int(np.sum(sums >= abs(values.sum()) - slack))
     return extreme / len(sums) if len(values) <= _EXACT_TO else (extreme + 1) / (_FLIPS + 1)
 
 
