@@ -254,9 +254,9 @@ def test_the_answer_tells_what_holds_in_every_seed_where_seeds_disagree_and_what
     results = [result(name, s, **more) for name, more in kinds.items() for s in range(3)]
     results += [result("mixed", s, std=(1, 1, 0.01)[s]) for s in range(3)]
     (told,) = answer(groups_of(results, SETTINGS))
-    assert "healthy in every seed of control and good: 3 of 3 seeds, at 95 % at least 29% of seeds" in told
+    assert "healthy in every seed of control and good: 3 of 3 seeds (95 % interval of the share: 29% to 100%)" in told
     assert "collapse in every seed of bad (shrunk 3 of 3)" in told
-    assert "disagree in mixed (healthy 2 of 3: at 95 % 9% to 99% of seeds; shrunk 1 of 3)" in told
+    assert "disagree in mixed (healthy 2 of 3, 95 % interval of the share: 9% to 99%; shrunk 1 of 3)" in told
     assert "no verdict on none (3 diverged)" in told
 
 

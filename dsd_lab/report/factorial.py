@@ -36,6 +36,8 @@ _EFFECTS: tuple[tuple[str, dict[Place, int]], ...] = (
     ("EMA target on top of both", {FULL: 1, BOTH: -1}),
     ("all three: naive to DSD", {FULL: 1, NAIVE: -1}),
 )
+_AGAINST = 0.05
+"""Share by which a step may work against the recovery and still count as part of it."""
 _DEPENDENT = ("target", "target_decay", "output", "loss_space", "weighting", "clamp")
 """Objective fields that may differ between the cells of a design: the factors and what has a meaning in some cells only."""
 
@@ -49,7 +51,7 @@ class Effect:
     column: Column
     estimate: Estimate
     share: float | None = None
-    """Of Shapley values: the part of the whole recovery; None where the recovery's interval holds 0."""
+    """Of Shapley values: the part of the whole recovery; None where its interval holds 0 or a step works against it."""
 
 
 def designs_of(groups: list[Group]) -> list[dict[Place, Group]]:
@@ -120,20 +122,29 @@ def _shapley(point: dict[str, Any], column: Column, values: dict[Place, dict[int
     if whole is None:
         return []
     certain = whole.ci_low is not None and whole.ci_high is not None and whole.ci_low * whole.ci_high > 0
-    found = []
-    for step in STEPS:
-        per_seed = []
-        for seed in seeds:
-            gains = []
-            for order, path in paths.items():
-                at = order.index(step)
-                gains.append(values[path[at + 1]][seed] - values[path[at]][seed])
-            per_seed.append(sum(gains) / len(gains))
-        part = estimate(per_seed)
-        if part is not None:
-            share = part.mean / whole.mean if certain else None
-            found.append(Effect(point, f"Shapley value of {step}", column, part, share))
-    return found
+    parts = {step: _gain(step, paths, values, seeds) for step in STEPS}
+    shares = {step: part.mean / whole.mean for step, part in parts.items() if part is not None and certain}
+    if not all(-_AGAINST <= share <= 1 + _AGAINST for share in shares.values()):
+        shares = {}
+    return [
+        Effect(point, f"Shapley value of {step}", column, part, shares.get(step))
+        for step, part in parts.items()
+        if part is not None
+    ]
+
+
+def _gain(
+    step: str, paths: dict[tuple[str, ...], list[Place]], values: dict[Place, dict[int, float]], seeds: list[int]
+) -> Estimate | None:
+    """What a step adds where it comes, averaged over the orders, seed by seed."""
+    gains = []
+    for seed in seeds:
+        steps = [
+            values[path[order.index(step) + 1]][seed] - values[path[order.index(step)]][seed]
+            for order, path in paths.items()
+        ]
+        gains.append(sum(steps) / len(steps))
+    return estimate(gains)
 
 
 def effect_table(groups: list[Group], settings: ReportSettings) -> Table | None:
@@ -167,7 +178,7 @@ def effect_table(groups: list[Group], settings: ReportSettings) -> Table | None:
         note += (
             f"Shapley value: a step's gain averaged over the {len(orders)} orders of the three steps whose every stage was trained "
             f"({'; '.join(', '.join(order) for order in orders)}); EMA cannot come before the stop-gradient. "
-            "Its share is of the recovery from naive to DSD, and is given where the interval of that recovery does not hold 0."
+            "Its share is of the recovery from naive to DSD, and is given where the interval of that recovery does not hold 0 and no step works against it."
         )
     frame = pd.DataFrame([effect_row(e) for e in effects])
     return Table("effects", "What each change does, alone and together", header, rows, frame, note)
