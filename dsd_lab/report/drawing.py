@@ -37,6 +37,8 @@ WIDTH = 8.4
 """Inches: two columns of a journal with its margins."""
 MOST_POINTS = 24
 """Grid points that a figure shows; the tables have all."""
+_NARROW = 18
+"""Letters of a title that a narrow panel has room for."""
 _MOST_STEPS = 250
 """Steps that a curve shows: more than its width has pixels of the eye's."""
 
@@ -67,9 +69,9 @@ def shown_points(groups: list[Group]) -> dict[str, list[Group]]:
 
 
 def panels(count: int, height: float = 2.3, most_columns: int = 4, **shared: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels, in rows of at most four; panels that are left over are hidden."""
-    columns = min(count, most_columns)
-    rows = -(-count // columns)
+    """A figure of `count` panels, in rows of nearly equal length; panels that are left over are hidden."""
+    rows = -(-count // most_columns)
+    columns = -(-count // rows)
     width = WIDTH if columns > 1 else 6.0
     figure = Figure(figsize=(width, rows * height + 0.5), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False, **shared).flat)
@@ -78,9 +80,9 @@ def panels(count: int, height: float = 2.3, most_columns: int = 4, **shared: Any
     return figure, axes[:count]
 
 
-def point_title(point: str) -> str:
+def point_title(point: str, width: int = 34) -> str:
     """A grid point's name as a panel's title, broken where it is long; a `$` of it begins no formula."""
-    return "\n".join(textwrap.wrap(point, 34)).replace("$", r"\$")
+    return "\n".join(textwrap.wrap(point, width)).replace("$", r"\$")
 
 
 def band(axes: Axes, curves: list[tuple[NDArray, Floats]], look: Look, label: str) -> None:
@@ -103,6 +105,11 @@ def band(axes: Axes, curves: list[tuple[NDArray, Floats]], look: Look, label: st
     if len(curves) > 1:
         low, high = np.nanmin(table, axis=0), np.nanmax(table, axis=0)
         axes.fill_between(steps, low, high, color=look.colour, alpha=0.18, linewidth=0)
+
+
+def narrow_title(point: str) -> str:
+    """The same for a row or a narrow column of panels: a long `key=value` is broken after its equals sign."""
+    return point_title(point if len(point) <= _NARROW else point.replace("=", "= "), _NARROW)
 
 
 def legend(figure: Figure, axes: list[Axes]) -> None:

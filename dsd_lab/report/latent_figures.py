@@ -12,7 +12,7 @@ from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 from scipy import stats
 
-from dsd_lab.report.drawing import Look, band, legend, panels, point_title, shown_points
+from dsd_lab.report.drawing import Look, band, legend, narrow_title, panels, point_title, shown_points
 from dsd_lab.report.groups import Group
 from dsd_lab.report.results import Floats, Result
 from dsd_lab.report.verdicts import cell_of, controls_of, latent_state
@@ -124,7 +124,7 @@ def curves(groups: list[Group], looks: dict[str, Look], settings: ReportSettings
         row[0].set_ylabel(label)
     if len(points) > 1:
         for part, point in zip(rows[0], points, strict=True):
-            part.set_title(point_title(point))
+            part.set_title(narrow_title(point))
     figure.supxlabel("optimiser step", fontsize=9)
     legend(figure, axes)
     return figure

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dsd_lab.report.drawing import WIDTH, Look, point_title, shown_points
+from dsd_lab.report.drawing import WIDTH, Look, narrow_title, shown_points
 from dsd_lab.report.groups import Group
 from dsd_lab.report.results import Result
 from dsd_lab.specs.sweep import ReportSettings
@@ -54,7 +54,7 @@ def _side_by_side(groups: list[Group], name: str) -> Figure | None:
     for part in grid.flat:
         part.set(xticks=[], yticks=[], frame_on=False)
     for parts, row, label in zip(grid, rows, names, strict=True):
-        parts[0].set_ylabel(point_title(label), fontsize=7)
+        parts[0].set_ylabel(narrow_title(label), fontsize=6.5)
         for part, (variant, picture) in zip(parts, row, strict=False):
             if picture is not None:
                 seed, path = picture

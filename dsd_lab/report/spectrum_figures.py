@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from dsd_lab.report.drawing import Look, legend, panels, point_title, shown_points
+from dsd_lab.report.drawing import Look, legend, narrow_title, panels, point_title, shown_points
 from dsd_lab.report.groups import Group
 from dsd_lab.report.results import Floats
 from dsd_lab.report.tables import gap_names
@@ -44,7 +44,7 @@ def spectra(groups: list[Group], looks: dict[str, Look], settings: ReportSetting
         return None
     if len(points) > 1:
         for part, point in zip(rows[0], points, strict=True):
-            part.set_title(point_title(point))
+            part.set_title(narrow_title(point))
     legend(figure, axes)
     return figure
 
@@ -89,7 +89,7 @@ def spectrum_maps(groups: list[Group], looks: dict[str, Look], settings: ReportS
             if wrapped or row == 0:
                 part.set_title(variant)
             if not wrapped and column == 0:
-                part.set_ylabel(point_title(point), fontsize=7)
+                part.set_ylabel(narrow_title(point), fontsize=6.5)
     figure.supxlabel("optimiser step", fontsize=9)
     figure.supylabel("eigenvalue index, tokens", fontsize=9)
     if image is not None:
