@@ -90,6 +90,11 @@ def build_parser() -> argparse.ArgumentParser:
     status = _verb(verbs, "status", "show every sweep in the home folder", "dsd-lab status")
     _json(status)
 
+    logs = _verb(verbs, "logs", "show what a trial recorded", "dsd-lab logs 3ddf1775b702 --lines 40")
+    logs.add_argument("trial", help="trial id (the first characters do)")
+    logs.add_argument("--lines", type=_positive, default=10, metavar="N", help="last events shown (default: 10)")
+    _json(logs)
+
     ui = _verb(verbs, "ui", "open MLflow's UI on this machine", "dsd-lab ui")
     ui.add_argument(
         "--port",
