@@ -95,6 +95,13 @@ def build_parser() -> argparse.ArgumentParser:
     logs.add_argument("--lines", type=_positive, default=10, metavar="N", help="last events shown (default: 10)")
     _json(logs)
 
+    doctor = _verb(
+        verbs, "doctor", "check this machine, the home folder and the store, and close orphaned runs", "dsd-lab doctor"
+    )
+    doctor.add_argument("--dry-run", action="store_true", help="name orphaned MLflow runs without closing them")
+    _tracking(doctor)
+    _json(doctor)
+
     ui = _verb(verbs, "ui", "open MLflow's UI on this machine", "dsd-lab ui")
     ui.add_argument(
         "--port",

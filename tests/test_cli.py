@@ -42,6 +42,7 @@ SURFACE = {
     "sample": {"trial", "--n", "--class", "--guidance", "--sampler", "--steps", "--seed", "--out", "--json"},
     "status": {"--json"},
     "logs": {"trial", "--lines", "--json"},
+    "doctor": {"--dry-run", "--tracking-uri", "--json"},
     "ui": {"--port", "--tracking-uri"},
     "schema": set(),
 }
