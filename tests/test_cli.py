@@ -43,6 +43,8 @@ SURFACE = {
     "status": {"--json"},
     "logs": {"trial", "--lines", "--json"},
     "doctor": {"--dry-run", "--tracking-uri", "--json"},
+    "gc": {"--yes", "--json"},
+    "rm": {"SWEEP", "--yes", "--json"},
     "ui": {"--port", "--tracking-uri"},
     "schema": set(),
 }
