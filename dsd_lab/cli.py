@@ -90,6 +90,32 @@ def build_parser() -> argparse.ArgumentParser:
     status = _verb(verbs, "status", "show every sweep in the home folder", "dsd-lab status")
     _json(status)
 
+    logs = _verb(verbs, "logs", "show what a trial recorded", "dsd-lab logs 3ddf1775b702 --lines 40")
+    logs.add_argument("trial", help="trial id (the first characters do)")
+    logs.add_argument("--lines", type=_positive, default=10, metavar="N", help="last events shown (default: 10)")
+    _json(logs)
+
+    doctor = _verb(
+        verbs, "doctor", "check this machine, the home folder and the store, and close orphaned runs", "dsd-lab doctor"
+    )
+    doctor.add_argument("--dry-run", action="store_true", help="name orphaned MLflow runs without closing them")
+    _tracking(doctor)
+    _json(doctor)
+
+    gc = _verb(verbs, "gc", "free what no recorded sweep needs; shows it, and frees it with --yes", "dsd-lab gc --yes")
+    _yes(gc)
+    _json(gc)
+
+    rm = _verb(
+        verbs,
+        "rm",
+        "forget a sweep and delete the trials that no other sweep names; shows them, and deletes with --yes",
+        "dsd-lab rm collapse_ablation--quick --yes",
+    )
+    rm.add_argument("sweep", metavar="SWEEP", help="sweep as `dsd-lab status` lists it")
+    _yes(rm)
+    _json(rm)
+
     ui = _verb(verbs, "ui", "open MLflow's UI on this machine", "dsd-lab ui")
     ui.add_argument(
         "--port",
@@ -161,6 +187,10 @@ def _tracking(verb: argparse.ArgumentParser) -> None:
         metavar="URI",
         help="MLflow store (default: $MLFLOW_TRACKING_URI, else SQLite in the home folder)",
     )
+
+
+def _yes(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--yes", action="store_true", help="do it; without, only show what would be freed")
 
 
 def _json(verb: argparse.ArgumentParser) -> None:

@@ -41,6 +41,10 @@ class Home:
     def sweep_folder(self, key: str) -> Path:
         return self.root / "sweeps" / key
 
+    def sweep_is_running(self, key: str) -> bool:
+        """Whether a living process runs the sweep."""
+        return is_held(self.sweep_folder(key) / "lock")
+
     def report_folder(self, key: str) -> Path:
         return self.root / "reports" / key
 
@@ -127,14 +131,7 @@ class TrialFolder:
 
     def is_locked(self) -> bool:
         """Whether a living process works on the trial."""
-        try:
-            with (self.root / "lock").open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that ask do not see each other
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
+        return is_held(self.root / "lock")
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[bool]:
@@ -165,6 +162,18 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
             yield False
             return
         yield True
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living process holds a lock; asking makes no file."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that ask do not see each other
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,9 @@ import torch
 from torch import Tensor
 
 from dsd_lab.core.events import Checkpointed, Diverged, Drew, Event, Finished, Logged, Probed
+from dsd_lab.spool_reader import complete_lines, read_spool
+
+__all__ = ["Spool", "read_spool", "tile"]
 
 
 class Spool:
@@ -57,23 +59,9 @@ class Spool:
         self._file.close()
 
 
-def read_spool(path: Path) -> Iterator[dict[str, Any]]:
-    """Complete lines of a spool; a torn last line is not there yet."""
-    for line in _lines(path):
-        yield json.loads(line)
-
-
-def _lines(path: Path) -> list[bytes]:
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    return [line + b"\n" for line in raw.split(b"\n")[:-1]]
-
-
 def _until_checkpoint(path: Path, step: int) -> list[bytes]:
     kept: list[bytes] = []
-    for line in _lines(path):
+    for line in complete_lines(path):
         entry = json.loads(line)
         if entry["step"] > step:
             break

@@ -52,7 +52,11 @@ class StoreUnavailable(LabError):
 
 def default_uri(home: Path) -> str:
     """`MLFLOW_TRACKING_URI` where it is set, else SQLite in the home folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.resolve() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or _own_uri(home)
+
+
+def _own_uri(home: Path) -> str:
+    return f"sqlite:///{home.resolve() / 'mlflow.db'}"
 
 
 @dataclass
@@ -304,6 +308,36 @@ class Store:
         if run.info.status != "FINISHED":
             self._set_state(pointer, "done")
 
+    def close_orphans(self, dry_run: bool = False) -> list[str]:
+        """Close as KILLED the runs that say RUNNING though nobody works on their trial; returns their names.
+
+        What a power cut or a killed uploader leaves. The next `sync` gives such a run the state that its
+        trial's files have. Runs of other homes in a shared store are not ours to judge.
+
+        Args:
+            dry_run: only find them.
+
+        Raises:
+            StoreUnavailable: the store does not answer.
+        """
+        with locked(self.home.root / ".upload.lock"), self._answering():
+            orphans = [run for run in self._all_runs("attributes.status = 'RUNNING'") if self._is_orphan(run)]
+            for run in [] if dry_run else orphans:
+                ended = self.home.trial(run.data.tags.get("dsd.trial", "-")).status().get("updated", time.time())
+                self.client.set_terminated(run.info.run_id, "KILLED", int(1000 * ended))
+                if "dsd.settled" in run.data.tags:
+                    self.client.delete_tag(run.info.run_id, "dsd.settled")
+            return [str(run.info.run_name) for run in orphans]
+
+    def _is_orphan(self, run: Run) -> bool:
+        tags = run.data.tags
+        sweep, trial = tags.get("dsd.sweep"), tags.get("dsd.trial")
+        if sweep is None or self.home.sweep_is_running(sweep):
+            return False
+        folder = self.home.sweep_folder(sweep) if trial is None else self.home.trial(trial).root
+        ours = self.uri == _own_uri(self.home.root) or folder.exists()
+        return ours and not (trial is not None and self.home.trial(trial).is_locked())
+
     # -- Reading -------------------------------------------------------------------------------------
 
     def read(self, manifest: dict[str, Any], scratch: Path) -> list[StoredTrial]:
@@ -313,16 +347,15 @@ class Store:
             StoreUnavailable: the store does not answer.
         """
         with self._answering():
-            runs = {run.data.tags["dsd.trial"]: run for run in self._all_trials()}
+            trials = self._all_runs("tags.`dsd.kind` = 'trial'")  # of two runs of one trial, the later one is read
+            runs = {run.data.tags["dsd.trial"]: run for run in trials}
             return [self._stored(entry, runs.get(entry["id"]), scratch) for entry in manifest["trials"]]
 
-    def _all_trials(self) -> Iterator[Run]:
-        """All runs of trials; of two runs of one trial, the one that began later comes later."""
+    def _all_runs(self, condition: str) -> Iterator[Run]:
+        """All runs that meet a condition; what began later comes later."""
         experiments, token = [e.experiment_id for e in self.client.search_experiments()], None
         while experiments:
-            page = self.client.search_runs(
-                experiments, "tags.`dsd.kind` = 'trial'", 1, 1000, ["attributes.start_time ASC"], token
-            )
+            page = self.client.search_runs(experiments, condition, 1, 1000, ["attributes.start_time ASC"], token)
             yield from page
             token = page.token
             if not token:

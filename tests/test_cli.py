@@ -41,6 +41,10 @@ SURFACE = {
     "report": {"SPEC|SWEEP", "--profile", "--out", "--tracking-uri", "--json"},
     "sample": {"trial", "--n", "--class", "--guidance", "--sampler", "--steps", "--seed", "--out", "--json"},
     "status": {"--json"},
+    "logs": {"trial", "--lines", "--json"},
+    "doctor": {"--dry-run", "--tracking-uri", "--json"},
+    "gc": {"--yes", "--json"},
+    "rm": {"SWEEP", "--yes", "--json"},
     "ui": {"--port", "--tracking-uri"},
     "schema": set(),
 }
@@ -219,6 +223,13 @@ def test_status_lists_every_sweep_with_the_states_of_its_trials(trained):
     assert {t["id"]: (t["step"], t["steps"]) for t in answer["sweeps"][0]["trials"]} == dict.fromkeys(
         ids.values(), (12, 12)
     )
+
+
+def test_logs_reads_files_only_and_imports_nothing_heavy(trained):
+    home, ids = trained
+    modules, code, printed, _ = imported("logs", ids["dsd"], "--json", "--home", str(home.root))
+    assert code == OK and json.loads(printed)["name"] == "dsd s0"
+    assert not modules & {"torch", "ray", "mlflow", "pandas"}
 
 
 def test_sample_writes_the_asked_number_of_images_of_the_asked_class_and_a_grid(trained, tmp_path):

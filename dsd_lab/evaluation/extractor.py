@@ -52,9 +52,14 @@ class Extractor(nn.Module):
         return torch.cat([f.cpu() for f, _ in parts]), torch.cat([s.argmax(1).cpu() for _, s in parts])
 
 
+def extractor_path(cache: Path, fingerprint: str) -> Path:
+    """Where the extractor of a data set is cached."""
+    return cache / "extractors" / f"{fingerprint[:16]}-v{_VERSION}.safetensors"
+
+
 def load_extractor(data: DataSet, cache: Path, device: torch.device) -> Extractor:
     """The extractor of a data set, trained once and cached under the data's fingerprint."""
-    path = cache / "extractors" / f"{data.fingerprint[:16]}-v{_VERSION}.safetensors"
+    path = extractor_path(cache, data.fingerprint)
     network = Extractor(data.channels, data.image_size, data.classes)
     with locked(path.with_suffix(".lock")):
         if not path.exists():

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from dsd_lab.errors import BadInput
-from dsd_lab.home import Home
+from dsd_lab.home import Home, TrialFolder
 from dsd_lab.specs.complaints import did_you_mean
 from dsd_lab.specs.identity import canonical_fields, evaluation_id
 from dsd_lab.specs.sweep import Plan, load_sweep
@@ -105,6 +105,23 @@ def find_manifest(home: Home, name: str | None, profile: str | None) -> dict[str
         if not candidates:
             raise BadInput(f"--profile {profile}: not run yet in {home.root}; run `dsd-lab sweep` with it first")
     return candidates[-1]
+
+
+def find_trial(home: Home, prefix: str) -> TrialFolder:
+    """The one trial whose id begins like this.
+
+    Raises:
+        BadInput: none does, or several do.
+    """
+    found = sorted(p.name for p in home.root.glob("trials/*") if p.name.startswith(prefix)) if prefix.isalnum() else []
+    if len(found) != 1:
+        what = (
+            f"{len(found)} trials begin so: {', '.join(found[:5])}"
+            if found
+            else f"no such trial in {home.root}; `dsd-lab status` lists them"
+        )
+        raise BadInput(f"{prefix}: {what}")
+    return home.trial(found[0])
 
 
 def print_json(content: Any) -> None:

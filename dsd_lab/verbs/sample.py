@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 
 from dsd_lab.errors import OK, BadInput
-from dsd_lab.home import Home, TrialFolder
-from dsd_lab.verbs.common import home_of, print_json
+from dsd_lab.verbs.common import find_trial, home_of, print_json
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -56,20 +55,3 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(f"{arguments.n} images and grid.png in {out.resolve()}")
     return OK
-
-
-def find_trial(home: Home, prefix: str) -> TrialFolder:
-    """The one trial whose id begins like this.
-
-    Raises:
-        BadInput: none does, or several do.
-    """
-    found = sorted(p.name for p in home.root.glob("trials/*") if p.name.startswith(prefix)) if prefix.isalnum() else []
-    if len(found) != 1:
-        what = (
-            f"{len(found)} trials begin so: {', '.join(found[:5])}"
-            if found
-            else f"no such trial in {home.root}; `dsd-lab status` lists them"
-        )
-        raise BadInput(f"{prefix}: {what}")
-    return home.trial(found[0])

@@ -1,0 +1,234 @@
+"""What can be freed in a home folder, and freeing it: nothing that a recorded sweep needs, nothing that somebody holds."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dsd_lab.errors import BadInput
+from dsd_lab.files import write_json
+from dsd_lab.home import ENDED, Home, TrialFolder, is_held, locked
+
+_GOING = ".removing-"
+"""A trial is renamed before it is deleted, so that what an interruption leaves is never taken for a trial."""
+
+
+@dataclass(frozen=True)
+class Freeable:
+    """Something that can be freed."""
+
+    kind: str
+    path: Path
+    why: str
+    bytes: int
+    free: Callable[[], bool]
+    """Frees it; False where somebody has taken hold of it meanwhile."""
+
+    def row(self) -> dict[str, Any]:
+        """As `--json` shows it."""
+        return {"kind": self.kind, "path": str(self.path), "why": self.why, "bytes": self.bytes}
+
+
+def garbage(home: Home, code: str) -> list[Freeable]:
+    """What no recorded sweep names or needs.
+
+    Args:
+        home: where to look.
+        code: hash of the present training code; counts that other code made are not asked for again.
+    """
+    named = named_trials(home)
+    return [
+        *_unnamed_trials(home, named),
+        *_leftovers(home),
+        *_checkpoints(home, named),
+        *_shapes(home, code),
+        *_extractors(home, named),
+        *_ray_logs(home),
+    ]
+
+
+def named_trials(home: Home, but: str | None = None) -> set[str]:
+    """Ids of the trials that recorded sweeps name.
+
+    Args:
+        home: whose sweeps.
+        but: key of a sweep that is left out.
+    """
+    return {t["id"] for key, manifest in home.manifests().items() if key != but for t in manifest["trials"]}
+
+
+def sweep_trials(home: Home, key: str) -> list[Freeable]:
+    """The trials that a sweep names and no other recorded sweep does."""
+    own = {t["id"] for t in home.manifests()[key]["trials"]} - named_trials(home, but=key)
+    folders = [home.trial(i) for i in sorted(own)]
+    return [_trial(home, folder, key, "no other sweep names it") for folder in folders if _there(folder.root)]
+
+
+def forget_sweep(home: Home, key: str, trials: list[Freeable]) -> list[Freeable]:
+    """Delete trials, then the record of their sweep; returns those that somebody held, which stay.
+
+    Raises:
+        BadInput: the sweep is running.
+    """
+    folder = home.sweep_folder(key)
+    with locked(folder / "lock", wait=False) as held:
+        if not held:
+            raise BadInput(f"sweep {key!r} is running in {home.root}; stop it first")
+        left = [trial for trial in trials if not trial.free()]
+        (folder / "manifest.json").unlink(missing_ok=True)  # from here on it is forgotten
+        shutil.rmtree(folder)
+    return left
+
+
+def held_trials(home: Home) -> list[str]:
+    """Ids of trials that somebody works on."""
+    return sorted(p.name for p in home.root.glob("trials/*") if home.trial(p.name).is_locked())
+
+
+# -- Kinds -------------------------------------------------------------------------------------------
+
+
+def _unnamed_trials(home: Home, named: set[str]) -> Iterator[Freeable]:
+    for path in sorted(home.root.glob("trials/*")):
+        if path.name not in named and not path.name.startswith(".") and _there(path):
+            folder = home.trial(path.name)
+            if not folder.is_locked():
+                yield _trial(home, folder, None, "no recorded sweep names it")
+
+
+def _leftovers(home: Home) -> Iterator[Freeable]:
+    for path in sorted(home.root.glob(f"trials/{_GOING}*")):
+        if _there(path) and not is_held(path / "lock"):
+            yield Freeable("trial", path, "its deletion was interrupted", size_of(path), partial(_remove, path))
+
+
+def _checkpoints(home: Home, named: set[str]) -> Iterator[Freeable]:
+    for trial_id in sorted(named):
+        folder = home.trial(trial_id)
+        if folder.is_locked() or folder.root.is_symlink() or folder.checkpoints.is_symlink():
+            continue
+        found = [(path, "damaged") for path in sorted(folder.checkpoints.glob("damaged-*"))]
+        if folder.state() in ENDED:
+            found += [(path, "superseded, the trial has ended") for path in _superseded(folder.checkpoints)]
+        for path, why in found:
+            if _there(path):
+                yield Freeable("checkpoint", path, why, size_of(path), partial(_free_held, folder, path))
+
+
+def _superseded(checkpoints: Path) -> list[Path]:
+    """Checkpoints older than the newest that is whole; none where that cannot be told."""
+    steps = sorted((p for p in checkpoints.glob("step-*") if p.is_dir()), reverse=True)
+    for i, path in enumerate(steps[:-1]):
+        if _is_whole(path):
+            return steps[i + 1 :]
+    return []
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the tensors are those that were written; without torch, which would read them into memory."""
+    try:
+        with (path / "tensors.safetensors").open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == json.loads(
+                (path / "manifest.json").read_bytes()
+            ).get("sha256")
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _shapes(home: Home, code: str) -> Iterator[Freeable]:
+    path = home.cache / "shapes.json"
+    try:
+        known = json.loads(path.read_text())
+        kept = {key: value for key, value in known.items() if json.loads(key)[0] == code}
+    except (OSError, ValueError, AttributeError, LookupError, TypeError):
+        return
+    if len(kept) == len(known):
+        return
+
+    def free() -> bool:
+        write_json(path, kept)
+        return True
+
+    why = f"{len(known) - len(kept)} counts of networks, made by other training code"
+    yield Freeable("cache", path, why, path.stat().st_size - len(json.dumps(kept, indent=1)) - 1, free)
+
+
+def _extractors(home: Home, named: set[str]) -> Iterator[Freeable]:
+    files = sorted((home.cache / "extractors").glob("*.safetensors"))
+    if not files:
+        return
+    from dsd_lab.evaluation.extractor import extractor_path  # imports torch: only where there is one
+
+    described = [d for d in (home.trial(i).description() for i in named) if d is not None]
+    needed = {extractor_path(home.cache, d["data"]["fingerprint"]) for d in described}
+    for path in files:
+        lock = path.with_suffix(".lock")
+        if path not in needed and not is_held(lock):
+            why = "features of data that no recorded trial has, or made by other code"
+            yield Freeable("cache", path, why, size_of(path), partial(_remove, path))
+
+
+def _ray_logs(home: Home) -> Iterator[Freeable]:
+    if any(is_held(path) for path in home.root.glob("sweeps/*/lock")):
+        return  # a running sweep's Ray has its sockets in there
+    ray = home.root / "ray"
+    for path in (*sorted(ray.glob("session_*")), ray / "tune"):
+        if _there(path) or (path.is_symlink() and path.name == "session_latest"):
+            yield Freeable("ray", path, "logs of a Ray that has ended", size_of(path), partial(_remove, path))
+
+
+# -- Freeing -----------------------------------------------------------------------------------------
+
+
+def _trial(home: Home, folder: TrialFolder, forgetting: str | None, why: str) -> Freeable:
+    free = partial(_free_trial, home, folder, forgetting)
+    return Freeable("trial", folder.root, why, size_of(folder.root), free)
+
+
+def _free_trial(home: Home, folder: TrialFolder, forgetting: str | None) -> bool:
+    if not _there(folder.root):
+        return True
+    with folder.lock() as held:
+        if not held or folder.id in named_trials(home, but=forgetting):  # a sweep may have begun since it was found
+            return False
+        going = folder.root.with_name(f"{_GOING}{folder.id}")
+        shutil.rmtree(going, ignore_errors=True)
+        folder.root.rename(going)
+        shutil.rmtree(going)
+    return True
+
+
+def _free_held(folder: TrialFolder, path: Path) -> bool:
+    with folder.lock() as held:
+        if held:
+            _remove(path)
+        return held
+
+
+def _remove(path: Path) -> bool:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    return True
+
+
+def _there(path: Path) -> bool:
+    """A folder of ours; a link leads to a place that somebody chose, and is left alone."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; links count as what they are."""
+    total = 0
+    for file in [path] if path.is_symlink() or not path.is_dir() else path.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += 0 if file.is_dir() and not file.is_symlink() else file.lstat().st_size
+    return total

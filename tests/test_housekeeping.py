@@ -1,0 +1,194 @@
+"""`dsd-lab gc` and `dsd-lab rm`: what goes is what nothing needs, and only when it was asked for."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from sweeping import VARIANTS, run, train_here, write_spec
+
+from dsd_lab.cli import main
+from dsd_lab.core.checkpoints import list_checkpoints, newest_checkpoint
+from dsd_lab.errors import BAD_INPUT, OK
+from dsd_lab.evaluation.extractor import extractor_path
+from dsd_lab.home import Home, locked
+from dsd_lab.housekeeping import garbage
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Two sweeps that share the trial of seed 0."""
+    folder = tmp_path_factory.mktemp("housekeeping")
+    home = Home(folder / "home")
+    plans = {}
+    for name, seeds in (("first", [0, 1]), ("second", [0, 2])):
+        spec = write_spec(folder / name, {"dsd": VARIANTS["dsd"]}, seeds=seeds, name=name)
+        plans[name] = train_here(home, spec)
+    return home.root, {t.seed: t.id for plan in plans.values() for t in plan.trials}
+
+
+@pytest.fixture
+def home(trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "home")
+    return Home(tmp_path / "home")
+
+
+@pytest.fixture
+def ids(trained):
+    return trained[1]
+
+
+def files(home):
+    return {str(p.relative_to(home.root)) for p in home.root.rglob("*") if p.is_file()}
+
+
+def gc(home, *more):
+    code, answer = run("gc", "--home", home.root, *more)
+    assert code == OK
+    paths = {str(Path(item["path"]).relative_to(home.root)): item for item in answer["items"]}
+    return paths, answer
+
+
+def forget(home, key):
+    (home.sweep_folder(key) / "manifest.json").unlink()
+
+
+def test_only_superseded_checkpoints_of_finished_trials_can_go_from_a_home_that_is_in_order(home, ids):
+    before = files(home)
+    found, answer = gc(home)
+    older = {
+        str(p.relative_to(home.root)) for i in ids.values() for p in list_checkpoints(home.trial(i).checkpoints)[1:]
+    }
+    assert older and set(found) == older and not answer["freed"]
+    assert answer["bytes"] == sum((home.root / f).stat().st_size for f in before if any(f.startswith(o) for o in older))
+    assert files(home) == before
+
+
+def test_with_yes_exactly_what_was_shown_goes_and_nothing_is_left_to_go(home, ids):
+    shown, _ = gc(home)
+    before = files(home)
+    freed, answer = gc(home, "--yes")
+    assert answer["freed"] and set(freed) == set(shown)
+    assert before - files(home) == {f for f in before if any(f.startswith(f"{s}/") for s in shown)}
+    assert gc(home)[0] == {}
+    assert all(newest_checkpoint(home.trial(i).checkpoints) is not None for i in ids.values())
+
+
+def test_a_trial_that_no_sweep_names_goes_whole_unless_somebody_holds_it(home, ids):
+    forget(home, "second")
+    with home.trial(ids[2]).lock() as held:
+        assert held
+        found, answer = gc(home, "--yes")
+    assert f"trials/{ids[2]}" not in found and answer["held"] == [ids[2]]
+    assert home.trial(ids[2]).description() is not None
+    assert set(gc(home, "--yes")[0]) == {f"trials/{ids[2]}"}
+    assert sorted(p.name for p in home.root.glob("trials/*")) == sorted([ids[0], ids[1]])
+
+
+def test_a_trial_that_a_sweep_names_meanwhile_stays(home, ids):
+    manifest = home.manifests()["second"]
+    forget(home, "second")
+    (found,) = (item for item in garbage(home, "code") if item.kind == "trial")
+    home.write_manifest("second", manifest)
+    assert not found.free() and home.trial(ids[2]).state() == "done"
+
+
+def test_checkpoints_of_a_trial_that_is_held_or_not_finished_stay_but_damaged_ones_go(home, ids):
+    folder = home.trial(ids[0])
+    old = list_checkpoints(folder.checkpoints)[-1]
+    shutil.copytree(old, old.with_name(f"damaged-{old.name}"))
+    with folder.lock():
+        assert not any(ids[0] in path for path in gc(home)[0])
+    folder.write_status(state="interrupted")
+    assert [path for path in gc(home)[0] if ids[0] in path] == [f"trials/{ids[0]}/checkpoints/damaged-{old.name}"]
+
+
+def test_an_older_checkpoint_is_not_superseded_by_a_newest_one_that_is_damaged(home, ids):
+    folder = home.trial(ids[0])
+    newest, older = list_checkpoints(folder.checkpoints)
+    raw = bytearray((newest / "tensors.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (newest / "tensors.safetensors").write_bytes(raw)
+    assert not any(ids[0] in path for path in gc(home, "--yes")[0])
+    assert newest_checkpoint(folder.checkpoints)[0] == older
+
+
+def test_caches_of_other_code_and_of_other_data_go_and_present_ones_stay(home, ids, tmp_path):
+    run("plan", tmp_path.parent / "none.yaml", "--home", home.root)  # no such spec: makes nothing
+    assert run("plan", write_spec(tmp_path / "spec"), "--home", home.root)[0] == OK
+    shapes = home.cache / "shapes.json"
+    present = json.loads(shapes.read_text())
+    shapes.write_text(json.dumps(present | {json.dumps(["other code", {}]): {}}))
+    fingerprint = home.trial(ids[0]).description()["data"]["fingerprint"]
+    kept, gone = extractor_path(home.cache, fingerprint), extractor_path(home.cache, "0" * 64)
+    older = kept.with_name(kept.name.replace("-v1", "-v0"))
+    kept.parent.mkdir()
+    for path in (kept, gone, older):
+        path.write_bytes(b"weights")
+    found, _ = gc(home, "--yes")
+    assert {p for p in found if p.startswith("cache")} == {
+        "cache/shapes.json",
+        *(str(p.relative_to(home.root)) for p in (gone, older)),
+    }
+    assert json.loads(shapes.read_text()) == present
+    assert sorted(kept.parent.iterdir()) == [kept]
+
+
+def test_logs_of_ray_go_unless_a_sweep_is_running(home):
+    (home.root / "ray" / "session_1" / "logs").mkdir(parents=True)
+    (home.root / "ray" / "session_1" / "logs" / "raylet.out").write_text("a log")
+    (home.root / "ray" / "session_latest").symlink_to(home.root / "ray" / "session_1")
+    with locked(home.sweep_folder("first") / "lock") as held:
+        assert held and not any(p.startswith("ray/") for p in gc(home, "--yes")[0])
+    assert {p for p in gc(home, "--yes")[0] if p.startswith("ray/")} == {"ray/session_1", "ray/session_latest"}
+    assert list((home.root / "ray").iterdir()) == []
+
+
+def test_a_link_in_the_place_of_a_trial_is_left_alone_with_what_it_leads_to(home, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "thesis.tex").write_text("years of work")
+    (home.root / "trials" / "abcdefabcdef").symlink_to(tmp_path / "elsewhere")
+    assert not any("abcdefabcdef" in path for path in gc(home, "--yes")[0])
+    assert (tmp_path / "elsewhere" / "thesis.tex").exists()
+
+
+# -- rm ----------------------------------------------------------------------------------------------
+
+
+def test_rm_shows_the_trials_that_no_other_sweep_names_and_touches_nothing(home, ids):
+    before = files(home)
+    code, answer = run("rm", "second", "--home", home.root)
+    assert code == OK and [Path(item["path"]).name for item in answer["items"]] == [ids[2]]
+    assert answer["kept"] == 1 and not answer["freed"] and answer["bytes"] > 0
+    assert files(home) == before
+
+
+def test_rm_with_yes_forgets_the_sweep_and_the_other_sweep_is_as_it_was(home, ids):
+    before = files(home)
+    assert run("rm", "second", "--yes", "--home", home.root)[0] == OK
+    gone = {f for f in before if f.startswith((f"trials/{ids[2]}/", "sweeps/second/"))}
+    assert before - files(home) == gone and list(home.manifests()) == ["first"]
+    assert {home.trial(ids[seed]).state() for seed in (0, 1)} == {"done"}
+    assert run("rm", "first", "--yes", "--home", home.root)[0] == OK
+    assert home.manifests() == {} and list(home.root.glob("trials/*")) == []
+
+
+def test_rm_leaves_a_trial_that_is_held_and_refuses_a_sweep_that_runs(home, ids, capsys):
+    with locked(home.sweep_folder("second") / "lock"):
+        assert main(["rm", "second", "--yes", "--home", str(home.root)]) == BAD_INPUT
+    assert "is running" in capsys.readouterr().err and "second" in home.manifests()
+    with home.trial(ids[2]).lock():
+        _, answer = run("rm", "second", "--yes", "--home", home.root)
+    assert answer["held"] == [ids[2]] and answer["items"] == []
+    assert home.trial(ids[2]).state() == "done" and "second" not in home.manifests()
+
+
+def test_rm_never_guesses_between_profiles(home, capsys):
+    manifest = home.manifests()["first"]
+    for profile in ("a", "b"):
+        home.write_manifest(f"big--{profile}", manifest | {"key": f"big--{profile}", "name": "big", "profile": profile})
+    assert main(["rm", "big", "--yes", "--home", str(home.root)]) == BAD_INPUT
+    assert "big--a, big--b" in capsys.readouterr().err
+    assert main(["rm", "fist", "--yes", "--home", str(home.root)]) == BAD_INPUT
+    assert "did you mean 'first'?" in capsys.readouterr().err
+    assert set(home.manifests()) == {"first", "second", "big--a", "big--b"}
