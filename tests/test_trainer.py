@@ -11,8 +11,15 @@ from hypothesis import strategies as st
 from dsd_lab.core import trainer as trainer_module
 from dsd_lab.core.data import DataSet, Images
 from dsd_lab.core.events import Checkpointed, Diverged, Drew, Finished, Logged, Probed
-from dsd_lab.core.optimisation import average_into, build_optimiser, learning_rate, tensors_of, warmed_decay
-from dsd_lab.core.paths import draw_times
+from dsd_lab.core.optimisation import (
+    average_into,
+    build_optimiser,
+    learning_rate,
+    ramped_decay,
+    tensors_of,
+    warmed_decay,
+)
+from dsd_lab.core.paths import draw_times, shifted
 from dsd_lab.core.randomness import batch_indices, generator
 from dsd_lab.core.trainer import Trainer, pick_device, to_bytes
 from dsd_lab.errors import BadInput, NoResources
@@ -385,6 +392,18 @@ def test_the_target_encoder_follows_the_weights_at_its_decay_and_is_there_only_w
     )
 
 
+@pytest.mark.parametrize(("warmup", "decays"), [(0, [0.75] * 6), (4, [0.0, 0.1875, 0.375, 0.5625, 0.75, 0.75])])
+def test_the_target_encoders_decay_ramps_up_over_its_warmup(tiny_trial, digits, warmup, decays):
+    assert [ramped_decay(0.75, warmup, n) for n in range(6)] == decays
+    trainer = Trainer(tiny_trial(objective={"target_decay": 0.75, "target_warmup": warmup}), 0, digits, CPU)
+    for decay in decays[:3]:
+        before = {k: v.clone() for k, v in trainer.target_encoder.named_parameters()}
+        trainer.train_step()
+        after = dict(trainer.network.named_parameters())
+        for name, value in trainer.target_encoder.named_parameters():
+            assert torch.allclose(value, decay * before[name] + (1 - decay) * after[name], atol=1e-6)
+
+
 def test_averaged_weights_forget_their_start_and_buffers_are_copied():
     average, network = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
     with torch.no_grad():
@@ -503,6 +522,27 @@ def test_times_follow_their_distribution():
     spec = Time(distribution="logit_normal", mean=0.7, std=0.4)
     logits = torch.logit(draw_times(spec, 20_000, generator(0, "t")).double())
     assert float(logits.mean()) == pytest.approx(0.7, abs=0.02) and float(logits.std()) == pytest.approx(0.4, abs=0.02)
+
+
+@pytest.mark.parametrize("shift", [0.25, 1.0, 3.0])
+@pytest.mark.parametrize("distribution", ["uniform", "logit_normal"])
+def test_a_shift_scales_the_odds_of_noise_as_sd3_does_and_keeps_the_ends(shift, distribution):
+    plain, moved = (
+        draw_times(Time(distribution=distribution, shift=s), 5000, generator(0, "t")).double() for s in (1.0, shift)
+    )
+    noise = 1 - plain  # SD3's time, where 1 is noise: equation 23 of arXiv 2403.03206
+    assert torch.allclose(1 - moved, shift * noise / (1 + (shift - 1) * noise), atol=1e-6)
+    assert float(moved.min()) >= 0 and float(moved.max()) <= 1
+    assert shifted(torch.tensor([0.0, 1.0]), shift).tolist() == [0.0, 1.0]
+    assert torch.equal(plain, moved) == (shift == 1)
+
+
+def test_a_shift_moves_the_mean_of_logit_normal_times_by_its_logarithm():
+    times = [
+        draw_times(Time(distribution="logit_normal", mean=m, shift=s), 1000, generator(0, "t")).double()
+        for m, s in ((0.0, 3.0), (-math.log(3.0), 1.0))
+    ]
+    assert torch.allclose(*times, atol=1e-6)
 
 
 # -- Bad input -----------------------------------------------------------------------------------------

@@ -56,6 +56,11 @@ def warmed_decay(decay: float, step: int) -> float:
     return min(decay, (1 + step) / (10 + step))
 
 
+def ramped_decay(decay: float, warmup: int, step: int) -> float:
+    """decay * min(1, n / warmup) after n steps: from 0, a copy of the network, to the full decay."""
+    return decay * min(1.0, step / warmup) if warmup else decay
+
+
 def tensors_of(module: nn.Module, prefix: str) -> dict[str, Tensor]:
     """A module's state with a prefix on every name."""
     return {f"{prefix}.{name}": value for name, value in module.state_dict().items()}

@@ -51,6 +51,15 @@ TIME_DISTRIBUTIONS: dict[str, Callable[[Time, int, torch.Generator], Tensor]] = 
 }
 
 
+def shifted(t: Tensor, shift: float) -> Tensor:
+    """t / (t + shift (1 - t)): the noise level s = 1 - t becomes shift s / (1 + (shift - 1) s).
+
+    Equation 23 of Esser et al. (SD3, arXiv 2403.03206), whose t is our s and whose sqrt(m / n) is
+    `shift`. logit t falls by ln shift. A shift of 1 returns t itself, not a rounding of it.
+    """
+    return t if shift == 1 else t / (t + shift * (1 - t))
+
+
 def draw_times(spec: Time, count: int, generator: torch.Generator) -> Tensor:
-    """Training times [count] in [0, 1] from the spec's distribution."""
-    return TIME_DISTRIBUTIONS[spec.distribution](spec, count, generator)
+    """Training times [count] in [0, 1] from the spec's distribution, shifted."""
+    return shifted(TIME_DISTRIBUTIONS[spec.distribution](spec, count, generator), spec.shift)

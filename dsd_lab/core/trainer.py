@@ -24,6 +24,7 @@ from dsd_lab.core.optimisation import (
     build_optimiser,
     learning_rate,
     load_tensors,
+    ramped_decay,
     tensors_of,
     warmed_decay,
 )
@@ -123,7 +124,8 @@ class Trainer:
         self.optimiser.step()
         average_into(self.average, self.network, warmed_decay(trial.training.weight_ema, self.step))
         if self.target_encoder is not None:
-            average_into(self.target_encoder, self.network, trial.objective.target_decay)
+            decay = ramped_decay(trial.objective.target_decay, trial.objective.target_warmup, self.step)
+            average_into(self.target_encoder, self.network, decay)
         self.step += 1
         self._record({"loss": found.total, **found.terms, "gradient_norm": norm, "learning_rate": torch.tensor(rate)})
         return None

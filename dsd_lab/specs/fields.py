@@ -117,6 +117,8 @@ class Objective(Section):
     """Where the regression target z2 comes from: the encoder with gradient (joint), without, or its EMA copy."""
     target_decay: float = Field(0.99, ge=0, lt=1)
     """Decay a step of the EMA target encoder (ours)."""
+    target_warmup: int = Field(0, ge=0, le=10**9)
+    """Steps n over which that decay ramps up: target_decay * min(1, n / target_warmup). 0: no ramp."""
     noised: Literal["live", "detached"] = "live"
     """Whether the diffusion loss reaches the encoder through z_t."""
     output: Literal["velocity", "clean"] = "clean"
@@ -144,6 +146,8 @@ class Time(Section):
     """Mean of logit t."""
     std: float = Field(1.0, gt=0, le=10)
     """Standard deviation of logit t."""
+    shift: float = Field(1.0, gt=0, le=1000)
+    """Drawn times become t / (t + shift (1 - t)), SD3's shift with t = 1 clean (arXiv 2403.03206): above 1 more noise, 1 none. Samplers keep equal steps."""
 
 
 class Labels(Section):

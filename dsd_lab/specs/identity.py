@@ -32,12 +32,12 @@ def canonical_fields(trial: Trial) -> dict[str, dict[str, Any]]:
     for name in unused:
         del network[name]
     if objective["diffusion_weight"] == 0:
-        for name in ("target", "target_decay", "noised", "output", "loss_space", "weighting", "clamp"):
+        for name in ("target", "target_decay", "target_warmup", "noised", "output", "loss_space", "weighting", "clamp"):
             del objective[name]
         fields["time"], fields["labels"] = {}, {}
     else:
         if objective["target"] != "ema":
-            del objective["target_decay"]
+            del objective["target_decay"], objective["target_warmup"]
         if objective["loss_space"] == "velocity":
             del objective["weighting"]
         divides = {("clean", "velocity", None), ("clean", "clean", "velocity"), ("velocity", "clean", "velocity")}
