@@ -151,7 +151,9 @@ class Store:
         if found is None:
             local = str(self.uri).startswith("sqlite:")
             artifacts = (self.home.root.resolve() / "mlartifacts" / name).as_uri() if local else None
-            experiment = str(self.client.create_experiment(name, artifacts, {"mlflow.note.content": why}))
+            # The kind makes MLflow's pages open on training runs instead of traces.
+            tags = {"mlflow.note.content": why, "mlflow.experimentKind": "custom_model_development"}
+            experiment = str(self.client.create_experiment(name, artifacts, tags))
         else:
             experiment = str(found.experiment_id)
         parent = self._find([experiment], "sweep", f"tags.`dsd.sweep` = '{key}'")
