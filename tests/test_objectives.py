@@ -1,4 +1,4 @@
-"""The objectives against DESIGN.md's table of derivatives, closed forms, quadrature and finite differences.
+"""The objectives against a table of derivatives, closed forms, quadrature and finite differences.
 
 One latent direction z = a z0 with z0 ~ N(0, s^2), the denoiser frozen at the posterior mean, t uniform,
 the derivative taken with respect to a at a = 1 by autograd through the real `diffusion_loss`. Losses are

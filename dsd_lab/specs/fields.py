@@ -105,7 +105,7 @@ class Latent(Section):
 
 
 class Objective(Section):
-    """reconstruction_weight * reconstruction + diffusion_weight * diffusion (DESIGN: target x path x output x space)."""
+    """reconstruction_weight * reconstruction + diffusion_weight * diffusion."""
 
     reconstruction: Literal["l1", "l2"] = "l2"
     """Pixel loss, mean over pixels in [-1, 1] (ours)."""
