@@ -116,6 +116,21 @@ def build_parser() -> argparse.ArgumentParser:
     _yes(rm)
     _json(rm)
 
+    export = _verb(
+        verbs,
+        "export",
+        "write a sweep as a folder that another home folder can import",
+        "dsd-lab export collapse_ablation --out review",
+    )
+    export.add_argument("sweep", metavar="SWEEP", help="sweep as `dsd-lab status` lists it")
+    export.add_argument("--out", metavar="DIR", required=True, help="new or empty folder to write")
+    export.add_argument("--weights", action="store_true", help="with the newest checkpoint of every trial")
+    _json(export)
+
+    take = _verb(verbs, "import", "check an exported sweep and add it to the home folder", "dsd-lab import review")
+    take.add_argument("folder", metavar="DIR", help="folder that `dsd-lab export` wrote")
+    _json(take)
+
     ui = _verb(verbs, "ui", "open MLflow's UI on this machine", "dsd-lab ui")
     ui.add_argument(
         "--port",

@@ -45,6 +45,8 @@ SURFACE = {
     "doctor": {"--dry-run", "--tracking-uri", "--json"},
     "gc": {"--yes", "--json"},
     "rm": {"SWEEP", "--yes", "--json"},
+    "export": {"SWEEP", "--out", "--weights", "--json"},
+    "import": {"DIR", "--json"},
     "ui": {"--port", "--tracking-uri"},
     "schema": set(),
 }
