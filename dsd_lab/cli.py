@@ -116,6 +116,17 @@ def build_parser() -> argparse.ArgumentParser:
     _yes(rm)
     _json(rm)
 
+    compare = _verb(
+        verbs,
+        "compare",
+        "compare two sweeps, or two profiles of one, variant by variant and paired by seed",
+        "dsd-lab compare collapse_ablation--quick collapse_ablation--full",
+    )
+    compare.add_argument("a", metavar="A", help="sweep as `dsd-lab status` lists it")
+    compare.add_argument("b", metavar="B", help="the other; differences are B minus A")
+    _tracking(compare)
+    _json(compare)
+
     export = _verb(
         verbs,
         "export",

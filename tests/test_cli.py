@@ -45,6 +45,7 @@ SURFACE = {
     "doctor": {"--dry-run", "--tracking-uri", "--json"},
     "gc": {"--yes", "--json"},
     "rm": {"SWEEP", "--yes", "--json"},
+    "compare": {"A", "B", "--tracking-uri", "--json"},
     "export": {"SWEEP", "--out", "--weights", "--json"},
     "import": {"DIR", "--json"},
     "ui": {"--port", "--tracking-uri"},
