@@ -151,6 +151,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _tracking(ui)
 
+    init = _verb(verbs, "init", "write a commented spec to start from", "dsd-lab init experiments/my_sweep.yaml")
+    init.add_argument(
+        "path", nargs="?", metavar="PATH", default="my_sweep.yaml", help="file to write (default: my_sweep.yaml)"
+    )
+    _json(init)
+
     schema = _verb(
         verbs, "schema", "print the JSON Schema of a spec, for editors", "dsd-lab schema > experiments/spec.schema.json"
     )

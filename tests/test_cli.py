@@ -49,6 +49,7 @@ SURFACE = {
     "export": {"SWEEP", "--out", "--weights", "--json"},
     "import": {"DIR", "--json"},
     "ui": {"--port", "--tracking-uri"},
+    "init": {"PATH", "--json"},
     "schema": set(),
 }
 """Verb -> its options beside `--home` and `--help`, which all have."""
