@@ -71,6 +71,9 @@ def _write_final(folder: TrialFolder, final: Path) -> None:
         grids = sorted(folder.images.glob(f"{name}-*.png"))
         if grids:
             (final / f"{name}.png").write_bytes(grids[-1].read_bytes())
+    counted = folder.root / "parameters.json"
+    if counted.exists():  # an imported trial whose weights stayed behind
+        (final / "parameters.json").write_bytes(counted.read_bytes())
     for path in list_checkpoints(folder.checkpoints)[:1]:
         try:
             tensors, _ = load_checkpoint(path)

@@ -116,6 +116,32 @@ def build_parser() -> argparse.ArgumentParser:
     _yes(rm)
     _json(rm)
 
+    compare = _verb(
+        verbs,
+        "compare",
+        "compare two sweeps, or two profiles of one, variant by variant and paired by seed",
+        "dsd-lab compare collapse_ablation--quick collapse_ablation--full",
+    )
+    compare.add_argument("a", metavar="A", help="sweep as `dsd-lab status` lists it")
+    compare.add_argument("b", metavar="B", help="the other; differences are B minus A")
+    _tracking(compare)
+    _json(compare)
+
+    export = _verb(
+        verbs,
+        "export",
+        "write a sweep as a folder that another home folder can import",
+        "dsd-lab export collapse_ablation --out review",
+    )
+    export.add_argument("sweep", metavar="SWEEP", help="sweep as `dsd-lab status` lists it")
+    export.add_argument("--out", metavar="DIR", required=True, help="new or empty folder to write")
+    export.add_argument("--weights", action="store_true", help="with the newest checkpoint of every trial")
+    _json(export)
+
+    take = _verb(verbs, "import", "check an exported sweep and add it to the home folder", "dsd-lab import review")
+    take.add_argument("folder", metavar="DIR", help="folder that `dsd-lab export` wrote")
+    _json(take)
+
     ui = _verb(verbs, "ui", "open MLflow's UI on this machine", "dsd-lab ui")
     ui.add_argument(
         "--port",
@@ -124,6 +150,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="port on 127.0.0.1; the next free one if it is taken (default: 5000)",
     )
     _tracking(ui)
+
+    init = _verb(verbs, "init", "write a commented spec to start from", "dsd-lab init experiments/my_sweep.yaml")
+    init.add_argument(
+        "path", nargs="?", metavar="PATH", default="my_sweep.yaml", help="file to write (default: my_sweep.yaml)"
+    )
+    _json(init)
 
     schema = _verb(
         verbs, "schema", "print the JSON Schema of a spec, for editors", "dsd-lab schema > experiments/spec.schema.json"

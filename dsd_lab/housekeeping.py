@@ -124,15 +124,22 @@ def _checkpoints(home: Home, named: set[str]) -> Iterator[Freeable]:
 
 def _superseded(checkpoints: Path) -> list[Path]:
     """Checkpoints older than the newest that is whole; none where that cannot be told."""
-    steps = sorted((p for p in checkpoints.glob("step-*") if p.is_dir()), reverse=True)
-    for i, path in enumerate(steps[:-1]):
-        if _is_whole(path):
-            return steps[i + 1 :]
-    return []
+    steps = _steps(checkpoints)
+    newest = whole_checkpoint(checkpoints) if len(steps) > 1 else None
+    return [] if newest is None else steps[steps.index(newest) + 1 :]
+
+
+def whole_checkpoint(checkpoints: Path) -> Path | None:
+    """The newest checkpoint whose tensors are those that were written; nothing is renamed, unlike when one is loaded."""
+    return next((path for path in _steps(checkpoints) if _is_whole(path)), None)
+
+
+def _steps(checkpoints: Path) -> list[Path]:
+    return sorted((p for p in checkpoints.glob("step-*") if p.is_dir()), reverse=True)
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether the tensors are those that were written; without torch, which would read them into memory."""
+    """Without torch, which would read the tensors into memory."""
     try:
         with (path / "tensors.safetensors").open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == json.loads(

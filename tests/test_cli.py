@@ -45,7 +45,11 @@ SURFACE = {
     "doctor": {"--dry-run", "--tracking-uri", "--json"},
     "gc": {"--yes", "--json"},
     "rm": {"SWEEP", "--yes", "--json"},
+    "compare": {"A", "B", "--tracking-uri", "--json"},
+    "export": {"SWEEP", "--out", "--weights", "--json"},
+    "import": {"DIR", "--json"},
     "ui": {"--port", "--tracking-uri"},
+    "init": {"PATH", "--json"},
     "schema": set(),
 }
 """Verb -> its options beside `--home` and `--help`, which all have."""

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 from safetensors import safe_open
 
+AVERAGE = "average."
+"""Prefix of a checkpoint's tensors that are the network as deployed."""
+
 
 def parameters_in(folder: Path | None) -> int | None:
     """Trained weights of the network as deployed (EMA copies not counted); None where none were kept."""
-    path = None if folder is None else folder / "final" / "weights.safetensors"
-    if path is None or not path.exists():
+    if folder is None:
         return None
+    path, counted = folder / "final" / "weights.safetensors", folder / "final" / "parameters.json"
+    if path.exists():
+        return _count(path)
+    return int(json.loads(counted.read_text())["parameters"]) if counted.exists() else None
+
+
+def average_parameters(checkpoint: Path) -> int:
+    """The same of a checkpoint's tensors file."""
+    return _count(checkpoint, AVERAGE)
+
+
+def _count(path: Path, prefix: str = "") -> int:
     with safe_open(path, framework="numpy") as file:
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in names)

@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     store = Store(home, arguments.tracking_uri)
     store.sync(manifest)
     with tempfile.TemporaryDirectory() as scratch:
-        results = _results(store, manifest, Path(scratch))
+        results = results_of(store, manifest, Path(scratch))
         print(f"dsd-lab: drawing the figures of {len(results)} trials", file=sys.stderr)
         page, content = write_report(results, settings, manifest, folder)
     store.attach_report(manifest, folder)
@@ -43,7 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _results(store: Store, manifest: dict[str, Any], scratch: Path) -> list[Result]:
+def results_of(store: Store, manifest: dict[str, Any], scratch: Path) -> list[Result]:
+    """The trials of a sweep as the store holds them; those that other training code trained are `stale`."""
     code = training_code()
     results = []
     for stored in store.read(manifest, scratch):
