@@ -30,6 +30,7 @@ def count_shape(trial: Trial, channels: int, classes: int) -> dict[str, Any]:
             noise,
             torch.zeros(_COUNTED_BATCH, dtype=torch.long),
             noise if trial.latent.decoder_noise else None,
+            noise if network.normaliser.noisy else None,
         )
     kept: dict[int, int] = {}
     alive: list[torch.Tensor] = []

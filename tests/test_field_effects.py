@@ -36,11 +36,19 @@ FROZEN = {
 USED = [
     ({}, {"objective": {"target_warmup": 10}}),
     ({}, {"time": {"shift": 3.0}}),
+    ({"latent": {"normaliser": "fixed_noise"}}, {"latent": {"noise": 0.2}}),
+    ({"latent": {"normaliser": "kl"}}, {"latent": {"kl_weight": 0.2}}),
+    ({"latent": {"normaliser": "kl"}} | CONTROL, {"latent": {"kl_weight": 0.2}}),
+    ({}, {"latent": {"entropy_weight": 0.1}}),
+    ({"latent": {"entropy_weight": 0.1}}, {"latent": {"entropy_floor": 0.1}}),
 ]
 UNUSED = [
     ({"objective": {"target": "live"}}, {"objective": {"target_warmup": 10}}),
     (CONTROL, {"objective": {"target_warmup": 10}}),
     (CONTROL, {"time": {"shift": 3.0}}),
+    ({"latent": {"normaliser": "kl"}}, {"latent": {"noise": 0.2}}),
+    ({"latent": {"normaliser": "fixed_noise"}}, {"latent": {"kl_weight": 0.2}}),
+    ({}, {"latent": {"noise": 0.2, "kl_weight": 0.2, "entropy_floor": 0.1}}),
 ]
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from dsd_lab.core.network import Block, Network, count_parameters
 from dsd_lab.core.normalisers import NORMALISERS
-from dsd_lab.specs.fields import Trial
+from dsd_lab.specs.fields import Latent, Trial
 
 LAYOUTS = ("modular", "coupled")
 
@@ -204,30 +204,37 @@ def crooked(seed=0):
 
 def test_no_normaliser_returns_the_latents():
     z = crooked()
-    assert torch.equal(NORMALISERS["none"](8)(z), z)
+    assert torch.equal(NORMALISERS["none"](8, Latent())(z), z)
 
 
 @pytest.mark.parametrize("name", ["layernorm", "layernorm_affine"])
 def test_layernorm_gives_every_token_zero_mean_and_unit_variance_over_its_channels(name):
-    z = NORMALISERS[name](8)(crooked())
+    z = NORMALISERS[name](8, Latent())(crooked())
     assert torch.allclose(z.mean(-1), torch.zeros(32, 4), atol=1e-5)
     assert torch.allclose(z.var(-1, correction=0), torch.ones(32, 4), atol=1e-4)
 
 
 def test_only_the_affine_layernorm_and_no_other_normaliser_is_trained():
-    counts = {name: sum(p.numel() for p in make(8).parameters()) for name, make in NORMALISERS.items()}
-    assert counts == {"none": 0, "layernorm": 0, "layernorm_affine": 16, "batchnorm": 0}
+    counts = {name: sum(p.numel() for p in make(8, Latent()).parameters()) for name, make in NORMALISERS.items()}
+    assert counts == {
+        "none": 0,
+        "layernorm": 0,
+        "layernorm_affine": 16,
+        "batchnorm": 0,
+        "fixed_noise": 0,
+        "kl": 0,
+    }
 
 
 def test_batchnorm_gives_every_channel_zero_mean_and_unit_variance_over_batch_and_tokens():
-    z = NORMALISERS["batchnorm"](8).train()(crooked())
+    z = NORMALISERS["batchnorm"](8, Latent()).train()(crooked())
     assert z.shape == (32, 4, 8)
     assert torch.allclose(z.mean((0, 1)), torch.zeros(8), atol=1e-5)
     assert torch.allclose(z.var((0, 1), correction=0), torch.ones(8), atol=2e-3)  # torch's eps of 1e-5 beside 0.01
 
 
 def test_batchnorm_uses_running_statistics_outside_training():
-    norm = NORMALISERS["batchnorm"](8).train()
+    norm = NORMALISERS["batchnorm"](8, Latent()).train()
     for seed in range(100):
         norm(crooked(seed))
     norm.eval()
@@ -239,7 +246,7 @@ def test_batchnorm_uses_running_statistics_outside_training():
 @pytest.mark.parametrize(("name", "free"), [("none", True), ("layernorm", False), ("batchnorm", False)])
 def test_a_normaliser_takes_away_the_gradient_of_the_scale_and_its_absence_does_not(name, free):
     scale = torch.ones((), requires_grad=True)
-    z = NORMALISERS[name](8)(scale * crooked())
+    z = NORMALISERS[name](8, Latent())(scale * crooked())
     (z**4).mean().backward()
     assert (abs(float(scale.grad)) > 1) == free
     assert free or abs(float(scale.grad)) < 1e-2

@@ -119,12 +119,12 @@ class Network(nn.Module):
                 self._add_blocks((role,), count, width, spec.heads)
         self.heads = nn.ModuleDict(
             {
-                "encode": Head(width, spec.latent_channels),
+                "encode": Head(width, spec.latent_channels * NORMALISERS[trial.latent.normaliser].inputs),
                 "denoise": Head(width, spec.latent_channels),
                 "decode": Head(width, pixels),
             }
         )
-        self.normaliser = NORMALISERS[trial.latent.normaliser](spec.latent_channels)
+        self.normaliser = NORMALISERS[trial.latent.normaliser](spec.latent_channels, trial.latent)
         self._initialise()
 
     def _add_blocks(self, roles: tuple[str, ...], count: int | None, width: int, heads: int) -> None:
@@ -153,12 +153,12 @@ class Network(nn.Module):
         return self.heads[role](tokens, condition)
 
     def encode_raw(self, x: Tensor) -> Tensor:
-        """Images [B, C, H, W] -> latents [B, T, c] before the normaliser."""
+        """Images [B, C, H, W] -> what the normaliser takes: [B, T, c], or means and log variances [B, T, 2c] (`kl`)."""
         return self._run("encode", self.patch_in(self.patchify(x)), self.condition("encode", None, None))
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Images [B, C, H, W] -> latents [B, T, c], normalised."""
-        return self.normaliser(self.encode_raw(x))
+    def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Images [B, C, H, W] -> latents [B, T, c], normalised; noise [B, T, c] is for normalisers that add some."""
+        return self.normaliser(self.encode_raw(x), noise)
 
     def denoise(self, z_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Noised latents [B, T, c] at times [B] with labels [B] -> clean latent or velocity [B, T, c]."""

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from dsd_lab.core import paths
+from dsd_lab.core.normalisers import gaussian_entropy
 
 if TYPE_CHECKING:
     from dsd_lab.core.network import Network
@@ -31,12 +32,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of one batch: times t [B], noise e [B, T, c], labels y [B] after label drop, decoder noise."""
+    """The random numbers of one batch: times t [B], noise e [B, T, c], labels y [B] after label drop.
+
+    Noise of the decoder's input and of the latents, both [B, T, c] ~ N(0, I), where the spec uses it.
+    """
 
     t: Tensor
     e: Tensor
     y: Tensor
     decoder_e: Tensor | None = None
+    latent_e: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -51,21 +56,22 @@ class Losses:
 # -- The target z2 -------------------------------------------------------------------------------
 
 
-def _live(z: Tensor, x: Tensor, target_encoder: Network | None) -> Tensor:
+def _live(z: Tensor, x: Tensor, target_encoder: Network | None, noise: Tensor | None = None) -> Tensor:
     return z
 
 
-def _stop_gradient(z: Tensor, x: Tensor, target_encoder: Network | None) -> Tensor:
+def _stop_gradient(z: Tensor, x: Tensor, target_encoder: Network | None, noise: Tensor | None = None) -> Tensor:
     return z.detach()
 
 
-def _ema(z: Tensor, x: Tensor, target_encoder: Network | None) -> Tensor:
+def _ema(z: Tensor, x: Tensor, target_encoder: Network | None, noise: Tensor | None = None) -> Tensor:
+    """The noise is that of z, so that an EMA copy equal to the encoder is a stop-gradient."""
     assert target_encoder is not None
     with torch.no_grad():
-        return target_encoder.encode(x)
+        return target_encoder.encode(x, noise)
 
 
-TARGETS: dict[str, Callable[[Tensor, Tensor, Network | None], Tensor]] = {
+TARGETS: dict[str, Callable[[Tensor, Tensor, Network | None, Tensor | None], Tensor]] = {
     "live": _live,
     "stop_gradient": _stop_gradient,
     "ema": _ema,
@@ -142,10 +148,14 @@ def diffusion_loss(
 def losses(network: Network, target_encoder: Network | None, x: Tensor, draws: Draws, trial: Trial) -> Losses:
     """All losses of a batch of images x [B, C, H, W] in [-1, 1].
 
-    Terms whose weight is zero are not computed and not in `terms`.
+    total = reconstruction_weight * reconstruction + diffusion_weight * diffusion
+            + the normaliser's weighted penalties - entropy_weight * entropy
+
+    Terms whose weight is zero are left out of `terms`.
     """
     spec = trial.objective
-    z = network.encode(x).float()
+    raw = network.encode_raw(x)
+    z = network.normaliser(raw, draws.latent_e).float()
     terms: dict[str, Tensor] = {}
     total = z.new_zeros(())
     if spec.reconstruction_weight > 0:
@@ -153,7 +163,14 @@ def losses(network: Network, target_encoder: Network | None, x: Tensor, draws: D
         terms["reconstruction"] = RECONSTRUCTIONS[spec.reconstruction](network.decode(decoder_in).float(), x)
         total = total + spec.reconstruction_weight * terms["reconstruction"]
     if spec.diffusion_weight > 0:
-        z2 = TARGETS[spec.target](z, x, target_encoder).float()
+        z2 = TARGETS[spec.target](z, x, target_encoder, draws.latent_e).float()
         terms["diffusion"] = diffusion_loss(network.denoise, z, z2, draws, spec)
         total = total + spec.diffusion_weight * terms["diffusion"]
+    for name, (weight, penalty) in network.normaliser.penalties(raw).items():
+        if weight > 0:
+            terms[name] = penalty
+            total = total + weight * penalty
+    if trial.latent.entropy_weight > 0:
+        terms["entropy"] = gaussian_entropy(z, trial.latent.entropy_floor)
+        total = total - trial.latent.entropy_weight * terms["entropy"]
     return Losses(total, terms, z)

@@ -45,7 +45,8 @@ class ProbeSet:
                 raw = network.encode_raw(self.x).float()
                 z = network.normaliser(raw).float()
                 metrics, spectra = latent_metrics.latent_metrics(z, network.side)
-                before, spectra_before = latent_metrics.latent_metrics(raw, network.side, "/pre")
+                location = raw[..., : network.latent_channels]  # means come first where there are variances too
+                before, spectra_before = latent_metrics.latent_metrics(location, network.side, "/pre")
                 metrics |= before | {"latent/probe_images": float(len(z))}
                 spectra |= spectra_before
                 if self.trial.objective.diffusion_weight > 0:
@@ -64,7 +65,7 @@ class ProbeSet:
         (Zhuo et al., arXiv 2303.02387). Bins with fewer than two images are left out.
         """
         spec = self.trial.objective
-        z2 = TARGETS[spec.target](z, self.x, target_encoder).float()
+        z2 = TARGETS[spec.target](z, self.x, target_encoder, None).float()
         z_t = paths.noised(z, self.e, self.t)
         f, _ = OUTPUTS[spec.output](network.denoise(z_t, self.t, self.y).float(), z_t, self.t, spec.clamp)
         bins = self.trial.probe.t_bins
@@ -89,7 +90,7 @@ class ProbeSet:
         draws = Draws(self.t[:count], self.e[:count], self.y[:count])
         with torch.enable_grad():
             found = losses(network, target_encoder, x, draws, self.trial)
-            if len(found.terms) < 2:
+            if not {"diffusion", "reconstruction"} <= found.terms.keys():
                 return {}
             weighted = (
                 spec.diffusion_weight * found.terms["diffusion"],

@@ -104,7 +104,9 @@ class Trainer:
         e = torch.randn(shape, generator=source, device=self.device)
         dropped = torch.rand(size, generator=source, device=self.device) < trial.labels.drop
         noise = torch.randn(shape, generator=source, device=self.device) if trial.latent.decoder_noise > 0 else None
-        return x, Draws(t, e, y.masked_fill(dropped, self.data.classes), noise)
+        latent = generator(self.seed, "latent", step, self.device) if self.network.normaliser.noisy else None
+        latent_e = None if latent is None else torch.randn(shape, generator=latent, device=self.device)
+        return x, Draws(t, e, y.masked_fill(dropped, self.data.classes), noise, latent_e)
 
     def train_step(self) -> Diverged | None:
         """One optimiser step; none is taken, and the event returned, where loss or gradient is not finite."""

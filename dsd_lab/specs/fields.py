@@ -98,8 +98,16 @@ class Network(Section):
 class Latent(Section):
     """What is done to the encoder's output before it is noised and decoded."""
 
-    normaliser: Literal["none", "layernorm", "layernorm_affine", "batchnorm"] = "layernorm"
-    """`layernorm`: over the channels of a token. `batchnorm`: per channel over batch and tokens, no affine (ours: layernorm)."""
+    normaliser: Literal["none", "layernorm", "layernorm_affine", "batchnorm", "fixed_noise", "kl"] = "layernorm"
+    """`layernorm`: over the channels of a token. `batchnorm`: per channel over batch and tokens, no affine. `fixed_noise`: free latents plus noise in training. `kl`: a sampled mean and variance (ours: layernorm)."""
+    noise: float = Field(0.1, gt=0, le=10)
+    """Standard deviation of the Gaussian noise that `fixed_noise` adds to the latents in training (ours)."""
+    kl_weight: float = Field(1e-3, ge=0, le=1e6)
+    """Weight of KL(N(mean, variance) | N(0, 1)) under `kl`, the divergence being a mean over tokens and channels (ours)."""
+    entropy_weight: float = Field(0.0, ge=0, le=1e6)
+    """Weight of a bonus on the latents' Gaussian differential entropy, in nats a channel; with any normaliser; 0 leaves it out."""
+    entropy_floor: float = Field(1e-4, gt=0, le=1)
+    """Variance added to every direction in that entropy, so that a lost direction costs a finite amount (ours)."""
     decoder_noise: float = Field(0.0, ge=0, le=10)
     """Standard deviation of Gaussian noise added to the decoder's input in training."""
 

@@ -25,7 +25,9 @@ def canonical_fields(trial: Trial) -> dict[str, dict[str, Any]]:
     if trial.data.source == "idx":
         del fields["data"]["holdout"]  # idx files come with a test split
     del fields["network"]["size"]  # a name for values that are all spelled out
-    network, objective, time, optimiser = (fields[k] for k in ("network", "objective", "time", "optimiser"))
+    network, latent, objective, time, optimiser = (
+        fields[k] for k in ("network", "latent", "objective", "time", "optimiser")
+    )
     unused = (
         ("encode_blocks", "denoise_blocks", "decode_blocks") if network["layout"] == "coupled" else ("shared_blocks",)
     )
@@ -46,7 +48,14 @@ def canonical_fields(trial: Trial) -> dict[str, dict[str, Any]]:
         if time["distribution"] == "uniform":
             del time["mean"], time["std"]
     if objective["reconstruction_weight"] == 0:
-        del objective["reconstruction"], fields["latent"]["decoder_noise"]
+        del objective["reconstruction"], latent["decoder_noise"]
+    for name, used in (
+        ("noise", latent["normaliser"] == "fixed_noise"),
+        ("kl_weight", latent["normaliser"] == "kl"),
+        ("entropy_floor", latent["entropy_weight"] > 0),
+    ):
+        if not used:
+            del latent[name]
     if optimiser["schedule"] != "tail":
         del optimiser["tail"]
     for section in fields.values():  # -0.0 is 0.0
