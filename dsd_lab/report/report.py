@@ -16,6 +16,7 @@ from dsd_lab.report.pages import Page, write_html, write_markdown
 from dsd_lab.report.rendering import Table, write_tables
 from dsd_lab.report.results import Result
 from dsd_lab.report.tables import cost_table, evaluation_table, gap_table, trial_table, verdict_table
+from dsd_lab.report.tuning import Tuned, tune, tuning_table
 from dsd_lab.specs.sweep import ReportSettings
 
 
@@ -27,7 +28,12 @@ def write_report(
     The same results give the same bytes but for the date at the end of the pages.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    everything = results
+    tuned: list[Tuned] = []
+    if settings.tuned is not None and all(settings.tuned.axis in r.point for r in results):
+        results, tuned = tune(results, settings.tuned)
     groups, columns = groups_of(results, settings), columns_of(results)
+    all_groups = groups_of(everything, settings) if tuned else groups
     dots = {name: look.colour for name, look in looks_of(groups, effective_control(groups, settings)).items()}
     comparisons, effects = compare(groups, columns, settings), effect_table(groups, settings)
     made = (
@@ -36,8 +42,9 @@ def write_report(
         comparison_table(comparisons, dots),
         evaluation_table(groups, columns, dots),
         gap_table(groups, settings),
-        cost_table(groups, dots),
-        trial_table(groups, columns, settings),
+        tuning_table(tuned, settings.tuned) if settings.tuned else None,
+        cost_table(all_groups, dots),
+        trial_table(all_groups, columns, settings),
     )
     tables = [table for table in made if table is not None]
     write_tables(tables, folder / "tables")
@@ -45,14 +52,14 @@ def write_report(
     page = Page(
         title=manifest["name"] + (f" ({manifest['profile']})" if manifest["profile"] else ""),
         why=manifest["why"],
-        notices=notices(groups, settings),
+        notices=notices(all_groups, settings),
         answer=[s for s in (*answer(groups), effects_sentence(effects)) if s],
         method=method_note(groups, settings),
         tables=tables,
         figures=draw_all(groups, settings, folder / "figures"),
         columns=[(labels[c.name], c.name, c.note) for c in columns],
         variants=[(name, fields.get("why", "")) for name, fields in manifest["spec"]["variants"].items()],
-        provenance=provenance_lines(results, manifest),
+        provenance=provenance_lines(everything, manifest),
     )
     write_html(page, folder)
     write_markdown(page, folder)

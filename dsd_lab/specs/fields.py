@@ -50,7 +50,9 @@ class Data(Section):
 class Network(Section):
     """One vision transformer in three roles: encode, denoise, decode."""
 
-    size: Literal["nano8", "nano28", "nano32", "nano64", "tiny64", "tiny128", "small256", "middle256", "base256"] = "nano8"
+    size: Literal["nano8", "nano28", "nano32", "nano64", "tiny64", "tiny128", "small256", "middle256", "base256"] = (
+        "nano8"
+    )
     """A row of the table of sizes; each of the fields below overrides one column of it."""
     layout: Literal["modular", "coupled"] = "modular"
     """`modular`: each role has its own range of blocks. `coupled`: all blocks serve all roles."""

@@ -29,6 +29,17 @@ Name = Annotated[str, Field(pattern=NAME)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
+class Tuning(Section):
+    """Report every variant at its own best value of one grid axis."""
+
+    axis: str = "optimiser.lr"
+    """The axis of `grid` that is tuned."""
+    by: str = "fid"
+    """First part of the name of the metric that chooses, such as `fid`, `kid`, `label_accuracy`; variants without it are chosen by reconstruction loss."""
+    higher_is_better: bool = False
+    """Whether that metric is better when higher."""
+
+
 class ReportSettings(Section):
     """Thresholds of the collapse verdict and what the report shows."""
 
@@ -50,6 +61,8 @@ class ReportSettings(Section):
     """Without a control: rank-collapsed below this fraction of the rank's bound."""
     probes: int = Field(3, ge=1, le=1000)
     """A verdict is on the median of this many last probes."""
+    tuned: Tuning | None = None
+    """Where set, a seed is reported at the axis value that the other seeds rank best."""
 
 
 class Sweep(Section):
@@ -209,6 +222,12 @@ def _resolve(spec: Sweep, document: Document, everywhere: Document, path: Path) 
     if math.prod(factors) > MAX_TRIALS:
         raise BadInput(
             f"{document.where(('grid',))}: variants x grid x seeds = {' x '.join(map(str, factors))} = {math.prod(factors):,} trials; at most {MAX_TRIALS:,} are planned at once"
+        )
+    tuned = spec.report.tuned
+    if tuned is not None and tuned.axis not in spec.grid:
+        where = document.where(("report", "tuned", "axis"))
+        raise BadInput(
+            f"{where}: report.tuned.axis: {one_line(tuned.axis)!r} is no axis of this spec's grid{did_you_mean(tuned.axis, list(spec.grid))}"
         )
     control = spec.report.control
     if control is not None and control not in spec.variants and "control" in spec.report.model_fields_set:
