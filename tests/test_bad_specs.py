@@ -277,7 +277,7 @@ VALUES = (
     bad("B30 no CPU", "base: {resources: {cpus: 0}}\n", FIVE, "resources.cpus: 0", "must be above 0"),
     bad("B30 no thread", "base: {resources: {threads: 0}}\n", FIVE, "resources.threads: 0", "at least 1"),
     bad("B31 an unknown source of images", "base: {data: {source: mnist}}\n", FIVE, "data.source: 'mnist'",
-        "'digits', 'idx' or 'parquet'"),
+        "'digits', 'idx', 'parquet', 'folder' or 'datasets'"),
     bad("B31 a misspelt source of images", "base: {data: {source: digit}}\n", FIVE, "did you mean 'digits'?"),
     bad("B31 a source without a folder", "base:\n  data:\n    source: idx\n", "spec.yaml:7: ",
         "data.path: source 'idx' needs the folder"),
