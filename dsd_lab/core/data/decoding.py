@@ -46,6 +46,7 @@ def decoded(read: Callable[[], bytes | None], where: str, spec: Data) -> np.ndar
             array = np.asarray(framed(picture, spec))
     except (OSError, TypeError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+        reason = reason.split(" <_io.")[0]  # Pillow says "image file <_io.BytesIO object at 0x...>"
         raise DamagedImage(f"{where}: damaged image: {reason}") from None
     if deep:
         raise DamagedImage(f"{where}: a picture of mode {picture.mode}; convert it to 8 bits a channel")

@@ -137,9 +137,16 @@ def pack(records: Records, cache: Path | None, column: str, names: Callable[[int
             return PackedRecords(_packed(records, Path(folder) / "images.pack", stamp), names, records.labels, stamp)
     path = cache / f"{key_of(stamp, column)}.pack"
     with locked(path.with_suffix(".lock")):
-        if not path.with_suffix(".npy").exists():  # written last: where it is, both are whole
+        if not _is_whole(path):
             _packed(records, path, stamp)
     return PackedRecords(path, names, records.labels, stamp)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return int(np.load(path.with_suffix(".npy"))[-1]) == path.stat().st_size
+    except (FileNotFoundError, ValueError, EOFError):
+        return False
 
 
 def key_of(stamp: Stamp, *more: object) -> str:
