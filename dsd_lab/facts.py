@@ -9,7 +9,8 @@ from typing import Any
 
 from dsd_lab.files import write_json
 from dsd_lab.home import Home
-from dsd_lab.specs.fields import Data
+from dsd_lab.specs.fields import Data, Trial
+from dsd_lab.specs.identity import data_name
 
 
 def remember_facts(home: Home, data: Data, facts: dict[str, Any]) -> None:
@@ -26,6 +27,13 @@ def known_facts(home: Home, data: Data) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return facts
+
+
+def skipped(trial: Trial, facts: dict[str, Any] | None) -> str:
+    """One line about the damaged images that were left out of a trial's data; empty where there are none."""
+    if not facts or not facts.get("damaged"):
+        return ""
+    return f"data {data_name(trial)}: {facts['damaged']} damaged images are left out, first {facts['damaged_named'][0]}"
 
 
 def _path(home: Home, data: Data) -> Path:
