@@ -2,6 +2,8 @@
 
 import gc
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -285,3 +287,17 @@ def test_a_real_set_streams_as_it_lies_in_memory(tmp_path, shared_data, name):
     assert here.fingerprint == there.fingerprint and here.facts == there.facts | {"resident": False}
     indices = batch_indices(0, 3, 256, len(here.train))
     assert torch.equal(here.train.bytes_at(indices), there.train.bytes_at(indices))
+
+
+def test_a_process_ends_with_batches_under_way(tmp_path):
+    written(tmp_path, "folder")
+    code = (
+        "import torch\n"
+        "from dsd_lab.core.data import load_data\n"
+        "from dsd_lab.specs.fields import Data\n"
+        f"data = load_data(Data(source='folder', path={str(tmp_path / 'set')!r}, memory='stream', workers=2))\n"
+        "data.train.prefetch(torch.arange(30).repeat(50).split(500))\n"
+        "print(len(data.train._ahead))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
