@@ -90,12 +90,14 @@ def _files(folder: str, inside: str, above: tuple[str, ...]) -> list[str]:
     except OSError as error:
         raise BadInput(f"{shown(folder)}: cannot be read: {error.strerror}") from None
     for entry in entries:
-        if entry.is_dir():
+        link = entry.is_symlink()
+        if os.path.isdir(entry.path) if link else entry.is_dir():
             found += _files(entry.path, inside, (*above, here))
             continue
-        if entry.is_symlink():
+        if link:
             _check_link(entry.path, inside)
-        elif not entry.is_file():
+        # A link into nothing is left to the decoder, which refuses or skips it as it does damaged images.
+        if (os.path.exists(entry.path) and not os.path.isfile(entry.path)) if link else not entry.is_file():
             raise BadInput(f"{shown(entry.path)}: neither a file nor a folder")
         found.append(entry.path)
     return found
