@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from dsd_lab.facts import known_facts
 from dsd_lab.files import write_json
 from dsd_lab.home import Home
 from dsd_lab.specs.fields import Trial
@@ -42,14 +43,18 @@ class Shape:
 
 def cached_shape(trial: Trial, home: Home, code: str) -> Shape:
     """`count_shape`, remembered in the home folder's cache where there is one (keyed by fields and training code)."""
-    fields = canonical_fields(trial)
-    key = json.dumps([code, fields["network"], fields["latent"], fields["objective"]], sort_keys=True)
+    fields, facts = canonical_fields(trial), known_facts(home, trial.data)
+    channels, classes = (1, 10) if trial.data.source in ("digits", "idx") else (3, _CLASSES)
+    if facts is not None:
+        channels, classes = facts["shape"][0], facts["classes"]
+    key = json.dumps(
+        [code, fields["network"], fields["latent"], fields["objective"], channels, classes], sort_keys=True
+    )
     path = home.cache / "shapes.json"
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     if key not in known:
         from dsd_lab.counting import count_shape  # imports torch: only where something is counted
 
-        channels, classes = (1, 10) if trial.data.source in ("digits", "idx") else (3, _CLASSES)
         known[key] = count_shape(trial, channels, classes)
         if home.root.is_dir():
             home.cache.mkdir(exist_ok=True)

@@ -50,6 +50,7 @@ def garbage(home: Home, code: str) -> list[Freeable]:
         *_checkpoints(home, named),
         *_shapes(home, code),
         *_extractors(home, named),
+        *_packs(home, named),
         *_ray_logs(home),
     ]
 
@@ -179,6 +180,21 @@ def _extractors(home: Home, named: set[str]) -> Iterator[Freeable]:
         lock = path.with_suffix(".lock")
         if path not in needed and not is_held(lock):
             why = "features of data that no recorded trial has, or made by other code"
+            yield Freeable("cache", path, why, size_of(path), partial(_remove, path))
+
+
+def _packs(home: Home, named: set[str]) -> Iterator[Freeable]:
+    """Rows of parquet files that were unpacked to be streamed, and what was left where that was broken off."""
+    folder = home.cache / "data"
+    described = [d for d in (home.trial(i).description() for i in named) if d is not None]
+    streams = any(not d["data"].get("resident", True) for d in described)
+    for path in sorted([*folder.glob("*.pack"), *folder.glob(".*.pack.*")]):
+        whole = path.suffix == ".pack"
+        lock = folder / f"{path.name.removeprefix('.').partition('.')[0]}.lock"
+        if not (whole and streams) and not is_held(lock):
+            why = (
+                "images of parquet files that no recorded trial streams" if whole else "left where unpacking broke off"
+            )
             yield Freeable("cache", path, why, size_of(path), partial(_remove, path))
 
 

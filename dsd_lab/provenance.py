@@ -18,7 +18,7 @@ _PACKAGE = Path(__file__).parent
 def training_code() -> str:
     """Twelve digits of a hash of the training code's syntax trees: comments and docstrings do not count."""
     digest = hashlib.sha256()
-    for path in sorted((_PACKAGE / "core").glob("*.py")):
+    for path in sorted((_PACKAGE / "core").rglob("*.py")):
         tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
@@ -29,7 +29,7 @@ def training_code() -> str:
                 and isinstance(body[0].value, ast.Constant)
             ):
                 body.pop(0)
-        digest.update(path.name.encode() + ast.dump(tree).encode())
+        digest.update(path.relative_to(_PACKAGE / "core").as_posix().encode() + ast.dump(tree).encode())
     return digest.hexdigest()[:12]
 
 

@@ -16,6 +16,7 @@ from dsd_lab.core.events import Diverged, Finished, Logged
 from dsd_lab.core.trainer import Trainer, pick_device
 from dsd_lab.errors import LabError
 from dsd_lab.evaluation.generation import evaluate_generation
+from dsd_lab.facts import remember_facts
 from dsd_lab.files import write_json
 from dsd_lab.home import ENDED, Home, TrialFolder
 from dsd_lab.provenance import provenance, training_code
@@ -43,10 +44,11 @@ class DataShelf:
 
     sets: dict[str, DataSet] = field(default_factory=dict)
 
-    def get(self, trial: PlannedTrial) -> DataSet:
+    def get(self, trial: PlannedTrial, home: Home) -> DataSet:
         key = trial.fields.data.model_dump_json()
         if key not in self.sets:
-            self.sets[key] = load_data(trial.fields.data)
+            self.sets[key] = load_data(trial.fields.data, home.cache / "data")
+            remember_facts(home, trial.fields.data, self.sets[key].facts)
         return self.sets[key]
 
 
@@ -69,7 +71,7 @@ def run_trial(home: Home, trial: PlannedTrial, evaluations: list[Generation], sh
             return
         try:
             if folder.state() not in ENDED:
-                yield from _train(folder, trial, shelf)
+                yield from _train(home, folder, trial, shelf)
             if folder.state() == "done":
                 yield from _evaluate(home, folder, trial, evaluations, shelf)
             yield Progress(folder.state(), int(folder.status()["step"]), steps)
@@ -84,7 +86,7 @@ def run_trial(home: Home, trial: PlannedTrial, evaluations: list[Generation], sh
             yield Progress("failed", int(folder.status().get("step", 0)), steps)
 
 
-def _train(folder: TrialFolder, trial: PlannedTrial, shelf: DataShelf) -> Generator[Progress]:
+def _train(home: Home, folder: TrialFolder, trial: PlannedTrial, shelf: DataShelf) -> Generator[Progress]:
     steps = trial.fields.training.steps
     torch.set_num_threads(trial.fields.resources.threads)
     attempt = int(folder.status().get("attempt", 0)) + 1
@@ -102,7 +104,7 @@ def _train(folder: TrialFolder, trial: PlannedTrial, shelf: DataShelf) -> Genera
         updated=now,
     )
     yield Progress("running", 0, steps)
-    data, device = shelf.get(trial), pick_device(trial.fields.resources.gpus)
+    data, device = shelf.get(trial, home), pick_device(trial.fields.resources.gpus)
     _describe(folder, trial, data, device)
     trainer = Trainer(trial.fields, trial.seed, data, device, folder.checkpoints)
     resumed = trainer.resume()
@@ -142,13 +144,7 @@ def _describe(folder: TrialFolder, trial: PlannedTrial, data: DataSet, device: t
             "overrides": trial.overrides,
             "fields": trial.fields.model_dump(),
             "canonical": canonical_fields(trial.fields),
-            "data": {
-                "name": data_name(trial.fields),
-                "fingerprint": data.fingerprint,
-                "train": len(data.train),
-                "holdout": len(data.holdout),
-                "classes": data.classes,
-            },
+            "data": {"name": data_name(trial.fields), "fingerprint": data.fingerprint, **data.facts},
             "provenance": provenance() | {"device": name},
         },
     )
@@ -166,7 +162,7 @@ def _evaluate(
         torch.set_num_threads(trial.fields.resources.threads)
         device = pick_device(trial.fields.resources.gpus)
         metrics, samples = evaluate_generation(
-            evaluation, trial.fields, folder.checkpoints, shelf.get(trial), device, home.cache
+            evaluation, trial.fields, folder.checkpoints, shelf.get(trial, home), device, home.cache
         )
         (folder.root / "evaluations").mkdir(exist_ok=True)
         content = {"settings": evaluation.model_dump(), "metrics": metrics, "seconds": time.perf_counter() - started}

@@ -33,7 +33,14 @@ FROZEN = {
 }
 """Ids as schema version 1 first gave them: one that changes would train again what a user has trained."""
 
+FILES = {"data": {"source": "parquet", "path": "/somewhere/set"}}
 USED = [
+    ({}, {"data": {"size": 16}}),
+    ({}, {"data": {"crop": "centre"}}),
+    (FILES, {"data": {"damaged": "skip"}}),
+    (FILES, {"data": {"image_column": "img"}}),
+    (FILES, {"data": {"label_column": "fine"}}),
+    ({"data": {"source": "datasets", "hub": "a/b"}}, {"data": {"hub": "a/c"}}),
     ({}, {"objective": {"target_warmup": 10}}),
     ({}, {"time": {"shift": 3.0}}),
     ({"latent": {"normaliser": "fixed_noise"}}, {"latent": {"noise": 0.2}}),
@@ -43,6 +50,10 @@ USED = [
     ({"latent": {"entropy_weight": 0.1}}, {"latent": {"entropy_floor": 0.1}}),
 ]
 UNUSED = [
+    (FILES, {"data": {"path": "/elsewhere/set"}}),
+    (FILES, {"data": {"memory": "stream"}}),
+    (FILES, {"data": {"memory": "resident", "workers": 0}}),
+    ({"data": {"source": "datasets", "hub": "a/b", "name": "b"}}, {"data": {"hub": "a/c"}}),
     ({"objective": {"target": "live"}}, {"objective": {"target_warmup": 10}}),
     (CONTROL, {"objective": {"target_warmup": 10}}),
     (CONTROL, {"time": {"shift": 3.0}}),

@@ -134,6 +134,22 @@ def test_caches_of_other_code_and_of_other_data_go_and_present_ones_stay(home, i
     assert sorted(kept.parent.iterdir()) == [kept]
 
 
+def test_unpacked_images_go_where_no_trial_streams_them(home, ids):
+    folder = home.cache / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    whole, broken = folder / "abc.pack", folder / ".abc.pack.x1y2"
+    for path in (whole, broken):
+        path.write_bytes(b"images")
+    description = home.trial(ids[0]).root / "trial.json"
+    content = json.loads(description.read_text())
+    description.write_text(json.dumps(content | {"data": content["data"] | {"resident": False}}))
+    with locked(folder / "abc.lock"):
+        assert not any("pack" in path for path in gc(home)[0])
+    assert [p for p in gc(home)[0] if "pack" in p] == [str(broken.relative_to(home.root))]
+    description.write_text(json.dumps(content))
+    assert len([p for p in gc(home, "--yes")[0] if "pack" in p]) == 2 and not whole.exists() and not broken.exists()
+
+
 def test_logs_of_ray_go_unless_a_sweep_is_running(home):
     (home.root / "ray" / "session_1" / "logs").mkdir(parents=True)
     (home.root / "ray" / "session_1" / "logs" / "raylet.out").write_text("a log")

@@ -7,6 +7,7 @@ the numbers of an uninterrupted one by construction, whatever drew before it.
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -18,6 +19,12 @@ def generator(seed: int, purpose: str, step: int = 0, device: torch.device | str
     return torch.Generator(device=device).manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, images: int) -> Tensor:
+    """The order of an epoch, kept for its next steps; nobody writes to it."""
+    return torch.randperm(images, generator=generator(seed, "order", epoch))
+
+
 def batch_indices(seed: int, step: int, batch_size: int, images: int) -> Tensor:
     """Indices [batch_size] of the images of a step: epochs of shuffled order, laid end to end.
 
@@ -27,8 +34,7 @@ def batch_indices(seed: int, step: int, batch_size: int, images: int) -> Tensor:
     parts, taken = [], 0
     while taken < batch_size:
         epoch, offset = divmod(start + taken, images)
-        order = torch.randperm(images, generator=generator(seed, "order", epoch))
-        part = order[offset : offset + batch_size - taken]
+        part = _order(seed, epoch, images)[offset : offset + batch_size - taken]
         parts.append(part)
         taken += len(part)
     return torch.cat(parts)

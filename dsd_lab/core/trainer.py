@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dsd_lab.core import checkpoints
+from dsd_lab.core.data import BATCHES_AHEAD
 from dsd_lab.core.events import Checkpointed, Diverged, Drew, Event, Finished, Logged, Probed
 from dsd_lab.core.network import Network
 from dsd_lab.core.objectives import Draws, losses
@@ -72,7 +73,7 @@ class Trainer:
     def __init__(
         self, trial: Trial, seed: int, data: DataSet, device: torch.device, folder: Path | None = None
     ) -> None:
-        height, width = data.train.pixels.shape[2:]
+        _, height, width = data.train.shape
         if height != width:
             raise BadInput(f"the images of {trial.data.source!r} are {height} x {width} pixels; only square ones train")
         if trial.network.image_size != data.image_size:
@@ -97,7 +98,9 @@ class Trainer:
     def draw(self, step: int) -> tuple[Tensor, Draws]:
         """Images [B, C, H, W] and random numbers of the global batch of a step."""
         size, trial = self.trial.training.batch_size, self.trial
-        x, y = self.data.train.at(batch_indices(self.seed, step, size, len(self.data.train)), self.device)
+        x, y = self.data.train.at(self._indices(step), self.device)
+        coming = range(step + 1, min(step + 1 + BATCHES_AHEAD, trial.training.steps))
+        self.data.train.prefetch(self._indices(later) for later in coming)
         source = generator(self.seed, "step", step, self.device)
         t = draw_times(trial.time, size, source)
         shape = (size, self.network.tokens, self.network.latent_channels)
@@ -107,6 +110,9 @@ class Trainer:
         latent = generator(self.seed, "latent", step, self.device) if self.network.normaliser.noisy else None
         latent_e = None if latent is None else torch.randn(shape, generator=latent, device=self.device)
         return x, Draws(t, e, y.masked_fill(dropped, self.data.classes), noise, latent_e)
+
+    def _indices(self, step: int) -> Tensor:
+        return batch_indices(self.seed, step, self.trial.training.batch_size, len(self.data.train))
 
     def train_step(self) -> Diverged | None:
         """One optimiser step; none is taken, and the event returned, where loss or gradient is not finite."""

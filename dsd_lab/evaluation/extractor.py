@@ -18,7 +18,7 @@ from dsd_lab.files import write_atomic
 from dsd_lab.home import locked
 
 if TYPE_CHECKING:
-    from dsd_lab.core.data import DataSet
+    from dsd_lab.core.data import DataSet, Split
 
 FEATURES = 64
 _VERSION = 1
@@ -46,10 +46,14 @@ class Extractor(nn.Module):
         return features, self.scores(features)
 
     @torch.no_grad()
-    def extract(self, pixels: Tensor, device: torch.device, batch: int = 512) -> tuple[Tensor, Tensor]:
-        """Features [N, 64] and predicted classes [N] of uint8 images [N, C, H, W], on the CPU."""
-        parts = [self(chunk.to(device).float() / 127.5 - 1) for chunk in pixels.split(batch)]
-        return torch.cat([f.cpu() for f, _ in parts]), torch.cat([s.argmax(1).cpu() for _, s in parts])
+    def extract(self, images: Tensor | Split, device: torch.device, batch: int = 512) -> tuple[Tensor, Tensor]:
+        """Features [N, 64] and predicted classes [N] of uint8 images [N, C, H, W] or of a split, on the CPU."""
+        features, predicted = [], []
+        for pixels in images.split(batch) if isinstance(images, Tensor) else (p for p, _ in images.batches(batch)):
+            found, scores = self(pixels.to(device).float() / 127.5 - 1)
+            features.append(found.cpu())
+            predicted.append(scores.argmax(1).cpu())
+        return torch.cat(features), torch.cat(predicted)
 
 
 def extractor_path(cache: Path, fingerprint: str) -> Path:
@@ -78,6 +82,7 @@ def _train(data: DataSet, device: torch.device) -> Extractor:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _LR, total_steps=max(2, steps + 1))
     for step in range(steps):
         x, y = data.train.at(batch_indices(0, step, _BATCH, len(data.train)), device)
+        data.train.prefetch([batch_indices(0, step + 1, _BATCH, len(data.train))] if step + 1 < steps else [])
         optimiser.zero_grad(set_to_none=True)
         nn.functional.cross_entropy(network(x)[1], y, label_smoothing=0.1).backward()
         optimiser.step()

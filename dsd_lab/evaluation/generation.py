@@ -8,6 +8,7 @@ training images; the real-against-real floor is the same comparison for held-out
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ from dsd_lab.errors import CorruptCheckpoint
 from dsd_lab.evaluation.extractor import load_extractor
 
 if TYPE_CHECKING:
-    from dsd_lab.core.data import DataSet
+    from dsd_lab.core.data import DataSet, Split
     from dsd_lab.specs.fields import Generation, Trial
 
 _SHOWN = 50
@@ -85,19 +86,19 @@ def evaluate_generation(
         y, mix = torch.arange(evaluation.images) % data.classes, "balanced"
     samples = sample_images(network, trial, y, evaluation.sampler, evaluation.steps, evaluation.guidance, 0, device)
     features, predicted = extractor.extract(samples, device)
-    real, _ = extractor.extract(data.train.pixels, device)
-    held, held_predicted = extractor.extract(data.holdout.pixels, device)
+    real, _ = extractor.extract(data.train, device)
+    held, held_predicted = extractor.extract(data.holdout, device)
     average = f"ema{_exact(trial.training.weight_ema)}" if evaluation.weights == "ema" else "trained"
     how = f"indomain-n{len(y)}-cfg{_exact(evaluation.guidance)}-{evaluation.sampler}{evaluation.steps}-{mix}-{average}"
     metrics = {
         f"fid/{how}": fid(features, real),
         f"kid/{how}": kid(features, real),
         f"label_accuracy/{how}": float((predicted == y).double().mean()),
-        f"memorisation/nearest_train/{how}": nearest_train(samples, data.train.pixels),
+        f"memorisation/nearest_train/{how}": nearest_train(samples, data.train),
         f"fid_floor/indomain-n{len(held)}": fid(held, real),
         f"kid_floor/indomain-n{len(held)}": kid(held, real),
         f"label_accuracy_floor/indomain-n{len(held)}": float((held_predicted == data.holdout.labels).double().mean()),
-        f"memorisation/nearest_train_floor/n{len(held)}": nearest_train(data.holdout.pixels, data.train.pixels),
+        f"memorisation/nearest_train_floor/n{len(held)}": nearest_train(data.holdout, data.train),
         f"psnr/n{len(held)}-{average}": psnr(network, data, device),
     }
     return {name: value for name, value in metrics.items() if math.isfinite(value)}, samples[:_SHOWN]
@@ -125,11 +126,21 @@ def kid(features: Tensor, reference: Tensor) -> float:
     return float(found[KEY_METRIC_KID_MEAN])
 
 
-def nearest_train(images: Tensor, train: Tensor) -> float:
-    """Median over images of the RMS pixel distance to the nearest training image, in grey levels of 255."""
-    flat, reference = images.flatten(1).float(), train.flatten(1).float()
-    nearest = torch.cat([torch.cdist(chunk, reference).amin(1) for chunk in flat.split(256)])
-    return float(nearest.median()) / math.sqrt(flat.shape[1])
+def nearest_train(images: Tensor | Split, train: Tensor | Split) -> float:
+    """Median over uint8 images of the RMS pixel distance to the nearest training image, in grey levels of 255."""
+    nearest = []
+    for some in _pieces(images, 4096):
+        flat = some.flatten(1).float()
+        found = torch.full((len(flat),), math.inf)
+        for piece in _pieces(train, 8192):
+            reference = piece.flatten(1).float()
+            found = torch.minimum(found, torch.cat([torch.cdist(c, reference).amin(1) for c in flat.split(256)]))
+        nearest.append(found)
+    return float(torch.cat(nearest).median()) / math.sqrt(flat.shape[1])
+
+
+def _pieces(images: Tensor | Split, size: int) -> Iterable[Tensor]:
+    return images.split(size) if isinstance(images, Tensor) else (pixels for pixels, _ in images.batches(size))
 
 
 @torch.no_grad()
@@ -139,5 +150,5 @@ def psnr(network: Network, data: DataSet, device: torch.device) -> float:
     for indices in torch.arange(len(data.holdout)).split(512):
         x, _ = data.holdout.at(indices, device)
         total += float((to_bytes(network.decode(network.encode(x))).double() - to_bytes(x).double()).square().sum())
-    error = total / data.holdout.pixels.numel()
+    error = total / (len(data.holdout) * math.prod(data.holdout.shape))
     return 10 * math.log10(255**2 / error) if error > 0 else math.inf

@@ -114,6 +114,17 @@ class _DataRecord(_File):
     train: Count
     holdout: Count
     classes: Count
+    shape: Annotated[list[Count], Field(min_length=3, max_length=3)] | None = None
+    mean: list[Number] = []
+    std: list[Number] = []
+    min: Count = 0
+    max: Count = 255
+    train_by_class: list[Count] = []
+    holdout_by_class: list[Count] = []
+    class_names: list[Text] = []
+    resident: bool = True
+    damaged: Count = 0
+    damaged_named: list[Text] = []
 
 
 class _Machine(_File):

@@ -135,6 +135,7 @@ def provenance_lines(results: list[Result], manifest: dict[str, Any]) -> list[tu
         "data": (
             f"{d['data']['name']}: {d['data']['train']} training and {d['data']['holdout']} held-out images, "
             f"{d['data']['classes']} classes, sha256 {d['data']['fingerprint'][:16]}"
+            + (f", {d['data']['damaged']} damaged images left out" if d["data"].get("damaged") else "")
             for d in described
         ),
         "latent": (_compression(d["fields"]["network"]) for d in described),

@@ -21,9 +21,12 @@ def canonical_fields(trial: Trial) -> dict[str, dict[str, Any]]:
     mean of a uniform distribution, the whole diffusion objective where its weight is zero.
     """
     fields = {name: getattr(trial, name).model_dump() for name in TRAINING_SECTIONS}
-    fields["data"] = {"name": data_name(trial), "revision": trial.data.revision, "holdout": trial.data.holdout}
+    data = fields["data"] | {"name": data_name(trial)}
+    for name in ("source", "path", "hub", "memory", "workers"):  # where the images lie: `name` says what they are
+        del data[name]
     if trial.data.source == "idx":
-        del fields["data"]["holdout"]  # idx files come with a test split
+        del data["holdout"]  # idx files come with a test split
+    fields["data"] = data
     del fields["network"]["size"]  # a name for values that are all spelled out
     network, latent, objective, time, optimiser = (
         fields[k] for k in ("network", "latent", "objective", "time", "optimiser")
@@ -64,9 +67,9 @@ def canonical_fields(trial: Trial) -> dict[str, dict[str, Any]]:
 
 
 def data_name(trial: Trial) -> str:
-    """The declared name of the data set: `name`, else the folder's name, else the source."""
+    """The declared name of the data set: `name`, else the folder's name, else the name on the Hub, else the source."""
     folder = (trial.data.path or "").rstrip("/").rsplit("/", 1)[-1]
-    return trial.data.name or folder or trial.data.source
+    return trial.data.name or folder or trial.data.hub or trial.data.source
 
 
 def trial_id(trial: Trial, seed: int) -> str:

@@ -293,7 +293,8 @@ def _check_folders(trials: list[PlannedTrial], document: Document) -> None:
     first: dict[str, PlannedTrial] = {}
     for trial in trials:
         other = first.setdefault(trial.id, trial)
-        if other.fields.data.path != trial.fields.data.path:
+        ours, theirs = ((d.source, d.path, d.hub) for d in (trial.fields.data, other.fields.data))
+        if ours != theirs:
             where = document.where(("variants", trial.variant, "data", "path"))
             raise BadInput(
                 f"{where}: data.path: {other.name!r} and {trial.name!r} read different folders under one name; tell them apart with data.name"

@@ -24,7 +24,7 @@ why: >
   The question that this sweep answers; the report opens with it.
 
 base:                                # fields of every trial; what is left out has a default
-  data: {{source: digits}}             # or {{source: idx, path: ../data/mnist}}, {{source: parquet, path: ...}}
+  data: {{source: digits}}             # or {{source: folder, path: ../photos}}; idx and parquet too
   network: {{size: nano8}}             # 8x8 images, 4 tokens x 8 channels: 32 latent numbers for 64 pixels
   latent: {{normaliser: layernorm}}    # holds the scale of the latents; none lets it die or run away
   time: {{distribution: logit_normal}}

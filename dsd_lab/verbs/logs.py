@@ -30,6 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
     attempts = f"{answer['attempts']} attempt{'s' if answer['attempts'] != 1 else ''}"
     print(f"step {answer['step']:,} of {answer['steps']:,}, {attempts}, {duration(answer['seconds'])} of training")
     print(f"sweeps: {', '.join(answer['sweeps']) or 'none that is recorded names it'}")
+    if answer["damaged"]:
+        print(f"data: {answer['damaged']} damaged images were left out; trial.json names them")
     if answer["error"]:
         print(f"error: {_plain(answer['error'])}")
     if answer["traceback"]:
@@ -64,10 +66,10 @@ def record_of(home: Home, folder: TrialFolder, lines: int) -> dict[str, Any]:
         metrics |= {k: {"step": status.get("step", 0), "value": v} for k, v in content["metrics"].items()}
     names = [m for m in home.manifests().items() if any(t["id"] == folder.id for t in m[1]["trials"])]
     known = next((t["name"] for _, m in names for t in m["trials"] if t["id"] == folder.id), None)
-    traceback = folder.root / "error.txt"
+    traceback, described = folder.root / "error.txt", folder.description() or {}
     return {
         "id": folder.id,
-        "name": (folder.description() or {}).get("name") or known,
+        "name": described.get("name") or known,
         "sweeps": [key for key, _ in names],
         "folder": str(folder.root.resolve()),
         "state": state,
@@ -76,6 +78,7 @@ def record_of(home: Home, folder: TrialFolder, lines: int) -> dict[str, Any]:
         "attempts": int(status.get("attempt", 0)),
         "seconds": float(status.get("seconds", 0.0)),
         "error": status.get("error"),
+        "damaged": int(described.get("data", {}).get("damaged", 0)),
         # A traceback outlives the attempt that it is from; it says something only about a trial that failed last.
         "traceback": str(traceback.resolve()) if state == "failed" and traceback.exists() else None,
         "metrics": metrics,

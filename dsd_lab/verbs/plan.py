@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.table import Table
 from dsd_lab.display import duration
 from dsd_lab.errors import OK
 from dsd_lab.estimates import EFFICIENCY, cached_shape, shape_key, timed_seconds
+from dsd_lab.facts import known_facts, skipped
 from dsd_lab.provenance import training_code
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.sweep import Plan
@@ -24,6 +26,10 @@ def run(arguments: argparse.Namespace) -> int:
     plan, home = plan_of(arguments), home_of(arguments)
     for missing in missing_data(plan):
         print(f"dsd-lab: warning: data.path: no such folder {missing}; `sweep` will refuse", file=sys.stderr)
+    facts_of = partial(known_facts, home)
+    for line in dict.fromkeys(skipped(t.fields, facts_of(t.fields.data)) for t in plan.trials):
+        if line:
+            print(f"dsd-lab: warning: {line}", file=sys.stderr)
     code = training_code()
     manifest = manifest_of(plan)
     timed = timed_seconds(home, manifest["trials"])
@@ -58,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "memory_bytes": shape.memory(training.batch_size),
                 "seconds": round(step_seconds * training.steps, 3),
                 "seconds_source": source,
+                "data": facts_of(trial.fields.data),
             }
         )
     if arguments.json:

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     trial = Trial.model_validate(description["fields"])
     if trial.objective.diffusion_weight == 0:
         raise BadInput(f"{arguments.trial}: {description['variant']!r} has no denoiser to sample from")
-    data = load_data(trial.data)
+    data = load_data(trial.data, home.cache / "data")
     if arguments.label is not None and not 0 <= arguments.label < data.classes:
         raise BadInput(f"--class {arguments.label}: the data has classes 0 to {data.classes - 1}")
     device = pick_device(trial.resources.gpus)

@@ -1,0 +1,121 @@
+"""A data set: training and held-out images, what they are, and the hash that tells them from others."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsd_lab.core.data.images import Images, Split
+from dsd_lab.core.randomness import generator
+from dsd_lab.errors import BadInput
+
+_NAMED = 20
+"""Damaged images that a trial's record names; it counts them all."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Training and held-out images.
+
+    `fingerprint` is a SHA-256 of the shape, all pixels and all labels of the two, as they are trained on. It is the
+    same for resident and streamed images: those are hashed as the survey of their files decodes them.
+    """
+
+    train: Split
+    holdout: Split
+    classes: int
+    fingerprint: str
+    class_names: tuple[str, ...] = ()
+    damaged: tuple[str, ...] = ()
+    """What was left out under `damaged: skip`, each with its reason."""
+
+    @property
+    def channels(self) -> int:
+        return self.train.shape[0]
+
+    @property
+    def image_size(self) -> int:
+        return self.train.shape[1]
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What is read from the images: counts, shape [C, H, W], and of the training images the mean, standard
+        deviation (by channel), least and greatest of their levels 0 to 255."""
+        levels = self.train.levels.double()
+        values, count = torch.arange(256).double(), levels.sum(1)
+        mean = (levels @ values) / count
+        variance = (levels @ values.square()) / count - mean.square()
+        found = levels.sum(0).nonzero().flatten()
+        return {
+            "train": len(self.train),
+            "holdout": len(self.holdout),
+            "classes": self.classes,
+            "shape": list(self.train.shape),
+            "mean": [round(m, 6) for m in mean.tolist()],
+            "std": [round(s, 6) for s in variance.clamp_min(0).sqrt().tolist()],
+            "min": int(found[0]),
+            "max": int(found[-1]),
+            "train_by_class": torch.bincount(self.train.labels, minlength=self.classes).tolist(),
+            "holdout_by_class": torch.bincount(self.holdout.labels, minlength=self.classes).tolist(),
+            "class_names": list(self.class_names),
+            "resident": isinstance(self.train, Images),
+            "damaged": len(self.damaged),
+            "damaged_named": list(self.damaged[:_NAMED]),
+        }
+
+
+def data_set(
+    train: Images, holdout: Images, class_names: tuple[str, ...] = (), damaged: tuple[str, ...] = ()
+) -> DataSet:
+    """A data set in memory."""
+    digest = hashlib.sha256()
+    for part in (train, holdout):
+        digest.update(repr(tuple(part.pixels.shape)).encode())
+        digest.update(part.pixels.contiguous().numpy().data)
+        digest.update(part.labels.numpy().data)
+    classes = count_classes(train.labels, holdout.labels)
+    return DataSet(train, holdout, classes, digest.hexdigest(), class_names, damaged)
+
+
+def count_classes(*labels: Tensor) -> int:
+    """One more than the greatest label."""
+    return int(torch.cat(labels).max()) + 1
+
+
+def check_classes(before: Tensor, after: Tensor, class_names: tuple[str, ...]) -> None:
+    """Nothing of a class may be lost with its damaged images.
+
+    Raises:
+        BadInput: a class that had images has none any more.
+    """
+    lost = sorted(set(before.unique().tolist()) - set(after.unique().tolist()))
+    if lost:
+        name = class_names[lost[0]] if lost[0] < len(class_names) else lost[0]
+        raise BadInput(f"class {name}: every training image is damaged; remove the class, or replace them")
+
+
+def held_out(labels: Tensor, fraction: float) -> Tensor:
+    """Which images [N] are held out: a fraction of every class, chosen once for all seeds.
+
+    Raises:
+        BadInput: no image would be left to train on.
+    """
+    order = torch.randperm(len(labels), generator=generator(0, "holdout"))
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        members = order[labels[order] == label]
+        held[members[: max(1, round(fraction * len(members)))]] = True
+    if bool(held.all()):
+        raise BadInput(f"data.holdout: all {len(labels)} images would be held out; at least one class needs two")
+    return held
+
+
+def split(images: Images, fraction: float) -> tuple[Images, Images]:
+    """Training and held-out images."""
+    held = held_out(images.labels, fraction)
+    return Images(images.pixels[~held], images.labels[~held]), Images(images.pixels[held], images.labels[held])

@@ -1,0 +1,131 @@
+"""From an image file's bytes to pixels: decoding, resizing, cropping."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from dsd_lab.core.data.records import Item
+from dsd_lab.errors import BadInput
+
+if TYPE_CHECKING:
+    from dsd_lab.specs.fields import Data
+
+Given = TypeVar("Given")
+Found = TypeVar("Found")
+_AHEAD = 8
+"""Items a thread that are read before their turn."""
+
+_MOST_PIXELS = 2**27
+"""A picture that would be larger than this once resized, a line of one pixel's width say, is refused."""
+
+
+class DamagedImage(BadInput):
+    """An image that cannot be used; `data.damaged: skip` leaves it out."""
+
+
+def decoded(read: Callable[[], bytes | None], where: str, spec: Data) -> np.ndarray:
+    """Pixels [H, W] uint8 of a grey image, [H, W, 3] of any other, resized and cropped as the spec says.
+
+    Raises:
+        DamagedImage: it cannot be read, or is no whole image of 8 bits a channel; the message begins with `where`.
+    """
+    from PIL import Image
+
+    try:
+        picture: Any = Image.open(io.BytesIO(read()))  # type: ignore[arg-type]
+        deep = picture.mode.startswith(("I", "F"))
+        if not deep:
+            picture = picture if picture.mode == "L" else picture.convert("RGB")
+            array = np.asarray(framed(picture, spec))
+    except (OSError, TypeError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+        reason = reason.split(" <_io.")[0]  # Pillow says "image file <_io.BytesIO object at 0x...>"
+        raise DamagedImage(f"{where}: damaged image: {reason}") from None
+    if deep:
+        raise DamagedImage(f"{where}: a picture of mode {picture.mode}; convert it to 8 bits a channel")
+    return array
+
+
+def framed(picture: Any, spec: Data) -> Any:
+    """A Pillow image resized so that its shorter side is `size`, then cut to the square in its middle.
+
+    As the ImageNet diffusion models do (`center_crop_arr` of guided-diffusion, Dhariwal and Nichol,
+    arXiv 2105.05233, kept by DiT and SiT): halved by box averages while it is twice as large, then
+    bicubic with antialiasing.
+    """
+    from PIL import Image
+
+    size = spec.size
+    if size is not None and min(picture.size) != size:
+        while min(picture.size) >= 2 * size:
+            picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+        scale = size / min(picture.size)
+        wanted = (round(picture.width * scale), round(picture.height * scale))
+        if wanted[0] * wanted[1] > _MOST_PIXELS:
+            raise ValueError(f"{picture.width} x {picture.height} pixels would become {wanted[0]} x {wanted[1]}")
+        picture = picture.resize(wanted, Image.Resampling.BICUBIC)
+    if spec.crop == "centre":
+        side = min(picture.size)
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        picture = picture.crop((left, top, left + side, top + side))
+    return picture
+
+
+def framed_arrays(pixels: np.ndarray, spec: Data) -> np.ndarray:
+    """Grey images [N, H, W] uint8, resized and cropped as the spec says."""
+    from PIL import Image
+
+    if spec.size is None and spec.crop == "none":
+        return pixels
+    return np.stack([np.asarray(framed(Image.fromarray(array), spec)) for array in pixels])
+
+
+def in_channels(array: np.ndarray, channels: int) -> np.ndarray:
+    """[H, W] or [H, W, 3] -> [C, H, W]; grey is repeated, since sets in colour, such as ImageNet, hold grey images too."""
+    return np.broadcast_to(array, (channels, *array.shape)) if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def attempt(spec: Data, item: Item) -> tuple[str, np.ndarray | DamagedImage]:
+    """What messages call an image, and its pixels or what is wrong with it."""
+    where, read = item
+    try:
+        return where, decoded(read, where, spec)
+    except DamagedImage as damage:
+        return where, damage
+
+
+def in_order(function: Callable[[Given], Found], items: Iterable[Given], workers: int) -> Generator[Found]:
+    """`map` by this many threads (0: by the caller's), which are a few items ahead and end with the iterator."""
+    if not workers:
+        yield from map(function, items)
+        return
+    threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    waiting: deque[Future[Found]] = deque()
+    try:
+        for item in items:
+            waiting.append(threads.submit(function, item))
+            if len(waiting) > _AHEAD * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        threads.shutdown(cancel_futures=True)
+
+
+def refusal(damage: DamagedImage) -> BadInput:
+    """The error of an image that the spec does not allow to leave out."""
+    return BadInput(f"{damage}; `data.damaged: skip` leaves such images out")
+
+
+def mismatch(where: str, shape: tuple[int, ...], others: tuple[int, ...]) -> BadInput:
+    """The error of an image of another size than those before it."""
+    return BadInput(
+        f"{where}: {shape} pixels where others have {others}; `data.size` with `data.crop: centre` makes them alike"
+    )

@@ -1,0 +1,103 @@
+"""Data sets of the Hugging Face Hub by name, through its own library, where the user asks for it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dsd_lab.core.data.dataset import DataSet
+from dsd_lab.core.data.loading import assemble
+from dsd_lab.core.data.records import Item, Stamp, StoredRecords, numbered, stamp_of
+from dsd_lab.errors import BadInput
+
+if TYPE_CHECKING:
+    from dsd_lab.specs.fields import Data
+
+_HELD_OUT = ("validation", "val", "test")
+"""Splits of held-out images; the first that is there is taken (ImageNet's `test` has no labels)."""
+
+
+def load_hub(spec: Data, cache: Path | None) -> DataSet:
+    """The split `train`, and one of `validation`, `val`, `test` as held-out images where there is one.
+
+    The library keeps what it downloads in its own cache, and reads it from there without a network.
+
+    Raises:
+        BadInput: the library is not installed, does not know the name or cannot reach the Hub, or the
+            columns are no images and class numbers.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise BadInput(
+            f"data.source: 'datasets' needs a library that is not installed ({error.name}); pip install 'dsd-lab[datasets]'"
+        ) from None
+    assert spec.hub is not None
+    try:
+        found = datasets.load_dataset(spec.hub)
+    except ConnectionError as error:
+        raise BadInput(
+            f"data.hub: {spec.hub!r} is not in the library's cache and the Hub cannot be reached: {_line(error)}"
+        ) from None
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+        raise BadInput(f"data.hub: {spec.hub!r} cannot be loaded: {_line(error)}") from None
+    if "train" not in found:
+        raise BadInput(f"data.hub: {spec.hub!r} has no split 'train'; it has {', '.join(found)}")
+    names = ["train", *[name for name in _HELD_OUT if name in found][:1]]
+    tables = [_checked(spec, name, found[name]) for name in names]
+    labels, known = numbered(*(_labels(spec, name, table) for name, table in zip(names, tables, strict=True)))
+    feature = tables[0].features[spec.label_column]
+    classes = tuple(feature.int2str(n) if isinstance(feature, datasets.ClassLabel) else str(n) for n in known)
+    records = [HubRecords(spec, *parts) for parts in zip(names, tables, labels, strict=True)]
+    return assemble(spec, records[0], records[1] if len(records) > 1 else None, classes, cache)
+
+
+def _checked(spec: Data, name: str, table: Any) -> Any:
+    import datasets
+
+    for column in (spec.image_column, spec.label_column):
+        if column not in table.column_names:
+            raise BadInput(
+                f"data.hub: {spec.hub!r} has no column {column!r} (it has {', '.join(table.column_names)}); data.image_column and data.label_column name them"
+            )
+    if not isinstance(table.features[spec.image_column], datasets.Image):
+        raise BadInput(f"data.image_column: {spec.image_column!r} of {spec.hub!r} holds no images")
+    if not len(table):
+        raise BadInput(f"data.hub: {spec.hub!r}: the split {name!r} holds no images")
+    return table.cast_column(spec.image_column, datasets.Image(decode=False))
+
+
+def _labels(spec: Data, name: str, table: Any) -> np.ndarray:
+    found = np.asarray(table.with_format("arrow")[spec.label_column].to_pylist(), dtype=object)
+    for row, label in enumerate(found):
+        if not isinstance(label, int) or label < 0:
+            raise BadInput(
+                f"data.hub: {spec.hub!r}: {name} row {row}: the label {label!r} is no class; classes are numbered from 0"
+            )
+    return found.astype(np.int64)
+
+
+class HubRecords(StoredRecords):
+    """The rows of a split, which the library reads one by one from memory-mapped files."""
+
+    def __init__(self, spec: Data, name: str, table: Any, labels: Any) -> None:
+        self._place, self._column, self._table, self.labels = f"{spec.hub}: {name}", spec.image_column, table, labels
+
+    def item(self, i: int) -> Item:
+        return f"{self._place} row {i}", partial(self._bytes, i)
+
+    def _bytes(self, i: int) -> bytes | None:
+        image = self._table[i][self._column]
+        if image is None or image["bytes"] is not None or image["path"] is None:
+            return image and image["bytes"]
+        return Path(image["path"]).read_bytes()
+
+    def stamp(self) -> Stamp:
+        return stamp_of(Path(file["filename"]) for file in self._table.cache_files)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

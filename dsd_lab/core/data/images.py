@@ -1,0 +1,156 @@
+"""The images of a split, resident in memory or streamed from disk behind one interface.
+
+Both kinds give the same numbers for the same indices, so that a trial's result does not depend on
+where its images lie.
+"""
+
+from __future__ import annotations
+
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BATCHES_AHEAD = 2
+"""Batches that a streamed split decodes ahead of the step; they bound what it holds in memory."""
+
+
+class Split(ABC):
+    """Images of one shape with labels [N] int64."""
+
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of every image."""
+
+    @property
+    @abstractmethod
+    def levels(self) -> Tensor:
+        """How often each of the 256 levels occurs in each channel, [C, 256] int64."""
+
+    @abstractmethod
+    def bytes_at(self, indices: Tensor) -> Tensor:
+        """Images [B, C, H, W] uint8 on the CPU, in the order of the indices [B]."""
+
+    def prefetch(self, batches: Iterable[Tensor]) -> None:
+        """Told the indices of the batches that are asked for next; images in memory need no making ready."""
+        return
+
+    def at(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Images as float [B, C, H, W] in [-1, 1] and labels [B], on a device."""
+        pixels = self.bytes_at(indices).to(device, non_blocking=True)
+        return pixels.float() / 127.5 - 1, self.labels[indices.cpu()].to(device, non_blocking=True)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The whole split in order: images [B, C, H, W] uint8 and labels [B], B at most `size`."""
+        parts = torch.arange(len(self)).split(size)
+        for i, indices in enumerate(parts):
+            pixels = self.bytes_at(indices)
+            self.prefetch(parts[i + 1 : i + 1 + BATCHES_AHEAD])
+            yield pixels, self.labels[indices]
+
+
+@dataclass(frozen=True)
+class Images(Split):
+    """Images in memory: pixels [N, C, H, W] uint8 and labels [N] int64."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.pixels.shape[1:]
+        return channels, height, width
+
+    @property
+    def levels(self) -> Tensor:
+        planes = self.pixels.transpose(0, 1)
+        return torch.stack([torch.bincount(plane.flatten(), minlength=256) for plane in planes])
+
+    def bytes_at(self, indices: Tensor) -> Tensor:
+        return self.pixels[indices.to(self.pixels.device)]
+
+
+class StreamedImages(Split):
+    """Images that worker threads decode from disk when they are asked for, or ahead of that.
+
+    Pillow decodes outside Python's lock, so threads are enough, and no process can be left behind.
+
+    Args:
+        decode: image i as [C, H, W] uint8; called from several threads at once.
+        labels: classes [N].
+        shape: channels, height and width.
+        levels: how often each level occurs in each channel [C, 256], counted when the files were surveyed.
+        workers: threads; 0 decodes in the caller's.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[int], np.ndarray],
+        labels: Tensor,
+        shape: tuple[int, int, int],
+        levels: Tensor,
+        workers: int,
+    ) -> None:
+        self.labels = labels
+        self._decode, self._shape, self._levels, self._workers = decode, shape, levels, workers
+        self._threads: ThreadPoolExecutor | None = None
+        self._ahead: dict[bytes, tuple[Tensor, list[Future[None]]]] = {}
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self._shape
+
+    @property
+    def levels(self) -> Tensor:
+        return self._levels
+
+    def bytes_at(self, indices: Tensor) -> Tensor:
+        key = _key(indices)
+        pixels, parts = self._ahead.pop(key) if key in self._ahead else self._begin(indices)
+        for part in parts:
+            part.result()  # raises here what a thread met
+        return pixels
+
+    def prefetch(self, batches: Iterable[Tensor]) -> None:
+        if not self._workers:
+            return
+        wanted = {_key(indices): indices for indices in batches}
+        for key in self._ahead.keys() - wanted.keys():  # nobody asks for these any more
+            for part in self._ahead.pop(key)[1]:
+                part.cancel()
+        for key, indices in wanted.items():
+            if key not in self._ahead:
+                self._ahead[key] = self._begin(indices)
+
+    def _begin(self, indices: Tensor) -> tuple[Tensor, list[Future[None]]]:
+        pixels = torch.empty((len(indices), *self._shape), dtype=torch.uint8)
+        if not self._workers:
+            _fill(self._decode, pixels, indices)
+            return pixels, []
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix="decode")
+            weakref.finalize(self, self._threads.shutdown, wait=False, cancel_futures=True)
+        share = max(1, -(-len(indices) // self._workers))
+        pairs = zip(pixels.split(share), indices.split(share), strict=True)
+        return pixels, [self._threads.submit(_fill, self._decode, *pair) for pair in pairs]
+
+
+def _key(indices: Tensor) -> bytes:
+    return indices.cpu().numpy().tobytes()
+
+
+def _fill(decode: Callable[[int], np.ndarray], pixels: Tensor, indices: Tensor) -> None:
+    """A function and no method: a thread's task that held the split would keep it from ending."""
+    for place, i in zip(pixels.numpy(), indices.tolist(), strict=True):
+        place[...] = decode(i)

@@ -1,0 +1,194 @@
+"""Streams: the files are surveyed once, every image decoded and none kept; training then decodes what it needs.
+
+The survey finds out all that must be known before the first step: which images are damaged, that the
+others are of one shape, how often each level occurs, and the fingerprint that the same images would
+have in memory. It is remembered in the cache for as long as no file changes its size or its time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from dsd_lab.core.data.dataset import DataSet, check_classes, count_classes, held_out
+from dsd_lab.core.data.decoding import DamagedImage, attempt, decoded, in_channels, in_order, mismatch, refusal
+from dsd_lab.core.data.images import StreamedImages
+from dsd_lab.core.data.records import Item, Records, StoredRecords, key_of, place_of
+from dsd_lab.errors import BadInput
+from dsd_lab.files import write_json
+from dsd_lab.home import locked
+
+if TYPE_CHECKING:
+    from dsd_lab.specs.fields import Data
+
+_VERSION = 1
+"""Part of a survey's name; raised when what it finds changes."""
+Counted = tuple[str, np.ndarray | DamagedImage, np.ndarray]
+"""What messages call an image, its pixels or what is wrong with it, and how often each level occurs in each channel."""
+Part = tuple[StoredRecords, list[int]]
+"""Records and the numbers of those that make up a split, in their order."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the files hold."""
+
+    shape: tuple[int, int, int]
+    levels: list[list[int]]
+    """Of the training images, by channel."""
+    fingerprint: str
+    damaged: list[dict[str, str]]
+    """For training and held-out records: number -> what is wrong."""
+
+
+def streamed(
+    spec: Data, train: Records, holdout: Records | None, class_names: tuple[str, ...], cache: Path | None
+) -> DataSet:
+    """A data set that stays on disk.
+
+    Raises:
+        BadInput: an image is damaged or of another size than the others; the message names it.
+        NoResources: the disk has no room for rows of parquet files to lie one by one.
+    """
+    if cache is not None:
+        cache.mkdir(parents=True, exist_ok=True)
+    records = [part.stored(cache) for part in (train, holdout) if part is not None]
+    found = _remembered(spec, records, cache)
+    parts = _parts(spec, records, found.damaged)
+    labels = [part.labels[torch.tensor(numbers)] for part, numbers in parts]
+    kept = [part.labels[torch.tensor(_sound(part, bad))] for part, bad in zip(records, found.damaged, strict=True)]
+    check_classes(train.labels, kept[0], class_names)
+    levels = torch.tensor(found.levels)
+    splits = [
+        StreamedImages(partial(_image, spec, found.shape, part), own, found.shape, levels, spec.workers)
+        for part, own in zip(parts, labels, strict=True)
+    ]
+    damaged = tuple(reason for bad in found.damaged for reason in bad.values())
+    return DataSet(splits[0], splits[1], count_classes(*labels), found.fingerprint, class_names, damaged)
+
+
+def _image(spec: Data, shape: tuple[int, int, int], part: Part, i: int) -> np.ndarray:
+    records, numbers = part
+    where, read = records.item(numbers[i])
+    pixels = in_channels(decoded(read, where, spec), shape[0])
+    if pixels.shape != shape:
+        raise BadInput(f"{where}: {pixels.shape} pixels where the survey of the data found {shape}; it has changed")
+    return pixels
+
+
+def _sound(records: StoredRecords, bad: dict[str, str]) -> list[int]:
+    return [i for i in range(len(records)) if str(i) not in bad]
+
+
+def _parts(spec: Data, records: Sequence[StoredRecords], damaged: list[dict[str, str]]) -> list[Part]:
+    """Training and held-out images, as they would be in memory."""
+    sound = [_sound(part, bad) for part, bad in zip(records, damaged, strict=True)]
+    if not all(sound):
+        raise BadInput(f"{place_of(spec)}: every image is damaged")
+    if len(records) == 2:
+        return list(zip(records, sound, strict=True))
+    held = held_out(records[0].labels[sound[0]], spec.holdout)
+    numbers = torch.tensor(sound[0])
+    return [(records[0], numbers[~held].tolist()), (records[0], numbers[held].tolist())]
+
+
+# -- The survey ------------------------------------------------------------------------------------
+
+
+def _remembered(spec: Data, records: Sequence[StoredRecords], cache: Path | None) -> Survey:
+    if cache is None:
+        return survey(spec, records)
+    from PIL import __version__ as pillow
+
+    fields = spec.model_dump(include={"source", "holdout", "size", "crop", "damaged", "image_column", "label_column"})
+    labels = [hashlib.sha256(part.labels.numpy().tobytes()).hexdigest() for part in records]
+    path = cache / f"{key_of([s for part in records for s in part.stamp()], _VERSION, pillow, fields, labels)}.json"
+    with locked(path.with_suffix(".lock")):
+        if path.exists():
+            content = json.loads(path.read_text())
+            return Survey(**{**content, "shape": tuple(content["shape"])})
+        found = survey(spec, records)
+        write_json(path, asdict(found))
+    return found
+
+
+def survey(spec: Data, records: Sequence[StoredRecords]) -> Survey:
+    """Look at every image.
+
+    The fingerprint begins with how many images there are and in how many channels, which only the
+    last image tells: where one turns out damaged, or the first in colour, all are looked at again.
+    """
+    damaged: list[dict[str, str]] = [{} for _ in records]
+    channels = 1
+    while True:
+        looked = _Look(spec, damaged, channels)
+        parts = _parts(spec, records, damaged)
+        for number, part in enumerate(parts):
+            looked.at(number, *part)
+            if looked.channels > channels:
+                break
+        if looked.channels == channels and not looked.found:
+            return Survey(looked.shape, looked.levels.tolist(), looked.digest.hexdigest(), damaged)
+        channels = looked.channels
+        for which, i, reason in looked.found:
+            damaged[which if len(records) == 2 else 0][str(i)] = reason
+        damaged = [dict(sorted(bad.items(), key=lambda entry: int(entry[0]))) for bad in damaged]
+
+
+class _Look:
+    """One pass over all images that are thought to be sound, in so many channels."""
+
+    def __init__(self, spec: Data, damaged: list[dict[str, str]], channels: int) -> None:
+        self.spec, self.channels = spec, channels
+        self.digest = hashlib.sha256()
+        self.levels = np.zeros((channels, 256), dtype=np.int64)
+        self.shape: tuple[int, int, int] = (0, 0, 0)
+        self.found: list[tuple[int, int, str]] = []
+        self._first: tuple[int, ...] = ()
+
+    def at(self, split: int, records: StoredRecords, numbers: list[int]) -> None:
+        """Look at a split, up to the first image of more channels."""
+        looked = in_order(partial(_counted, self.spec), records.items(numbers), self.spec.workers)
+        with contextlib.closing(looked):
+            self._look(split, zip(numbers, looked, strict=True), len(numbers))
+        self.digest.update(records.labels[torch.tensor(numbers)].numpy().tobytes())
+
+    def _look(self, split: int, looked: Iterable[tuple[int, Counted]], count: int) -> None:
+        began = False
+        for i, (where, array, levels) in looked:
+            if isinstance(array, DamagedImage):
+                if self.spec.damaged == "refuse":
+                    raise refusal(array)
+                self.found.append((split, i, str(array)))
+                continue
+            if array.ndim == 3 and self.channels == 1:
+                self.channels = 3
+                return
+            self._first = self._first or array.shape
+            if array.shape[:2] != self._first[:2]:
+                raise mismatch(where, array.shape, self._first)
+            pixels = in_channels(array, self.channels)
+            self.shape = (self.channels, *array.shape[:2])
+            if not began:
+                self.digest.update(repr((count, *self.shape)).encode())
+                began = True
+            self.digest.update(pixels.tobytes())
+            if split == 0:
+                self.levels += levels
+
+
+def _counted(spec: Data, item: Item) -> Counted:
+    where, array = attempt(spec, item)
+    if isinstance(array, DamagedImage):
+        return where, array, np.zeros((1, 256), dtype=np.int64)
+    planes = [array] if array.ndim == 2 else array.transpose(2, 0, 1)
+    return where, array, np.stack([np.bincount(plane.ravel(), minlength=256) for plane in planes])

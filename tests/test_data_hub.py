@@ -1,0 +1,73 @@
+"""Data sets through the `datasets` library: what its absence says, and a local set where it is there."""
+
+import sys
+
+import pytest
+import torch
+from picturing import changed, pictures, write_folder, write_parquet
+
+from dsd_lab.core.data import load_data
+from dsd_lab.errors import BadInput
+from dsd_lab.specs.fields import Data
+
+HUB = Data(source="datasets", hub="owner/set")
+
+
+def test_the_extra_is_named_where_the_library_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(BadInput, match=r"pip install 'dsd-lab\[datasets\]'") as caught:
+        load_data(HUB)
+    assert str(caught.value).isprintable()
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """The library without a network, in an empty folder whose sub-folders it takes for names."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    found = pytest.importorskip("datasets", reason="the extra dsd-lab[datasets] is not installed")
+    monkeypatch.setattr(found.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(found.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return found
+
+
+def test_a_name_that_is_not_cached_is_refused_without_a_network(library):
+    with pytest.raises(BadInput, match=r"data\.hub: 'owner/set'") as caught:
+        load_data(HUB)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("memory", ["resident", "stream"])
+def test_a_set_of_the_library_is_the_one_of_its_files(library, tmp_path, memory):
+    place = tmp_path / "here" / "owner" / "set"
+    write_parquet(place / "test.parquet", pictures(4, seed=1), [0, 1, 2, 0])
+    metadata = {
+        "huggingface": '{"info": {"features": {"image": {"_type": "Image"}, "label": {"names": ["a", "b", "c"], "_type": "ClassLabel"}}}}'
+    }
+    files = write_parquet(place / "train.parquet", pictures(12), [0, 1, 2] * 4, metadata=metadata)
+    write_parquet(place / "test.parquet", pictures(4, seed=1), [0, 1, 2, 0], metadata=metadata)
+    data, theirs = load_data(changed(HUB, memory=memory), tmp_path / "ours"), load_data(files)
+    assert data.fingerprint == theirs.fingerprint and data.class_names == theirs.class_names == ("a", "b", "c")
+    assert torch.equal(next(data.train.batches(20))[0], theirs.train.pixels)
+    with pytest.raises(BadInput, match=r"no column 'img' \(it has image, label\)"):
+        load_data(changed(HUB, image_column="img"))
+    with pytest.raises(BadInput, match=r"'label' of 'owner/set' holds no images"):
+        load_data(changed(HUB, image_column="label"))
+
+
+def test_a_damaged_row_of_the_library_is_named(library, tmp_path):
+    place = tmp_path / "here" / "owner" / "set"
+    metadata = {"huggingface": '{"info": {"features": {"image": {"_type": "Image"}, "label": {"dtype": "int64", "_type": "Value"}}}}'}  # fmt: skip
+    write_parquet(place / "train.parquet", [*pictures(3), b"no", None], [0, 0, 4, 4, 4], metadata=metadata)
+    with pytest.raises(BadInput, match="owner/set: train row 3: damaged image"):
+        load_data(HUB)
+    data = load_data(changed(HUB, damaged="skip"))
+    assert len(data.damaged) == 2 and data.class_names == ("0", "4")
+
+
+def test_a_folder_that_the_library_reads_keeps_its_class_names(library, tmp_path):
+    write_folder(tmp_path / "here" / "owner" / "set", pictures(8), [0, 1] * 4, ["cat", "dog"], "train")
+    data = load_data(HUB)
+    assert data.class_names == ("cat", "dog") and len(data.train) == 6
