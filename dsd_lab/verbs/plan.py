@@ -55,7 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
                 "params": shape.params,
                 "copies": shape.copies,
                 "flops_per_image": shape.flops_per_image,
-                "memory_bytes": shape.memory(training.batch_size),
+                "flops_by_role": shape.role_flops,
+                "flops_total": shape.flops_per_image * training.batch_size * training.steps,
+                "memory_bytes": shape.memory(training.batch_size // training.accumulate),
                 "seconds": round(step_seconds * training.steps, 3),
                 "seconds_source": source,
             }
