@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dsd_lab.core.network import Network, count_parameters
 from dsd_lab.core.objectives import Draws, losses
+from dsd_lab.specs.fields import uses_target_encoder
 
 if TYPE_CHECKING:
     from dsd_lab.specs.fields import Trial
@@ -18,17 +19,53 @@ _COUNTED_BATCH = 2
 
 
 def count_shape(trial: Trial, channels: int, classes: int) -> dict[str, Any]:
-    """Counts of one training step: the fields of `dsd_lab.estimates.Shape`."""
+    """Counts of one training step: the fields of `dsd_lab.estimates.Shape`.
+
+    With phases, FLOPs are the mean over all steps, and kept bytes those of the largest phase.
+    """
+    stages, steps = trial.stages(), trial.training.steps
+    ends = [*(stage.start for stage in stages[1:]), steps]
+    flops, kept = 0.0, 0
+    for stage, end in zip(stages, ends, strict=True):
+        network = _network(trial, channels, classes)
+        for role in stage.frozen:
+            for parameter in network.role_parameters(role):
+                parameter.requires_grad_(False)
+        its_flops, its_kept = _count_step(network, stage.trial, channels, classes)
+        flops, kept = flops + its_flops * (end - stage.start) / steps, max(kept, its_kept)
+    network = _network(trial, channels, classes)
+    params = count_parameters(network)
+    copies = {"average": params["total"]} | {f"average@{d!r}": params["total"] for d in trial.training.more_emas}
+    copies |= {"target": params["total"]} if trial.needs_target_encoder else {}
+    return {
+        "params": params,
+        "copies": copies,
+        "flops_per_image": round(flops),
+        "saved_bytes_per_image": kept,
+        "role_flops": _count_roles(network, trial, channels),
+    }
+
+
+def _network(trial: Trial, channels: int, classes: int) -> Network:
     with torch.device("meta"):
-        network = Network(trial, channels, classes)
-        size = trial.network.image_size
-        assert size is not None
-        x = torch.zeros(_COUNTED_BATCH, channels, size, size)
+        return Network(trial, channels, classes)
+
+
+def _images(trial: Trial, channels: int) -> torch.Tensor:
+    size = trial.network.image_size
+    assert size is not None
+    return torch.zeros(_COUNTED_BATCH, channels, size, size, device="meta")
+
+
+def _count_step(network: Network, trial: Trial, channels: int, classes: int) -> tuple[int, int]:
+    """FLOPs an image, forward and backward, and bytes that autograd keeps for it."""
+    again = trial.training.flow_steps
+    with torch.device("meta"):
         noise = torch.zeros(_COUNTED_BATCH, network.tokens, network.latent_channels)
         draws = Draws(
-            torch.zeros(_COUNTED_BATCH),
-            noise,
-            torch.zeros(_COUNTED_BATCH, dtype=torch.long),
+            torch.zeros(again * _COUNTED_BATCH),
+            noise.repeat(again, 1, 1),
+            torch.zeros(again * _COUNTED_BATCH, dtype=torch.long),
             noise if trial.latent.decoder_noise else None,
             noise if network.normaliser.noisy else None,
         )
@@ -41,17 +78,29 @@ def count_shape(trial: Trial, channels: int, classes: int) -> dict[str, Any]:
             alive.append(tensor)  # an id is only its own while the tensor lives
         return tensor
 
-    has_target = trial.objective.diffusion_weight > 0 and trial.objective.target == "ema"
+    target = network if uses_target_encoder(trial.objective) else None
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        losses(network, network if has_target else None, x, draws, trial).total.backward()
-    params = count_parameters(network)
-    copies = {"average": params["total"], **({"target": params["total"]} if has_target else {})}
-    return {
-        "params": params,
-        "copies": copies,
-        "flops_per_image": counter.get_total_flops() // _COUNTED_BATCH,
-        "saved_bytes_per_image": sum(kept.values()) // _COUNTED_BATCH,
-    }
+        losses(network, target, _images(trial, channels), draws, trial).total.backward()
+    return counter.get_total_flops() // _COUNTED_BATCH, sum(kept.values()) // _COUNTED_BATCH
+
+
+def _count_roles(network: Network, trial: Trial, channels: int) -> dict[str, int]:
+    """FLOPs of one forward pass of each role for one image."""
+    found = {}
+    with torch.no_grad(), torch.device("meta"):
+        x = _images(trial, channels)
+        z = torch.zeros(_COUNTED_BATCH, network.tokens, network.latent_channels)
+        t, y = torch.zeros(_COUNTED_BATCH), torch.zeros(_COUNTED_BATCH, dtype=torch.long)
+        passes = {
+            "encode": lambda: network.encode(x),
+            "denoise": lambda: network.denoise(z, t, y),
+            "decode": lambda: network.decode(z),
+        }
+        for role, run in passes.items():
+            with FlopCounterMode(display=False) as counter:
+                run()
+            found[role] = counter.get_total_flops() // _COUNTED_BATCH
+    return found
 
 
 def matrix_ceiling(threads: int) -> float:

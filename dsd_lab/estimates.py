@@ -34,11 +34,13 @@ class Shape:
     """Forward and backward FLOPs of a training step for one image, all passes that the variant makes."""
     saved_bytes_per_image: int
     """Bytes that autograd keeps for the backward pass of one image."""
+    role_flops: dict[str, int]
+    """FLOPs of one forward pass of each role for one image."""
 
-    def memory(self, batch_size: int) -> int:
-        """Bytes of weights, gradients, AdamW's two moments, copies and kept activations, in float32."""
+    def memory(self, images: int) -> int:
+        """Bytes of weights, gradients, AdamW's two moments, copies, and activations kept for so many images at once, in float32."""
         weights = self.params["total"]
-        return 4 * (4 * weights + sum(self.copies.values())) + batch_size * self.saved_bytes_per_image
+        return 4 * (4 * weights + sum(self.copies.values())) + images * self.saved_bytes_per_image
 
 
 def cached_shape(trial: Trial, home: Home, code: str) -> Shape:
@@ -47,9 +49,7 @@ def cached_shape(trial: Trial, home: Home, code: str) -> Shape:
     channels, classes = (1, 10) if trial.data.source in ("digits", "idx") else (3, _CLASSES)
     if facts is not None:
         channels, classes = facts["shape"][0], facts["classes"]
-    key = json.dumps(
-        [code, fields["network"], fields["latent"], fields["objective"], channels, classes], sort_keys=True
-    )
+    key = json.dumps([code, *_shape_fields(fields), channels, classes], sort_keys=True)
     path = home.cache / "shapes.json"
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     if key not in known:
@@ -74,8 +74,14 @@ def timed_seconds(home: Home, entries: list[dict[str, Any]]) -> dict[str, float]
 
 def shape_key(canonical: dict[str, Any]) -> str:
     """What the time of a step depends on."""
-    return json.dumps(
-        [canonical[k] for k in ("network", "latent", "objective")]
-        + [canonical["training"]["batch_size"], canonical["training"]["precision"]],
-        sort_keys=True,
-    )
+    training = {k: canonical["training"].get(k) for k in ("batch_size", "precision", "accumulate")}
+    return json.dumps([*_shape_fields(canonical), training, canonical["optimiser"].get("kind")], sort_keys=True)
+
+
+def _shape_fields(canonical: dict[str, Any]) -> list[Any]:
+    """The fields that decide what a step computes."""
+    training = canonical["training"]
+    phases = training.get("phases") or []
+    rest = {"phases": phases, "flow_steps": training.get("flow_steps"), "more_emas": training.get("more_emas")}
+    steps = training["steps"] if phases else None  # shares of the steps
+    return [*(canonical[k] for k in ("network", "latent", "objective")), rest, steps]

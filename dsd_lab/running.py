@@ -156,7 +156,7 @@ def _evaluate(
     done = folder.evaluations()
     missing = {evaluation_id(e): e for e in evaluations if evaluation_id(e) not in done}
     for key, evaluation in missing.items():
-        if trial.fields.objective.diffusion_weight == 0:
+        if not trial.fields.has_denoiser:
             continue  # a control has no denoiser to sample from
         started = time.perf_counter()
         torch.set_num_threads(trial.fields.resources.threads)

@@ -7,6 +7,7 @@ import torch
 
 from dsd_lab.core.data import load_data
 from dsd_lab.core.trainer import Trainer
+from dsd_lab.counting import count_shape
 from dsd_lab.specs.fields import Data, Trial
 from dsd_lab.specs.sweep import load_sweep
 
@@ -66,3 +67,18 @@ def test_a_variant_takes_its_first_steps(name):
     assert trainer.step == 3
     moved = [not torch.equal(a, b) for a, b in zip(before, trainer.network.parameters(), strict=True)]
     assert any(moved) and all(bool(torch.isfinite(p).all()) for p in trainer.network.parameters())
+
+
+@pytest.mark.parametrize("profile", ["quick", "full"])
+def test_one_network_three_ways_compares_at_equal_parameters_and_equal_training_flops(profile):
+    plan = load_sweep(Path(__file__).parents[1] / "experiments" / "one_network_three_ways.yaml", profile)
+    budgets = {}
+    for trial in plan.trials:
+        if trial.variant != "control" and trial.variant not in budgets:
+            counted, training = count_shape(trial.fields, 1, 10), trial.fields.training
+            flops = counted["flops_per_image"] * training.batch_size * training.steps
+            budgets[trial.variant] = counted["params"]["total"], flops
+    assert set(budgets) == {"modular", "separate", "coupled", "detached", "staged"}
+    for place in range(2):
+        values = [budget[place] for budget in budgets.values()]
+        assert max(values) / min(values) < 1.02

@@ -10,7 +10,7 @@ from dsd_lab.core.network import Block, Network, count_parameters
 from dsd_lab.core.normalisers import NORMALISERS
 from dsd_lab.specs.fields import Latent, Trial
 
-LAYOUTS = ("modular", "coupled")
+LAYOUTS = ("modular", "coupled", "separate")
 
 
 def build(trial, channels=1, classes=10, seed=0, stir=True):
@@ -59,6 +59,8 @@ def test_parameters_are_counted_once_and_add_up(tiny_trial, layout, normaliser):
     if layout == "modular":
         assert count["encode"] + count["denoise"] + count["decode"] == blocks
         assert min(count["encode"], count["denoise"], count["decode"]) > 0
+    elif layout == "separate":  # time and class embeddings are the denoiser's alone
+        assert count["shared"] == 0 and count["denoise"] > count["encode"] == count["decode"] > 0
     else:
         assert (count["encode"], count["denoise"], count["decode"]) == (0, 0, 0)
         assert count["shared"] > blocks

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +22,9 @@ from torch import Tensor
 
 from dsd_lab.errors import CorruptCheckpoint
 from dsd_lab.files import sync_folder
+
+if TYPE_CHECKING:
+    from dsd_lab.core.optimisation import Optimisers
 
 FORMAT = 1
 _TENSORS, _MANIFEST = "tensors.safetensors", "manifest.json"
@@ -121,7 +124,7 @@ def _set_aside(path: Path) -> None:
     path.rename(aside)
 
 
-def flatten_optimiser(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+def flatten_optimiser(optimiser: torch.optim.Optimizer | Optimisers) -> dict[str, Tensor]:
     """The optimiser's state tensors, named `<parameter index>.<name>`."""
     return {
         f"{index}.{name}": value
@@ -130,7 +133,7 @@ def flatten_optimiser(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def restore_optimiser(optimiser: torch.optim.Optimizer | Optimisers, tensors: Mapping[str, Tensor]) -> None:
     """Put back what `flatten_optimiser` gave; hyper-parameters come from the spec."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():

@@ -1,7 +1,7 @@
 """One vision transformer that encodes images, denoises latents and decodes them.
 
 Three roles, told apart by the blocks they run through (`modular`) or by a role embedding alone
-(`coupled`). All blocks are conditioned by adaLN-Zero (Peebles and Xie 2023, arXiv 2212.09748) on
+(`coupled`); under `separate` they share no weight at all: three networks in one module. All blocks are conditioned by adaLN-Zero (Peebles and Xie 2023, arXiv 2212.09748) on
 time, class and role. Attention and MLP are timm's; `Block` is the only place that knows them.
 
 Shapes: images x [B, C, H, W] in [-1, 1]; latents z [B, T, c]; times t [B], t = 1 clean; labels y
@@ -58,6 +58,17 @@ class Head(nn.Module):
         return self.out(torch.addcmul(shift, self.norm(tokens), 1 + scale))
 
 
+class RoleCondition(nn.Module):
+    """The condition of a network that only encodes or only decodes: one trained vector."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.role = nn.Embedding(1, width)
+
+    def forward(self, role: str, t: Tensor | None, y: Tensor | None) -> Tensor:
+        return nn.functional.silu(self.role.weight)
+
+
 class Condition(nn.Module):
     """Embeds time, class and role into one vector [B, width]."""
 
@@ -106,6 +117,10 @@ class Network(nn.Module):
         width, pixels = spec.width, channels * spec.patch_size**2
 
         self.condition = Condition(width, classes)
+        separate = spec.layout == "separate"
+        self.own_conditions = nn.ModuleDict(
+            {role: RoleCondition(width) for role in ("encode", "decode")} if separate else {}
+        )
         self.register_buffer("position", _sine_positions(self.side, width), persistent=False)
         self.patch_in = nn.Linear(pixels, width)
         self.noisy_in = nn.Linear(spec.latent_channels, width)
@@ -146,6 +161,11 @@ class Network(nn.Module):
             nn.init.zeros_(part.modulation.weight)
             nn.init.zeros_(part.modulation.bias)
 
+    def _condition(self, role: str, t: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+        if role in self.own_conditions:
+            return self.own_conditions[role](role, t, y)
+        return self.condition(role, t, y)
+
     def _run(self, role: str, tokens: Tensor, condition: Tensor) -> Tensor:
         tokens = tokens + self.position
         for index in self.ranges[role]:
@@ -154,7 +174,7 @@ class Network(nn.Module):
 
     def encode_raw(self, x: Tensor) -> Tensor:
         """Images [B, C, H, W] -> what the normaliser takes: [B, T, c], or means and log variances [B, T, 2c] (`kl`)."""
-        return self._run("encode", self.patch_in(self.patchify(x)), self.condition("encode", None, None))
+        return self._run("encode", self.patch_in(self.patchify(x)), self._condition("encode"))
 
     def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Images [B, C, H, W] -> latents [B, T, c], normalised; noise [B, T, c] is for normalisers that add some."""
@@ -162,11 +182,11 @@ class Network(nn.Module):
 
     def denoise(self, z_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Noised latents [B, T, c] at times [B] with labels [B] -> clean latent or velocity [B, T, c]."""
-        return self._run("denoise", self.noisy_in(z_t), self.condition("denoise", t, y))
+        return self._run("denoise", self.noisy_in(z_t), self._condition("denoise", t, y))
 
     def decode(self, z: Tensor) -> Tensor:
         """Latents [B, T, c] -> images [B, C, H, W]."""
-        return self.unpatchify(self._run("decode", self.latent_in(z), self.condition("decode", None, None)))
+        return self.unpatchify(self._run("decode", self.latent_in(z), self._condition("decode")))
 
     def patchify(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, T, C p p]."""
@@ -182,10 +202,24 @@ class Network(nn.Module):
             .reshape(b, self.channels, s * p, s * p)
         )
 
+    def role_parameters(self, role: str) -> list[nn.Parameter]:
+        """Weights that a role runs through; under `coupled` all roles have the blocks.
+
+        Not among them: `modular`'s table of role vectors, whose rows belong to one role each.
+        """
+        entry: dict[str, list[nn.Module]] = {
+            "encode": [self.patch_in],
+            "denoise": [self.noisy_in, self.condition.time, self.condition.label],
+            "decode": [self.latent_in],
+        }
+        own = [self.own_conditions[role]] if role in self.own_conditions else []
+        normaliser = [self.normaliser] if role == "encode" else []
+        parts = [*entry[role], *own, self.heads[role], *normaliser, *(self.blocks[i] for i in self.ranges[role])]
+        return [p for part in parts for p in part.parameters()]
+
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Weights between image and latent; under `coupled` the other roles read the blocks too."""
-        parts = [self.patch_in, self.heads["encode"], self.normaliser, *(self.blocks[i] for i in self.ranges["encode"])]
-        return [p for part in parts for p in part.parameters()]
+        return self.role_parameters("encode")
 
 
 def _sine_positions(side: int, width: int) -> Tensor:
@@ -210,5 +244,8 @@ def count_parameters(network: Network) -> dict[str, int]:
     coupled = network.ranges["encode"] == network.ranges["decode"]
     blocks = {role: 0 if coupled else size(*(network.blocks[i] for i in network.ranges[role])) for role in ROLES}
     heads = size(network.patch_in, network.noisy_in, network.latent_in, network.heads, network.normaliser)
+    heads += size(network.own_conditions)
     shared = size(network.condition) + (size(network.blocks) if coupled else 0)
+    if network.own_conditions:  # three networks: the only condition with time and class is the denoiser's
+        blocks["denoise"], shared = blocks["denoise"] + shared, 0
     return {"total": size(network), **blocks, "heads": heads, "shared": shared}

@@ -16,7 +16,7 @@ Squares are means over tokens and channels; losses are means over the batch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of one batch: times t [B], noise e [B, T, c], labels y [B] after label drop.
+    """The random numbers of one batch: times t [k B], noise e [k B, T, c], labels y [k B] after label drop.
 
-    Noise of the decoder's input and of the latents, both [B, T, c] ~ N(0, I), where the spec uses it.
+    k is the number of draws an image (`training.flow_steps`): draw j of image i is row j B + i. Noise
+    of the decoder's input and of the latents, both [B, T, c] ~ N(0, I), where the spec uses it.
     """
 
     t: Tensor
@@ -42,6 +43,14 @@ class Draws:
     y: Tensor
     decoder_e: Tensor | None = None
     latent_e: Tensor | None = None
+
+    def of_images(self, chosen: slice, batch: int) -> Draws:
+        """The rows of some of the batch's images."""
+
+        def rows(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.unflatten(0, (-1, batch))[:, chosen].flatten(0, 1)
+
+        return Draws(**{part.name: rows(getattr(self, part.name)) for part in fields(self)})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -164,7 +173,8 @@ def losses(network: Network, target_encoder: Network | None, x: Tensor, draws: D
         total = total + spec.reconstruction_weight * terms["reconstruction"]
     if spec.diffusion_weight > 0:
         z2 = TARGETS[spec.target](z, x, target_encoder, draws.latent_e).float()
-        terms["diffusion"] = diffusion_loss(network.denoise, z, z2, draws, spec)
+        again = len(draws.t) // len(x)
+        terms["diffusion"] = diffusion_loss(network.denoise, z.repeat(again, 1, 1), z2.repeat(again, 1, 1), draws, spec)
         total = total + spec.diffusion_weight * terms["diffusion"]
     for name, (weight, penalty) in network.normaliser.penalties(raw).items():
         if weight > 0:

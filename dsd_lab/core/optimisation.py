@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +13,90 @@ from torch import Tensor, nn
 from dsd_lab.errors import CorruptCheckpoint
 
 if TYPE_CHECKING:
+    from dsd_lab.core.network import Network
     from dsd_lab.specs.fields import Optimiser
 
 
-def build_optimiser(network: nn.Module, spec: Optimiser) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) with weight decay on matrices only."""
-    matrices = [p for p in network.parameters() if p.dim() >= 2]
-    others = [p for p in network.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": spec.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=spec.lr, betas=(spec.beta1, spec.beta2), fused=True)
+class Optimisers:
+    """Several optimisers, each of its own weights, under the interface of one."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of all; their learning rate may be set."""
+        return [group for part in self.parts for group in part.param_groups]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """States by index of the weight, counted through all parts; hyper-parameters are the spec's."""
+        state: dict[int, dict[str, Tensor]] = {}
+        offset = 0
+        for part in self.parts:
+            state |= {offset + index: entry for index, entry in part.state_dict()["state"].items()}
+            offset += _count(part)
+        return {"state": state, "param_groups": []}
+
+    def load_state_dict(self, found: dict[str, Any]) -> None:
+        """Put back the states that `state_dict` gave; hyper-parameters stay as they are."""
+        offset = 0
+        for part in self.parts:
+            mine = {i - offset: entry for i, entry in found["state"].items() if 0 <= i - offset < _count(part)}
+            part.load_state_dict({"state": mine, "param_groups": part.state_dict()["param_groups"]})
+            offset += _count(part)
+
+
+def _count(optimiser: torch.optim.Optimizer) -> int:
+    return sum(len(group["params"]) for group in optimiser.param_groups)
+
+
+def build_optimiser(network: Network, spec: Optimiser) -> Optimisers:
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101), with weight decay on matrices only.
+
+    Under `muon` the matrices of attention and MLP are moved by Muon (Jordan et al. 2024; updates
+    scaled to AdamW's size as Liu et al., arXiv 2502.16982), the rest by AdamW at the same rate. A
+    group's `scale` multiplies the learning rate: the encoder's own weights have that of the spec.
+    """
+    muon = {id(p) for p in _hidden_matrices(network)} if spec.kind == "muon" else set()
+    slow = {id(p) for p in network.encoder_parameters()} if spec.encoder_lr_factor != 1 else set()
+    everything = list(network.parameters())
+    parts: list[torch.optim.Optimizer] = []
+    rest = [p for p in everything if id(p) not in muon]
+    groups = _groups([p for p in rest if p.dim() >= 2], slow, spec, spec.weight_decay)
+    groups += _groups([p for p in rest if p.dim() < 2], slow, spec, 0.0)
+    parts.append(torch.optim.AdamW(groups, lr=spec.lr, betas=(spec.beta1, spec.beta2), fused=True))
+    if muon:
+        groups = _groups([p for p in everything if id(p) in muon], slow, spec, spec.weight_decay)
+        parts.append(torch.optim.Muon(groups, lr=spec.lr, momentum=spec.momentum, adjust_lr_fn="match_rms_adamw"))
+    return Optimisers(*parts)
+
+
+def _groups(parameters: list[nn.Parameter], slow: set[int], spec: Optimiser, decay: float) -> list[dict[str, Any]]:
+    split = (
+        ([p for p in parameters if id(p) not in slow], 1.0),
+        ([p for p in parameters if id(p) in slow], spec.encoder_lr_factor),
+    )
+    return [{"params": ps, "weight_decay": decay, "scale": scale} for ps, scale in split if ps]
+
+
+def _hidden_matrices(network: Network) -> list[nn.Parameter]:
+    """Matrices of attention and MLP; not adaLN's, which start at zero and which an orthogonal step would throw open."""
+    parts = [part for block in network.blocks for name, part in block.named_children() if name in ("attention", "mlp")]
+    return [p for part in parts for p in part.parameters() if p.dim() == 2]
+
+
+def clip_gradients(parts: list[list[nn.Parameter]], limit: float) -> Tensor:
+    """Scale the gradients of each part to a norm of at most `limit`; returns the norm of all before."""
+    norms = [torch.nn.utils.clip_grad_norm_(part, limit) for part in parts]
+    return norms[0] if len(norms) == 1 else torch.stack(norms).square().sum().sqrt()
 
 
 def _tail(progress: float, tail: float) -> float:
@@ -49,6 +124,11 @@ def average_into(average: nn.Module, network: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
     for ours, theirs in zip(average.buffers(), network.buffers(), strict=True):
         ours.copy_(theirs)
+
+
+def average_name(decay: float, main: float) -> str:
+    """What a checkpoint calls the averaged weights of a decay; `main` is that of `training.weight_ema`."""
+    return "average" if decay == main else f"average@{decay!r}"
 
 
 def warmed_decay(decay: float, step: int) -> float:

@@ -30,14 +30,19 @@ class ProbeSet:
         self.x, self.y = data.holdout.at(chosen, device)
         self.t = ((torch.randperm(count, generator=source) + 0.5) / count).to(device)
         self.e = torch.randn(count, network.tokens, network.latent_channels, generator=source).to(device)
-        self.trial = trial
+        self.stage = trial.stages()[0]
+        """The stretch of training whose objective is in force."""
+
+    @property
+    def trial(self) -> Trial:
+        return self.stage.trial
 
     def measure(
         self, network: Network, target_encoder: Network | None
     ) -> tuple[dict[str, float], dict[str, list[float]]]:
         """Metrics and covariance spectra of the networks as they stand; modes and gradients are left as found."""
         networks = [network] if target_encoder is None else [network, target_encoder]
-        modes = [part.training for part in networks]
+        modes = [(module, module.training) for part in networks for module in part.modules()]
         for part in networks:
             part.eval()
         try:
@@ -54,8 +59,8 @@ class ProbeSet:
             if self.trial.probe.gradient_images:
                 metrics |= self._interference(network, target_encoder)
         finally:
-            for part, training in zip(networks, modes, strict=True):
-                part.train(training)
+            for module, training in modes:
+                module.training = training
         return metrics, spectra
 
     def _rank_gaps(self, network: Network, target_encoder: Network | None, z: Tensor) -> dict[str, float]:
@@ -96,6 +101,8 @@ class ProbeSet:
                 spec.diffusion_weight * found.terms["diffusion"],
                 spec.reconstruction_weight * found.terms["reconstruction"],
             )
+            if not found.z.requires_grad:
+                return {}
             weights = network.encoder_parameters()
             gradients = [
                 torch.autograd.grad(loss, [found.z, *weights], retain_graph=i == 0, allow_unused=True)

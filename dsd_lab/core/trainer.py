@@ -18,11 +18,13 @@ from torch import Tensor
 from dsd_lab.core import checkpoints
 from dsd_lab.core.data import BATCHES_AHEAD
 from dsd_lab.core.events import Checkpointed, Diverged, Drew, Event, Finished, Logged, Probed
-from dsd_lab.core.network import Network
+from dsd_lab.core.network import ROLES, Network
 from dsd_lab.core.objectives import Draws, losses
 from dsd_lab.core.optimisation import (
     average_into,
+    average_name,
     build_optimiser,
+    clip_gradients,
     learning_rate,
     load_tensors,
     ramped_decay,
@@ -37,7 +39,7 @@ from dsd_lab.errors import BadInput, NoResources
 
 if TYPE_CHECKING:
     from dsd_lab.core.data import DataSet
-    from dsd_lab.specs.fields import Trial
+    from dsd_lab.specs.fields import Stage, Trial
 
 _SHOWN_STEPS = 20
 """Heun steps of the grids drawn while training; evaluations have settings of their own."""
@@ -85,31 +87,72 @@ class Trainer:
             torch.manual_seed(generator(seed, "weights").initial_seed())
             self.network = Network(trial, data.channels, data.classes).to(device)
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
-        needs_target = trial.objective.diffusion_weight > 0 and trial.objective.target == "ema"
+        self.more_averages = {decay: copy.deepcopy(self.average) for decay in trial.training.more_emas}
+        needs_target = trial.needs_target_encoder
         self.target_encoder = copy.deepcopy(self.network).requires_grad_(False) if needs_target else None
         self.optimiser = build_optimiser(self.network, trial.optimiser)
+        separate = trial.network.layout == "separate"
+        roles = [self.network.role_parameters(role) for role in ROLES] if separate else []
+        self.clipped_apart = roles or [list(self.network.parameters())]
         self.probe_set = ProbeSet(trial, data, self.network, device)
         self.step = 0
+        self.stages = trial.stages()
+        self._frozen_rows: Tensor | None = None
+        self._enter(self.stages[0])
         self._sums: dict[str, Tensor] = {}
         self._summed, self._resumed_at = 0, -1
 
     # -- One step ----------------------------------------------------------------------------------
 
+    def _enter(self, stage: Stage) -> None:
+        """Begin a stage of training: its objective from here on, and what does not move in it."""
+        self.stage = self.probe_set.stage = stage
+        network = self.network.requires_grad_(True)
+        for role in stage.frozen:
+            for parameter in network.role_parameters(role):
+                parameter.requires_grad_(False)
+        network.normaliser.train("encode" not in stage.frozen)
+        # The table of role vectors is one parameter: frozen rows have no gradient, but momentum would move them.
+        self._frozen_rows = network.condition.role.weight.detach().clone() if stage.frozen else None
+
+    def _hold_frozen_rows(self) -> None:
+        if self._frozen_rows is not None:
+            rows = [ROLES.index(role) for role in sorted(self.stage.frozen)]
+            with torch.no_grad():
+                self.network.condition.role.weight[rows] = self._frozen_rows[rows]
+
     def draw(self, step: int) -> tuple[Tensor, Draws]:
         """Images [B, C, H, W] and random numbers of the global batch of a step."""
         size, trial = self.trial.training.batch_size, self.trial
+        again = trial.training.flow_steps
         x, y = self.data.train.at(self._indices(step), self.device)
         coming = range(step + 1, min(step + 1 + BATCHES_AHEAD, trial.training.steps))
         self.data.train.prefetch(self._indices(later) for later in coming)
         source = generator(self.seed, "step", step, self.device)
-        t = draw_times(trial.time, size, source)
+        t = draw_times(trial.time, again * size, source)
         shape = (size, self.network.tokens, self.network.latent_channels)
-        e = torch.randn(shape, generator=source, device=self.device)
-        dropped = torch.rand(size, generator=source, device=self.device) < trial.labels.drop
+        e = torch.randn((again * size, *shape[1:]), generator=source, device=self.device)
+        dropped = torch.rand(again * size, generator=source, device=self.device) < trial.labels.drop
         noise = torch.randn(shape, generator=source, device=self.device) if trial.latent.decoder_noise > 0 else None
         latent = generator(self.seed, "latent", step, self.device) if self.network.normaliser.noisy else None
         latent_e = None if latent is None else torch.randn(shape, generator=latent, device=self.device)
-        return x, Draws(t, e, y.masked_fill(dropped, self.data.classes), noise, latent_e)
+        return x, Draws(t, e, y.repeat(again).masked_fill(dropped, self.data.classes), noise, latent_e)
+
+    def gradients(self, x: Tensor, draws: Draws) -> dict[str, Tensor]:
+        """Backward through the losses of a global batch, part by part; returns the loss and its terms."""
+        training, batch = self.trial.training, len(x)
+        part = batch // training.accumulate
+        sums: dict[str, Tensor] = {}
+        for start in range(0, batch, part):
+            chosen = slice(start, start + part)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
+                its_draws = draws if part == batch else draws.of_images(chosen, batch)
+                found = losses(self.network, self.target_encoder, x[chosen], its_draws, self.stage.trial)
+            share = part / batch
+            (found.total if share == 1 else found.total * share).backward()
+            for name, value in {"loss": found.total, **found.terms}.items():
+                sums[name] = sums.get(name, 0) + value.detach() * share
+        return sums
 
     def _indices(self, step: int) -> Tensor:
         return batch_indices(self.seed, step, self.trial.training.batch_size, len(self.data.train))
@@ -118,24 +161,25 @@ class Trainer:
         """One optimiser step; none is taken, and the event returned, where loss or gradient is not finite."""
         trial = self.trial
         x, draws = self.draw(self.step)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=trial.training.precision == "bf16"):
-            found = losses(self.network, self.target_encoder, x, draws, trial)
         self.optimiser.zero_grad(set_to_none=True)
-        found.total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), trial.optimiser.clip)
-        if not bool(torch.isfinite(found.total) & torch.isfinite(norm)):
-            what = "loss" if not bool(torch.isfinite(found.total)) else "gradient"
+        found = self.gradients(x, draws)
+        norm = clip_gradients(self.clipped_apart, trial.optimiser.clip)
+        if not bool(torch.isfinite(found["loss"]) & torch.isfinite(norm)):
+            what = "loss" if not bool(torch.isfinite(found["loss"])) else "gradient"
             return Diverged(self.step, f"the {what} of step {self.step + 1} is not finite")
         rate = learning_rate(trial.optimiser, self.step, trial.training.steps)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["scale"]
         self.optimiser.step()
-        average_into(self.average, self.network, warmed_decay(trial.training.weight_ema, self.step))
+        self._hold_frozen_rows()
+        for decay, average in {trial.training.weight_ema: self.average, **self.more_averages}.items():
+            average_into(average, self.network, warmed_decay(decay, self.step))
         if self.target_encoder is not None:
-            decay = ramped_decay(trial.objective.target_decay, trial.objective.target_warmup, self.step)
+            objective = self.stage.trial.objective
+            decay = ramped_decay(objective.target_decay, objective.target_warmup, self.step)
             average_into(self.target_encoder, self.network, decay)
         self.step += 1
-        self._record({"loss": found.total, **found.terms, "gradient_norm": norm, "learning_rate": torch.tensor(rate)})
+        self._record({**found, "gradient_norm": norm, "learning_rate": torch.tensor(rate)})
         return None
 
     def _record(self, values: dict[str, Tensor]) -> None:
@@ -152,6 +196,7 @@ class Trainer:
         seconds = 0.0
         while True:
             last = self.step == steps
+            self._stage_of_step()
             if self.step != self._resumed_at:
                 if self.step % self.trial.probe.every == 0 or last:
                     started = time.perf_counter()
@@ -176,6 +221,12 @@ class Trainer:
                 yield self._logged(seconds)
                 seconds = 0.0
 
+    def _stage_of_step(self) -> None:
+        """Enter the stage that the next step belongs to, where it is another."""
+        stage = next(s for s in reversed(self.stages) if s.start <= self.step)
+        if stage is not self.stage:
+            self._enter(stage)
+
     def _logged(self, seconds: float) -> Logged:
         metrics = {f"train/{name}": float(total) / self._summed for name, total in self._sums.items()}
         self._sums, self._summed = {}, 0
@@ -187,10 +238,9 @@ class Trainer:
         count = min(self.trial.observation.images, len(self.probe_set.x))
         x, y = self.probe_set.x[:count], self.probe_set.y[:count]
         images = {"reconstruction": torch.stack([x, self.average.decode(self.average.encode(x))], 1).flatten(0, 1)}
-        if self.trial.objective.diffusion_weight > 0:
-            z = sample_latents(
-                self.average, self.probe_set.e[:count], y, "heun", _SHOWN_STEPS, 1.0, self.trial.objective
-            )
+        if self.stage.trial.objective.diffusion_weight > 0:
+            objective = self.stage.trial.objective
+            z = sample_latents(self.average, self.probe_set.e[:count], y, "heun", _SHOWN_STEPS, 1.0, objective)
             images["samples"] = self.average.decode(z)
         return {name: to_bytes(value) for name, value in images.items()}
 
@@ -200,6 +250,8 @@ class Trainer:
         """Write a checkpoint of everything that the next step depends on."""
         assert self.folder is not None
         tensors = tensors_of(self.network, "network") | tensors_of(self.average, "average")
+        for decay, average in self.more_averages.items():
+            tensors |= tensors_of(average, average_name(decay, self.trial.training.weight_ema))
         if self.target_encoder is not None:
             tensors |= tensors_of(self.target_encoder, "target")
         tensors |= {f"optimiser.{k}": v for k, v in checkpoints.flatten_optimiser(self.optimiser).items()}
@@ -222,12 +274,15 @@ class Trainer:
             raise BadInput(f"{path}: trained on other images than those at hand; declare a new data.revision")
         load_tensors(self.network, "network", tensors, path)
         load_tensors(self.average, "average", tensors, path)
+        for decay, average in self.more_averages.items():
+            load_tensors(average, average_name(decay, self.trial.training.weight_ema), tensors, path)
         if self.target_encoder is not None:
             load_tensors(self.target_encoder, "target", tensors, path)
         checkpoints.restore_optimiser(self.optimiser, _part(tensors, "optimiser"))
         self._sums = {k: v.to(self.device) for k, v in _part(tensors, "sums").items()}
         self._summed = int(state["summed"])
         self.step = self._resumed_at = int(path.name.removeprefix("step-"))
+        self._stage_of_step()
         return True
 
 

@@ -65,7 +65,7 @@ def sample_images(
     noise = drawn[:, :numbers].reshape(len(y), network.tokens, network.latent_channels)
     parts = []
     for labels, e in zip(y.split(batch), noise.split(batch), strict=True):
-        z = sample_latents(network, e.to(device), labels.to(device), sampler, steps, guidance, trial.objective)
+        z = sample_latents(network, e.to(device), labels.to(device), sampler, steps, guidance, trial.sampled_objective)
         parts.append(to_bytes(network.decode(z)))
     return torch.cat(parts)
 

@@ -6,9 +6,10 @@ says so. A field is accepted only where something reads it.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from dsd_lab.specs.sizes import SIZES
 
@@ -93,8 +94,8 @@ class Network(Section):
         "nano8"
     )
     """A row of the table of sizes; each of the fields below overrides one column of it."""
-    layout: Literal["modular", "coupled"] = "modular"
-    """`modular`: each role has its own range of blocks. `coupled`: all blocks serve all roles."""
+    layout: Literal["modular", "coupled", "separate"] = "modular"
+    """`modular`: each role has its own range of blocks. `coupled`: all blocks serve all roles. `separate`: three networks, whose gradients are clipped apart."""
     image_size: int | None = Field(None, ge=2, le=1024)
     """Pixels a side."""
     patch_size: int | None = Field(None, ge=1, le=64)
@@ -224,7 +225,39 @@ class Optimiser(Section):
     tail: float = Field(0.3, gt=0, le=1)
     """Share of the steps that the linear tail takes."""
     clip: float = Field(1.0, gt=0, le=1e6)
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient; under layout `separate`, of each network's."""
+    kind: Literal["adamw", "muon"] = "adamw"
+    """`muon`: orthogonalised momentum (Jordan et al. 2024) for the matrices of blocks, AdamW for the rest, at one learning rate."""
+    momentum: float = Field(0.95, ge=0, lt=1)
+    """Muon's Nesterov momentum."""
+    encoder_lr_factor: float = Field(1.0, gt=0, le=100)
+    """Learning rate of the encoder's own weights, as a multiple of the others' (layouts with an encoder of its own)."""
+
+
+ROLES = ("encode", "denoise", "decode")
+
+
+def _changes(section: type[Section]) -> type[Section]:
+    """A section of which any part may be given: fields without default, checked as the section checks them."""
+    parts: dict[str, Any] = {}
+    for name, info in section.model_fields.items():
+        kind: Any = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
+        parts[name] = (kind | None, Field(None, description=info.description))
+    return create_model(f"{section.__name__}Changes", __base__=Section, **parts)
+
+
+ObjectiveChanges: Any = _changes(Objective)
+
+
+class Phase(Section):
+    """What changes from a step on."""
+
+    start: int | float = Field(ge=0, le=10**9)
+    """First step of the phase: a step (0 is the first), or below 1 and with a decimal point a share of `steps`."""
+    objective: ObjectiveChanges | None = None
+    """Fields of the objective that change."""
+    frozen: list[Literal["encode", "denoise", "decode"]] = []
+    """Roles whose weights do not move in this phase; nothing is computed backwards through their weights."""
 
 
 class Training(Section):
@@ -238,6 +271,14 @@ class Training(Section):
     """`bf16` runs the network's matrix products in bfloat16; weights and losses stay in float32."""
     weight_ema: float = Field(0.99, ge=0, lt=1)
     """Decay a step of the averaged weights that are sampled from (ours)."""
+    more_emas: list[Annotated[float, Field(ge=0, lt=1)]] = Field([], max_length=8)
+    """Further decays whose averages are kept beside it, for evaluations with `weights: ema:DECAY`."""
+    accumulate: int = Field(1, ge=1, le=10**6)
+    """Parts that the batch is cut into; gradients are summed over them before the optimiser's step."""
+    flow_steps: int = Field(1, ge=1, le=64)
+    """Draws of noise and time an image for the diffusion loss, which is their mean; the encoder runs once (UNITE's k, arXiv 2603.22283)."""
+    phases: list[Phase] = Field([], max_length=16)
+    """Changes of the objective in mid-training, in order: staged training, and interventions. Each lays its changes on the phase before it."""
 
 
 class Probe(Section):
@@ -285,6 +326,16 @@ class Resources(Section):
         return self
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training with one objective."""
+
+    start: int
+    trial: Trial
+    """The trial with the objective of this stretch."""
+    frozen: frozenset[str]
+
+
 class Trial(Section):
     """All fields of one trial."""
 
@@ -302,11 +353,77 @@ class Trial(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Trial:
-        if self.optimiser.warmup_steps > self.training.steps:
+        training = self.training
+        if self.optimiser.warmup_steps > training.steps:
             raise ValueError(
-                f"optimiser.warmup_steps: {self.optimiser.warmup_steps} is more than training.steps ({self.training.steps})"
+                f"optimiser.warmup_steps: {self.optimiser.warmup_steps} is more than training.steps ({training.steps})"
             )
+        if training.batch_size % training.accumulate:
+            raise ValueError(
+                f"training.accumulate: {training.accumulate} does not divide batch_size {training.batch_size}"
+            )
+        if training.accumulate > 1 and (self.latent.normaliser == "batchnorm" or self.latent.entropy_weight > 0):
+            what = "batchnorm" if self.latent.normaliser == "batchnorm" else "the entropy bonus"
+            raise ValueError(f"training.accumulate: {what} is taken over a whole batch, which parts do not give")
+        if self.network.layout == "coupled":
+            if self.optimiser.encoder_lr_factor != 1:
+                raise ValueError(
+                    "optimiser.encoder_lr_factor: under layout 'coupled' the encoder has no blocks of its own"
+                )
+            if any(phase.frozen for phase in training.phases):
+                raise ValueError(
+                    "training.phases: under layout 'coupled' all roles share their blocks, so none can be frozen"
+                )
+        self.stages()
         return self
+
+    def stages(self) -> list[Stage]:
+        """The stretches of training, the first from step 0 on.
+
+        Raises:
+            ValueError: phases are not in order or not within the steps, or changes do not fit together.
+        """
+        steps = self.training.steps
+        found = [Stage(0, self, frozenset())]
+        for index, phase in enumerate(self.training.phases):
+            where = f"training.phases.{index}"
+            start = round(phase.start * steps) if isinstance(phase.start, float) and phase.start < 1 else phase.start
+            if start != int(start) or not start < steps:
+                raise ValueError(f"{where}.start: {phase.start} is neither a step before {steps} nor a share below 1")
+            if index and start <= found[-1].start:
+                raise ValueError(
+                    f"{where}.start: step {start:g} is not after step {found[-1].start}, where the phase before starts"
+                )
+            before = found[-1].trial.objective
+            changes = {} if phase.objective is None else phase.objective.model_dump(exclude_none=True)
+            try:
+                objective = Objective.model_validate(before.model_dump() | changes)
+            except ValidationError as error:
+                raise ValueError(f"{where}.objective: {error.errors()[0]['msg']}") from None
+            stage = Stage(int(start), self.model_copy(update={"objective": objective}), frozenset(phase.frozen))
+            found = [stage] if start == 0 else [*found, stage]
+        return found
+
+    @property
+    def needs_target_encoder(self) -> bool:
+        """Whether any stage takes something from an EMA copy of the encoder."""
+        return any(uses_target_encoder(s.trial.objective) for s in self.stages())
+
+    @property
+    def has_denoiser(self) -> bool:
+        """Whether any stage trains one, so that there is something to sample."""
+        return any(s.trial.objective.diffusion_weight > 0 for s in self.stages())
+
+    @property
+    def sampled_objective(self) -> Objective:
+        """The objective that the denoiser was last trained with, which says what its output means."""
+        objectives = [s.trial.objective for s in self.stages()]
+        return next((o for o in reversed(objectives) if o.diffusion_weight > 0), objectives[-1])
+
+
+def uses_target_encoder(objective: Objective) -> bool:
+    """Whether the diffusion loss regresses on the EMA encoder's latents."""
+    return objective.diffusion_weight > 0 and objective.target == "ema"
 
 
 class Generation(Section):

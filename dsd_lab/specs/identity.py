@@ -7,7 +7,7 @@ import json
 from functools import cache
 from typing import Any
 
-from dsd_lab.specs.fields import SCHEMA_VERSION, Generation, Trial
+from dsd_lab.specs.fields import SCHEMA_VERSION, Generation, Objective, Trial
 
 TRAINING_SECTIONS = ("data", "network", "latent", "objective", "time", "labels", "optimiser", "training")
 """Sections that can change a training result; probes, records and resources cannot."""
@@ -28,30 +28,28 @@ def canonical_fields(trial: Trial) -> dict[str, dict[str, Any]]:
         del data["holdout"]  # idx files come with a test split
     fields["data"] = data
     del fields["network"]["size"]  # a name for values that are all spelled out
-    network, latent, objective, time, optimiser = (
-        fields[k] for k in ("network", "latent", "objective", "time", "optimiser")
-    )
+    network, latent, time, optimiser = (fields[k] for k in ("network", "latent", "time", "optimiser"))
     unused = (
         ("encode_blocks", "denoise_blocks", "decode_blocks") if network["layout"] == "coupled" else ("shared_blocks",)
     )
     for name in unused:
         del network[name]
-    if objective["diffusion_weight"] == 0:
-        for name in ("target", "target_decay", "target_warmup", "noised", "output", "loss_space", "weighting", "clamp"):
-            del objective[name]
+    stages = trial.stages()
+    objectives = [s.trial.objective for s in stages]
+    fields["objective"] = _objective(objectives[0])
+    fields["training"]["phases"] = [
+        {"start": s.start, "objective": _objective(s.trial.objective), "frozen": sorted(set(s.frozen))}
+        for s in stages
+        if s.start > 0 or s.frozen
+    ]
+    fields["training"]["more_emas"] = sorted(set(fields["training"]["more_emas"]) - {trial.training.weight_ema})
+    if not trial.has_denoiser:
         fields["time"], fields["labels"] = {}, {}
-    else:
-        if objective["target"] != "ema":
-            del objective["target_decay"], objective["target_warmup"]
-        if objective["loss_space"] == "velocity":
-            del objective["weighting"]
-        divides = {("clean", "velocity", None), ("clean", "clean", "velocity"), ("velocity", "clean", "velocity")}
-        if (objective["output"], objective["loss_space"], objective.get("weighting")) not in divides:
-            del objective["clamp"]
-        if time["distribution"] == "uniform":
-            del time["mean"], time["std"]
-    if objective["reconstruction_weight"] == 0:
-        del objective["reconstruction"], latent["decoder_noise"]
+        del fields["training"]["flow_steps"]
+    elif time["distribution"] == "uniform":
+        del time["mean"], time["std"]
+    if all(o.reconstruction_weight == 0 for o in objectives):
+        del latent["decoder_noise"]
     for name, used in (
         ("noise", latent["normaliser"] == "fixed_noise"),
         ("kl_weight", latent["normaliser"] == "kl"),
@@ -61,9 +59,30 @@ def canonical_fields(trial: Trial) -> dict[str, dict[str, Any]]:
             del latent[name]
     if optimiser["schedule"] != "tail":
         del optimiser["tail"]
+    if optimiser["kind"] != "muon":
+        del optimiser["momentum"]
     for section in fields.values():  # -0.0 is 0.0
         section.update({key: value + 0.0 for key, value in section.items() if isinstance(value, float)})
     return fields
+
+
+def _objective(spec: Objective) -> dict[str, Any]:
+    """The fields of an objective that have an effect."""
+    objective = spec.model_dump()
+    if spec.diffusion_weight == 0:
+        for name in ("target", "target_decay", "target_warmup", "noised", "output", "loss_space", "weighting", "clamp"):
+            del objective[name]
+    else:
+        if spec.target != "ema":
+            del objective["target_decay"], objective["target_warmup"]
+        if spec.loss_space == "velocity":
+            del objective["weighting"]
+        divides = {("clean", "velocity", None), ("clean", "clean", "velocity"), ("velocity", "clean", "velocity")}
+        if (spec.output, spec.loss_space, objective.get("weighting")) not in divides:
+            del objective["clamp"]
+    if spec.reconstruction_weight == 0:
+        del objective["reconstruction"]
+    return objective
 
 
 def data_name(trial: Trial) -> str:

@@ -76,7 +76,7 @@ def manifest_of(plan: Plan) -> dict[str, Any]:
                 "steps": t.fields.training.steps,
                 "overrides": t.overrides,
                 "canonical": canonical_fields(t.fields),
-                "has_denoiser": t.fields.objective.diffusion_weight > 0,
+                "has_denoiser": t.fields.has_denoiser,
             }
             for t in plan.trials
         ],

@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     from dsd_lab.spool import tile
 
     trial = Trial.model_validate(description["fields"])
-    if trial.objective.diffusion_weight == 0:
+    if not trial.has_denoiser:
         raise BadInput(f"{arguments.trial}: {description['variant']!r} has no denoiser to sample from")
     data = load_data(trial.data, home.cache / "data")
     if arguments.label is not None and not 0 <= arguments.label < data.classes:

@@ -87,11 +87,7 @@ def _unfinished(home: Home, plan: Plan, retry_failed: bool) -> list[PlannedTrial
         state = folder.state()
         if state == "interrupted" and folder.checkpoints.exists() and folder.status().get("code") != training_code():
             other_code.append(trial)
-        lacking = (
-            state == "done"
-            and trial.fields.objective.diffusion_weight > 0
-            and not evaluations <= set(folder.evaluations())
-        )
+        lacking = state == "done" and trial.fields.has_denoiser and not evaluations <= set(folder.evaluations())
         if state not in (*ENDED, "failed") or lacking or (state == "failed" and retry_failed):
             todo.append(trial)
     if other_code:
