@@ -41,6 +41,9 @@ USED = [
     ({"latent": {"normaliser": "kl"}} | CONTROL, {"latent": {"kl_weight": 0.2}}),
     ({}, {"latent": {"entropy_weight": 0.1}}),
     ({"latent": {"entropy_weight": 0.1}}, {"latent": {"entropy_floor": 0.1}}),
+    ({}, {"augmentation": {"flip": 0.5}}),
+    ({}, {"augmentation": {"crop": 2}}),
+    (CONTROL, {"augmentation": {"mask": 0.25}}),
 ]
 UNUSED = [
     ({"objective": {"target": "live"}}, {"objective": {"target_warmup": 10}}),

@@ -152,9 +152,14 @@ class Network(nn.Module):
             tokens = self.blocks[index](tokens, condition)
         return self.heads[role](tokens, condition)
 
-    def encode_raw(self, x: Tensor) -> Tensor:
-        """Images [B, C, H, W] -> what the normaliser takes: [B, T, c], or means and log variances [B, T, 2c] (`kl`)."""
-        return self._run("encode", self.patch_in(self.patchify(x)), self.condition("encode", None, None))
+    def encode_raw(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Images [B, C, H, W] -> what the normaliser takes: [B, T, c], or means and log variances [B, T, 2c] (`kl`).
+
+        Tokens where `hidden` [B, T] holds enter the first block as zeros, with their position alone.
+        """
+        tokens = self.patch_in(self.patchify(x))
+        tokens = tokens if hidden is None else tokens.masked_fill(hidden[..., None], 0)
+        return self._run("encode", tokens, self.condition("encode", None, None))
 
     def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Images [B, C, H, W] -> latents [B, T, c], normalised; noise [B, T, c] is for normalisers that add some."""

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 class Draws:
     """The random numbers of one batch: times t [B], noise e [B, T, c], labels y [B] after label drop.
 
-    Noise of the decoder's input and of the latents, both [B, T, c] ~ N(0, I), where the spec uses it.
+    Noise of the decoder's input and of the latents, both [B, T, c] ~ N(0, I), and the tokens hidden from
+    the online encoder [B, T], where the spec uses them.
     """
 
     t: Tensor
@@ -42,6 +43,7 @@ class Draws:
     y: Tensor
     decoder_e: Tensor | None = None
     latent_e: Tensor | None = None
+    hidden: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def losses(network: Network, target_encoder: Network | None, x: Tensor, draws: D
     Terms whose weight is zero are left out of `terms`.
     """
     spec = trial.objective
-    raw = network.encode_raw(x)
+    raw = network.encode_raw(x, draws.hidden)
     z = network.normaliser(raw, draws.latent_e).float()
     terms: dict[str, Tensor] = {}
     total = z.new_zeros(())

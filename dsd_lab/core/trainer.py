@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dsd_lab.core import checkpoints
+from dsd_lab.core.augmentation import augmented, hidden_tokens
 from dsd_lab.core.events import Checkpointed, Diverged, Drew, Event, Finished, Logged, Probed
 from dsd_lab.core.network import Network
 from dsd_lab.core.objectives import Draws, losses
@@ -106,7 +107,9 @@ class Trainer:
         noise = torch.randn(shape, generator=source, device=self.device) if trial.latent.decoder_noise > 0 else None
         latent = generator(self.seed, "latent", step, self.device) if self.network.normaliser.noisy else None
         latent_e = None if latent is None else torch.randn(shape, generator=latent, device=self.device)
-        return x, Draws(t, e, y.masked_fill(dropped, self.data.classes), noise, latent_e)
+        x = augmented(x, trial.augmentation, self.seed, step)
+        hidden = hidden_tokens(trial.augmentation, size, self.network.tokens, self.seed, step, self.device)
+        return x, Draws(t, e, y.masked_fill(dropped, self.data.classes), noise, latent_e, hidden)
 
     def train_step(self) -> Diverged | None:
         """One optimiser step; none is taken, and the event returned, where loss or gradient is not finite."""

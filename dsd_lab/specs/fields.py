@@ -8,20 +8,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from dsd_lab.specs.auxiliary import Augmentation
+from dsd_lab.specs.section import Section as Section
 from dsd_lab.specs.sizes import SIZES
 
 SCHEMA_VERSION = 1
 """Part of every trial's identity; raised when a default or the meaning of a field changes."""
-
-
-class Section(BaseModel):
-    """A part of a spec: strict types, finite numbers, no unknown keys."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class Data(Section):
@@ -253,6 +247,7 @@ class Trial(Section):
     objective: Objective = Objective()
     time: Time = Time()
     labels: Labels = Labels()
+    augmentation: Augmentation = Augmentation()
     optimiser: Optimiser = Optimiser()
     training: Training = Training()
     probe: Probe = Probe()
@@ -264,6 +259,10 @@ class Trial(Section):
         if self.optimiser.warmup_steps > self.training.steps:
             raise ValueError(
                 f"optimiser.warmup_steps: {self.optimiser.warmup_steps} is more than training.steps ({self.training.steps})"
+            )
+        if self.network.image_size is not None and self.augmentation.crop >= self.network.image_size:
+            raise ValueError(
+                f"augmentation.crop: {self.augmentation.crop} is not below network.image_size ({self.network.image_size})"
             )
         return self
 

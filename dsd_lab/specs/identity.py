@@ -9,7 +9,17 @@ from typing import Any
 
 from dsd_lab.specs.fields import SCHEMA_VERSION, Generation, Trial
 
-TRAINING_SECTIONS = ("data", "network", "latent", "objective", "time", "labels", "optimiser", "training")
+TRAINING_SECTIONS = (
+    "data",
+    "network",
+    "latent",
+    "objective",
+    "time",
+    "labels",
+    "augmentation",
+    "optimiser",
+    "training",
+)
 """Sections that can change a training result; probes, records and resources cannot."""
 
 
