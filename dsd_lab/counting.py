@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from dsd_lab.core.auxiliary import Auxiliaries
 from dsd_lab.core.network import Network, count_parameters
 from dsd_lab.core.objectives import Draws, losses
 
@@ -31,7 +32,10 @@ def count_shape(trial: Trial, channels: int, classes: int) -> dict[str, Any]:
             torch.zeros(_COUNTED_BATCH, dtype=torch.long),
             noise if trial.latent.decoder_noise else None,
             noise if network.normaliser.noisy else None,
+            torch.zeros(_COUNTED_BATCH, network.tokens, dtype=torch.bool) if trial.augmentation.mask else None,
+            torch.zeros(_COUNTED_BATCH, dtype=torch.long),
         )
+        auxiliaries = Auxiliaries(trial, network, classes, torch.device("meta"))
     kept: dict[int, int] = {}
     alive: list[torch.Tensor] = []
 
@@ -41,14 +45,16 @@ def count_shape(trial: Trial, channels: int, classes: int) -> dict[str, Any]:
             alive.append(tensor)  # an id is only its own while the tensor lives
         return tensor
 
-    has_target = trial.objective.diffusion_weight > 0 and trial.objective.target == "ema"
+    target = network if trial.needs_target_encoder else None
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        losses(network, network if has_target else None, x, draws, trial).total.backward()
+        losses(network, target, x, draws, trial, auxiliaries).total.backward()
     params = count_parameters(network)
-    copies = {"average": params["total"], **({"target": params["total"]} if has_target else {})}
+    copies = {"average": params["total"], **({"target": params["total"]} if target is not None else {})}
     return {
         "params": params,
         "copies": copies,
+        "auxiliary": sum(p.numel() for p in auxiliaries.parameters()),
+        "frozen": auxiliaries.frozen_parameters(),
         "flops_per_image": counter.get_total_flops() // _COUNTED_BATCH,
         "saved_bytes_per_image": sum(kept.values()) // _COUNTED_BATCH,
     }

@@ -33,17 +33,23 @@ class Shape:
     """Forward and backward FLOPs of a training step for one image, all passes that the variant makes."""
     saved_bytes_per_image: int
     """Bytes that autograd keeps for the backward pass of one image."""
+    auxiliary: int = 0
+    """Trained weights of the auxiliary losses' heads, which are no part of the deployed network."""
+    frozen: int = 0
+    """Weights of the timm models that losses compare with."""
 
     def memory(self, batch_size: int) -> int:
         """Bytes of weights, gradients, AdamW's two moments, copies and kept activations, in float32."""
-        weights = self.params["total"]
-        return 4 * (4 * weights + sum(self.copies.values())) + batch_size * self.saved_bytes_per_image
+        weights = self.params["total"] + self.auxiliary
+        return 4 * (4 * weights + sum(self.copies.values()) + self.frozen) + batch_size * self.saved_bytes_per_image
 
 
 def cached_shape(trial: Trial, home: Home, code: str) -> Shape:
     """`count_shape`, remembered in the home folder's cache where there is one (keyed by fields and training code)."""
     fields = canonical_fields(trial)
-    key = json.dumps([code, fields["network"], fields["latent"], fields["objective"]], sort_keys=True)
+    key = json.dumps(
+        [code, fields["network"], fields["latent"], fields["objective"], fields["auxiliary"]], sort_keys=True
+    )
     path = home.cache / "shapes.json"
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     if key not in known:
@@ -70,7 +76,7 @@ def timed_seconds(home: Home, entries: list[dict[str, Any]]) -> dict[str, float]
 def shape_key(canonical: dict[str, Any]) -> str:
     """What the time of a step depends on."""
     return json.dumps(
-        [canonical[k] for k in ("network", "latent", "objective")]
+        [canonical.get(k) for k in ("network", "latent", "objective", "auxiliary")]
         + [canonical["training"]["batch_size"], canonical["training"]["precision"]],
         sort_keys=True,
     )

@@ -124,8 +124,8 @@ def test_the_mask_hides_tokens_from_the_online_encoder_only(tiny_trial, digits, 
     def watch(name, encoder):
         real = encoder.encode_raw
 
-        def encode_raw(images, *more):
-            seen[name] = real(images, *more)
+        def encode_raw(images, *more, **named):
+            seen[name] = real(images, *more, **named)
             return seen[name]
 
         monkeypatch.setattr(encoder, "encode_raw", encode_raw)

@@ -17,15 +17,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dsd_lab.core import paths
+from dsd_lab.core.auxiliary import Seen, Tokens
 from dsd_lab.core.normalisers import gaussian_entropy
 
 if TYPE_CHECKING:
+    from dsd_lab.core.auxiliary import Auxiliaries
     from dsd_lab.core.network import Network
     from dsd_lab.specs.fields import Objective, Trial
 
@@ -35,7 +38,7 @@ class Draws:
     """The random numbers of one batch: times t [B], noise e [B, T, c], labels y [B] after label drop.
 
     Noise of the decoder's input and of the latents, both [B, T, c] ~ N(0, I), and the tokens hidden from
-    the online encoder [B, T], where the spec uses them.
+    the online encoder [B, T], where the spec uses them. `labels` [B] are those before label drop.
     """
 
     t: Tensor
@@ -44,6 +47,7 @@ class Draws:
     decoder_e: Tensor | None = None
     latent_e: Tensor | None = None
     hidden: Tensor | None = None
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -55,25 +59,34 @@ class Losses:
     z: Tensor
 
 
+Kept = list[Tensor] | None
+"""Where a pass leaves the output of each of its blocks."""
+
 # -- The target z2 -------------------------------------------------------------------------------
 
 
-def _live(z: Tensor, x: Tensor, target_encoder: Network | None, noise: Tensor | None = None) -> Tensor:
+def _live(
+    z: Tensor, x: Tensor, target_encoder: Network | None, noise: Tensor | None = None, kept: Kept = None
+) -> Tensor:
     return z
 
 
-def _stop_gradient(z: Tensor, x: Tensor, target_encoder: Network | None, noise: Tensor | None = None) -> Tensor:
+def _stop_gradient(
+    z: Tensor, x: Tensor, target_encoder: Network | None, noise: Tensor | None = None, kept: Kept = None
+) -> Tensor:
     return z.detach()
 
 
-def _ema(z: Tensor, x: Tensor, target_encoder: Network | None, noise: Tensor | None = None) -> Tensor:
+def _ema(
+    z: Tensor, x: Tensor, target_encoder: Network | None, noise: Tensor | None = None, kept: Kept = None
+) -> Tensor:
     """The noise is that of z, so that an EMA copy equal to the encoder is a stop-gradient."""
     assert target_encoder is not None
     with torch.no_grad():
-        return target_encoder.encode(x, noise)
+        return target_encoder.encode(x, noise, kept)
 
 
-TARGETS: dict[str, Callable[[Tensor, Tensor, Network | None, Tensor | None], Tensor]] = {
+TARGETS: dict[str, Callable[..., Tensor]] = {
     "live": _live,
     "stop_gradient": _stop_gradient,
     "ema": _ema,
@@ -147,32 +160,41 @@ def diffusion_loss(
     return LOSS_SPACES[spec.loss_space](f, v, z2, draws.e, draws.t, spec)
 
 
-def losses(network: Network, target_encoder: Network | None, x: Tensor, draws: Draws, trial: Trial) -> Losses:
+def losses(
+    network: Network,
+    target_encoder: Network | None,
+    x: Tensor,
+    draws: Draws,
+    trial: Trial,
+    auxiliaries: Auxiliaries | None = None,
+) -> Losses:
     """All losses of a batch of images x [B, C, H, W] in [-1, 1].
 
     total = reconstruction_weight * reconstruction + diffusion_weight * diffusion
             + the normaliser's weighted penalties - entropy_weight * entropy
+            + the weighted auxiliary losses
 
-    Terms whose weight is zero are left out of `terms`.
+    Terms whose weight is zero are left out of `terms`; without `auxiliaries` theirs are left out too.
     """
     spec = trial.objective
-    raw = network.encode_raw(x, draws.hidden)
+    tokens = Tokens() if auxiliaries is None else auxiliaries.tokens()
+    raw = network.encode_raw(x, draws.hidden, tokens.encode)
     z = network.normaliser(raw, draws.latent_e).float()
-    terms: dict[str, Tensor] = {}
-    total = z.new_zeros(())
+    weighted: dict[str, tuple[float, Tensor]] = {}
     if spec.reconstruction_weight > 0:
         decoder_in = z if draws.decoder_e is None else z + trial.latent.decoder_noise * draws.decoder_e
-        terms["reconstruction"] = RECONSTRUCTIONS[spec.reconstruction](network.decode(decoder_in).float(), x)
-        total = total + spec.reconstruction_weight * terms["reconstruction"]
+        reconstruction = RECONSTRUCTIONS[spec.reconstruction](network.decode(decoder_in).float(), x)
+        weighted["reconstruction"] = spec.reconstruction_weight, reconstruction
     if spec.diffusion_weight > 0:
-        z2 = TARGETS[spec.target](z, x, target_encoder, draws.latent_e).float()
-        terms["diffusion"] = diffusion_loss(network.denoise, z, z2, draws, spec)
-        total = total + spec.diffusion_weight * terms["diffusion"]
-    for name, (weight, penalty) in network.normaliser.penalties(raw).items():
-        if weight > 0:
-            terms[name] = penalty
-            total = total + weight * penalty
+        z2 = TARGETS[spec.target](z, x, target_encoder, draws.latent_e, tokens.target).float()
+        denoise = partial(network.denoise, kept=tokens.denoise)
+        weighted["diffusion"] = spec.diffusion_weight, diffusion_loss(denoise, z, z2, draws, spec)
+    weighted |= {name: pair for name, pair in network.normaliser.penalties(raw).items() if pair[0] > 0}
     if trial.latent.entropy_weight > 0:
-        terms["entropy"] = gaussian_entropy(z, trial.latent.entropy_floor)
-        total = total - trial.latent.entropy_weight * terms["entropy"]
-    return Losses(total, terms, z)
+        weighted["entropy"] = -trial.latent.entropy_weight, gaussian_entropy(z, trial.latent.entropy_floor)
+    if auxiliaries is not None:
+        weighted |= auxiliaries.terms(Seen(network, x, z, draws, tokens), target_encoder)
+    total = z.new_zeros(())
+    for weight, term in weighted.values():
+        total = total + weight * term
+    return Losses(total, {name: term for name, (_, term) in weighted.items()}, z)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dsd_lab.core import checkpoints
 from dsd_lab.core.augmentation import augmented, hidden_tokens
+from dsd_lab.core.auxiliary import Auxiliaries
 from dsd_lab.core.events import Checkpointed, Diverged, Drew, Event, Finished, Logged, Probed
 from dsd_lab.core.network import Network
 from dsd_lab.core.objectives import Draws, losses
@@ -85,9 +86,10 @@ class Trainer:
             torch.manual_seed(generator(seed, "weights").initial_seed())
             self.network = Network(trial, data.channels, data.classes).to(device)
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
-        needs_target = trial.objective.diffusion_weight > 0 and trial.objective.target == "ema"
-        self.target_encoder = copy.deepcopy(self.network).requires_grad_(False) if needs_target else None
-        self.optimiser = build_optimiser(self.network, trial.optimiser)
+        self.target_encoder = copy.deepcopy(self.network).requires_grad_(False) if trial.needs_target_encoder else None
+        self.auxiliaries = Auxiliaries(trial, self.network, data.classes, device, seed).to(device)
+        self.trained = torch.nn.ModuleList([self.network, self.auxiliaries])
+        self.optimiser = build_optimiser(self.trained, trial.optimiser)
         self.probe_set = ProbeSet(trial, data, self.network, device)
         self.step = 0
         self._sums: dict[str, Tensor] = {}
@@ -109,17 +111,17 @@ class Trainer:
         latent_e = None if latent is None else torch.randn(shape, generator=latent, device=self.device)
         x = augmented(x, trial.augmentation, self.seed, step)
         hidden = hidden_tokens(trial.augmentation, size, self.network.tokens, self.seed, step, self.device)
-        return x, Draws(t, e, y.masked_fill(dropped, self.data.classes), noise, latent_e, hidden)
+        return x, Draws(t, e, y.masked_fill(dropped, self.data.classes), noise, latent_e, hidden, y)
 
     def train_step(self) -> Diverged | None:
         """One optimiser step; none is taken, and the event returned, where loss or gradient is not finite."""
         trial = self.trial
         x, draws = self.draw(self.step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=trial.training.precision == "bf16"):
-            found = losses(self.network, self.target_encoder, x, draws, trial)
+            found = losses(self.network, self.target_encoder, x, draws, trial, self.auxiliaries)
         self.optimiser.zero_grad(set_to_none=True)
         found.total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), trial.optimiser.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained.parameters(), trial.optimiser.clip)
         if not bool(torch.isfinite(found.total) & torch.isfinite(norm)):
             what = "loss" if not bool(torch.isfinite(found.total)) else "gradient"
             return Diverged(self.step, f"the {what} of step {self.step + 1} is not finite")
@@ -199,6 +201,7 @@ class Trainer:
         tensors = tensors_of(self.network, "network") | tensors_of(self.average, "average")
         if self.target_encoder is not None:
             tensors |= tensors_of(self.target_encoder, "target")
+        tensors |= tensors_of(self.auxiliaries, "auxiliary")
         tensors |= {f"optimiser.{k}": v for k, v in checkpoints.flatten_optimiser(self.optimiser).items()}
         tensors |= {f"sums.{k}": v for k, v in self._sums.items()}
         state = {"summed": self._summed, "data": self.data.fingerprint, "device": self.device.type}
@@ -221,6 +224,7 @@ class Trainer:
         load_tensors(self.average, "average", tensors, path)
         if self.target_encoder is not None:
             load_tensors(self.target_encoder, "target", tensors, path)
+        load_tensors(self.auxiliaries, "auxiliary", tensors, path)
         checkpoints.restore_optimiser(self.optimiser, _part(tensors, "optimiser"))
         self._sums = {k: v.to(self.device) for k, v in _part(tensors, "sums").items()}
         self._summed = int(state["summed"])

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from dsd_lab.specs.auxiliary import Augmentation
+from dsd_lab.specs.auxiliary import Augmentation, Auxiliary, misfit
 from dsd_lab.specs.section import Section as Section
 from dsd_lab.specs.sizes import SIZES
 
@@ -248,6 +248,7 @@ class Trial(Section):
     time: Time = Time()
     labels: Labels = Labels()
     augmentation: Augmentation = Augmentation()
+    auxiliary: Auxiliary = Auxiliary()
     optimiser: Optimiser = Optimiser()
     training: Training = Training()
     probe: Probe = Probe()
@@ -260,11 +261,16 @@ class Trial(Section):
             raise ValueError(
                 f"optimiser.warmup_steps: {self.optimiser.warmup_steps} is more than training.steps ({self.training.steps})"
             )
-        if self.network.image_size is not None and self.augmentation.crop >= self.network.image_size:
-            raise ValueError(
-                f"augmentation.crop: {self.augmentation.crop} is not below network.image_size ({self.network.image_size})"
-            )
+        wrong = misfit(self)
+        if wrong is not None:
+            raise ValueError(wrong)
         return self
+
+    @property
+    def needs_target_encoder(self) -> bool:
+        """Whether training keeps an EMA copy of the network as target encoder."""
+        core = self.objective.diffusion_weight > 0 and self.objective.target == "ema"
+        return core or self.auxiliary.needs_target_encoder
 
 
 class Generation(Section):

@@ -7,6 +7,7 @@ import json
 from functools import cache
 from typing import Any
 
+from dsd_lab.specs.auxiliary import EMA, blocks_of
 from dsd_lab.specs.fields import SCHEMA_VERSION, Generation, Trial
 
 TRAINING_SECTIONS = (
@@ -17,6 +18,7 @@ TRAINING_SECTIONS = (
     "time",
     "labels",
     "augmentation",
+    "auxiliary",
     "optimiser",
     "training",
 )
@@ -44,12 +46,10 @@ def canonical_fields(trial: Trial) -> dict[str, dict[str, Any]]:
     for name in unused:
         del network[name]
     if objective["diffusion_weight"] == 0:
-        for name in ("target", "target_decay", "target_warmup", "noised", "output", "loss_space", "weighting", "clamp"):
+        for name in ("target", "noised", "output", "loss_space", "weighting", "clamp"):
             del objective[name]
         fields["time"], fields["labels"] = {}, {}
     else:
-        if objective["target"] != "ema":
-            del objective["target_decay"], objective["target_warmup"]
         if objective["loss_space"] == "velocity":
             del objective["weighting"]
         divides = {("clean", "velocity", None), ("clean", "clean", "velocity"), ("velocity", "clean", "velocity")}
@@ -57,6 +57,8 @@ def canonical_fields(trial: Trial) -> dict[str, dict[str, Any]]:
             del objective["clamp"]
         if time["distribution"] == "uniform":
             del time["mean"], time["std"]
+    if not trial.needs_target_encoder:
+        del objective["target_decay"], objective["target_warmup"]
     if objective["reconstruction_weight"] == 0:
         del objective["reconstruction"], latent["decoder_noise"]
     for name, used in (
@@ -66,11 +68,42 @@ def canonical_fields(trial: Trial) -> dict[str, dict[str, Any]]:
     ):
         if not used:
             del latent[name]
+    fields["auxiliary"] = _auxiliary(trial)
     if optimiser["schedule"] != "tail":
         del optimiser["tail"]
     for section in fields.values():  # -0.0 is 0.0
         section.update({key: value + 0.0 for key, value in section.items() if isinstance(value, float)})
     return fields
+
+
+def _auxiliary(trial: Trial) -> dict[str, Any]:
+    spec, values = trial.auxiliary, trial.auxiliary.model_dump()
+    to_ema, denoises = spec.alignment_to == EMA, spec.alignment_from == "denoise"
+    for name, used in (
+        ("alignment_from", spec.alignment > 0),
+        ("alignment_layers", spec.alignment > 0),
+        ("alignment_to", spec.alignment > 0),
+        ("alignment_target_layers", spec.alignment > 0),
+        ("alignment_weights", spec.alignment > 0 and not to_ema),
+        ("alignment_noised", spec.alignment > 0 and denoises),
+        ("classification_from", spec.classification > 0),
+        ("head_width", spec.alignment > 0 or spec.representation > 0),
+    ):
+        if not used:
+            del values[name]
+    if spec.alignment > 0:  # counted from the end: the last block has one name, whatever the depth
+        sides = [("alignment_layers", spec.alignment_from)] + [("alignment_target_layers", "encode")] * to_ema
+        for name, role in sides:
+            count = blocks_of(trial, role)
+            values[name] = [layer - count if layer >= 0 else layer for layer in values[name]]
+    if "alignment_weights" in values:
+        values["alignment_weights"] = _file_name(values["alignment_weights"])
+    return values
+
+
+def _file_name(weights: str) -> str:
+    """What tells weights apart wherever they lie: a file's name, or that they come from no file."""
+    return weights.rsplit("/", 1)[-1]
 
 
 def data_name(trial: Trial) -> str:
