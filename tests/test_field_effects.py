@@ -69,6 +69,19 @@ USED += [
     (CONTROL | {"auxiliary": {"representation": 0.5}}, {"objective": {"target_decay": 0.9}}),
     ({"objective": {"target": "live"}, "auxiliary": {"alignment": 0.5}}, {"objective": {"target_warmup": 10}}),
 ]
+_PERCEPTUAL = {"perceptual_weight": 0.5, "perceptual_backbone": "vgg11", "perceptual_weights": "random"}
+_BALANCED = {"objective": {"balance": "gradient_norm"}}
+_DETACHED = {"target": "stop_gradient", "noised": "detached"}
+USED += [
+    ({}, {"objective": _PERCEPTUAL}),
+    ({"objective": _PERCEPTUAL}, {"objective": {"perceptual_backbone": "vgg13"}}),
+    ({"objective": _PERCEPTUAL}, {"objective": {"perceptual_weights": "pretrained"}}),
+    ({"objective": _PERCEPTUAL | {"reconstruction_weight": 0.0}}, {"latent": {"decoder_noise": 0.1}}),
+    ({}, _BALANCED),
+    (CONTROL | {"auxiliary": {"classification": 0.5}}, _BALANCED),
+    ({"objective": _DETACHED | _PERCEPTUAL}, _BALANCED),
+    ({"objective": _DETACHED, "auxiliary": {"alignment": 0.5, "alignment_from": "denoise"}}, _BALANCED),
+]
 UNUSED = [
     ({"objective": {"target": "live"}}, {"objective": {"target_warmup": 10}}),
     (CONTROL, {"objective": {"target_warmup": 10}}),
@@ -77,6 +90,13 @@ UNUSED = [
     ({"latent": {"normaliser": "fixed_noise"}}, {"latent": {"kl_weight": 0.2}}),
     ({}, {"latent": {"noise": 0.2, "kl_weight": 0.2, "entropy_floor": 0.1}}),
     (CONTROL | {"auxiliary": {"classification": 0.5}}, {"objective": {"target_decay": 0.9}}),
+]
+UNUSED += [
+    ({}, {"objective": {"perceptual_backbone": "vgg11", "perceptual_weights": "random"}}),
+    ({"objective": {"reconstruction_weight": 0.0}}, _BALANCED),
+    (CONTROL, _BALANCED),
+    ({"objective": _DETACHED}, _BALANCED),
+    ({"objective": _DETACHED, "auxiliary": {"alignment": 0.5, "representation": 0.5}}, _BALANCED),
 ]
 _ALIGNED = ("alignment_from", "alignment_layers", "alignment_target_layers", "alignment_to", "alignment_weights")
 _OTHER = {

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from dsd_lab.core.backbones import Backbone
 from dsd_lab.core.paths import noised
+from dsd_lab.core.perceptual import Perceptual
 from dsd_lab.core.randomness import generator
 from dsd_lab.specs.auxiliary import EMA, named_backbones
 
@@ -177,10 +178,10 @@ AUXILIARIES: dict[str, type[Auxiliary]] = {
 
 
 class Auxiliaries(nn.Module):
-    """The losses of `AUXILIARIES` whose weight is not zero; its parameters are their heads.
+    """The losses of `AUXILIARIES` whose weight is not zero, and the perceptual one; its parameters are their heads.
 
     Args:
-        trial: the section `auxiliary` names the losses.
+        trial: `auxiliary` and `objective.perceptual_weight` name the losses.
         network: for its sizes.
         classes: number of classes.
         device: where frozen models compute; heads are moved as any module is.
@@ -200,6 +201,8 @@ class Auxiliaries(nn.Module):
                     losses[name] = make(trial, network, classes, device)
         self.losses = losses
         self.heads = nn.ModuleDict(losses)
+        named = named_backbones(trial).get("perceptual")
+        self.perceptual = None if named is None else Perceptual(named, network.side * network.patch, device)
         self.weights = {name: float(getattr(trial.auxiliary, name)) for name in losses}
 
     def tokens(self) -> Tokens:
@@ -217,4 +220,6 @@ class Auxiliaries(nn.Module):
 
     def frozen_parameters(self) -> int:
         """Number of weights of the frozen models."""
-        return sum(loss.backbone.parameters() for loss in self.losses.values() if loss.backbone is not None)
+        backbones = [loss.backbone for loss in self.losses.values()]
+        backbones += [] if self.perceptual is None else [self.perceptual.backbone]
+        return sum(backbone.parameters() for backbone in backbones if backbone is not None)

@@ -16,7 +16,7 @@ Squares are means over tokens and channels; losses are means over the batch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from dsd_lab.core import paths
 from dsd_lab.core.auxiliary import Seen, Tokens
+from dsd_lab.core.balance import BALANCES
 from dsd_lab.core.normalisers import gaussian_entropy
 
 if TYPE_CHECKING:
@@ -52,11 +53,15 @@ class Draws:
 
 @dataclass(frozen=True)
 class Losses:
-    """Unweighted losses of a batch, their weighted sum, and the latents they were computed from."""
+    """Unweighted losses of a batch, their weighted sum, and the latents they were computed from.
+
+    `multipliers` holds weight times factor of each term that was balanced.
+    """
 
     total: Tensor
     terms: dict[str, Tensor]
     z: Tensor
+    multipliers: dict[str, Tensor] = field(default_factory=dict)
 
 
 Kept = list[Tensor] | None
@@ -172,29 +177,41 @@ def losses(
 
     total = reconstruction_weight * reconstruction + diffusion_weight * diffusion
             + the normaliser's weighted penalties - entropy_weight * entropy
-            + the weighted auxiliary losses
+            + the weighted auxiliary losses + perceptual_weight * perceptual
 
-    Terms whose weight is zero are left out of `terms`; without `auxiliaries` theirs are left out too.
+    with diffusion, auxiliary and perceptual losses multiplied by the factors of `balance` too. Terms
+    whose weight is zero are left out of `terms`; without `auxiliaries`, theirs and the perceptual one.
     """
     spec = trial.objective
     tokens = Tokens() if auxiliaries is None else auxiliaries.tokens()
+    perceptual = None if auxiliaries is None else auxiliaries.perceptual
     raw = network.encode_raw(x, draws.hidden, tokens.encode)
     z = network.normaliser(raw, draws.latent_e).float()
     weighted: dict[str, tuple[float, Tensor]] = {}
-    if spec.reconstruction_weight > 0:
+    others: dict[str, tuple[float, Tensor]] = {}
+    if spec.reconstruction_weight > 0 or perceptual is not None:
         decoder_in = z if draws.decoder_e is None else z + trial.latent.decoder_noise * draws.decoder_e
-        reconstruction = RECONSTRUCTIONS[spec.reconstruction](network.decode(decoder_in).float(), x)
-        weighted["reconstruction"] = spec.reconstruction_weight, reconstruction
+        image = network.decode(decoder_in).float()
+        if spec.reconstruction_weight > 0:
+            weighted["reconstruction"] = spec.reconstruction_weight, RECONSTRUCTIONS[spec.reconstruction](image, x)
+        if perceptual is not None:
+            others["perceptual"] = spec.perceptual_weight, perceptual(image, x)
     if spec.diffusion_weight > 0:
         z2 = TARGETS[spec.target](z, x, target_encoder, draws.latent_e, tokens.target).float()
         denoise = partial(network.denoise, kept=tokens.denoise)
         weighted["diffusion"] = spec.diffusion_weight, diffusion_loss(denoise, z, z2, draws, spec)
+    if auxiliaries is not None:
+        others |= auxiliaries.terms(Seen(network, x, z, draws, tokens), target_encoder)
+    balanced = {name: term for name, (_, term) in (weighted | others).items() if name != "reconstruction"}
+    factors = BALANCES[spec.balance](weighted.get("reconstruction", (0, None))[1], balanced, z)
     weighted |= {name: pair for name, pair in network.normaliser.penalties(raw).items() if pair[0] > 0}
     if trial.latent.entropy_weight > 0:
         weighted["entropy"] = -trial.latent.entropy_weight, gaussian_entropy(z, trial.latent.entropy_floor)
-    if auxiliaries is not None:
-        weighted |= auxiliaries.terms(Seen(network, x, z, draws, tokens), target_encoder)
     total = z.new_zeros(())
-    for weight, term in weighted.values():
-        total = total + weight * term
-    return Losses(total, {name: term for name, (_, term) in weighted.items()}, z)
+    multipliers: dict[str, Tensor] = {}
+    for name, (weight, term) in (weighted | others).items():
+        multiplier: float | Tensor = weight
+        if name in factors:
+            multiplier = multipliers[name] = weight * factors[name]
+        total = total + multiplier * term
+    return Losses(total, {name: term for name, (_, term) in (weighted | others).items()}, z, multipliers)

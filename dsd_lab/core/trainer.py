@@ -134,7 +134,10 @@ class Trainer:
             decay = ramped_decay(trial.objective.target_decay, trial.objective.target_warmup, self.step)
             average_into(self.target_encoder, self.network, decay)
         self.step += 1
-        self._record({"loss": found.total, **found.terms, "gradient_norm": norm, "learning_rate": torch.tensor(rate)})
+        balance = {f"balance/{name}": value for name, value in found.multipliers.items()}
+        self._record(
+            {"loss": found.total, **found.terms, **balance, "gradient_norm": norm, "learning_rate": torch.tensor(rate)}
+        )
         return None
 
     def _record(self, values: dict[str, Tensor]) -> None:

@@ -82,7 +82,15 @@ class NamedBackbone(NamedTuple):
 def named_backbones(trial: Trial) -> dict[str, NamedBackbone]:
     """The timm models that a trial's losses use, by the loss."""
     found = {}
-    auxiliary = trial.auxiliary
+    auxiliary, objective = trial.auxiliary, trial.objective
+    if objective.perceptual_weight > 0:
+        found["perceptual"] = NamedBackbone(
+            "objective.perceptual_backbone",
+            str(objective.perceptual_backbone),
+            "objective.perceptual_weights",
+            str(objective.perceptual_weights),
+            "objective.perceptual_backbone",
+        )
     if auxiliary.alignment > 0 and auxiliary.alignment_to != EMA:
         found["alignment"] = NamedBackbone(
             "auxiliary.alignment_to",

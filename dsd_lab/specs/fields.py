@@ -107,12 +107,18 @@ class Latent(Section):
 
 
 class Objective(Section):
-    """reconstruction_weight * reconstruction + diffusion_weight * diffusion."""
+    """reconstruction_weight * reconstruction + diffusion_weight * diffusion + perceptual_weight * perceptual."""
 
     reconstruction: Literal["l1", "l2"] = "l2"
     """Pixel loss, mean over pixels in [-1, 1] (ours)."""
     reconstruction_weight: float = Field(1.0, ge=0, le=1e6)
     """Weight of the pixel loss."""
+    perceptual_weight: float = Field(0.0, ge=0, le=1e6)
+    """Weight of the squared distance of decoded and real images in features of a frozen model, a mean over features and stages; 0 leaves it out (ours)."""
+    perceptual_backbone: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    """The name of that model in timm, such as vgg16."""
+    perceptual_weights: str | None = Field(None, min_length=1)
+    """Its weights: a safetensors or PyTorch file, relative to the spec's file, or `pretrained` (timm downloads them), or `random`. Only the file's name is in a trial's identity."""
     diffusion_weight: float = Field(1.0, ge=0, le=1e6)
     """Weight of the diffusion loss; 0 leaves a reconstruction-only control."""
     target: Literal["live", "stop_gradient", "ema"] = "ema"
@@ -131,11 +137,19 @@ class Objective(Section):
     """w(t) in clean space: 1, or 1 / max(1 - t, clamp)^2."""
     clamp: float = Field(0.05, gt=0, le=1)
     """Smallest 1 - t that is divided by (ours; JiT and UNITE use 0.05)."""
+    balance: Literal["none", "gradient_norm"] = "none"
+    """`gradient_norm`: at every step, diffusion, auxiliary and perceptual losses are scaled so that their gradients with respect to the latents have the norm of the reconstruction's, before their weights (VQGAN's adaptive weight, arXiv 2012.09841; ours here)."""
 
     @model_validator(mode="after")
     def _something_to_train(self) -> Objective:
-        if self.reconstruction_weight == 0 and self.diffusion_weight == 0:
+        if self.reconstruction_weight == 0 and self.diffusion_weight == 0 and self.perceptual_weight == 0:
             raise ValueError("reconstruction_weight: both loss weights are 0, so nothing would be trained")
+        if self.perceptual_weight > 0 and self.perceptual_backbone is None:
+            raise ValueError("perceptual_backbone: perceptual_weight needs the name of a timm model, such as vgg16")
+        if self.perceptual_weight > 0 and self.perceptual_weights is None:
+            raise ValueError(
+                f"perceptual_weights: perceptual_backbone {self.perceptual_backbone} needs a file, `pretrained` or `random`"
+            )
         return self
 
 

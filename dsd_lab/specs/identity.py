@@ -60,7 +60,15 @@ def canonical_fields(trial: Trial) -> dict[str, dict[str, Any]]:
     if not trial.needs_target_encoder:
         del objective["target_decay"], objective["target_warmup"]
     if objective["reconstruction_weight"] == 0:
-        del objective["reconstruction"], latent["decoder_noise"]
+        del objective["reconstruction"]
+    if objective["reconstruction_weight"] == objective["perceptual_weight"] == 0:
+        del latent["decoder_noise"]
+    if objective["perceptual_weight"] == 0:
+        del objective["perceptual_backbone"], objective["perceptual_weights"]
+    else:
+        objective["perceptual_weights"] = _file_name(objective["perceptual_weights"])
+    if objective["reconstruction_weight"] == 0 or not _meets_reconstruction(trial):
+        del objective["balance"]
     for name, used in (
         ("noise", latent["normaliser"] == "fixed_noise"),
         ("kl_weight", latent["normaliser"] == "kl"),
@@ -99,6 +107,17 @@ def _auxiliary(trial: Trial) -> dict[str, Any]:
     if "alignment_weights" in values:
         values["alignment_weights"] = _file_name(values["alignment_weights"])
     return values
+
+
+def _meets_reconstruction(trial: Trial) -> bool:
+    """Whether a loss that can be balanced has a gradient at the latents."""
+    objective, auxiliary = trial.objective, trial.auxiliary
+    return (
+        (objective.diffusion_weight > 0 and "live" in (objective.noised, objective.target))
+        or objective.perceptual_weight > 0
+        or (auxiliary.classification > 0 and auxiliary.classification_from == "latent")
+        or (auxiliary.alignment > 0 and auxiliary.alignment_from == "denoise" and auxiliary.alignment_noised == "live")
+    )
 
 
 def _file_name(weights: str) -> str:
