@@ -258,6 +258,12 @@ def test_missing_weights_are_named_by_plan_and_refused_by_what_trains(tmp_path, 
     assert f"{path}: {missing}" in capsys.readouterr().err
 
 
+def test_a_misspelt_word_for_no_file_is_recognised(tmp_path, capsys):
+    path = spec_of(tmp_path, alignment_weights="pretraind")
+    assert main(["sweep", str(path), "--home", str(tmp_path / "home")]) == BAD_INPUT
+    assert "pretraind; did you mean 'pretrained'?" in capsys.readouterr().err
+
+
 def test_plan_shows_heads_and_frozen_models_apart_from_the_network(tmp_path, capsys):
     path = spec_of(tmp_path, alignment_weights="random")
     home = ["--home", str(tmp_path / "home")]

@@ -41,7 +41,7 @@ class Auxiliary(Section):
     """Whose tokens are aligned: the online encoder's, or the denoiser's (as REPA and REPA-E, arXiv 2504.10483)."""
     alignment_layers: list[Layer] = Field([-1], min_length=1, max_length=64)
     """Blocks of that role, counted from 0 or, below 0, from the end (ours: the last)."""
-    alignment_to: str = Field(EMA, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    alignment_to: str = Field(EMA, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """`ema`: the blocks of the EMA copy's encoder. Any other: the name of a timm model, frozen, as vision foundation model; its images are scaled so that its grid is that of the tokens."""
     alignment_target_layers: list[Layer] = Field([-1], min_length=1, max_length=64)
     """The layer that each of `alignment_layers` is aligned to, counted alike (ours: the last)."""

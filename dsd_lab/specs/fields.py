@@ -115,7 +115,7 @@ class Objective(Section):
     """Weight of the pixel loss."""
     perceptual_weight: float = Field(0.0, ge=0, le=1e6)
     """Weight of the squared distance of decoded and real images in features of a frozen model, a mean over features and stages; 0 leaves it out (ours)."""
-    perceptual_backbone: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    perceptual_backbone: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """The name of that model in timm, such as vgg16."""
     perceptual_weights: str | None = Field(None, min_length=1)
     """Its weights: a safetensors or PyTorch file, relative to the spec's file, or `pretrained` (timm downloads them), or `random`. Only the file's name is in a trial's identity."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from dsd_lab.errors import BadInput
 from dsd_lab.home import Home, TrialFolder
-from dsd_lab.specs.auxiliary import named_backbones
+from dsd_lab.specs.auxiliary import NO_FILES, named_backbones
 from dsd_lab.specs.complaints import did_you_mean
 from dsd_lab.specs.identity import canonical_fields, evaluation_id
 from dsd_lab.specs.sweep import Plan, load_sweep
@@ -69,9 +69,13 @@ def missing_weights(plan: Plan) -> list[str]:
             check_name(named)
         except BadInput as error:
             raise BadInput(f"{plan.path}: {error}") from None
-    return [
-        f"{n.weights_key}: no such file {n.weights}" for n in every if n.from_file and not Path(n.weights).is_file()
-    ]
+    missing = []
+    for named in every:
+        if named.from_file and not Path(named.weights).is_file():
+            near = did_you_mean(Path(named.weights).name, list(NO_FILES))
+            meant = near if "did you mean" in near else ""
+            missing.append(f"{named.weights_key}: no such file {named.weights}{meant}")
+    return missing
 
 
 def manifest_of(plan: Plan) -> dict[str, Any]:
