@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from dsd_lab.core.auxiliary import Auxiliaries
 from dsd_lab.core.network import Network, count_parameters
 from dsd_lab.core.objectives import Draws, losses
 from dsd_lab.specs.fields import uses_target_encoder
@@ -34,12 +35,14 @@ def count_shape(trial: Trial, channels: int, classes: int) -> dict[str, Any]:
         its_flops, its_kept = _count_step(network, stage.trial, channels, classes)
         flops, kept = flops + its_flops * (end - stage.start) / steps, max(kept, its_kept)
     network = _network(trial, channels, classes)
-    params = count_parameters(network)
+    params, auxiliaries = count_parameters(network), _auxiliaries(network, trial, classes)
     copies = {"average": params["total"]} | {f"average@{d!r}": params["total"] for d in trial.training.more_emas}
     copies |= {"target": params["total"]} if trial.needs_target_encoder else {}
     return {
         "params": params,
         "copies": copies,
+        "auxiliary": sum(p.numel() for p in auxiliaries.parameters()),
+        "frozen": auxiliaries.frozen_parameters(),
         "flops_per_image": round(flops),
         "saved_bytes_per_image": kept,
         "role_flops": _count_roles(network, trial, channels),
@@ -49,6 +52,11 @@ def count_shape(trial: Trial, channels: int, classes: int) -> dict[str, Any]:
 def _network(trial: Trial, channels: int, classes: int) -> Network:
     with torch.device("meta"):
         return Network(trial, channels, classes)
+
+
+def _auxiliaries(network: Network, trial: Trial, classes: int) -> Auxiliaries:
+    with torch.device("meta"):
+        return Auxiliaries(trial, network, classes, torch.device("meta"))
 
 
 def _images(trial: Trial, channels: int) -> torch.Tensor:
@@ -68,7 +76,10 @@ def _count_step(network: Network, trial: Trial, channels: int, classes: int) -> 
             torch.zeros(again * _COUNTED_BATCH, dtype=torch.long),
             noise if trial.latent.decoder_noise else None,
             noise if network.normaliser.noisy else None,
+            torch.zeros(_COUNTED_BATCH, network.tokens, dtype=torch.bool) if trial.augmentation.mask else None,
+            torch.zeros(_COUNTED_BATCH, dtype=torch.long),
         )
+    auxiliaries = _auxiliaries(network, trial, classes)
     kept: dict[int, int] = {}
     alive: list[torch.Tensor] = []
 
@@ -78,9 +89,9 @@ def _count_step(network: Network, trial: Trial, channels: int, classes: int) -> 
             alive.append(tensor)  # an id is only its own while the tensor lives
         return tensor
 
-    target = network if uses_target_encoder(trial.objective) else None
+    target = network if uses_target_encoder(trial.objective) or trial.auxiliary.needs_target_encoder else None
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        losses(network, target, _images(trial, channels), draws, trial).total.backward()
+        losses(network, target, _images(trial, channels), draws, trial, auxiliaries).total.backward()
     return counter.get_total_flops() // _COUNTED_BATCH, sum(kept.values()) // _COUNTED_BATCH
 
 

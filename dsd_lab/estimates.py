@@ -36,11 +36,15 @@ class Shape:
     """Bytes that autograd keeps for the backward pass of one image."""
     role_flops: dict[str, int]
     """FLOPs of one forward pass of each role for one image."""
+    auxiliary: int = 0
+    """Trained weights of the auxiliary losses' heads, which are no part of the deployed network."""
+    frozen: int = 0
+    """Weights of the timm models that losses compare with."""
 
     def memory(self, images: int) -> int:
         """Bytes of weights, gradients, AdamW's two moments, copies, and activations kept for so many images at once, in float32."""
-        weights = self.params["total"]
-        return 4 * (4 * weights + sum(self.copies.values())) + images * self.saved_bytes_per_image
+        weights = self.params["total"] + self.auxiliary
+        return 4 * (4 * weights + sum(self.copies.values()) + self.frozen) + images * self.saved_bytes_per_image
 
 
 def cached_shape(trial: Trial, home: Home, code: str) -> Shape:
@@ -84,4 +88,5 @@ def _shape_fields(canonical: dict[str, Any]) -> list[Any]:
     phases = training.get("phases") or []
     rest = {"phases": phases, "flow_steps": training.get("flow_steps"), "more_emas": training.get("more_emas")}
     steps = training["steps"] if phases else None  # shares of the steps
-    return [*(canonical[k] for k in ("network", "latent", "objective")), rest, steps]
+    sections = (canonical.get(k) for k in ("network", "latent", "objective", "auxiliary"))
+    return [*sections, (canonical.get("augmentation") or {}).get("mask"), rest, steps]

@@ -48,6 +48,46 @@ USED = [
     ({"latent": {"normaliser": "kl"}} | CONTROL, {"latent": {"kl_weight": 0.2}}),
     ({}, {"latent": {"entropy_weight": 0.1}}),
     ({"latent": {"entropy_weight": 0.1}}, {"latent": {"entropy_floor": 0.1}}),
+    ({}, {"augmentation": {"flip": 0.5}}),
+    ({}, {"augmentation": {"crop": 2}}),
+    (CONTROL, {"augmentation": {"mask": 0.25}}),
+]
+USED += [
+    ({"auxiliary": used}, {"auxiliary": change})
+    for used, change in (
+        ({}, {"alignment": 0.5}),
+        ({}, {"representation": 0.5}),
+        ({}, {"classification": 0.5}),
+        ({"alignment": 0.5}, {"alignment_from": "denoise"}),
+        ({"alignment": 0.5}, {"alignment_layers": [0]}),
+        ({"alignment": 0.5}, {"alignment_target_layers": [0]}),
+        ({"alignment": 0.5}, {"alignment_to": "vgg11", "alignment_weights": "random"}),
+        (
+            {"alignment": 0.5, "alignment_to": "vgg11", "alignment_weights": "random"},
+            {"alignment_weights": "pretrained"},
+        ),
+        ({"alignment": 0.5, "alignment_from": "denoise"}, {"alignment_noised": "detached"}),
+        ({"classification": 0.5}, {"classification_from": "encode"}),
+        ({"alignment": 0.5}, {"head_width": 32}),
+        ({"representation": 0.5}, {"head_width": 32}),
+    )
+]
+USED += [
+    (CONTROL | {"auxiliary": {"representation": 0.5}}, {"objective": {"target_decay": 0.9}}),
+    ({"objective": {"target": "live"}, "auxiliary": {"alignment": 0.5}}, {"objective": {"target_warmup": 10}}),
+]
+_PERCEPTUAL = {"perceptual_weight": 0.5, "perceptual_backbone": "vgg11", "perceptual_weights": "random"}
+_BALANCED = {"objective": {"balance": "gradient_norm"}}
+_DETACHED = {"target": "stop_gradient", "noised": "detached"}
+USED += [
+    ({}, {"objective": _PERCEPTUAL}),
+    ({"objective": _PERCEPTUAL}, {"objective": {"perceptual_backbone": "vgg13"}}),
+    ({"objective": _PERCEPTUAL}, {"objective": {"perceptual_weights": "pretrained"}}),
+    ({"objective": _PERCEPTUAL | {"reconstruction_weight": 0.0}}, {"latent": {"decoder_noise": 0.1}}),
+    ({}, _BALANCED),
+    (CONTROL | {"auxiliary": {"classification": 0.5}}, _BALANCED),
+    ({"objective": _DETACHED | _PERCEPTUAL}, _BALANCED),
+    ({"objective": _DETACHED, "auxiliary": {"alignment": 0.5, "alignment_from": "denoise"}}, _BALANCED),
 ]
 UNUSED = [
     (FILES, {"data": {"path": "/elsewhere/set"}}),
@@ -60,6 +100,34 @@ UNUSED = [
     ({"latent": {"normaliser": "kl"}}, {"latent": {"noise": 0.2}}),
     ({"latent": {"normaliser": "fixed_noise"}}, {"latent": {"kl_weight": 0.2}}),
     ({}, {"latent": {"noise": 0.2, "kl_weight": 0.2, "entropy_floor": 0.1}}),
+    (CONTROL | {"auxiliary": {"classification": 0.5}}, {"objective": {"target_decay": 0.9}}),
+]
+UNUSED += [
+    ({}, {"objective": {"perceptual_backbone": "vgg11", "perceptual_weights": "random"}}),
+    ({"objective": {"reconstruction_weight": 0.0}}, _BALANCED),
+    (CONTROL, _BALANCED),
+    ({"objective": _DETACHED}, _BALANCED),
+    ({"objective": _DETACHED, "auxiliary": {"alignment": 0.5, "representation": 0.5}}, _BALANCED),
+]
+_ALIGNED = ("alignment_from", "alignment_layers", "alignment_target_layers", "alignment_to", "alignment_weights")
+_OTHER = {
+    "alignment_from": "denoise",
+    "alignment_layers": [0],
+    "alignment_target_layers": [0],
+    "alignment_to": "vgg11",
+    "alignment_weights": "random",
+    "alignment_noised": "detached",
+    "classification_from": "encode",
+    "head_width": 32,
+}
+UNUSED += [
+    ({"auxiliary": used}, {"auxiliary": {name: _OTHER[name] for name in names}})
+    for used, names in (
+        ({}, _OTHER),
+        ({"representation": 0.5}, (*_ALIGNED, "alignment_noised", "classification_from")),
+        ({"classification": 0.5}, (*_ALIGNED, "alignment_noised", "head_width")),
+        ({"alignment": 0.5}, ("alignment_weights", "alignment_noised", "classification_from")),
+    )
 ]
 
 

@@ -166,23 +166,31 @@ class Network(nn.Module):
             return self.own_conditions[role](role, t, y)
         return self.condition(role, t, y)
 
-    def _run(self, role: str, tokens: Tensor, condition: Tensor) -> Tensor:
+    def _run(self, role: str, tokens: Tensor, condition: Tensor, kept: list[Tensor] | None = None) -> Tensor:
         tokens = tokens + self.position
         for index in self.ranges[role]:
             tokens = self.blocks[index](tokens, condition)
+            if kept is not None:
+                kept.append(tokens)
         return self.heads[role](tokens, condition)
 
-    def encode_raw(self, x: Tensor) -> Tensor:
-        """Images [B, C, H, W] -> what the normaliser takes: [B, T, c], or means and log variances [B, T, 2c] (`kl`)."""
-        return self._run("encode", self.patch_in(self.patchify(x)), self._condition("encode"))
+    def encode_raw(self, x: Tensor, hidden: Tensor | None = None, kept: list[Tensor] | None = None) -> Tensor:
+        """Images [B, C, H, W] -> what the normaliser takes: [B, T, c], or means and log variances [B, T, 2c] (`kl`).
 
-    def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        Tokens where `hidden` [B, T] holds enter the first block as zeros, with their position alone.
+        Every block's output [B, T, width] is added to `kept`, as in `encode` and `denoise`.
+        """
+        tokens = self.patch_in(self.patchify(x))
+        tokens = tokens if hidden is None else tokens.masked_fill(hidden[..., None], 0)
+        return self._run("encode", tokens, self._condition("encode"), kept)
+
+    def encode(self, x: Tensor, noise: Tensor | None = None, kept: list[Tensor] | None = None) -> Tensor:
         """Images [B, C, H, W] -> latents [B, T, c], normalised; noise [B, T, c] is for normalisers that add some."""
-        return self.normaliser(self.encode_raw(x), noise)
+        return self.normaliser(self.encode_raw(x, kept=kept), noise)
 
-    def denoise(self, z_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def denoise(self, z_t: Tensor, t: Tensor, y: Tensor, kept: list[Tensor] | None = None) -> Tensor:
         """Noised latents [B, T, c] at times [B] with labels [B] -> clean latent or velocity [B, T, c]."""
-        return self._run("denoise", self.noisy_in(z_t), self._condition("denoise", t, y))
+        return self._run("denoise", self.noisy_in(z_t), self._condition("denoise", t, y), kept)
 
     def decode(self, z: Tensor) -> Tensor:
         """Latents [B, T, c] -> images [B, C, H, W]."""

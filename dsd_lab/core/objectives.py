@@ -16,16 +16,20 @@ Squares are means over tokens and channels; losses are means over the batch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dsd_lab.core import paths
+from dsd_lab.core.auxiliary import Seen, Tokens
+from dsd_lab.core.balance import BALANCES
 from dsd_lab.core.normalisers import gaussian_entropy
 
 if TYPE_CHECKING:
+    from dsd_lab.core.auxiliary import Auxiliaries
     from dsd_lab.core.network import Network
     from dsd_lab.specs.fields import Objective, Trial
 
@@ -35,7 +39,8 @@ class Draws:
     """The random numbers of one batch: times t [k B], noise e [k B, T, c], labels y [k B] after label drop.
 
     k is the number of draws an image (`training.flow_steps`): draw j of image i is row j B + i. Noise
-    of the decoder's input and of the latents, both [B, T, c] ~ N(0, I), where the spec uses it.
+    of the decoder's input and of the latents, both [B, T, c] ~ N(0, I), and the tokens hidden from the
+    online encoder [B, T], where the spec uses them. `labels` [B] are those before label drop.
     """
 
     t: Tensor
@@ -43,6 +48,8 @@ class Draws:
     y: Tensor
     decoder_e: Tensor | None = None
     latent_e: Tensor | None = None
+    hidden: Tensor | None = None
+    labels: Tensor | None = None
 
     def of_images(self, chosen: slice, batch: int) -> Draws:
         """The rows of some of the batch's images."""
@@ -55,32 +62,45 @@ class Draws:
 
 @dataclass(frozen=True)
 class Losses:
-    """Unweighted losses of a batch, their weighted sum, and the latents they were computed from."""
+    """Unweighted losses of a batch, their weighted sum, and the latents they were computed from.
+
+    `multipliers` holds weight times factor of each term that was balanced.
+    """
 
     total: Tensor
     terms: dict[str, Tensor]
     z: Tensor
+    multipliers: dict[str, Tensor] = field(default_factory=dict)
 
+
+Kept = list[Tensor] | None
+"""Where a pass leaves the output of each of its blocks."""
 
 # -- The target z2 -------------------------------------------------------------------------------
 
 
-def _live(z: Tensor, x: Tensor, target_encoder: Network | None, noise: Tensor | None = None) -> Tensor:
+def _live(
+    z: Tensor, x: Tensor, target_encoder: Network | None, noise: Tensor | None = None, kept: Kept = None
+) -> Tensor:
     return z
 
 
-def _stop_gradient(z: Tensor, x: Tensor, target_encoder: Network | None, noise: Tensor | None = None) -> Tensor:
+def _stop_gradient(
+    z: Tensor, x: Tensor, target_encoder: Network | None, noise: Tensor | None = None, kept: Kept = None
+) -> Tensor:
     return z.detach()
 
 
-def _ema(z: Tensor, x: Tensor, target_encoder: Network | None, noise: Tensor | None = None) -> Tensor:
+def _ema(
+    z: Tensor, x: Tensor, target_encoder: Network | None, noise: Tensor | None = None, kept: Kept = None
+) -> Tensor:
     """The noise is that of z, so that an EMA copy equal to the encoder is a stop-gradient."""
     assert target_encoder is not None
     with torch.no_grad():
-        return target_encoder.encode(x, noise)
+        return target_encoder.encode(x, noise, kept)
 
 
-TARGETS: dict[str, Callable[[Tensor, Tensor, Network | None, Tensor | None], Tensor]] = {
+TARGETS: dict[str, Callable[..., Tensor]] = {
     "live": _live,
     "stop_gradient": _stop_gradient,
     "ema": _ema,
@@ -154,33 +174,54 @@ def diffusion_loss(
     return LOSS_SPACES[spec.loss_space](f, v, z2, draws.e, draws.t, spec)
 
 
-def losses(network: Network, target_encoder: Network | None, x: Tensor, draws: Draws, trial: Trial) -> Losses:
+def losses(
+    network: Network,
+    target_encoder: Network | None,
+    x: Tensor,
+    draws: Draws,
+    trial: Trial,
+    auxiliaries: Auxiliaries | None = None,
+) -> Losses:
     """All losses of a batch of images x [B, C, H, W] in [-1, 1].
 
     total = reconstruction_weight * reconstruction + diffusion_weight * diffusion
             + the normaliser's weighted penalties - entropy_weight * entropy
+            + the weighted auxiliary losses + perceptual_weight * perceptual
 
-    Terms whose weight is zero are left out of `terms`.
+    with diffusion, auxiliary and perceptual losses multiplied by the factors of `balance` too. Terms
+    whose weight is zero are left out of `terms`; without `auxiliaries`, theirs and the perceptual one.
     """
     spec = trial.objective
-    raw = network.encode_raw(x)
+    tokens = Tokens() if auxiliaries is None else auxiliaries.tokens()
+    perceptual = None if auxiliaries is None or spec.perceptual_weight == 0 else auxiliaries.perceptual
+    raw = network.encode_raw(x, draws.hidden, tokens.encode)
     z = network.normaliser(raw, draws.latent_e).float()
-    terms: dict[str, Tensor] = {}
-    total = z.new_zeros(())
-    if spec.reconstruction_weight > 0:
+    weighted: dict[str, tuple[float, Tensor]] = {}
+    others: dict[str, tuple[float, Tensor]] = {}
+    if spec.reconstruction_weight > 0 or perceptual is not None:
         decoder_in = z if draws.decoder_e is None else z + trial.latent.decoder_noise * draws.decoder_e
-        terms["reconstruction"] = RECONSTRUCTIONS[spec.reconstruction](network.decode(decoder_in).float(), x)
-        total = total + spec.reconstruction_weight * terms["reconstruction"]
+        image = network.decode(decoder_in).float()
+        if spec.reconstruction_weight > 0:
+            weighted["reconstruction"] = spec.reconstruction_weight, RECONSTRUCTIONS[spec.reconstruction](image, x)
+        if perceptual is not None:
+            others["perceptual"] = spec.perceptual_weight, perceptual(image, x)
     if spec.diffusion_weight > 0:
-        z2 = TARGETS[spec.target](z, x, target_encoder, draws.latent_e).float()
-        again = len(draws.t) // len(x)
-        terms["diffusion"] = diffusion_loss(network.denoise, z.repeat(again, 1, 1), z2.repeat(again, 1, 1), draws, spec)
-        total = total + spec.diffusion_weight * terms["diffusion"]
-    for name, (weight, penalty) in network.normaliser.penalties(raw).items():
-        if weight > 0:
-            terms[name] = penalty
-            total = total + weight * penalty
+        z2 = TARGETS[spec.target](z, x, target_encoder, draws.latent_e, tokens.target).float()
+        denoise, again = partial(network.denoise, kept=tokens.denoise), len(draws.t) // len(x)
+        diffusion = diffusion_loss(denoise, z.repeat(again, 1, 1), z2.repeat(again, 1, 1), draws, spec)
+        weighted["diffusion"] = spec.diffusion_weight, diffusion
+    if auxiliaries is not None:
+        others |= auxiliaries.terms(Seen(network, x, z, draws, tokens), target_encoder)
+    balanced = {name: term for name, (_, term) in (weighted | others).items() if name != "reconstruction"}
+    factors = BALANCES[spec.balance](weighted.get("reconstruction", (0, None))[1], balanced, z)
+    weighted |= {name: pair for name, pair in network.normaliser.penalties(raw).items() if pair[0] > 0}
     if trial.latent.entropy_weight > 0:
-        terms["entropy"] = gaussian_entropy(z, trial.latent.entropy_floor)
-        total = total - trial.latent.entropy_weight * terms["entropy"]
-    return Losses(total, terms, z)
+        weighted["entropy"] = -trial.latent.entropy_weight, gaussian_entropy(z, trial.latent.entropy_floor)
+    total = z.new_zeros(())
+    multipliers: dict[str, Tensor] = {}
+    for name, (weight, term) in (weighted | others).items():
+        multiplier: float | Tensor = weight
+        if name in factors:
+            multiplier = multipliers[name] = weight * factors[name]
+        total = total + multiplier * term
+    return Losses(total, {name: term for name, (_, term) in (weighted | others).items()}, z, multipliers)

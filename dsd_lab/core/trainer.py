@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from dsd_lab.core import checkpoints
+from dsd_lab.core.auxiliary import Auxiliaries
+from dsd_lab.core.batches import draw_batch, indices_of
 from dsd_lab.core.data import BATCHES_AHEAD
 from dsd_lab.core.events import Checkpointed, Diverged, Drew, Event, Finished, Logged, Probed
 from dsd_lab.core.network import ROLES, Network
@@ -31,9 +33,8 @@ from dsd_lab.core.optimisation import (
     tensors_of,
     warmed_decay,
 )
-from dsd_lab.core.paths import draw_times
 from dsd_lab.core.probes import ProbeSet
-from dsd_lab.core.randomness import batch_indices, generator
+from dsd_lab.core.randomness import generator
 from dsd_lab.core.samplers import sample_latents
 from dsd_lab.errors import BadInput, NoResources
 
@@ -88,12 +89,12 @@ class Trainer:
             self.network = Network(trial, data.channels, data.classes).to(device)
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.more_averages = {decay: copy.deepcopy(self.average) for decay in trial.training.more_emas}
-        needs_target = trial.needs_target_encoder
-        self.target_encoder = copy.deepcopy(self.network).requires_grad_(False) if needs_target else None
-        self.optimiser = build_optimiser(self.network, trial.optimiser)
-        separate = trial.network.layout == "separate"
-        roles = [self.network.role_parameters(role) for role in ROLES] if separate else []
-        self.clipped_apart = roles or [list(self.network.parameters())]
+        self.target_encoder = copy.deepcopy(self.network).requires_grad_(False) if trial.needs_target_encoder else None
+        self.auxiliaries = Auxiliaries(trial, self.network, data.classes, device, seed).to(device)
+        self.optimiser = build_optimiser(self.network, self.auxiliaries, trial.optimiser)
+        roles = ROLES if trial.network.layout == "separate" else ()
+        heads, shared = list(self.auxiliaries.parameters()), list(self.network.parameters())
+        self.clipped_apart = [self.network.role_parameters(r) for r in roles] + [heads] if roles else [shared + heads]
         self.probe_set = ProbeSet(trial, data, self.network, device)
         self.step = 0
         self.stages = trial.stages()
@@ -122,21 +123,12 @@ class Trainer:
                 self.network.condition.role.weight[rows] = self._frozen_rows[rows]
 
     def draw(self, step: int) -> tuple[Tensor, Draws]:
-        """Images [B, C, H, W] and random numbers of the global batch of a step."""
-        size, trial = self.trial.training.batch_size, self.trial
-        again = trial.training.flow_steps
-        x, y = self.data.train.at(self._indices(step), self.device)
-        coming = range(step + 1, min(step + 1 + BATCHES_AHEAD, trial.training.steps))
-        self.data.train.prefetch(self._indices(later) for later in coming)
-        source = generator(self.seed, "step", step, self.device)
-        t = draw_times(trial.time, again * size, source)
-        shape = (size, self.network.tokens, self.network.latent_channels)
-        e = torch.randn((again * size, *shape[1:]), generator=source, device=self.device)
-        dropped = torch.rand(again * size, generator=source, device=self.device) < trial.labels.drop
-        noise = torch.randn(shape, generator=source, device=self.device) if trial.latent.decoder_noise > 0 else None
-        latent = generator(self.seed, "latent", step, self.device) if self.network.normaliser.noisy else None
-        latent_e = None if latent is None else torch.randn(shape, generator=latent, device=self.device)
-        return x, Draws(t, e, y.repeat(again).masked_fill(dropped, self.data.classes), noise, latent_e)
+        """Images [B, C, H, W] and random numbers of the global batch of a step; the next ones are fetched ahead."""
+        train, steps = self.data.train, self.trial.training.steps
+        batch = draw_batch(self.trial, self.seed, step, self.data, self.network, self.device)
+        coming = range(step + 1, min(step + 1 + BATCHES_AHEAD, steps))
+        train.prefetch(indices_of(self.trial, self.seed, later, len(train)) for later in coming)
+        return batch
 
     def gradients(self, x: Tensor, draws: Draws) -> dict[str, Tensor]:
         """Backward through the losses of a global batch, part by part; returns the loss and its terms."""
@@ -145,17 +137,17 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         for start in range(0, batch, part):
             chosen = slice(start, start + part)
+            its_draws = draws if part == batch else draws.of_images(chosen, batch)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
-                its_draws = draws if part == batch else draws.of_images(chosen, batch)
-                found = losses(self.network, self.target_encoder, x[chosen], its_draws, self.stage.trial)
+                found = losses(
+                    self.network, self.target_encoder, x[chosen], its_draws, self.stage.trial, self.auxiliaries
+                )
             share = part / batch
             (found.total if share == 1 else found.total * share).backward()
-            for name, value in {"loss": found.total, **found.terms}.items():
+            balance = {f"balance/{name}": value for name, value in found.multipliers.items()}
+            for name, value in {"loss": found.total, **found.terms, **balance}.items():
                 sums[name] = sums.get(name, 0) + value.detach() * share
         return sums
-
-    def _indices(self, step: int) -> Tensor:
-        return batch_indices(self.seed, step, self.trial.training.batch_size, len(self.data.train))
 
     def train_step(self) -> Diverged | None:
         """One optimiser step; none is taken, and the event returned, where loss or gradient is not finite."""
@@ -254,6 +246,7 @@ class Trainer:
             tensors |= tensors_of(average, average_name(decay, self.trial.training.weight_ema))
         if self.target_encoder is not None:
             tensors |= tensors_of(self.target_encoder, "target")
+        tensors |= tensors_of(self.auxiliaries, "auxiliary")
         tensors |= {f"optimiser.{k}": v for k, v in checkpoints.flatten_optimiser(self.optimiser).items()}
         tensors |= {f"sums.{k}": v for k, v in self._sums.items()}
         state = {"summed": self._summed, "data": self.data.fingerprint, "device": self.device.type}
@@ -278,6 +271,7 @@ class Trainer:
             load_tensors(average, average_name(decay, self.trial.training.weight_ema), tensors, path)
         if self.target_encoder is not None:
             load_tensors(self.target_encoder, "target", tensors, path)
+        load_tensors(self.auxiliaries, "auxiliary", tensors, path)
         checkpoints.restore_optimiser(self.optimiser, _part(tensors, "optimiser"))
         self._sums = {k: v.to(self.device) for k, v in _part(tensors, "sums").items()}
         self._summed = int(state["summed"])

@@ -1,4 +1,4 @@
-"""Every field of a trial, with its default, unit and range.
+"""Every field of a trial, with its default, unit and range: the sections, and what they must be together.
 
 Where the paper (arXiv 2511.14716) publishes no value, the default is ours and its description
 says so. A field is accepted only where something reads it.
@@ -7,278 +7,24 @@ says so. A field is accepted only where something reads it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import Field, model_validator
 
-from dsd_lab.specs.sizes import SIZES
+from dsd_lab.specs.auxiliary import Augmentation, Auxiliary, misfit
+from dsd_lab.specs.data import Data as Data
+from dsd_lab.specs.method import Labels as Labels
+from dsd_lab.specs.method import Latent as Latent
+from dsd_lab.specs.method import Network as Network
+from dsd_lab.specs.method import Objective as Objective
+from dsd_lab.specs.method import Time as Time
+from dsd_lab.specs.section import Section as Section
+from dsd_lab.specs.training import Optimiser as Optimiser
+from dsd_lab.specs.training import Training as Training
+from dsd_lab.specs.training import resolved_phases, unfit
 
 SCHEMA_VERSION = 1
 """Part of every trial's identity; raised when a default or the meaning of a field changes."""
-
-
-class Section(BaseModel):
-    """A part of a spec: strict types, finite numbers, no unknown keys."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-class Data(Section):
-    """Where the images come from and how they are split."""
-
-    source: Literal["digits", "idx", "parquet", "folder", "datasets"] = "digits"
-    """`digits`: scikit-learn's 1,797 8x8 digits. `idx`: MNIST's format. `parquet`: the Hugging Face image layout. `folder`: a sub-folder a class, as ImageNet. `datasets`: `hub`, through the library of that name."""
-    path: str | None = None
-    """Folder of the files, relative to the spec's file. Not part of a trial's identity; `name` is."""
-    hub: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?$")
-    """Name on the Hugging Face Hub, `owner/name` (`datasets`)."""
-    image_column: str = Field("image", min_length=1, max_length=200)
-    """Column of the images (`parquet`, `datasets`)."""
-    label_column: str = Field("label", min_length=1, max_length=200)
-    """Column of the class numbers (`parquet`, `datasets`)."""
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    """Declared name of the data set. Default: the folder's name, the name on the Hub, or the source."""
-    revision: str = Field("1", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    """Declared revision. Change it when the images change."""
-    holdout: float = Field(0.22, gt=0, lt=1)
-    """Fraction held out, class by class, where the data has no test split of its own (ours)."""
-    size: int | None = Field(None, ge=2, le=1024)
-    """Images are resized so that their shorter side has this many pixels, antialiased (box halving, then bicubic, as ADM). Default: as they are."""
-    crop: Literal["none", "centre"] = "none"
-    """`centre`: images are cut to the square in their middle."""
-    damaged: Literal["refuse", "skip"] = "refuse"
-    """What happens at an image that cannot be read, or is not of 8 bits a channel: `skip` leaves it out, named and counted (files of images)."""
-    memory: Literal["auto", "resident", "stream"] = "auto"
-    """`resident`: decoded once, as uint8. `stream`: decoded from disk ahead of every step. `auto`: streamed where they would take more than 2 GiB. The images and their order are the same."""
-    workers: int = Field(4, ge=0, le=256)
-    """Threads that decode images; 0: the trial's own."""
-
-    @model_validator(mode="after")
-    def _place_where_needed(self) -> Data:
-        if self.source == "digits" and self.path is not None:
-            raise ValueError("path: digits come with scikit-learn; remove `path`, or name the source it belongs to")
-        if self.source == "datasets" and self.path is not None:
-            raise ValueError(
-                "path: source 'datasets' is named by `hub`; remove `path`, or name the source it belongs to"
-            )
-        if self.source not in ("digits", "datasets") and self.path is None:
-            raise ValueError(f"path: source {self.source!r} needs the folder that holds its files")
-        if self.source == "datasets" and self.hub is None:
-            raise ValueError("hub: source 'datasets' needs a name on the Hugging Face Hub, such as ylecun/mnist")
-        return self
-
-    @model_validator(mode="after")
-    def _fields_of_the_source(self) -> Data:
-        images = ("parquet", "folder", "datasets")
-        for field, sources in (
-            ("hub", ("datasets",)),
-            ("image_column", ("parquet", "datasets")),
-            ("label_column", ("parquet", "datasets")),
-            ("damaged", images),
-        ):
-            if self.source not in sources and getattr(self, field) != type(self).model_fields[field].default:
-                raise ValueError(
-                    f"{field}: source {self.source!r} has no use for it; it is for {' and '.join(sources)}"
-                )
-        if self.memory == "stream" and self.source not in images:
-            raise ValueError(f"memory: source {self.source!r} is always resident; only {', '.join(images)} stream")
-        return self
-
-
-class Network(Section):
-    """One vision transformer in three roles: encode, denoise, decode."""
-
-    size: Literal["nano8", "nano28", "nano32", "nano64", "tiny64", "tiny128", "small256", "middle256", "base256"] = (
-        "nano8"
-    )
-    """A row of the table of sizes; each of the fields below overrides one column of it."""
-    layout: Literal["modular", "coupled", "separate"] = "modular"
-    """`modular`: each role has its own range of blocks. `coupled`: all blocks serve all roles. `separate`: three networks, whose gradients are clipped apart."""
-    image_size: int | None = Field(None, ge=2, le=1024)
-    """Pixels a side."""
-    patch_size: int | None = Field(None, ge=1, le=64)
-    """Pixels a side of a patch; one latent token a patch."""
-    latent_channels: int | None = Field(None, ge=1, le=1024)
-    """Channels of a latent token."""
-    width: int | None = Field(None, ge=8, le=8192)
-    """Channels of a transformer token."""
-    heads: int | None = Field(None, ge=1, le=128)
-    """Attention heads."""
-    encode_blocks: int | None = Field(None, ge=1, le=128)
-    """Blocks that encode (modular)."""
-    denoise_blocks: int | None = Field(None, ge=1, le=128)
-    """Blocks that denoise (modular)."""
-    decode_blocks: int | None = Field(None, ge=1, le=128)
-    """Blocks that decode (modular)."""
-    shared_blocks: int | None = Field(None, ge=1, le=128)
-    """Blocks of the shared stack (coupled)."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_from_size(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        size = values.get("size", "nano8")
-        row = SIZES.get(size, {}) if isinstance(size, str) else {}
-        return {**row, **{k: v for k, v in values.items() if v is not None or k == "size"}}
-
-    @model_validator(mode="after")
-    def _divides(self) -> Network:
-        if self.image_size is None or self.patch_size is None or self.width is None or self.heads is None:
-            return self  # the size was refused: its own error says so
-        if self.image_size % self.patch_size:
-            raise ValueError(f"patch_size: {self.patch_size} does not divide image_size {self.image_size}")
-        if self.width % self.heads:
-            raise ValueError(f"heads: {self.heads} does not divide width {self.width}")
-        if self.width % 4:
-            raise ValueError(f"width: {self.width} is not a multiple of 4, as 2D sine position codes need")
-        return self
-
-
-class Latent(Section):
-    """What is done to the encoder's output before it is noised and decoded."""
-
-    normaliser: Literal["none", "layernorm", "layernorm_affine", "batchnorm", "fixed_noise", "kl"] = "layernorm"
-    """`layernorm`: over the channels of a token. `batchnorm`: per channel over batch and tokens, no affine. `fixed_noise`: free latents plus noise in training. `kl`: a sampled mean and variance (ours: layernorm)."""
-    noise: float = Field(0.1, gt=0, le=10)
-    """Standard deviation of the Gaussian noise that `fixed_noise` adds to the latents in training (ours)."""
-    kl_weight: float = Field(1e-3, ge=0, le=1e6)
-    """Weight of KL(N(mean, variance) | N(0, 1)) under `kl`, the divergence being a mean over tokens and channels (ours)."""
-    entropy_weight: float = Field(0.0, ge=0, le=1e6)
-    """Weight of a bonus on the latents' Gaussian differential entropy, in nats a channel; with any normaliser; 0 leaves it out."""
-    entropy_floor: float = Field(1e-4, gt=0, le=1)
-    """Variance added to every direction in that entropy, so that a lost direction costs a finite amount (ours)."""
-    decoder_noise: float = Field(0.0, ge=0, le=10)
-    """Standard deviation of Gaussian noise added to the decoder's input in training."""
-
-
-class Objective(Section):
-    """reconstruction_weight * reconstruction + diffusion_weight * diffusion."""
-
-    reconstruction: Literal["l1", "l2"] = "l2"
-    """Pixel loss, mean over pixels in [-1, 1] (ours)."""
-    reconstruction_weight: float = Field(1.0, ge=0, le=1e6)
-    """Weight of the pixel loss."""
-    diffusion_weight: float = Field(1.0, ge=0, le=1e6)
-    """Weight of the diffusion loss; 0 leaves a reconstruction-only control."""
-    target: Literal["live", "stop_gradient", "ema"] = "ema"
-    """Where the regression target z2 comes from: the encoder with gradient (joint), without, or its EMA copy."""
-    target_decay: float = Field(0.99, ge=0, lt=1)
-    """Decay a step of the EMA target encoder (ours)."""
-    target_warmup: int = Field(0, ge=0, le=10**9)
-    """Steps n over which that decay ramps up: target_decay * min(1, n / target_warmup). 0: no ramp."""
-    noised: Literal["live", "detached"] = "live"
-    """Whether the diffusion loss reaches the encoder through z_t."""
-    output: Literal["velocity", "clean"] = "clean"
-    """What the network outputs: v = z - e, or the clean latent f."""
-    loss_space: Literal["velocity", "clean"] = "clean"
-    """`velocity`: |v - (z2 - e)|^2. `clean`: w(t) |f - z2|^2."""
-    weighting: Literal["none", "velocity"] = "none"
-    """w(t) in clean space: 1, or 1 / max(1 - t, clamp)^2."""
-    clamp: float = Field(0.05, gt=0, le=1)
-    """Smallest 1 - t that is divided by (ours; JiT and UNITE use 0.05)."""
-
-    @model_validator(mode="after")
-    def _something_to_train(self) -> Objective:
-        if self.reconstruction_weight == 0 and self.diffusion_weight == 0:
-            raise ValueError("reconstruction_weight: both loss weights are 0, so nothing would be trained")
-        return self
-
-
-class Time(Section):
-    """Distribution of the training time t; t = 1 is clean."""
-
-    distribution: Literal["uniform", "logit_normal"] = "uniform"
-    """Uniform on [0, 1], or the logistic function of a normal variable."""
-    mean: float = Field(0.0, ge=-10, le=10)
-    """Mean of logit t."""
-    std: float = Field(1.0, gt=0, le=10)
-    """Standard deviation of logit t."""
-    shift: float = Field(1.0, gt=0, le=1000)
-    """Drawn times become t / (t + shift (1 - t)), SD3's shift with t = 1 clean (arXiv 2403.03206): above 1 more noise, 1 none. Samplers keep equal steps."""
-
-
-class Labels(Section):
-    """Class conditioning of the denoiser."""
-
-    drop: float = Field(0.1, ge=0, le=1)
-    """Probability that a label is replaced by "no class", which guidance needs; 1 trains without classes."""
-
-
-class Optimiser(Section):
-    """AdamW with warm-up and a schedule (all ours: the paper publishes none)."""
-
-    lr: float = Field(1e-3, gt=0, le=10)
-    """Peak learning rate."""
-    beta1: float = Field(0.9, ge=0, lt=1)
-    """Decay of the gradient's running mean."""
-    beta2: float = Field(0.95, ge=0, lt=1)
-    """Decay of the squared gradient's running mean."""
-    weight_decay: float = Field(0.0, ge=0, le=10)
-    """Decoupled weight decay of matrices."""
-    warmup_steps: int = Field(0, ge=0, le=10**9)
-    """Steps of linear warm-up."""
-    schedule: Literal["constant", "cosine", "tail"] = "tail"
-    """After warm-up: constant, cosine to zero, or constant with a linear tail to zero."""
-    tail: float = Field(0.3, gt=0, le=1)
-    """Share of the steps that the linear tail takes."""
-    clip: float = Field(1.0, gt=0, le=1e6)
-    """Largest norm of the gradient; under layout `separate`, of each network's."""
-    kind: Literal["adamw", "muon"] = "adamw"
-    """`muon`: orthogonalised momentum (Jordan et al. 2024) for the matrices of blocks, AdamW for the rest, at one learning rate."""
-    momentum: float = Field(0.95, ge=0, lt=1)
-    """Muon's Nesterov momentum."""
-    encoder_lr_factor: float = Field(1.0, gt=0, le=100)
-    """Learning rate of the encoder's own weights, as a multiple of the others' (layouts with an encoder of its own)."""
-
-
-ROLES = ("encode", "denoise", "decode")
-
-
-def _changes(section: type[Section]) -> type[Section]:
-    """A section of which any part may be given: fields without default, checked as the section checks them."""
-    parts: dict[str, Any] = {}
-    for name, info in section.model_fields.items():
-        kind: Any = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
-        parts[name] = (kind | None, Field(None, description=info.description))
-    return create_model(f"{section.__name__}Changes", __base__=Section, **parts)
-
-
-ObjectiveChanges: Any = _changes(Objective)
-
-
-class Phase(Section):
-    """What changes from a step on."""
-
-    start: int | float = Field(ge=0, le=10**9)
-    """First step of the phase: a step (0 is the first), or below 1 and with a decimal point a share of `steps`."""
-    objective: ObjectiveChanges | None = None
-    """Fields of the objective that change."""
-    frozen: list[Literal["encode", "denoise", "decode"]] = []
-    """Roles whose weights do not move in this phase; nothing is computed backwards through their weights."""
-
-
-class Training(Section):
-    """Length and arithmetic of training."""
-
-    steps: int = Field(1000, ge=1, le=10**9)
-    """Optimiser steps."""
-    batch_size: int = Field(64, ge=1, le=10**6)
-    """Images an optimiser step, over all processes (the global batch)."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16` runs the network's matrix products in bfloat16; weights and losses stay in float32."""
-    weight_ema: float = Field(0.99, ge=0, lt=1)
-    """Decay a step of the averaged weights that are sampled from (ours)."""
-    more_emas: list[Annotated[float, Field(ge=0, lt=1)]] = Field([], max_length=8)
-    """Further decays whose averages are kept beside it, for evaluations with `weights: ema:DECAY`."""
-    accumulate: int = Field(1, ge=1, le=10**6)
-    """Parts that the batch is cut into; gradients are summed over them before the optimiser's step."""
-    flow_steps: int = Field(1, ge=1, le=64)
-    """Draws of noise and time an image for the diffusion loss, which is their mean; the encoder runs once (UNITE's k, arXiv 2603.22283)."""
-    phases: list[Phase] = Field([], max_length=16)
-    """Changes of the objective in mid-training, in order: staged training, and interventions. Each lays its changes on the phase before it."""
 
 
 class Probe(Section):
@@ -345,6 +91,8 @@ class Trial(Section):
     objective: Objective = Objective()
     time: Time = Time()
     labels: Labels = Labels()
+    augmentation: Augmentation = Augmentation()
+    auxiliary: Auxiliary = Auxiliary()
     optimiser: Optimiser = Optimiser()
     training: Training = Training()
     probe: Probe = Probe()
@@ -358,23 +106,10 @@ class Trial(Section):
             raise ValueError(
                 f"optimiser.warmup_steps: {self.optimiser.warmup_steps} is more than training.steps ({training.steps})"
             )
-        if training.batch_size % training.accumulate:
-            raise ValueError(
-                f"training.accumulate: {training.accumulate} does not divide batch_size {training.batch_size}"
-            )
-        if training.accumulate > 1 and (self.latent.normaliser == "batchnorm" or self.latent.entropy_weight > 0):
-            what = "batchnorm" if self.latent.normaliser == "batchnorm" else "the entropy bonus"
-            raise ValueError(f"training.accumulate: {what} is taken over a whole batch, which parts do not give")
-        if self.network.layout == "coupled":
-            if self.optimiser.encoder_lr_factor != 1:
-                raise ValueError(
-                    "optimiser.encoder_lr_factor: under layout 'coupled' the encoder has no blocks of its own"
-                )
-            if any(phase.frozen for phase in training.phases):
-                raise ValueError(
-                    "training.phases: under layout 'coupled' all roles share their blocks, so none can be frozen"
-                )
         self.stages()
+        wrong = unfit(self) or misfit(self)
+        if wrong is not None:
+            raise ValueError(wrong)
         return self
 
     def stages(self) -> list[Stage]:
@@ -383,31 +118,15 @@ class Trial(Section):
         Raises:
             ValueError: phases are not in order or not within the steps, or changes do not fit together.
         """
-        steps = self.training.steps
-        found = [Stage(0, self, frozenset())]
-        for index, phase in enumerate(self.training.phases):
-            where = f"training.phases.{index}"
-            start = round(phase.start * steps) if isinstance(phase.start, float) and phase.start < 1 else phase.start
-            if start != int(start) or not start < steps:
-                raise ValueError(f"{where}.start: {phase.start} is neither a step before {steps} nor a share below 1")
-            if index and start <= found[-1].start:
-                raise ValueError(
-                    f"{where}.start: step {start:g} is not after step {found[-1].start}, where the phase before starts"
-                )
-            before = found[-1].trial.objective
-            changes = {} if phase.objective is None else phase.objective.model_dump(exclude_none=True)
-            try:
-                objective = Objective.model_validate(before.model_dump() | changes)
-            except ValidationError as error:
-                raise ValueError(f"{where}.objective: {error.errors()[0]['msg']}") from None
-            stage = Stage(int(start), self.model_copy(update={"objective": objective}), frozenset(phase.frozen))
-            found = [stage] if start == 0 else [*found, stage]
-        return found
+        return [
+            Stage(start, self.model_copy(update={"objective": objective}), frozen)
+            for start, objective, frozen in resolved_phases(self.training, self.objective)
+        ]
 
     @property
     def needs_target_encoder(self) -> bool:
         """Whether any stage takes something from an EMA copy of the encoder."""
-        return any(uses_target_encoder(s.trial.objective) for s in self.stages())
+        return self.auxiliary.needs_target_encoder or any(uses_target_encoder(s.trial.objective) for s in self.stages())
 
     @property
     def has_denoiser(self) -> bool:

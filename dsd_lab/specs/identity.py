@@ -7,9 +7,21 @@ import json
 from functools import cache
 from typing import Any
 
-from dsd_lab.specs.fields import SCHEMA_VERSION, Generation, Objective, Trial
+from dsd_lab.specs.auxiliary import EMA, blocks_of
+from dsd_lab.specs.fields import SCHEMA_VERSION, Generation, Trial
 
-TRAINING_SECTIONS = ("data", "network", "latent", "objective", "time", "labels", "optimiser", "training")
+TRAINING_SECTIONS = (
+    "data",
+    "network",
+    "latent",
+    "objective",
+    "time",
+    "labels",
+    "augmentation",
+    "auxiliary",
+    "optimiser",
+    "training",
+)
 """Sections that can change a training result; probes, records and resources cannot."""
 
 
@@ -36,9 +48,9 @@ def canonical_fields(trial: Trial) -> dict[str, dict[str, Any]]:
         del network[name]
     stages = trial.stages()
     objectives = [s.trial.objective for s in stages]
-    fields["objective"] = _objective(objectives[0])
+    fields["objective"] = _objective(stages[0].trial)
     fields["training"]["phases"] = [
-        {"start": s.start, "objective": _objective(s.trial.objective), "frozen": sorted(set(s.frozen))}
+        {"start": s.start, "objective": _objective(s.trial), "frozen": sorted(set(s.frozen))}
         for s in stages
         if s.start > 0 or s.frozen
     ]
@@ -48,7 +60,7 @@ def canonical_fields(trial: Trial) -> dict[str, dict[str, Any]]:
         del fields["training"]["flow_steps"]
     elif time["distribution"] == "uniform":
         del time["mean"], time["std"]
-    if all(o.reconstruction_weight == 0 for o in objectives):
+    if all(o.reconstruction_weight == o.perceptual_weight == 0 for o in objectives):
         del latent["decoder_noise"]
     for name, used in (
         ("noise", latent["normaliser"] == "fixed_noise"),
@@ -57,6 +69,7 @@ def canonical_fields(trial: Trial) -> dict[str, dict[str, Any]]:
     ):
         if not used:
             del latent[name]
+    fields["auxiliary"] = _auxiliary(trial)
     if optimiser["schedule"] != "tail":
         del optimiser["tail"]
     if optimiser["kind"] != "muon":
@@ -66,23 +79,70 @@ def canonical_fields(trial: Trial) -> dict[str, dict[str, Any]]:
     return fields
 
 
-def _objective(spec: Objective) -> dict[str, Any]:
+def _objective(trial: Trial) -> dict[str, Any]:
     """The fields of an objective that have an effect."""
-    objective = spec.model_dump()
+    spec, objective = trial.objective, trial.objective.model_dump()
     if spec.diffusion_weight == 0:
-        for name in ("target", "target_decay", "target_warmup", "noised", "output", "loss_space", "weighting", "clamp"):
+        for name in ("target", "noised", "output", "loss_space", "weighting", "clamp"):
             del objective[name]
     else:
-        if spec.target != "ema":
-            del objective["target_decay"], objective["target_warmup"]
         if spec.loss_space == "velocity":
             del objective["weighting"]
         divides = {("clean", "velocity", None), ("clean", "clean", "velocity"), ("velocity", "clean", "velocity")}
         if (spec.output, spec.loss_space, objective.get("weighting")) not in divides:
             del objective["clamp"]
+    if not trial.needs_target_encoder:
+        del objective["target_decay"], objective["target_warmup"]
     if spec.reconstruction_weight == 0:
         del objective["reconstruction"]
+    if spec.perceptual_weight == 0:
+        del objective["perceptual_backbone"], objective["perceptual_weights"]
+    else:
+        objective["perceptual_weights"] = _file_name(objective["perceptual_weights"])
+    if spec.reconstruction_weight == 0 or not _meets_reconstruction(trial):
+        del objective["balance"]
     return objective
+
+
+def _auxiliary(trial: Trial) -> dict[str, Any]:
+    spec, values = trial.auxiliary, trial.auxiliary.model_dump()
+    to_ema, denoises = spec.alignment_to == EMA, spec.alignment_from == "denoise"
+    for name, used in (
+        ("alignment_from", spec.alignment > 0),
+        ("alignment_layers", spec.alignment > 0),
+        ("alignment_to", spec.alignment > 0),
+        ("alignment_target_layers", spec.alignment > 0),
+        ("alignment_weights", spec.alignment > 0 and not to_ema),
+        ("alignment_noised", spec.alignment > 0 and denoises),
+        ("classification_from", spec.classification > 0),
+        ("head_width", spec.alignment > 0 or spec.representation > 0),
+    ):
+        if not used:
+            del values[name]
+    if spec.alignment > 0:  # counted from the end: the last block has one name, whatever the depth
+        sides = [("alignment_layers", spec.alignment_from)] + [("alignment_target_layers", "encode")] * to_ema
+        for name, role in sides:
+            count = blocks_of(trial, role)
+            values[name] = [layer - count if layer >= 0 else layer for layer in values[name]]
+    if "alignment_weights" in values:
+        values["alignment_weights"] = _file_name(values["alignment_weights"])
+    return values
+
+
+def _meets_reconstruction(trial: Trial) -> bool:
+    """Whether a loss that can be balanced has a gradient at the latents."""
+    objective, auxiliary = trial.objective, trial.auxiliary
+    return (
+        (objective.diffusion_weight > 0 and "live" in (objective.noised, objective.target))
+        or objective.perceptual_weight > 0
+        or (auxiliary.classification > 0 and auxiliary.classification_from == "latent")
+        or (auxiliary.alignment > 0 and auxiliary.alignment_from == "denoise" and auxiliary.alignment_noised == "live")
+    )
+
+
+def _file_name(weights: str) -> str:
+    """What tells weights apart wherever they lie: a file's name, or that they come from no file."""
+    return weights.rsplit("/", 1)[-1]
 
 
 def data_name(trial: Trial) -> str:

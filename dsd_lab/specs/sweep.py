@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from dsd_lab.errors import BadInput
+from dsd_lab.specs.auxiliary import named_paths
 from dsd_lab.specs.complaints import complaints, did_you_mean, summary
 from dsd_lab.specs.document import Document, one_line
 from dsd_lab.specs.fields import Generation, Section, Trial
@@ -250,7 +251,7 @@ def _resolve(spec: Sweep, document: Document, everywhere: Document, path: Path) 
                 resolved = resolved.with_value(tuple(key.split(".")), point[key], mark)
             resolved = resolved.merged(everywhere)
             try:
-                fields = _with_absolute_path(Trial.model_validate(resolved.values), resolved, path)
+                fields = _with_absolute_paths(Trial.model_validate(resolved.values), resolved, path)
             except ValidationError as error:
                 for line in complaints(error, Trial, resolved):
                     faults.setdefault(line, []).append(variant)
@@ -273,32 +274,42 @@ def _holds(values: Any, key: str) -> bool:
     return True
 
 
-def _with_absolute_path(fields: Trial, document: Document, spec_path: Path) -> Trial:
-    """The trial with its data folder made absolute; a link keeps its name, which names the data set."""
-    if fields.data.path is None:
-        return fields
-    where = f"{document.where(('data', 'path'))}: data.path"
-    try:
-        folder = spec_path.parent / Path(fields.data.path).expanduser()
-    except RuntimeError:
-        raise BadInput(f"{where}: no such user in {one_line(fields.data.path)!r}") from None
-    if folder.name == "..":
-        folder = resolved_path(folder, where)
-    data = fields.data.model_copy(update={"path": str(resolved_path(folder.parent, where) / folder.name)})
-    return fields.model_copy(update={"data": data})
+def _with_absolute_paths(fields: Trial, document: Document, spec_path: Path) -> Trial:
+    """The trial with its folder and files made absolute; a link keeps its name, which names the data set."""
+    sections: dict[str, Section] = {}
+    for (section, name), written in named_paths(fields).items():
+        where = f"{document.where((section, name))}: {section}.{name}"
+        try:
+            found = spec_path.parent / Path(written).expanduser()
+        except RuntimeError:
+            raise BadInput(f"{where}: no such user in {one_line(written)!r}") from None
+        if found.name == "..":
+            found = resolved_path(found, where)
+        absolute = str(resolved_path(found.parent, where) / found.name)
+        sections[section] = sections.get(section, getattr(fields, section)).model_copy(update={name: absolute})
+    return fields.model_copy(update=sections) if sections else fields
 
 
 def _check_folders(trials: list[PlannedTrial], document: Document) -> None:
-    """Two folders of one name would pass for the same data set, and one trial's result for the other's."""
+    """Two folders or files of one name would pass for the same, and one trial's result for the other's."""
     first: dict[str, PlannedTrial] = {}
     for trial in trials:
         other = first.setdefault(trial.id, trial)
-        ours, theirs = ((d.source, d.path, d.hub) for d in (trial.fields.data, other.fields.data))
-        if ours != theirs:
-            where = document.where(("variants", trial.variant, "data", "path"))
-            raise BadInput(
-                f"{where}: data.path: {other.name!r} and {trial.name!r} read different folders under one name; tell them apart with data.name"
-            )
+        ours, theirs = _sources(trial.fields), _sources(other.fields)
+        for section, name in ours.keys() | theirs.keys():
+            if ours.get((section, name)) != theirs.get((section, name)):
+                where = document.where(("variants", trial.variant, section, name))
+                what, cure = (
+                    ("folders", "tell them apart with data.name") if section == "data" else ("files", "rename one")
+                )
+                raise BadInput(
+                    f"{where}: {section}.{name}: {other.name!r} and {trial.name!r} read different {what} under one name; {cure}"
+                )
+
+
+def _sources(fields: Trial) -> dict[tuple[str, str], str | None]:
+    """What a trial reads that is not in its id."""
+    return {("data", "source"): fields.data.source, ("data", "hub"): fields.data.hub, **named_paths(fields)}
 
 
 def _flat(values: dict[str, Any], at: str = "") -> dict[str, Any]:

@@ -18,7 +18,7 @@ from dsd_lab.facts import known_facts, skipped
 from dsd_lab.provenance import training_code
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.sweep import Plan
-from dsd_lab.verbs.common import home_of, manifest_of, missing_data, plan_of, print_json
+from dsd_lab.verbs.common import home_of, manifest_of, missing_data, missing_weights, plan_of, print_json
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -30,6 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
     for line in dict.fromkeys(skipped(t.fields, facts_of(t.fields.data)) for t in plan.trials):
         if line:
             print(f"dsd-lab: warning: {line}", file=sys.stderr)
+    for missing in missing_weights(plan):
+        print(f"dsd-lab: warning: {missing}; `sweep` will refuse", file=sys.stderr)
     code = training_code()
     manifest = manifest_of(plan)
     timed = timed_seconds(home, manifest["trials"])
@@ -60,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
                 "overrides": trial.overrides,
                 "params": shape.params,
                 "copies": shape.copies,
+                "auxiliary_params": shape.auxiliary,
+                "frozen_params": shape.frozen,
                 "flops_per_image": shape.flops_per_image,
                 "flops_by_role": shape.role_flops,
                 "flops_total": shape.flops_per_image * training.batch_size * training.steps,
@@ -163,16 +167,21 @@ def _roles(rows: list[dict[str, Any]]) -> Table:
     roles = ("total", "encode", "denoise", "decode", "heads", "shared")
     for role in roles:
         table.add_column(role, justify="right")
+    beside = {"auxiliary_params": "auxiliary heads", "frozen_params": "frozen models"}
+    beside = {key: name for key, name in beside.items() if any(row[key] for row in rows)}
     table.add_column("EMA copies", justify="right")
+    for name in beside.values():
+        table.add_column(name, justify="right")
     table.add_column("parameters of")
     shapes: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        shapes.setdefault(repr((row["params"], row["copies"])), []).append(row)
+        shapes.setdefault(repr((row["params"], row["copies"], *(row[key] for key in beside))), []).append(row)
     for members in shapes.values():
         names = list(dict.fromkeys(_name(row) for row in members))
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         first = members[0]
-        table.add_row(*(_count(first["params"][r]) for r in roles), _count(sum(first["copies"].values())), shown)
+        counts = [*(first["params"][r] for r in roles), sum(first["copies"].values()), *(first[key] for key in beside)]
+        table.add_row(*map(_count, counts), shown)
     return table
 
 

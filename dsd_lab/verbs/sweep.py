@@ -23,6 +23,7 @@ from dsd_lab.verbs.common import (
     home_of,
     manifest_of,
     missing_data,
+    missing_weights,
     plan_of,
     print_json,
     program,
@@ -105,6 +106,8 @@ def _distinct(plan: Plan) -> list[PlannedTrial]:
 def _check_data(plan: Plan) -> None:
     for missing in missing_data(plan):
         raise BadInput(f"{plan.path}: data.path: no such folder {missing}")
+    for missing in missing_weights(plan):
+        raise BadInput(f"{plan.path}: {missing}")
 
 
 def _start_uploader(home: Home, key: str, uri: str | None) -> subprocess.Popen[bytes]:

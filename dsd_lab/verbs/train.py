@@ -7,7 +7,7 @@ from typing import Any
 
 from dsd_lab.errors import OK, TRIALS_FAILED, BadInput
 from dsd_lab.specs.complaints import did_you_mean
-from dsd_lab.verbs.common import home_of, manifest_of, missing_data, plan_of, print_json
+from dsd_lab.verbs.common import home_of, manifest_of, missing_data, missing_weights, plan_of, print_json
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -27,6 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
     trial = chosen[0]
     for missing in missing_data(plan):
         raise BadInput(f"{plan.path}: data.path: no such folder {missing}")
+    for missing in missing_weights(plan):
+        raise BadInput(f"{plan.path}: {missing}")
     home.prepare()
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -1,0 +1,67 @@
+"""Random changes of a batch of training images, each drawn image by image from a generator of its own.
+
+`flip` and `crop` change the image that both encoders see and that is reconstructed; `mask` hides
+tokens from the online encoder alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dsd_lab.core.randomness import generator
+
+if TYPE_CHECKING:
+    from dsd_lab.specs.auxiliary import Augmentation
+
+
+def augmented(x: Tensor, spec: Augmentation, seed: int, step: int) -> Tensor:
+    """Images [B, C, H, W] of a step, flipped and cropped as the spec says; x itself where it says neither."""
+    if spec.flip > 0:
+        drawn = torch.rand(len(x), generator=generator(seed, "flip", step, x.device), device=x.device)
+        x = flipped(x, drawn < spec.flip)
+    if spec.crop > 0:
+        source = generator(seed, "crop", step, x.device)
+        shifts = torch.randint(-spec.crop, spec.crop + 1, (len(x), 2), generator=source, device=x.device)
+        x = shifted_crop(x, shifts)
+    return x
+
+
+def flipped(x: Tensor, which: Tensor) -> Tensor:
+    """Images [B, C, H, W], those where `which` [B] holds mirrored left to right."""
+    return torch.where(which[:, None, None, None], x.flip(3), x)
+
+
+def shifted_crop(x: Tensor, shifts: Tensor) -> Tensor:
+    """Crops of images [B, C, H, W] padded by reflection (without repeating the edge).
+
+    Args:
+        x: images.
+        shifts: where each crop begins, [B, 2] whole pixels down and right, smaller than the image.
+    """
+    rows, columns = (_reflected(shifts[:, axis, None], x.shape[2 + axis]) for axis in (0, 1))
+    images = torch.arange(len(x), device=x.device)[:, None, None]
+    return x[images, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def _reflected(shift: Tensor, size: int) -> Tensor:
+    index = (torch.arange(size, device=shift.device) + shift).abs()
+    return size - 1 - (size - 1 - index).abs()
+
+
+def hidden_tokens(
+    spec: Augmentation, size: int, tokens: int, seed: int, step: int, device: torch.device
+) -> Tensor | None:
+    """Which of the online encoder's input tokens are hidden at a step [B, T]; None where the spec hides none.
+
+    Each image hides floor(mask * T + u) of its tokens with u uniform on [0, 1): at any T the fraction
+    is `mask` on average, and no image strays from it by a whole token.
+    """
+    if spec.mask == 0:
+        return None
+    source = generator(seed, "mask", step, device)
+    counts = (spec.mask * tokens + torch.rand(size, 1, generator=source, device=device)).floor()
+    ranks = torch.rand(size, tokens, generator=source, device=device).argsort(1).argsort(1)
+    return ranks < counts

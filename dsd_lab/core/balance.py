@@ -1,0 +1,47 @@
+"""Balance of the loss terms: what each term is multiplied by beside its weight, anew at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+DELTA, LARGEST = 1e-6, 1e4
+"""What is added to the norm that is divided by, and the largest factor: VQGAN's paper and its code."""
+
+
+def _none(reconstruction: Tensor | None, terms: Mapping[str, Tensor], z: Tensor) -> dict[str, Tensor]:
+    return {}
+
+
+def _gradient_norm(reconstruction: Tensor | None, terms: Mapping[str, Tensor], z: Tensor) -> dict[str, Tensor]:
+    """VQGAN's adaptive weight (Esser et al., arXiv 2012.09841, eq. 7): |grad L_rec| / (|grad L| + delta), at most 1e4.
+
+    There the gradients are those of the decoder's last layer, which one loss besides reconstruction
+    reaches; here they are those of the latents z [B, T, c], where the losses meet. Norms are over
+    the whole batch and before any weight, so that weights become ratios of gradient norms. A term
+    whose gradient does not reach z, or is zero there, has no factor.
+    """
+    target = None if reconstruction is None else _norm(reconstruction, z)
+    factors: dict[str, Tensor] = {}
+    for name, term in terms.items() if target is not None else ():
+        norm = _norm(term, z)
+        if norm is not None and target is not None:
+            factor = (target / (norm + DELTA)).clamp(0, LARGEST)
+            factors[name] = torch.where(norm == 0, torch.ones_like(factor), factor)
+    return factors
+
+
+def _norm(term: Tensor, z: Tensor) -> Tensor | None:
+    if not (term.requires_grad and z.requires_grad):
+        return None
+    (gradient,) = torch.autograd.grad(term, z, retain_graph=True, allow_unused=True)
+    return None if gradient is None else gradient.norm()
+
+
+BALANCES: dict[str, Callable[[Tensor | None, Mapping[str, Tensor], Tensor], dict[str, Tensor]]] = {
+    "none": _none,
+    "gradient_norm": _gradient_norm,
+}
+"""(reconstruction, other terms by name, latents) -> factors by name, without gradient; a term that is absent has 1."""

@@ -1,0 +1,138 @@
+"""Fields of training: the optimiser, length and arithmetic, and phases that change the objective on the way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, create_model
+
+from dsd_lab.specs.method import Objective
+from dsd_lab.specs.section import Section
+
+if TYPE_CHECKING:
+    from dsd_lab.specs.fields import Trial
+
+
+class Optimiser(Section):
+    """AdamW with warm-up and a schedule (all ours: the paper publishes none)."""
+
+    lr: float = Field(1e-3, gt=0, le=10)
+    """Peak learning rate."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the gradient's running mean."""
+    beta2: float = Field(0.95, ge=0, lt=1)
+    """Decay of the squared gradient's running mean."""
+    weight_decay: float = Field(0.0, ge=0, le=10)
+    """Decoupled weight decay of matrices."""
+    warmup_steps: int = Field(0, ge=0, le=10**9)
+    """Steps of linear warm-up."""
+    schedule: Literal["constant", "cosine", "tail"] = "tail"
+    """After warm-up: constant, cosine to zero, or constant with a linear tail to zero."""
+    tail: float = Field(0.3, gt=0, le=1)
+    """Share of the steps that the linear tail takes."""
+    clip: float = Field(1.0, gt=0, le=1e6)
+    """Largest norm of the gradient; under layout `separate`, of each network's."""
+    kind: Literal["adamw", "muon"] = "adamw"
+    """`muon`: orthogonalised momentum (Jordan et al. 2024) for the matrices of blocks, AdamW for the rest, at one learning rate."""
+    momentum: float = Field(0.95, ge=0, lt=1)
+    """Muon's Nesterov momentum."""
+    encoder_lr_factor: float = Field(1.0, gt=0, le=100)
+    """Learning rate of the encoder's own weights, as a multiple of the others' (layouts with an encoder of its own)."""
+
+
+def _changes(section: type[Section]) -> type[Section]:
+    """A section of which any part may be given: fields without default, checked as the section checks them."""
+    parts: dict[str, Any] = {}
+    for name, info in section.model_fields.items():
+        kind: Any = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
+        parts[name] = (kind | None, Field(None, description=info.description))
+    return create_model(f"{section.__name__}Changes", __base__=Section, **parts)
+
+
+ObjectiveChanges: Any = _changes(Objective)
+
+
+class Phase(Section):
+    """What changes from a step on."""
+
+    start: int | float = Field(ge=0, le=10**9)
+    """First step of the phase: a step (0 is the first), or below 1 and with a decimal point a share of `steps`."""
+    objective: ObjectiveChanges | None = None
+    """Fields of the objective that change."""
+    frozen: list[Literal["encode", "denoise", "decode"]] = []
+    """Roles whose weights do not move in this phase; nothing is computed backwards through their weights."""
+
+
+class Training(Section):
+    """Length and arithmetic of training."""
+
+    steps: int = Field(1000, ge=1, le=10**9)
+    """Optimiser steps."""
+    batch_size: int = Field(64, ge=1, le=10**6)
+    """Images an optimiser step, over all processes (the global batch)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16` runs the network's matrix products in bfloat16; weights and losses stay in float32."""
+    weight_ema: float = Field(0.99, ge=0, lt=1)
+    """Decay a step of the averaged weights that are sampled from (ours)."""
+    more_emas: list[Annotated[float, Field(ge=0, lt=1)]] = Field([], max_length=8)
+    """Further decays whose averages are kept beside it, for evaluations with `weights: ema:DECAY`."""
+    accumulate: int = Field(1, ge=1, le=10**6)
+    """Parts that the batch is cut into; gradients are summed over them before the optimiser's step."""
+    flow_steps: int = Field(1, ge=1, le=64)
+    """Draws of noise and time an image for the diffusion loss, which is their mean; the encoder runs once (UNITE's k, arXiv 2603.22283)."""
+    phases: list[Phase] = Field([], max_length=16)
+    """Changes of the objective in mid-training, in order: staged training, and interventions. Each lays its changes on the phase before it."""
+
+
+def resolved_phases(training: Training, objective: Objective) -> list[tuple[int, Objective, frozenset[str]]]:
+    """First step, objective and frozen roles of every stretch of training, the first from step 0 on.
+
+    Raises:
+        ValueError: phases are not in order or not within the steps, or changes do not fit together.
+    """
+    steps, found = training.steps, [(0, objective, frozenset[str]())]
+    for index, phase in enumerate(training.phases):
+        where = f"training.phases.{index}"
+        start = round(phase.start * steps) if isinstance(phase.start, float) and phase.start < 1 else phase.start
+        if start != int(start) or not start < steps:
+            raise ValueError(f"{where}.start: {phase.start} is neither a step before {steps} nor a share below 1")
+        if index and start <= found[-1][0]:
+            raise ValueError(
+                f"{where}.start: step {start:g} is not after step {found[-1][0]}, where the phase before starts"
+            )
+        before = found[-1][1]
+        changes = {} if phase.objective is None else phase.objective.model_dump(exclude_none=True)
+        if changes.get("perceptual_weight", 0) > 0 and objective.perceptual_weight == 0:
+            raise ValueError(f"{where}.objective.perceptual_weight: a phase can switch it off, not on")
+        try:
+            changed = Objective.model_validate(before.model_dump() | changes)
+        except ValidationError as error:
+            raise ValueError(f"{where}.objective: {error.errors()[0]['msg']}") from None
+        stage = int(start), changed, frozenset(phase.frozen)
+        found = [stage] if start == 0 else [*found, stage]
+    return found
+
+
+def unfit(trial: Trial) -> str | None:
+    """What of training does not fit the other sections, beginning with the key; or None."""
+    training, coupled = trial.training, trial.network.layout == "coupled"
+    if training.batch_size % training.accumulate:
+        return f"training.accumulate: {training.accumulate} does not divide batch_size {training.batch_size}"
+    whole = {
+        "batchnorm": trial.latent.normaliser == "batchnorm",
+        "the entropy bonus": trial.latent.entropy_weight > 0,
+        "balance by gradient norms": any(s.trial.objective.balance != "none" for s in trial.stages()),
+    }
+    for name, used in whole.items():
+        if used and training.accumulate > 1:
+            return f"training.accumulate: {name} is taken over a whole batch, which parts do not give"
+    if coupled and trial.optimiser.encoder_lr_factor != 1:
+        return "optimiser.encoder_lr_factor: under layout 'coupled' the encoder has no blocks of its own"
+    if coupled and any(phase.frozen for phase in training.phases):
+        return "training.phases: under layout 'coupled' all roles share their blocks, so none can be frozen"
+    if trial.auxiliary.alignment > 0 and trial.auxiliary.alignment_from == "denoise":
+        if training.flow_steps > 1:
+            return "auxiliary.alignment_from: the denoiser's tokens are aligned with flow_steps 1 alone"
+        if len({(s.trial.objective.noised, s.trial.objective.diffusion_weight > 0) for s in trial.stages()}) > 1:
+            return "auxiliary.alignment_from: with the denoiser's tokens, phases change neither noised nor whether there is a diffusion loss"
+    return None
