@@ -28,9 +28,7 @@ def count_shape(trial: Trial, channels: int, classes: int) -> dict[str, Any]:
     flops, kept = 0.0, 0
     for stage, end in zip(stages, ends, strict=True):
         network = _network(trial, channels, classes)
-        for role in stage.frozen:
-            for parameter in network.role_parameters(role):
-                parameter.requires_grad_(False)
+        network.freeze(stage.frozen)
         its_flops, its_kept = _count_step(network, stage.trial, channels, classes)
         flops, kept = flops + its_flops * (end - stage.start) / steps, max(kept, its_kept)
     network = _network(trial, channels, classes)

@@ -36,6 +36,10 @@ class Optimisers:
         for part in self.parts:
             part.step()
 
+    def state_of(self, weight: Tensor) -> dict[str, Tensor]:
+        """The state tensors of a weight, as they are stored; none before its first step."""
+        return next((part.state[weight] for part in self.parts if weight in part.state), {})
+
     def state_dict(self) -> dict[str, Any]:
         """States by index of the weight, counted through all parts; hyper-parameters are the spec's."""
         state: dict[int, dict[str, Tensor]] = {}

@@ -361,6 +361,10 @@ class Trial(Section):
                 objective = Objective.model_validate(before.model_dump() | changes)
             except ValidationError as error:
                 raise ValueError(f"{where}.objective: {error.errors()[0]['msg']}") from None
+            if not trained_roles(objective, self.latent) - set(phase.frozen):
+                raise ValueError(
+                    f"{where}.frozen: no loss of this phase reaches a role that is not frozen, so nothing would be trained"
+                )
             stage = Stage(int(start), self.model_copy(update={"objective": objective}), frozenset(phase.frozen))
             found = [stage] if start == 0 else [*found, stage]
         return found
@@ -385,6 +389,18 @@ class Trial(Section):
 def uses_target_encoder(objective: Objective) -> bool:
     """Whether the diffusion loss regresses on the EMA encoder's latents."""
     return objective.diffusion_weight > 0 and objective.target == "ema"
+
+
+def trained_roles(objective: Objective, latent: Latent) -> set[str]:
+    """Roles that the losses reach, were nothing frozen."""
+    live = objective.diffusion_weight > 0 and "live" in (objective.target, objective.noised)
+    penalised = latent.entropy_weight > 0 or (latent.normaliser == "kl" and latent.kl_weight > 0)
+    reached = {
+        "encode": live or penalised or objective.reconstruction_weight > 0,
+        "denoise": objective.diffusion_weight > 0,
+        "decode": objective.reconstruction_weight > 0,
+    }
+    return {role for role in ROLES if reached[role]}
 
 
 class Generation(Section):

@@ -7,7 +7,7 @@ import json
 from functools import cache
 from typing import Any
 
-from dsd_lab.specs.fields import SCHEMA_VERSION, Generation, Objective, Trial
+from dsd_lab.specs.fields import SCHEMA_VERSION, Generation, Objective, Trial, uses_target_encoder
 
 TRAINING_SECTIONS = ("data", "network", "latent", "objective", "time", "labels", "optimiser", "training")
 """Sections that can change a training result; probes, records and resources cannot."""
@@ -33,12 +33,17 @@ def canonical_fields(trial: Trial) -> dict[str, dict[str, Any]]:
         del network[name]
     stages = trial.stages()
     objectives = [s.trial.objective for s in stages]
-    fields["objective"] = _objective(objectives[0])
-    fields["training"]["phases"] = [
-        {"start": s.start, "objective": _objective(s.trial.objective), "frozen": sorted(set(s.frozen))}
-        for s in stages
-        if s.start > 0 or s.frozen
-    ]
+    # A target encoder follows the weights from the first step on, at the decay in force, to the last phase that uses it.
+    last = max((i for i, o in enumerate(objectives) if uses_target_encoder(o)), default=-1)
+    canonical = [_objective(o, i <= last) for i, o in enumerate(objectives)]
+    fields["objective"] = canonical[0]
+    fields["training"]["phases"], before = [], (canonical[0], frozenset[str]())
+    for stage, objective in zip(stages, canonical, strict=True):
+        if (objective, stage.frozen) != before:
+            changed = {k: v for k, v in objective.items() if v != Objective.model_fields[k].default}
+            phase = {"start": stage.start, "objective": changed, "frozen": sorted(stage.frozen)}
+            fields["training"]["phases"].append(phase)
+        before = (objective, stage.frozen)
     fields["training"]["more_emas"] = sorted(set(fields["training"]["more_emas"]) - {trial.training.weight_ema})
     if not trial.has_denoiser:
         fields["time"], fields["labels"] = {}, {}
@@ -63,20 +68,20 @@ def canonical_fields(trial: Trial) -> dict[str, dict[str, Any]]:
     return fields
 
 
-def _objective(spec: Objective) -> dict[str, Any]:
-    """The fields of an objective that have an effect."""
+def _objective(spec: Objective, target_kept: bool) -> dict[str, Any]:
+    """The fields of an objective that have an effect, on a target encoder too where one is kept."""
     objective = spec.model_dump()
     if spec.diffusion_weight == 0:
-        for name in ("target", "target_decay", "target_warmup", "noised", "output", "loss_space", "weighting", "clamp"):
+        for name in ("target", "noised", "output", "loss_space", "weighting", "clamp"):
             del objective[name]
     else:
-        if spec.target != "ema":
-            del objective["target_decay"], objective["target_warmup"]
         if spec.loss_space == "velocity":
             del objective["weighting"]
         divides = {("clean", "velocity", None), ("clean", "clean", "velocity"), ("velocity", "clean", "velocity")}
         if (spec.output, spec.loss_space, objective.get("weighting")) not in divides:
             del objective["clamp"]
+    if not target_kept:
+        del objective["target_decay"], objective["target_warmup"]
     if spec.reconstruction_weight == 0:
         del objective["reconstruction"]
     return objective
