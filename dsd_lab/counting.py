@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dsd_lab.core.network import Network, count_parameters
 from dsd_lab.core.objectives import Draws, losses
+from dsd_lab.core.optimisation import hidden_matrices
 from dsd_lab.specs.fields import uses_target_encoder
 
 if TYPE_CHECKING:
@@ -35,9 +36,11 @@ def count_shape(trial: Trial, channels: int, classes: int) -> dict[str, Any]:
     params = count_parameters(network)
     copies = {"average": params["total"]} | {f"average@{d!r}": params["total"] for d in trial.training.more_emas}
     copies |= {"target": params["total"]} if trial.needs_target_encoder else {}
+    muon = sum(p.numel() for p in hidden_matrices(network)) if trial.optimiser.kind == "muon" else 0
     return {
         "params": params,
         "copies": copies,
+        "moments": 2 * params["total"] - muon,
         "flops_per_image": round(flops),
         "saved_bytes_per_image": kept,
         "role_flops": _count_roles(network, trial, channels),

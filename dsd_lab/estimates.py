@@ -29,6 +29,8 @@ class Shape:
     """Trained weights of the deployed network by role; copies (target, average) are not in it."""
     copies: dict[str, int]
     """Weights kept beside them: the EMA average and, where there is one, the EMA target encoder."""
+    moments: int
+    """Numbers that the optimiser keeps: two a weight under AdamW, one for each that Muon moves."""
     flops_per_image: int
     """Forward and backward FLOPs of a training step for one image, all passes that the variant makes."""
     saved_bytes_per_image: int
@@ -37,15 +39,15 @@ class Shape:
     """FLOPs of one forward pass of each role for one image."""
 
     def memory(self, images: int) -> int:
-        """Bytes of weights, gradients, AdamW's two moments, copies, and activations kept for so many images at once, in float32."""
+        """Bytes of weights, gradients, the optimiser's moments, copies, and activations kept for so many images at once, in float32."""
         weights = self.params["total"]
-        return 4 * (4 * weights + sum(self.copies.values())) + images * self.saved_bytes_per_image
+        return 4 * (2 * weights + self.moments + sum(self.copies.values())) + images * self.saved_bytes_per_image
 
 
 def cached_shape(trial: Trial, home: Home, code: str) -> Shape:
     """`count_shape`, remembered in the home folder's cache where there is one (keyed by fields and training code)."""
     fields = canonical_fields(trial)
-    key = json.dumps([code, *_shape_fields(fields)], sort_keys=True)
+    key = json.dumps([code, *_shape_fields(fields), fields["optimiser"]["kind"]], sort_keys=True)
     path = home.cache / "shapes.json"
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     if key not in known:

@@ -69,7 +69,7 @@ def build_optimiser(network: Network, spec: Optimiser) -> Optimisers:
     scaled to AdamW's size as Liu et al., arXiv 2502.16982), the rest by AdamW at the same rate. A
     group's `scale` multiplies the learning rate: the encoder's own weights have that of the spec.
     """
-    muon = {id(p) for p in _hidden_matrices(network)} if spec.kind == "muon" else set()
+    muon = {id(p) for p in hidden_matrices(network)} if spec.kind == "muon" else set()
     slow = {id(p) for p in network.encoder_parameters()} if spec.encoder_lr_factor != 1 else set()
     everything = list(network.parameters())
     parts: list[torch.optim.Optimizer] = []
@@ -91,7 +91,7 @@ def _groups(parameters: list[nn.Parameter], slow: set[int], spec: Optimiser, dec
     return [{"params": ps, "weight_decay": decay, "scale": scale} for ps, scale in split if ps]
 
 
-def _hidden_matrices(network: Network) -> list[nn.Parameter]:
+def hidden_matrices(network: Network) -> list[nn.Parameter]:
     """Matrices of attention and MLP; not adaLN's, which start at zero and which an orthogonal step would throw open."""
     parts = [part for block in network.blocks for name, part in block.named_children() if name in ("attention", "mlp")]
     return [p for part in parts for p in part.parameters() if p.dim() == 2]

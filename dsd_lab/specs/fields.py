@@ -412,8 +412,8 @@ class Generation(Section):
     """Solver steps; Heun calls the network twice in each but the last."""
     guidance: float = Field(1.0, ge=0, le=100)
     """Classifier-free guidance scale; 1 is no guidance."""
-    weights: Literal["ema", "trained"] = "ema"
-    """Averaged weights, or those of the last step."""
+    weights: Literal["ema", "trained"] | Annotated[str, Field(pattern=r"^ema:0?\.\d{1,12}$")] = "ema"
+    """Averaged weights, those of the last step, or `ema:DECAY`: the average of one of `training.more_emas`."""
     images: int | Literal["holdout"] = "holdout"
     """`holdout`: as many as there are held-out images, with their labels, so that the real-against-real floor has the same N and class mix. A number: that many, labels balanced over classes."""
 
@@ -422,3 +422,10 @@ class Generation(Section):
         if isinstance(self.images, int) and not 2 <= self.images <= 10**6:
             raise ValueError(f"images: {self.images} is not between 2 and 1,000,000")
         return self
+
+
+def decay_of(weights: str, training: Training) -> float | None:
+    """Decay of the average that `ema` or `ema:DECAY` means in a trial; None for `trained`."""
+    if weights == "trained":
+        return None
+    return training.weight_ema if weights == "ema" else float(weights.removeprefix("ema:"))
