@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dsd_lab.core.auxiliary import Auxiliaries
 from dsd_lab.core.network import Network, count_parameters
 from dsd_lab.core.objectives import Draws, losses
+from dsd_lab.core.optimisation import hidden_matrices
 from dsd_lab.specs.fields import uses_target_encoder
 
 if TYPE_CHECKING:
@@ -29,20 +30,21 @@ def count_shape(trial: Trial, channels: int, classes: int) -> dict[str, Any]:
     flops, kept = 0.0, 0
     for stage, end in zip(stages, ends, strict=True):
         network = _network(trial, channels, classes)
-        for role in stage.frozen:
-            for parameter in network.role_parameters(role):
-                parameter.requires_grad_(False)
+        network.freeze(stage.frozen)
         its_flops, its_kept = _count_step(network, stage.trial, channels, classes)
         flops, kept = flops + its_flops * (end - stage.start) / steps, max(kept, its_kept)
     network = _network(trial, channels, classes)
     params, auxiliaries = count_parameters(network), _auxiliaries(network, trial, classes)
     copies = {"average": params["total"]} | {f"average@{d!r}": params["total"] for d in trial.training.more_emas}
     copies |= {"target": params["total"]} if trial.needs_target_encoder else {}
+    heads = sum(p.numel() for p in auxiliaries.parameters())
+    muon = sum(p.numel() for p in hidden_matrices(network)) if trial.optimiser.kind == "muon" else 0
     return {
         "params": params,
         "copies": copies,
-        "auxiliary": sum(p.numel() for p in auxiliaries.parameters()),
+        "auxiliary": heads,
         "frozen": auxiliaries.frozen_parameters(),
+        "moments": 2 * (params["total"] + heads) - muon,
         "flops_per_image": round(flops),
         "saved_bytes_per_image": kept,
         "role_flops": _count_roles(network, trial, channels),

@@ -30,6 +30,8 @@ class Shape:
     """Trained weights of the deployed network by role; copies (target, average) are not in it."""
     copies: dict[str, int]
     """Weights kept beside them: the EMA average and, where there is one, the EMA target encoder."""
+    moments: int
+    """Numbers that the optimiser keeps: two a weight under AdamW, one for each that Muon moves."""
     flops_per_image: int
     """Forward and backward FLOPs of a training step for one image, all passes that the variant makes."""
     saved_bytes_per_image: int
@@ -42,9 +44,9 @@ class Shape:
     """Weights of the timm models that losses compare with."""
 
     def memory(self, images: int) -> int:
-        """Bytes of weights, gradients, AdamW's two moments, copies, and activations kept for so many images at once, in float32."""
-        weights = self.params["total"] + self.auxiliary
-        return 4 * (4 * weights + sum(self.copies.values()) + self.frozen) + images * self.saved_bytes_per_image
+        """Bytes of weights, gradients, the optimiser's moments, copies, and activations kept for so many images at once, in float32."""
+        weights = 2 * (self.params["total"] + self.auxiliary) + self.moments + sum(self.copies.values()) + self.frozen
+        return 4 * weights + images * self.saved_bytes_per_image
 
 
 def cached_shape(trial: Trial, home: Home, code: str) -> Shape:
@@ -53,7 +55,8 @@ def cached_shape(trial: Trial, home: Home, code: str) -> Shape:
     channels, classes = (1, 10) if trial.data.source in ("digits", "idx") else (3, _CLASSES)
     if facts is not None:
         channels, classes = facts["shape"][0], facts["classes"]
-    key = json.dumps([code, *_shape_fields(fields), channels, classes], sort_keys=True)
+    kind = fields["optimiser"]["kind"]
+    key = json.dumps([code, *_shape_fields(fields), kind, channels, classes], sort_keys=True)
     path = home.cache / "shapes.json"
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     if key not in known:

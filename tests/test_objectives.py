@@ -214,6 +214,29 @@ def test_the_loss_of_a_velocity_network_in_velocity_space_is_the_formula(setup):
     )
 
 
+@pytest.mark.parametrize("target", ["live", "stop_gradient"])
+def test_the_weighted_clean_space_is_the_velocity_loss_of_jit_and_unite(setup, double, target):
+    """Both divide prediction and target by the clamped 1 - t: |(f - z_t) / max(1-t, c) - (z2 - z_t) / max(1-t, c)|^2."""
+    *_, draws = setup
+    t = torch.tensor([0.0, 0.3, 0.5, 0.9, 0.94, 0.96, 0.99, 1.0], dtype=torch.float64)
+    draws = Draws(t, draws.e.double(), draws.y)
+    found = []
+    for form in ("ours", "theirs"):
+        z = torch.randn(8, 4, 8, generator=torch.manual_seed(1)).double().requires_grad_()
+        z2 = z if target == "live" else z.detach()
+        spec = objective(target, "live", "clean", "clean", "velocity", 0.05)
+        if form == "ours":
+            loss = diffusion_loss(arbitrary, z, z2, draws, spec)
+        else:
+            column = t.reshape(-1, 1, 1)
+            z_t, divisor = column * z + (1 - column) * draws.e, (1 - column).clamp_min(0.05)
+            f = arbitrary(z_t, t, None)
+            loss = ((f - z_t) / divisor - (z2 - z_t) / divisor).square().mean()
+        found.append((float(loss.detach()), torch.autograd.grad(loss, z)[0]))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-9)
+    assert torch.allclose(found[0][1], found[1][1], rtol=1e-8, atol=1e-10)
+
+
 def test_the_ema_target_carries_no_gradient_and_equals_a_stop_gradient_while_the_copy_is_equal(setup, tiny_trial):
     network, target, x, draws = setup
     target.requires_grad_(True)  # the objective, not this flag, must cut the path

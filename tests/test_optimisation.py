@@ -4,11 +4,16 @@ import pytest
 import torch
 from test_trainer import assert_equal, state
 
-from dsd_lab.core.checkpoints import load_checkpoint
+from dsd_lab.core.checkpoints import flatten_optimiser, load_checkpoint
 from dsd_lab.core.objectives import Draws, losses
 from dsd_lab.core.optimisation import average_name, build_optimiser, clip_gradients
 from dsd_lab.core.trainer import Trainer
+from dsd_lab.counting import count_shape
+from dsd_lab.errors import BadInput
+from dsd_lab.estimates import Shape
+from dsd_lab.evaluation.generation import load_network
 from dsd_lab.specs.fields import Trial
+from dsd_lab.specs.sweep import load_sweep
 
 CPU = torch.device("cpu")
 OBJECTIVES = {
@@ -155,3 +160,68 @@ def test_the_optimiser_of_a_default_trial_is_one_adamw_with_two_groups(tiny_tria
     trainer = Trainer(tiny_trial(), 0, digits, CPU)
     optimiser = build_optimiser(trainer.network, Trial().optimiser)
     assert [type(p).__name__ for p in optimiser.parts] == ["AdamW"] and len(optimiser.param_groups) == 2
+
+
+def test_an_evaluation_loads_the_average_of_the_decay_that_it_names(tiny_trial, digits, tmp_path):
+    trial = tiny_trial(training={"more_emas": [0.5]})
+    trainer = Trainer(trial, 0, digits, CPU, tmp_path)
+    list(trainer.run())
+    expected = {
+        "ema": trainer.average,
+        "ema:0.99": trainer.average,
+        "ema:0.5": trainer.more_averages[0.5],
+        "ema:.50": trainer.more_averages[0.5],
+        "trained": trainer.network,
+    }
+    for weights, module in expected.items():
+        found = load_network(trial, tmp_path, digits, CPU, weights)
+        assert_equal(found.state_dict(), module.state_dict())
+
+
+EVALUATED = """name: x
+base: {training: {more_emas: [0.9, 0.999]}}
+variants:
+  a: {}
+  b: {training: {weight_ema: 0.995}}
+evaluate:
+  - {weights: %s}
+"""
+
+
+@pytest.mark.parametrize("weights", ["ema", "trained", "ema:0.9", "ema:.999"])
+def test_a_spec_may_evaluate_the_averages_that_every_trial_keeps(tmp_path, weights):
+    (tmp_path / "x.yaml").write_text(EVALUATED % weights)
+    assert load_sweep(tmp_path / "x.yaml").spec.evaluate[0].weights == weights
+
+
+@pytest.mark.parametrize(
+    ("weights", "parts"),
+    [
+        ("ema:0.99", ("'b s0' keeps no average of decay 0.99", "0.995, 0.9, 0.999", "training.more_emas")),
+        ("ema:0.8", ("'a s0' keeps no average of decay 0.8",)),
+        ("emma", ("'emma' is not valid", "'ema' or 'trained'", "ema:0.999")),
+        ("ema:1", ("a decay below 1",)),
+    ],
+)
+def test_an_average_that_a_trial_does_not_keep_is_refused(tmp_path, weights, parts):
+    (tmp_path / "x.yaml").write_text(EVALUATED % weights)
+    with pytest.raises(BadInput) as caught:
+        load_sweep(tmp_path / "x.yaml")
+    assert str(caught.value).startswith(f"{tmp_path / 'x.yaml'}:7: evaluate.0.weights: ")
+    assert all(part in str(caught.value) for part in parts)
+
+
+def test_muons_one_moment_a_matrix_is_counted(tiny_trial):
+    shapes = {k: Shape(**count_shape(tiny_trial(optimiser={"kind": k}), 1, 10)) for k in ("adamw", "muon")}
+    total = shapes["adamw"].params["total"]
+    assert shapes["adamw"].moments == 2 * total > shapes["muon"].moments > total
+    assert shapes["muon"].memory(4) < shapes["adamw"].memory(4)
+
+
+def test_the_moments_that_are_counted_are_those_that_are_kept(tiny_trial, digits):
+    for kind in ("adamw", "muon"):
+        trial = tiny_trial(optimiser={"kind": kind})
+        trainer = Trainer(trial, 0, digits, CPU)
+        trainer.train_step()
+        kept = sum(v.numel() for k, v in flatten_optimiser(trainer.optimiser).items() if not k.endswith(".step"))
+        assert kept == count_shape(trial, 1, 10)["moments"]

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from pydantic import ValidationError
-from test_trainer import assert_equal, state
+from test_trainer import assert_equal, differ, state
 
+from dsd_lab.core.events import Checkpointed, Probed
+from dsd_lab.core.network import ROLES
 from dsd_lab.core.trainer import Trainer
 from dsd_lab.counting import count_shape
 from dsd_lab.specs.fields import Trial
@@ -168,3 +170,124 @@ def test_a_frozen_phase_costs_fewer_flops_than_a_joint_one(tiny_trial):
     assert found["flops_per_image"] < joint
     # the second half computes nothing backwards through the encoder and no decoder at all
     assert found["flops_per_image"] < sum(p["flops_per_image"] for p in parts) / 2 + 1
+
+
+def moments(trainer):
+    """The optimiser's state by the name of the weight."""
+    named = trainer.network.named_parameters()
+    return {f"{n}/{k}": v.clone() for n, p in named for k, v in trainer.optimiser.state_of(p).items()}
+
+
+@pytest.mark.parametrize("fix", [{"target": "stop_gradient"}, {"output": "clean", "loss_space": "clean"}], ids=str)
+def test_an_intervention_goes_on_as_a_checkpoint_of_the_plain_trial_under_the_other_objective(
+    tiny_trial, digits, tmp_path, fix
+):
+    every = {"checkpoint_every": 3}
+    for event in Trainer(tiny_trial(objective=NAIVE, observation=every), 0, digits, CPU, tmp_path).run():
+        if isinstance(event, Checkpointed):
+            break
+    fork = Trainer(tiny_trial(objective=NAIVE | fix), 0, digits, CPU, tmp_path)
+    assert fork.resume() and fork.step == 3
+    list(fork.run())
+    switched = Trainer(phased(tiny_trial, {"start": 3, "objective": fix}), 0, digits, CPU)
+    list(switched.run())
+    assert_equal(state(switched), state(fork))
+    assert_equal(moments(switched), moments(fork))
+
+
+@pytest.mark.parametrize("layout", ["modular", "separate"])
+@pytest.mark.parametrize("roles", [["encode"], ["decode"], ["denoise"], ["encode", "decode"], ["encode", "denoise"]])
+def test_a_frozen_roles_weights_and_moments_stay_and_the_others_go_on(tiny_trial, digits, layout, roles):
+    trial = tiny_trial(
+        network={"layout": layout},
+        latent={"normaliser": "layernorm_affine"},
+        optimiser={"weight_decay": 0.1, "schedule": "constant"},
+        training={"phases": [{"start": 3, "frozen": roles}]},
+        probe={"every": 1},
+    )
+    trainer, found = Trainer(trial, 0, digits, CPU), {}
+    for event in trainer.run():
+        if isinstance(event, Probed):
+            weights = {k: v.clone() for k, v in trainer.network.state_dict().items()}
+            found[event.step] = (weights, moments(trainer), set(event.metrics))
+    (before, moments_before, _), (after, moments_after, _) = found[3], found[6]
+    names = {id(p): name for name, p in trainer.network.named_parameters()}
+    for role in ROLES:
+        own = [names[id(p)] for p in trainer.network.role_parameters(role)]
+        moved = [not torch.equal(before[n], after[n]) for n in own]
+        assert not any(moved) if role in roles else sum(moved) > len(own) / 2
+        frozen = [k for k in moments_before if role in roles and k.split("/")[0] in own]
+        assert all(torch.equal(moments_before[k], moments_after[k]) for k in frozen)
+    if layout == "modular":
+        rows, table = [ROLES.index(role) for role in roles], "condition.role.weight"
+        pairs = [(before[table], after[table])]
+        pairs += [(moments_before[f"{table}/{m}"], moments_after[f"{table}/{m}"]) for m in ("exp_avg", "exp_avg_sq")]
+        for old, new in pairs:
+            assert torch.equal(old[rows], new[rows]) and not torch.equal(old, new)
+    interferes = {step: any(n.startswith("interference") for n in metrics) for step, (_, _, metrics) in found.items()}
+    assert interferes[2] and interferes[5] == ("encode" not in roles)
+
+
+@pytest.mark.parametrize("stop", range(1, 6))
+def test_a_phase_with_frozen_rows_resumes_bit_equal_from_within(tiny_trial, digits, tmp_path, stop):
+    phases = [{"start": 2, "frozen": ["encode"]}, {"start": 5}]
+    trial = phased(tiny_trial, *phases, observation={"checkpoint_every": 1})
+    whole = Trainer(trial, 0, digits, CPU)
+    list(whole.run())
+    for event in Trainer(trial, 0, digits, CPU, tmp_path).run():
+        if isinstance(event, Checkpointed) and event.step == stop:
+            break
+    again = Trainer(trial, 0, digits, CPU, tmp_path)
+    assert again.resume() and again.step == stop
+    list(again.run())
+    assert_equal(state(again), state(whole))
+    assert_equal(moments(again), moments(whole))
+
+
+@pytest.mark.parametrize("layout", ["modular", "separate"])
+def test_nothing_is_computed_back_through_a_frozen_encoder_whatever_the_objective_asks_for(tiny_trial, layout):
+    def cost(*roles, **objective):
+        phases = [{"start": 0, "objective": objective, "frozen": list(roles)}]
+        found = count_shape(tiny_trial(network={"layout": layout}, training={"phases": phases}), 1, 10)
+        return found["flops_per_image"], found["saved_bytes_per_image"]
+
+    for role in ROLES:
+        assert cost(role, **NAIVE)[0] < cost(**NAIVE)[0]
+    cut = {"target": "stop_gradient", "noised": "detached", "output": "velocity", "loss_space": "velocity"}
+    assert cost("encode", **NAIVE) == cost("encode", **cut)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "objective"),
+    [(["encode", "denoise", "decode"], {}), (["encode", "decode"], {"diffusion_weight": 0.0})],
+)
+def test_a_phase_that_would_train_nothing_is_refused(frozen, objective):
+    phases = [{"start": 5, "frozen": frozen, "objective": objective}]
+    with pytest.raises(ValidationError, match=r"training\.phases\.0\.frozen: no loss of this phase"):
+        Trial.model_validate({"training": {"phases": phases}})
+
+
+def test_phases_without_effect_are_not_in_the_id_and_the_decay_before_a_target_is_used_is():
+    def named(*phases, **objective):
+        training = {"steps": 10, "phases": list(phases)}
+        return trial_id(Trial.model_validate({"objective": NAIVE | objective, "training": training}), 0)
+
+    ema = {"target": "ema"}
+    assert named() == named({"start": 5}) == named({"start": 5, "objective": {"target": "live"}})
+    assert named({"start": 0, "objective": ema}) == named(target="ema")
+    assert named({"start": 5, "objective": ema}, {"start": 7}) == named({"start": 5, "objective": ema})
+    assert len({named(), *(named({"start": s, "frozen": [r]}) for s in (0, 5) for r in ROLES)}) == 7
+    later = {"start": 5, "objective": {"target": "ema", "target_decay": 0.9}}
+    assert named(later, target_decay=0.5) != named(later, target_decay=0.8)
+    assert named(target_decay=0.5) == named(target_decay=0.8)
+
+
+def test_the_result_depends_on_the_decay_of_a_target_before_it_is_used(tiny_trial, digits):
+    """Why that decay is in the id."""
+    later = {"start": 3, "objective": {"target": "ema", "target_decay": 0.9}}
+    trainers = [
+        Trainer(phased(tiny_trial, later, objective=NAIVE | {"target_decay": d}), 0, digits, CPU) for d in (0.5, 0.8)
+    ]
+    for trainer in trainers:
+        list(trainer.run())
+    assert differ(*(state(trainer) for trainer in trainers))

@@ -116,6 +116,7 @@ class Network(nn.Module):
         self.tokens, self.latent_channels = self.side**2, spec.latent_channels
         width, pixels = spec.width, channels * spec.patch_size**2
 
+        self.frozen: frozenset[str] = frozenset()
         self.condition = Condition(width, classes)
         separate = spec.layout == "separate"
         self.own_conditions = nn.ModuleDict(
@@ -163,8 +164,11 @@ class Network(nn.Module):
 
     def _condition(self, role: str, t: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         if role in self.own_conditions:
-            return self.own_conditions[role](role, t, y)
-        return self.condition(role, t, y)
+            condition: Tensor = self.own_conditions[role](role, t, y)
+        else:
+            condition = self.condition(role, t, y)
+        # The table of roles trains on for others: through it, autograd would go through all of a frozen role.
+        return condition.detach() if role in self.frozen else condition
 
     def _run(self, role: str, tokens: Tensor, condition: Tensor, kept: list[Tensor] | None = None) -> Tensor:
         tokens = tokens + self.position
@@ -224,6 +228,17 @@ class Network(nn.Module):
         normaliser = [self.normaliser] if role == "encode" else []
         parts = [*entry[role], *own, self.heads[role], *normaliser, *(self.blocks[i] for i in self.ranges[role])]
         return [p for part in parts for p in part.parameters()]
+
+    def freeze(self, roles: frozenset[str]) -> None:
+        """Compute gradients for the weights of all roles but these, until the next call.
+
+        Their rows in a common table of roles keep `requires_grad`, since other rows train.
+        """
+        self.frozen = roles
+        self.requires_grad_(True)
+        for role in roles:
+            for parameter in self.role_parameters(role):
+                parameter.requires_grad_(False)
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Weights between image and latent; under `coupled` the other roles read the blocks too."""

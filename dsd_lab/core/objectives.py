@@ -5,7 +5,11 @@ The diffusion loss of a clean image x with latent z, noise e and time t (z_t = t
     velocity space   | v - (z2 - e) |^2                  v: velocity prediction
     clean space      w(t) | f - z2 |^2                   f: clean prediction, w = 1 or 1 / max(1-t, c)^2
 
-with z2 the target (live, stop-gradient, or the EMA encoder's latent). Naive joint training is a live
+The weighted clean space is the loss that JiT and UNITE (arXiv 2603.22283) write in velocity space,
+|(f - z_t) / max(1-t, c) - (z2 - z_t) / max(1-t, c)|^2. UNITE sums the losses of its k draws of noise
+and time an image; here they are averaged, so that its objective has k as `diffusion_weight`.
+
+z2 is the target (live, stop-gradient, or the EMA encoder's latent). Naive joint training is a live
 target in velocity space. Decoupling (arXiv 2511.14716, root cause 1) is the stop-gradient; loss
 transformation (root cause 2) is the clean space; DSD is both with an EMA target encoder. Derivatives
 of these losses with respect to the latents' scale have closed forms, which the tests check.

@@ -36,6 +36,10 @@ class Optimisers:
         for part in self.parts:
             part.step()
 
+    def state_of(self, weight: Tensor) -> dict[str, Tensor]:
+        """The state tensors of a weight, as they are stored; none before its first step."""
+        return next((part.state[weight] for part in self.parts if weight in part.state), {})
+
     def state_dict(self) -> dict[str, Any]:
         """States by index of the weight, counted through all parts; hyper-parameters are the spec's."""
         state: dict[int, dict[str, Tensor]] = {}
@@ -70,7 +74,7 @@ def build_optimiser(network: Network, heads: nn.Module, spec: Optimiser) -> Opti
         heads: what is trained beside it.
         spec: section `optimiser`.
     """
-    muon = {id(p) for p in _hidden_matrices(network)} if spec.kind == "muon" else set()
+    muon = {id(p) for p in hidden_matrices(network)} if spec.kind == "muon" else set()
     slow = {id(p) for p in network.encoder_parameters()} if spec.encoder_lr_factor != 1 else set()
     everything = [*network.parameters(), *heads.parameters()]
     parts: list[torch.optim.Optimizer] = []
@@ -92,7 +96,7 @@ def _groups(parameters: list[nn.Parameter], slow: set[int], spec: Optimiser, dec
     return [{"params": ps, "weight_decay": decay, "scale": scale} for ps, scale in split if ps]
 
 
-def _hidden_matrices(network: Network) -> list[nn.Parameter]:
+def hidden_matrices(network: Network) -> list[nn.Parameter]:
     """Matrices of attention and MLP; not adaLN's, which start at zero and which an orthogonal step would throw open."""
     parts = [part for block in network.blocks for name, part in block.named_children() if name in ("attention", "mlp")]
     return [p for part in parts for p in part.parameters() if p.dim() == 2]

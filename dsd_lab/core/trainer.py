@@ -98,7 +98,7 @@ class Trainer:
         self.probe_set = ProbeSet(trial, data, self.network, device)
         self.step = 0
         self.stages = trial.stages()
-        self._frozen_rows: Tensor | None = None
+        self._frozen_rows: list[tuple[Tensor, Tensor]] = []
         self._enter(self.stages[0])
         self._sums: dict[str, Tensor] = {}
         self._summed, self._resumed_at = 0, -1
@@ -108,19 +108,21 @@ class Trainer:
     def _enter(self, stage: Stage) -> None:
         """Begin a stage of training: its objective from here on, and what does not move in it."""
         self.stage = self.probe_set.stage = stage
-        network = self.network.requires_grad_(True)
-        for role in stage.frozen:
-            for parameter in network.role_parameters(role):
-                parameter.requires_grad_(False)
-        network.normaliser.train("encode" not in stage.frozen)
+        self.network.freeze(stage.frozen)
+        for network in (self.network, self.target_encoder):
+            if network is not None:
+                network.normaliser.train("encode" not in stage.frozen)
         # The table of role vectors is one parameter: frozen rows have no gradient, but momentum would move them.
-        self._frozen_rows = network.condition.role.weight.detach().clone() if stage.frozen else None
+        table = self.network.condition.role.weight
+        moments = [v for v in self.optimiser.state_of(table).values() if v.shape == table.shape]
+        held = [table, *moments] if stage.frozen else []
+        self._frozen_rows = [(tensor, tensor.detach().clone()) for tensor in held]
 
     def _hold_frozen_rows(self) -> None:
-        if self._frozen_rows is not None:
-            rows = [ROLES.index(role) for role in sorted(self.stage.frozen)]
-            with torch.no_grad():
-                self.network.condition.role.weight[rows] = self._frozen_rows[rows]
+        rows = [ROLES.index(role) for role in sorted(self.stage.frozen)]
+        with torch.no_grad():
+            for tensor, before in self._frozen_rows:
+                tensor[rows] = before[rows]
 
     def draw(self, step: int) -> tuple[Tensor, Draws]:
         """Images [B, C, H, W] and random numbers of the global batch of a step; the next ones are fetched ahead."""
@@ -276,6 +278,7 @@ class Trainer:
         self._sums = {k: v.to(self.device) for k, v in _part(tensors, "sums").items()}
         self._summed = int(state["summed"])
         self.step = self._resumed_at = int(path.name.removeprefix("step-"))
+        self._enter(self.stage)  # its frozen rows are those that were just read
         self._stage_of_step()
         return True
 

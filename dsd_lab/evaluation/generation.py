@@ -17,12 +17,13 @@ from torch import Tensor
 
 from dsd_lab.core.checkpoints import list_checkpoints, load_checkpoint
 from dsd_lab.core.network import Network
-from dsd_lab.core.optimisation import load_tensors
+from dsd_lab.core.optimisation import average_name, load_tensors
 from dsd_lab.core.randomness import generator
 from dsd_lab.core.samplers import sample_latents
 from dsd_lab.core.trainer import to_bytes
 from dsd_lab.errors import CorruptCheckpoint
 from dsd_lab.evaluation.extractor import load_extractor
+from dsd_lab.specs.fields import decay_of
 
 if TYPE_CHECKING:
     from dsd_lab.core.data import DataSet, Split
@@ -32,7 +33,7 @@ _SHOWN = 50
 
 
 def load_network(trial: Trial, checkpoints: Path, data: DataSet, device: torch.device, weights: str) -> Network:
-    """The network of a finished trial, with averaged (`ema`) or `trained` weights.
+    """The network of a finished trial, with averaged (`ema`, `ema:DECAY`) or `trained` weights.
 
     Raises:
         CorruptCheckpoint: there is no checkpoint, or it is damaged or of another network.
@@ -42,7 +43,9 @@ def load_network(trial: Trial, checkpoints: Path, data: DataSet, device: torch.d
         raise CorruptCheckpoint(f"{checkpoints}: no checkpoint to load weights from")
     tensors, _ = load_checkpoint(found[0])
     network = Network(trial, data.channels, data.classes)
-    load_tensors(network, "average" if weights == "ema" else "network", tensors, found[0])
+    decay = decay_of(weights, trial.training)
+    name = "network" if decay is None else average_name(decay, trial.training.weight_ema)
+    load_tensors(network, name, tensors, found[0])
     return network.to(device).eval()
 
 
@@ -88,7 +91,8 @@ def evaluate_generation(
     features, predicted = extractor.extract(samples, device)
     real, _ = extractor.extract(data.train, device)
     held, held_predicted = extractor.extract(data.holdout, device)
-    average = f"ema{_exact(trial.training.weight_ema)}" if evaluation.weights == "ema" else "trained"
+    decay = decay_of(evaluation.weights, trial.training)
+    average = "trained" if decay is None else f"ema{_exact(decay)}"
     how = f"indomain-n{len(y)}-cfg{_exact(evaluation.guidance)}-{evaluation.sampler}{evaluation.steps}-{mix}-{average}"
     metrics = {
         f"fid/{how}": fid(features, real),

@@ -102,7 +102,9 @@ def _wanted(detail: ErrorDetails) -> str:
         return "text" + (f": write '{value}' in quotes" if isinstance(value, int | float) else "")
     if kind == "list_type":
         return "a list" + (f": write [{one_line(str(value))}]" if isinstance(value, int | float | str) else "")
-    if kind == "string_pattern_mismatch":  # both patterns of the specs are names
+    if kind == "string_pattern_mismatch" and context["pattern"].startswith("^ema:"):
+        return "'ema:' with a decay below 1, as in ema:0.999"
+    if kind == "string_pattern_mismatch":  # all other patterns of the specs are names
         letters = "letters" if "A-Z" in context["pattern"] else "lower-case letters"
         return f"at most 64 {letters}, digits, '.', '_' or '-', the first a letter or a digit"
     if kind in ("dict_type", "model_type"):

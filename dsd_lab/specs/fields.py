@@ -7,7 +7,7 @@ says so. A field is accepted only where something reads it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,7 @@ from dsd_lab.specs.method import Time as Time
 from dsd_lab.specs.section import Section as Section
 from dsd_lab.specs.training import Optimiser as Optimiser
 from dsd_lab.specs.training import Training as Training
+from dsd_lab.specs.training import decay_of as decay_of
 from dsd_lab.specs.training import resolved_phases, unfit
 
 SCHEMA_VERSION = 1
@@ -154,8 +155,8 @@ class Generation(Section):
     """Solver steps; Heun calls the network twice in each but the last."""
     guidance: float = Field(1.0, ge=0, le=100)
     """Classifier-free guidance scale; 1 is no guidance."""
-    weights: Literal["ema", "trained"] = "ema"
-    """Averaged weights, or those of the last step."""
+    weights: Literal["ema", "trained"] | Annotated[str, Field(pattern=r"^ema:0?\.\d{1,12}$")] = "ema"
+    """Averaged weights, those of the last step, or `ema:DECAY`: the average of one of `training.more_emas`."""
     images: int | Literal["holdout"] = "holdout"
     """`holdout`: as many as there are held-out images, with their labels, so that the real-against-real floor has the same N and class mix. A number: that many, labels balanced over classes."""
 

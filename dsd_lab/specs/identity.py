@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from dsd_lab.specs.auxiliary import EMA, blocks_of
-from dsd_lab.specs.fields import SCHEMA_VERSION, Generation, Trial
+from dsd_lab.specs.fields import SCHEMA_VERSION, Generation, Objective, Trial, uses_target_encoder
 
 TRAINING_SECTIONS = (
     "data",
@@ -48,12 +48,18 @@ def canonical_fields(trial: Trial) -> dict[str, dict[str, Any]]:
         del network[name]
     stages = trial.stages()
     objectives = [s.trial.objective for s in stages]
-    fields["objective"] = _objective(stages[0].trial)
-    fields["training"]["phases"] = [
-        {"start": s.start, "objective": _objective(s.trial), "frozen": sorted(set(s.frozen))}
-        for s in stages
-        if s.start > 0 or s.frozen
-    ]
+    # A target encoder follows the weights from the first step on, at the decay in force, to the last phase that uses it.
+    used = [uses_target_encoder(o) or trial.auxiliary.needs_target_encoder for o in objectives]
+    last = max((i for i, kept in enumerate(used) if kept), default=-1)
+    canonical = [_objective(stage.trial, i <= last) for i, stage in enumerate(stages)]
+    fields["objective"] = canonical[0]
+    fields["training"]["phases"], before = [], (canonical[0], frozenset[str]())
+    for stage, objective in zip(stages, canonical, strict=True):
+        if (objective, stage.frozen) != before:
+            changed = {k: v for k, v in objective.items() if v != Objective.model_fields[k].default}
+            phase = {"start": stage.start, "objective": changed, "frozen": sorted(stage.frozen)}
+            fields["training"]["phases"].append(phase)
+        before = (objective, stage.frozen)
     fields["training"]["more_emas"] = sorted(set(fields["training"]["more_emas"]) - {trial.training.weight_ema})
     if not trial.has_denoiser:
         fields["time"], fields["labels"] = {}, {}
@@ -79,8 +85,8 @@ def canonical_fields(trial: Trial) -> dict[str, dict[str, Any]]:
     return fields
 
 
-def _objective(trial: Trial) -> dict[str, Any]:
-    """The fields of an objective that have an effect."""
+def _objective(trial: Trial, target_kept: bool) -> dict[str, Any]:
+    """The fields of an objective that have an effect, on a target encoder too where one is kept."""
     spec, objective = trial.objective, trial.objective.model_dump()
     if spec.diffusion_weight == 0:
         for name in ("target", "noised", "output", "loss_space", "weighting", "clamp"):
@@ -91,7 +97,7 @@ def _objective(trial: Trial) -> dict[str, Any]:
         divides = {("clean", "velocity", None), ("clean", "clean", "velocity"), ("velocity", "clean", "velocity")}
         if (spec.output, spec.loss_space, objective.get("weighting")) not in divides:
             del objective["clamp"]
-    if not trial.needs_target_encoder:
+    if not target_kept:
         del objective["target_decay"], objective["target_warmup"]
     if spec.reconstruction_weight == 0:
         del objective["reconstruction"]

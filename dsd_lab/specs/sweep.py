@@ -20,7 +20,7 @@ from dsd_lab.errors import BadInput
 from dsd_lab.specs.auxiliary import named_paths
 from dsd_lab.specs.complaints import complaints, did_you_mean, summary
 from dsd_lab.specs.document import Document, one_line
-from dsd_lab.specs.fields import Generation, Section, Trial
+from dsd_lab.specs.fields import Generation, Section, Trial, decay_of
 from dsd_lab.specs.identity import trial_id
 from dsd_lab.specs.layers import edited, parse_set, read_with_parents, resolved_path
 
@@ -263,6 +263,7 @@ def _resolve(spec: Sweep, document: Document, everywhere: Document, path: Path) 
     if faults:
         raise BadInput(summary(faults, list(spec.variants)))
     _check_folders(trials, document)
+    _check_averages(spec, trials, document)
     return trials
 
 
@@ -310,6 +311,20 @@ def _check_folders(trials: list[PlannedTrial], document: Document) -> None:
 def _sources(fields: Trial) -> dict[tuple[str, str], str | None]:
     """What a trial reads that is not in its id."""
     return {("data", "source"): fields.data.source, ("data", "hub"): fields.data.hub, **named_paths(fields)}
+
+
+def _check_averages(spec: Sweep, trials: list[PlannedTrial], document: Document) -> None:
+    """An evaluation can ask only for averages of weights that every trial keeps."""
+    for index, evaluation in enumerate(spec.evaluate):
+        for trial in trials:
+            training = trial.fields.training
+            kept = [training.weight_ema, *training.more_emas]
+            decay = decay_of(evaluation.weights, training)
+            if decay is not None and decay not in kept:
+                where = document.where(("evaluate", str(index), "weights"))
+                raise BadInput(
+                    f"{where}: evaluate.{index}.weights: {trial.name!r} keeps no average of decay {decay:g}, only {', '.join(f'{k:g}' for k in kept)}; add it to training.more_emas"
+                )
 
 
 def _flat(values: dict[str, Any], at: str = "") -> dict[str, Any]:

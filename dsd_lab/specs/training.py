@@ -37,7 +37,7 @@ class Optimiser(Section):
     momentum: float = Field(0.95, ge=0, lt=1)
     """Muon's Nesterov momentum."""
     encoder_lr_factor: float = Field(1.0, gt=0, le=100)
-    """Learning rate of the encoder's own weights, as a multiple of the others' (layouts with an encoder of its own)."""
+    """Learning rate of the encoder's own weights, as a multiple of the others' (layouts with an encoder of its own). LDM-is-AE's slow encoder has 0.001 (arXiv 2609.37080)."""
 
 
 def _changes(section: type[Section]) -> type[Section]:
@@ -79,7 +79,7 @@ class Training(Section):
     accumulate: int = Field(1, ge=1, le=10**6)
     """Parts that the batch is cut into; gradients are summed over them before the optimiser's step."""
     flow_steps: int = Field(1, ge=1, le=64)
-    """Draws of noise and time an image for the diffusion loss, which is their mean; the encoder runs once (UNITE's k, arXiv 2603.22283)."""
+    """Draws of noise and time an image for the diffusion loss, which is their mean; the encoder runs once (UNITE's k, arXiv 2603.22283, which sums them: multiply `diffusion_weight` by k)."""
     phases: list[Phase] = Field([], max_length=16)
     """Changes of the objective in mid-training, in order: staged training, and interventions. Each lays its changes on the phase before it."""
 
@@ -130,9 +130,31 @@ def unfit(trial: Trial) -> str | None:
         return "optimiser.encoder_lr_factor: under layout 'coupled' the encoder has no blocks of its own"
     if coupled and any(phase.frozen for phase in training.phases):
         return "training.phases: under layout 'coupled' all roles share their blocks, so none can be frozen"
+    stages = trial.stages()
+    for index, stage in enumerate(stages[len(stages) - len(training.phases) :]):
+        if not trained_roles(stage.trial) - stage.frozen:
+            return f"training.phases.{index}.frozen: no loss of this phase reaches a role that is not frozen, so nothing would be trained"
     if trial.auxiliary.alignment > 0 and trial.auxiliary.alignment_from == "denoise":
         if training.flow_steps > 1:
             return "auxiliary.alignment_from: the denoiser's tokens are aligned with flow_steps 1 alone"
         if len({(s.trial.objective.noised, s.trial.objective.diffusion_weight > 0) for s in trial.stages()}) > 1:
             return "auxiliary.alignment_from: with the denoiser's tokens, phases change neither noised nor whether there is a diffusion loss"
     return None
+
+
+def trained_roles(trial: Trial) -> set[str]:
+    """Roles that the losses of a stage reach, were nothing frozen."""
+    objective, latent, auxiliary = trial.objective, trial.latent, trial.auxiliary
+    live = objective.diffusion_weight > 0 and "live" in (objective.target, objective.noised)
+    penalised = latent.entropy_weight > 0 or (latent.normaliser == "kl" and latent.kl_weight > 0)
+    beside = auxiliary.alignment > 0 or auxiliary.representation > 0 or auxiliary.classification > 0
+    decodes = objective.reconstruction_weight > 0 or objective.perceptual_weight > 0
+    reached = {"encode": live or penalised or decodes or beside, "denoise": objective.diffusion_weight > 0}
+    return {role for role, used in {**reached, "decode": decodes}.items() if used}
+
+
+def decay_of(weights: str, training: Training) -> float | None:
+    """Decay of the average that `ema` or `ema:DECAY` means in a trial; None for `trained`."""
+    if weights == "trained":
+        return None
+    return training.weight_ema if weights == "ema" else float(weights.removeprefix("ema:"))
