@@ -62,7 +62,7 @@ def _count(optimiser: torch.optim.Optimizer) -> int:
     return sum(len(group["params"]) for group in optimiser.param_groups)
 
 
-def build_optimiser(network: Network, heads: nn.Module, spec: Optimiser) -> Optimisers:
+def build_optimiser(network: Network, spec: Optimiser, heads: nn.Module | None = None) -> Optimisers:
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101), with weight decay on matrices only.
 
     Under `muon` the matrices of attention and MLP are moved by Muon (Jordan et al. 2024; updates
@@ -71,12 +71,12 @@ def build_optimiser(network: Network, heads: nn.Module, spec: Optimiser) -> Opti
 
     Args:
         network: what is deployed.
-        heads: what is trained beside it.
         spec: section `optimiser`.
+        heads: what is trained beside it.
     """
     muon = {id(p) for p in hidden_matrices(network)} if spec.kind == "muon" else set()
     slow = {id(p) for p in network.encoder_parameters()} if spec.encoder_lr_factor != 1 else set()
-    everything = [*network.parameters(), *heads.parameters()]
+    everything = [*network.parameters(), *(heads.parameters() if heads is not None else ())]
     parts: list[torch.optim.Optimizer] = []
     rest = [p for p in everything if id(p) not in muon]
     groups = _groups([p for p in rest if p.dim() >= 2], slow, spec, spec.weight_decay)

@@ -91,10 +91,11 @@ class Trainer:
         self.more_averages = {decay: copy.deepcopy(self.average) for decay in trial.training.more_emas}
         self.target_encoder = copy.deepcopy(self.network).requires_grad_(False) if trial.needs_target_encoder else None
         self.auxiliaries = Auxiliaries(trial, self.network, data.classes, device, seed).to(device)
-        self.optimiser = build_optimiser(self.network, self.auxiliaries, trial.optimiser)
-        roles = ROLES if trial.network.layout == "separate" else ()
-        heads, shared = list(self.auxiliaries.parameters()), list(self.network.parameters())
-        self.clipped_apart = [self.network.role_parameters(r) for r in roles] + [heads] if roles else [shared + heads]
+        self.optimiser = build_optimiser(self.network, trial.optimiser, self.auxiliaries)
+        heads = list(self.auxiliaries.parameters())
+        apart = [self.network.role_parameters(role) for role in ROLES] + ([heads] if heads else [])
+        together = [[*self.network.parameters(), *heads]]
+        self.clipped_apart = apart if trial.network.layout == "separate" else together
         self.probe_set = ProbeSet(trial, data, self.network, device)
         self.step = 0
         self.stages = trial.stages()
