@@ -63,9 +63,10 @@ def canonical_fields(trial: Trial) -> dict[str, dict[str, Any]]:
     fields["training"]["more_emas"] = sorted(set(fields["training"]["more_emas"]) - {trial.training.weight_ema})
     if not trial.has_denoiser:
         fields["time"], fields["labels"] = {}, {}
-        del fields["training"]["flow_steps"]
     elif time["distribution"] == "uniform":
         del time["mean"], time["std"]
+    if not trial.has_denoiser or trial.training.flow_steps == 1:  # so that a control differs by its objective alone
+        del fields["training"]["flow_steps"]
     if all(o.reconstruction_weight == o.perceptual_weight == 0 for o in objectives):
         del latent["decoder_noise"]
     for name, used in (
