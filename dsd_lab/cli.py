@@ -11,6 +11,7 @@ from dsd_lab import __version__
 from dsd_lab.errors import INTERRUPTED, UNEXPECTED, LabError
 
 _SPEC = "experiments/collapse_ablation.yaml"
+SAMPLER_NAMES = ("euler", "heun", "sde", "dopri5")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -81,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--class", dest="label", type=int, default=None, metavar="K", help="class asked for (default: all in turn)"
     )
     sample.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance scale (default: 1, none)")
-    sample.add_argument("--sampler", choices=("euler", "heun"), default="heun", help="solver (default: heun)")
+    sample.add_argument("--sampler", choices=SAMPLER_NAMES, default="heun", help="solver (default: heun)")
     sample.add_argument("--steps", type=_positive, default=25, help="solver steps (default: 25)")
     sample.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     sample.add_argument("--out", metavar="DIR", help="folder for the PNGs (default: HOME/samples/TRIAL)")

@@ -10,13 +10,16 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from sweeping import VARIANTS, command, processes_in, run, start, train_here, wait_until, write_spec
 
-from dsd_lab.cli import build_parser, main
+from dsd_lab.cli import SAMPLER_NAMES, build_parser, main
+from dsd_lab.core.samplers import SAMPLERS
 from dsd_lab.errors import BAD_INPUT, OK
 from dsd_lab.home import STATES, Home
+from dsd_lab.specs.fields import Generation
 from dsd_lab.specs.sweep import load_sweep
 from dsd_lab.verbs.schema import spec_schema
 from dsd_lab.verbs.ui import free_port
@@ -243,6 +246,30 @@ def test_sample_writes_the_asked_number_of_images_of_the_asked_class_and_a_grid(
     )
     assert code == OK and answer
     assert sorted(p.name for p in tmp_path.glob("*.png")) == [*(f"{i:05d}-class4.png" for i in range(3)), "grid.png"]
+
+
+def pictures(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.png")}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_sample_draws_with_every_sampler_and_each_option_changes_the_pictures(trained, tmp_path, sampler):
+    home, ids = trained
+
+    def drawn(name, *more):
+        given = ("sample", ids["dsd"], "--n", 2, "--out", tmp_path / name, "--home", home.root, "--sampler", sampler)
+        assert run(*given, "--steps", 3, *more)[0] == OK
+        return pictures(tmp_path / name)
+
+    plain = drawn("plain")
+    assert set(plain) == {"00000-class0.png", "00001-class1.png", "grid.png"} and plain == drawn("again")
+    assert plain["grid.png"] != drawn("guided", "--guidance", 40)["grid.png"]
+    assert plain["grid.png"] != drawn("reseeded", "--seed", 1)["grid.png"]
+    assert plain["grid.png"] != drawn("labelled", "--class", 7)["grid.png"]
+
+
+def test_the_samplers_of_the_command_line_are_those_that_there_are():
+    assert SAMPLER_NAMES == tuple(SAMPLERS) == get_args(Generation.model_fields["sampler"].annotation)
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,15 @@ def evaluated(trained, **settings):
             "indomain-n23-cfg1.5-euler3-balanced-ema0.95",
         ),
         ({"steps": 2, "weights": "trained", "images": 30}, "indomain-n30-cfg1-heun2-balanced-trained"),
+        (
+            {"steps": 2, "images": 30, "labels": "random", "guidance": 2.0, "guidance_interval": [0.25, 0.75]},
+            "indomain-n30-cfg2in0.25to0.75-heun2-random-ema0.95",
+        ),
+        (
+            {"sampler": "dopri5", "rtol": 1e-2, "atol": 0.02, "images": 10},
+            "indomain-n10-cfg1-dopri5rtol0.01atol0.02-balanced-ema0.95",
+        ),
+        ({"sampler": "sde", "steps": 2}, "indomain-n50-cfg1-sde2-holdout-ema0.95"),
     ],
 )
 def test_names_tell_the_extractor_number_guidance_sampler_mix_and_weights(trained, settings, how):
@@ -221,6 +230,12 @@ def test_no_two_evaluations_share_a_name_for_what_they_measure_differently(train
         {"steps": 2, "weights": "trained"},
         {"steps": 2, "images": 50},
         {"steps": 2, "images": 51},
+        {"steps": 2, "images": 51, "labels": "random"},
+        {"steps": 2, "guidance": 1.25, "guidance_interval": [0.0, 0.5]},
+        {"steps": 2, "guidance": 1.25, "guidance_interval": [0.0, 0.50001]},
+        {"steps": 2, "sampler": "sde"},
+        {"sampler": "dopri5", "rtol": 0.01, "images": 4},
+        {"sampler": "dopri5", "rtol": 0.02, "images": 4},
     ]
     names = [next(name for name in evaluated(trained, **s)[0] if name.startswith("fid/")) for s in settings]
     assert len(set(names)) == len(names)

@@ -8,6 +8,7 @@ training images; the real-against-real floor is the same comparison for held-out
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from dsd_lab.core.samplers import sample_latents
 from dsd_lab.core.trainer import to_bytes
 from dsd_lab.errors import CorruptCheckpoint
 from dsd_lab.evaluation.extractor import load_extractor
+from dsd_lab.evaluation.naming import sampling_name, weights_name
 
 if TYPE_CHECKING:
     from dsd_lab.core.data import DataSet
@@ -56,17 +58,58 @@ def sample_images(
     seed: int,
     device: torch.device,
     batch: int = 256,
+    *,
+    interval: tuple[float, float] | None = None,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    told: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Images [N, C, H, W] uint8 for labels y [N]. Image i depends on (seed, i, label), not on the batch size."""
+    """Images [N, C, H, W] uint8 for labels y [N]. Image i depends on (seed, i, label), not on the batch size.
+
+    `told`, where it is given, is called with the images drawn so far and with N after every batch.
+    """
     numbers = network.tokens * network.latent_channels
     # torch draws the last 16 numbers of a tensor anew where its size is no multiple of 16: rows are padded to one.
     drawn = torch.randn(len(y), -(-numbers // 16) * 16, generator=generator(seed, "samples"))
     noise = drawn[:, :numbers].reshape(len(y), network.tokens, network.latent_channels)
-    parts = []
+    parts: list[Tensor] = []
     for labels, e in zip(y.split(batch), noise.split(batch), strict=True):
-        z = sample_latents(network, e.to(device), labels.to(device), sampler, steps, guidance, trial.objective)
+        z = sample_latents(
+            network,
+            e.to(device),
+            labels.to(device),
+            sampler,
+            steps,
+            guidance,
+            trial.objective,
+            interval=interval,
+            rtol=rtol,
+            atol=atol,
+            seed=seed,
+            first=len(parts) * batch,
+        )
         parts.append(to_bytes(network.decode(z)))
+        if told is not None:
+            told(min(len(parts) * batch, len(y)), len(y))
     return torch.cat(parts)
+
+
+def labels_of(evaluation: Generation, data: DataSet) -> Tensor:
+    """Labels [N] of the images that an evaluation asks for."""
+    if evaluation.images == "holdout":
+        return data.holdout.labels
+    if evaluation.labels == "random":
+        return torch.randint(data.classes, (evaluation.images,), generator=generator(0, "labels"))
+    return torch.arange(evaluation.images) % data.classes
+
+
+def interval_of(evaluation: Generation) -> tuple[float, float] | None:
+    """The times that are guided, where not all are."""
+    return (
+        None
+        if evaluation.guidance_interval is None
+        else (evaluation.guidance_interval[0], evaluation.guidance_interval[1])
+    )
 
 
 def evaluate_generation(
@@ -79,16 +122,25 @@ def evaluate_generation(
     """
     network = load_network(trial, checkpoints, data, device, evaluation.weights)
     extractor = load_extractor(data, cache, device)
-    if evaluation.images == "holdout":
-        y, mix = data.holdout.labels, "holdout"
-    else:
-        y, mix = torch.arange(evaluation.images) % data.classes, "balanced"
-    samples = sample_images(network, trial, y, evaluation.sampler, evaluation.steps, evaluation.guidance, 0, device)
+    y = labels_of(evaluation, data)
+    samples = sample_images(
+        network,
+        trial,
+        y,
+        evaluation.sampler,
+        evaluation.steps,
+        evaluation.guidance,
+        0,
+        device,
+        interval=interval_of(evaluation),
+        rtol=evaluation.rtol,
+        atol=evaluation.atol,
+    )
     features, predicted = extractor.extract(samples, device)
     real, _ = extractor.extract(data.train.pixels, device)
     held, held_predicted = extractor.extract(data.holdout.pixels, device)
-    average = f"ema{_exact(trial.training.weight_ema)}" if evaluation.weights == "ema" else "trained"
-    how = f"indomain-n{len(y)}-cfg{_exact(evaluation.guidance)}-{evaluation.sampler}{evaluation.steps}-{mix}-{average}"
+    average = weights_name(evaluation, trial)
+    how = f"indomain-n{len(y)}-{sampling_name(evaluation)}-{average}"
     metrics = {
         f"fid/{how}": fid(features, real),
         f"kid/{how}": kid(features, real),
@@ -101,11 +153,6 @@ def evaluate_generation(
         f"psnr/n{len(held)}-{average}": psnr(network, data, device),
     }
     return {name: value for name, value in metrics.items() if math.isfinite(value)}, samples[:_SHOWN]
-
-
-def _exact(number: float) -> str:
-    """As short as tells it from every other number: 1, 1.25, 0.999."""
-    return repr(float(number)).removesuffix(".0")
 
 
 def fid(features: Tensor, reference: Tensor) -> float:

@@ -16,6 +16,14 @@ SCHEMA_VERSION = 1
 """Part of every trial's identity; raised when a default or the meaning of a field changes."""
 
 
+def _or_list(schema: dict[str, Any]) -> None:
+    """For editors: the value, or a list of such values, which is expanded before validation."""
+    notes: dict[str, Any] = {k: schema.pop(k) for k in ("default", "description", "title") if k in schema}
+    one = dict(schema)
+    schema.clear()
+    schema |= notes | {"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]}
+
+
 class Section(BaseModel):
     """A part of a spec: strict types, finite numbers, no unknown keys."""
 
@@ -269,21 +277,33 @@ class Trial(Section):
 
 
 class Generation(Section):
-    """An evaluation of generated images with an extractor trained on the data set itself."""
+    """An evaluation of a finished trial: how samples are drawn, and what is measured on them and on held-out images."""
 
-    sampler: Literal["euler", "heun"] = "heun"
-    """Solver of the probability-flow equation."""
+    sampler: Literal["euler", "heun", "sde", "dopri5"] = "heun"
+    """Solver of the probability-flow equation; `sde`: Euler-Maruyama on the SDE of the same marginals; `dopri5`: adaptive."""
     steps: int = Field(25, ge=1, le=10_000)
-    """Solver steps; Heun calls the network twice in each but the last."""
-    guidance: float = Field(1.0, ge=0, le=100)
-    """Classifier-free guidance scale; 1 is no guidance."""
-    weights: Literal["ema", "trained"] = "ema"
-    """Averaged weights, or those of the last step."""
+    """Solver steps; Heun calls the network twice in each but the last. `dopri5` chooses its own."""
+    rtol: float = Field(1e-5, gt=0, le=1)
+    """Relative error of a step of `dopri5` (ours)."""
+    atol: float = Field(1e-5, gt=0, le=1)
+    """Absolute error of a step of `dopri5`, in units of the latents (ours)."""
+    guidance: float = Field(1.0, ge=0, le=100, json_schema_extra=_or_list)
+    """Classifier-free guidance scale; 1 is no guidance. A list makes one evaluation of each."""
+    guidance_interval: list[float] | None = Field(None, min_length=2, max_length=2)
+    """[lo, hi] in t: guidance only where lo <= t <= hi. Default: everywhere."""
+    weights: Literal["ema", "trained"] = Field("ema", json_schema_extra=_or_list)
+    """Averaged weights, or those of the last step. A list makes one evaluation of each."""
     images: int | Literal["holdout"] = "holdout"
-    """`holdout`: as many as there are held-out images, with their labels, so that the real-against-real floor has the same N and class mix. A number: that many, labels balanced over classes."""
+    """`holdout`: as many as there are held-out images, with their labels, so that the real-against-real floor has the same N and class mix. A number: that many, with `labels`."""
+    labels: Literal["balanced", "random"] = "balanced"
+    """Labels of a number of images: every class equally often, or drawn uniformly."""
 
     @model_validator(mode="after")
     def _enough(self) -> Generation:
         if isinstance(self.images, int) and not 2 <= self.images <= 10**6:
             raise ValueError(f"images: {self.images} is not between 2 and 1,000,000")
+        if self.guidance_interval is not None:
+            low, high = self.guidance_interval
+            if not 0 <= low < high <= 1:
+                raise ValueError(f"guidance_interval: {self.guidance_interval} is not [lo, hi] with 0 <= lo < hi <= 1")
         return self

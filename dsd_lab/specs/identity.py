@@ -84,8 +84,18 @@ def trial_id(trial: Trial, seed: int) -> str:
 
 
 def evaluation_id(evaluation: Generation) -> str:
-    """Eight hexadecimal digits that tell this evaluation's settings from others, made as a trial's id is."""
+    """Eight hexadecimal digits that tell this evaluation's settings from others, made as a trial's id is.
+
+    Settings without effect in a combination are left out, as in `canonical_fields`.
+    """
     changed = evaluation.model_dump(exclude_defaults=True)
+    unused: tuple[str, ...] = ("steps",) if evaluation.sampler == "dopri5" else ("rtol", "atol")
+    if evaluation.guidance == 1:
+        unused += ("guidance_interval",)
+    if evaluation.images == "holdout":
+        unused += ("labels",)
+    for name in unused:
+        changed.pop(name, None)
     return _digest({"schema": SCHEMA_VERSION, "generation": changed})[:8]
 
 

@@ -1,0 +1,28 @@
+"""Names of what was measured: they say how, so that two different measurements never share a name or a column."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dsd_lab.specs.fields import Generation, Trial
+
+
+def sampling_name(evaluation: Generation) -> str:
+    """How samples were drawn: `cfg1.5-heun25-holdout`, `cfg2in0.1to0.9-dopri5rtol1e-05atol1e-05-balanced`."""
+    guidance = f"cfg{exact(evaluation.guidance)}"
+    if evaluation.guidance != 1 and evaluation.guidance_interval is not None:
+        guidance += "in{}to{}".format(*map(exact, evaluation.guidance_interval))
+    tolerance = f"rtol{exact(evaluation.rtol)}atol{exact(evaluation.atol)}"
+    solver = evaluation.sampler + (tolerance if evaluation.sampler == "dopri5" else str(evaluation.steps))
+    return f"{guidance}-{solver}-{'holdout' if evaluation.images == 'holdout' else evaluation.labels}"
+
+
+def weights_name(evaluation: Generation, trial: Trial) -> str:
+    """Whose weights: `ema0.99` or `trained`."""
+    return f"ema{exact(trial.training.weight_ema)}" if evaluation.weights == "ema" else "trained"
+
+
+def exact(number: float) -> str:
+    """As short as tells it from every other number: 1, 1.25, 0.999."""
+    return repr(float(number)).removesuffix(".0")
