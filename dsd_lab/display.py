@@ -140,6 +140,12 @@ class SweepProgress:
                 for t, state, s in rows
                 if state == "running"
             )
+            evaluating = ", ".join(
+                f"s{t.seed} {said}"
+                for t, state, _ in rows
+                if state == "done" and (said := self._home.trial(t.id).evaluating())
+            )
+            running = ", ".join(filter(None, (running, evaluating)))
             failed = "; ".join(f"s{t.seed} {s.get('error')}" for t, state, s in rows if state in ("failed", "diverged"))
             table.add_row(name, marks, Text(running or failed, "red" if failed and not running else ""))
         return Group(Text(self._summary(looked)), table)

@@ -145,6 +145,20 @@ class TrialFolder:
             time.sleep(0.01)  # `is_locked` elsewhere may have held it, which takes microseconds
         yield False
 
+    def say_evaluating(self, how_far: str | None) -> None:
+        """Record in words how far the evaluations are; None when they have ended."""
+        if how_far is None:
+            (self.root / "evaluating.json").unlink(missing_ok=True)
+        else:
+            write_json(self.root / "evaluating.json", how_far)
+
+    def evaluating(self) -> str | None:
+        """What a living process last said of its evaluations."""
+        try:
+            return str(json.loads((self.root / "evaluating.json").read_text())) if self.is_locked() else None
+        except (FileNotFoundError, ValueError):
+            return None
+
     def evaluations(self) -> dict[str, dict[str, Any]]:
         """Finished evaluations by id."""
         paths = sorted((self.root / "evaluations").glob("*.json"))

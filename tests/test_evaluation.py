@@ -10,8 +10,10 @@ import torch
 from dsd_lab.core.data import DataSet, Images
 from dsd_lab.core.trainer import Trainer
 from dsd_lab.evaluation import extractor as extractor_module
+from dsd_lab.evaluation.distances import fid, kid, nearest_train
 from dsd_lab.evaluation.extractor import load_extractor
-from dsd_lab.evaluation.generation import evaluate_generation, fid, kid, nearest_train, psnr, sample_images
+from dsd_lab.evaluation.generation import evaluate_generation, sample_images
+from dsd_lab.evaluation.reconstruction import psnr, reconstructions
 from dsd_lab.specs.fields import Generation
 
 CPU = torch.device("cpu")
@@ -102,9 +104,9 @@ class Copy:
 def test_psnr_is_infinite_for_perfect_copies_and_known_for_a_known_error(digits):
     middle = Images(digits.holdout.pixels // 2 + 60, digits.holdout.labels)
     data = DataSet(digits.train, middle, 10, "middle")
-    assert psnr(Copy(0), data, CPU) == math.inf
-    assert psnr(Copy(5), data, CPU) == pytest.approx(20 * math.log10(255 / 5))
-    assert psnr(Copy(-51), data, CPU) == pytest.approx(20 * math.log10(5))
+    assert psnr(reconstructions(Copy(0), data, CPU), middle.pixels) == math.inf
+    assert psnr(reconstructions(Copy(5), data, CPU), middle.pixels) == pytest.approx(20 * math.log10(255 / 5))
+    assert psnr(reconstructions(Copy(-51), data, CPU), middle.pixels) == pytest.approx(20 * math.log10(5))
 
 
 # -- The extractor -------------------------------------------------------------------------------------
@@ -204,8 +206,10 @@ def evaluated(trained, **settings):
 )
 def test_names_tell_the_extractor_number_guidance_sampler_mix_and_weights(trained, settings, how):
     metrics, samples = evaluated(trained, **settings)
-    weights = how.rsplit("-", 1)[-1]
-    assert set(metrics) == {
+    weights, mix, count = how.rsplit("-", 1)[-1], how.rsplit("-", 2)[-2], how.split("-")[1]
+    same = {f"{name}_floor/indomain-{mix}-{count}" for name in ("fid", "kid", "is", "precision", "recall")}
+    same = set() if mix == "holdout" else same
+    assert set(metrics) - {f"fid_flag/rank_deficient/{how}"} == {
         f"fid/{how}",
         f"kid/{how}",
         f"label_accuracy/{how}",
@@ -215,6 +219,12 @@ def test_names_tell_the_extractor_number_guidance_sampler_mix_and_weights(traine
         "label_accuracy_floor/indomain-n50",
         "memorisation/nearest_train_floor/n50",
         f"psnr/n50-{weights}",
+        *(f"{name}/{how}" for name in ("is", "precision", "recall")),
+        *(f"{name}_floor/indomain-n50" for name in ("is", "precision", "recall")),
+        f"rfid/indomain-n50-{weights}",
+        f"ssim/uniform7-n50-{weights}",
+        f"fid_flag/few_images/{how}",
+        *same,
     }
     assert all(math.isfinite(value) for value in metrics.values())
     assert samples.dtype == torch.uint8 and samples.shape[1:] == (1, 8, 8)

@@ -18,6 +18,12 @@ def sampling_name(evaluation: Generation) -> str:
     return f"{guidance}-{solver}-{'holdout' if evaluation.images == 'holdout' else evaluation.labels}"
 
 
+def extractor_name(evaluation: Generation) -> str:
+    """What FID is measured on, and against: `indomain`, `inception`, or `inception-ref1a2b3c4d` with published statistics."""
+    against = f"-ref{(evaluation.reference_sha256 or '')[:8]}" if evaluation.reference is not None else ""
+    return evaluation.extractor + against
+
+
 def weights_name(evaluation: Generation, trial: Trial) -> str:
     """Whose weights: `ema0.99` or `trained`."""
     return f"ema{exact(trial.training.weight_ema)}" if evaluation.weights == "ema" else "trained"

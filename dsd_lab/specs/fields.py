@@ -276,6 +276,26 @@ class Trial(Section):
         return self
 
 
+Metric = Literal[
+    "fid",
+    "kid",
+    "is",
+    "precision",
+    "recall",
+    "label_accuracy",
+    "nearest_train",
+    "rfid",
+    "psnr",
+    "ssim",
+    "knn",
+    "linear",
+]
+OF_IMAGES: tuple[Metric, ...] = ("fid", "kid", "is", "precision", "recall", "label_accuracy", "nearest_train")
+"""Metrics of generated images."""
+OF_ENCODER: tuple[Metric, ...] = ("rfid", "psnr", "ssim", "knn", "linear")
+"""Metrics of held-out images' reconstructions and latents."""
+
+
 class Generation(Section):
     """An evaluation of a finished trial: how samples are drawn, and what is measured on them and on held-out images."""
 
@@ -298,6 +318,24 @@ class Generation(Section):
     labels: Literal["balanced", "random"] = "balanced"
     """Labels of a number of images: every class equally often, or drawn uniformly."""
 
+    extractor: Literal["indomain", "inception"] = "indomain"
+    """Features that samples are compared on: a classifier trained on the data set itself, or Inception-v3, whose weights `dsd-lab fetch-weights` provides. Never one column."""
+    inception_weights: str | None = None
+    """File of Inception's weights, relative to the spec's file; its SHA-256 is checked. Default: the one in the home folder. Not part of an evaluation's identity."""
+    reference: str | None = None
+    """Statistics that FID is measured against instead of the training images: an .npz with `mu` and `sigma`, as ADM and pytorch-fid write it, relative to the spec's file. Its hash is part of the identity, its path is not."""
+    reference_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 of that file; checked where it is given, filled in where it is not."""
+    metrics: list[Metric] | None = Field(None, min_length=1)
+    """What is measured. Default: everything but `knn` and `linear`, which encode and fit the training images."""
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The metrics, in a fixed order."""
+        left_out = {"knn", "linear", *(() if self.extractor == "indomain" else ("label_accuracy",))}
+        chosen = set(self.metrics) if self.metrics is not None else {*OF_IMAGES, *OF_ENCODER} - left_out
+        return tuple(m for m in (*OF_IMAGES, *OF_ENCODER) if m in chosen)
+
     @model_validator(mode="after")
     def _enough(self) -> Generation:
         if isinstance(self.images, int) and not 2 <= self.images <= 10**6:
@@ -306,4 +344,14 @@ class Generation(Section):
             low, high = self.guidance_interval
             if not 0 <= low < high <= 1:
                 raise ValueError(f"guidance_interval: {self.guidance_interval} is not [lo, hi] with 0 <= lo < hi <= 1")
+        if self.extractor != "indomain" and "label_accuracy" in (self.metrics or ()):
+            raise ValueError(
+                "metrics: label_accuracy needs `extractor: indomain`; Inception does not know these classes"
+            )
+        if self.extractor != "inception" and self.inception_weights is not None:
+            raise ValueError("inception_weights: belongs to `extractor: inception`")
+        if self.reference is None and self.reference_sha256 is not None:
+            raise ValueError("reference_sha256: belongs to a `reference`")
+        if self.reference is not None and "fid" not in self.measured:
+            raise ValueError("reference: only `fid` is measured against statistics, and `metrics` leaves it out")
         return self

@@ -94,8 +94,12 @@ def evaluation_id(evaluation: Generation) -> str:
         unused += ("guidance_interval",)
     if evaluation.images == "holdout":
         unused += ("labels",)
-    for name in unused:
+    for name in (*unused, "inception_weights", "reference"):
         changed.pop(name, None)
+    if evaluation.metrics is not None:
+        changed["metrics"] = evaluation.measured
+    if evaluation.reference is not None:
+        changed["reference_sha256"] = evaluation.reference_sha256  # None: not there, and nothing is measured
     return _digest({"schema": SCHEMA_VERSION, "generation": changed})[:8]
 
 

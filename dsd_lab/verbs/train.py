@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from dsd_lab.errors import OK, TRIALS_FAILED, BadInput
+from dsd_lab.evaluation.reference import check_files
 from dsd_lab.specs.complaints import did_you_mean
 from dsd_lab.verbs.common import home_of, manifest_of, missing_data, plan_of, print_json
 
@@ -27,6 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     trial = chosen[0]
     for missing in missing_data(plan):
         raise BadInput(f"{plan.path}: data.path: no such folder {missing}")
+    check_files(plan.spec.evaluate, home)
     home.prepare()
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
