@@ -36,7 +36,7 @@ def of_images(e: Generation, bench: Bench, samples: Tensor, y: Tensor) -> dict[s
         found |= {f"fid_flag/{why}/{how}": value for why, value in flags(mine, len(y), reference, distance).items()}
         real = len(bench.data.holdout) + len(bench.data.train)
         if len(y) > real:
-            found[f"fid_flag/no_floor/{how}"] = float(real)
+            found[f"fid_flag/few_real/{how}"] = float(real)
     more = _on_features(e, features, scores, bench.real(e))
     if "label_accuracy" in e.measured:
         more["label_accuracy"] = float((scores.argmax(1) == y).double().mean())
