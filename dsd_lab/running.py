@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,7 +53,13 @@ class DataShelf:
         return self.sets[key]
 
 
-def run_trial(home: Home, trial: PlannedTrial, evaluations: list[Generation], shelf: DataShelf) -> Generator[Progress]:
+def run_trial(
+    home: Home,
+    trial: PlannedTrial,
+    evaluations: list[Generation],
+    shelf: DataShelf,
+    told: Callable[[int, int], None] | None = None,
+) -> Generator[Progress]:
     """Bring a trial to its end, resuming it where it stopped, then do the evaluations that are missing.
 
     A failure of the trial is recorded as its status and yielded as `failed`; it is not raised. Closing
@@ -64,6 +70,7 @@ def run_trial(home: Home, trial: PlannedTrial, evaluations: list[Generation], sh
         trial: what is run.
         evaluations: done on the final weights; none are done on a diverged trial.
         shelf: data sets already in memory.
+        told: called while an evaluation draws, with the images drawn so far and the number asked for.
     """
     folder, steps = home.trial(trial.id), trial.fields.training.steps
     with folder.lock() as held:
@@ -74,7 +81,7 @@ def run_trial(home: Home, trial: PlannedTrial, evaluations: list[Generation], sh
             if folder.state() not in ENDED:
                 yield from _train(folder, trial, shelf)
             if folder.state() == "done":
-                yield from _evaluate(home, folder, trial, evaluations, shelf)
+                yield from _evaluate(home, folder, trial, evaluations, shelf, told)
             yield Progress(folder.state(), int(folder.status()["step"]), steps)
         except GeneratorExit:
             if folder.state() not in ENDED:
@@ -158,7 +165,12 @@ def _describe(folder: TrialFolder, trial: PlannedTrial, data: DataSet, device: t
 
 
 def _evaluate(
-    home: Home, folder: TrialFolder, trial: PlannedTrial, evaluations: list[Generation], shelf: DataShelf
+    home: Home,
+    folder: TrialFolder,
+    trial: PlannedTrial,
+    evaluations: list[Generation],
+    shelf: DataShelf,
+    told: Callable[[int, int], None] | None,
 ) -> Generator[Progress]:
     done = folder.evaluations()
     wanted = {evaluation_id(e): e for e in evaluations if evaluation_id(e) not in done and applies(e, trial.fields)}
@@ -167,7 +179,7 @@ def _evaluate(
     check_files(list(wanted.values()), home)
     torch.set_num_threads(trial.fields.resources.threads)
     data, device = shelf.get(trial), pick_device(trial.fields.resources.gpus)
-    said = _Said(folder, len(wanted))
+    said = _Said(folder, len(wanted), told)
     bench = Bench(trial.fields, folder.checkpoints, data, device, home, said)
     try:
         # Evaluations of the same samples follow each other: the bench keeps the last ones.
@@ -189,10 +201,13 @@ def _evaluate(
 class _Said:
     """Tells the trial's folder how far its evaluations are, at most once a second."""
 
-    def __init__(self, folder: TrialFolder, of: int) -> None:
-        self._folder, self._of, self._done, self._written = folder, of, 0, 0.0
+    def __init__(self, folder: TrialFolder, of: int, told: Callable[[int, int], None] | None) -> None:
+        self._folder, self._of, self._told = folder, of, told
+        self._done, self._written = 0, 0.0
 
     def __call__(self, drawn: int, asked: int) -> None:
+        if self._told is not None:
+            self._told(drawn, asked)
         if time.monotonic() - self._written >= _STATUS_EVERY:
             self._written = time.monotonic()
             self._folder.say_evaluating(f"evaluation {self._done + 1}/{self._of}, {drawn:,}/{asked:,} images")

@@ -7,13 +7,12 @@ import argparse
 import json
 import socket
 import subprocess
-import sys
 import urllib.request
 from pathlib import Path
 from typing import get_args
 
 import pytest
-from sweeping import VARIANTS, command, processes_in, run, start, train_here, wait_until, write_spec
+from sweeping import VARIANTS, command, imported, processes_in, run, start, train_here, wait_until, write_spec
 
 from dsd_lab.cli import SAMPLER_NAMES, build_parser, main
 from dsd_lab.core.samplers import SAMPLERS
@@ -43,6 +42,24 @@ SURFACE = {
     "train": SPEC_OPTIONS | {"--variant", "--seed", "--no-tracking", "--tracking-uri", "--json"},
     "report": {"SPEC|SWEEP", "--profile", "--out", "--tracking-uri", "--json"},
     "sample": {"trial", "--n", "--class", "--guidance", "--sampler", "--steps", "--seed", "--out", "--json"},
+    "evaluate": {
+        "TRIAL",
+        "--spec",
+        "--profile",
+        "--guidance",
+        "--sampler",
+        "--steps",
+        "--images",
+        "--labels",
+        "--weights",
+        "--extractor",
+        "--reference",
+        "--metrics",
+        "--no-tracking",
+        "--tracking-uri",
+        "--json",
+    },
+    "fetch-weights": {"NAME", "--json"},
     "status": {"--json"},
     "logs": {"trial", "--lines", "--json"},
     "doctor": {"--dry-run", "--tracking-uri", "--json"},
@@ -65,23 +82,6 @@ def verbs() -> dict[str, argparse.ArgumentParser]:
 
 def options(parser: argparse.ArgumentParser) -> set[str]:
     return {name for a in parser._actions for name in (a.option_strings or [a.metavar or a.dest])} - {"-h"}
-
-
-def imported(*arguments: str, blocked: tuple[str, ...] = ()) -> tuple[set[str], int, str, str]:
-    """Top-level modules that a verb has imported in a fresh process, its exit code and what it printed."""
-    program = (
-        "import sys\n"
-        f"for name in {blocked!r}: sys.modules[name] = None\n"
-        "from dsd_lab.cli import main\n"
-        "try: code = main(sys.argv[1:])\n"
-        "except SystemExit as end: code = end.code\n"
-        "loaded = sorted({m.partition('.')[0] for m, x in sys.modules.items() if x is not None})\n"
-        "print('\\n#' + ' '.join(loaded))\n"
-        "sys.exit(code)"
-    )
-    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=200)
-    printed, _, modules = done.stdout.rpartition("\n#")
-    return set(modules.split()), done.returncode, printed, done.stderr
 
 
 # -- The surface -------------------------------------------------------------------------------------
