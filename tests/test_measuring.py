@@ -256,6 +256,8 @@ def test_every_fid_has_a_floor_at_its_number(bench, images, where):
     found = evaluated(bench, images=images, metrics=["fid", "kid"])
     floors = {name for name in found if "_floor/" in name}
     assert floors == {f"{m}_floor/indomain-{at}" for m in ("fid", "kid") for at in ("n80", where)}
+    filled = {n: v for n, v in found.items() if n.startswith("fid_flag/floor_with_train/")}
+    assert list(filled.values()) == ([20.0] if "withtrain" in where else [])
 
 
 def test_more_samples_than_there_are_real_images_are_flagged_as_without_a_floor(bench):

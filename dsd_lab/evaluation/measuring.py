@@ -34,9 +34,11 @@ def of_images(e: Generation, bench: Bench, samples: Tensor, y: Tensor) -> dict[s
         how, mine, reference = f"{extractor_name(e)}-{rest}", statistics(features), bench.reference(e)
         found[f"fid/{how}"] = distance = frechet(mine, reference)
         found |= {f"fid_flag/{why}/{how}": value for why, value in flags(mine, len(y), reference, distance).items()}
-        real = len(bench.data.holdout) + len(bench.data.train)
+        held, real = len(bench.data.holdout), len(bench.data.holdout) + len(bench.data.train)
         if len(y) > real:
             found[f"fid_flag/few_real/{how}"] = float(real)
+        elif len(y) > held:
+            found[f"fid_flag/floor_with_train/{how}"] = float(len(y) - held)
     more = _on_features(e, features, scores, bench.real(e))
     if "label_accuracy" in e.measured:
         more["label_accuracy"] = float((scores.argmax(1) == y).double().mean())
