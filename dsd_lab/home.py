@@ -2,7 +2,7 @@
 
     home/trials/<id>/     trial.json  status.json  spool.jsonl  checkpoints/  images/  evaluations/
     home/sweeps/<key>/    manifest.json
-    home/reports/<key>/   home/cache/   home/mlflow.db   home/ray/
+    home/reports/<key>/   home/cache/   home/weights/   home/mlflow.db   home/ray/
 
 A trial's state is what its files say now: a status of `running` whose lock nobody holds is
 `interrupted`, and a finished trial whose training code has changed since is `stale`.

@@ -71,13 +71,15 @@ def evaluated(bench, shared=None, **settings):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, digits):
     """Two folders of PNGs of real images, and the same images."""
-    root, made = tmp_path_factory.mktemp("folders"), []
-    for name, pixels in (("one", digits.train.pixels[:130]), ("other", digits.holdout.pixels[:110])):
-        (root / name).mkdir()
-        for i, image in enumerate(pixels):
-            Image.fromarray(image[0].numpy()).save(root / name / f"{i:05d}.png")
-        made.append((root / name, pixels))
-    return made
+    root = tmp_path_factory.mktemp("folders")
+    return [pngs(root / "one", digits.train.pixels[:130]), pngs(root / "other", digits.holdout.pixels[:110])]
+
+
+def pngs(root, pixels):
+    root.mkdir()
+    for i, image in enumerate(pixels):
+        Image.fromarray(image[0].numpy()).save(root / f"{i:05d}.png")
+    return root, pixels
 
 
 def theirs(folders, extractor, path, subset):
@@ -132,12 +134,9 @@ def pinned(random_inception, monkeypatch):
 
 
 @pytest.mark.slow
-def test_figures_of_two_folders_are_torch_fidelitys_own_with_inception(folders, pinned):
-    few = []
-    for folder, pixels in folders:
-        for path in sorted(folder.glob("*.png"))[24:]:
-            path.unlink()
-        few.append((folder, pixels[:24]))
+@pytest.mark.timeout(900)  # eigenvalues of products of 2048 x 2048
+def test_figures_of_two_folders_are_torch_fidelitys_own_with_inception(digits, tmp_path, pinned):
+    few = [pngs(tmp_path / n, p.pixels[:24]) for n, p in (("one", digits.train), ("other", digits.holdout))]
     found = theirs(few, "inception-v3-compat", str(pinned), 24)
     mine = ours(few, inception(pinned))
     scale = max(1.0, abs(found["frechet_inception_distance"]))  # random weights give features of any size
@@ -364,6 +363,7 @@ def test_the_pinned_hash_is_the_one_that_torch_fidelitys_own_file_name_carries()
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_inception_figures_have_names_of_their_own_and_share_the_samples(bench, pinned):
     given = {"extractor": "inception", "inception_weights": str(pinned)}
     given["metrics"] = ["fid", "kid", "is", "precision", "recall"]
