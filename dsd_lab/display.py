@@ -85,7 +85,8 @@ class SweepProgress:
                     self._console.print(f"{trial.name}: {state} after {took}{note}", markup=False, highlight=False)
             if not last and time.monotonic() - told > _PLAIN_EVERY:
                 told = time.monotonic()
-                self._console.print(self._summary(looked), markup=False, highlight=False)
+                said = [f"{t.name} {how_far}" for t, _, _ in looked if (how_far := self._home.trial(t.id).evaluating())]
+                self._console.print("; ".join([self._summary(looked), *said]), markup=False, highlight=False)
             if last:
                 return
 
