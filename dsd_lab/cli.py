@@ -11,6 +11,7 @@ from dsd_lab import __version__
 from dsd_lab.errors import INTERRUPTED, UNEXPECTED, LabError
 
 _SPEC = "experiments/collapse_ablation.yaml"
+SAMPLER_NAMES = ("euler", "heun", "sde", "dopri5")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -81,11 +82,47 @@ def build_parser() -> argparse.ArgumentParser:
         "--class", dest="label", type=int, default=None, metavar="K", help="class asked for (default: all in turn)"
     )
     sample.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance scale (default: 1, none)")
-    sample.add_argument("--sampler", choices=("euler", "heun"), default="heun", help="solver (default: heun)")
+    sample.add_argument("--sampler", choices=SAMPLER_NAMES, default="heun", help="solver (default: heun)")
     sample.add_argument("--steps", type=_positive, default=25, help="solver steps (default: 25)")
     sample.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     sample.add_argument("--out", metavar="DIR", help="folder for the PNGs (default: HOME/samples/TRIAL)")
     _json(sample)
+
+    evaluate = _verb(
+        verbs,
+        "evaluate",
+        "measure finished trials again with other settings; trains nothing",
+        "dsd-lab evaluate 3ddf1775b702 --guidance 1 --guidance 2 --sampler dopri5 --images 1000",
+    )
+    evaluate.add_argument("trials", nargs="+", metavar="TRIAL", help="trial id (the first characters do)")
+    evaluate.add_argument("--spec", metavar="SPEC", help="make all entries of this spec's `evaluate` instead of:")
+    evaluate.add_argument("--profile", help="profile of that spec")
+    evaluate.add_argument("--guidance", type=float, action="append", help="guidance scale; repeatable (default: 1)")
+    evaluate.add_argument("--sampler", choices=SAMPLER_NAMES, help="solver (default: heun)")
+    evaluate.add_argument("--steps", type=_positive, help="solver steps (default: 25)")
+    evaluate.add_argument("--images", type=_count, metavar="N", help="images, or holdout (default: holdout)")
+    evaluate.add_argument("--labels", choices=("balanced", "random"), help="of N images (default: balanced)")
+    evaluate.add_argument("--weights", action="append", help="ema or trained; repeatable (default: ema)")
+    evaluate.add_argument("--extractor", choices=("indomain", "inception"), help="features (default: indomain)")
+    evaluate.add_argument("--reference", metavar="NPZ", help="published statistics (mu, sigma) for FID")
+    evaluate.add_argument(
+        "--metrics",
+        type=lambda text: text.split(","),
+        metavar="NAME,...",
+        help="such as fid,kid,knn (default: a spec's)",
+    )
+    evaluate.add_argument("--no-tracking", action="store_true", help="do not store in MLflow now")
+    _tracking(evaluate)
+    _json(evaluate)
+
+    weights = _verb(
+        verbs,
+        "fetch-weights",
+        "download pinned weights into the home folder; no other verb downloads",
+        "dsd-lab fetch-weights inception",
+    )
+    weights.add_argument("names", nargs="*", metavar="NAME", help="inception (default: all)")
+    _json(weights)
 
     status = _verb(verbs, "status", "show every sweep in the home folder", "dsd-lab status")
     _json(status)
@@ -169,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: trials set their own threads
     try:
-        return int(importlib.import_module(f"dsd_lab.verbs.{arguments.verb}").run(arguments))
+        return int(importlib.import_module(f"dsd_lab.verbs.{arguments.verb.replace('-', '_')}").run(arguments))
     except LabError as error:
         print(f"dsd-lab: {error}", file=sys.stderr)
         return error.exit_code
@@ -227,6 +264,10 @@ def _yes(verb: argparse.ArgumentParser) -> None:
 
 def _json(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--json", action="store_true", help="answer in JSON")
+
+
+def _count(text: str) -> int | str:
+    return text if text == "holdout" else _positive(text)
 
 
 def _positive(text: str) -> int:

@@ -85,7 +85,8 @@ class SweepProgress:
                     self._console.print(f"{trial.name}: {state} after {took}{note}", markup=False, highlight=False)
             if not last and time.monotonic() - told > _PLAIN_EVERY:
                 told = time.monotonic()
-                self._console.print(self._summary(looked), markup=False, highlight=False)
+                said = [f"{t.name} {how_far}" for t, _, _ in looked if (how_far := self._home.trial(t.id).evaluating())]
+                self._console.print("; ".join([self._summary(looked), *said]), markup=False, highlight=False)
             if last:
                 return
 
@@ -140,6 +141,12 @@ class SweepProgress:
                 for t, state, s in rows
                 if state == "running"
             )
+            evaluating = ", ".join(
+                f"s{t.seed} {said}"
+                for t, state, _ in rows
+                if state == "done" and (said := self._home.trial(t.id).evaluating())
+            )
+            running = ", ".join(filter(None, (running, evaluating)))
             failed = "; ".join(f"s{t.seed} {s.get('error')}" for t, state, s in rows if state in ("failed", "diverged"))
             table.add_row(name, marks, Text(running or failed, "red" if failed and not running else ""))
         return Group(Text(self._summary(looked)), table)

@@ -2,7 +2,7 @@
 
     home/trials/<id>/     trial.json  status.json  spool.jsonl  checkpoints/  images/  evaluations/
     home/sweeps/<key>/    manifest.json
-    home/reports/<key>/   home/cache/   home/mlflow.db   home/ray/
+    home/reports/<key>/   home/cache/   home/weights/   home/mlflow.db   home/ray/
 
 A trial's state is what its files say now: a status of `running` whose lock nobody holds is
 `interrupted`, and a finished trial whose training code has changed since is `stale`.
@@ -144,6 +144,20 @@ class TrialFolder:
                     return
             time.sleep(0.01)  # `is_locked` elsewhere may have held it, which takes microseconds
         yield False
+
+    def say_evaluating(self, how_far: str | None) -> None:
+        """Record in words how far the evaluations are; None when they have ended."""
+        if how_far is None:
+            (self.root / "evaluating.json").unlink(missing_ok=True)
+        else:
+            write_json(self.root / "evaluating.json", how_far)
+
+    def evaluating(self) -> str | None:
+        """What a living process last said of its evaluations."""
+        try:
+            return str(json.loads((self.root / "evaluating.json").read_text())) if self.is_locked() else None
+        except (FileNotFoundError, ValueError):
+            return None
 
     def evaluations(self) -> dict[str, dict[str, Any]]:
         """Finished evaluations by id."""

@@ -170,13 +170,16 @@ def _shapes(home: Home, code: str) -> Iterator[Freeable]:
 
 def _extractors(home: Home, named: set[str]) -> Iterator[Freeable]:
     files = sorted((home.cache / "extractors").glob("*.safetensors"))
-    if not files:
+    kept = sorted((home.cache / "statistics").glob("*.safetensors"))
+    if not files and not kept:
         return
     from dsd_lab.evaluation.extractor import extractor_path  # imports torch: only where there is one
 
     described = [d for d in (home.trial(i).description() for i in named) if d is not None]
-    needed = {extractor_path(home.cache, d["data"]["fingerprint"]) for d in described}
-    for path in files:
+    prints = {d["data"]["fingerprint"] for d in described}
+    needed = {extractor_path(home.cache, fingerprint) for fingerprint in prints}
+    needed |= {path for path in kept if any(path.name.startswith(f"{p[:16]}-") for p in prints)}
+    for path in (*files, *kept):
         lock = path.with_suffix(".lock")
         if path not in needed and not is_held(lock):
             why = "features of data that no recorded trial has, or made by other code"

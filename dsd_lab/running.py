@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,11 +15,14 @@ from dsd_lab.core.data import DataSet, load_data
 from dsd_lab.core.events import Diverged, Finished, Logged
 from dsd_lab.core.trainer import Trainer, pick_device
 from dsd_lab.errors import LabError
-from dsd_lab.evaluation.generation import evaluate_generation
+from dsd_lab.evaluation.generation import Bench, evaluate_generation
+from dsd_lab.evaluation.naming import sampling_name
+from dsd_lab.evaluation.reference import check_files
 from dsd_lab.facts import remember_facts
 from dsd_lab.files import write_json
 from dsd_lab.home import ENDED, Home, TrialFolder
 from dsd_lab.provenance import provenance, training_code
+from dsd_lab.specs.evaluations import applies
 from dsd_lab.specs.fields import Generation
 from dsd_lab.specs.identity import canonical_fields, data_name, evaluation_id
 from dsd_lab.specs.sweep import PlannedTrial
@@ -52,7 +55,13 @@ class DataShelf:
         return self.sets[key]
 
 
-def run_trial(home: Home, trial: PlannedTrial, evaluations: list[Generation], shelf: DataShelf) -> Generator[Progress]:
+def run_trial(
+    home: Home,
+    trial: PlannedTrial,
+    evaluations: list[Generation],
+    shelf: DataShelf,
+    told: Callable[[int, int], None] | None = None,
+) -> Generator[Progress]:
     """Bring a trial to its end, resuming it where it stopped, then do the evaluations that are missing.
 
     A failure of the trial is recorded as its status and yielded as `failed`; it is not raised. Closing
@@ -63,6 +72,7 @@ def run_trial(home: Home, trial: PlannedTrial, evaluations: list[Generation], sh
         trial: what is run.
         evaluations: done on the final weights; none are done on a diverged trial.
         shelf: data sets already in memory.
+        told: called while an evaluation draws, with the images drawn so far and the number asked for.
     """
     folder, steps = home.trial(trial.id), trial.fields.training.steps
     with folder.lock() as held:
@@ -73,7 +83,7 @@ def run_trial(home: Home, trial: PlannedTrial, evaluations: list[Generation], sh
             if folder.state() not in ENDED:
                 yield from _train(home, folder, trial, shelf)
             if folder.state() == "done":
-                yield from _evaluate(home, folder, trial, evaluations, shelf)
+                yield from _evaluate(home, folder, trial, evaluations, shelf, told)
             yield Progress(folder.state(), int(folder.status()["step"]), steps)
         except GeneratorExit:
             if folder.state() not in ENDED:
@@ -151,24 +161,55 @@ def _describe(folder: TrialFolder, trial: PlannedTrial, data: DataSet, device: t
 
 
 def _evaluate(
-    home: Home, folder: TrialFolder, trial: PlannedTrial, evaluations: list[Generation], shelf: DataShelf
+    home: Home,
+    folder: TrialFolder,
+    trial: PlannedTrial,
+    evaluations: list[Generation],
+    shelf: DataShelf,
+    told: Callable[[int, int], None] | None,
 ) -> Generator[Progress]:
     done = folder.evaluations()
-    missing = {evaluation_id(e): e for e in evaluations if evaluation_id(e) not in done}
-    for key, evaluation in missing.items():
-        if not trial.fields.has_denoiser:
-            continue  # a control has no denoiser to sample from
-        started = time.perf_counter()
-        torch.set_num_threads(trial.fields.resources.threads)
-        device = pick_device(trial.fields.resources.gpus)
-        metrics, samples = evaluate_generation(
-            evaluation, trial.fields, folder.checkpoints, shelf.get(trial, home), device, home.cache
-        )
-        (folder.root / "evaluations").mkdir(exist_ok=True)
-        content = {"settings": evaluation.model_dump(), "metrics": metrics, "seconds": time.perf_counter() - started}
-        _save_picture(folder.images / f"evaluation-{key}.png", samples)
-        write_json(folder.root / "evaluations" / f"{key}.json", content)
-        yield Progress("done", trial.fields.training.steps, trial.fields.training.steps)
+    wanted = {evaluation_id(e): e for e in evaluations if evaluation_id(e) not in done and applies(e, trial.fields)}
+    if not wanted:
+        return
+    check_files(list(wanted.values()), home)
+    torch.set_num_threads(trial.fields.resources.threads)
+    data, device = shelf.get(trial, home), pick_device(trial.fields.resources.gpus)
+    said = _Said(folder, len(wanted), told)
+    bench = Bench(trial.fields, folder.checkpoints, data, device, home, said)
+    try:
+        # Evaluations of the same samples follow each other: the bench keeps the last ones.
+        for key, e in sorted(
+            wanted.items(), key=lambda item: (item[1].weights, str(item[1].images), sampling_name(item[1]))
+        ):
+            started = time.perf_counter()
+            metrics, samples = evaluate_generation(e, trial.fields, folder.checkpoints, data, device, home.cache, bench)
+            (folder.root / "evaluations").mkdir(exist_ok=True)
+            content = {"settings": e.model_dump(), "metrics": metrics, "seconds": time.perf_counter() - started}
+            _save_picture(folder.images / f"evaluation-{key}.png", samples)
+            write_json(folder.root / "evaluations" / f"{key}.json", content)
+            said.one_more()
+            yield Progress("done", trial.fields.training.steps, trial.fields.training.steps)
+    finally:
+        folder.say_evaluating(None)
+
+
+class _Said:
+    """Tells the trial's folder how far its evaluations are, at most once a second."""
+
+    def __init__(self, folder: TrialFolder, of: int, told: Callable[[int, int], None] | None) -> None:
+        self._folder, self._of, self._told = folder, of, told
+        self._done, self._written = 0, 0.0
+
+    def __call__(self, drawn: int, asked: int) -> None:
+        if self._told is not None:
+            self._told(drawn, asked)
+        if time.monotonic() - self._written >= _STATUS_EVERY:
+            self._written = time.monotonic()
+            self._folder.say_evaluating(f"evaluation {self._done + 1}/{self._of}, {drawn:,}/{asked:,} images")
+
+    def one_more(self) -> None:
+        self._done += 1
 
 
 def _save_picture(path: Path, samples: torch.Tensor) -> None:

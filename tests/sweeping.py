@@ -83,6 +83,23 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "dsd_lab", *map(str, arguments)]
 
 
+def imported(*arguments: str, blocked: tuple[str, ...] = ()) -> tuple[set[str], int, str, str]:
+    """Top-level modules that a verb has imported in a fresh process, its exit code and what it printed."""
+    program = (
+        "import sys\n"
+        f"for name in {blocked!r}: sys.modules[name] = None\n"
+        "from dsd_lab.cli import main\n"
+        "try: code = main(sys.argv[1:])\n"
+        "except SystemExit as end: code = end.code\n"
+        "loaded = sorted({m.partition('.')[0] for m, x in sys.modules.items() if x is not None})\n"
+        "print('\\n#' + ' '.join(loaded))\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=200)
+    printed, _, modules = done.stdout.rpartition("\n#")
+    return set(modules.split()), done.returncode, printed, done.stderr
+
+
 def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     """A verb in another process, in a session of its own as a terminal's foreground job is."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}

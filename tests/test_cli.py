@@ -7,16 +7,18 @@ import argparse
 import json
 import socket
 import subprocess
-import sys
 import urllib.request
 from pathlib import Path
+from typing import get_args
 
 import pytest
-from sweeping import VARIANTS, command, processes_in, run, start, train_here, wait_until, write_spec
+from sweeping import VARIANTS, command, imported, processes_in, run, start, train_here, wait_until, write_spec
 
-from dsd_lab.cli import build_parser, main
+from dsd_lab.cli import SAMPLER_NAMES, build_parser, main
+from dsd_lab.core.samplers import SAMPLERS
 from dsd_lab.errors import BAD_INPUT, OK
 from dsd_lab.home import STATES, Home
+from dsd_lab.specs.fields import Generation
 from dsd_lab.specs.sweep import load_sweep
 from dsd_lab.verbs.schema import spec_schema
 from dsd_lab.verbs.ui import free_port
@@ -40,6 +42,24 @@ SURFACE = {
     "train": SPEC_OPTIONS | {"--variant", "--seed", "--no-tracking", "--tracking-uri", "--json"},
     "report": {"SPEC|SWEEP", "--profile", "--out", "--tracking-uri", "--json"},
     "sample": {"trial", "--n", "--class", "--guidance", "--sampler", "--steps", "--seed", "--out", "--json"},
+    "evaluate": {
+        "TRIAL",
+        "--spec",
+        "--profile",
+        "--guidance",
+        "--sampler",
+        "--steps",
+        "--images",
+        "--labels",
+        "--weights",
+        "--extractor",
+        "--reference",
+        "--metrics",
+        "--no-tracking",
+        "--tracking-uri",
+        "--json",
+    },
+    "fetch-weights": {"NAME", "--json"},
     "status": {"--json"},
     "logs": {"trial", "--lines", "--json"},
     "doctor": {"--dry-run", "--tracking-uri", "--json"},
@@ -62,23 +82,6 @@ def verbs() -> dict[str, argparse.ArgumentParser]:
 
 def options(parser: argparse.ArgumentParser) -> set[str]:
     return {name for a in parser._actions for name in (a.option_strings or [a.metavar or a.dest])} - {"-h"}
-
-
-def imported(*arguments: str, blocked: tuple[str, ...] = ()) -> tuple[set[str], int, str, str]:
-    """Top-level modules that a verb has imported in a fresh process, its exit code and what it printed."""
-    program = (
-        "import sys\n"
-        f"for name in {blocked!r}: sys.modules[name] = None\n"
-        "from dsd_lab.cli import main\n"
-        "try: code = main(sys.argv[1:])\n"
-        "except SystemExit as end: code = end.code\n"
-        "loaded = sorted({m.partition('.')[0] for m, x in sys.modules.items() if x is not None})\n"
-        "print('\\n#' + ' '.join(loaded))\n"
-        "sys.exit(code)"
-    )
-    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=200)
-    printed, _, modules = done.stdout.rpartition("\n#")
-    return set(modules.split()), done.returncode, printed, done.stderr
 
 
 # -- The surface -------------------------------------------------------------------------------------
@@ -243,6 +246,30 @@ def test_sample_writes_the_asked_number_of_images_of_the_asked_class_and_a_grid(
     )
     assert code == OK and answer
     assert sorted(p.name for p in tmp_path.glob("*.png")) == [*(f"{i:05d}-class4.png" for i in range(3)), "grid.png"]
+
+
+def pictures(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.png")}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_sample_draws_with_every_sampler_and_each_option_changes_the_pictures(trained, tmp_path, sampler):
+    home, ids = trained
+
+    def drawn(name, *more):
+        given = ("sample", ids["dsd"], "--n", 2, "--out", tmp_path / name, "--home", home.root, "--sampler", sampler)
+        assert run(*given, "--steps", 3, *more)[0] == OK
+        return pictures(tmp_path / name)
+
+    plain = drawn("plain")
+    assert set(plain) == {"00000-class0.png", "00001-class1.png", "grid.png"} and plain == drawn("again")
+    assert plain["grid.png"] != drawn("guided", "--guidance", 40)["grid.png"]
+    assert plain["grid.png"] != drawn("reseeded", "--seed", 1)["grid.png"]
+    assert plain["grid.png"] != drawn("labelled", "--class", 7)["grid.png"]
+
+
+def test_the_samplers_of_the_command_line_are_those_that_there_are():
+    assert SAMPLER_NAMES == tuple(SAMPLERS) == get_args(Generation.model_fields["sampler"].annotation)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ import torch
 from dsd_lab.core.data import DataSet, Images
 from dsd_lab.core.trainer import Trainer
 from dsd_lab.evaluation import extractor as extractor_module
+from dsd_lab.evaluation.distances import fid, kid, nearest_train
 from dsd_lab.evaluation.extractor import load_extractor
-from dsd_lab.evaluation.generation import evaluate_generation, fid, kid, nearest_train, psnr, sample_images
+from dsd_lab.evaluation.generation import evaluate_generation, sample_images
+from dsd_lab.evaluation.reconstruction import psnr, reconstructions
 from dsd_lab.specs.fields import Generation
 
 CPU = torch.device("cpu")
@@ -102,9 +104,9 @@ class Copy:
 def test_psnr_is_infinite_for_perfect_copies_and_known_for_a_known_error(digits):
     middle = Images(digits.holdout.pixels // 2 + 60, digits.holdout.labels)
     data = DataSet(digits.train, middle, 10, "middle")
-    assert psnr(Copy(0), data, CPU) == math.inf
-    assert psnr(Copy(5), data, CPU) == pytest.approx(20 * math.log10(255 / 5))
-    assert psnr(Copy(-51), data, CPU) == pytest.approx(20 * math.log10(5))
+    assert psnr(reconstructions(Copy(0), data, CPU), middle.pixels) == math.inf
+    assert psnr(reconstructions(Copy(5), data, CPU), middle.pixels) == pytest.approx(20 * math.log10(255 / 5))
+    assert psnr(reconstructions(Copy(-51), data, CPU), middle.pixels) == pytest.approx(20 * math.log10(5))
 
 
 # -- The extractor -------------------------------------------------------------------------------------
@@ -191,12 +193,23 @@ def evaluated(trained, **settings):
             "indomain-n23-cfg1.5-euler3-balanced-ema0.95",
         ),
         ({"steps": 2, "weights": "trained", "images": 30}, "indomain-n30-cfg1-heun2-balanced-trained"),
+        (
+            {"steps": 2, "images": 30, "labels": "random", "guidance": 2.0, "guidance_interval": [0.25, 0.75]},
+            "indomain-n30-cfg2in0.25to0.75-heun2-random-ema0.95",
+        ),
+        (
+            {"sampler": "dopri5", "rtol": 1e-2, "atol": 0.02, "images": 10},
+            "indomain-n10-cfg1-dopri5rtol0.01atol0.02-balanced-ema0.95",
+        ),
+        ({"sampler": "sde", "steps": 2}, "indomain-n50-cfg1-sde2-holdout-ema0.95"),
     ],
 )
 def test_names_tell_the_extractor_number_guidance_sampler_mix_and_weights(trained, settings, how):
     metrics, samples = evaluated(trained, **settings)
-    weights = how.rsplit("-", 1)[-1]
-    assert set(metrics) == {
+    weights, mix, count = how.rsplit("-", 1)[-1], how.rsplit("-", 2)[-2], how.split("-")[1]
+    same = {f"{name}_floor/indomain-{mix}-{count}" for name in ("fid", "kid", "is", "precision", "recall")}
+    same = set() if mix == "holdout" else same
+    assert set(metrics) - {f"fid_flag/rank_deficient/{how}"} == {
         f"fid/{how}",
         f"kid/{how}",
         f"label_accuracy/{how}",
@@ -206,6 +219,12 @@ def test_names_tell_the_extractor_number_guidance_sampler_mix_and_weights(traine
         "label_accuracy_floor/indomain-n50",
         "memorisation/nearest_train_floor/n50",
         f"psnr/n50-{weights}",
+        *(f"{name}/{how}" for name in ("is", "precision", "recall")),
+        *(f"{name}_floor/indomain-n50" for name in ("is", "precision", "recall")),
+        f"rfid/indomain-n50-{weights}",
+        f"ssim/uniform7-n50-{weights}",
+        f"fid_flag/few_images/{how}",
+        *same,
     }
     assert all(math.isfinite(value) for value in metrics.values())
     assert samples.dtype == torch.uint8 and samples.shape[1:] == (1, 8, 8)
@@ -221,6 +240,12 @@ def test_no_two_evaluations_share_a_name_for_what_they_measure_differently(train
         {"steps": 2, "weights": "trained"},
         {"steps": 2, "images": 50},
         {"steps": 2, "images": 51},
+        {"steps": 2, "images": 51, "labels": "random"},
+        {"steps": 2, "guidance": 1.25, "guidance_interval": [0.0, 0.5]},
+        {"steps": 2, "guidance": 1.25, "guidance_interval": [0.0, 0.50001]},
+        {"steps": 2, "sampler": "sde"},
+        {"sampler": "dopri5", "rtol": 0.01, "images": 4},
+        {"sampler": "dopri5", "rtol": 0.02, "images": 4},
     ]
     names = [next(name for name in evaluated(trained, **s)[0] if name.startswith("fid/")) for s in settings]
     assert len(set(names)) == len(names)

@@ -125,11 +125,16 @@ def test_caches_of_other_code_and_of_other_data_go_and_present_ones_stay(home, i
     kept.parent.mkdir()
     for path in (kept, gone, older):
         path.write_bytes(b"weights")
+    statistics = [home.cache / "statistics" / f"{p[:16]}-x-8px-n9.safetensors" for p in (fingerprint, "0" * 64)]
+    statistics[0].parent.mkdir()
+    for path in statistics:
+        path.write_bytes(b"features")
     found, _ = gc(home, "--yes")
     assert {p for p in found if p.startswith("cache")} == {
         "cache/shapes.json",
-        *(str(p.relative_to(home.root)) for p in (gone, older)),
+        *(str(p.relative_to(home.root)) for p in (gone, older, statistics[1])),
     }
+    assert statistics[0].exists()
     assert json.loads(shapes.read_text()) == present
     assert sorted(kept.parent.iterdir()) == [kept]
 

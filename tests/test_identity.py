@@ -140,6 +140,32 @@ def test_evaluations_are_told_apart_by_every_setting_and_change_no_trial(more):
     assert evaluation_id(Generation(steps=25)) == evaluation_id(Generation())
 
 
+@pytest.mark.parametrize(
+    ("unused", "context"),
+    [
+        ({"rtol": 1e-3, "atol": 1e-3}, {}),
+        ({"steps": 99}, {"sampler": "dopri5"}),
+        ({"guidance_interval": [0.1, 0.9]}, {}),
+        ({"labels": "random"}, {}),
+    ],
+)
+def test_settings_without_effect_make_no_second_evaluation(unused, context):
+    assert evaluation_id(Generation(**unused, **context)) == evaluation_id(Generation(**context))
+
+
+@pytest.mark.parametrize(
+    ("used", "context"),
+    [
+        ({"rtol": 1e-3}, {"sampler": "dopri5"}),
+        ({"atol": 1e-3}, {"sampler": "dopri5"}),
+        ({"guidance_interval": [0.1, 0.9]}, {"guidance": 2.0}),
+        ({"labels": "random"}, {"images": 100}),
+    ],
+)
+def test_the_same_settings_make_one_where_they_have_an_effect(used, context):
+    assert evaluation_id(Generation(**used, **context)) != evaluation_id(Generation(**context))
+
+
 def test_every_section_is_either_in_the_id_or_known_to_change_nothing():
     outside = {"probe", "observation", "resources"}
     assert set(Trial.model_fields) == {*TRAINING_SECTIONS, *outside}

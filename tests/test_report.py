@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from dsd_lab.report.comparisons import compare, conclusions
 from dsd_lab.report.drawing import looks_of
 from dsd_lab.report.factorial import STEPS, designs_of, effects_of, orders_of
-from dsd_lab.report.groups import LATENT_COLUMNS, columns_of, groups_of
+from dsd_lab.report.groups import LATENT_COLUMNS, columns_of, floors_of, groups_of
 from dsd_lab.report.latent_figures import curves
 from dsd_lab.report.narrative import answer, notices
 from dsd_lab.report.rendering import csv_cell, latex_text, markdown_text, shown
@@ -579,3 +579,56 @@ def test_one_seed_of_a_design_gives_means_and_effects_but_no_interval(tmp_path):
 )
 def test_a_text_is_written_as_its_format_shows_it(write, text, expected):
     assert write(text) == expected
+
+
+# -- Evaluations ---------------------------------------------------------------------------------------
+
+
+def test_inception_and_indomain_figures_have_columns_floors_and_notes_of_their_own():
+    tail = "n20-cfg1-heun25-balanced-ema0.99"
+    names = {extractor: f"fid/{extractor}-{tail}" for extractor in ("indomain", "inception", "inception-ref0badc0de")}
+    floors = {f"fid_floor/{e}-{where}": v for v, e in enumerate(names) for where in ("balanced-n20", "random-n20")}
+    floors |= {f"fid_floor/{e}-n395": 9.0 for e in names} | {"fid_floor/inception-balanced-n200": 9.0}
+    other = dict.fromkeys((n for n in floors if "random" in n), 8.0)
+    found = [result("dsd", metrics=dict.fromkeys(names.values(), 5.0) | floors | other)]
+    columns = {c.name: c for c in columns_of(found) if not c.is_latent}
+    assert set(columns) == set(names.values())
+    labels = {e: columns[name].label.partition(" (")[0] for e, name in names.items()}
+    assert labels == {"indomain": "FID", "inception": "Inception FID", "inception-ref0badc0de": "Inception FID"}
+    assert "not Inception" in columns[names["indomain"]].note and "Inception-v3" in columns[names["inception"]].note
+    assert floors_of(found, list(columns.values())) == {name: float(i) for i, name in enumerate(names.values())}
+
+
+def test_a_floor_that_training_images_fill_up_is_shown_and_a_random_mix_has_its_own():
+    name = "kid/indomain-n900-cfg1-heun25-random-ema0.99"
+    floors = {"kid_floor/indomain-random-withtrain505-n900": 1.0, "kid_floor/indomain-balanced-withtrain505-n900": 2.0}
+    found = [result("dsd", metrics={name: 5.0} | floors)]
+    assert floors_of(found, columns_of(found)) == {name: 1.0}
+
+
+def test_distances_that_cannot_be_trusted_are_told_before_the_numbers():
+    how = "indomain-n9-cfg1-heun25-balanced-ema0.99"
+    flagged = {f"fid/{how}": 3.0, f"fid_flag/few_images/{how}": 9.0}
+    results = [result("dsd", seed, metrics=flagged if seed else {f"fid/{how}": 3.0}) for seed in range(3)]
+    told = notices(groups_of(results, SETTINGS), SETTINGS)
+    assert [t for t in told if "FID" in t] == [
+        f"FID ({how}) of 2 trials: 9 images are too few for the covariance of so many features; the distance is biased upwards."
+    ]
+    assert not any("flag" in c.name for c in columns_of(results))
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("is/indomain-n9-cfg1", "inception score"),
+        ("precision/indomain-n9-cfg1", "precision"),
+        ("recall/indomain-n9-cfg1", "recall"),
+        ("rfid/inception-n9-ema0.99", "Inception rFID"),
+        ("ssim/uniform7-n9-ema0.99", "SSIM"),
+        ("probe/knn/train9-n9-ema0.99", "kNN accuracy"),
+        ("probe/linear/train9-n9-ema0.99", "linear probe accuracy"),
+    ],
+)
+def test_every_measurement_has_a_column(name, label):
+    columns = {c.name: c.label for c in columns_of([result("dsd", metrics={name: 1.0})])}
+    assert columns[name].partition(" (")[0] == label

@@ -7,11 +7,13 @@ E[z - e|z_t], all in closed form.
 import itertools
 import math
 
+import numpy as np
 import pytest
+import scipy.integrate
 import torch
 
 from dsd_lab.core.network import Network
-from dsd_lab.core.samplers import SAMPLERS, guided_velocity, sample_latents
+from dsd_lab.core.samplers import SAMPLERS, Solver, guided_velocity, sample_latents
 from dsd_lab.evaluation.generation import sample_images
 from dsd_lab.specs.fields import Objective
 
@@ -123,6 +125,147 @@ def test_each_image_follows_its_own_label():
     assert float((found[0] - found[1]).mean()) == pytest.approx(2.0, abs=0.01)
 
 
+# -- Guidance on an interval ---------------------------------------------------------------------------
+
+
+def test_guidance_acts_inside_its_interval_and_costs_a_second_pass_only_there(double):
+    z, y = noise(4), torch.zeros(4, dtype=torch.long)
+    t = torch.tensor([0.1, 0.3, 0.6, 0.9], dtype=torch.float64)
+    plain, guided, limited = (
+        guided_velocity(GaussianNetwork("clean"), y, scale, Objective(), interval)(z, t)
+        for scale, interval in ((1.0, None), (3.0, None), (3.0, (0.3, 0.6)))
+    )
+    assert torch.equal(limited[[0, 3]], plain[[0, 3]]) and torch.equal(limited[1:3], guided[1:3])
+    assert not torch.equal(plain, guided)
+    network = GaussianNetwork("clean")
+    sample_latents(network, noise(), torch.zeros(64, dtype=torch.long), "euler", 10, 3.0, Objective(), interval=(0.25, 0.55))  # fmt: skip
+    assert network.calls == 10 + 3  # t = 0.3, 0.4, 0.5
+
+
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+def test_an_interval_of_all_times_is_plain_guidance(double, sampler):
+    y = torch.zeros(64, dtype=torch.long)
+    whole, plain = (
+        sample_latents(GaussianNetwork("clean"), noise(), y, sampler, 6, 2.0, Objective(), interval=interval)
+        for interval in ((0.0, 1.0), None)
+    )
+    assert torch.equal(whole, plain)
+
+
+# -- The adaptive solver -------------------------------------------------------------------------------
+
+
+def adaptive(rtol, output="clean", guidance=1.0, count=64):
+    network, y = GaussianNetwork(output), torch.zeros(count, dtype=torch.long)
+    found = sample_latents(
+        network, noise(count), y, "dopri5", 1, guidance, Objective(output=output), rtol=rtol, atol=rtol
+    )
+    return found, network.calls
+
+
+def flow(output, end=0.999):
+    """scipy's RK45 on the same flow, image by image, then the same Euler step."""
+    velocity = guided_velocity(GaussianNetwork(output), torch.zeros(1, dtype=torch.long), 1.0, Objective(output=output))
+
+    def slope(t, z):
+        at = torch.full((1,), t, dtype=torch.float64)
+        return velocity(torch.from_numpy(z).reshape(1, 4, 2), at).flatten().numpy()
+
+    found = []
+    for e in noise(3).flatten(1).numpy():
+        z = scipy.integrate.solve_ivp(slope, (0, end), e, "RK45", rtol=1e-10, atol=1e-10).y[:, -1]
+        found.append(z + (1 - end) * slope(end, z))
+    return torch.from_numpy(np.stack(found)).reshape(3, 4, 2)
+
+
+@pytest.mark.parametrize("output", ["clean", "velocity"])
+def test_the_adaptive_solver_agrees_with_scipys_and_its_error_follows_the_tolerance(double, output):
+    expected = flow(output)
+    errors = [float((adaptive(rtol, output, count=3)[0] - expected).abs().max()) for rtol in (1e-3, 1e-5, 1e-7)]
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[1] < 1e-4 and errors[2] < 2e-6
+
+
+def test_a_smaller_tolerance_takes_more_network_calls(double):
+    assert adaptive(1e-3)[1] < adaptive(1e-5)[1] < adaptive(1e-8)[1]
+
+
+def test_a_cubic_is_integrated_exactly_in_few_steps():
+    times = []
+
+    def velocity(z, t, rows=None):
+        times.append(float(t[0]))
+        return (4 * t**3).reshape(-1, 1).expand_as(z).clone()
+
+    found = SAMPLERS["dopri5"](velocity, torch.zeros(2, 3, dtype=torch.float64), Solver(rtol=1e-9, atol=1e-9))
+    euler_tail = 0.999**4 + 0.001 * 4 * 0.999**3
+    assert float((found - euler_tail).abs().max()) < 1e-9
+    assert len(times) < 40 and times[0] == 0 and times[-1] == pytest.approx(0.999)
+
+
+def test_times_and_steps_are_an_images_own(double):
+    """A stiff image beside easy ones takes more calls for itself and changes nothing for them."""
+
+    def velocity(speeds):
+        counts = torch.zeros(len(speeds))
+
+        def v(z, t, rows=None):
+            rows = torch.arange(len(speeds)) if rows is None else rows
+            counts[rows] += 1
+            return speeds[rows].reshape(-1, 1) * torch.cos(speeds[rows] * t).reshape(-1, 1).expand_as(z)
+
+        return v, counts
+
+    speeds = torch.tensor([1.0, 200.0, 3.0], dtype=torch.float64)
+    together, counts = velocity(speeds)
+    found = SAMPLERS["dopri5"](together, torch.zeros(3, 2, dtype=torch.float64), Solver())
+    for i, speed in enumerate(speeds):
+        alone, calls = velocity(speed[None])
+        expected = SAMPLERS["dopri5"](alone, torch.zeros(1, 2, dtype=torch.float64), Solver())
+        assert torch.equal(found[i], expected[0]) and counts[i] == calls[0]
+    assert counts[1] > 5 * counts[0]
+
+
+def test_a_velocity_that_is_not_finite_ends_the_adaptive_solver():
+    found = SAMPLERS["dopri5"](lambda z, t, rows=None: torch.full_like(z, torch.nan), torch.zeros(2, 3), Solver())
+    assert bool(found.isnan().all())
+
+
+# -- The SDE -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("output", ["clean", "velocity"])
+def test_the_sde_has_the_marginals_of_the_flow(output):
+    e = torch.randn(400, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = torch.zeros(400, dtype=torch.long)
+    found = sample_latents(GaussianNetwork(output), e, y, "sde", 60, 1.0, Objective(output=output))
+    assert float(found.mean()) == pytest.approx(float(MEANS[0]), abs=0.02)
+    assert float(found.std()) == pytest.approx(S, rel=0.04)
+    paired = float(torch.corrcoef(torch.stack([found.flatten(), e.flatten()]))[0, 1])
+    assert abs(paired) < 0.9  # the flow would give m + s e: noise on the way makes another image of it
+    middle = []
+
+    def remember(z, t, rows=None):
+        middle.append((float(t[0]), z))
+        return guided_velocity(GaussianNetwork(output), y, 1.0, Objective(output=output))(z, t)
+
+    SAMPLERS["sde"](remember, e, Solver(steps=60))
+    t, z = middle[30]
+    assert float(z.std()) == pytest.approx((t**2 * S**2 + (1 - t) ** 2) ** 0.5, rel=0.03)
+
+
+def test_the_noise_of_the_sde_is_an_images_own_and_depends_on_the_seed():
+    y = torch.zeros(6, dtype=torch.long)
+
+    def drawn(e, **more):
+        return sample_latents(GaussianNetwork("clean"), e, y[: len(e)], "sde", 5, 1.0, Objective(), **more)
+
+    e = noise(6)
+    whole = drawn(e)
+    assert torch.allclose(whole, torch.cat([drawn(e[:2]), drawn(e[2:], first=2)]), rtol=0, atol=1e-6)
+    assert not torch.allclose(whole, drawn(e, seed=1)) and not torch.allclose(whole, drawn(e, first=1))
+
+
 # -- Images ----------------------------------------------------------------------------------------
 
 
@@ -136,15 +279,18 @@ def network(tiny_trial):
     return network
 
 
-def images(network, trial, y, seed=0, **more):
-    return sample_images(network, trial, y, "heun", 5, 2.0, seed, torch.device("cpu"), **more)
+def images(network, trial, y, seed=0, sampler="heun", **more):
+    return sample_images(network, trial, y, sampler, 5, 2.0, seed, torch.device("cpu"), **more)
 
 
-@pytest.mark.parametrize("batch", [1, 5, 8, 23, 256])
-def test_images_do_not_depend_on_the_batch_size(network, tiny_trial, batch):
-    y = torch.arange(23) % 10
-    expected, found = images(network, tiny_trial(), y), images(network, tiny_trial(), y, batch=batch)
-    assert found.shape == (23, 1, 8, 8) and found.dtype == torch.uint8
+@pytest.mark.parametrize(
+    ("sampler", "count", "batch"),
+    [("heun", 23, 1), ("heun", 23, 5), ("heun", 23, 8), ("heun", 23, 23), ("sde", 23, 5), ("dopri5", 4, 3)],
+)
+def test_images_do_not_depend_on_the_batch_size(network, tiny_trial, sampler, count, batch):
+    y, more = torch.arange(count) % 10, {"sampler": sampler, "rtol": 1e-3, "atol": 1e-3}
+    expected, found = images(network, tiny_trial(), y, **more), images(network, tiny_trial(), y, **more, batch=batch)
+    assert found.shape == (count, 1, 8, 8) and found.dtype == torch.uint8
     # Products of another batch size may differ in the last bit, which may turn a rounding.
     assert int((found.int() - expected.int()).abs().max()) <= 1
 

@@ -56,6 +56,15 @@ class Extractor(nn.Module):
         return torch.cat(features), torch.cat(predicted)
 
 
+def extractor_of(tensors: dict[str, Tensor]) -> Extractor:
+    """The extractor whose weights these are."""
+    convolutions = sum(value.dim() == 4 for value in tensors.values())
+    size = 4 * 2 ** (convolutions - 2)  # all between the first and the last halve the image
+    network = Extractor(tensors["body.0.weight"].shape[1], size, len(tensors["scores.weight"]))
+    network.load_state_dict(tensors)
+    return network.eval()
+
+
 def extractor_path(cache: Path, fingerprint: str) -> Path:
     """Where the extractor of a data set is cached."""
     return cache / "extractors" / f"{fingerprint[:16]}-v{_VERSION}.safetensors"

@@ -1,16 +1,16 @@
-"""Generation figures: FID, KID and label accuracy of samples on in-domain features.
+"""One trial evaluated: weights from its checkpoint, samples of them, and the metrics that an evaluation asks for.
 
-FID and KID are torch-fidelity's own functions on our features. Samples are compared with the
-training images; the real-against-real floor is the same comparison for held-out images, and with
-`images: holdout` it has the same N and the same class mix.
+Samples are compared with the training images, or with published statistics. The real-against-real
+floor is the same comparison for real images: all held-out ones, and as many as there are samples.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,11 +22,17 @@ from dsd_lab.core.randomness import generator
 from dsd_lab.core.samplers import sample_latents
 from dsd_lab.core.trainer import to_bytes
 from dsd_lab.errors import CorruptCheckpoint
-from dsd_lab.evaluation.extractor import load_extractor
-from dsd_lab.specs.fields import decay_of
+from dsd_lab.evaluation.extractor import extractor_path, load_extractor
+from dsd_lab.evaluation.naming import sampling_name
+from dsd_lab.evaluation.reconstruction import reconstructions
+from dsd_lab.evaluation.reference import inception_path, read_reference
+from dsd_lab.home import Home
+from dsd_lab.specs.fields import OF_ENCODER, OF_IMAGES, decay_of
 
 if TYPE_CHECKING:
-    from dsd_lab.core.data import DataSet, Split
+    from dsd_lab.core.data import DataSet
+    from dsd_lab.evaluation.distances import Statistics
+    from dsd_lab.evaluation.real import Real
     from dsd_lab.specs.fields import Generation, Trial
 
 _SHOWN = 50
@@ -60,99 +66,192 @@ def sample_images(
     seed: int,
     device: torch.device,
     batch: int = 256,
+    *,
+    interval: tuple[float, float] | None = None,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    told: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Images [N, C, H, W] uint8 for labels y [N]. Image i depends on (seed, i, label), not on the batch size."""
+    """Images [N, C, H, W] uint8 for labels y [N]. Image i depends on (seed, i, label), not on the batch size.
+
+    `told`, where it is given, is called with the images drawn so far and with N after every batch.
+    """
     numbers = network.tokens * network.latent_channels
     # torch draws the last 16 numbers of a tensor anew where its size is no multiple of 16: rows are padded to one.
     drawn = torch.randn(len(y), -(-numbers // 16) * 16, generator=generator(seed, "samples"))
     noise = drawn[:, :numbers].reshape(len(y), network.tokens, network.latent_channels)
-    parts = []
+    parts: list[Tensor] = []
     for labels, e in zip(y.split(batch), noise.split(batch), strict=True):
-        z = sample_latents(network, e.to(device), labels.to(device), sampler, steps, guidance, trial.sampled_objective)
+        z = sample_latents(
+            network,
+            e.to(device),
+            labels.to(device),
+            sampler,
+            steps,
+            guidance,
+            trial.sampled_objective,
+            interval=interval,
+            rtol=rtol,
+            atol=atol,
+            seed=seed,
+            first=len(parts) * batch,
+        )
         parts.append(to_bytes(network.decode(z)))
+        if told is not None:
+            told(min(len(parts) * batch, len(y)), len(y))
     return torch.cat(parts)
 
 
+def labels_of(evaluation: Generation, data: DataSet) -> Tensor:
+    """Labels [N] of the images that an evaluation asks for."""
+    if evaluation.images == "holdout":
+        return data.holdout.labels
+    if evaluation.labels == "random":
+        return torch.randint(data.classes, (evaluation.images,), generator=generator(0, "labels"))
+    return torch.arange(evaluation.images) % data.classes
+
+
+def interval_of(evaluation: Generation) -> tuple[float, float] | None:
+    """The times that are guided, where not all are."""
+    return (
+        None
+        if evaluation.guidance_interval is None
+        else (evaluation.guidance_interval[0], evaluation.guidance_interval[1])
+    )
+
+
+@dataclass
+class Bench:
+    """What the evaluations of one trial share, so that equal samples are drawn once and equal features found once.
+
+    Of samples it keeps the last ones: evaluations of the same samples should follow each other.
+    """
+
+    trial: Trial
+    checkpoints: Path
+    data: DataSet
+    device: torch.device
+    home: Home
+    told: Callable[[int, int], None] | None = None
+    """Called with the images drawn so far and the number asked for."""
+    _kept: dict[Hashable, Any] = field(default_factory=dict)
+    _samples: dict[Hashable, Any] = field(default_factory=dict)
+    """What belongs to the last samples; the first key says which those are."""
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made once a key."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    def network(self, weights: str) -> Network:
+        found: Network = self.once(
+            ("network", weights),
+            lambda: load_network(self.trial, self.checkpoints, self.data, self.device, weights),
+        )
+        return found
+
+    def samples(self, e: Generation, y: Tensor) -> Tensor:
+        """Images [N, C, H, W] uint8, one a label."""
+        key = (sampling_name(e), len(y), e.weights)
+        if key not in self._samples:
+            self._samples = {key: self._draw(e, y)}
+        found: Tensor = self._samples[key]
+        return found
+
+    def of_samples(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` gives for the last samples, made once a key."""
+        if key not in self._samples:
+            self._samples[key] = make()
+        return self._samples[key]
+
+    def _draw(self, e: Generation, y: Tensor) -> Tensor:
+        return sample_images(
+            self.network(e.weights),
+            self.trial,
+            y,
+            e.sampler,
+            e.steps,
+            e.guidance,
+            0,
+            self.device,
+            interval=interval_of(e),
+            rtol=e.rtol,
+            atol=e.atol,
+            told=self.told,
+        )
+
+    def reconstructions(self, weights: str) -> Tensor:
+        """Held-out images [N, C, H, W] uint8 through encoder and decoder."""
+        found: Tensor = self.once(
+            ("reconstructions", weights), lambda: reconstructions(self.network(weights), self.data, self.device)
+        )
+        return found
+
+    def real(self, e: Generation) -> Real:
+        """The real images on the features that an evaluation asks for."""
+        from dsd_lab.evaluation import features  # imports torch-fidelity: only where something is measured
+        from dsd_lab.evaluation.real import Real
+
+        def make() -> Real:
+            if e.extractor == "inception":
+                extractor = features.inception(inception_path(e, self.home))
+            else:
+                load_extractor(self.data, self.home.cache, self.device)
+                extractor = features.indomain(extractor_path(self.home.cache, self.data.fingerprint))
+            return Real(self.data, extractor, self.device, self.home.cache)
+
+        found: Real = self.once(("real", e.extractor), make)
+        return found
+
+    def extract(self, e: Generation, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and class scores of images on the extractor that an evaluation asks for."""
+        from dsd_lab.evaluation.features import extract
+
+        return extract(self.real(e).extractor, images, self.device)
+
+    def reference(self, e: Generation) -> Statistics:
+        """What FID is measured against: published statistics, or the training images'."""
+        if e.reference is None:
+            return self.real(e).statistics
+        found: Statistics = self.once(e.reference, lambda: read_reference(e))
+        return found
+
+
 def evaluate_generation(
-    evaluation: Generation, trial: Trial, checkpoints: Path, data: DataSet, device: torch.device, cache: Path
+    evaluation: Generation,
+    trial: Trial,
+    checkpoints: Path,
+    data: DataSet,
+    device: torch.device,
+    cache: Path,
+    bench: Bench | None = None,
 ) -> tuple[dict[str, float], Tensor]:
-    """Metrics by name and the first samples [n, C, H, W] uint8.
+    """Metrics by name and the first images [n, C, H, W] uint8 that they are of.
 
     Names end in how they were measured (`indomain-n395-cfg1-heun25-holdout-ema0.99`), so that two
-    different measurements never share a name. `psnr` is of held-out reconstructions, in dB.
+    different measurements never share a name. `psnr` and `ssim` are of held-out reconstructions.
+
+    Args:
+        evaluation: what is measured.
+        trial: fields of the finished trial.
+        checkpoints: its folder of them.
+        data: its images.
+        device: that it is evaluated on.
+        cache: of the home folder; extractors and statistics of real images are kept there.
+        bench: what evaluations of the same trial have found before.
     """
-    network = load_network(trial, checkpoints, data, device, evaluation.weights)
-    extractor = load_extractor(data, cache, device)
-    if evaluation.images == "holdout":
-        y, mix = data.holdout.labels, "holdout"
-    else:
-        y, mix = torch.arange(evaluation.images) % data.classes, "balanced"
-    samples = sample_images(network, trial, y, evaluation.sampler, evaluation.steps, evaluation.guidance, 0, device)
-    features, predicted = extractor.extract(samples, device)
-    real, _ = extractor.extract(data.train, device)
-    held, held_predicted = extractor.extract(data.holdout, device)
-    decay = decay_of(evaluation.weights, trial.training)
-    average = "trained" if decay is None else f"ema{_exact(decay)}"
-    how = f"indomain-n{len(y)}-cfg{_exact(evaluation.guidance)}-{evaluation.sampler}{evaluation.steps}-{mix}-{average}"
-    metrics = {
-        f"fid/{how}": fid(features, real),
-        f"kid/{how}": kid(features, real),
-        f"label_accuracy/{how}": float((predicted == y).double().mean()),
-        f"memorisation/nearest_train/{how}": nearest_train(samples, data.train),
-        f"fid_floor/indomain-n{len(held)}": fid(held, real),
-        f"kid_floor/indomain-n{len(held)}": kid(held, real),
-        f"label_accuracy_floor/indomain-n{len(held)}": float((held_predicted == data.holdout.labels).double().mean()),
-        f"memorisation/nearest_train_floor/n{len(held)}": nearest_train(data.holdout, data.train),
-        f"psnr/n{len(held)}-{average}": psnr(network, data, device),
-    }
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}, samples[:_SHOWN]
+    from dsd_lab.evaluation.measuring import floors, of_encoder, of_images  # imports torch-fidelity
 
-
-def _exact(number: float) -> str:
-    """As short as tells it from every other number: 1, 1.25, 0.999."""
-    return repr(float(number)).removesuffix(".0")
-
-
-def fid(features: Tensor, reference: Tensor) -> float:
-    """Frechet distance (Heusel et al., arXiv 1706.08500) between features [N, D], by torch-fidelity."""
-    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
-
-    parts = [fid_features_to_statistics(f.double()) for f in (features, reference)]
-    return float(fid_statistics_to_metric(*parts, False)[KEY_METRIC_FID])
-
-
-def kid(features: Tensor, reference: Tensor) -> float:
-    """Kernel distance (Binkowski et al., arXiv 1801.01401), mean over 100 subsets of at most 200, by torch-fidelity."""
-    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
-
-    size = min(200, len(features), len(reference))
-    found = kid_features_to_metric(features.double(), reference.double(), kid_subset_size=size, verbose=False)
-    return float(found[KEY_METRIC_KID_MEAN])
-
-
-def nearest_train(images: Tensor | Split, train: Tensor | Split) -> float:
-    """Median over uint8 images of the RMS pixel distance to the nearest training image, in grey levels of 255."""
-    nearest = []
-    for some in _pieces(images, 4096):
-        flat = some.flatten(1).float()
-        found = torch.full((len(flat),), math.inf)
-        for piece in _pieces(train, 8192):
-            reference = piece.flatten(1).float()
-            found = torch.minimum(found, torch.cat([torch.cdist(c, reference).amin(1) for c in flat.split(256)]))
-        nearest.append(found)
-    return float(torch.cat(nearest).median()) / math.sqrt(flat.shape[1])
-
-
-def _pieces(images: Tensor | Split, size: int) -> Iterable[Tensor]:
-    return images.split(size) if isinstance(images, Tensor) else (pixels for pixels, _ in images.batches(size))
-
-
-@torch.no_grad()
-def psnr(network: Network, data: DataSet, device: torch.device) -> float:
-    """Peak signal-to-noise ratio of held-out reconstructions in dB, over all pixels."""
-    total = 0.0
-    for indices in torch.arange(len(data.holdout)).split(512):
-        x, _ = data.holdout.at(indices, device)
-        total += float((to_bytes(network.decode(network.encode(x))).double() - to_bytes(x).double()).square().sum())
-    error = total / (len(data.holdout) * math.prod(data.holdout.shape))
-    return 10 * math.log10(255**2 / error) if error > 0 else math.inf
+    bench = bench or Bench(trial, checkpoints, data, device, Home(cache.parent))
+    metrics: dict[str, float] = {}
+    shown = None
+    if set(evaluation.measured) & set(OF_IMAGES):
+        y = labels_of(evaluation, data)
+        shown = bench.samples(evaluation, y)
+        metrics |= of_images(evaluation, bench, shown, y)
+        metrics |= floors(evaluation, bench, y)
+    if set(evaluation.measured) & set(OF_ENCODER):
+        metrics |= of_encoder(evaluation, bench)
+    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    return finite, (bench.reconstructions(evaluation.weights) if shown is None else shown)[:_SHOWN]

@@ -46,13 +46,22 @@ _CAPACITY, _TOKEN_RANK = LATENT_COLUMNS[3], LATENT_COLUMNS[1]
 EFFECT_COLUMNS = (_CAPACITY, LOG_STD, _TOKEN_RANK)
 """What factorial effects are given for."""
 
+_SAME = "same features"
 _EVALUATIONS = {
     "fid": ("FID", 2, "lower is better; features of an in-domain classifier, not Inception"),
-    "kid": ("KID", 3, "lower is better; same features"),
+    "kid": ("KID", 3, f"lower is better; {_SAME}"),
+    "is": ("inception score", 2, "higher is better; at most the number of classes that the extractor knows"),
+    "precision": ("precision", 3, f"share of samples among real images; {_SAME}, as many real images as samples"),
+    "recall": ("recall", 3, f"share of real images among samples; {_SAME}"),
     "label_accuracy": ("label accuracy", 3, "how often that classifier agrees with the label asked for"),
     "memorisation/nearest_train": ("nearest training image", 1, "median RMS distance in grey levels"),
+    "rfid": ("rFID", 2, f"held-out reconstructions against their originals; {_SAME}"),
     "psnr": ("PSNR, dB", 1, "held-out reconstructions"),
+    "ssim": ("SSIM", 3, "held-out reconstructions"),
+    "probe/knn": ("kNN accuracy", 3, "held-out images by their latents' nearest training latents"),
+    "probe/linear": ("linear probe accuracy", 3, "held-out images by a linear classifier of latents"),
 }
+_INCEPTION = "features of Inception-v3"
 
 
 def columns_of(results: list[Result]) -> list[Column]:
@@ -62,7 +71,13 @@ def columns_of(results: list[Result]) -> list[Column]:
     for prefix, (label, digits, note) in _EVALUATIONS.items():
         for name in names:
             if name.startswith(f"{prefix}/") and "_floor/" not in name:
-                found.append(Column(name, f"{label} ({name.removeprefix(prefix + '/')})", digits, note))
+                how = name.removeprefix(f"{prefix}/")
+                if how.startswith("inception"):
+                    what = f"Inception {label}" if label.endswith(("FID", "KID")) else label
+                    told = note.replace("features of an in-domain classifier, not Inception", _INCEPTION)
+                    found.append(Column(name, f"{what} ({how})", digits, told.replace(_SAME, _INCEPTION)))
+                else:
+                    found.append(Column(name, f"{label} ({how})", digits, note))
     return found
 
 
@@ -74,17 +89,47 @@ def short_labels(columns: list[Column]) -> dict[str, str]:
 
 
 def floors_of(results: list[Result], columns: list[Column]) -> dict[str, float]:
-    """Real-against-real values by column, where one was measured at the same N: what held-out images would score."""
+    """Real-against-real values by column, where one was measured at the same N: what real images would score."""
     floors = {name: value for r in results for name, value in r.metrics.items() if "_floor/" in name}
     found = {}
     for column in columns:
         prefix, _, how = column.name.rpartition("/")
-        count = re.search(r"(?:^|-)(n\d+)(?:-|$)", how)
+        parts = re.search(r"^(?:(?P<extractor>.+?)-)?(?P<count>n\d+)(?:-|$)", how)
+        if parts is None:
+            continue
+        extractor, mix = parts["extractor"] or "", "random" if "-random-" in how else "balanced"
+        same = rf"(?:{re.escape(extractor)}-)?(?:{mix}-)?(?:withtrain\d+-)?{parts['count']}"
         for name, value in sorted(floors.items()):
             at = name.rpartition("/")
-            if count and at[0] == f"{prefix}_floor" and at[2].split("-")[-1] == count[1]:
+            if at[0] == f"{prefix}_floor" and re.fullmatch(same, at[2]):
                 found[column.name] = value
     return found
+
+
+def flags_of(results: list[Result]) -> list[str]:
+    """One line for each reason not to take a Frechet distance at its value: which distance, in how many trials."""
+    told: dict[tuple[str, str], list[float]] = {}
+    for result in results:
+        for name, value in result.metrics.items():
+            kind, _, rest = name.partition("/")
+            why, _, how = rest.partition("/")
+            if kind == "fid_flag":
+                told.setdefault((why, how), []).append(value)
+    lines = []
+    for (why, how), values in sorted(told.items()):
+        said = _FLAGS.get(why, why).format(f"{min(values):.0f}")
+        lines.append(f"FID ({how}) of {len(values)} trial{'s' * (len(values) > 1)}: {said}.")
+    return lines
+
+
+_FLAGS = {
+    "few_images": "{} images are too few for the covariance of so many features; the distance is biased upwards",
+    "rank_deficient": "samples vary in {} directions of the features only; the distance rests on a singular covariance",
+    "constant": "all samples are one image to the extractor",
+    "not_finite": "the distance is not finite and left out",
+    "floor_with_train": "{} training images fill up the real images of its floor, which is lower than new images would give",
+    "few_real": "there are only {} real images, so no real-against-real floor at the same number",
+}
 
 
 def value_of(result: Result, column: str, settings: ReportSettings) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from dsd_lab.report.groups import Group, effective_control, points_of
+from dsd_lab.report.groups import Group, effective_control, flags_of, points_of
 from dsd_lab.report.results import Result
 from dsd_lab.report.statistics import clopper_pearson
 from dsd_lab.specs.sweep import ReportSettings
@@ -38,7 +38,7 @@ def notices(groups: list[Group], settings: ReportSettings) -> list[str]:
         told.append(
             f"{_trials(alone)} judged against fixed bounds, because {control!r} of the same seed has no finished trial."
         )
-    return told
+    return told + flags_of(results)
 
 
 def _trials(count: int) -> str:

@@ -24,9 +24,7 @@ def verdict_table(groups: list[Group], columns: list[Column], looks: dict[str, s
     rows = [[Cell(g.name), _verdict_cell(g), _collapse_cell(g), *_estimates(g, visible)] for g in groups]
     floors = floors_of([r for g in groups for r in g.results], visible)
     if floors:
-        rows.append(
-            [Cell("real images", "held out, same N and classes"), Cell(""), Cell(""), *_floors(visible, floors)]
-        )
+        rows.append([Cell("real images", "same N and classes"), Cell(""), Cell(""), *_floors(visible, floors)])
     frame = pd.DataFrame([_verdict_numbers(g, columns) for g in groups])
     header = ["variant", "verdicts", "collapsed at step", *short_labels(visible).values()]
     return Table(

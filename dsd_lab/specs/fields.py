@@ -7,12 +7,14 @@ says so. A field is accepted only where something reads it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from dsd_lab.specs.auxiliary import Augmentation, Auxiliary, misfit
 from dsd_lab.specs.data import Data as Data
+from dsd_lab.specs.generation import OF_ENCODER as OF_ENCODER
+from dsd_lab.specs.generation import OF_IMAGES as OF_IMAGES
+from dsd_lab.specs.generation import Generation as Generation
 from dsd_lab.specs.method import Labels as Labels
 from dsd_lab.specs.method import Latent as Latent
 from dsd_lab.specs.method import Network as Network
@@ -144,24 +146,3 @@ class Trial(Section):
 def uses_target_encoder(objective: Objective) -> bool:
     """Whether the diffusion loss regresses on the EMA encoder's latents."""
     return objective.diffusion_weight > 0 and objective.target == "ema"
-
-
-class Generation(Section):
-    """An evaluation of generated images with an extractor trained on the data set itself."""
-
-    sampler: Literal["euler", "heun"] = "heun"
-    """Solver of the probability-flow equation."""
-    steps: int = Field(25, ge=1, le=10_000)
-    """Solver steps; Heun calls the network twice in each but the last."""
-    guidance: float = Field(1.0, ge=0, le=100)
-    """Classifier-free guidance scale; 1 is no guidance."""
-    weights: Literal["ema", "trained"] | Annotated[str, Field(pattern=r"^ema:0?\.\d{1,12}$")] = "ema"
-    """Averaged weights, those of the last step, or `ema:DECAY`: the average of one of `training.more_emas`."""
-    images: int | Literal["holdout"] = "holdout"
-    """`holdout`: as many as there are held-out images, with their labels, so that the real-against-real floor has the same N and class mix. A number: that many, labels balanced over classes."""
-
-    @model_validator(mode="after")
-    def _enough(self) -> Generation:
-        if isinstance(self.images, int) and not 2 <= self.images <= 10**6:
-            raise ValueError(f"images: {self.images} is not between 2 and 1,000,000")
-        return self

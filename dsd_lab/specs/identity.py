@@ -173,8 +173,22 @@ def trial_id(trial: Trial, seed: int) -> str:
 
 
 def evaluation_id(evaluation: Generation) -> str:
-    """Eight hexadecimal digits that tell this evaluation's settings from others, made as a trial's id is."""
+    """Eight hexadecimal digits that tell this evaluation's settings from others, made as a trial's id is.
+
+    Settings without effect in a combination are left out, as in `canonical_fields`.
+    """
     changed = evaluation.model_dump(exclude_defaults=True)
+    unused: tuple[str, ...] = ("steps",) if evaluation.sampler == "dopri5" else ("rtol", "atol")
+    if evaluation.guidance == 1:
+        unused += ("guidance_interval",)
+    if evaluation.images == "holdout":
+        unused += ("labels",)
+    for name in (*unused, "inception_weights", "reference"):
+        changed.pop(name, None)
+    if evaluation.metrics is not None:
+        changed["metrics"] = evaluation.measured
+    if evaluation.reference is not None:
+        changed["reference_sha256"] = evaluation.reference_sha256  # None: not there, and nothing is measured
     return _digest({"schema": SCHEMA_VERSION, "generation": changed})[:8]
 
 

@@ -20,6 +20,7 @@ from dsd_lab.errors import BadInput
 from dsd_lab.specs.auxiliary import named_paths
 from dsd_lab.specs.complaints import complaints, did_you_mean, summary
 from dsd_lab.specs.document import Document, one_line
+from dsd_lab.specs.evaluations import expanded, with_files
 from dsd_lab.specs.fields import Generation, Section, Trial, decay_of
 from dsd_lab.specs.identity import trial_id
 from dsd_lab.specs.layers import edited, parse_set, read_with_parents, resolved_path
@@ -205,7 +206,9 @@ def load_sweep(path: Path, profile: str | None = None, sets: list[str] | None = 
         document = document.merged(document.part(("profiles", chosen)).without("profiles", "profile"))
     for edit in edits:
         document = edited(document, *edit)
+    document = expanded(document)
     spec = _validated(document)
+    spec = spec.model_copy(update={"evaluate": with_files(spec.evaluate, document, path.parent)})
     return Plan(spec, path, chosen, _resolve(spec, document, everywhere, path))
 
 

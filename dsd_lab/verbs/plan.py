@@ -12,12 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from dsd_lab.display import duration
-from dsd_lab.errors import OK
+from dsd_lab.errors import OK, BadInput
 from dsd_lab.estimates import EFFICIENCY, cached_shape, shape_key, timed_seconds
+from dsd_lab.evaluation.reference import check_files
 from dsd_lab.facts import known_facts, skipped
 from dsd_lab.provenance import training_code
+from dsd_lab.specs.evaluations import applies
 from dsd_lab.specs.identity import evaluation_id
-from dsd_lab.specs.sweep import Plan
+from dsd_lab.specs.sweep import Plan, PlannedTrial
 from dsd_lab.verbs.common import home_of, manifest_of, missing_data, missing_weights, plan_of, print_json
 
 
@@ -32,6 +34,10 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"dsd-lab: warning: {line}", file=sys.stderr)
     for missing in missing_weights(plan):
         print(f"dsd-lab: warning: {missing}; `sweep` will refuse", file=sys.stderr)
+    try:
+        check_files(plan.spec.evaluate, home)
+    except BadInput as error:
+        print(f"dsd-lab: warning: {error}; `sweep` will refuse", file=sys.stderr)
     code = training_code()
     manifest = manifest_of(plan)
     timed = timed_seconds(home, manifest["trials"])
@@ -58,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "seed": trial.seed,
                 "size": trial.fields.network.size,
                 "status": folder.state(code),
-                "evaluations_missing": _missing(plan, folder.evaluations(), entry["has_denoiser"]),
+                "evaluations_missing": _missing(plan, folder.evaluations(), trial),
                 "overrides": trial.overrides,
                 "params": shape.params,
                 "copies": shape.copies,
@@ -88,8 +94,8 @@ def run(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _missing(plan: Plan, done: dict[str, Any], has_denoiser: bool) -> int:
-    return sum(evaluation_id(e) not in done for e in plan.spec.evaluate) if has_denoiser else 0
+def _missing(plan: Plan, done: dict[str, Any], trial: PlannedTrial) -> int:
+    return sum(evaluation_id(e) not in done for e in plan.spec.evaluate if applies(e, trial.fields))
 
 
 def _print(plan: Plan, rows: list[dict[str, Any]]) -> None:

@@ -14,8 +14,10 @@ from rich.console import Console
 
 from dsd_lab.display import SweepProgress, duration
 from dsd_lab.errors import OK, TERMINATED, TRIALS_FAILED, BadInput
+from dsd_lab.evaluation.reference import check_files
 from dsd_lab.home import ENDED, Home, locked
 from dsd_lab.provenance import training_code
+from dsd_lab.specs.evaluations import applies
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.sweep import Plan, PlannedTrial
 from dsd_lab.verbs.common import (
@@ -35,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run a spec's unfinished trials."""
     plan, home = plan_of(arguments), home_of(arguments)
     _check_data(plan)
+    check_files(plan.spec.evaluate, home)
     home.prepare()
     console = Console(stderr=arguments.json)
     with locked(home.sweep_folder(plan.key) / "lock", wait=False) as held:
@@ -81,14 +84,14 @@ def _execute(home: Home, plan: Plan, todo: list[PlannedTrial], arguments: argpar
 
 def _unfinished(home: Home, plan: Plan, retry_failed: bool) -> list[PlannedTrial]:
     """Trials that are not ended, and ended ones that lack an evaluation; a failed trial waits for `--retry-failed`."""
-    evaluations = {evaluation_id(e) for e in plan.spec.evaluate}
     todo, other_code = [], []
     for trial in _distinct(plan):
         folder = home.trial(trial.id)
         state = folder.state()
         if state == "interrupted" and folder.checkpoints.exists() and folder.status().get("code") != training_code():
             other_code.append(trial)
-        lacking = state == "done" and trial.fields.has_denoiser and not evaluations <= set(folder.evaluations())
+        wanted = {evaluation_id(e) for e in plan.spec.evaluate if applies(e, trial.fields)}
+        lacking = state == "done" and not wanted <= set(folder.evaluations())
         if state not in (*ENDED, "failed") or lacking or (state == "failed" and retry_failed):
             todo.append(trial)
     if other_code:

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from dsd_lab.errors import OK, TRIALS_FAILED, BadInput
+from dsd_lab.evaluation.reference import check_files
 from dsd_lab.specs.complaints import did_you_mean
 from dsd_lab.verbs.common import home_of, manifest_of, missing_data, missing_weights, plan_of, print_json
 
@@ -29,6 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise BadInput(f"{plan.path}: data.path: no such folder {missing}")
     for missing in missing_weights(plan):
         raise BadInput(f"{plan.path}: {missing}")
+    check_files(plan.spec.evaluate, home)
     home.prepare()
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -1,0 +1,68 @@
+"""Published reference statistics, and whether the files that evaluations need are there, before anything is trained."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dsd_lab.errors import BadInput
+from dsd_lab.evaluation.weights import check_weights, weights_path
+from dsd_lab.specs.evaluations import sha256_of
+
+if TYPE_CHECKING:
+    from dsd_lab.evaluation.distances import Statistics
+    from dsd_lab.home import Home
+    from dsd_lab.specs.fields import Generation
+
+DIMENSIONS = {"indomain": 64, "inception": 2048}
+"""Features of each extractor."""
+
+
+def inception_path(evaluation: Generation, home: Home) -> Path:
+    """Inception's weights: the file that an evaluation names, else the one in the home folder."""
+    named = evaluation.inception_weights
+    return weights_path("inception", home) if named is None else Path(named)
+
+
+def check_files(evaluations: list[Generation], home: Home) -> None:
+    """See that the weights and reference statistics that evaluations name can be used.
+
+    Raises:
+        BadInput: one is missing, altered or of other features; one line says which and what to do.
+    """
+    for path in {inception_path(e, home) for e in evaluations if e.extractor == "inception"}:
+        check_weights("inception", path)
+    for evaluation in evaluations:
+        if evaluation.reference is not None:
+            read_reference(evaluation)
+
+
+def read_reference(evaluation: Generation) -> Statistics:
+    """The statistics that an evaluation names, in float64; no pickle is read.
+
+    Raises:
+        BadInput: the file is missing, altered, no such statistics, or of other features than the extractor's.
+    """
+    assert evaluation.reference is not None
+    path, size = Path(evaluation.reference), DIMENSIONS[evaluation.extractor]
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file; `reference` names an .npz with mu and sigma")
+    if evaluation.reference_sha256 not in (None, sha256_of(path)):
+        raise BadInput(f"{path}: has changed since the spec was read: its SHA-256 is {sha256_of(path)}")
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            found = {name: np.asarray(content[name], dtype=np.float64) for name in ("mu", "sigma")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadInput(f"{path}: not an .npz with mu and sigma: {reason}") from None
+    shapes = found["mu"].shape, found["sigma"].shape
+    if shapes != ((size,), (size, size)):
+        raise BadInput(
+            f"{path}: mu {list(shapes[0])} and sigma {list(shapes[1])} are not of the {size} features of `extractor: {evaluation.extractor}`"
+        )
+    if not all(np.isfinite(part).all() for part in found.values()):
+        raise BadInput(f"{path}: mu or sigma is not finite")
+    return found
