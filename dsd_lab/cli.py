@@ -63,9 +63,12 @@ def build_parser() -> argparse.ArgumentParser:
     _tracking(train)
     _json(train)
 
-    report = _verb(verbs, "report", "write tables, figures and pages of a sweep", f"dsd-lab report {_SPEC}")
+    report = _verb(verbs, "report", "write tables, figures and pages of sweeps", f"dsd-lab report {_SPEC}")
     report.add_argument(
-        "sweep", nargs="?", metavar="SPEC|SWEEP", help="spec file or sweep name (default: the sweep that ran last)"
+        "sweep",
+        nargs="*",
+        metavar="SPEC|SWEEP",
+        help="spec file or sweep name; several make one report (default: the sweep that ran last)",
     )
     report.add_argument("--profile", help="profile to report (default: the one that ran last)")
     report.add_argument("--out", metavar="DIR", help="folder for the report (default: HOME/reports/SWEEP)")

@@ -124,15 +124,15 @@ class Store:
             self._settle_sweep(sweep, {self.home.trial(t["id"]).state() for t in manifest["trials"]})
             return new
 
-    def attach_report(self, manifest: dict[str, Any], folder: Path) -> None:
-        """Add the report's pages to the sweep's parent run.
+    def attach_report(self, manifest: dict[str, Any], folder: Path, place: str = "report") -> None:
+        """Add the report's pages to the sweep's parent run, below `place`.
 
         Raises:
             StoreUnavailable: the store does not answer.
         """
         with locked(self.home.root / ".upload.lock"), self._answering():
             for name in ("report.html", "report.md"):
-                self.client.log_artifact(self._sweep(manifest).parent, str(folder / name), "report")
+                self.client.log_artifact(self._sweep(manifest).parent, str(folder / name), place)
 
     def _sweep(self, manifest: dict[str, Any]) -> _Sweep:
         key, name, why = manifest["key"], manifest["name"], manifest["why"]
