@@ -12,6 +12,9 @@ from jinja2 import Environment, StrictUndefined
 from dsd_lab import __version__
 from dsd_lab.report.rendering import Table, markdown, markdown_text
 
+_DOTS, _SCALE = 200, 114
+"""Dots an inch of the figures' bitmaps, and CSS pixels an inch."""
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -60,7 +63,8 @@ def write_html(pages: list[Page], folder: Path) -> None:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((Path(__file__).parent / "page.html").read_text())
     several = len(pages) > 1
-    images = {p.key: {d.stem: _inline(_place(folder, p, several) / f"{d.stem}.png") for d in p.figures} for p in pages}
+    files = {p.key: {d.stem: _place(folder, p, several) / f"{d.stem}.png" for d in p.figures} for p in pages}
+    images = {key: {stem: (_inline(f), _width(f)) for stem, f in found.items()} for key, found in files.items()}
     most = max((len(f.steps) for p in pages for f in p.frames), default=1)
     shown = template.render(pages=pages, most=most, images=images, several=several, made=_now(), version=__version__)
     (folder / "report.html").write_text(shown)
@@ -107,6 +111,12 @@ def _md_list(pairs: list[tuple[str, str]]) -> str:
 
 def _inline(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _width(path: Path) -> int:
+    """CSS pixels at which a figure is shown: letters have the same size in all, and the widest fill the page."""
+    pixels = int.from_bytes(path.read_bytes()[16:20])
+    return round(pixels / _DOTS * _SCALE)
 
 
 def _now() -> str:
