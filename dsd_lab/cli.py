@@ -153,6 +153,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="port on 127.0.0.1; the next free one if it is taken (default: 5000)",
     )
     _tracking(ui)
+    _json(ui)
 
     init = _verb(verbs, "init", "write a commented spec to start from", "dsd-lab init experiments/my_sweep.yaml")
     init.add_argument(
@@ -163,7 +164,13 @@ def build_parser() -> argparse.ArgumentParser:
     schema = _verb(
         verbs, "schema", "print the JSON Schema of a spec, for editors", "dsd-lab schema > experiments/spec.schema.json"
     )
-    del schema
+    _json(schema)
+
+    completion = _verb(
+        verbs, "completion", "print a script that completes dsd-lab in a shell", "dsd-lab completion bash"
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
+    _json(completion)
     return parser
 
 

@@ -119,7 +119,8 @@ class SweepProgress:
             if state == "done" and len(self._evaluated.get(trial.id, ())) < len(self._evaluations):
                 self._evaluated[trial.id] = [float(e["seconds"]) for e in folder.evaluations().values()]
             at_work = state == "running" or (state == "done" and trial.id not in self._released and folder.is_locked())
-            if state == "done" and not at_work:
+            complete = len(self._evaluated.get(trial.id, ())) >= len(self._evaluations)
+            if state == "done" and not at_work and complete:
                 self._released.add(trial.id)
             step, seconds = int(status.get("step", 0)), float(status.get("seconds", 0.0))
             seen.append(Seen(trial, state, step, seconds, self._evaluated.get(trial.id, ()), at_work))
