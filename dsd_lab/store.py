@@ -32,7 +32,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dsd_lab.artifacts import differing, flat
 from dsd_lab.errors import LabError
-from dsd_lab.home import ENDED, Home, locked
+from dsd_lab.home import ENDED, Home, TrialFolder, locked
 from dsd_lab.machine import read_samples
 from dsd_lab.replaying import BATCH, bring_up, set_state
 from dsd_lab.stored import StoredTrial, all_runs, stored_trial
@@ -121,7 +121,7 @@ class Store:
             sweep = self._sweep(manifest)
             new = sum(self._sync_trial(sweep, entry) for entry in manifest["trials"])
             self._sync_machine(sweep)
-            self._settle_sweep(sweep, {self.home.trial(t["id"]).state() for t in manifest["trials"]})
+            self._settle_sweep(sweep, [self.home.trial(t["id"]) for t in manifest["trials"]])
             return new
 
     def attach_report(self, manifest: dict[str, Any], folder: Path, place: str = "report") -> None:
@@ -247,11 +247,13 @@ class Store:
             self.client.log_batch(sweep.parent, metrics=metrics)
             self._seen[slot] = str(step + 1)
 
-    def _settle_sweep(self, sweep: _Sweep, states: set[str]) -> None:
-        order = ("running", "interrupted", "pending", "failed")
+    def _settle_sweep(self, sweep: _Sweep, trials: list[TrialFolder]) -> None:
+        order, states = ("running", "interrupted", "pending", "failed"), {t.state() for t in trials}
         state = next((s for s in order if s in states), "done")
         if self._seen.get(f"{sweep.key} state") != state:
-            set_state(self.client, sweep.parent, state)
+            # It ended with its last trial, not when it was last looked at.
+            ended = max((float(t.status().get("updated", 0.0)) for t in trials), default=0.0)
+            set_state(self.client, sweep.parent, state, ended)
             self._seen[f"{sweep.key} state"] = state
 
     def _pointer(self, sweep: _Sweep, entry: dict[str, Any], target: str) -> None:

@@ -135,6 +135,10 @@ def test_a_spec_is_an_experiment_a_sweep_a_parent_run_and_a_trial_a_child_run(ho
         "broken s0": ("FAILED", "failed"),
     }
     assert parent.info.status == "FAILED"
+    ended = [int(1000 * home.trial(t.id).status()["updated"]) for t in plan.trials if t.variant != "broken"]
+    assert parent.info.end_time >= max(ended)
+    Store(home).sync(manifest)
+    assert store.client.get_run(parent.info.run_id).info.end_time == parent.info.end_time
     assert (
         json.loads((Path(parent.info.artifact_uri.removeprefix("file://")) / "spec.json").read_text())
         == manifest["spec"]
