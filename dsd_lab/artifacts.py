@@ -6,9 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
-from dsd_lab.core.checkpoints import list_checkpoints, load_checkpoint
 from dsd_lab.errors import CorruptCheckpoint
 from dsd_lab.history import write_history
 from dsd_lab.home import ENDED, TrialFolder
@@ -66,6 +63,11 @@ def write_artifacts(folder: TrialFolder, state: str, target: Path) -> None:
 
 def _write_final(folder: TrialFolder, final: Path) -> None:
     """The last grids under fixed names, and the averaged weights as safetensors."""
+    # Imports torch: only where a trial has ended, so that a report on a store that has everything does not wait for it.
+    from safetensors.torch import save_file
+
+    from dsd_lab.core.checkpoints import list_checkpoints, load_checkpoint
+
     final.mkdir()
     for name in ("reconstruction", "samples"):
         grids = sorted(folder.images.glob(f"{name}-*.png"))

@@ -64,9 +64,12 @@ def build_parser() -> argparse.ArgumentParser:
     _tracking(train)
     _json(train)
 
-    report = _verb(verbs, "report", "write tables, figures and pages of a sweep", f"dsd-lab report {_SPEC}")
+    report = _verb(verbs, "report", "write tables, figures and pages of sweeps", f"dsd-lab report {_SPEC}")
     report.add_argument(
-        "sweep", nargs="?", metavar="SPEC|SWEEP", help="spec file or sweep name (default: the sweep that ran last)"
+        "sweep",
+        nargs="*",
+        metavar="SPEC|SWEEP",
+        help="spec file or sweep name; several make one report (default: the sweep that ran last)",
     )
     report.add_argument("--profile", help="profile to report (default: the one that ran last)")
     report.add_argument("--out", metavar="DIR", help="folder for the report (default: HOME/reports/SWEEP)")
@@ -187,6 +190,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="port on 127.0.0.1; the next free one if it is taken (default: 5000)",
     )
     _tracking(ui)
+    _json(ui)
 
     init = _verb(verbs, "init", "write a commented spec to start from", "dsd-lab init experiments/my_sweep.yaml")
     init.add_argument(
@@ -197,7 +201,13 @@ def build_parser() -> argparse.ArgumentParser:
     schema = _verb(
         verbs, "schema", "print the JSON Schema of a spec, for editors", "dsd-lab schema > experiments/spec.schema.json"
     )
-    del schema
+    _json(schema)
+
+    completion = _verb(
+        verbs, "completion", "print a script that completes dsd-lab in a shell", "dsd-lab completion bash"
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
+    _json(completion)
     return parser
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -13,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from dsd_lab.home import Home
+from dsd_lab.remaining import Remaining, Seen, holdout_of
+from dsd_lab.specs.fields import Generation
 from dsd_lab.specs.sweep import PlannedTrial
 
 _COLOURS = {
@@ -44,13 +47,20 @@ class SweepProgress:
         home: where the trials write their states.
         trials: all trials of the sweep, finished ones too.
         console: where to draw.
+        evaluations: of every finished trial.
     """
 
-    def __init__(self, home: Home, trials: list[PlannedTrial], console: Console) -> None:
+    def __init__(
+        self, home: Home, trials: list[PlannedTrial], console: Console, evaluations: Sequence[Generation] = ()
+    ) -> None:
         self._home, self._trials, self._console = home, trials, console
         self._stop = threading.Event()
         self._began = time.monotonic()
-        self._first: tuple[float, int] | None = None
+        self._evaluations, self._remaining = evaluations, Remaining(trials, evaluations)
+        self._evaluated: dict[str, list[float]] = {}
+        self._released: set[str] = set()
+        """Finished trials that nobody works on."""
+        self._holdout: int | None = None
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> SweepProgress:
@@ -76,7 +86,6 @@ class SweepProgress:
         while True:
             last = self._stop.wait(1.0)
             looked = self._look()
-            self._time_left(looked)
             for trial, state, status in looked:
                 if trial.id not in ended and state in ("done", "failed", "diverged"):
                     ended.add(trial.id)
@@ -105,22 +114,20 @@ class SweepProgress:
         return f"{parts}; {spent} spent, {'about ' + duration(left) + ' left' if left is not None else 'time left not known yet'}"
 
     def _time_left(self, looked: list[tuple[PlannedTrial, str, dict[str, Any]]]) -> float | None:
-        """Remaining steps over the steps a second of this run so far."""
-        done = remaining = 0
+        seen = []
         for trial, state, status in looked:
-            step, steps = int(status.get("step", 0)), trial.fields.training.steps
-            done += min(step, steps)
-            remaining += 0 if state in ("done", "failed", "diverged") else steps - step
-        if remaining == 0:
-            return 0.0
-        now = time.monotonic()
-        if self._first is None or (self._first[1] == done and now - self._first[0] > 1.5):
-            self._first = (now, done)  # time starts with the first step, not with the workers' start
-        since, before = self._first
-        if done == before:
-            return None
-        rate = (done - before) / (now - since)
-        return remaining / rate
+            folder = self._home.trial(trial.id)
+            if state == "done" and len(self._evaluated.get(trial.id, ())) < len(self._evaluations):
+                self._evaluated[trial.id] = [float(e["seconds"]) for e in folder.evaluations().values()]
+            at_work = state == "running" or (state == "done" and trial.id not in self._released and folder.is_locked())
+            complete = len(self._evaluated.get(trial.id, ())) >= len(self._evaluations)
+            if state == "done" and not at_work and complete:
+                self._released.add(trial.id)
+            step, seconds = int(status.get("step", 0)), float(status.get("seconds", 0.0))
+            seen.append(Seen(trial, state, step, seconds, self._evaluated.get(trial.id, ()), at_work))
+            if self._holdout is None:
+                self._holdout = holdout_of(folder.description())
+        return self._remaining.seconds(seen, self._holdout)
 
     def _table(self, looked: list[tuple[PlannedTrial, str, dict[str, Any]]]) -> Group:
         table = Table(box=None, pad_edge=False)

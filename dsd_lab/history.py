@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dsd_lab.spool import read_spool
+from dsd_lab.spool_reader import read_spool
 
 COLUMNS = ("step", "name", "index", "value")
 

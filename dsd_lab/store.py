@@ -1,11 +1,9 @@
-"""The store: everything MLflow is here.
+"""The store: everything MLflow is here, in `replaying.py` (one trial's files into its run) and in `stored.py` (reading).
 
 The spools of a sweep's trials are replayed into MLflow: one experiment a spec name,
 a parent run a sweep, a child run a trial, found again by their tags. A metric is keyed by (run, name,
-step). The tag `dsd.lines` counts the spool lines that a run holds and is written after their metrics;
-a process that has not written them itself, or that saw the store fail, asks the run which steps it
-holds before it adds to them, so that replaying a spool duplicates nothing. Training never waits for
-the store; a store that is down costs only time.
+step). Replaying a spool duplicates nothing. Training never waits for the store; a store that is down
+costs only time.
 """
 
 from __future__ import annotations
@@ -14,13 +12,11 @@ import contextlib
 import json
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 # Set before the import: no telemetry, and a dead server is noticed in seconds instead of minutes.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -32,18 +28,18 @@ import requests
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
-from PIL import Image
 from sqlalchemy.exc import SQLAlchemyError
 
-from dsd_lab.artifacts import differing, flat, status_tags, write_artifacts
+from dsd_lab.artifacts import differing, flat
 from dsd_lab.errors import LabError
 from dsd_lab.home import ENDED, Home, TrialFolder, locked
-from dsd_lab.spool import read_spool
+from dsd_lab.machine import read_samples
+from dsd_lab.replaying import BATCH, bring_up, set_state
+from dsd_lab.stored import StoredTrial, all_runs, stored_trial
 
 STORE_ERRORS = (MlflowException, SQLAlchemyError, requests.RequestException, OSError)
-_RUN_STATUS = {"done": "FINISHED", "diverged": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
-_BATCH = 900
-"""Metrics a call; MLflow takes at most 1,000."""
+_FOLLOWING = ("dsd.settled", "dsd.evaluations")
+"""Tags of a pointer that follow those of the run that it points to."""
 
 
 class StoreUnavailable(LabError):
@@ -59,18 +55,6 @@ def _own_uri(home: Path) -> str:
     return f"sqlite:///{home.resolve() / 'mlflow.db'}"
 
 
-@dataclass
-class StoredTrial:
-    """What the store holds of a trial of a sweep."""
-
-    entry: dict[str, Any]
-    """The trial's row of the sweep's manifest."""
-    tags: dict[str, str]
-    metrics: dict[str, float]
-    folder: Path | None
-    """Downloaded artifacts: history.parquet, trial.json, final/*.png; None where the trial never started."""
-
-
 @dataclass(frozen=True)
 class _Sweep:
     """Where a sweep is in the store."""
@@ -79,6 +63,10 @@ class _Sweep:
     experiment: str
     parent: str
     differing: list[str]
+    trials: dict[tuple[str, str], Run]
+    """Runs of trials by trial and code as the first pass found them, so that it asks once and not for each trial."""
+    pointers: dict[str, Run]
+    """The same of this sweep's pointers, by the run that they point to."""
 
 
 @dataclass
@@ -132,18 +120,19 @@ class Store:
         with locked(self.home.root / ".upload.lock"), self._answering():
             sweep = self._sweep(manifest)
             new = sum(self._sync_trial(sweep, entry) for entry in manifest["trials"])
-            self._settle_sweep(sweep, {self.home.trial(t["id"]).state() for t in manifest["trials"]})
+            self._sync_machine(sweep)
+            self._settle_sweep(sweep, [self.home.trial(t["id"]) for t in manifest["trials"]])
             return new
 
-    def attach_report(self, manifest: dict[str, Any], folder: Path) -> None:
-        """Add the report's pages to the sweep's parent run.
+    def attach_report(self, manifest: dict[str, Any], folder: Path, place: str = "report") -> None:
+        """Add the report's pages to the sweep's parent run, below `place`.
 
         Raises:
             StoreUnavailable: the store does not answer.
         """
         with locked(self.home.root / ".upload.lock"), self._answering():
             for name in ("report.html", "report.md"):
-                self.client.log_artifact(self._sweep(manifest).parent, str(folder / name), "report")
+                self.client.log_artifact(self._sweep(manifest).parent, str(folder / name), place)
 
     def _sweep(self, manifest: dict[str, Any]) -> _Sweep:
         key, name, why = manifest["key"], manifest["name"], manifest["why"]
@@ -164,7 +153,14 @@ class Store:
         if self._seen.get(f"{key} spec") != spec:
             self.client.log_text(parent, spec, "spec.json")
             self._seen[f"{key} spec"] = spec
-        return _Sweep(key, experiment, parent, differing(manifest["trials"]))
+        trials: dict[tuple[str, str], Run] = {}
+        pointers: dict[str, Run] = {}
+        if f"{key} state" not in self._seen:
+            for run in all_runs(self.client, "tags.`dsd.kind` = 'trial'"):
+                trials.setdefault((run.data.tags["dsd.trial"], run.data.tags["dsd.code"]), run)
+            condition = f"tags.`dsd.kind` = 'pointer' and tags.`dsd.sweep` = '{key}'"
+            pointers = {run.data.tags["dsd.points_to"]: run for run in all_runs(self.client, condition)}
+        return _Sweep(key, experiment, parent, differing(manifest["trials"]), trials, pointers)
 
     def _find(self, experiments: list[str], kind: str, condition: str) -> str | None:
         slot = f"{kind} {condition}"
@@ -183,17 +179,31 @@ class Store:
         slot = f"{sweep.key} {entry['name']}"
         if state == "pending" or self._seen.get(slot) == seen:
             return 0
-        run = self.client.get_run(self._trial_run(sweep, entry, str(status.get("code"))))
-        self._parameters(sweep, entry, run)
-        new = 0
-        if run.data.tags.get("dsd.settled") != seen:
-            new = self._replay(run, folder)
-            self._evaluations(run, folder)
-            self._settle(run, folder, state, seen)
-        if run.data.tags["dsd.sweep"] != sweep.key and state in ENDED:
-            self._pointer(sweep, entry, run.info.run_id)
+        code, new = str(status.get("code")), 0
+        if not self._is_settled(sweep, entry, state, code, seen):
+            run = self.client.get_run(self._trial_run(sweep, entry, code))
+            self._parameters(sweep, entry, run)
+            if run.data.tags.get("dsd.settled") != seen:
+                new = bring_up(self.client, run, folder, state, seen, self._certain)
+            if run.data.tags["dsd.sweep"] != sweep.key and state in ENDED:
+                self._pointer(sweep, entry, run.info.run_id)
         self._seen[slot] = seen
         return new
+
+    def _is_settled(self, sweep: _Sweep, entry: dict[str, Any], state: str, code: str, seen: str) -> bool:
+        """Whether the first look at all runs showed that nothing of a trial is lacking."""
+        run = sweep.trials.get((entry["id"], code))
+        if run is None or run.data.tags.get("dsd.settled") != seen or self._lacking(sweep, entry, run):
+            return False
+        if run.data.tags["dsd.sweep"] == sweep.key or state not in ENDED:
+            return True
+        pointer = sweep.pointers.get(run.info.run_id)
+        return (
+            pointer is not None
+            and pointer.info.status == "FINISHED"
+            and pointer.data.tags.get("dsd.settled") == seen
+            and not self._lacking(sweep, entry, pointer)
+        )
 
     def _trial_run(self, sweep: _Sweep, entry: dict[str, Any], code: str) -> str:
         """The run of a trial in whichever experiment this code first trained it; made where there is none."""
@@ -213,87 +223,38 @@ class Store:
 
     def _parameters(self, sweep: _Sweep, entry: dict[str, Any], run: Run) -> None:
         """Add the parameters that a run lacks: more of them differ as a sweep grows."""
-        fields = flat(entry["canonical"])
-        wanted = {k: entry[k] for k in ("variant", "size", "seed")} | {k: fields.get(k, "-") for k in sweep.differing}
-        lacking = [Param(k, str(v)[:500]) for k, v in wanted.items() if k not in run.data.params]
+        lacking = self._lacking(sweep, entry, run)
         if lacking:
             self.client.log_batch(run.info.run_id, params=lacking)
 
-    def _replay(self, run: Run, folder: TrialFolder) -> int:
-        lines, run_id = list(read_spool(folder.spool)), run.info.run_id
-        held = counted = int(run.data.tags.get("dsd.lines", 0))
-        known: set[tuple[str, int]] = set()
-        if run_id not in self._certain and counted != len(lines):
-            known = {(key, m.step) for key in run.data.metrics for m in self.client.get_metric_history(run_id, key)}
-            held = 0  # metrics may have been stored without the count, or other lines been counted
-            self._certain.add(run_id)
-        metrics: list[Metric] = []
-        for entry in lines[held:]:
-            stamp, step = int(entry["time"] * 1000), entry["step"]
-            if entry["kind"] == "images":
-                self._upload_images(run_id, folder, entry, stamp)
-            fresh = {k: v for k, v in entry.get("metrics", {}).items() if (k, step) not in known}
-            if len(metrics) + len(fresh) > _BATCH:
-                self._flush(run_id, metrics, entry["n"])
-                metrics = []
-            metrics += [Metric(name, value, stamp, step) for name, value in fresh.items()]
-        if len(lines) > held:
-            self._flush(run_id, metrics, len(lines))
-        return max(0, len(lines) - counted)
+    def _lacking(self, sweep: _Sweep, entry: dict[str, Any], run: Run) -> list[Param]:
+        fields = flat(entry["canonical"])
+        wanted = {k: entry[k] for k in ("variant", "size", "seed")} | {k: fields.get(k, "-") for k in sweep.differing}
+        return [Param(k, str(v)[:500]) for k, v in wanted.items() if k not in run.data.params]
 
-    def _flush(self, run_id: str, metrics: list[Metric], lines: int) -> None:
-        self.client.log_batch(run_id, metrics=metrics, tags=[RunTag("dsd.lines", str(lines))])
+    def _sync_machine(self, sweep: _Sweep) -> None:
+        """The machine's load while the sweep ran, under MLflow's own names; a sample's step is its number."""
+        samples = read_samples(self.home.sweep_folder(sweep.key))
+        slot = f"{sweep.key} machine"
+        if slot not in self._seen:
+            run = self.client.get_run(sweep.parent)
+            names = [name for name in run.data.metrics if name.startswith("system/")]
+            held = [m.step for name in names for m in self.client.get_metric_history(sweep.parent, name)]
+            self._seen[slot] = str(max(held, default=-1) + 1)
+        for step, sample in list(enumerate(samples))[int(self._seen[slot]) :]:
+            stamp = int(1000 * sample["time"])
+            metrics = [Metric(name, value, stamp, step) for name, value in sample["metrics"].items()]
+            self.client.log_batch(sweep.parent, metrics=metrics)
+            self._seen[slot] = str(step + 1)
 
-    def _upload_images(self, run_id: str, folder: TrialFolder, entry: dict[str, Any], stamp: int) -> None:
-        there = [Path(item.path).name for item in self.client.list_artifacts(run_id, "images")]
-        for name in entry["files"]:
-            key, path = name.rsplit("-", 1)[0], folder.images / name
-            marked = (f"{key}%step%{entry['step']}%", f"{key}+step+{entry['step']}+")
-            if path.exists() and not any(file.startswith(marked) for file in there):
-                place = {"key": key, "step": entry["step"], "timestamp": stamp}
-                self.client.log_image(run_id, Image.open(path), synchronous=True, **place)
-
-    def _evaluations(self, run: Run, folder: TrialFolder) -> None:
-        held = set(filter(None, run.data.tags.get("dsd.evaluations", "").split(",")))
-        known, run_id = set(run.data.metrics), run.info.run_id
-        step, stamp = int(folder.status().get("step", 0)), int(time.time() * 1000)
-        for key, content in folder.evaluations().items():
-            if key in held:
-                continue
-            picture = folder.images / f"evaluation-{key}.png"
-            if picture.exists():
-                self.client.log_artifact(run_id, str(picture), "final")
-            self.client.log_dict(run_id, content, f"evaluations/{key}.json")
-            held.add(key)
-            fresh = {k: v for k, v in content["metrics"].items() if k not in known}  # evaluations share floors
-            metrics = [Metric(k, v, stamp, step) for k, v in fresh.items()]
-            known |= set(fresh)
-            self.client.log_batch(run_id, metrics=metrics, tags=[RunTag("dsd.evaluations", ",".join(sorted(held)))])
-
-    def _settle(self, run: Run, folder: TrialFolder, state: str, seen: str) -> None:
-        """Record the state and the files that go with it."""
-        run_id = run.info.run_id
-        with tempfile.TemporaryDirectory() as scratch:
-            write_artifacts(folder, state, Path(scratch))
-            self.client.log_artifacts(run_id, scratch)
-        tags = status_tags(folder, state) | ({} if state == "running" else {"dsd.settled": seen})
-        if "dsd.error" in run.data.tags and "dsd.error" not in tags:
-            self.client.delete_tag(run_id, "dsd.error")  # it was tried again
-        self._set_state(run_id, state, folder.status().get("updated"))
-        self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
-
-    def _settle_sweep(self, sweep: _Sweep, states: set[str]) -> None:
-        order = ("running", "interrupted", "pending", "failed")
+    def _settle_sweep(self, sweep: _Sweep, trials: list[TrialFolder]) -> None:
+        order, states = ("running", "interrupted", "pending", "failed"), {t.state() for t in trials}
         state = next((s for s in order if s in states), "done")
         if self._seen.get(f"{sweep.key} state") != state:
-            self._set_state(sweep.parent, state)
+            # It ended with its last trial, not when it was last looked at.
+            ended = max((float(t.status().get("updated", 0.0)) for t in trials), default=0.0)
+            set_state(self.client, sweep.parent, state, ended)
             self._seen[f"{sweep.key} state"] = state
-
-    def _set_state(self, run_id: str, state: str, ended: float | None = None) -> None:
-        if state in _RUN_STATUS:
-            self.client.set_terminated(run_id, _RUN_STATUS[state], int(1000 * (ended or time.time())))
-        else:
-            self.client.update_run(run_id, "RUNNING")
 
     def _pointer(self, sweep: _Sweep, entry: dict[str, Any], target: str) -> None:
         """A short child run in this sweep for a trial that another sweep trained: its final metrics and where it is."""
@@ -305,10 +266,11 @@ class Store:
         self._parameters(sweep, entry, run)
         step, stamp = int(found.data.tags.get("dsd.step", 0)), int(time.time() * 1000)
         lacking = [Metric(k, v, stamp, step) for k, v in found.data.metrics.items() if k not in run.data.metrics]
-        tags = [RunTag(k, v) for k, v in found.data.tags.items() if k not in run.data.tags and k.startswith("dsd.")]
-        self.client.log_batch(pointer, metrics=lacking[:_BATCH], tags=tags)
+        own = {k for k in run.data.tags if k not in _FOLLOWING}
+        tags = [RunTag(k, v) for k, v in found.data.tags.items() if k.startswith("dsd.") and k not in own]
+        self.client.log_batch(pointer, metrics=lacking[:BATCH], tags=tags)
         if run.info.status != "FINISHED":
-            self._set_state(pointer, "done")
+            set_state(self.client, pointer, "done")
 
     def close_orphans(self, dry_run: bool = False) -> list[str]:
         """Close as KILLED the runs that say RUNNING though nobody works on their trial; returns their names.
@@ -323,7 +285,7 @@ class Store:
             StoreUnavailable: the store does not answer.
         """
         with locked(self.home.root / ".upload.lock"), self._answering():
-            orphans = [run for run in self._all_runs("attributes.status = 'RUNNING'") if self._is_orphan(run)]
+            orphans = [run for run in all_runs(self.client, "attributes.status = 'RUNNING'") if self._is_orphan(run)]
             for run in [] if dry_run else orphans:
                 ended = self.home.trial(run.data.tags.get("dsd.trial", "-")).status().get("updated", time.time())
                 self.client.set_terminated(run.info.run_id, "KILLED", int(1000 * ended))
@@ -349,29 +311,6 @@ class Store:
             StoreUnavailable: the store does not answer.
         """
         with self._answering():
-            trials = self._all_runs("tags.`dsd.kind` = 'trial'")  # of two runs of one trial, the later one is read
+            trials = all_runs(self.client, "tags.`dsd.kind` = 'trial'")  # of two runs of one trial, the later one
             runs = {run.data.tags["dsd.trial"]: run for run in trials}
-            return [self._stored(entry, runs.get(entry["id"]), scratch) for entry in manifest["trials"]]
-
-    def _all_runs(self, condition: str) -> Iterator[Run]:
-        """All runs that meet a condition; what began later comes later."""
-        experiments, token = [e.experiment_id for e in self.client.search_experiments()], None
-        while experiments:
-            page = self.client.search_runs(experiments, condition, 1, 1000, ["attributes.start_time ASC"], token)
-            yield from page
-            token = page.token
-            if not token:
-                return
-
-    def _stored(self, entry: dict[str, Any], run: Run | None, scratch: Path) -> StoredTrial:
-        if run is None:
-            return StoredTrial(entry, {"dsd.state": "pending"}, {}, None)
-        place = urlparse(run.info.artifact_uri)
-        folder = Path(unquote(place.path))
-        if place.scheme not in ("", "file") or not folder.is_dir():
-            folder = scratch / entry["id"]
-            folder.mkdir(parents=True, exist_ok=True)
-            for item in self.client.list_artifacts(run.info.run_id):
-                if item.path in ("history.parquet", "trial.json", "final"):
-                    self.client.download_artifacts(run.info.run_id, item.path, str(folder))
-        return StoredTrial(entry, dict(run.data.tags), dict(run.data.metrics), folder)
+            return [stored_trial(self.client, entry, runs.get(entry["id"]), scratch) for entry in manifest["trials"]]

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 from dsd_lab.home import Home
+from dsd_lab.machine import Sampler
 from dsd_lab.store import Store, StoreUnavailable
 
 _POLL, _PATIENCE = 2.0, 60.0
@@ -21,9 +22,10 @@ def upload(home: Path, key: str, uri: str | None) -> int:
     finished = threading.Event()
     threading.Thread(target=_wait_for_end, args=(finished,), daemon=True).start()
     store: Store | None = None
-    pause = _POLL
+    sampler, pause = Sampler(Home(home).sweep_folder(key)), _POLL
     while True:
         last = finished.is_set()
+        sampler.sample_when_due()
         try:
             store = store or Store(Home(home), uri)
             store.sync(Home(home).manifests()[key])

@@ -5,6 +5,7 @@ A verb or an option that is added, renamed or removed has to be changed here too
 
 import argparse
 import json
+import shutil
 import socket
 import subprocess
 import urllib.request
@@ -68,9 +69,10 @@ SURFACE = {
     "compare": {"A", "B", "--tracking-uri", "--json"},
     "export": {"SWEEP", "--out", "--weights", "--json"},
     "import": {"DIR", "--json"},
-    "ui": {"--port", "--tracking-uri"},
+    "ui": {"--port", "--tracking-uri", "--json"},
     "init": {"PATH", "--json"},
-    "schema": set(),
+    "schema": {"--json"},
+    "completion": {"shell", "--json"},
 }
 """Verb -> its options beside `--home` and `--help`, which all have."""
 
@@ -100,13 +102,61 @@ def test_every_verb_explains_itself_with_an_example_that_it_accepts(verb):
     assert build_parser().parse_args(example.split()[1:]).verb == verb
 
 
+def test_every_verb_answers_in_json():
+    assert {verb for verb, given in SURFACE.items() if "--json" in given} == set(SURFACE)
+
+
+def completed(*words):
+    """What bash would offer for the last of these words."""
+    script = subprocess.run(command("completion", "bash"), capture_output=True, text=True, check=True).stdout
+    line = "COMP_WORDS=(" + " ".join(f"'{w}'" for w in ("dsd-lab", *words)) + f"); COMP_CWORD={len(words)}; _dsd_lab"
+    asked = f"{script}\n{line}\nprintf '%s\\n' \"${{COMPREPLY[@]}}\""
+    done = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True)
+    assert not done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash on this machine")
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (("",), {*SURFACE, "--help", "--version"}),
+        (("s",), {"sweep", "sample", "status", "schema"}),
+        (("sweep", "--re"), {"--retry-failed"}),
+        (("report", "--"), {"--home", "--help", "--profile", "--out", "--tracking-uri", "--json"}),
+        (("sample", "3d", "--sampler", ""), {"euler", "heun"}),
+        (("completion", "f"), {"fish"}),
+        (("sweep", "exp"), set()),  # bash goes on with file names
+        (("report", "--out", "--"), set()),
+    ],
+)
+def test_bash_completes_verbs_options_and_their_values(words, offered):
+    assert completed(*words) == offered
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_completion_script_knows_every_verb_and_option_and_its_shell_reads_it(shell, tmp_path):
+    code, answer = run("completion", shell)
+    script = answer["script"]
+    assert code == OK and answer["shell"] == shell
+    for verb, given in SURFACE.items():
+        assert verb in script
+        for option in (o for o in given if o.startswith("--")):
+            assert (f"-l {option[2:]} " if shell == "fish" else option) in script
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} on this machine: its names were checked, not its syntax")
+    (tmp_path / "script").write_text(script)
+    done = subprocess.run([shell, "-n", str(tmp_path / "script")], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr
+
+
 def test_the_module_is_the_command_and_tells_its_version():
     done = subprocess.run(command("--version"), capture_output=True, text=True)
     assert done.returncode == OK and done.stdout.startswith("dsd-lab 0.")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["sweep", "--help"], ["schema"]])
-def test_help_and_schema_import_nothing_heavy(arguments):
+@pytest.mark.parametrize("arguments", [["--help"], ["sweep", "--help"], ["schema"], ["completion", "zsh"]])
+def test_help_schema_and_completion_import_nothing_heavy(arguments):
     modules, code, _, _ = imported(*arguments)
     assert code == OK
     assert not modules & {"torch", "ray", "mlflow", "pandas", "matplotlib", "timm", "scipy", "sklearn"}

@@ -285,7 +285,7 @@ def test_comparisons_are_paired_by_the_seeds_that_both_variants_finished():
     [
         (1, 1, None, None, "One seed"),
         (5, 1, None, None, "no p-values are given"),
-        (6, 1, 2 / 64, 2 / 64, "after Holm's correction over the 1 comparisons"),
+        (6, 1, 2 / 64, 2 / 64, "after Holm's correction over the 1 comparison of a quantity"),
         (6, 2, 2 / 64, None, "That takes 7 seeds"),
         (7, 2, 2 / 128, 4 / 128, "after Holm's correction over the 2 comparisons"),
     ],

@@ -135,6 +135,10 @@ def test_a_spec_is_an_experiment_a_sweep_a_parent_run_and_a_trial_a_child_run(ho
         "broken s0": ("FAILED", "failed"),
     }
     assert parent.info.status == "FAILED"
+    ended = [int(1000 * home.trial(t.id).status()["updated"]) for t in plan.trials if t.variant != "broken"]
+    assert parent.info.end_time >= max(ended)
+    Store(home).sync(manifest)
+    assert store.client.get_run(parent.info.run_id).info.end_time == parent.info.end_time
     assert (
         json.loads((Path(parent.info.artifact_uri.removeprefix("file://")) / "spec.json").read_text())
         == manifest["spec"]
@@ -260,6 +264,43 @@ def test_a_home_folder_with_spaces_and_signs_in_its_path_is_read_from_where_it_l
     assert (found.folder / "final" / "weights.safetensors").exists()
 
 
+def test_the_data_set_is_an_input_of_every_run_whose_data_was_loaded_with_its_digest(home, plan, manifest):
+    for syncing in (Store(home), Store(home)):
+        syncing.sync(manifest)
+    for trial in plan.trials:
+        found = run_of(syncing, trial.id).inputs.dataset_inputs
+        if trial.variant == "broken":
+            assert found == []
+            continue
+        (given,) = found
+        data = home.trial(trial.id).description()["data"]
+        assert (given.dataset.name, given.dataset.digest) == (data["name"], data["fingerprint"][:16])
+        assert json.loads(given.dataset.profile)["num_rows"] == data["train"]
+        assert {tag.key: tag.value for tag in given.tags} == {"mlflow.data.context": "training"}
+
+
+def test_samples_of_the_machine_are_system_metrics_of_the_sweeps_run_once_each(home, manifest):
+    folder = home.sweep_folder(manifest["key"])
+
+    def sample(*numbers):
+        with (folder / "machine.jsonl").open("a") as file:
+            for n in numbers:
+                values = {"system/cpu_utilization_percentage": n} | ({"system/gpu_0_power_usage_watts": n} if n else {})
+                file.write(json.dumps({"time": 1e9 + n, "metrics": values}) + "\n")
+
+    query = "select key, step, value from metrics where key like 'system/%'"
+    store = Store(home)
+    sample(0, 1)
+    store.sync(manifest)
+    sample(2)
+    store.sync(manifest)
+    Store(home).sync(manifest)
+    sample(3)
+    Store(home).sync(manifest)
+    cpu = [("system/cpu_utilization_percentage", n, n) for n in range(4)]
+    assert sorted(rows(home, query)) == sorted(cpu + [("system/gpu_0_power_usage_watts", n, n) for n in (1, 2, 3)])
+
+
 # -- Replay ------------------------------------------------------------------------------------------
 
 
@@ -380,6 +421,25 @@ def test_a_trial_that_another_sweep_trained_is_a_short_run_that_points_to_it_and
     assert stored(home) == before
     assert {(t, k) for t, k, _ in stored(home, "pointer")} == {(t, k) for t, k, _ in before if t != plan.trials[3].id}
     assert len(stored(home, "pointer")) == len({(t, k) for t, k, _ in stored(home, "pointer")})
+
+
+def test_a_store_that_lacks_nothing_is_asked_once_for_all_trials(home, manifest, monkeypatch):
+    other = manifest | {"name": "other", "key": "other"}
+    for one in (manifest, other):
+        Store(home).sync(one)
+    for one in (manifest, other):
+        store, asked = Store(home), []
+        for name in ("get_run", "search_runs", "log_batch", "log_artifacts", "log_inputs", "create_run"):
+            real = getattr(store.client, name)
+
+            def counted(*given, real=real, name=name, asked=asked, **more):
+                asked.append(name)
+                return real(*given, **more)
+
+            monkeypatch.setattr(store.client, name, counted)
+        assert store.sync(one) == 0
+        # The sweep, its trials, its pointers; the sweep's run for its samples of the machine.
+        assert asked == ["search_runs"] * 3 + ["get_run"]
 
 
 # -- A store that fails ------------------------------------------------------------------------------

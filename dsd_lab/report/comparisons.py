@@ -71,6 +71,7 @@ def conclusions(comparisons: list[Comparison]) -> str:
     family = sum(c.column == comparisons[0].column for c in comparisons)
     if seeds == 1:
         return "One seed gives differences but no interval and no test: nothing can be said about other seeds."
+    compared = "the 1 comparison" if family == 1 else f"the {family} comparisons"
     limit = f"The smallest p that a two-sided sign-flip test over {seeds} seeds can give is {smallest_p(seeds):.2g}"
     if seeds < TEST_FROM:
         return (
@@ -80,11 +81,11 @@ def conclusions(comparisons: list[Comparison]) -> str:
         )
     if seeds < seeds_needed(family):
         return (
-            f"{limit}; Holm's correction over the {family} comparisons of a quantity would raise it to "
+            f"{limit}; Holm's correction over {compared} of a quantity would raise it to "
             f"{min(1.0, smallest_p(seeds) * family):.2g}, so no single difference can be called significant at 5 % among them, "
             f"and p is given uncorrected. That takes {seeds_needed(family)} seeds."
         )
-    return f"{limit}. p is from that test; in brackets after Holm's correction over the {family} comparisons of a quantity."
+    return f"{limit}. p is from that test; in brackets after Holm's correction over {compared} of a quantity."
 
 
 def comparison_table(comparisons: list[Comparison], looks: dict[str, str]) -> Table | None:

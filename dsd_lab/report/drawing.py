@@ -124,7 +124,9 @@ def legend(figure: Figure, axes: list[Axes]) -> None:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write `path`.svg and `path`.png, without dates, so that the same data give the same bytes."""
-    figure.draw_without_rendering()
+    layout = figure.get_layout_engine()
+    if layout is not None:
+        layout.execute(figure)
     figure.set_layout_engine("none")  # the layout is found once, not for each format
     for suffix in (".svg", ".png"):
         buffer = io.BytesIO()

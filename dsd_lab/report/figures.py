@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -66,11 +70,29 @@ def draw_all(groups: list[Group], settings: ReportSettings, folder: Path) -> lis
     looks = looks_of(groups, effective_control(groups, settings))
     count = len(points_of(groups))
     limit = f" The first {MOST_POINTS} of {count} grid points." if count > MOST_POINTS else ""
-    drawn = []
+    shared = (groups, looks, settings, folder)
+    cores = min(len(os.sched_getaffinity(0)), len(_FIGURES))
+    # Forked, so that the histories of a thousand trials are shared and not copied; Matplotlib draws on one core.
+    with ProcessPoolExecutor(cores, multiprocessing.get_context("fork"), _share, shared) as pool:
+        done = list(pool.map(_draw_one, range(len(_FIGURES))))
+    return [Drawn(stem, caption + limit) for (stem, caption, _), there in zip(_FIGURES, done, strict=True) if there]
+
+
+_shared: tuple[Any, ...] = ()
+"""In a process that draws: what it was forked with."""
+
+
+def _share(*arguments: Any) -> None:
+    global _shared
+    _shared = arguments
+
+
+def _draw_one(number: int) -> bool:
+    """Draw a figure and save it; tells whether the data allowed it."""
+    groups, looks, settings, folder = _shared
+    stem, _, draw = _FIGURES[number]
     with style():
-        for stem, caption, draw in _FIGURES:
-            figure = draw(groups, looks, settings)
-            if figure is not None:
-                save_figure(figure, folder / stem)
-                drawn.append(Drawn(stem, caption + limit))
-    return drawn
+        figure = draw(groups, looks, settings)
+        if figure is not None:
+            save_figure(figure, folder / stem)
+    return figure is not None

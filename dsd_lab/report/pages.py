@@ -12,6 +12,9 @@ from jinja2 import Environment, StrictUndefined
 from dsd_lab import __version__
 from dsd_lab.report.rendering import Table, markdown, markdown_text
 
+_DOTS, _SCALE = 200, 114
+"""Dots an inch of the figures' bitmaps, and CSS pixels an inch."""
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -23,9 +26,22 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Page:
-    """Everything that both pages show, in reading order."""
+class Frames:
+    """Pictures of one kind over training: a frame a step, a picture a row of the tables."""
 
+    name: str
+    caption: str
+    steps: list[int]
+    shots: list[list[tuple[str, str]]]
+    """By step, what each picture is of and its data address; empty where there is none at that step."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything that both pages show of a sweep, in reading order."""
+
+    key: str
+    """Of the sweep."""
     title: str
     why: str
     notices: list[str]
@@ -34,6 +50,7 @@ class Page:
     tables: list[Table]
     """The first stands with the first figure, before all other figures."""
     figures: list[Drawn]
+    frames: list[Frames]
     columns: list[tuple[str, str, str]]
     """Label, metric and meaning of the first table's columns."""
     variants: list[tuple[str, str]]
@@ -41,36 +58,51 @@ class Page:
     provenance: list[tuple[str, str]]
 
 
-def write_html(page: Page, folder: Path) -> None:
+def write_html(pages: list[Page], folder: Path) -> None:
     """`report.html`: makes no external request, and everything that comes from a spec is escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((Path(__file__).parent / "page.html").read_text())
-    images = {d.stem: _inline(folder / "figures" / f"{d.stem}.png") for d in page.figures}
-    (folder / "report.html").write_text(template.render(page=page, images=images, made=_now(), version=__version__))
+    several = len(pages) > 1
+    files = {p.key: {d.stem: _place(folder, p, several) / f"{d.stem}.png" for d in p.figures} for p in pages}
+    images = {key: {stem: (_inline(f), _width(f)) for stem, f in found.items()} for key, found in files.items()}
+    most = max((len(f.steps) for p in pages for f in p.frames), default=1)
+    shown = template.render(pages=pages, most=most, images=images, several=several, made=_now(), version=__version__)
+    (folder / "report.html").write_text(shown)
 
 
-def write_markdown(page: Page, folder: Path) -> None:
+def _place(folder: Path, page: Page, several: bool) -> Path:
+    """Where a page's figures are: each of several sweeps has a folder of its own."""
+    return folder / page.key / "figures" if several else folder / "figures"
+
+
+def write_markdown(pages: list[Page], folder: Path) -> None:
     """`report.md`: figures by relative path."""
-    lead = page.figures[:1]
-    parts = [f"# {markdown_text(page.title)}", markdown_text(page.why)]
-    parts += [f"> {markdown_text(n)}" for n in page.notices]
-    parts += [f"**{markdown_text(a)}**" for a in page.answer]
-    parts += [_md_figure(d) for d in lead]
-    for table in page.tables[:1]:
-        parts += [f"## {markdown_text(table.title)}", markdown(table), markdown_text(page.method)]
-    if page.figures[1:]:
-        parts += ["## Figures", *(_md_figure(d) for d in page.figures[1:])]
-    for table in page.tables[1:]:
-        parts += [f"## {markdown_text(table.title)}", markdown(table)]
-        parts += [markdown_text(table.note)] if table.note else []
-    parts += ["## Variants", _md_list(page.variants), "## Provenance", _md_list(page.provenance)]
+    parts = [f"# {markdown_text(', '.join(p.title for p in pages))}"] if len(pages) > 1 else []
+    for page in pages:
+        parts += _md_parts(page, _place(Path(), page, len(pages) > 1).as_posix())
     parts.append(f"Made {_now()} by dsd-lab {__version__}.")
     (folder / "report.md").write_text("\n\n".join(filter(None, parts)) + "\n")
 
 
-def _md_figure(drawn: Drawn) -> str:
+def _md_parts(page: Page, place: str) -> list[str]:
+    lead = page.figures[:1]
+    parts = [f"# {markdown_text(page.title)}", markdown_text(page.why)]
+    parts += [f"> {markdown_text(n)}" for n in page.notices]
+    parts += [f"**{markdown_text(a)}**" for a in page.answer]
+    parts += [_md_figure(d, place) for d in lead]
+    for table in page.tables[:1]:
+        parts += [f"## {markdown_text(table.title)}", markdown(table), markdown_text(page.method)]
+    if page.figures[1:]:
+        parts += ["## Figures", *(_md_figure(d, place) for d in page.figures[1:])]
+    for table in page.tables[1:]:
+        parts += [f"## {markdown_text(table.title)}", markdown(table)]
+        parts += [markdown_text(table.note)] if table.note else []
+    return [*parts, "## Variants", _md_list(page.variants), "## Provenance", _md_list(page.provenance)]
+
+
+def _md_figure(drawn: Drawn, place: str) -> str:
     caption = markdown_text(drawn.caption)
-    return f"![{caption}](figures/{drawn.stem}.png)\n\n*{caption}*"
+    return f"![{caption}]({place}/{drawn.stem}.png)\n\n*{caption}*"
 
 
 def _md_list(pairs: list[tuple[str, str]]) -> str:
@@ -79,6 +111,12 @@ def _md_list(pairs: list[tuple[str, str]]) -> str:
 
 def _inline(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _width(path: Path) -> int:
+    """CSS pixels at which a figure is shown: letters have the same size in all, and the widest fill the page."""
+    pixels = int.from_bytes(path.read_bytes()[16:20])
+    return round(pixels / _DOTS * _SCALE)
 
 
 def _now() -> str:

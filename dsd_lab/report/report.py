@@ -10,12 +10,14 @@ from dsd_lab.report.comparisons import Comparison, compare, comparison_row, comp
 from dsd_lab.report.drawing import looks_of
 from dsd_lab.report.factorial import effect_table, effects_sentence
 from dsd_lab.report.figures import draw_all
+from dsd_lab.report.frames import frames_of
 from dsd_lab.report.groups import Group, columns_of, effective_control, groups_of, short_labels
 from dsd_lab.report.narrative import answer, method_note, notices, provenance_lines
 from dsd_lab.report.pages import Page, write_html, write_markdown
 from dsd_lab.report.rendering import Table, write_tables
 from dsd_lab.report.results import Result
 from dsd_lab.report.tables import cost_table, evaluation_table, gap_table, trial_table, verdict_table
+from dsd_lab.report.tidying import only_new_files
 from dsd_lab.report.tuning import Tuned, tune, tuning_table
 from dsd_lab.specs.sweep import ReportSettings
 
@@ -25,8 +27,20 @@ def write_report(
 ) -> tuple[Page, dict[str, Any]]:
     """Write pages, tables and figures below a folder; returns what the pages show and what `--json` prints.
 
-    The same results give the same bytes but for the date at the end of the pages.
+    The same results give the same bytes but for the date at the end of the pages. What an earlier report
+    left in the folder is removed.
     """
+    with only_new_files(folder):
+        page, content = write_part(results, settings, manifest, folder)
+        write_html([page], folder)
+        write_markdown([page], folder)
+    return page, content
+
+
+def write_part(
+    results: list[Result], settings: ReportSettings, manifest: dict[str, Any], folder: Path
+) -> tuple[Page, dict[str, Any]]:
+    """Write the tables and figures of one sweep below a folder; returns its page, which is not written, and its JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     everything = results
     tuned: list[Tuned] = []
@@ -50,6 +64,7 @@ def write_report(
     write_tables(tables, folder / "tables")
     labels = short_labels(columns)
     page = Page(
+        key=manifest["key"],
         title=manifest["name"] + (f" ({manifest['profile']})" if manifest["profile"] else ""),
         why=manifest["why"],
         notices=notices(all_groups, settings),
@@ -57,12 +72,11 @@ def write_report(
         method=method_note(groups, settings),
         tables=tables,
         figures=draw_all(groups, settings, folder / "figures"),
+        frames=frames_of(groups),
         columns=[(labels[c.name], c.name, c.note) for c in columns],
         variants=[(name, fields.get("why", "")) for name, fields in manifest["spec"]["variants"].items()],
         provenance=provenance_lines(everything, manifest),
     )
-    write_html(page, folder)
-    write_markdown(page, folder)
     return page, _json(page, groups, comparisons, effects, {t.name: t for t in tables}, manifest)
 
 

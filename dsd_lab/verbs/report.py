@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 import tempfile
 from pathlib import Path
@@ -10,37 +11,60 @@ from typing import Any
 
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.provenance import training_code
-from dsd_lab.report.report import write_report
+from dsd_lab.report.pages import Page, write_html, write_markdown
+from dsd_lab.report.report import write_part
 from dsd_lab.report.results import Result, result_of
+from dsd_lab.report.tidying import only_new_files
 from dsd_lab.specs.sweep import ReportSettings
 from dsd_lab.store import Store
 from dsd_lab.verbs.common import find_manifest, home_of, print_json, program
 
+_LONGEST = 200
+"""Characters of a folder's name."""
+
 
 def run(arguments: argparse.Namespace) -> int:
-    """Report a sweep."""
+    """Report one sweep, or several in one report."""
     home = home_of(arguments)
-    manifest = find_manifest(home, arguments.sweep, arguments.profile)
-    settings = ReportSettings.model_validate(manifest["spec"]["report"])
-    folder = Path(arguments.out) if arguments.out else home.report_folder(manifest["key"])
+    found = [find_manifest(home, name, arguments.profile) for name in arguments.sweep or [None]]
+    manifests = list({m["key"]: m for m in found}.values())
+    folder = Path(arguments.out) if arguments.out else home.report_folder(_folder_name([m["key"] for m in manifests]))
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"--out {folder}: is a file; name a folder")
     store = Store(home, arguments.tracking_uri)
-    store.sync(manifest)
-    with tempfile.TemporaryDirectory() as scratch:
-        results = results_of(store, manifest, Path(scratch))
-        print(f"dsd-lab: drawing the figures of {len(results)} trials", file=sys.stderr)
-        page, content = write_report(results, settings, manifest, folder)
-    store.attach_report(manifest, folder)
+    with only_new_files(folder):
+        made = [_part(store, m, folder / m["key"] if len(manifests) > 1 else folder) for m in manifests]
+        pages = [page for page, _ in made]
+        write_html(pages, folder)
+        write_markdown(pages, folder)
+    for manifest in manifests:
+        store.attach_report(manifest, folder, "report" if len(manifests) == 1 else f"reports/{folder.name}")
     if arguments.json:
-        print_json(content)
+        contents = [content for _, content in made]
+        print_json(contents[0] if len(contents) == 1 else {"sweeps": contents})
         return OK
-    for line in [*page.notices, *page.answer]:
-        print(line)
+    for page in pages:
+        for line in [*([f"{page.title}:"] if len(pages) > 1 else []), *page.notices, *page.answer]:
+            print(line)
     print(f"report: {(folder / 'report.html').resolve()}")
     command, at = program(arguments)
     print(f"MLflow: {command} ui{at}")
     return OK
+
+
+def _part(store: Store, manifest: dict[str, Any], folder: Path) -> tuple[Page, dict[str, Any]]:
+    settings = ReportSettings.model_validate(manifest["spec"]["report"])
+    store.sync(manifest)
+    with tempfile.TemporaryDirectory() as scratch:
+        results = results_of(store, manifest, Path(scratch))
+        print(f"dsd-lab: drawing the figures of {len(results)} trials", file=sys.stderr)
+        return write_part(results, settings, manifest, folder)
+
+
+def _folder_name(keys: list[str]) -> str:
+    """The keys of the sweeps; where they are too many for a file's name, the first and a digest of all."""
+    name = "+".join(keys)
+    return name if len(name) <= _LONGEST else f"{keys[0]}+{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
 def results_of(store: Store, manifest: dict[str, Any], scratch: Path) -> list[Result]:

@@ -68,7 +68,7 @@ def _execute(home: Home, plan: Plan, todo: list[PlannedTrial], arguments: argpar
             try:
                 from dsd_lab.engine import run_trials  # imports Ray: only here, and only where something runs
 
-                with SweepProgress(home, _distinct(plan), console):
+                with SweepProgress(home, _distinct(plan), console, plan.spec.evaluate):
                     cluster = {"address": arguments.address} if arguments.address else None
                     run_trials(home, todo, plan.spec.evaluate, arguments.max_concurrent, arguments.fail_fast, cluster)
             except Terminated:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 from dsd_lab.errors import INTERRUPTED, OK, TERMINATED, BadInput
-from dsd_lab.verbs.common import Terminated, home_of, raise_terminated
+from dsd_lab.verbs.common import Terminated, home_of, print_json, raise_terminated
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -26,14 +26,12 @@ def run(arguments: argparse.Namespace) -> int:
             )
         uri = f"sqlite:///{database}"
     if uri.startswith(("http://", "https://")):
-        print(f"the store is a server already: {uri}")
+        _tell(arguments, {"url": uri}, [f"the store is a server already: {uri}"])
         return OK
     port = free_port(arguments.port)
-    print(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")
-    print(
-        f"from another machine: ssh -N -L {port}:127.0.0.1:{port} {os.environ.get('USER', 'you')}@{socket.gethostname()}",
-        flush=True,
-    )
+    url = f"http://127.0.0.1:{port}"
+    ssh = f"ssh -N -L {port}:127.0.0.1:{port} {os.environ.get('USER', 'you')}@{socket.gethostname()}"
+    _tell(arguments, {"url": url, "ssh": ssh}, [f"MLflow on {url} (Ctrl-C ends it)", f"from another machine: {ssh}"])
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
     command = [
         sys.executable,
@@ -50,6 +48,14 @@ def run(arguments: argparse.Namespace) -> int:
         "1",
     ]
     return _serve(command, environment)
+
+
+def _tell(arguments: argparse.Namespace, answer: dict[str, str], lines: list[str]) -> None:
+    if arguments.json:
+        print_json(answer)
+    else:
+        print("\n".join(lines))
+    sys.stdout.flush()
 
 
 def _serve(command: list[str], environment: dict[str, str]) -> int:

@@ -1,0 +1,139 @@
+"""How long a sweep will still take, from what its trials have recorded so far.
+
+Trials differ in cost, start one after the other and are evaluated at their end, so the remaining steps
+over the steps a second so far mislead. Here every trial that has not begun costs what trials of its
+shape cost a step; where none has been timed, what the others cost a block's forward pass. Evaluations
+cost what they cost before, at first their forward passes. The rest is Tune's own rule: the next trial
+in order takes the first place that is free.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from dsd_lab.estimates import shape_key
+from dsd_lab.specs.fields import Generation, Trial
+from dsd_lab.specs.identity import canonical_fields
+from dsd_lab.specs.sweep import PlannedTrial
+
+_ENOUGH = 0.05
+"""Share of a trial's steps from which its shape counts as timed."""
+_HOLDOUT = 1000
+"""Images of an evaluation on as many as are held out, where no trial has told how many that is."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A trial as its folder shows it now."""
+
+    trial: PlannedTrial
+    state: str
+    step: int
+    """Steps made."""
+    seconds: float
+    """That they took."""
+    evaluated: Sequence[float] = ()
+    """Seconds of its finished evaluations."""
+    at_work: bool = False
+    """A process works on it: it trains or is evaluated."""
+
+
+def step_passes(trial: Trial) -> float:
+    """Forward passes of a block in a training step: a backward pass counts as two, a wider block as its products."""
+    encode, denoise, decode = _blocks(trial)
+    objective = trial.objective
+    passes = 3.0 * (encode + decode)
+    if objective.diffusion_weight > 0:
+        passes += 3.0 * denoise + (encode if objective.target == "ema" else 0)
+    return passes * trial.training.batch_size * _block(trial)
+
+
+def evaluation_passes(trial: Trial, evaluation: Generation, holdout: int) -> float:
+    """The same of sampling an evaluation's images."""
+    images = holdout if evaluation.images == "holdout" else evaluation.images
+    solver = 2 if evaluation.sampler == "heun" else 1
+    guided = 1 if evaluation.guidance == 1 else 2
+    return images * evaluation.steps * solver * guided * _blocks(trial)[1] * _block(trial)
+
+
+def _blocks(trial: Trial) -> tuple[int, int, int]:
+    network = trial.network
+    if network.layout == "coupled":
+        return (int(network.shared_blocks or 1),) * 3
+    return int(network.encode_blocks or 1), int(network.denoise_blocks or 1), int(network.decode_blocks or 1)
+
+
+def _block(trial: Trial) -> float:
+    network = trial.network
+    tokens = (int(network.image_size or 1) // int(network.patch_size or 1)) ** 2
+    return float(tokens * int(network.width or 1) ** 2)
+
+
+class Remaining:
+    """The estimate for one sweep.
+
+    Args:
+        trials: all of it.
+        evaluations: of every finished trial.
+    """
+
+    def __init__(self, trials: list[PlannedTrial], evaluations: Sequence[Generation]) -> None:
+        self._evaluations = evaluations
+        self._shapes = {t.id: shape_key(canonical_fields(t.fields)) for t in trials}
+        self._passes = {t.id: step_passes(t.fields) for t in trials}
+        self._places = 1
+
+    def seconds(self, seen: list[Seen], holdout: int | None = None) -> float | None:
+        """Seconds to the end of the sweep; None while nothing has been timed.
+
+        Args:
+            seen: all trials, in the order in which they start.
+            holdout: held-out images, where a trial has told how many.
+        """
+        working = [s for s in seen if s.at_work]
+        self._places = max(self._places, len(working))
+        timed: dict[str, tuple[float, int]] = {}
+        for s in seen:
+            before = timed.get(self._shapes[s.trial.id], (0.0, 0))
+            timed[self._shapes[s.trial.id]] = before[0] + s.seconds, before[1] + s.step
+        passes = sum(s.step * self._passes[s.trial.id] for s in seen)
+        rest = [s for s in seen if self._is_unfinished(s)]
+        if not rest:
+            return 0.0
+        if not passes:
+            return None
+        a_pass = sum(s.seconds for s in seen) / passes
+        known = [seconds for s in seen for seconds in s.evaluated]
+
+        def left(s: Seen) -> float:
+            steps = 0 if s.state == "done" else s.trial.fields.training.steps - s.step
+            spent, made = timed[self._shapes[s.trial.id]]
+            enough = made >= _ENOUGH * s.trial.fields.training.steps
+            a_step = spent / made if enough else self._passes[s.trial.id] * a_pass
+            fields, lacking = s.trial.fields, self._evaluations[len(s.evaluated) :]
+            costs = [evaluation_passes(fields, e, holdout or _HOLDOUT) * a_pass for e in lacking]
+            sampled = fields.objective.diffusion_weight > 0
+            return steps * a_step + (sum(median(known) if known else c for c in costs) if sampled else 0.0)
+
+        ends = [left(s) for s in rest if s.at_work]
+        ends += [0.0] * (self._places - len(ends))
+        heapq.heapify(ends)
+        for s in rest:
+            if not s.at_work:
+                heapq.heappush(ends, heapq.heappop(ends) + left(s))
+        return max(ends)
+
+    def _is_unfinished(self, s: Seen) -> bool:
+        if s.state in ("failed", "diverged"):
+            return False
+        sampled = s.trial.fields.objective.diffusion_weight > 0
+        return s.state != "done" or (sampled and len(s.evaluated) < len(self._evaluations))
+
+
+def holdout_of(description: dict[str, Any] | None) -> int | None:
+    """Held-out images that a started trial has told of."""
+    return None if description is None else int(description["data"]["holdout"])

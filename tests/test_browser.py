@@ -1,0 +1,138 @@
+"""The report and MLflow's UI as a reader sees them, in headless Chromium: what is shown, what is complained of, what is asked for.
+
+With DSD_LAB_SCREENSHOTS=DIR the pictures are kept there, to be looked at.
+"""
+
+import json
+import os
+import re
+import urllib.request
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from browser import PROGRAM, Browser
+from sweeping import EVALUATION, VARIANTS, run, start, train_here, wait_until, write_spec
+
+from dsd_lab.home import Home
+from dsd_lab.store import Store
+from dsd_lab.verbs.ui import free_port
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(PROGRAM is None, reason="no chromium on this machine"),
+]
+RANK = "latent/effective_rank/token"
+NOT_OURS = re.compile(r"/ajax-api/2\.0/mlflow/users/current|ResizeObserver loop")
+"""MLflow's page asks every server for its user; one without accounts has none. Its own layout takes two frames."""
+IMAGES = "[...document.images].map(i => [i.complete, i.naturalWidth])"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("seen")
+    names = ("control", "naive", "dsd")
+    spec = write_spec(folder, {v: VARIANTS[v] for v in names}, seeds=[0, 1], evaluate=[EVALUATION])
+    home = Home(folder / "home")
+    train_here(home, spec)
+    assert run("report", "--home", home.root)[0] == 0
+    return home
+
+
+@pytest.fixture
+def browser(tmp_path):
+    browser = Browser(tmp_path / "profile")
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = Path(os.environ.get("DSD_LAB_SCREENSHOTS") or tmp_path_factory.mktemp("pictures"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "width", "dark"), [("light", 1200, False), ("dark", 1200, True), ("phone", 380, False)]
+)
+def test_the_report_is_readable_at_every_width_and_asks_for_nothing(home, browser, pictures, kind, width, dark):
+    browser.look(width, 900, dark)
+    browser.open((home.report_folder("tiny") / "report.html").as_uri())
+    browser.wait(f"document.readyState === 'complete' && {IMAGES}.every(i => i[0])")
+    shown = browser.ask(IMAGES)
+    assert len(shown) > 8 and all(pixels > 0 for _, pixels in shown)
+    # Tables scroll inside their own boxes; the page itself never does.
+    assert browser.ask("document.documentElement.scrollWidth") <= width
+    ink, paper = browser.ask("['color', 'backgroundColor'].map(k => getComputedStyle(document.body)[k])")
+    light = [sum(map(int, re.findall(r"\d+", colour)[:3])) / 765 for colour in (ink, paper)]
+    assert abs(light[0] - light[1]) > 0.6 and (light[1] < 0.3) == dark
+    browser.screenshot(pictures / f"report-{kind}.png", whole=True)
+    # The slider: another step shows another frame, by click and by arrow key, without a script.
+    frames = "[...document.querySelectorAll('.frames')[0].querySelectorAll('.frame')].map(f => f.offsetHeight > 0)"
+    assert browser.ask(frames) == [False, True]
+    browser.ask("document.querySelector('.frames label').click()")
+    assert browser.ask(frames) == [True, False]
+    browser.ask("document.querySelector('.frames input').focus()")
+    for kind_of in ("rawKeyDown", "keyUp"):
+        browser.call(
+            "Input.dispatchKeyEvent", type=kind_of, key="ArrowRight", code="ArrowRight", windowsVirtualKeyCode=39
+        )
+    assert browser.ask(frames) == [False, True]
+    browser.print(pictures / f"report-{kind}.pdf")
+    assert (pictures / f"report-{kind}.pdf").read_bytes().startswith(b"%PDF")
+    assert browser.complaints == []
+    assert {a.partition(":")[0] for a in browser.asked} <= {"file", "data"}
+
+
+def test_mlflow_lists_trials_under_their_sweep_draws_ranks_and_shows_images(home, browser, pictures):
+    store = Store(home)
+    experiment = store.client.get_experiment_by_name("tiny").experiment_id
+    runs = {r.info.run_name: r.info.run_id for r in store.client.search_runs([experiment])}
+    port = free_port(5700)
+    process, at = start("ui", "--home", home.root, "--port", port), f"http://127.0.0.1:{port}"
+    try:
+        wait_until(lambda: answers(at), "MLflow answers", process)
+        browser.look(1600, 1000)
+        browser.open(f"{at}/#/experiments/{experiment}/runs")
+        row = f"document.querySelector('[row-id=\"{runs['tiny']}\"]')"
+        browser.wait(row)
+        assert "dsd s0" not in browser.ask("document.body.innerText")
+        button = f"[...{row}.parentElement.parentElement.querySelectorAll('[row-id=\"{runs['tiny']}\"] button')][0]"
+        browser.wait(button)
+        browser.ask(f"{button}.click()")
+        listed = [f"{v} s{s}" for v in ("control", "naive", "dsd") for s in (0, 1)]
+        browser.wait(f"{json.dumps(listed)}.every(n => document.body.innerText.includes(n))")
+        browser.wait("document.body.innerText.includes('digits (')")  # the data set, with its digest
+        browser.screenshot(pictures / "mlflow-runs.png")
+
+        chosen = [runs[n] for n in ("control s0", "naive s0", "dsd s0")]
+        asked = {"runs": chosen, "metric": RANK, "experiments": [experiment], "plot_metric_keys": [RANK]}
+        browser.open(f"{at}/#/metric?" + "&".join(f"{k}={quote(json.dumps(v))}" for k, v in asked.items()))
+        browser.wait("document.querySelectorAll('.js-plotly-plot .scatterlayer .trace').length >= 3")
+        drawn = browser.ask(
+            "[...document.querySelectorAll('.scatterlayer .trace path.js-line')].map(p => p.getAttribute('d'))"
+        )
+        assert len({d for d in drawn if d}) >= 3
+        browser.screenshot(pictures / "mlflow-chart.png")
+
+        browser.open(f"{at}/#/experiments/{experiment}/runs/{runs['dsd s0']}/artifacts/final/samples.png")
+        browser.wait("[...document.images].some(i => i.src.startsWith('blob:') && i.naturalWidth > 100)")
+        browser.screenshot(pictures / "mlflow-image.png")
+        browser.open(f"{at}/#/experiments/{experiment}/runs/{runs['tiny']}/artifacts/report/report.html")
+        browser.wait("document.querySelector('iframe')")
+        browser.screenshot(pictures / "mlflow-report.png")
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+    assert [c for c in browser.complaints if not NOT_OURS.search(c)] == []
+    assert [a for a in browser.asked if not a.startswith((at, "data:", f"blob:{at}", "about:"))] == []
+
+
+def answers(at):
+    try:
+        with urllib.request.urlopen(f"{at}/health", timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
