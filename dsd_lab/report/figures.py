@@ -7,7 +7,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from dsd_lab.report import latent_figures, picture_figures, spectrum_figures
+from dsd_lab.report import latent_figures, picture_figures, spectrum_figures, theory_figures
+from dsd_lab.report.agreement import ASSUMED
 from dsd_lab.report.drawing import MOST_POINTS, Look, looks_of, save_figure, style
 from dsd_lab.report.groups import Group, effective_control, points_of
 from dsd_lab.report.pages import Drawn
@@ -44,6 +45,13 @@ _FIGURES: tuple[tuple[str, str, _Draw], ...] = (
         "rank_gap",
         "Rank differential: effective rank of the clean target minus that of the clean prediction, token level, by time. Line: mean over seeds; band: smallest to largest seed.",
         spectrum_figures.rank_gap,
+    ),
+    (
+        "theory",
+        "Theory against measurement. Derivative of the diffusion loss with respect to the latents' scale over training (line: measured, mean over seeds, with its band; dotted: closed form), "
+        "the same of every principal direction at the end (positive: gradient descent shrinks it), and the change of effective rank that follows a rank gap. "
+        + ASSUMED,
+        theory_figures.theory,
     ),
     (
         "reconstructions",

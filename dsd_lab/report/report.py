@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from dsd_lab.report.agreement import theory_table
 from dsd_lab.report.comparisons import Comparison, compare, comparison_row, comparison_table, conclusions
 from dsd_lab.report.drawing import looks_of
 from dsd_lab.report.factorial import effect_table, effects_sentence
@@ -36,6 +37,7 @@ def write_report(
         comparison_table(comparisons, dots),
         evaluation_table(groups, columns, dots),
         gap_table(groups, settings),
+        theory_table(groups, settings, dots),
         cost_table(groups, dots),
         trial_table(groups, columns, settings),
     )
@@ -78,6 +80,7 @@ def _json(
             "rows": [comparison_row(c) for c in comparisons],
         },
         "effects": _records(effects),
+        "theory": _records(tables.get("theory")),
         "cost": _records(tables.get("cost")),
     }
 
