@@ -87,6 +87,19 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("--out", metavar="DIR", help="folder for the PNGs (default: HOME/samples/TRIAL)")
     _json(sample)
 
+    latents = _verb(
+        verbs,
+        "latents",
+        "write a trial's latents and spectra as one .npz",
+        "dsd-lab latents 3ddf1775b702 --out latents.npz",
+    )
+    latents.add_argument("trial", help="trial id (the first characters do)")
+    latents.add_argument(
+        "--split", choices=("holdout", "train"), default="holdout", help="images that are encoded (default: holdout)"
+    )
+    latents.add_argument("--out", metavar="FILE", help="file to write (default: HOME/latents/TRIAL-SPLIT.npz)")
+    _json(latents)
+
     status = _verb(verbs, "status", "show every sweep in the home folder", "dsd-lab status")
     _json(status)
 

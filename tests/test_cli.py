@@ -40,6 +40,7 @@ SURFACE = {
     "train": SPEC_OPTIONS | {"--variant", "--seed", "--no-tracking", "--tracking-uri", "--json"},
     "report": {"SPEC|SWEEP", "--profile", "--out", "--tracking-uri", "--json"},
     "sample": {"trial", "--n", "--class", "--guidance", "--sampler", "--steps", "--seed", "--out", "--json"},
+    "latents": {"trial", "--split", "--out", "--json"},
     "status": {"--json"},
     "logs": {"trial", "--lines", "--json"},
     "doctor": {"--dry-run", "--tracking-uri", "--json"},
