@@ -14,6 +14,7 @@ from dsd_lab.report.figures import draw_all
 from dsd_lab.report.groups import Group, columns_of, effective_control, groups_of, short_labels
 from dsd_lab.report.narrative import answer, method_note, notices, provenance_lines
 from dsd_lab.report.pages import Page, write_html, write_markdown
+from dsd_lab.report.published import collapse_table, published_table
 from dsd_lab.report.rendering import Table, write_tables
 from dsd_lab.report.results import Result
 from dsd_lab.report.tables import cost_table, evaluation_table, gap_table, trial_table, verdict_table
@@ -39,6 +40,8 @@ def write_report(
         gap_table(groups, settings),
         theory_table(groups, settings, dots),
         cost_table(groups, dots),
+        published_table(groups, dots),
+        collapse_table(groups, settings, dots),
         trial_table(groups, columns, settings),
     )
     tables = [table for table in made if table is not None]
