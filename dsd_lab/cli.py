@@ -45,6 +45,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sweep.add_argument("--fail-fast", action="store_true", help="stop everything at the first failure")
     sweep.add_argument(
+        "--stop-collapsed",
+        type=_chance,
+        metavar="CHANCE",
+        help="stop trials whose first 5%% give at least this chance of collapse, by HOME's forecast; they have no verdict, so not for ablations (default: none is stopped)",
+    )
+    sweep.add_argument(
         "--no-tracking", action="store_true", help="do not store in MLflow now; report stores what is missing"
     )
     _tracking(sweep)
@@ -86,6 +92,15 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     sample.add_argument("--out", metavar="DIR", help="folder for the PNGs (default: HOME/samples/TRIAL)")
     _json(sample)
+
+    forecast = _verb(
+        verbs,
+        "forecast",
+        "learn from finished trials to tell early which ones end collapsed, and judge it by leaving one spec out",
+        "dsd-lab forecast --json",
+    )
+    forecast.add_argument("more", nargs="*", metavar="HOME", help="other home folders to learn from")
+    _json(forecast)
 
     latents = _verb(
         verbs,
@@ -240,6 +255,13 @@ def _yes(verb: argparse.ArgumentParser) -> None:
 
 def _json(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--json", action="store_true", help="answer in JSON")
+
+
+def _chance(text: str) -> float:
+    value = float(text)
+    if not 0.5 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a chance from 0.5 to below 1")
+    return value
 
 
 def _positive(text: str) -> int:

@@ -21,9 +21,12 @@ _COLOURS = {
     "failed": "bold red",
     "diverged": "yellow",
     "interrupted": "magenta",
+    "stopped": "yellow",
     "stale": "yellow",
     "pending": "dim",
 }
+_OVER = ("done", "failed", "diverged", "stopped")
+"""States in which this run does no more for a trial."""
 _PLAIN_EVERY = 30.0
 
 
@@ -78,7 +81,7 @@ class SweepProgress:
             looked = self._look()
             self._time_left(looked)
             for trial, state, status in looked:
-                if trial.id not in ended and state in ("done", "failed", "diverged"):
+                if trial.id not in ended and state in _OVER:
                     ended.add(trial.id)
                     note = f": {status.get('error')}" if status.get("error") else ""
                     took = duration(float(status.get("seconds", 0)))
@@ -109,7 +112,7 @@ class SweepProgress:
         for trial, state, status in looked:
             step, steps = int(status.get("step", 0)), trial.fields.training.steps
             done += min(step, steps)
-            remaining += 0 if state in ("done", "failed", "diverged") else steps - step
+            remaining += 0 if state in _OVER else steps - step
         if remaining == 0:
             return 0.0
         now = time.monotonic()
@@ -132,7 +135,9 @@ class SweepProgress:
             marks = Text()
             for _, state, _ in rows:
                 marks.append(
-                    {"done": "●", "running": "◐", "pending": "○", "failed": "✗", "diverged": "▲"}.get(state, "◌"),
+                    {"done": "●", "running": "◐", "pending": "○", "failed": "✗", "diverged": "▲", "stopped": "■"}.get(
+                        state, "◌"
+                    ),
                     _COLOURS[state],
                 )
             running = ", ".join(
@@ -140,6 +145,6 @@ class SweepProgress:
                 for t, state, s in rows
                 if state == "running"
             )
-            failed = "; ".join(f"s{t.seed} {s.get('error')}" for t, state, s in rows if state in ("failed", "diverged"))
+            failed = "; ".join(f"s{t.seed} {s.get('error')}" for t, state, s in rows if state in _OVER[1:])
             table.add_row(name, marks, Text(running or failed, "red" if failed and not running else ""))
         return Group(Text(self._summary(looked)), table)

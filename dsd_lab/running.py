@@ -17,7 +17,7 @@ from dsd_lab.core.trainer import Trainer, pick_device
 from dsd_lab.errors import LabError
 from dsd_lab.evaluation.generation import evaluate_generation
 from dsd_lab.files import write_json
-from dsd_lab.home import ENDED, Home, TrialFolder
+from dsd_lab.home import ENDED, STOPPED, Home, TrialFolder
 from dsd_lab.provenance import provenance, training_code
 from dsd_lab.specs.fields import Generation
 from dsd_lab.specs.identity import canonical_fields, data_name, evaluation_id
@@ -74,7 +74,7 @@ def run_trial(home: Home, trial: PlannedTrial, evaluations: list[Generation], sh
                 yield from _evaluate(home, folder, trial, evaluations, shelf)
             yield Progress(folder.state(), int(folder.status()["step"]), steps)
         except GeneratorExit:
-            if folder.state() not in ENDED:
+            if folder.state() not in (*ENDED, STOPPED):
                 folder.write_status(state="interrupted")
             raise
         except Exception as error:  # the boundary of a trial: whatever went wrong is its result, the sweep goes on

@@ -41,7 +41,13 @@ from dsd_lab.home import ENDED, Home, TrialFolder, locked
 from dsd_lab.spool import read_spool
 
 STORE_ERRORS = (MlflowException, SQLAlchemyError, requests.RequestException, OSError)
-_RUN_STATUS = {"done": "FINISHED", "diverged": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+_RUN_STATUS = {
+    "done": "FINISHED",
+    "diverged": "FINISHED",
+    "failed": "FAILED",
+    "interrupted": "KILLED",
+    "stopped": "KILLED",
+}
 _BATCH = 900
 """Metrics a call; MLflow takes at most 1,000."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from dsd_lab.report import latent_figures, picture_figures, spectrum_figures, theory_figures
+from dsd_lab.report import latent_figures, picture_figures, scaling, spectrum_figures, theory_figures
 from dsd_lab.report.agreement import ASSUMED
 from dsd_lab.report.drawing import MOST_POINTS, Look, looks_of, save_figure, style
 from dsd_lab.report.groups import Group, effective_control, points_of
@@ -15,7 +15,7 @@ from dsd_lab.report.pages import Drawn
 from dsd_lab.specs.sweep import ReportSettings
 
 _Draw = Callable[[list[Group], dict[str, Look], ReportSettings], Figure | None]
-_FIGURES: tuple[tuple[str, str, _Draw], ...] = (
+FIGURES: tuple[tuple[str, str, _Draw], ...] = (
     (
         "verdicts",
         "Scale and rank of the latents of every trial, against the control of its seed where there is one, with the regions of the verdicts (capacity, the third measure, is in the table).",
@@ -47,6 +47,11 @@ _FIGURES: tuple[tuple[str, str, _Draw], ...] = (
         spectrum_figures.rank_gap,
     ),
     (
+        "scaling",
+        "Scale, rank and capacity of the latents, and samples, against the number of trained weights. Mark: mean over seeds; bar: smallest to largest seed.",
+        scaling.scaling,
+    ),
+    (
         "theory",
         "Theory against measurement. Derivative of the diffusion loss with respect to the latents' scale over training (line: measured, mean over seeds, with its band; dotted: closed form), "
         "the same of every principal direction at the end (positive: gradient descent shrinks it), and the change of effective rank that follows a rank gap. "
@@ -76,7 +81,7 @@ def draw_all(groups: list[Group], settings: ReportSettings, folder: Path) -> lis
     limit = f" The first {MOST_POINTS} of {count} grid points." if count > MOST_POINTS else ""
     drawn = []
     with style():
-        for stem, caption, draw in _FIGURES:
+        for stem, caption, draw in FIGURES:
             figure = draw(groups, looks, settings)
             if figure is not None:
                 save_figure(figure, folder / stem)

@@ -10,6 +10,7 @@ import csv
 import re
 from dataclasses import dataclass, replace
 from importlib.resources import files
+from typing import Any
 
 import pandas as pd
 
@@ -111,13 +112,18 @@ def our_rows(groups: list[Group]) -> list[Row]:
                     extractor=_EXTRACTORS.get(found["extractor"], found["extractor"]),
                     data=data["name"],
                     autoencoder_counted="yes",
-                    pretrained_model="",
+                    pretrained_model=_pretrained_model(fields),
                     source="this sweep",
                     cite="this sweep",
                     fid=value,
                 )
             )
     return rows
+
+
+def _pretrained_model(fields: dict[str, Any]) -> str:
+    """`no`: no field of a trial loads a pretrained network. One that does has to be told of here."""
+    return "no"
 
 
 def published_table(groups: list[Group], dots: dict[str, str]) -> Table | None:

@@ -17,6 +17,7 @@ from dsd_lab.report.pages import Page, write_html, write_markdown
 from dsd_lab.report.published import collapse_table, published_table
 from dsd_lab.report.rendering import Table, write_tables
 from dsd_lab.report.results import Result
+from dsd_lab.report.scaling import scaling_table
 from dsd_lab.report.tables import cost_table, evaluation_table, gap_table, trial_table, verdict_table
 from dsd_lab.specs.sweep import ReportSettings
 
@@ -39,6 +40,7 @@ def write_report(
         evaluation_table(groups, columns, dots),
         gap_table(groups, settings),
         theory_table(groups, settings, dots),
+        scaling_table(groups, dots),
         cost_table(groups, dots),
         published_table(groups, dots),
         collapse_table(groups, settings, dots),

@@ -13,6 +13,7 @@ from dsd_lab.specs.sweep import ReportSettings
 
 _LINEAR = 0.01
 """Derivatives below it are shown on a linear scale, so that both signs fit on one axis."""
+_TICKS = (-100, -1, -_LINEAR, 0, _LINEAR, 1, 100)
 _GROWS, _SHRINKS = "#56B4E9", "#D55E00"
 
 
@@ -82,9 +83,10 @@ def _agreement_regions(axes: Axes) -> None:
     axes.fill_between([low, 0], low, 0, color=_GROWS, alpha=0.12, linewidth=0, zorder=0)
     axes.plot([low, high], [low, high], color="0.5", linewidth=0.8, linestyle=":")
     axes.axvline(0, color="0.4", linewidth=0.8)
+    axes.set_xticks([t for t in _TICKS if low <= t <= high], [f"{t:g}" for t in _TICKS if low <= t <= high])
     axes.set(xlim=(low, high), ylim=(low, high))
     axes.text(0.97, 0.98, "both shrink", transform=axes.transAxes, ha="right", va="top", fontsize=7, color="0.35")
-    axes.text(0.03, 0.02, "both grow", transform=axes.transAxes, ha="left", va="bottom", fontsize=7, color="0.35")
+    axes.text(0.12, 0.02, "both grow", transform=axes.transAxes, ha="left", va="bottom", fontsize=7, color="0.35")
 
 
 def _gaps(axes: Axes, group: Group, look: Look) -> None:
