@@ -1,6 +1,7 @@
 """The forecast of collapse: what it sees, what it learns, how honestly it is judged, and what it stops."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def result(trial, objective=None, **series):
 
 
 def test_examples_are_trials_with_a_verdict_and_a_diffusion_loss_each_once():
-    results = [result("a"), result("a"), result("b"), result("c", {"diffusion_weight": 0.0}), result("d"), result("e", train__diffusion=[1.0])]  # fmt: skip
+    results = [result("a"), result("a"), result("b"), result("c", {"diffusion_weight": 0.0}), result("d"), result("e", train__diffusion=[math.nan])]  # fmt: skip
     verdicts = ["shrunk", "shrunk", "healthy", "healthy", None, "healthy"]
     found, lacking = examples_of("one", results, [Judged(v, None, True) for v in verdicts])
     assert [(e.trial, e.collapsed) for e in found] == [("a", True), ("b", False)] and lacking == 1
@@ -116,6 +117,7 @@ def test_noise_is_not_told_apart_and_a_spec_that_is_the_other_way_round_is_forec
     assert 0.35 < judge_forecast(noise).auc < 0.65
     flipped = judge_forecast([*examples("one"), *examples("two", flip=True)])
     assert flipped.auc < 0.2 and flipped.brier > flipped.brier_base
+    assert any("not to be relied on" in line for line in flipped.said)
 
 
 def test_a_trial_of_two_specs_is_never_on_both_sides():

@@ -59,18 +59,16 @@ def _rank_gap(history: History, fields: Fields, until: int) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _fall(history: History, fields: Fields, until: int) -> float | None:
-    """log10 of the diffusion loss in the last record over that in the first."""
-    steps, values = history.series("train/diffusion")
-    seen = values[steps <= until]
-    return math.log10(seen[-1] / seen[0]) if len(seen) > 1 and seen.min() > 0 else None
+def _log_loss(history: History, fields: Fields, until: int) -> float | None:
+    loss = _last(history, "train/diffusion", until)
+    return math.log10(loss) if loss else None
 
 
 FEATURES: dict[str, Callable[[History, Fields, int], float | None]] = {
     "log10 latent std": _log_std,
     "derivative of the diffusion loss by the latents' scale": _scale_gradient,
     "rank gap": _rank_gap,
-    "fall of the diffusion loss": _fall,
+    "log10 diffusion loss": _log_loss,
 }
 
 
@@ -241,12 +239,15 @@ def judge_forecast(examples: list[Example]) -> ForecastJudgement:
         said.append("All trials that were forecast ended alike, so how well they are told apart is not known.")
     if len(left_out) < _FEW_SPECS:
         said.append(f"{len(left_out)} specs are few: this says little of a spec that is unlike them.")
+    brier, base = float(np.mean((x - y) ** 2)), float(np.mean((np.array(bases) - y) ** 2))
+    if brier >= base:
+        said.append("Its Brier score is no better than the base rate's, so its chances are not to be relied on.")
     return ForecastJudgement(
         left_out,
         len(y),
         float(roc_auc_score(y, x)) if both else None,
-        float(np.mean((x - y) ** 2)),
-        float(np.mean((np.array(bases) - y) ** 2)),
+        brier,
+        base,
         _calibration(x, y),
         said,
     )

@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     trials = {e.trial: e.collapsed for e in examples}
     if lacking:
         said.append(
-            f"{lacking} trials recorded too little in their first {WINDOW:.0%} of steps (a probe and two records) and are left out."
+            f"{lacking} trials recorded too little in their first {WINDOW:.0%} of steps (a probe and a record) and are left out."
         )
     if forecast is None:
         said.append("There is no forecast: it takes trials that collapsed and trials that did not.")
