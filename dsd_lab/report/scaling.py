@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from dsd_lab.report.drawing import Look, legend, panels
 from dsd_lab.report.groups import LATENT_COLUMNS, Column, Group, columns_of, short_labels, value_of
@@ -19,6 +20,10 @@ def weights_of(groups: list[Group]) -> dict[str, int]:
     """Trained weights by group, of groups with a finished trial whose weights were kept."""
     found = {g.name: next((n for r in g.finished if (n := parameters_in(r.folder)) is not None), None) for g in groups}
     return {name: number for name, number in found.items() if number is not None}
+
+
+def _thousands(number: int) -> str:
+    return f"{number / 1e6:.3g} M" if number >= 1e6 else f"{number / 1e3:.3g} k"
 
 
 def _columns(groups: list[Group]) -> list[Column]:
@@ -56,7 +61,7 @@ def scaling(groups: list[Group], looks: dict[str, Look], settings: ReportSetting
     if len(set(weights.values())) < 2:
         return None
     columns = _columns(groups)
-    labels = short_labels(columns)
+    labels, sizes = short_labels(columns), sorted(set(weights.values()))
     figure, axes = panels(len(columns), 2.6, 2, sharex=True)
     by_variant: dict[str, list[Group]] = {}
     for group in sorted((g for g in groups if g.name in weights), key=lambda g: weights[g.name]):
@@ -73,6 +78,8 @@ def scaling(groups: list[Group], looks: dict[str, Look], settings: ReportSetting
                 look = looks[variant]
                 part.errorbar(x, mean, [mean - low, high - mean], color=look.colour, marker=look.marker, markersize=4, capsize=2, label=variant, **look.line)  # fmt: skip
         part.set(xscale="log", ylabel=labels[column.name])
+        part.xaxis.set_minor_locator(NullLocator())
+        part.set_xticks(sizes, [_thousands(n) for n in sizes])
         if column.name == _STD.name or column.name.startswith("fid/"):
             part.set_yscale("log")
         else:
