@@ -52,7 +52,7 @@ def theory(groups: list[Group], looks: dict[str, Look], settings: ReportSettings
             row[column].set_xlabel(label)
     for row, label in zip(
         rows,
-        ("d loss / d scale, mean of directions", "measured, one direction", "change of rank to the next"),
+        ("d loss / d scale", "measured, one direction", "change of rank to the next"),
         strict=True,
     ):
         row[0].set_ylabel(label)
