@@ -46,6 +46,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sweep.add_argument("--fail-fast", action="store_true", help="stop everything at the first failure")
     sweep.add_argument(
+        "--stop-collapsed",
+        type=_chance,
+        metavar="CHANCE",
+        help="stop trials whose first 5%% give at least this chance of collapse, by HOME's forecast; they have no verdict, so not for ablations (default: none is stopped)",
+    )
+    sweep.add_argument(
         "--no-tracking", action="store_true", help="do not store in MLflow now; report stores what is missing"
     )
     _tracking(sweep)
@@ -126,6 +132,27 @@ def build_parser() -> argparse.ArgumentParser:
     )
     weights.add_argument("names", nargs="*", metavar="NAME", help="inception (default: all)")
     _json(weights)
+    forecast = _verb(
+        verbs,
+        "forecast",
+        "learn from finished trials to tell early which ones end collapsed, and judge it by leaving one spec out",
+        "dsd-lab forecast --json",
+    )
+    forecast.add_argument("more", nargs="*", metavar="HOME", help="other home folders to learn from")
+    _json(forecast)
+
+    latents = _verb(
+        verbs,
+        "latents",
+        "write a trial's latents and spectra as one .npz",
+        "dsd-lab latents 3ddf1775b702 --out latents.npz",
+    )
+    latents.add_argument("trial", help="trial id (the first characters do)")
+    latents.add_argument(
+        "--split", choices=("holdout", "train"), default="holdout", help="images that are encoded (default: holdout)"
+    )
+    latents.add_argument("--out", metavar="FILE", help="file to write (default: HOME/latents/TRIAL-SPLIT.npz)")
+    _json(latents)
 
     status = _verb(verbs, "status", "show every sweep in the home folder", "dsd-lab status")
     _json(status)
@@ -278,6 +305,13 @@ def _json(verb: argparse.ArgumentParser) -> None:
 
 def _count(text: str) -> int | str:
     return text if text == "holdout" else _positive(text)
+
+
+def _chance(text: str) -> float:
+    value = float(text)
+    if not 0.5 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a chance from 0.5 to below 1")
+    return value
 
 
 def _positive(text: str) -> int:

@@ -24,9 +24,12 @@ _COLOURS = {
     "failed": "bold red",
     "diverged": "yellow",
     "interrupted": "magenta",
+    "stopped": "yellow",
     "stale": "yellow",
     "pending": "dim",
 }
+_OVER = ("done", "failed", "diverged", "stopped")
+"""States in which this run does no more for a trial."""
 _PLAIN_EVERY = 30.0
 
 
@@ -87,7 +90,7 @@ class SweepProgress:
             last = self._stop.wait(1.0)
             looked = self._look()
             for trial, state, status in looked:
-                if trial.id not in ended and state in ("done", "failed", "diverged"):
+                if trial.id not in ended and state in _OVER:
                     ended.add(trial.id)
                     note = f": {status.get('error')}" if status.get("error") else ""
                     took = duration(float(status.get("seconds", 0)))
@@ -140,7 +143,9 @@ class SweepProgress:
             marks = Text()
             for _, state, _ in rows:
                 marks.append(
-                    {"done": "●", "running": "◐", "pending": "○", "failed": "✗", "diverged": "▲"}.get(state, "◌"),
+                    {"done": "●", "running": "◐", "pending": "○", "failed": "✗", "diverged": "▲", "stopped": "■"}.get(
+                        state, "◌"
+                    ),
                     _COLOURS[state],
                 )
             running = ", ".join(
@@ -154,6 +159,6 @@ class SweepProgress:
                 if state == "done" and (said := self._home.trial(t.id).evaluating())
             )
             running = ", ".join(filter(None, (running, evaluating)))
-            failed = "; ".join(f"s{t.seed} {s.get('error')}" for t, state, s in rows if state in ("failed", "diverged"))
+            failed = "; ".join(f"s{t.seed} {s.get('error')}" for t, state, s in rows if state in _OVER[1:])
             table.add_row(name, marks, Text(running or failed, "red" if failed and not running else ""))
         return Group(Text(self._summary(looked)), table)

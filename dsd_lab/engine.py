@@ -34,7 +34,8 @@ import ray
 from ray import tune
 
 from dsd_lab.errors import NoResources
-from dsd_lab.home import Home
+from dsd_lab.home import STOPPED, Home
+from dsd_lab.report.forecast import Forecast, early_history, features, seen_steps
 from dsd_lab.running import DataShelf, run_trial
 from dsd_lab.specs.fields import Generation, Trial
 from dsd_lab.specs.sweep import PlannedTrial
@@ -69,12 +70,15 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]
         trial = PlannedTrial(**{**content, "fields": Trial.model_validate(content["fields"])})
         evaluations = [Generation.model_validate(e) for e in job["evaluate"]]
         self._progress = run_trial(Home(Path(job["home"])), trial, evaluations, self._shelf)
+        self._decided_at: int | None = job["decided_at"]
 
     def step(self) -> dict[str, Any]:
-        """Go on for a few seconds, or to the trial's end."""
+        """Go on for a few seconds, to the step at which a stopper decides, or to the trial's end."""
         until = time.monotonic() + _REPORT_EVERY
         for progress in self._progress:
-            if time.monotonic() > until:
+            decide = self._decided_at is not None and self._decided_at <= progress.step < progress.steps
+            if decide or time.monotonic() > until:
+                self._decided_at = None if decide else self._decided_at
                 return {"state": progress.state, "step": progress.step, "done": False}
         return {"done": True}
 
@@ -130,6 +134,38 @@ class _FailFast(tune.Callback):  # type: ignore[misc]
         raise _Failed
 
 
+class _StopCollapsed(tune.Stopper):  # type: ignore[misc]
+    """Stops a trial whose first 5 % of steps give at least a chance of collapse; asks once a trial.
+
+    Tune asks between two of a worker's steps, when the worker writes nothing.
+    """
+
+    def __init__(self, home: Home, forecast: Forecast, chance: float) -> None:
+        self._home, self._forecast, self._chance = home, forecast, chance
+        self._asked: set[str] = set()
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        trial = result["config"]["job"]["trial"]
+        fields, step = trial["fields"], int(result.get("step", 0))
+        until = seen_steps(fields["training"]["steps"])
+        if result["done"] or trial["id"] in self._asked or step < until or step == 0:
+            return False
+        if fields["objective"]["diffusion_weight"] == 0:
+            return False
+        self._asked.add(trial["id"])
+        folder = self._home.trial(trial["id"])
+        seen = features(early_history(folder.spool, until), fields)
+        chance = None if seen is None else self._forecast.chance(seen)
+        if chance is None or chance < self._chance or folder.state() != "running":
+            return False
+        reason = f"stopped at step {step}: its first {until} steps give a chance of collapse of {chance:.3f}"
+        folder.write_status(state=STOPPED, step=step, error=reason)
+        return True
+
+    def stop_all(self) -> bool:
+        return False
+
+
 def run_trials(
     home: Home,
     trials: list[PlannedTrial],
@@ -137,6 +173,7 @@ def run_trials(
     max_concurrent: int | None = None,
     fail_fast: bool = False,
     cluster: dict[str, Any] | None = None,
+    stop_collapsed: tuple[Forecast, float] | None = None,
 ) -> None:
     """Run trials to their ends; their states are in the home folder afterwards.
 
@@ -147,6 +184,7 @@ def run_trials(
         max_concurrent: trials at a time; None fills the cluster.
         fail_fast: stop all at the first failure.
         cluster: arguments for `ray.init`: the `address` of a running cluster, or other resources than this machine's own.
+        stop_collapsed: a forecast, and the chance of collapse from which it ends a trial as `stopped`; None ends none.
 
     Raises:
         NoResources: a trial asks for more than the cluster has, or no cluster answers at its address.
@@ -155,7 +193,12 @@ def run_trials(
     with _ray(home, cluster or {}), _Signals() as signals:
         _check_resources(trials)
         payload = [
-            {"trial": _payload(t), "home": str(home.root.resolve()), "evaluate": [e.model_dump() for e in evaluations]}
+            {
+                "trial": _payload(t),
+                "home": str(home.root.resolve()),
+                "evaluate": [e.model_dump() for e in evaluations],
+                "decided_at": None if stop_collapsed is None else seen_steps(t.fields.training.steps),
+            }
             for t in trials
         ]
         callbacks = [signals, *([_FailFast(home)] if fail_fast else [])]
@@ -169,6 +212,7 @@ def run_trials(
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials have their own
                 failure_config=tune.FailureConfig(max_failures=_RETRIES),
                 callbacks=callbacks,
+                stop=None if stop_collapsed is None else _StopCollapsed(home, *stop_collapsed),
                 verbose=0,
             ),
         )

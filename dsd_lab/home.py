@@ -23,9 +23,11 @@ from typing import Any
 from dsd_lab.errors import BadInput, NoResources
 from dsd_lab.files import write_json
 
-STATES = ("pending", "running", "done", "failed", "diverged", "interrupted", "stale")
+STATES = ("pending", "running", "done", "failed", "diverged", "interrupted", "stopped", "stale")
 ENDED = ("done", "diverged")
 """States of a trial whose result stands."""
+STOPPED = "stopped"
+"""State of a trial that a forecast ended early: no result; a sweep that does not stop trials goes on with it."""
 _LOCK_TRIES = 20
 
 

@@ -128,7 +128,7 @@ class Remaining:
         return max(ends)
 
     def _is_unfinished(self, s: Seen) -> bool:
-        if s.state in ("failed", "diverged"):
+        if s.state in ("failed", "diverged", "stopped"):
             return False
         sampled = s.trial.fields.objective.diffusion_weight > 0
         return s.state != "done" or (sampled and len(s.evaluated) < len(self._evaluations))

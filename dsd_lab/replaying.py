@@ -21,7 +21,13 @@ from dsd_lab.artifacts import status_tags, write_artifacts
 from dsd_lab.home import TrialFolder
 from dsd_lab.spool_reader import read_spool
 
-RUN_STATUS = {"done": "FINISHED", "diverged": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+RUN_STATUS = {
+    "done": "FINISHED",
+    "diverged": "FINISHED",
+    "failed": "FAILED",
+    "interrupted": "KILLED",
+    "stopped": "KILLED",
+}
 BATCH = 900
 """Metrics a call; MLflow takes at most 1,000."""
 

@@ -20,7 +20,7 @@ from dsd_lab.evaluation.naming import sampling_name
 from dsd_lab.evaluation.reference import check_files
 from dsd_lab.facts import remember_facts
 from dsd_lab.files import write_json
-from dsd_lab.home import ENDED, Home, TrialFolder
+from dsd_lab.home import ENDED, STOPPED, Home, TrialFolder
 from dsd_lab.provenance import provenance, training_code
 from dsd_lab.specs.evaluations import applies
 from dsd_lab.specs.fields import Generation
@@ -86,7 +86,7 @@ def run_trial(
                 yield from _evaluate(home, folder, trial, evaluations, shelf, told)
             yield Progress(folder.state(), int(folder.status()["step"]), steps)
         except GeneratorExit:
-            if folder.state() not in ENDED:
+            if folder.state() not in (*ENDED, STOPPED):
                 folder.write_status(state="interrupted")
             raise
         except Exception as error:  # the boundary of a trial: whatever went wrong is its result, the sweep goes on

@@ -123,6 +123,29 @@ def total_variation(z: Tensor, side: int) -> float:
     return float((differences[0] + differences[1]).mean())
 
 
+def scale_gradient(z: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """How a loss changes with the scale of the latents along each of their principal directions.
+
+    With u_k the eigenvectors of the token covariance and z_k = (z - mean) . u_k, the derivative with
+    respect to a factor a_k on direction k, at a_k = 1, is the sum over images and tokens of
+    (gradient . u_k) z_k. Positive: gradient descent on the loss shrinks the direction.
+
+    Args:
+        z: latents [N, T, c].
+        gradient: of the loss with respect to them, [N, T, c].
+
+    Returns:
+        Standard deviations [c], descending, and derivatives [c], both float64; NaN where an entry is not finite.
+    """
+    tokens, slopes = token_matrix(z).double(), token_matrix(gradient).double()
+    if not bool(torch.isfinite(tokens).all() & torch.isfinite(slopes).all()):
+        return tokens.new_full((z.shape[-1],), torch.nan), tokens.new_full((z.shape[-1],), torch.nan)
+    centred = tokens - tokens.mean(0)
+    directions = torch.linalg.eigh(centred.T @ centred / len(tokens)).eigenvectors.flip(1)
+    along = centred @ directions
+    return along.square().mean(0).sqrt(), ((slopes @ directions) * along).sum(0)
+
+
 def latent_metrics(z: Tensor, side: int, suffix: str = "") -> tuple[dict[str, float], dict[str, list[float]]]:
     """All metrics of latents z [N, T, c] on a grid of side x side tokens, and the covariance spectra.
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dsd_lab.core import latent_metrics, paths
-from dsd_lab.core.objectives import OUTPUTS, TARGETS, Draws, losses
+from dsd_lab.core.objectives import OUTPUTS, TARGETS, Draws, diffusion_loss, losses
 from dsd_lab.core.randomness import generator
 
 if TYPE_CHECKING:
     from dsd_lab.core.data import DataSet
     from dsd_lab.core.network import Network
     from dsd_lab.specs.fields import Trial
+
+_TIMES_A_DRAW = 64
+"""Draws from the time distribution for each quantile that is kept: any distribution can be drawn from."""
 
 
 class ProbeSet:
@@ -32,10 +36,17 @@ class ProbeSet:
         self.e = torch.randn(count, network.tokens, network.latent_channels, generator=source).to(device)
         self.stage = trial.stages()[0]
         """The stretch of training whose objective is in force."""
+        self.training_t = self._training_times(min(trial.probe.scale_images, count)).to(device)
 
     @property
     def trial(self) -> Trial:
         return self.stage.trial
+
+    def _training_times(self, count: int) -> Tensor:
+        """Times [count] from the training distribution, evenly spread over its quantiles, in random order."""
+        source = generator(0, "probe/times")
+        drawn = paths.draw_times(self.trial.time, _TIMES_A_DRAW * count, source).sort().values
+        return drawn[_TIMES_A_DRAW // 2 :: _TIMES_A_DRAW][torch.randperm(count, generator=source)]
 
     def measure(
         self, network: Network, target_encoder: Network | None
@@ -56,6 +67,10 @@ class ProbeSet:
                 spectra |= spectra_before
                 if self.trial.objective.diffusion_weight > 0:
                     metrics |= self._rank_gaps(network, target_encoder, z)
+            if self.trial.objective.diffusion_weight > 0 and self.trial.probe.scale_images:
+                gradients, by_direction = self._scale_gradients(network, target_encoder, raw)
+                metrics |= gradients
+                spectra |= by_direction
             if self.trial.probe.gradient_images:
                 metrics |= self._interference(network, target_encoder)
         finally:
@@ -83,6 +98,42 @@ class ProbeSet:
                     prediction
                 )
         return gaps
+
+    def _scale_gradients(
+        self, network: Network, target_encoder: Network | None, raw: Tensor
+    ) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """Derivative of the unweighted diffusion loss with respect to the scale of the latents that are noised.
+
+        `theory/scale_gradient/token` is that of one factor on all of them, the weights held fixed, through
+        z_t and, where it is live, the target; times are from the training distribution. The spectra
+        `scale_gradient/token` have it for a factor on each principal direction, times the channels, so
+        that each is the derivative of that direction's own loss, and `scale_std/token` its standard
+        deviation; factors act about the mean. `/pre`: they are before the normaliser, which acts as in
+        training, and the one on all of them takes the mean along, as a scale of the encoder's output does.
+        """
+        spec, count = self.trial.objective, len(self.training_t)
+        draws = Draws(self.training_t, self.e[:count], self.y[:count])
+        normaliser = copy.deepcopy(network.normaliser).train()  # a copy keeps the running statistics as they are
+        with torch.enable_grad():
+            raw = raw[:count].detach().requires_grad_()
+            z = normaliser(raw).float()
+            z2 = TARGETS[spec.target](z, self.x[:count], target_encoder, None).float()
+            loss = diffusion_loss(network.denoise, z, z2, draws, spec)
+            if not loss.requires_grad:
+                return {}, {}
+            found = torch.autograd.grad(loss, [z, raw], allow_unused=True)
+        metrics, spectra = {}, {}
+        channels = network.latent_channels
+        for suffix, latents, gradient in (("", z, found[0]), ("/pre", raw, found[1])):
+            if gradient is None:
+                continue  # no path from the loss to them: absent, not zero
+            latents, gradient = latents[..., :channels].detach(), gradient[..., :channels]  # means come first, as above
+            std, slope = latent_metrics.scale_gradient(latents, gradient)
+            total = slope.sum() if suffix == "" else (gradient.double() * latents.double()).sum()
+            metrics[f"theory/scale_gradient/token{suffix}"] = float(total)
+            spectra[f"scale_gradient/token{suffix}"] = (channels * slope).tolist()
+            spectra[f"scale_std/token{suffix}"] = std.tolist()
+        return metrics, spectra
 
     def _interference(self, network: Network, target_encoder: Network | None) -> dict[str, float]:
         """Cosine and norm ratio (diffusion over reconstruction) of the two weighted losses' gradients.

@@ -162,7 +162,7 @@ class TrialRecord(_File):
 class Status(_File):
     """`status.json`."""
 
-    state: Literal["running", "done", "failed", "diverged", "interrupted"]
+    state: Literal["running", "done", "failed", "diverged", "interrupted", "stopped"]
     step: Count
     steps: Count
     attempt: Count

@@ -11,14 +11,15 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from dsd_lab.report import latent_figures, picture_figures, spectrum_figures
+from dsd_lab.report import latent_figures, picture_figures, scaling, spectrum_figures, theory_figures
+from dsd_lab.report.agreement import ASSUMED
 from dsd_lab.report.drawing import MOST_POINTS, Look, looks_of, save_figure, style
 from dsd_lab.report.groups import Group, effective_control, points_of
 from dsd_lab.report.pages import Drawn
 from dsd_lab.specs.sweep import ReportSettings
 
 _Draw = Callable[[list[Group], dict[str, Look], ReportSettings], Figure | None]
-_FIGURES: tuple[tuple[str, str, _Draw], ...] = (
+FIGURES: tuple[tuple[str, str, _Draw], ...] = (
     (
         "verdicts",
         "Scale and rank of the latents of every trial, against the control of its seed where there is one, with the regions of the verdicts (capacity, the third measure, is in the table).",
@@ -50,6 +51,18 @@ _FIGURES: tuple[tuple[str, str, _Draw], ...] = (
         spectrum_figures.rank_gap,
     ),
     (
+        "scaling",
+        "Scale, rank and capacity of the latents, and samples, against the number of trained weights. Mark: mean over seeds; bar: smallest to largest seed.",
+        scaling.scaling,
+    ),
+    (
+        "theory",
+        "Theory against measurement. Derivative of the diffusion loss with respect to the latents' scale over training (line: measured, mean over seeds, with its band; dotted: closed form), "
+        "the same of every principal direction at the end (positive: gradient descent shrinks it), and the change of effective rank that follows a rank gap. "
+        + ASSUMED,
+        theory_figures.theory,
+    ),
+    (
         "reconstructions",
         "Held-out images (odd columns) and their reconstructions by the averaged weights (even columns).",
         picture_figures.reconstructions,
@@ -71,11 +84,11 @@ def draw_all(groups: list[Group], settings: ReportSettings, folder: Path) -> lis
     count = len(points_of(groups))
     limit = f" The first {MOST_POINTS} of {count} grid points." if count > MOST_POINTS else ""
     shared = (groups, looks, settings, folder)
-    cores = min(len(os.sched_getaffinity(0)), len(_FIGURES))
+    cores = min(len(os.sched_getaffinity(0)), len(FIGURES))
     # Forked, so that the histories of a thousand trials are shared and not copied; Matplotlib draws on one core.
     with ProcessPoolExecutor(cores, multiprocessing.get_context("fork"), _share, shared) as pool:
-        done = list(pool.map(_draw_one, range(len(_FIGURES))))
-    return [Drawn(stem, caption + limit) for (stem, caption, _), there in zip(_FIGURES, done, strict=True) if there]
+        done = list(pool.map(_draw_one, range(len(FIGURES))))
+    return [Drawn(stem, caption + limit) for (stem, caption, _), there in zip(FIGURES, done, strict=True) if there]
 
 
 _shared: tuple[Any, ...] = ()
@@ -90,7 +103,7 @@ def _share(*arguments: Any) -> None:
 def _draw_one(number: int) -> bool:
     """Draw a figure and save it; tells whether the data allowed it."""
     groups, looks, settings, folder = _shared
-    stem, _, draw = _FIGURES[number]
+    stem, _, draw = FIGURES[number]
     with style():
         figure = draw(groups, looks, settings)
         if figure is not None:

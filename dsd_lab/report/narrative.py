@@ -27,6 +27,10 @@ def notices(groups: list[Group], settings: ReportSettings) -> list[str]:
         told.append(
             f"{_trials(states['diverged'])} diverged (a loss was not finite): no verdict, and in no mean; see the table of trials."
         )
+    if states["stopped"]:
+        told.append(
+            f"{_trials(states['stopped'])} stopped early by a forecast of collapse: no verdict, and in no mean; see the table of trials."
+        )
     if states["stale"]:
         told.append(
             f"{_trials(states['stale'])} of older training code than today's: shown and counted, not retrained."

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from dsd_lab.report.agreement import theory_table
 from dsd_lab.report.comparisons import Comparison, compare, comparison_row, comparison_table, conclusions
 from dsd_lab.report.drawing import looks_of
 from dsd_lab.report.factorial import effect_table, effects_sentence
@@ -14,8 +15,10 @@ from dsd_lab.report.frames import frames_of
 from dsd_lab.report.groups import Group, columns_of, effective_control, groups_of, short_labels
 from dsd_lab.report.narrative import answer, method_note, notices, provenance_lines
 from dsd_lab.report.pages import Page, write_html, write_markdown
+from dsd_lab.report.published import collapse_table, published_table
 from dsd_lab.report.rendering import Table, write_tables
 from dsd_lab.report.results import Result
+from dsd_lab.report.scaling import scaling_table
 from dsd_lab.report.tables import cost_table, evaluation_table, gap_table, trial_table, verdict_table
 from dsd_lab.report.tidying import only_new_files
 from dsd_lab.report.tuning import Tuned, tune, tuning_table
@@ -56,8 +59,12 @@ def write_part(
         comparison_table(comparisons, dots),
         evaluation_table(groups, columns, dots),
         gap_table(groups, settings),
+        theory_table(groups, settings, dots),
+        scaling_table(groups, dots),
         tuning_table(tuned, settings.tuned) if settings.tuned else None,
         cost_table(all_groups, dots),
+        published_table(groups, dots),
+        collapse_table(groups, settings, dots),
         trial_table(all_groups, columns, settings),
     )
     tables = [table for table in made if table is not None]
@@ -99,6 +106,7 @@ def _json(
             "rows": [comparison_row(c) for c in comparisons],
         },
         "effects": _records(effects),
+        "theory": _records(tables.get("theory")),
         "cost": _records(tables.get("cost")),
     }
 

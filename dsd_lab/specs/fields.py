@@ -41,6 +41,8 @@ class Probe(Section):
     """Equal bins of t in which the rank gap is measured."""
     gradient_images: int = Field(32, ge=0, le=4096)
     """Images in the batch on which gradients are compared; 0 leaves the comparison out."""
+    scale_images: int = Field(128, ge=0, le=10**5)
+    """Images (of `images`) on which the diffusion loss' derivative by the latents' scale is measured; 0 leaves it out."""
 
 
 class Observation(Section):

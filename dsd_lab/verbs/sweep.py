@@ -15,7 +15,7 @@ from rich.console import Console
 from dsd_lab.display import SweepProgress, duration
 from dsd_lab.errors import OK, TERMINATED, TRIALS_FAILED, BadInput
 from dsd_lab.evaluation.reference import check_files
-from dsd_lab.home import ENDED, Home, locked
+from dsd_lab.home import ENDED, STOPPED, Home, locked
 from dsd_lab.provenance import training_code
 from dsd_lab.specs.evaluations import applies
 from dsd_lab.specs.identity import evaluation_id
@@ -31,6 +31,7 @@ from dsd_lab.verbs.common import (
     program,
     raise_terminated,
 )
+from dsd_lab.verbs.forecast import load_forecast
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -38,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     plan, home = plan_of(arguments), home_of(arguments)
     _check_data(plan)
     check_files(plan.spec.evaluate, home)
+    stopping = None if arguments.stop_collapsed is None else (load_forecast(home), arguments.stop_collapsed)
     home.prepare()
     console = Console(stderr=arguments.json)
     with locked(home.sweep_folder(plan.key) / "lock", wait=False) as held:
@@ -45,20 +47,27 @@ def run(arguments: argparse.Namespace) -> int:
             raise BadInput(f"sweep {plan.key!r} is already running in {home.root}; `dsd-lab status` shows it")
         manifest = manifest_of(plan_of(argparse.Namespace(**{**vars(arguments), "only": None})))
         home.write_manifest(plan.key, manifest)
-        todo = _unfinished(home, plan, arguments.retry_failed)
+        todo = _unfinished(home, plan, arguments.retry_failed, stopping is not None)
         if todo:
             _say(
                 console,
                 f"{plan.key}: {len(todo)} of {len(_distinct(plan))} trials to run, everything goes to {home.root}",
             )
-        code = _execute(home, plan, todo, arguments, console)
+        code = _execute(home, plan, todo, stopping, arguments, console)
     _summarise(home, plan, manifest, arguments, console)
     if code == OK and any(home.trial(t.id).state() == "failed" for t in plan.trials):
         return TRIALS_FAILED
     return code
 
 
-def _execute(home: Home, plan: Plan, todo: list[PlannedTrial], arguments: argparse.Namespace, console: Console) -> int:
+def _execute(
+    home: Home,
+    plan: Plan,
+    todo: list[PlannedTrial],
+    stopping: tuple[Any, float] | None,
+    arguments: argparse.Namespace,
+    console: Console,
+) -> int:
     uploader = None if arguments.no_tracking else _start_uploader(home, plan.key, arguments.tracking_uri)
     began = time.monotonic()
     code = OK
@@ -70,7 +79,15 @@ def _execute(home: Home, plan: Plan, todo: list[PlannedTrial], arguments: argpar
 
                 with SweepProgress(home, _distinct(plan), console, plan.spec.evaluate):
                     cluster = {"address": arguments.address} if arguments.address else None
-                    run_trials(home, todo, plan.spec.evaluate, arguments.max_concurrent, arguments.fail_fast, cluster)
+                    run_trials(
+                        home,
+                        todo,
+                        plan.spec.evaluate,
+                        arguments.max_concurrent,
+                        arguments.fail_fast,
+                        cluster,
+                        stopping,
+                    )
             except Terminated:
                 code = TERMINATED
             finally:
@@ -82,13 +99,22 @@ def _execute(home: Home, plan: Plan, todo: list[PlannedTrial], arguments: argpar
     return code
 
 
-def _unfinished(home: Home, plan: Plan, retry_failed: bool) -> list[PlannedTrial]:
-    """Trials that are not ended, and ended ones that lack an evaluation; a failed trial waits for `--retry-failed`."""
+def _unfinished(home: Home, plan: Plan, retry_failed: bool, stopping: bool) -> list[PlannedTrial]:
+    """Trials that are not ended, and ended ones that lack an evaluation.
+
+    A failed trial waits for `--retry-failed`, one that a forecast stopped for a sweep without `--stop-collapsed`.
+    """
     todo, other_code = [], []
     for trial in _distinct(plan):
         folder = home.trial(trial.id)
         state = folder.state()
-        if state == "interrupted" and folder.checkpoints.exists() and folder.status().get("code") != training_code():
+        if stopping and state == STOPPED:
+            continue
+        if (
+            state in ("interrupted", STOPPED)
+            and folder.checkpoints.exists()
+            and folder.status().get("code") != training_code()
+        ):
             other_code.append(trial)
         wanted = {evaluation_id(e) for e in plan.spec.evaluate if applies(e, trial.fields)}
         lacking = state == "done" and not wanted <= set(folder.evaluations())
@@ -143,7 +169,7 @@ def _summarise(
         return
     _say(console, f"{plan.key}: " + ", ".join(f"{n} {state}" for state, n in sorted(counts.items())))
     for trial in _distinct(plan):
-        if states[trial.id] in ("failed", "diverged"):
+        if states[trial.id] in ("failed", "diverged", STOPPED):
             _say(console, f"  {trial.name} {states[trial.id]}: {home.trial(trial.id).status().get('error')}")
     command, at = program(arguments)
     _say(console, f"next: {command} report {arguments.spec}{at}, and {command} ui{at} for MLflow")

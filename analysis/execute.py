@@ -1,0 +1,55 @@
+"""Run the notebooks against a home folder and keep them text-diffable: `python analysis/execute.py HOME [NAME ...]`.
+
+Outputs are kept, so that a notebook reads well on a code host; what would differ from run to run (ids,
+counts, times, kernels) is not. Needs nbclient and ipykernel, which come with `pip install dsd-lab[test]`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).resolve().parent
+NAMES = ("collapse_ablation", "theory_vs_measurement", "paper_tables", "size_scaling")
+_METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def execute(path: Path, home: Path) -> nbformat.NotebookNode:
+    """A notebook run in a clean kernel, stripped; an error in a cell is raised."""
+    notebook = nbformat.read(path, as_version=4)
+    os.environ["DSD_LAB_HOME"] = str(home.resolve())  # the kernel inherits it
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
+    return stripped(notebook)
+
+
+def stripped(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Without what differs from run to run, in place; messages on standard error are no result."""
+    notebook.metadata = nbformat.from_dict(_METADATA)
+    for number, cell in enumerate(notebook.cells):
+        cell.id, cell.metadata = f"cell-{number}", nbformat.from_dict({})
+        if cell.cell_type == "code":
+            cell.execution_count = None
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            for output in cell.outputs:
+                if "execution_count" in output:
+                    output.execution_count = None
+    return notebook
+
+
+def main(home: str, *names: str) -> None:
+    """Run notebooks in place."""
+    for name in names or NAMES:
+        path = FOLDER / f"{name}.ipynb"
+        path.write_text(nbformat.writes(execute(path, Path(home))).rstrip() + "\n")
+        print(f"{path.name}: {path.stat().st_size // 1024} KiB")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

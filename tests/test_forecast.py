@@ -1,0 +1,221 @@
+"""The forecast of collapse: what it sees, what it learns, how honestly it is judged, and what it stops."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from sweeping import events, run, train_here, write_spec
+
+from dsd_lab.cli import main
+from dsd_lab.engine import run_trials
+from dsd_lab.errors import BAD_INPUT, OK
+from dsd_lab.home import STOPPED, Home
+from dsd_lab.report.forecast import (
+    FEATURES,
+    Example,
+    Forecast,
+    early_history,
+    examples_of,
+    features,
+    fit,
+    judge_forecast,
+)
+from dsd_lab.report.results import History, Result
+from dsd_lab.report.verdicts import Judged
+from dsd_lab.specs.fields import Trial
+from dsd_lab.specs.sweep import load_sweep
+from dsd_lab.verbs.forecast import load_forecast
+
+NAIVE = {"target": "live", "output": "velocity", "loss_space": "velocity"}
+
+
+def fields(steps=100, **objective):
+    return Trial.model_validate({"training": {"steps": steps}, "objective": objective, "probe": {"t_bins": 2}}).model_dump()  # fmt: skip
+
+
+def history(**series):
+    """Values at steps 0, 2, 4, ...; names with `__` for `/`."""
+    rows = [(2 * i, name.replace("__", "/"), v) for name, values in series.items() for i, v in enumerate(values)]
+    steps, names, values = zip(*rows, strict=True)
+    return History(np.array(steps), np.array(names, dtype=object), np.full(len(rows), -1), np.array(values))
+
+
+SEEN = {
+    "latent__variance": [1.0, 0.25, 0.01, 9e9],  # steps 0 to 6, of which 5 % of 100 steps see 0 to 4
+    "theory__scale_gradient__token": [0.0, 0.0, 0.1, 9e9],
+    "rank_gap__t0": [0.0, 0.0, 1.0, 9e9],
+    "rank_gap__t1": [0.0, 0.0, 2.0, 9e9],
+    "train__diffusion": [1.0, 0.5, 0.1, 9e9],
+}
+
+
+def test_features_are_of_the_first_five_per_cent_and_of_nothing_later():
+    assert features(history(**SEEN), fields()) == pytest.approx([-1.0, np.arcsinh(1.0), 1.5, -1.0])
+    assert len(FEATURES) == 4
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_a_trial_that_recorded_too_little_in_the_window_has_no_features(name):
+    without = {k: v for k, v in SEEN.items() if k != name and not (name.startswith("rank") and k.startswith("rank"))}
+    assert features(history(**without), fields()) is None
+
+
+def test_latents_that_the_loss_does_not_reach_have_a_derivative_of_zero():
+    without = {k: v for k, v in SEEN.items() if not k.startswith("theory")}
+    assert features(history(**without), fields(target="stop_gradient", noised="detached"))[1] == 0.0
+
+
+def result(trial, objective=None, **series):
+    return Result(
+        trial, "v", {}, 0, "nano8", "done", 100, 100, 1.0, None, {}, history(**{**SEEN, **series}), {"fields": fields(**(objective or {}))}
+    )  # fmt: skip
+
+
+def test_examples_are_trials_with_a_verdict_and_a_diffusion_loss_each_once():
+    results = [result("a"), result("a"), result("b"), result("c", {"diffusion_weight": 0.0}), result("d"), result("e", train__diffusion=[math.nan])]  # fmt: skip
+    verdicts = ["shrunk", "shrunk", "healthy", "healthy", None, "healthy"]
+    found, lacking = examples_of("one", results, [Judged(v, None, True) for v in verdicts])
+    assert [(e.trial, e.collapsed) for e in found] == [("a", True), ("b", False)] and lacking == 1
+
+
+def examples(spec, count=20, shift=0.0, noise=0.5, seed=0, flip=False):
+    """The first feature tells the end; `flip`: the other way round."""
+    random = np.random.default_rng([seed, *spec.encode()])
+    found = []
+    for i in range(count):
+        collapsed = i % 2 == 0
+        x = random.normal(size=4)
+        x[0] = (1 if collapsed != flip else -1) + noise * x[0] + shift
+        found.append(Example(spec, f"{spec}-{i}", x.tolist(), collapsed))
+    return found
+
+
+def test_a_forecast_is_scikit_learns_and_survives_json():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    known = examples("one")
+    table, ended = np.array([e.features for e in known]), [e.collapsed for e in known]
+    expected = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(table, ended).predict_proba(table)
+    forecast = Forecast.from_json(json.loads(json.dumps(fit(known).as_json())))
+    assert [forecast.chance(e.features) for e in known] == pytest.approx(expected[:, 1].tolist())
+    with pytest.raises(ValueError, match="another version"):
+        Forecast.from_json(forecast.as_json() | {"window": 0.5})
+
+
+def test_what_tells_the_end_in_every_spec_is_found_and_beats_the_base_rate():
+    judged = judge_forecast([e for name in ("one", "two", "three", "four", "five") for e in examples(name)])
+    assert judged.auc > 0.9 and judged.brier < 0.15 < judged.brier_base and judged.said == []
+    assert sum(row.trials for row in judged.calibration) == judged.trials == 100
+    assert all(row.low <= row.mean_chance <= row.high for row in judged.calibration)
+
+
+def test_noise_is_not_told_apart_and_a_spec_that_is_the_other_way_round_is_forecast_wrongly():
+    noise = [Example(e.spec, e.trial, [0.0, *e.features[1:]], e.collapsed) for n in ("a", "b", "c") for e in examples(n, 60)]  # fmt: skip
+    assert 0.35 < judge_forecast(noise).auc < 0.65
+    flipped = judge_forecast([*examples("one"), *examples("two", flip=True)])
+    assert flipped.auc < 0.2 and flipped.brier > flipped.brier_base
+    assert any("not to be relied on" in line for line in flipped.said)
+
+
+def test_a_trial_of_two_specs_is_never_on_both_sides():
+    """The second spec holds the first's trials only; nothing is left to learn from."""
+    first = examples("one")
+    second = [Example("two", e.trial, e.features, e.collapsed) for e in first]
+    judged = judge_forecast([*first, *second])
+    assert judged.specs == [] and judged.auc is None and len(judged.said) == 2
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        ([], "It cannot be judged: trials of 0 specs"),
+        (examples("one"), "It cannot be judged: trials of 1 spec are at hand"),
+        ([*examples("one"), *examples("two")], "2 specs are few"),
+        ([e for e in (*examples("one"), *examples("two")) if e.collapsed], "cannot be forecast"),
+    ],
+)
+def test_few_specs_are_said_to_be_few_or_to_judge_nothing(known, said):
+    assert said in " ".join(judge_forecast(known).said)
+
+
+def test_all_that_ended_alike_gives_no_forecast():
+    assert fit([e for e in examples("one") if e.collapsed]) is None
+
+
+# -- The verb and the stopper ----------------------------------------------------------------------------
+
+LONG = {
+    "training": {"steps": 400, "batch_size": 8},
+    "probe": {"every": 10, "images": 16, "t_bins": 2, "gradient_images": 0, "scale_images": 16},
+    "observation": {"log_every": 5, "checkpoint_every": 100, "images_every": 400, "images": 4},
+}
+SURE = Forecast(list(FEATURES), [0.0] * 4, [1.0] * 4, [0.0] * 4, 5.0)
+"""Says 0.993 of everything."""
+
+
+def test_early_history_of_a_spool_is_the_trials_own(tmp_path):
+    home = Home(tmp_path / "home")
+    (trial,) = train_here(home, write_spec(tmp_path, base=LONG | {"training": {"steps": 40}})).trials
+    found = early_history(home.trial(trial.id).spool, 20)
+    steps, values = found.series("train/diffusion")
+    lines = [e for e in events(home, trial.id) if e["kind"] == "train" and e["step"] <= 20]
+    assert steps.tolist() == [5, 10, 15, 20] and values.tolist() == [e["metrics"]["train/diffusion"] for e in lines]
+    assert features(early_history(tmp_path / "nothing", 20), trial.fields.model_dump()) is None
+
+
+@pytest.mark.slow
+def test_the_verb_judges_over_the_specs_of_its_homes_and_writes_what_the_sweep_reads(tmp_path):
+    """Latents after LayerNorm have a std of about 0.7, those without a normaliser one of about 1.1, which the report's bounds call a runaway."""
+    variants = {"normal": {"latent": {"normaliser": "layernorm"}}, "free": {"latent": {"normaliser": "none"}}}
+    base = LONG | {"training": {"steps": 40, "batch_size": 8}, "observation": {"log_every": 1}, "probe": {"every": 20}}
+    homes = []
+    for name in ("one", "two"):
+        home = Home(tmp_path / name)
+        data = {"data": {"revision": name}}  # the same images; other trials
+        bounds = {"control": None, "runaway_std": 0.9, "rank_bound": 0.01}
+        train_here(home, write_spec(tmp_path / f"spec-{name}", variants, name=name, seeds=[0, 1], base=base | data, report=bounds))  # fmt: skip
+        homes.append(home.root)
+    code, answer = run("forecast", homes[1], "--home", homes[0])
+    assert code == OK and (answer["trials"], answer["collapsed"]) == (8, 4)
+    judged = answer["leave_one_spec_out"]
+    assert judged["specs"] == ["one", "two"] and judged["auc"] == 1.0 and judged["brier"] < judged["brier_base"]
+    assert any("2 specs are few" in line for line in answer["said"])
+    assert load_forecast(Home(homes[0])).features == list(FEATURES) == list(answer["weights"])
+    alone = run("forecast", "--home", homes[1])[1]
+    assert alone["leave_one_spec_out"]["auc"] is None and "cannot be judged" in alone["said"][0]
+
+
+@pytest.mark.slow
+def test_a_stopped_trial_says_so_is_not_done_and_goes_on_in_a_sweep_that_stops_nothing(tmp_path):
+    home = Home(tmp_path / "home")
+    control = {"objective": {"diffusion_weight": 0.0}, "training": {"steps": 20}}
+    spec = write_spec(tmp_path, {"control": control, "naive": {"objective": NAIVE}}, base=LONG)
+    assert main(["sweep", str(spec), "--stop-collapsed", "0.9", "--home", str(home.root)]) == BAD_INPUT
+    home.prepare()
+    (home.root / "forecast.json").write_text(json.dumps(SURE.as_json()))
+    code, answer = run("sweep", spec, "--stop-collapsed", "0.9", "--home", home.root)
+    states = {t["name"]: t["state"] for t in answer["trials"]}
+    ids = {t["name"]: t["id"] for t in answer["trials"]}
+    assert code == OK and states == {"control s0": "done", "naive s0": STOPPED}
+    status = home.trial(ids["naive s0"]).status()
+    assert 20 <= status["step"] < 40 and "chance of collapse of 0.993" in status["error"]
+    again = run("sweep", spec, "--stop-collapsed", "0.9", "--no-tracking", "--home", home.root)[1]
+    assert {t["name"]: t["state"] for t in again["trials"]} == states
+    code, report = run("report", "--home", home.root)
+    assert code == OK and any("1 trial stopped early" in n for n in report["notices"])
+    assert {v["variant"]: v["healthy"]["of"] for v in report["variants"]} == {"control": 1, "naive": 0}
+    train_here(home, spec)
+    folder = home.trial(ids["naive s0"])
+    assert folder.state() == "done" and folder.status()["error"] is None
+
+
+@pytest.mark.slow
+def test_a_chance_below_the_asked_one_stops_nothing(tmp_path):
+    home = Home(tmp_path / "home")
+    home.prepare()
+    trials = load_sweep(write_spec(tmp_path, {"naive": {"objective": NAIVE}}, base=LONG)).trials
+    run_trials(home, trials, [], stop_collapsed=(SURE, 0.999))
+    assert home.trial(trials[0].id).state() == "done"

@@ -1,0 +1,95 @@
+"""The notebooks: run from a clean kernel against a small store, and committed with the outputs of a real run."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from sweeping import EVALUATION, train_here, write_spec
+
+from dsd_lab.errors import BadInput
+from dsd_lab.home import Home
+from dsd_lab.report.opened import open_sweep
+
+ANALYSIS = Path(__file__).resolve().parents[1] / "analysis"
+NOTEBOOKS = sorted(ANALYSIS.glob("*.ipynb"))
+VELOCITY, CLEAN = ({"output": space, "loss_space": space} for space in ("velocity", "clean"))
+VARIANTS = {
+    "control": {"objective": {"diffusion_weight": 0.0}},
+    "naive": {"objective": {"target": "live"} | VELOCITY},
+    "decoupled": {"objective": {"target": "stop_gradient"} | VELOCITY},
+    "clean_joint": {"objective": {"target": "live"} | CLEAN},
+    "dsd_online": {"objective": {"target": "stop_gradient"} | CLEAN},
+    "dsd": {"objective": {"target": "ema"} | CLEAN},
+}
+
+
+def cells(path):
+    return json.loads(path.read_text())["cells"]
+
+
+def shown(cell):
+    return [output.get("data", {}) for output in cell.get("outputs", [])]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("notebooks")
+    home = Home(folder / "home")
+    more = {"seeds": [0, 1], "evaluate": [EVALUATION], "base": {"probe": {"every": 3, "images": 16, "t_bins": 2, "gradient_images": 4}}}  # fmt: skip
+    train_here(home, write_spec(folder / "a", VARIANTS, name="collapse_ablation", **more))
+    some = {name: VARIANTS[name] for name in ("control", "naive")}
+    train_here(home, write_spec(folder / "b", some, name="size_scaling", grid={"network.width": [16, 32]}, **more))
+    return home
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_runs_from_a_clean_kernel(home, path, monkeypatch):
+    pytest.importorskip("nbclient", reason="notebooks need nbclient and ipykernel: pip install dsd-lab[test]")
+    found = importlib.util.spec_from_file_location("execute", ANALYSIS / "execute.py")
+    execute = importlib.util.module_from_spec(found)
+    found.loader.exec_module(execute)
+    monkeypatch.setenv("PYTHONPATH", str(ANALYSIS.parent))
+    monkeypatch.setenv("DSD_LAB_HOME", "")  # `execute` sets it; put back at the end
+    made = execute.execute(path, home.root)
+    code = [cell for cell in made.cells if cell.cell_type == "code"]
+    assert all(cell.outputs for cell in code)
+    kinds = {kind for cell in code for output in cell.outputs for kind in output.get("data", {})}
+    assert "text/markdown" in kinds and ("image/png" in kinds) == (path.stem != "paper_tables")
+    assert "tiny" not in json.dumps(made) and str(home.root) not in json.dumps(made)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_committed_notebook_opens_with_its_data_has_outputs_and_nothing_that_differs_from_run_to_run(path):
+    content = json.loads(path.read_text())
+    assert set(content["metadata"]) == {"kernelspec", "language_info"}
+    first = next(cell for cell in content["cells"] if cell["cell_type"] == "code")
+    told = "".join(shown(first)[0]["text/markdown"])
+    assert all(f"**{what}**" in told for what in ("commit", "training code", "versions", "machines", "data"))
+    for number, cell in enumerate(content["cells"]):
+        assert cell["id"] == f"cell-{number}" and cell["metadata"] == {}
+        if cell["cell_type"] == "code":
+            assert cell["execution_count"] is None and cell["outputs"]
+            assert all(output["output_type"] != "error" and output.get("name") != "stderr" for output in cell["outputs"])  # fmt: skip
+            source = "".join(cell["source"])
+            assert len(source.splitlines()) < 25 and "def " not in source  # thin: what is computed is the package's
+    assert path.stat().st_size < 600_000
+
+
+@pytest.mark.slow
+def test_an_opened_sweep_says_what_it_does_not_have(home):
+    opened = open_sweep(home.root, "collapse_ablation")
+    with pytest.raises(BadInput, match="no table 'verdict'"):
+        opened.table("verdict")
+    with pytest.raises(BadInput, match="no figure 'nothing'"):
+        opened.figure("nothing")
+    with pytest.raises(BadInput, match="has no rows for the table 'scaling'"):
+        opened.frame("scaling")
+    with pytest.raises(BadInput, match="nothing to draw"):
+        opened.figure("scaling")
+    scaled = open_sweep(home.root, "size_scaling")
+    frame = scaled.frame("scaling")
+    assert frame["parameters"].nunique() == 2 and set(frame["variant"]) == {"control", "naive"}
+    assert frame.equals(scaled.frame("scaling")) and scaled.figure("scaling").png.startswith(b"\x89PNG")

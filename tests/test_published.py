@@ -1,0 +1,116 @@
+"""Paper tables: what is carried over, and that two kinds of FID never share a column."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_report import SETTINGS, result
+
+from dsd_lab.report.groups import groups_of
+from dsd_lab.report.published import collapse_table, our_rows, published_rows, published_table, reference
+from dsd_lab.report.rendering import latex
+from dsd_lab.report.results import History
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = "fid/indomain-n395-cfg1-heun25-holdout-ema0.99"
+GUIDED = "fid/indomain-n395-cfg2.5-euler10-balanced-ema0.99"
+INCEPTION = "fid/inception-n5000-cfg1-heun25-balanced-ema0.99"
+
+
+def grouped(**metrics):
+    return groups_of([result("dsd", s, metrics={n: v + s for n, v in metrics.items()}) for s in range(3)], SETTINGS)
+
+
+def table(groups):
+    return published_table(groups, dict.fromkeys((g.variant for g in groups), "#000000"))
+
+
+def test_every_published_row_has_a_source_a_value_and_known_columns():
+    rows = published_rows()
+    assert len(rows) == 32
+    for row in rows:
+        assert row.source and row.cite and row.fid.mean > 1 and row.parameters > 40 and row.guidance in ("none", "yes")
+        assert (row.images, row.extractor, row.data) == (50_000, "Inception", "ImageNet 256")
+        assert row.autoencoder_counted in ("yes", "no", "has none (pixels)", "")
+    assert len({(r.method, r.epochs, r.guidance) for r in rows}) == len(rows)
+
+
+def test_the_paper_s_own_rows_are_the_published_ones():
+    own = {(r.parameters, r.guidance): r.fid.mean for r in published_rows() if r.method.startswith("DSD")}
+    assert own == {(42, "none"): 13.44, (118, "none"): 6.38, (205, "none"): 4.25, (205, "yes"): 3.35}
+    assert [(float(r["spatial_variance"]), float(r["total_variation"])) for r in reference("collapse")] == [
+        (17.06, 6627),
+        (18.02, 5516),
+        (0.02, 89.8),
+    ]
+
+
+def test_our_rows_stand_under_the_published_ones_with_what_their_name_tells():
+    made = table(grouped(**{OURS: 2.0, GUIDED: 1.0}))
+    assert len(made.rows) == 34 and [r[0].text for r in made.rows[-2:]] == ["dsd", "dsd"]
+    shown = [dict(zip(made.header, (c.text for c in row), strict=True)) for row in made.rows[-2:]]
+    guided, plain = sorted(shown, key=lambda r: r["guidance"])
+    assert (plain["guidance"], plain["sampler"], plain["images"]) == ("none", "Heun 25", "395")
+    assert (guided["guidance"], guided["sampler"]) == ("2.5", "Euler 10")
+    assert plain["epochs"] == "1.37" and plain["extractor"] == "in-domain"  # 30 steps of 64 of 1,402 images
+    assert plain["FID (in-domain, digits)"] == "3.00" and plain["FID (Inception, ImageNet 256)"] == ""
+
+
+def test_two_kinds_of_fid_share_no_column_even_where_the_extractor_is_the_same():
+    made = table(grouped(**{OURS: 2.0, INCEPTION: 40.0}))
+    kinds = [h for h in made.header if h.startswith("FID")]
+    assert kinds == ["FID (Inception, ImageNet 256)", "FID (Inception, digits)", "FID (in-domain, digits)"]
+    for row in made.frame[kinds].notna().to_numpy():
+        assert row.sum() == 1
+    sources = {k: set(made.frame.loc[made.frame[k].notna(), "source"]) for k in kinds}
+    assert all(sources[k] == {"this sweep"} for k in kinds[1:]) and "this sweep" not in sources[kinds[0]]
+
+
+def test_without_a_fid_of_ours_there_is_no_table_and_a_name_that_tells_too_little_is_left_out():
+    assert table(grouped()) is None
+    assert our_rows(grouped(**{"fid/digits-n9-cfg1": 1.0})) == []
+
+
+def test_the_collapse_table_has_our_latents_below_the_published_ones():
+    extra = [(s, n, -1, v) for s in (0, 10, 20, 30) for n, v in (("latent/spatial_variance", 0.5), ("latent/total_variation", 9.0))]  # fmt: skip
+    trial = result("dsd")
+    names = ("latent/variance", "latent/effective_rank/token", "latent/effective_rank/image", "latent/capacity_bits/token", "latent/probe_images")  # fmt: skip
+    rows = [(int(s), n, -1, float(v)) for n in names for s, v in zip(*trial.history.series(n), strict=True)] + extra
+    at, kind, index, values = (np.array(c, dtype=t) for c, t in zip(zip(*rows, strict=True), (int, object, int, float), strict=True))  # fmt: skip
+    object.__setattr__(trial, "history", History(at, kind, index, values))
+    groups = groups_of([trial], SETTINGS)
+    made = collapse_table(groups, SETTINGS, {"dsd": "#000000"})
+    assert [c.text for c in made.rows[-1]] == ["dsd", "0.5000", "9.00", "digits, 4 tokens x 8 channels, layernorm, 30 steps", "this sweep"]  # fmt: skip
+    assert len(made.rows) == 4 and "REPA-E" in made.rows[0][4].text
+    assert collapse_table(grouped(), SETTINGS, {"dsd": "#000000"}) is None
+
+
+def test_the_table_is_latex_without_a_character_that_its_fonts_lack():
+    assert "[U+" not in latex(table(grouped(**{OURS: 2.0})))
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_carries_the_published_rows(tmp_path):
+    """The files lie in `analysis/reference`; the package holds a link to them, which a wheel replaces by copies."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("dsd_lab", "analysis/reference"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "-q", "--target"]
+    done = subprocess.run([*pip, str(tmp_path / "site"), str(source)], capture_output=True, text=True)
+    if re.search("No module named 'setuptools'|Cannot import 'setuptools", done.stderr):
+        pytest.skip("setuptools is not installed here, and a build may not download it")
+    assert done.returncode == 0, done.stderr
+    program = "from dsd_lab.report import published as p; print(p.__file__, len(p.published_rows()), len(p.reference('collapse')))"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    told = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert told.stdout.split()[1:] == ["32", "3"] and str(tmp_path / "site") in told.stdout
