@@ -15,7 +15,8 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -32,12 +33,14 @@ os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
 
 import ray
 from ray import tune
+from ray._private import ray_constants
 
 from dsd_lab.errors import NoResources
 from dsd_lab.home import Home
-from dsd_lab.running import DataShelf, run_trial
+from dsd_lab.running import DataShelf, Progress, run_trial
 from dsd_lab.specs.fields import Generation, Trial
 from dsd_lab.specs.sweep import PlannedTrial
+from dsd_lab.stopping import TERMINATING, StopFile
 
 _REPORT_EVERY = 5.0
 """Seconds between a worker's reports to Tune, which cannot take many."""
@@ -45,6 +48,10 @@ _RETRIES = 2
 """Times that a trial whose worker died is taken up again from its checkpoint."""
 _PATIENCE = 10.0
 """Seconds in which a cluster must answer."""
+_GRACE = 8.0
+"""Seconds in which trials that were asked to stop can save a checkpoint: a step and a write."""
+_LOOK_AGAIN = 1.0
+"""Seconds between looks at a trial that another sweep holds."""
 _SOCKET_PATH_ROOM = 43
 """Characters that Ray's socket paths leave for its folder: Linux takes 107, Ray's own part has up to 64."""
 
@@ -68,7 +75,8 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]
         content = job["trial"]
         trial = PlannedTrial(**{**content, "fields": Trial.model_validate(content["fields"])})
         evaluations = [Generation.model_validate(e) for e in job["evaluate"]]
-        self._progress = run_trial(Home(Path(job["home"])), trial, evaluations, self._shelf)
+        home, stop = Home(Path(job["home"])), StopFile(Path(job["stop"]))
+        self._progress = _run_when_free(home, trial, evaluations, self._shelf, stop)
 
     def step(self) -> dict[str, Any]:
         """Go on for a few seconds, or to the trial's end."""
@@ -83,34 +91,79 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]
         self._progress.close()
 
 
-class _Signals(tune.Callback):  # type: ignore[misc]
-    """Keeps Ctrl-C and SIGTERM until Tune is between two steps: Ray's compiled code turns an exception into a fault."""
+def _run_when_free(
+    home: Home, trial: PlannedTrial, evaluations: list[Generation], shelf: DataShelf, stop: StopFile
+) -> Generator[Progress]:
+    """Run a trial; where another sweep holds it, wait until that has finished it or died."""
+    while not stop():
+        last = None
+        with contextlib.closing(run_trial(home, trial, evaluations, shelf, stop)) as progress:
+            for last in progress:
+                yield last
+        if last is None or last.state != "running":
+            return
+        time.sleep(_LOOK_AGAIN)
 
-    def __init__(self) -> None:
+
+class _Signals(tune.Callback):  # type: ignore[misc]
+    """Keeps signals until Tune is between two steps: Ray's compiled code turns an exception into a fault.
+
+    Trials are asked to save a checkpoint first, for which Tune has to go on; a second signal does not wait for them.
+
+    Args:
+        home: where the trials are.
+        ids: of the trials.
+        stop: file that asks their workers to stop.
+    """
+
+    def __init__(self, home: Home, ids: list[str], stop: Path) -> None:
+        self._home, self._ids, self._stop = home, ids, stop
         self._arrived: list[int] = []
+        self._until, self._taken = 0.0, False
         self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
 
     def __enter__(self) -> _Signals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, *TERMINATING):
                 handler = signal.getsignal(number)
                 if callable(handler):
                     self._handlers[number] = handler
-                    signal.signal(number, lambda number, frame: self._arrived.append(number))
+            self._take()
         return self
 
+    def _take(self) -> None:
+        for number in self._handlers:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._arrived.append(number)
+
     def __exit__(self, kind: object, *fault: object) -> None:
+        self._stop.unlink(missing_ok=True)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         if kind is None:
-            self._handle()
+            self._pass_on()
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        self._handle()
+        if not self._taken:
+            self._taken = True
+            self._take()  # Tune has just put a handler of its own on SIGUSR1
+        if not self._arrived:
+            return
+        if not self._until:
+            self._until = time.monotonic() + _GRACE
+            with contextlib.suppress(OSError):  # on a full disk they stop without a checkpoint
+                self._stop.touch()
+        if time.monotonic() > self._until or len(self._arrived) > 1 or not self._working():
+            self._pass_on()
 
-    def _handle(self) -> None:
+    def _pass_on(self) -> None:
         for number in self._arrived:
             self._handlers[number](number, None)
+
+    def _working(self) -> bool:
+        return any(self._home.trial(i).is_locked() for i in self._ids)
 
 
 class _Failed(BaseException):
@@ -152,12 +205,16 @@ def run_trials(
         NoResources: a trial asks for more than the cluster has, or no cluster answers at its address.
         KeyboardInterrupt: Ctrl-C; trials that ran are `interrupted` and go on at the next call.
     """
-    with _ray(home, cluster or {}), _Signals() as signals:
+    stop = home.root.resolve() / "ray" / f"stop-{uuid.uuid4().hex[:12]}"  # on every node that sees the home folder
+    stop.parent.mkdir(parents=True, exist_ok=True)
+    with _ray(home, cluster or {}), _Signals(home, [t.id for t in trials], stop) as signals:
         _check_resources(trials)
-        payload = [
-            {"trial": _payload(t), "home": str(home.root.resolve()), "evaluate": [e.model_dump() for e in evaluations]}
-            for t in trials
-        ]
+        common = {
+            "home": str(home.root.resolve()),
+            "stop": str(stop),
+            "evaluate": [e.model_dump() for e in evaluations],
+        }
+        payload = [{"trial": _payload(t), **common} for t in trials]
         callbacks = [signals, *([_FailFast(home)] if fail_fast else [])]
         tuner = tune.Tuner(
             tune.with_resources(TrialWorker, lambda config: _request(config["job"]["trial"]["fields"]["resources"])),
@@ -184,8 +241,10 @@ def run_trials(
 def _record_lost_worker(home: Home, trial_id: str, error: Exception | None) -> None:
     folder = home.trial(trial_id)
     folder.root.mkdir(parents=True, exist_ok=True)
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-    folder.write_status(state="failed", error=f"the worker died {_RETRIES + 1} times; last: {reason[:300]}")
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
+    if (folder.root / "hang.txt").exists():
+        reason = f"it hung, its stacks are in {folder.root / 'hang.txt'}"
+    folder.write_status(state="failed", error=f"the worker died {_RETRIES + 1} times; last: {reason}")
 
 
 def _payload(trial: PlannedTrial) -> dict[str, Any]:
@@ -244,7 +303,7 @@ def _joined(cluster: dict[str, Any]) -> Iterator[None]:
 def _started(home: Home, cluster: dict[str, Any]) -> Iterator[None]:
     folder = home.root.resolve() / "ray"
     folder.mkdir(parents=True, exist_ok=True)
-    with _short_path(folder) as short:
+    with _short_path(folder) as short, _loopback():
         try:
             ray.init(
                 **{
@@ -260,6 +319,16 @@ def _started(home: Home, cluster: dict[str, Any]) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _loopback() -> Iterator[None]:
+    """Let Ray's servers listen on 127.0.0.1 alone, as they do on systems where it has no clusters."""
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextlib.contextmanager

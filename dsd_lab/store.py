@@ -14,6 +14,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ from dsd_lab.spool import read_spool
 
 STORE_ERRORS = (MlflowException, SQLAlchemyError, requests.RequestException, OSError)
 _RUN_STATUS = {"done": "FINISHED", "diverged": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+_PASSWORD = re.compile(r"(://[^/@:\s]*:)[^/@\s]*@")
 _BATCH = 900
 """Metrics a call; MLflow takes at most 1,000."""
 
@@ -119,7 +121,8 @@ class Store:
                 memory.clear()
             lines = [line for line in str(error).splitlines() if line and not line.startswith("(raised as a result of")]
             reason = (lines or [type(error).__name__])[0][:300]
-            raise StoreUnavailable(f"the store {self.uri} does not answer: {reason}") from None
+            shown = [_PASSWORD.sub(r"\1***@", text) for text in (str(self.uri), reason)]
+            raise StoreUnavailable(f"the store {shown[0]} does not answer: {shown[1]}") from None
 
     # -- Writing -------------------------------------------------------------------------------------
 
