@@ -16,9 +16,8 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 # Read by Ray at import: no usage reports, no own Ctrl-C handling, no loggers, few snapshots of its state.
@@ -34,13 +33,14 @@ os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
 import ray
 from ray import tune
 from ray._private import ray_constants
+from ray._private.node import Node
 
 from dsd_lab.errors import NoResources
 from dsd_lab.home import Home
 from dsd_lab.running import DataShelf, Progress, run_trial
 from dsd_lab.specs.fields import Generation, Trial
 from dsd_lab.specs.sweep import PlannedTrial
-from dsd_lab.stopping import TERMINATING, StopFile
+from dsd_lab.stopping import HeldSignals, StopFile
 
 _REPORT_EVERY = 5.0
 """Seconds between a worker's reports to Tune, which cannot take many."""
@@ -48,8 +48,6 @@ _RETRIES = 2
 """Times that a trial whose worker died is taken up again from its checkpoint."""
 _PATIENCE = 10.0
 """Seconds in which a cluster must answer."""
-_GRACE = 8.0
-"""Seconds in which trials that were asked to stop can save a checkpoint: a step and a write."""
 _LOOK_AGAIN = 1.0
 """Seconds between looks at a trial that another sweep holds."""
 _SOCKET_PATH_ROOM = 43
@@ -105,65 +103,14 @@ def _run_when_free(
         time.sleep(_LOOK_AGAIN)
 
 
-class _Signals(tune.Callback):  # type: ignore[misc]
-    """Keeps signals until Tune is between two steps: Ray's compiled code turns an exception into a fault.
+class _Look(tune.Callback):  # type: ignore[misc]
+    """Lets signals through where Tune is between two steps: Ray's compiled code turns an exception into a fault."""
 
-    Trials are asked to save a checkpoint first, for which Tune has to go on; a second signal does not wait for them.
-
-    Args:
-        home: where the trials are.
-        ids: of the trials.
-        stop: file that asks their workers to stop.
-    """
-
-    def __init__(self, home: Home, ids: list[str], stop: Path) -> None:
-        self._home, self._ids, self._stop = home, ids, stop
-        self._arrived: list[int] = []
-        self._until, self._taken = 0.0, False
-        self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
-
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, *TERMINATING):
-                handler = signal.getsignal(number)
-                if callable(handler):
-                    self._handlers[number] = handler
-            self._take()
-        return self
-
-    def _take(self) -> None:
-        for number in self._handlers:
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._arrived.append(number)
-
-    def __exit__(self, kind: object, *fault: object) -> None:
-        self._stop.unlink(missing_ok=True)
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        if kind is None:
-            self._pass_on()
+    def __init__(self, signals: HeldSignals) -> None:
+        self._signals = signals
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if not self._taken:
-            self._taken = True
-            self._take()  # Tune has just put a handler of its own on SIGUSR1
-        if not self._arrived:
-            return
-        if not self._until:
-            self._until = time.monotonic() + _GRACE
-            with contextlib.suppress(OSError):  # on a full disk they stop without a checkpoint
-                self._stop.touch()
-        if time.monotonic() > self._until or len(self._arrived) > 1 or not self._working():
-            self._pass_on()
-
-    def _pass_on(self) -> None:
-        for number in self._arrived:
-            self._handlers[number](number, None)
-
-    def _working(self) -> bool:
-        return any(self._home.trial(i).is_locked() for i in self._ids)
+        self._signals.look()
 
 
 class _Failed(BaseException):
@@ -207,7 +154,8 @@ def run_trials(
     """
     stop = home.root.resolve() / "ray" / f"stop-{uuid.uuid4().hex[:12]}"  # on every node that sees the home folder
     stop.parent.mkdir(parents=True, exist_ok=True)
-    with _ray(home, cluster or {}), _Signals(home, [t.id for t in trials], stop) as signals:
+    folders = [home.trial(t.id) for t in trials]
+    with _ray(home, cluster or {}), HeldSignals(stop, lambda: any(f.is_locked() for f in folders)) as signals:
         _check_resources(trials)
         common = {
             "home": str(home.root.resolve()),
@@ -215,7 +163,7 @@ def run_trials(
             "evaluate": [e.model_dump() for e in evaluations],
         }
         payload = [{"trial": _payload(t), **common} for t in trials]
-        callbacks = [signals, *([_FailFast(home)] if fail_fast else [])]
+        callbacks = [_Look(signals), *([_FailFast(home)] if fail_fast else [])]
         tuner = tune.Tuner(
             tune.with_resources(TrialWorker, lambda config: _request(config["job"]["trial"]["fields"]["resources"])),
             param_space={"job": tune.grid_search(payload)},
@@ -303,19 +251,20 @@ def _joined(cluster: dict[str, Any]) -> Iterator[None]:
 def _started(home: Home, cluster: dict[str, Any]) -> Iterator[None]:
     folder = home.root.resolve() / "ray"
     folder.mkdir(parents=True, exist_ok=True)
-    with _short_path(folder) as short, _loopback():
+    with _short_path(folder) as short:
         try:
-            ray.init(
-                **{
-                    "address": "local",
-                    "include_dashboard": False,
-                    "log_to_driver": False,
-                    "logging_level": logging.ERROR,
-                    "object_store_memory": 200 * 1024**2,
-                    "_temp_dir": str(short),
-                    **cluster,
-                }
-            )
+            with _loopback():
+                ray.init(
+                    **{
+                        "address": "local",
+                        "include_dashboard": False,
+                        "log_to_driver": False,
+                        "logging_level": logging.ERROR,
+                        "object_store_memory": 200 * 1024**2,
+                        "_temp_dir": str(short),
+                        **cluster,
+                    }
+                )
             yield
         finally:
             ray.shutdown()
@@ -323,12 +272,20 @@ def _started(home: Home, cluster: dict[str, Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _loopback() -> Iterator[None]:
-    """Let Ray's servers listen on 127.0.0.1 alone, as they do on systems where it has no clusters."""
-    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    """Let Ray's servers listen on 127.0.0.1 alone, as they do on systems where it has no clusters.
+
+    Nor is its API server started: without a dashboard it serves nobody, and it asks the network which
+    cloud it is in even where usage reports are off.
+    """
+    changed = ((ray_constants, "ENABLE_RAY_CLUSTER", False), (Node, "start_api_server", lambda self, **asked: None))
+    before = [getattr(place, name) for place, name, _ in changed]
+    for place, name, value in changed:
+        setattr(place, name, value)
     try:
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+        for (place, name, _), value in zip(changed, before, strict=True):
+            setattr(place, name, value)
 
 
 @contextlib.contextmanager

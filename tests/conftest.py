@@ -68,3 +68,12 @@ def undisturbed(tmp_path_factory):
     return SimpleNamespace(
         spec=spec, plan=plan, outcomes={t.id: outcome(Home(folder / "home"), t.id) for t in plan.trials}
     )
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """A spec of one trial and what it comes to where nothing disturbs it."""
+    folder = tmp_path_factory.mktemp("whole")
+    spec = write_spec(folder)
+    plan = train_here(Home(folder / "home"), spec)
+    return SimpleNamespace(spec=spec, trial=plan.trials[0], outcome=outcome(Home(folder / "home"), plan.trials[0].id))

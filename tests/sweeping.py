@@ -11,7 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from dsd_lab.cli import main
 from dsd_lab.core.checkpoints import list_checkpoints
 from dsd_lab.home import Home
 from dsd_lab.running import DataShelf, run_trial
-from dsd_lab.specs.sweep import Plan, load_sweep
+from dsd_lab.specs.fields import Generation
+from dsd_lab.specs.sweep import Plan, PlannedTrial, load_sweep
 from dsd_lab.spool import read_spool
 from dsd_lab.verbs.common import manifest_of
 
@@ -246,3 +247,13 @@ def in_child(work: Callable[[], Any]) -> int:
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def finish(home: Home, trial: PlannedTrial, evaluations: Sequence[Generation] = ()) -> list[str]:
+    """Bring a trial to its end here; returns the states that it went through."""
+    return list(dict.fromkeys(p.state for p in run_trial(home, trial, list(evaluations), DataShelf())))
+
+
+def die() -> None:
+    """End this process as `kill -9` does."""
+    os.kill(os.getpid(), signal.SIGKILL)
