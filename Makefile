@@ -1,6 +1,7 @@
 # make sweep     install, run the quick ablation on real images, write the report
 # make test      install with test extras, the test suite (at most 10 minutes)
 # make test-all  the suite with the slow tests (at most 30 minutes)
+# make soak     hundreds of tiny trials under fire: workers, drivers, checkpoints and the store are struck (30 minutes)
 # make check     linter and type checker
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +10,7 @@ SPEC ?= experiments/collapse_ablation.yaml
 # One thread a process unless a spec says otherwise: trials run side by side on the machine's cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: sweep test test-all check clean
+.PHONY: sweep test test-all soak check clean
 
 sweep: .venv/.installed
 	$(BIN)/dsd-lab sweep $(SPEC)
@@ -20,6 +21,9 @@ test: .venv/.installed-test check
 
 test-all: .venv/.installed-test
 	$(BIN)/python -m pytest
+
+soak: .venv/.installed-test
+	$(BIN)/python tests/soak.py --trials 200 --seed 0
 
 check: .venv/.installed-test
 	$(BIN)/ruff check dsd_lab tests

@@ -50,12 +50,11 @@ def status_tags(folder: TrialFolder, state: str) -> dict[str, str]:
 def write_artifacts(folder: TrialFolder, state: str, target: Path) -> None:
     """Write below `target` what the report reads: the history, `trial.json` and, of an ended trial, `final/`.
 
-    A trial that failed before its data was loaded has none of it.
+    A trial that failed before its data was loaded, or whose `trial.json` is damaged, has none of it.
     """
-    description = folder.root / "trial.json"
-    if not description.exists():
+    if folder.description() is None:
         return
-    (target / "trial.json").write_bytes(description.read_bytes())
+    (target / "trial.json").write_bytes((folder.root / "trial.json").read_bytes())
     write_history(folder.spool, target / "history.parquet")
     if state in ENDED:
         _write_final(folder, target / "final")

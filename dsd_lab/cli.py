@@ -8,7 +8,7 @@ import os
 import sys
 
 from dsd_lab import __version__
-from dsd_lab.errors import INTERRUPTED, UNEXPECTED, LabError
+from dsd_lab.errors import INTERRUPTED, NO_RESOURCES, UNEXPECTED, LabError, is_disk_full
 
 _SPEC = "experiments/collapse_ablation.yaml"
 SAMPLER_NAMES = ("euler", "heun", "sde", "dopri5")
@@ -253,6 +253,16 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `dsd-lab plan | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return UNEXPECTED
+    except ModuleNotFoundError as error:
+        if (error.name or "dsd_lab").partition(".")[0] == "dsd_lab":
+            raise
+        print(f"dsd-lab: {error.name} is not installed; `dsd-lab doctor` names all that is missing", file=sys.stderr)
+        return NO_RESOURCES
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        print(f"dsd-lab: the disk is full: {error}; nothing that was finished is lost", file=sys.stderr)
+        return NO_RESOURCES
 
 
 def _verb(verbs: argparse._SubParsersAction, name: str, what: str, example: str) -> argparse.ArgumentParser:

@@ -15,9 +15,9 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 # Read by Ray at import: no usage reports, no own Ctrl-C handling, no loggers, few snapshots of its state.
@@ -32,13 +32,16 @@ os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
 
 import ray
 from ray import tune
+from ray._private import ray_constants
+from ray._private.node import Node
 
 from dsd_lab.errors import NoResources
 from dsd_lab.home import STOPPED, Home
 from dsd_lab.report.forecast import Forecast, early_history, features, seen_steps
-from dsd_lab.running import DataShelf, run_trial
+from dsd_lab.running import DataShelf, Progress, run_trial
 from dsd_lab.specs.fields import Generation, Trial
 from dsd_lab.specs.sweep import PlannedTrial
+from dsd_lab.stopping import HeldSignals, StopFile
 
 _REPORT_EVERY = 5.0
 """Seconds between a worker's reports to Tune, which cannot take many."""
@@ -46,6 +49,8 @@ _RETRIES = 2
 """Times that a trial whose worker died is taken up again from its checkpoint."""
 _PATIENCE = 10.0
 """Seconds in which a cluster must answer."""
+_LOOK_AGAIN = 1.0
+"""Seconds between looks at a trial that another sweep holds."""
 _SOCKET_PATH_ROOM = 43
 """Characters that Ray's socket paths leave for its folder: Linux takes 107, Ray's own part has up to 64."""
 
@@ -69,7 +74,8 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]
         content = job["trial"]
         trial = PlannedTrial(**{**content, "fields": Trial.model_validate(content["fields"])})
         evaluations = [Generation.model_validate(e) for e in job["evaluate"]]
-        self._progress = run_trial(Home(Path(job["home"])), trial, evaluations, self._shelf)
+        home, stop = Home(Path(job["home"])), StopFile(Path(job["stop"]))
+        self._progress = _run_when_free(home, trial, evaluations, self._shelf, stop)
         self._decided_at: int | None = job["decided_at"]
 
     def step(self) -> dict[str, Any]:
@@ -87,34 +93,28 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]
         self._progress.close()
 
 
-class _Signals(tune.Callback):  # type: ignore[misc]
-    """Keeps Ctrl-C and SIGTERM until Tune is between two steps: Ray's compiled code turns an exception into a fault."""
+def _run_when_free(
+    home: Home, trial: PlannedTrial, evaluations: list[Generation], shelf: DataShelf, stop: StopFile
+) -> Generator[Progress]:
+    """Run a trial; where another sweep holds it, wait until that has finished it or died."""
+    while not stop():
+        last = None
+        with contextlib.closing(run_trial(home, trial, evaluations, shelf, stop)) as progress:
+            for last in progress:
+                yield last
+        if last is None or last.state != "running":
+            return
+        time.sleep(_LOOK_AGAIN)
 
-    def __init__(self) -> None:
-        self._arrived: list[int] = []
-        self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
 
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                handler = signal.getsignal(number)
-                if callable(handler):
-                    self._handlers[number] = handler
-                    signal.signal(number, lambda number, frame: self._arrived.append(number))
-        return self
+class _Look(tune.Callback):  # type: ignore[misc]
+    """Lets signals through where Tune is between two steps: Ray's compiled code turns an exception into a fault."""
 
-    def __exit__(self, kind: object, *fault: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        if kind is None:
-            self._handle()
+    def __init__(self, signals: HeldSignals) -> None:
+        self._signals = signals
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        self._handle()
-
-    def _handle(self) -> None:
-        for number in self._arrived:
-            self._handlers[number](number, None)
+        self._signals.look()
 
 
 class _Failed(BaseException):
@@ -190,18 +190,19 @@ def run_trials(
         NoResources: a trial asks for more than the cluster has, or no cluster answers at its address.
         KeyboardInterrupt: Ctrl-C; trials that ran are `interrupted` and go on at the next call.
     """
-    with _ray(home, cluster or {}), _Signals() as signals:
+    stop = home.root.resolve() / "ray" / f"stop-{uuid.uuid4().hex[:12]}"  # on every node that sees the home folder
+    stop.parent.mkdir(parents=True, exist_ok=True)
+    folders = [home.trial(t.id) for t in trials]
+    with _ray(home, cluster or {}), HeldSignals(stop, lambda: any(f.is_locked() for f in folders)) as signals:
         _check_resources(trials)
-        payload = [
-            {
-                "trial": _payload(t),
-                "home": str(home.root.resolve()),
-                "evaluate": [e.model_dump() for e in evaluations],
-                "decided_at": None if stop_collapsed is None else seen_steps(t.fields.training.steps),
-            }
-            for t in trials
-        ]
-        callbacks = [signals, *([_FailFast(home)] if fail_fast else [])]
+        common = {
+            "home": str(home.root.resolve()),
+            "stop": str(stop),
+            "evaluate": [e.model_dump() for e in evaluations],
+        }
+        decided = {t.id: None if stop_collapsed is None else seen_steps(t.fields.training.steps) for t in trials}
+        payload = [{"trial": _payload(t), "decided_at": decided[t.id], **common} for t in trials]
+        callbacks = [_Look(signals), *([_FailFast(home)] if fail_fast else [])]
         tuner = tune.Tuner(
             tune.with_resources(TrialWorker, lambda config: _request(config["job"]["trial"]["fields"]["resources"])),
             param_space={"job": tune.grid_search(payload)},
@@ -228,8 +229,10 @@ def run_trials(
 def _record_lost_worker(home: Home, trial_id: str, error: Exception | None) -> None:
     folder = home.trial(trial_id)
     folder.root.mkdir(parents=True, exist_ok=True)
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-    folder.write_status(state="failed", error=f"the worker died {_RETRIES + 1} times; last: {reason[:300]}")
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
+    if (folder.root / "hang.txt").exists():
+        reason = f"it hung, its stacks are in {folder.root / 'hang.txt'}"
+    folder.write_status(state="failed", error=f"the worker died {_RETRIES + 1} times; last: {reason}")
 
 
 def _payload(trial: PlannedTrial) -> dict[str, Any]:
@@ -290,20 +293,39 @@ def _started(home: Home, cluster: dict[str, Any]) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with _short_path(folder) as short:
         try:
-            ray.init(
-                **{
-                    "address": "local",
-                    "include_dashboard": False,
-                    "log_to_driver": False,
-                    "logging_level": logging.ERROR,
-                    "object_store_memory": 200 * 1024**2,
-                    "_temp_dir": str(short),
-                    **cluster,
-                }
-            )
+            with _loopback():
+                ray.init(
+                    **{
+                        "address": "local",
+                        "include_dashboard": False,
+                        "log_to_driver": False,
+                        "logging_level": logging.ERROR,
+                        "object_store_memory": 200 * 1024**2,
+                        "_temp_dir": str(short),
+                        **cluster,
+                    }
+                )
             yield
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _loopback() -> Iterator[None]:
+    """Let Ray's servers listen on 127.0.0.1 alone, as they do on systems where it has no clusters.
+
+    Nor is its API server started: without a dashboard it serves nobody, and it asks the network which
+    cloud it is in even where usage reports are off.
+    """
+    changed = ((ray_constants, "ENABLE_RAY_CLUSTER", False), (Node, "start_api_server", lambda self, **asked: None))
+    before = [getattr(place, name) for place, name, _ in changed]
+    for place, name, value in changed:
+        setattr(place, name, value)
+    try:
+        yield
+    finally:
+        for (place, name, _), value in zip(changed, before, strict=True):
+            setattr(place, name, value)
 
 
 @contextlib.contextmanager

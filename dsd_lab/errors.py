@@ -4,6 +4,8 @@ Every message is one line that names what is wrong and what would be right. The 
 prints the message without a traceback; anything that is not a `LabError` is a bug of ours.
 """
 
+import errno
+
 OK, UNEXPECTED, BAD_INPUT, TRIALS_FAILED, NO_RESOURCES = 0, 1, 2, 3, 4
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -24,6 +26,11 @@ class NoResources(LabError):
     """The machine or the cluster cannot hold what was asked for."""
 
     exit_code = NO_RESOURCES
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that a disk, a quota or the largest size of a file is used up."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class CorruptCheckpoint(LabError):

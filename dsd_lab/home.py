@@ -28,6 +28,8 @@ ENDED = ("done", "diverged")
 """States of a trial whose result stands."""
 STOPPED = "stopped"
 """State of a trial that a forecast ended early: no result; a sweep that does not stop trials goes on with it."""
+FORMAT = 1
+"""Version of the files below a home folder; one that says none is of the first."""
 _LOCK_TRIES = 20
 
 
@@ -75,11 +77,15 @@ class Home:
         """Record a sweep: its spec, profile and trials. Trials of earlier runs of it that are no longer named are forgotten here, not deleted."""
         folder = self.sweep_folder(key)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "manifest.json", manifest, durable=True)
+        write_json(folder / "manifest.json", {"format": FORMAT, **manifest}, durable=True)
 
     def manifests(self) -> dict[str, dict[str, Any]]:
-        """All recorded sweeps by key, the one that ran last at the end."""
-        found = {path.parent.name: json.loads(path.read_text()) for path in self.root.glob("sweeps/*/manifest.json")}
+        """All recorded sweeps by key, the one that ran last at the end.
+
+        Raises:
+            BadInput: a manifest is damaged, or newer than this program.
+        """
+        found = {path.parent.name: _manifest(path) for path in self.root.glob("sweeps/*/manifest.json")}
         return dict(sorted(found.items(), key=lambda item: item[1]["run_at"]))
 
 
@@ -106,8 +112,14 @@ class TrialFolder:
         return self.root / "images"
 
     def description(self) -> dict[str, Any] | None:
-        """What the trial is (fields, seed, provenance); None before it first started."""
-        return _read_json(self.root / "trial.json")
+        """What the trial is (fields, seed, provenance); None before it first started.
+
+        Raises:
+            BadInput: it is newer than this program.
+        """
+        path = self.root / "trial.json"
+        content = _read_json(path)
+        return None if content is None else readable(content, path)
 
     def status(self) -> dict[str, Any]:
         """The recorded status; empty before the trial first started."""
@@ -162,9 +174,21 @@ class TrialFolder:
             return None
 
     def evaluations(self) -> dict[str, dict[str, Any]]:
-        """Finished evaluations by id."""
-        paths = sorted((self.root / "evaluations").glob("*.json"))
-        return {path.stem: json.loads(path.read_text()) for path in paths}
+        """Finished evaluations by id; one that is damaged is not finished."""
+        found = {path.stem: _read_json(path) for path in sorted((self.root / "evaluations").glob("*.json"))}
+        return {key: content for key, content in found.items() if content is not None and "metrics" in content}
+
+
+def readable(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The content of a file, where this program can read its version.
+
+    Raises:
+        BadInput: it is newer.
+    """
+    version = content.get("format", 1)
+    if isinstance(version, int) and version > FORMAT:
+        raise BadInput(f"{path}: format {version} is newer than this program reads, which is {FORMAT}; update dsd-lab")
+    return content
 
 
 @contextlib.contextmanager
@@ -192,9 +216,24 @@ def is_held(path: Path) -> bool:
     return False
 
 
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict):
+        raise BadInput(f"{path}: is damaged; move it away and run its sweep again, which trains nothing anew")
+    content = readable(content, path)
+    if lacking := [key for key in ("key", "name", "run_at", "spec", "trials") if key not in content]:
+        raise BadInput(
+            f"{path}: has no {lacking[0]!r}; move it away and run its sweep again, which trains nothing anew"
+        )
+    return content
+
+
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
-        return content
+        content = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):  # a power cut can leave a file empty or torn: it is as if never written
         return None
+    return content if isinstance(content, dict) else None

@@ -202,12 +202,16 @@ def _packs(home: Home, named: set[str]) -> Iterator[Freeable]:
 
 
 def _ray_logs(home: Home) -> Iterator[Freeable]:
-    if any(is_held(path) for path in home.root.glob("sweeps/*/lock")):
+    if _sweep_runs(home):
         return  # a running sweep's Ray has its sockets in there
     ray = home.root / "ray"
     for path in (*sorted(ray.glob("session_*")), ray / "tune"):
         if _there(path) or (path.is_symlink() and path.name == "session_latest"):
-            yield Freeable("ray", path, "logs of a Ray that has ended", size_of(path), partial(_remove, path))
+            yield Freeable("ray", path, "logs of a Ray that has ended", size_of(path), partial(_free_log, home, path))
+
+
+def _sweep_runs(home: Home) -> bool:
+    return any(is_held(path) for path in home.root.glob("sweeps/*/lock"))
 
 
 # -- Freeing -----------------------------------------------------------------------------------------
@@ -238,6 +242,10 @@ def _free_held(folder: TrialFolder, path: Path) -> bool:
         return held
 
 
+def _free_log(home: Home, path: Path) -> bool:
+    return not _sweep_runs(home) and _remove(path)  # one may have begun since it was found
+
+
 def _remove(path: Path) -> bool:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -249,6 +257,15 @@ def _remove(path: Path) -> bool:
 def _there(path: Path) -> bool:
     """A folder of ours; a link leads to a place that somebody chose, and is left alone."""
     return path.is_dir() and not path.is_symlink()
+
+
+def readable(size: float) -> str:
+    """`512 B`, `1.2 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
 
 
 def size_of(path: Path) -> int:

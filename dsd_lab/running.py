@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import traceback
@@ -14,19 +15,20 @@ import torch
 from dsd_lab.core.data import DataSet, load_data
 from dsd_lab.core.events import Diverged, Finished, Logged
 from dsd_lab.core.trainer import Trainer, pick_device
-from dsd_lab.errors import LabError
+from dsd_lab.errors import LabError, NoResources, is_disk_full
 from dsd_lab.evaluation.generation import Bench, evaluate_generation
 from dsd_lab.evaluation.naming import sampling_name
 from dsd_lab.evaluation.reference import check_files
 from dsd_lab.facts import remember_facts
 from dsd_lab.files import write_json
-from dsd_lab.home import ENDED, STOPPED, Home, TrialFolder
+from dsd_lab.home import ENDED, FORMAT, STOPPED, Home, TrialFolder
 from dsd_lab.provenance import provenance, training_code
 from dsd_lab.specs.evaluations import applies
 from dsd_lab.specs.fields import Generation
 from dsd_lab.specs.identity import canonical_fields, data_name, evaluation_id
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.spool import Spool
+from dsd_lab.stopping import Watchdog
 
 _STATUS_EVERY = 1.0
 """Seconds between status files while training."""
@@ -60,6 +62,7 @@ def run_trial(
     trial: PlannedTrial,
     evaluations: list[Generation],
     shelf: DataShelf,
+    stop: Callable[[], bool] = lambda: False,
     told: Callable[[int, int], None] | None = None,
 ) -> Generator[Progress]:
     """Bring a trial to its end, resuming it where it stopped, then do the evaluations that are missing.
@@ -72,6 +75,7 @@ def run_trial(
         trial: what is run.
         evaluations: done on the final weights; none are done on a diverged trial.
         shelf: data sets already in memory.
+        stop: asked at every step; where it says so, a checkpoint is saved and the trial ends as `interrupted`.
         told: called while an evaluation draws, with the images drawn so far and the number asked for.
     """
     folder, steps = home.trial(trial.id), trial.fields.training.steps
@@ -81,7 +85,7 @@ def run_trial(
             return
         try:
             if folder.state() not in ENDED:
-                yield from _train(home, folder, trial, shelf)
+                yield from _train(home, folder, trial, shelf, stop)
             if folder.state() == "done":
                 yield from _evaluate(home, folder, trial, evaluations, shelf, told)
             yield Progress(folder.state(), int(folder.status()["step"]), steps)
@@ -90,13 +94,25 @@ def run_trial(
                 folder.write_status(state="interrupted")
             raise
         except Exception as error:  # the boundary of a trial: whatever went wrong is its result, the sweep goes on
-            reason = str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}"
-            (folder.root / "error.txt").write_text(traceback.format_exc())
-            folder.write_status(state="failed", error=reason)
+            _record_failure(folder, error)
             yield Progress("failed", int(folder.status().get("step", 0)), steps)
 
 
-def _train(home: Home, folder: TrialFolder, trial: PlannedTrial, shelf: DataShelf) -> Generator[Progress]:
+def _record_failure(folder: TrialFolder, error: Exception) -> None:
+    reason = str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}"
+    if is_disk_full(error):
+        reason = f"{folder.root}: the disk is full ({error}); older checkpoints are intact: free space, then run it with --retry-failed"
+    with contextlib.suppress(OSError):  # on a full disk the status alone may still fit in its place
+        (folder.root / "error.txt").write_text(traceback.format_exc())
+    try:
+        folder.write_status(state="failed", error=reason)
+    except OSError as fault:
+        raise NoResources(f"{reason} (nor can its state be written: {fault})") from error
+
+
+def _train(
+    home: Home, folder: TrialFolder, trial: PlannedTrial, shelf: DataShelf, stop: Callable[[], bool]
+) -> Generator[Progress]:
     steps = trial.fields.training.steps
     torch.set_num_threads(trial.fields.resources.threads)
     attempt = int(folder.status().get("attempt", 0)) + 1
@@ -114,30 +130,48 @@ def _train(home: Home, folder: TrialFolder, trial: PlannedTrial, shelf: DataShel
         updated=now,
     )
     yield Progress("running", 0, steps)
-    data, device = shelf.get(trial, home), pick_device(trial.fields.resources.gpus)
-    _describe(folder, trial, data, device)
-    trainer = Trainer(trial.fields, trial.seed, data, device, folder.checkpoints)
-    resumed = trainer.resume()
-    spool = Spool(folder.spool, folder.images, trainer.step if resumed else None)
-    busy, written = float(folder.status().get("seconds", 0.0)) if resumed else 0.0, 0.0
-    began = time.perf_counter()
+    with Watchdog(folder.root / "hang.txt", trial.fields.resources.patience) as watchdog:
+        data, device = shelf.get(trial, home), pick_device(trial.fields.resources.gpus)
+        _describe(folder, trial, data, device)
+        trainer = Trainer(trial.fields, trial.seed, data, device, folder.checkpoints)
+        resumed = trainer.resume()
+        if damaged := sorted(path.name for path in folder.checkpoints.glob("damaged-*")):
+            folder.write_status(damaged=damaged)  # passed over, and looked at by nobody yet
+        spool = Spool(folder.spool, folder.images, trainer.step if resumed else None, trainer.resumed_told)
+        with contextlib.closing(spool):
+            busy = float(folder.status().get("seconds", 0.0)) if resumed else 0.0
+            yield from _follow(folder, trainer, spool, busy, watchdog, stop)
+
+
+def _follow(
+    folder: TrialFolder, trainer: Trainer, spool: Spool, busy: float, watchdog: Watchdog, stop: Callable[[], bool]
+) -> Generator[Progress]:
+    """Spool what the trainer tells, and keep the status up to it."""
+
+    def passing() -> bool:
+        watchdog.beat()
+        return stop()
+
+    steps, began, written = trainer.trial.training.steps, time.perf_counter(), 0.0
     state, reason = "running", None
-    try:
-        for event in trainer.run():
-            spool.append(event)
-            if isinstance(event, Diverged):
-                state, reason = "diverged", event.reason
-            elif isinstance(event, Finished):
-                state = "done"
-            now = time.time()
-            if state != "running" or (isinstance(event, Logged) and now - written >= _STATUS_EVERY):
-                written = now
-                folder.write_status(
-                    state=state, step=event.step, seconds=busy + time.perf_counter() - began, updated=now, error=reason
-                )
-            yield Progress(state, event.step, steps)
-    finally:
-        spool.close()
+    for event in trainer.run(passing):
+        watchdog.beat()
+        spool.append(event)
+        if isinstance(event, Diverged):
+            state, reason = "diverged", event.reason
+            trainer.save_crash(folder.root / "crash", event.reason)
+        elif isinstance(event, Finished):
+            state = "done"
+        now = time.time()
+        if state != "running" or (isinstance(event, Logged) and now - written >= _STATUS_EVERY):
+            written = now
+            folder.write_status(
+                state=state, step=event.step, seconds=busy + time.perf_counter() - began, updated=now, error=reason
+            )
+        yield Progress(state, event.step, steps)
+    if state == "running":
+        seconds = busy + time.perf_counter() - began
+        folder.write_status(state="interrupted", step=trainer.step, seconds=seconds, updated=time.time())
 
 
 def _describe(folder: TrialFolder, trial: PlannedTrial, data: DataSet, device: torch.device) -> None:
@@ -145,6 +179,7 @@ def _describe(folder: TrialFolder, trial: PlannedTrial, data: DataSet, device: t
     write_json(
         folder.root / "trial.json",
         {
+            "format": FORMAT,
             "id": trial.id,
             "variant": trial.variant,
             "point": trial.point,

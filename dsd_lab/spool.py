@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from dsd_lab.core.events import Checkpointed, Diverged, Drew, Event, Finished, Logged, Probed
-from dsd_lab.spool_reader import complete_lines, read_spool
+from dsd_lab.home import FORMAT
+from dsd_lab.spool_reader import complete_lines, parsed_lines, read_spool
 
 __all__ = ["Spool", "read_spool", "tile"]
 
@@ -30,9 +31,10 @@ class Spool:
         path: the spool file.
         images: folder for drawn images.
         resumed_at: step of the checkpoint that the trial resumes from; None starts it anew.
+        told: whether that checkpoint has a line.
     """
 
-    def __init__(self, path: Path, images: Path, resumed_at: int | None) -> None:
+    def __init__(self, path: Path, images: Path, resumed_at: int | None, told: bool = True) -> None:
         kept = [] if resumed_at is None else _until_checkpoint(path, resumed_at)
         self._images = images
         self._file = path.open("r+b" if path.exists() else "w+b")
@@ -40,7 +42,7 @@ class Spool:
         self._file.seek(0, os.SEEK_END)
         self._next = len(kept)
         last = json.loads(kept[-1]) if kept else {}
-        if resumed_at is not None and (last.get("kind"), last.get("step")) != ("checkpoint", resumed_at):
+        if resumed_at is not None and told and (last.get("kind"), last.get("step")) != ("checkpoint", resumed_at):
             # Killed between the checkpoint and its line: the line is all that is missing.
             self._write(_entry(Checkpointed(resumed_at, 0.0), images))
 
@@ -49,7 +51,8 @@ class Spool:
         self._write(_entry(event, self._images))
 
     def _write(self, entry: dict[str, Any]) -> None:
-        line = json.dumps({"n": self._next, "time": time.time(), **entry}, allow_nan=False)
+        version = {} if self._next else {"format": FORMAT}
+        line = json.dumps({"n": self._next, **version, "time": time.time(), **entry}, allow_nan=False)
         self._file.write(line.encode() + b"\n")
         self._file.flush()
         self._next += 1
@@ -61,8 +64,8 @@ class Spool:
 
 def _until_checkpoint(path: Path, step: int) -> list[bytes]:
     kept: list[bytes] = []
-    for line in complete_lines(path):
-        entry = json.loads(line)
+    lines = complete_lines(path)
+    for line, entry in zip(lines, parsed_lines(lines, path), strict=True):
         if entry["step"] > step:
             break
         kept.append(line)

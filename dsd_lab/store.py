@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ from dsd_lab.stored import StoredTrial, all_runs, stored_trial
 STORE_ERRORS = (MlflowException, SQLAlchemyError, requests.RequestException, OSError)
 _FOLLOWING = ("dsd.settled", "dsd.evaluations")
 """Tags of a pointer that follow those of the run that it points to."""
+_PASSWORD = re.compile(r"(://[^/@:\s]*:)[^/@\s]*@")
 
 
 class StoreUnavailable(LabError):
@@ -107,7 +109,8 @@ class Store:
                 memory.clear()
             lines = [line for line in str(error).splitlines() if line and not line.startswith("(raised as a result of")]
             reason = (lines or [type(error).__name__])[0][:300]
-            raise StoreUnavailable(f"the store {self.uri} does not answer: {reason}") from None
+            shown = [_PASSWORD.sub(r"\1***@", text) for text in (str(self.uri), reason)]
+            raise StoreUnavailable(f"the store {shown[0]} does not answer: {shown[1]}") from None
 
     # -- Writing -------------------------------------------------------------------------------------
 

@@ -6,9 +6,10 @@ import sys
 import threading
 from pathlib import Path
 
+from dsd_lab.errors import LabError
 from dsd_lab.home import Home
 from dsd_lab.machine import Sampler
-from dsd_lab.store import Store, StoreUnavailable
+from dsd_lab.store import Store
 
 _POLL, _PATIENCE = 2.0, 60.0
 """Seconds between passes, and at most between tries where the store is down."""
@@ -30,7 +31,7 @@ def upload(home: Path, key: str, uri: str | None) -> int:
             store = store or Store(Home(home), uri)
             store.sync(Home(home).manifests()[key])
             pause = _POLL
-        except StoreUnavailable as error:
+        except LabError as error:  # the store is down, or a spool damaged: neither is the training's concern
             if last:
                 later = "nothing is lost, `dsd-lab report` or the next sweep replays it"
                 print(f"dsd-lab: {error}; {later}", file=sys.stderr)

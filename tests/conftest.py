@@ -2,12 +2,15 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import settings
+from sweeping import LONG, VARIANTS, outcome, train_here, write_spec
 
 from dsd_lab.core.data import load_data
+from dsd_lab.home import Home
 from dsd_lab.specs.fields import Data, Trial
 
 torch.set_num_threads(1)
@@ -54,3 +57,23 @@ def shared_data():
             f"no test data at {folder}; set DSD_LAB_TEST_DATA to the folder that holds mnist, cifar10, flowers64"
         )
     return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """A spec of a long and a short trial, and what they come to where nothing disturbs them."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    spec = write_spec(folder, {"dsd": LONG, "naive": VARIANTS["naive"]})
+    plan = train_here(Home(folder / "home"), spec)
+    return SimpleNamespace(
+        spec=spec, plan=plan, outcomes={t.id: outcome(Home(folder / "home"), t.id) for t in plan.trials}
+    )
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """A spec of one trial and what it comes to where nothing disturbs it."""
+    folder = tmp_path_factory.mktemp("whole")
+    spec = write_spec(folder)
+    plan = train_here(Home(folder / "home"), spec)
+    return SimpleNamespace(spec=spec, trial=plan.trials[0], outcome=outcome(Home(folder / "home"), plan.trials[0].id))

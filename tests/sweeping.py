@@ -4,11 +4,14 @@ import contextlib
 import io
 import json
 import os
+import signal
+import socket
+import sqlite3
 import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,8 @@ from dsd_lab.cli import main
 from dsd_lab.core.checkpoints import list_checkpoints
 from dsd_lab.home import Home
 from dsd_lab.running import DataShelf, run_trial
-from dsd_lab.specs.sweep import Plan, load_sweep
+from dsd_lab.specs.fields import Generation
+from dsd_lab.specs.sweep import Plan, PlannedTrial, load_sweep
 from dsd_lab.spool import read_spool
 from dsd_lab.verbs.common import manifest_of
 
@@ -40,6 +44,12 @@ VARIANTS = {
     "broken": {"data": {"source": "idx", "path": "damaged"}},
 }
 """`wild` diverges within a few steps; the data of `broken` is there, but damaged."""
+LONG = {
+    "training": {"steps": 1000, "batch_size": 8},
+    "probe": {"every": 200, "images": 16, "t_bins": 2, "gradient_images": 4},
+    "observation": {"log_every": 5, "checkpoint_every": 20, "images_every": 500, "images": 4},
+}
+"""Long enough to be interrupted: several seconds."""
 EVALUATION = {"sampler": "euler", "steps": 2, "images": 20}
 
 
@@ -100,9 +110,9 @@ def imported(*arguments: str, blocked: tuple[str, ...] = ()) -> tuple[set[str], 
     return set(modules.split()), done.returncode, printed, done.stderr
 
 
-def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+def start(*arguments: object, output: Any = subprocess.PIPE, **options: Any) -> subprocess.Popen[str]:
     """A verb in another process, in a session of its own as a terminal's foreground job is."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    pipes = {"stdout": output, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
     return subprocess.Popen(command(*arguments), **pipes, **options)
 
 
@@ -133,6 +143,29 @@ def outcome(home: Home, trial_id: str) -> tuple[Any, ...]:
     return newest.name, digest, events(home, trial_id), pictures
 
 
+def running(home: Home, trial: str, lines: int) -> int:
+    """The process that runs a trial, once its spool has so many lines; 0 before."""
+    folder = home.trial(trial)
+    long_enough = folder.spool.exists() and folder.spool.read_bytes().count(b"\n") >= lines
+    return int(folder.status()["pid"]) if long_enough and folder.state() == "running" else 0
+
+
+def stored_steps(home: Home) -> list[tuple[Any, ...]]:
+    """(trial, metric, step) of all metrics of trials in the store, repeated ones too."""
+    query = """select t.value, m.key, m.step from metrics m
+               join tags t on t.run_uuid = m.run_uuid and t.key = 'dsd.trial'
+               join tags k on k.run_uuid = m.run_uuid and k.key = 'dsd.kind' and k.value = 'trial'"""
+    with sqlite3.connect(home.root / "mlflow.db") as database:
+        return sorted(database.execute(query).fetchall())
+
+
+def spooled_steps(home: Home, ids: list[str]) -> list[tuple[Any, ...]]:
+    """(trial, metric, step) of everything that the trials have recorded."""
+    return sorted(
+        (trial, name, line["step"]) for trial in ids for line in events(home, trial) for name in line.get("metrics", {})
+    )
+
+
 def wait_until(happened: Callable[[], Any], what: str, process: subprocess.Popen[str] | None = None) -> Any:
     """Wait for something, and fail where it does not happen or the process that would do it has ended."""
     pause = threading.Event()
@@ -157,3 +190,87 @@ def processes_in(folder: Path) -> list[str]:
             if any(name.startswith(f"{folder.resolve()}/") for name in opened):
                 found.append(f"{process.name} {(process / 'comm').read_text().strip()}")
     return found
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def answers(uri: str) -> bool:
+    """Whether something accepts connections there."""
+    host, port = uri.removeprefix("http://").split(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
+
+
+@contextlib.contextmanager
+def mlflow_server(folder: Path, port: int) -> Iterator[str]:
+    """MLflow's own server on loopback, with its database and files in a folder; yields its address."""
+    folder.mkdir(parents=True, exist_ok=True)
+    place = [
+        "--backend-store-uri",
+        f"sqlite:///{folder / 'mlflow.db'}",
+        "--artifacts-destination",
+        str(folder / "files"),
+    ]
+    where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", *place, *where]
+    server = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        uri = f"http://127.0.0.1:{port}"
+        wait_until(lambda: answers(uri), "the server answers", server)
+        yield uri
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.communicate(timeout=DEADLINE)
+
+
+@contextlib.contextmanager
+def faulty_server(answer: bytes | None) -> Iterator[str]:
+    """A server on loopback that answers every request with these bytes, or accepts and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        kept: list[socket.socket] = []
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):  # closed
+                while True:
+                    connection, _ = listening.accept()
+                    kept.append(connection)
+                    if answer is not None:
+                        connection.recv(65536)
+                        connection.sendall(answer)
+                        connection.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        listening.shutdown(socket.SHUT_RDWR)
+        for connection in kept:
+            connection.close()
+
+
+def in_child(work: Callable[[], Any]) -> int:
+    """Do something in a forked process; returns its exit code, negative where a signal ended it."""
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def finish(home: Home, trial: PlannedTrial, evaluations: Sequence[Generation] = ()) -> list[str]:
+    """Bring a trial to its end here; returns the states that it went through."""
+    return list(dict.fromkeys(p.state for p in run_trial(home, trial, list(evaluations), DataShelf())))
+
+
+def die() -> None:
+    """End this process as `kill -9` does."""
+    os.kill(os.getpid(), signal.SIGKILL)

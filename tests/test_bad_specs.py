@@ -91,7 +91,7 @@ NOT_A_SPEC = (
     bad("B5 text with a colon", "why: this: that\n", "spec.yaml:5:10: ", "quote text that holds ': '"),
     bad("B5 a key without a colon", "seeds\n", "spec.yaml:6:1: ", "a key without a ':' after it"),
     bad("B5 text that begins with @", "why: @home\n", "spec.yaml:5:6: ", "put it in quotes"),
-    bad("B5 an alias of nothing", "base: *shared\n", "spec.yaml:5:7: ", "undefined alias"),
+    bad("B5 an alias of nothing", "base: *shared\n", "spec.yaml:5:7: ", "has no anchor"),
     bad(
         "B5 an escape that is no character", r'why: "\UFFFFFFFF"' "\n", "spec.yaml: ", "not valid YAML", "out of range"
     ),

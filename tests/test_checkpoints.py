@@ -18,7 +18,7 @@ from dsd_lab.core.checkpoints import (
     save_checkpoint,
 )
 from dsd_lab.core.trainer import Trainer
-from dsd_lab.errors import CorruptCheckpoint
+from dsd_lab.errors import BadInput, CorruptCheckpoint
 from dsd_lab.evaluation.generation import load_network
 
 CPU = torch.device("cpu")
@@ -80,14 +80,14 @@ DAMAGE = {
     "manifest is null": lambda f: (f / MANIFEST).write_text("null"),
     "manifest is not text": lambda f: (f / MANIFEST).write_bytes(b"\xff\xfe\x00"),
     "manifest without state": lambda f: edit_manifest(f, state=None),
-    "manifest of a later format": lambda f: edit_manifest(f, format=checkpoints.FORMAT + 1),
+    "manifest of a format that never was": lambda f: edit_manifest(f, format=checkpoints.FORMAT - 1),
     "tensors are a folder": lambda f: ((f / TENSORS).unlink(), (f / TENSORS).mkdir()),
     "nothing in it": lambda f: [path.unlink() for path in f.iterdir()],
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_newest_checkpoint_is_named_so_and_the_older_one_is_taken(tmp_path, damage):
+def test_f5_a_damaged_newest_checkpoint_is_named_so_and_the_older_one_is_taken(tmp_path, damage):
     *_, newest = three(tmp_path)
     DAMAGE[damage](newest)
     with pytest.raises(CorruptCheckpoint, match="step-000000015"):
@@ -108,6 +108,14 @@ def test_a_flipped_bit_anywhere_in_the_tensors_is_noticed(tmp_path, at):
             load_checkpoint(path)
         flip(path / TENSORS, position)
     load_checkpoint(path)
+
+
+def test_a_checkpoint_of_a_newer_format_is_refused_by_its_number_and_left_as_it_is(tmp_path):
+    *_, newest = three(tmp_path)
+    edit_manifest(newest, format=checkpoints.FORMAT + 1)
+    with pytest.raises(BadInput, match="step-000000015: format 2 is newer than this program reads, which is 1"):
+        newest_checkpoint(tmp_path)
+    assert newest in list_checkpoints(tmp_path)
 
 
 def test_damage_to_all_checkpoints_leaves_none(tmp_path):

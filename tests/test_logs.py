@@ -77,7 +77,7 @@ def test_a_damaged_spool_is_one_line_that_says_how_far_it_can_be_read(trained, t
         assert main(["logs", ids["dsd"], "--home", str(home.root)]) == BAD_INPUT
     finally:
         spool.write_bytes(whole)
-    assert "is damaged after its line 2" in capsys.readouterr().err
+    assert "spool.jsonl:3: is damaged" in capsys.readouterr().err
 
 
 def test_a_trial_that_is_not_there_is_exit_code_2(trained, capsys):

@@ -60,7 +60,8 @@ def test_lines_are_numbered_from_zero_and_hold_their_events(tmp_path):
 
 def test_divergence_is_a_line_with_its_reason(tmp_path):
     (line,) = write(tmp_path, [Diverged(3, "the loss of step 4 is not finite")])
-    assert line == {"n": 0, "step": 3, "kind": "diverged", "reason": "the loss of step 4 is not finite"}
+    told = {"n": 0, "format": 1, "step": 3, "kind": "diverged", "reason": "the loss of step 4 is not finite"}
+    assert line == told
 
 
 def test_every_line_is_strict_json_and_values_that_are_not_finite_are_left_out(tmp_path):

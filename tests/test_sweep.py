@@ -7,7 +7,6 @@ its single worker runs the same computation first and last, with a failing and a
 import os
 import shutil
 import signal
-import sqlite3
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +19,16 @@ from ray.cluster_utils import Cluster
 from sweeping import (
     DEADLINE,
     EVALUATION,
+    LONG,
     VARIANTS,
     events,
     outcome,
     processes_in,
     run,
+    running,
+    spooled_steps,
     start,
-    train_here,
+    stored_steps,
     wait_until,
     write_spec,
 )
@@ -39,12 +41,6 @@ from dsd_lab.specs.sweep import Plan, load_sweep
 
 AGAIN = {"data": {"revision": "2"}}
 """Another identity, the same computation."""
-LONG = {
-    "training": {"steps": 1000, "batch_size": 8},
-    "probe": {"every": 200, "images": 16, "t_bins": 2, "gradient_images": 4},
-    "observation": {"log_every": 5, "checkpoint_every": 20, "images_every": 500, "images": 4},
-}
-"""Long enough to be interrupted: several seconds."""
 
 
 @dataclass
@@ -97,22 +93,6 @@ def sessions(home: Home) -> list[str]:
 
 def attempts(home: Home, plan: Plan) -> dict[str, Any]:
     return {t.id: [home.trial(t.id).status().get(k) for k in ("attempt", "started", "pid")] for t in plan.trials}
-
-
-def stored_steps(home: Home) -> list[tuple[Any, ...]]:
-    """(trial, metric, step) of all metrics of trials in the store, repeated ones too."""
-    query = """select t.value, m.key, m.step from metrics m
-               join tags t on t.run_uuid = m.run_uuid and t.key = 'dsd.trial'
-               join tags k on k.run_uuid = m.run_uuid and k.key = 'dsd.kind' and k.value = 'trial'"""
-    with sqlite3.connect(home.root / "mlflow.db") as database:
-        return sorted(database.execute(query).fetchall())
-
-
-def spooled_steps(home: Home, ids: list[str]) -> list[tuple[Any, ...]]:
-    """(trial, metric, step) of everything that the trials have recorded."""
-    return sorted(
-        (trial, name, line["step"]) for trial in ids for line in events(home, trial) for name in line.get("metrics", {})
-    )
 
 
 # -- One sweep ---------------------------------------------------------------------------------------
@@ -309,24 +289,6 @@ def test_each_worker_sees_the_devices_and_the_fraction_that_its_trial_asks_for(t
 # -- Killed and interrupted --------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """A spec of a long and a short trial, and what they come to where nothing disturbs them."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    spec = write_spec(folder, {"dsd": LONG, "naive": VARIANTS["naive"]})
-    plan = train_here(Home(folder / "home"), spec)
-    return SimpleNamespace(
-        spec=spec, plan=plan, outcomes={t.id: outcome(Home(folder / "home"), t.id) for t in plan.trials}
-    )
-
-
-def running(home: Home, trial: str, lines: int) -> int:
-    """The process that runs a trial, once its spool has so many lines; 0 before."""
-    folder = home.trial(trial)
-    long_enough = folder.spool.exists() and folder.spool.read_bytes().count(b"\n") >= lines
-    return int(folder.status()["pid"]) if long_enough and folder.state() == "running" else 0
-
-
 @pytest.mark.slow
 def test_a_sweep_runs_on_the_nodes_of_a_running_cluster_and_leaves_it_running(tmp_path):
     spec, home = write_spec(tmp_path, seeds=[0, 1, 2], base=LONG), Home(tmp_path / "home")
@@ -354,7 +316,7 @@ def test_an_address_where_no_cluster_answers_is_exit_code_4_in_one_line(tmp_path
 
 
 @pytest.mark.slow
-def test_a_trial_whose_worker_is_killed_is_retried_and_ends_bit_equal(undisturbed, tmp_path):
+def test_f1_a_trial_whose_worker_is_killed_is_retried_and_ends_bit_equal(undisturbed, tmp_path):
     home, victim = Home(tmp_path / "home"), undisturbed.plan.trials[0].id
     sweep = start("sweep", undisturbed.spec, "--home", home.root)
     os.kill(wait_until(lambda: running(home, victim, 60), "the trial is under way", sweep), signal.SIGKILL)
@@ -384,7 +346,7 @@ def test_a_trial_whose_workers_keep_dying_fails_and_says_so(undisturbed, tmp_pat
 @pytest.mark.parametrize(
     ("sent", "code"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, TERMINATED), (signal.SIGKILL, -signal.SIGKILL)]
 )
-def test_an_interrupted_sweep_leaves_no_process_and_ends_bit_equal_when_run_again(
+def test_f2_and_f8_an_interrupted_sweep_leaves_no_process_and_ends_bit_equal_when_run_again(
     sent, code, undisturbed, tmp_path, short_tmp
 ):
     home, ids = Home(tmp_path / "home"), [t.id for t in undisturbed.plan.trials]

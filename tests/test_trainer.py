@@ -233,7 +233,7 @@ def test_a_run_interrupted_after_any_event_goes_on_to_the_same_events_and_weight
         assert_equal(state(again), state(whole))
 
 
-def test_resuming_from_every_step_gives_the_same_weights(tiny_trial, digits, tmp_path):
+def test_f20_resuming_from_every_step_gives_the_same_weights(tiny_trial, digits, tmp_path):
     trial = tiny_trial(training={"steps": 6}, observation={"checkpoint_every": 1, "log_every": 4, "images_every": 100})
     whole = Trainer(trial, 0, digits, CPU)
     list(whole.run())

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from dsd_lab.errors import CorruptCheckpoint
+from dsd_lab.errors import BadInput, CorruptCheckpoint
 from dsd_lab.files import sync_folder
 
 if TYPE_CHECKING:
@@ -90,13 +90,18 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and state of one checkpoint.
 
     Raises:
-        CorruptCheckpoint: a file is missing, altered, not safetensors, or of a later format.
+        CorruptCheckpoint: a file is missing, altered, or not safetensors.
+        BadInput: it is newer than this program.
     """
     try:
         manifest = json.loads((path / _MANIFEST).read_bytes())
         raw = (path / _TENSORS).read_bytes()
+        if isinstance(manifest["format"], int) and manifest["format"] > FORMAT:
+            raise BadInput(
+                f"{path}: format {manifest['format']} is newer than this program reads, which is {FORMAT}; update dsd-lab"
+            )
         if manifest["format"] != FORMAT:
-            raise CorruptCheckpoint(f"{path}: format {manifest['format']}, this program reads {FORMAT}")
+            raise CorruptCheckpoint(f"{path}: there is no format {manifest['format']!r}")
         if len(raw) != manifest["bytes"] or hashlib.sha256(raw).hexdigest() != manifest["sha256"]:
             raise CorruptCheckpoint(f"{path}: the tensors are not those that were written")
         return load(raw), dict(manifest["state"])

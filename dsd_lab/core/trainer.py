@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +103,8 @@ class Trainer:
         self._enter(self.stages[0])
         self._sums: dict[str, Tensor] = {}
         self._summed, self._resumed_at = 0, -1
+        self.resumed_told = True
+        """Whether an event told of the checkpoint that was resumed from."""
 
     # -- One step ----------------------------------------------------------------------------------
 
@@ -185,8 +187,12 @@ class Trainer:
 
     # -- The loop ----------------------------------------------------------------------------------
 
-    def run(self) -> Iterator[Event]:
-        """Train from `self.step` to the end, yielding events."""
+    def run(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+        """Train from `self.step` to the end, yielding events.
+
+        Args:
+            stop: asked before every step; where it says so, a checkpoint is saved and no `Finished` told.
+        """
         watch, steps = self.trial.observation, self.trial.training.steps
         seconds = 0.0
         while True:
@@ -205,6 +211,10 @@ class Trainer:
                     yield Checkpointed(self.step, time.perf_counter() - started)
             if last:
                 yield Finished(self.step, self.step * self.trial.training.batch_size)
+                return
+            if stop():
+                if self.folder is not None and self.step % watch.checkpoint_every and self.step != self._resumed_at:
+                    self.save(told=False)
                 return
             started = time.perf_counter()
             diverged = self.train_step()
@@ -241,9 +251,16 @@ class Trainer:
 
     # -- State -------------------------------------------------------------------------------------
 
-    def save(self) -> None:
-        """Write a checkpoint of everything that the next step depends on."""
-        assert self.folder is not None
+    def save(self, folder: Path | None = None, told: bool = True, **more: Any) -> None:
+        """Write a checkpoint of everything that the next step depends on.
+
+        Args:
+            folder: where, if not among the trial's own.
+            told: an event tells of it; one that is saved because training was asked to stop has none.
+            more: further state.
+        """
+        folder = folder or self.folder
+        assert folder is not None
         tensors = tensors_of(self.network, "network") | tensors_of(self.average, "average")
         for decay, average in self.more_averages.items():
             tensors |= tensors_of(average, average_name(decay, self.trial.training.weight_ema))
@@ -252,8 +269,19 @@ class Trainer:
         tensors |= tensors_of(self.auxiliaries, "auxiliary")
         tensors |= {f"optimiser.{k}": v for k, v in checkpoints.flatten_optimiser(self.optimiser).items()}
         tensors |= {f"sums.{k}": v for k, v in self._sums.items()}
-        state = {"summed": self._summed, "data": self.data.fingerprint, "device": self.device.type}
-        checkpoints.save_checkpoint(self.folder, self.step, tensors, state, self.trial.observation.checkpoints_kept)
+        state = {
+            "summed": self._summed,
+            "data": self.data.fingerprint,
+            "device": self.device.type,
+            "told": told,
+            **more,
+        }
+        checkpoints.save_checkpoint(folder, self.step, tensors, state, self.trial.observation.checkpoints_kept)
+
+    def save_crash(self, folder: Path, reason: str) -> None:
+        """What a step that was not taken can be done again with: weights, images; its random numbers follow from seed and step."""
+        batch = indices_of(self.trial, self.seed, self.step, len(self.data.train))
+        self.save(folder, reason=reason, seed=self.seed, batch=batch.tolist())
 
     def resume(self) -> bool:
         """Go on from the newest whole checkpoint; False where there is none.
@@ -268,6 +296,10 @@ class Trainer:
         path, tensors, state = found
         if state["data"] != self.data.fingerprint:
             raise BadInput(f"{path}: trained on other images than those at hand; declare a new data.revision")
+        if state["device"] != self.device.type:
+            raise BadInput(
+                f"{path}: trained on {state['device']} so far and would go on on {self.device.type}; set resources.gpus as it was, or remove the trial's folder to train it anew"
+            )
         load_tensors(self.network, "network", tensors, path)
         load_tensors(self.average, "average", tensors, path)
         for decay, average in self.more_averages.items():
@@ -277,7 +309,7 @@ class Trainer:
         load_tensors(self.auxiliaries, "auxiliary", tensors, path)
         checkpoints.restore_optimiser(self.optimiser, _part(tensors, "optimiser"))
         self._sums = {k: v.to(self.device) for k, v in _part(tensors, "sums").items()}
-        self._summed = int(state["summed"])
+        self._summed, self.resumed_told = int(state["summed"]), bool(state.get("told", True))
         self.step = self._resumed_at = int(path.name.removeprefix("step-"))
         self._enter(self.stage)  # its frozen rows are those that were just read
         self._stage_of_step()

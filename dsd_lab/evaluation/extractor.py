@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -75,11 +76,20 @@ def load_extractor(data: DataSet, cache: Path, device: torch.device) -> Extracto
     path = extractor_path(cache, data.fingerprint)
     network = Extractor(data.channels, data.image_size, data.classes)
     with locked(path.with_suffix(".lock")):
-        if not path.exists():
+        if not _loaded(network, path):
             trained = _train(data, device)
             write_atomic(path, save({k: v.cpu().contiguous() for k, v in trained.state_dict().items()}))
-    network.load_state_dict(load_file(path))
+            network.load_state_dict(load_file(path))
     return network.to(device).eval()
+
+
+def _loaded(network: Extractor, path: Path) -> bool:
+    """Whether the cache held the network; a damaged file is as one that is not there."""
+    try:
+        network.load_state_dict(load_file(path))
+    except (FileNotFoundError, SafetensorError, RuntimeError):
+        return False
+    return True
 
 
 def _train(data: DataSet, device: torch.device) -> Extractor:

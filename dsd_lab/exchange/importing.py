@@ -29,7 +29,7 @@ _CHUNK = 2**20
 _LARGEST_TEXT = 256 * 2**20
 """Bytes of a JSON file that are still read into memory."""
 _PNG = b"\x89PNG\r\n\x1a\n"
-_OWN = ("spec_path", "run_at")
+_OWN = ("format", "spec_path", "run_at")
 """Entries of a manifest that say where and when, not what."""
 
 

@@ -112,6 +112,7 @@ def _wanted(detail: ErrorDetails) -> str:
     fixed = {
         "too_short": "given at least one entry",
         "finite_number": "a finite number",
+        "string_unicode": "text that Unicode has, without half a surrogate pair",
     }
     return fixed.get(kind, detail["msg"][0].lower() + detail["msg"][1:])
 
@@ -120,6 +121,8 @@ def _meant(model: type[BaseModel], path: KeyPath) -> str:
     inside, key = ".".join((*path[:-1], "")), path[-1]
     if model is not Trial and len(path) == 1 and key in Trial.model_fields:
         return "; it belongs under 'base' or a variant"
+    if path == ("extends",):
+        return "; a file extends another, a profile cannot"
     elsewhere = places_of(key)
     if elsewhere and (model is Trial or len(path) == 1):
         return f"; did you mean {' or '.join(map(repr, elsewhere))}?"

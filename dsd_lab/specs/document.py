@@ -200,12 +200,12 @@ def _compose(text: str, name: str, lines: bool = True) -> yaml.Node | None:
         return _CoreSchemaLoader(text).get_single_node()
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        problem, place = f"the control character U+{ord(text[error.position]):04X}", f":{line}"
+        problem, place = f"the control character U+{ord(text[error.position]):04X}; remove it", f":{line}"
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         problem, place = _problem(error), f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-    except (ValueError, OverflowError) as error:  # PyYAML lets chr() and int() speak for themselves
-        problem, place = f"an escape or number out of range ({error})", ""
+    except (ValueError, OverflowError):  # PyYAML lets chr() and int() speak for themselves
+        problem, place = "an escape or a number out of range", ""
     raise BadInput(f"{name}{place if lines else ''}: not valid YAML: {one_line(problem, 200)}")
 
 
@@ -216,6 +216,7 @@ _PROBLEMS = {
     "could not find expected ':'": "a key without a ':' after it",
     "expected ',' or ']'": "a list that is not closed; a ',' or ']' is missing",
     "expected ',' or '}'": "a mapping that is not closed; a ',' or '}' is missing",
+    "found undefined alias": "an alias (`*name`) of something that has no anchor (`&name`) above it",
     "found character '": "text that begins with a character of YAML's own; put it in quotes",
     "found unexpected end of stream": "the closing quote is missing",
     "but found another document": "a second document starts here; a spec is one document",

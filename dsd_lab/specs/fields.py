@@ -70,6 +70,9 @@ class Resources(Section):
     threads: int = Field(1, ge=1, le=1024)
     """Threads of a trial's matrix products. Fixed here, since sums on a CPU depend on it in the last bit."""
 
+    patience: float = Field(3600.0, gt=0, le=1e7)
+    """Seconds without an optimiser step after which a trial is taken for one that hangs: its stacks go to `hang.txt`, its process ends, a sweep takes it up again."""
+
     @model_validator(mode="after")
     def _whole_or_fraction(self) -> Resources:
         if self.gpus > 1 and self.gpus != int(self.gpus):

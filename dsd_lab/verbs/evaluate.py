@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
                 bar.update(task, description=f"{name}: {drawn:,}/{asked:,} images")
 
             state = "done"
-            for progress in run_trial(home, trial, list(wanted.values()), shelf, told):
+            for progress in run_trial(home, trial, list(wanted.values()), shelf, told=told):
                 state = progress.state
                 bar.update(task, completed=len((folder.evaluations().keys() - before.keys()) & wanted.keys()))
             error = folder.status().get("error")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from dsd_lab.errors import OK
 from dsd_lab.exchange.exporting import export_sweep, index_summary
+from dsd_lab.housekeeping import readable
 from dsd_lab.verbs.common import find_manifest, home_of, print_json
-from dsd_lab.verbs.gc import readable
 
 
 def run(arguments: argparse.Namespace) -> int:

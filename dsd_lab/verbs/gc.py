@@ -6,7 +6,7 @@ import argparse
 
 from dsd_lab.errors import OK
 from dsd_lab.home import Home
-from dsd_lab.housekeeping import Freeable, garbage, held_trials
+from dsd_lab.housekeeping import Freeable, garbage, held_trials, readable
 from dsd_lab.provenance import training_code
 from dsd_lab.verbs.common import home_of, print_json
 
@@ -43,13 +43,3 @@ def print_items(home: Home, items: list[Freeable]) -> None:
     """One line a thing that goes."""
     for item in items:
         print(f"{item.kind:<10} {readable(item.bytes):>9}  {item.path.relative_to(home.root)}: {item.why}")
-
-
-def readable(size: int) -> str:
-    """`512 B`, `1.2 MB`."""
-    number = float(size)
-    for unit in ("B", "kB", "MB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} GB"

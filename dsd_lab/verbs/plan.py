@@ -11,11 +11,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from dsd_lab.disk import need_of
 from dsd_lab.display import duration
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.estimates import EFFICIENCY, cached_shape, shape_key, timed_seconds
 from dsd_lab.evaluation.reference import check_files
 from dsd_lab.facts import known_facts, skipped
+from dsd_lab.housekeeping import readable
 from dsd_lab.provenance import training_code
 from dsd_lab.specs.evaluations import applies
 from dsd_lab.specs.identity import evaluation_id
@@ -74,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "flops_by_role": shape.role_flops,
                 "flops_total": shape.flops_per_image * training.batch_size * training.steps,
                 "memory_bytes": shape.memory(training.batch_size // training.accumulate),
+                "disk_bytes": need_of(trial.fields, home, code).total,
                 "seconds": round(step_seconds * training.steps, 3),
                 "seconds_source": source,
                 "data": facts_of(trial.fields.data),
@@ -145,6 +148,9 @@ def _print(plan: Plan, rows: list[dict[str, Any]]) -> None:
     left = sum(
         r["seconds"] for r in {r["id"]: r for r in rows}.values() if r["status"] not in ("done", "diverged", "stale")
     )
+    disk = sum(
+        r["disk_bytes"] for r in {r["id"]: r for r in rows}.values() if r["status"] not in ("done", "diverged", "stale")
+    )
     evaluations = sum(r["evaluations_missing"] for r in rows if r["status"] == "done")
     console.print(
         f"{plan.key}: {len(rows)} trials{shared}: {', '.join(f'{n} {s}' for s, n in sorted(states.items()))}",
@@ -161,6 +167,7 @@ def _print(plan: Plan, rows: list[dict[str, Any]]) -> None:
         else ""
     )
     console.print(f"about {duration(left)} of training left, one trial at a time{note}", highlight=False)
+    console.print(f"about {readable(disk)} of disk for what is not done", highlight=False)
 
 
 def _name(row: dict[str, Any]) -> str:

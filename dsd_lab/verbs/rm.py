@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 
 from dsd_lab.errors import OK, BadInput
-from dsd_lab.housekeeping import forget_sweep, sweep_trials
+from dsd_lab.housekeeping import forget_sweep, readable, sweep_trials
 from dsd_lab.specs.complaints import did_you_mean
 from dsd_lab.verbs.common import home_of, print_json
-from dsd_lab.verbs.gc import print_items, readable
+from dsd_lab.verbs.gc import print_items
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import subprocess
 import sys
 import time
@@ -12,16 +11,17 @@ from typing import Any
 
 from rich.console import Console
 
+from dsd_lab.disk import announce_need
 from dsd_lab.display import SweepProgress, duration
-from dsd_lab.errors import OK, TERMINATED, TRIALS_FAILED, BadInput
+from dsd_lab.errors import OK, TERMINATED, TRIALS_FAILED, UNEXPECTED, BadInput
 from dsd_lab.evaluation.reference import check_files
 from dsd_lab.home import ENDED, STOPPED, Home, locked
 from dsd_lab.provenance import training_code
 from dsd_lab.specs.evaluations import applies
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.sweep import Plan, PlannedTrial
+from dsd_lab.stopping import TERMINATING, Terminated, handled, raise_terminated
 from dsd_lab.verbs.common import (
-    Terminated,
     home_of,
     manifest_of,
     missing_data,
@@ -29,9 +29,12 @@ from dsd_lab.verbs.common import (
     plan_of,
     print_json,
     program,
-    raise_terminated,
+    refuse_other_code,
 )
 from dsd_lab.verbs.forecast import load_forecast
+
+_UPLOAD_AFTER_STOP = 20.0
+"""Seconds that a sweep which was told to stop gives the store."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -53,9 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
                 console,
                 f"{plan.key}: {len(todo)} of {len(_distinct(plan))} trials to run, everything goes to {home.root}",
             )
+            training = [t for t in todo if home.trial(t.id).state() not in ENDED]
+            _say(console, announce_need(home, training, training_code()))
         code = _execute(home, plan, todo, stopping, arguments, console)
     _summarise(home, plan, manifest, arguments, console)
-    if code == OK and any(home.trial(t.id).state() == "failed" for t in plan.trials):
+    if code == OK and any(home.trial(t.id).state() not in ENDED for t in plan.trials):
         return TRIALS_FAILED
     return code
 
@@ -70,14 +75,13 @@ def _execute(
 ) -> int:
     uploader = None if arguments.no_tracking else _start_uploader(home, plan.key, arguments.tracking_uri)
     began = time.monotonic()
-    code = OK
+    code = UNEXPECTED
     try:
         if todo:
-            previous = signal.signal(signal.SIGTERM, raise_terminated)
             try:
-                from dsd_lab.engine import run_trials  # imports Ray: only here, and only where something runs
+                with handled(TERMINATING, raise_terminated), SweepProgress(home, _distinct(plan), console):
+                    from dsd_lab.engine import run_trials  # imports Ray: only here, and only where something runs
 
-                with SweepProgress(home, _distinct(plan), console, plan.spec.evaluate):
                     cluster = {"address": arguments.address} if arguments.address else None
                     run_trials(
                         home,
@@ -88,14 +92,15 @@ def _execute(
                         cluster,
                         stopping,
                     )
+                code = OK
             except Terminated:
                 code = TERMINATED
-            finally:
-                signal.signal(signal.SIGTERM, previous)
             _say(console, f"trained and evaluated in {duration(time.monotonic() - began)}")
+        else:
+            code = OK
     finally:
         if uploader is not None:
-            _finish_uploader(uploader, console)
+            _finish_uploader(uploader, console, None if code == OK else _UPLOAD_AFTER_STOP)
     return code
 
 
@@ -104,27 +109,17 @@ def _unfinished(home: Home, plan: Plan, retry_failed: bool, stopping: bool) -> l
 
     A failed trial waits for `--retry-failed`, one that a forecast stopped for a sweep without `--stop-collapsed`.
     """
-    todo, other_code = [], []
+    todo = []
     for trial in _distinct(plan):
         folder = home.trial(trial.id)
         state = folder.state()
         if stopping and state == STOPPED:
             continue
-        if (
-            state in ("interrupted", STOPPED)
-            and folder.checkpoints.exists()
-            and folder.status().get("code") != training_code()
-        ):
-            other_code.append(trial)
         wanted = {evaluation_id(e) for e in plan.spec.evaluate if applies(e, trial.fields)}
         lacking = state == "done" and not wanted <= set(folder.evaluations())
         if state not in (*ENDED, "failed") or lacking or (state == "failed" and retry_failed):
             todo.append(trial)
-    if other_code:
-        first = home.trial(other_code[0].id).root
-        raise BadInput(
-            f"{len(other_code)} interrupted trials began with other training code than today's, the first in {first}; remove their folders to train them anew"
-        )
+    refuse_other_code(home, todo)
     return todo
 
 
@@ -145,11 +140,19 @@ def _start_uploader(home: Home, key: str, uri: str | None) -> subprocess.Popen[b
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
 
 
-def _finish_uploader(uploader: subprocess.Popen[bytes], console: Console) -> None:
+def _finish_uploader(uploader: subprocess.Popen[bytes], console: Console, patience: float | None) -> None:
+    """Let the uploader catch up; after a signal only for so long, since the machine may be taken away."""
     assert uploader.stdin is not None
     uploader.stdin.close()
     began = time.monotonic()
-    if uploader.wait() == 0 and time.monotonic() - began > 1:
+    try:
+        code = uploader.wait(patience)
+    except subprocess.TimeoutExpired:
+        uploader.kill()
+        uploader.wait()
+        _say(console, "the store is behind; nothing is lost, `dsd-lab report` or the next sweep stores the rest")
+        return
+    if code == 0 and time.monotonic() - began > 1:
         _say(console, f"stored in {duration(time.monotonic() - began)}")
 
 
@@ -171,6 +174,8 @@ def _summarise(
     for trial in _distinct(plan):
         if states[trial.id] in ("failed", "diverged", STOPPED):
             _say(console, f"  {trial.name} {states[trial.id]}: {home.trial(trial.id).status().get('error')}")
+        if damaged := home.trial(trial.id).status().get("damaged"):
+            _say(console, f"  {trial.name} passed over damaged checkpoints: {', '.join(damaged)}")
     command, at = program(arguments)
     _say(console, f"next: {command} report {arguments.spec}{at}, and {command} ui{at} for MLflow")
 

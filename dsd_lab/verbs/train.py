@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 from dsd_lab.errors import OK, TRIALS_FAILED, BadInput
 from dsd_lab.evaluation.reference import check_files
 from dsd_lab.specs.complaints import did_you_mean
-from dsd_lab.verbs.common import home_of, manifest_of, missing_data, missing_weights, plan_of, print_json
+from dsd_lab.stopping import StopSignals
+from dsd_lab.verbs.common import (
+    home_of,
+    manifest_of,
+    missing_data,
+    missing_weights,
+    plan_of,
+    print_json,
+    refuse_other_code,
+)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -32,6 +42,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise BadInput(f"{plan.path}: {missing}")
     check_files(plan.spec.evaluate, home)
     home.prepare()
+    refuse_other_code(home, [trial])
+    if home.trial(trial.id).is_locked():
+        raise BadInput(f"{trial.name}: another process trains it now; `dsd-lab logs {trial.id}` shows how far it is")
+
+    manifest = manifest_of(plan)
+    if plan.key not in home.manifests():  # a trial that no sweep names is garbage
+        home.write_manifest(plan.key, manifest)
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -39,18 +56,18 @@ def run(arguments: argparse.Namespace) -> int:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     state = "pending"
-    with Progress(*columns, disable=arguments.json) as bar:
+    with Progress(*columns, disable=arguments.json) as bar, StopSignals() as stop:
         task = bar.add_task(trial.name, total=trial.fields.training.steps)
-        for progress in run_trial(home, trial, plan.spec.evaluate, DataShelf()):
+        for progress in run_trial(home, trial, plan.spec.evaluate, DataShelf(), stop):
             state = progress.state
             bar.update(task, completed=progress.step)
-    manifest = manifest_of(plan)
-    if not arguments.no_tracking:
-        from dsd_lab.store import Store
+    if not arguments.no_tracking and state != "interrupted":
+        from dsd_lab.store import Store, StoreUnavailable
 
-        if plan.key not in home.manifests():
-            home.write_manifest(plan.key, manifest)
-        Store(home, arguments.tracking_uri).sync(manifest)
+        try:
+            Store(home, arguments.tracking_uri).sync(manifest)
+        except StoreUnavailable as error:
+            print(f"dsd-lab: {error}; nothing is lost, `dsd-lab report` stores it", file=sys.stderr)
     folder = home.trial(trial.id)
     answer: dict[str, Any] = {
         "id": trial.id,
@@ -65,4 +82,6 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(f"{trial.name}: {state}" + (f": {answer['error']}" if answer["error"] else ""))
         print(f"trial {trial.id} in {folder.root}")
+    if state == "interrupted":
+        return stop.exit_code
     return TRIALS_FAILED if state == "failed" else OK

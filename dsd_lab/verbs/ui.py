@@ -11,7 +11,8 @@ import subprocess
 import sys
 
 from dsd_lab.errors import INTERRUPTED, OK, TERMINATED, BadInput
-from dsd_lab.verbs.common import Terminated, home_of, print_json, raise_terminated
+from dsd_lab.stopping import Terminated, raise_terminated
+from dsd_lab.verbs.common import home_of, print_json
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,254 @@
+"""The soak: a sweep of hundreds of tiny trials that is struck every few seconds, and must end as if nothing had happened.
+
+    python tests/soak.py --trials 200 --seed 0        (make soak)
+
+Strikes come from a fixed seed: a worker is killed; the driver is killed and started again; a worker or the driver is
+stopped and continued; a worker is killed and the newest checkpoint of its trial damaged; MLflow's server is killed and
+started again later. At the end the manifest, every trial's weights, records and pictures, and the rows of the store
+have to be those of a sweep of the same spec that nothing struck.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from sweeping import (
+    DEADLINE,
+    VARIANTS,
+    events,
+    free_port,
+    mlflow_server,
+    processes_in,
+    spooled_steps,
+    start,
+    stored_steps,
+    train_here,
+    wait_until,
+    write_spec,
+)
+
+from dsd_lab.core.checkpoints import list_checkpoints
+from dsd_lab.errors import OK, TRIALS_FAILED
+from dsd_lab.home import ENDED, Home
+from dsd_lab.store import Store
+
+TRIAL = {
+    "training": {"steps": 60, "batch_size": 8},
+    "probe": {"every": 30, "images": 16, "t_bins": 2, "gradient_images": 4},
+    "observation": {"log_every": 10, "checkpoint_every": 10, "images_every": 60, "images": 2},
+}
+VARIANTS_HERE = ("dsd", "control", "naive", "wild")
+AWAY = 8.0
+"""Seconds for which the store is away."""
+
+
+def record_of(home: Home, trial: str) -> tuple:
+    """What a trial has come to: state, weights, records, pictures."""
+    folder = home.trial(trial)
+    newest = list_checkpoints(folder.checkpoints)[:1]
+    digests = [json.loads((path / "manifest.json").read_text())["sha256"] for path in newest]
+    pictures = {path.name: path.read_bytes() for path in folder.images.glob("*.png")}
+    return folder.state(), folder.status()["step"], digests, events(home, trial), pictures
+
+
+class Soak:
+    """A sweep under fire.
+
+    Args:
+        spec: its file.
+        ids: of its trials.
+        home: where it runs.
+        served: folder of the MLflow server.
+        seed: of the strikes.
+    """
+
+    def __init__(self, spec: Path, ids: list[str], home: Home, served: Path, seed: int) -> None:
+        self.spec, self.ids, self.home, self.served = spec, ids, home, served
+        self.random, self.strikes = random.Random(seed), Counter()
+        self.port, self.server, self.back_at = free_port(), contextlib.ExitStack(), 0.0
+        self.starts = 0
+        self.serve()
+        self.driver = self.drive()
+
+    # -- What runs -----------------------------------------------------------------------------------
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def serve(self) -> None:
+        self.server.enter_context(mlflow_server(self.served, self.port))
+        self.back_at = 0.0
+
+    def drive(self):
+        self.starts += 1
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
+        return start(
+            "sweep", self.spec, "--home", self.home.root, "--retry-failed", "--tracking-uri", self.uri, output=self.log
+        )
+
+    def ended(self) -> bool:
+        return all(self.home.trial(i).state() in ENDED for i in self.ids)
+
+    def workers(self) -> dict[str, int]:
+        """Running trials and the processes that run them."""
+        held = [i for i in self.ids if (self.home.trial(i).root / "lock").exists()]
+        running = [i for i in held if self.home.trial(i).state() == "running"]
+        return {i: int(self.home.trial(i).status()["pid"]) for i in running}
+
+    # -- Strikes -------------------------------------------------------------------------------------
+
+    def strike(self) -> None:
+        kinds = (self.kill_worker, self.kill_driver, self.stop_worker, self.stop_driver, self.damage, self.take_store)
+        kind = self.random.choices(kinds, (4, 1, 2, 1, 3, 1))[0]
+        if kind():
+            self.strikes[kind.__name__] += 1
+
+    def _victim(self) -> tuple[str, int] | None:
+        workers = self.workers()
+        return self.random.choice(sorted(workers.items())) if workers else None
+
+    def kill_worker(self) -> bool:
+        victim = self._victim()
+        return victim is not None and _send(victim[1], signal.SIGKILL)
+
+    def damage(self) -> bool:
+        """The newest checkpoint of a trial whose worker has just died is cut short, or one of its bytes is another."""
+        victim = self._victim()
+        if victim is None or not _send(victim[1], signal.SIGKILL):
+            return False
+        for newest in list_checkpoints(self.home.trial(victim[0]).checkpoints)[:1]:
+            path = newest / "tensors.safetensors"
+            with contextlib.suppress(FileNotFoundError):
+                raw = bytearray(path.read_bytes())
+                raw[self.random.randrange(len(raw))] ^= 1
+                path.write_bytes(raw[: len(raw) // 2] if self.random.random() < 0.5 else raw)
+                return True
+        return False
+
+    def stop_worker(self) -> bool:
+        victim = self._victim()
+        return victim is not None and self._suspend(victim[1])
+
+    def stop_driver(self) -> bool:
+        return self._suspend(self.driver.pid)
+
+    def _suspend(self, process: int) -> bool:
+        if not _send(process, signal.SIGSTOP):
+            return False
+        time.sleep(self.random.uniform(0.5, 2.0))
+        return _send(process, signal.SIGCONT)
+
+    def kill_driver(self) -> bool:
+        self.driver.kill()
+        self.driver.wait(DEADLINE)
+        wait_until(lambda: not self.workers(), "its workers have died with it")
+        self.driver = self.drive()
+        return True
+
+    def take_store(self) -> bool:
+        if self.back_at:
+            return False
+        self.server.close()
+        self.back_at = time.monotonic() + AWAY
+        return True
+
+    # -- All of it -----------------------------------------------------------------------------------
+
+    def run(self, every: float, most: float) -> None:
+        """Strike until every trial has ended, then bring the store up to it."""
+        until = time.monotonic() + most
+        while not self.ended():
+            if time.monotonic() > until:
+                raise AssertionError(
+                    f"did not end in {most:g} s: {Counter(self.home.trial(i).state() for i in self.ids)}"
+                )
+            code = self.driver.poll()
+            if code is not None:
+                if code not in (OK, TRIALS_FAILED):
+                    self.log.seek(0)
+                    raise AssertionError(f"the sweep ended with {code}:\n{self.log.read().decode()[-3000:]}")
+                self.driver = self.drive()  # a trial whose workers were killed three times has failed
+            if self.back_at and time.monotonic() > self.back_at:
+                self.serve()
+            time.sleep(self.random.uniform(0.5, 1.5) * every)
+            self.strike()
+        if self.back_at:
+            self.serve()
+        self.driver.wait(DEADLINE)
+        Store(self.home, self.uri).sync(next(iter(self.home.manifests().values())))
+        self.server.close()
+
+
+def _send(process: int, number: int) -> bool:
+    try:
+        os.kill(process, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def soak(folder: Path, trials: int, seed: int, every: float, most: float = 7200.0) -> dict:
+    """Run it; returns figures.
+
+    Raises:
+        AssertionError: something is not as if nothing had happened.
+    """
+    variants = {name: VARIANTS[name] for name in VARIANTS_HERE}
+    spec = write_spec(folder, variants, base=TRIAL, seeds=list(range(-(-trials // len(variants)))), name="soak")
+    began = time.monotonic()
+    whole, home = Home(folder / "whole"), Home(folder / "home")
+    plan = train_here(whole, spec)
+    ids, quiet = [t.id for t in plan.trials], time.monotonic() - began
+    began = time.monotonic()
+    struck = Soak(spec, ids, home, folder / "served", seed)
+    try:
+        struck.run(every, most)
+    finally:
+        struck.driver.kill()
+        struck.server.close()
+    took = time.monotonic() - began
+    (manifest,), (expected,) = home.manifests().values(), whole.manifests().values()
+    assert [t["id"] for t in manifest["trials"]] == [t["id"] for t in expected["trials"]]
+    different = [i for i in ids if record_of(home, i) != record_of(whole, i)]
+    assert not different, f"these trials are not what they would have been: {different}"
+    stored = Home(folder / "served")
+    assert stored_steps(stored) == spooled_steps(home, ids), "the store is not what was recorded"
+    rows = stored_steps(stored)
+    assert len(rows) == len(set(rows))
+    helpers = ("ray::DashboardA", "ray::RuntimeEnv")  # they wait a minute for a driver that was killed
+    wait_until(lambda: not [p for p in processes_in(home.root) if not p.endswith(helpers)], "all processes have ended")
+    return {
+        "trials": len(ids),
+        "states": dict(Counter(home.trial(i).state() for i in ids)),
+        "strikes": dict(struck.strikes),
+        "struck": sum(struck.strikes.values()),
+        "attempts": sum(home.trial(i).status()["attempt"] for i in ids),
+        "drivers": struck.starts,
+        "seconds": round(took),
+        "seconds_undisturbed_in_one_process": round(quiet),
+        "metric_rows": len(rows),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="A sweep that is struck every few seconds.")
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--every", type=float, default=4.0, help="seconds between strikes, on average")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        print(json.dumps(soak(Path(folder), arguments.trials, arguments.seed, arguments.every), indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

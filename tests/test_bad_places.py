@@ -1,0 +1,92 @@
+"""Bad input that is not in a spec's text: places, options, and specs that change; the numbers are the catalogue's."""
+
+import os
+
+import pytest
+from sweeping import run, train_here, write_spec
+
+from dsd_lab.cli import main
+from dsd_lab.errors import BAD_INPUT, OK, UNEXPECTED
+from dsd_lab.home import Home
+from dsd_lab.specs.sweep import load_sweep
+
+
+def refused(capsys, *arguments) -> str:
+    assert main([str(a) for a in arguments]) == BAD_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    return line.removeprefix("dsd-lab: ")
+
+
+@pytest.mark.parametrize("written", ["1e-4", "1.0e-4", "0.0001", "1E-4", "+1e-4"])
+def test_b11_a_number_may_be_written_as_people_write_it(written, tmp_path):
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(f"name: n\nbase: {{optimiser: {{lr: {written}}}}}\nvariants: {{a: {{}}}}\nseeds: [0]\n")
+    assert load_sweep(spec).trials[0].fields.optimiser.lr == 1e-4
+
+
+def test_b26_nothing_is_taken_from_the_environment_into_a_spec(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("IMAGES", str(tmp_path))
+    spec = write_spec(tmp_path, base={"data": {"source": "idx", "path": "${IMAGES}"}})
+    assert refused(capsys, "sweep", spec, "--home", tmp_path / "home").endswith(
+        f"no such folder {tmp_path}/${{IMAGES}}"
+    )
+    assert not (tmp_path / "home").exists()
+
+
+def test_b36_a_home_that_is_a_file_is_refused(tmp_path, capsys):
+    spec, home = write_spec(tmp_path), tmp_path / "home"
+    home.write_text("not a folder")
+    for verb in (["sweep", spec], ["train", spec, "--variant", "dsd"]):
+        assert refused(capsys, *verb, "--home", home) == f"--home {home}: is a file; name a folder"
+    assert home.read_text() == "not a folder"
+
+
+def test_b36_a_home_below_a_link_that_leads_to_itself_is_refused(tmp_path, capsys):
+    spec = write_spec(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    code = main(["sweep", str(spec), "--home", str(tmp_path / "loop" / "home")])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert code not in (OK, UNEXPECTED) and "cannot be written" in line
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a place where nobody can write")
+def test_b36_a_home_that_cannot_be_written_is_refused(tmp_path, capsys):
+    code = main(["sweep", str(write_spec(tmp_path)), "--home", "/proc/self/home"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert code not in (OK, UNEXPECTED) and line.startswith("dsd-lab: --home /proc/self/home: cannot be written: ")
+
+
+def test_b36_a_report_does_not_replace_a_file(tmp_path, capsys):
+    home = Home(tmp_path / "home")
+    train_here(home, write_spec(tmp_path))
+    (tmp_path / "mine").write_text("a thesis")
+    assert refused(capsys, "report", "--home", home.root, "--out", tmp_path / "mine").endswith(
+        "is a file; name a folder"
+    )
+    assert (tmp_path / "mine").read_text() == "a thesis"
+
+
+@pytest.mark.parametrize("arguments", [["--resume"], ["--resume", "abc"], ["--max-concurrent", "0"], ["--only"]])
+def test_b37_and_b38_options_that_are_not_there_or_not_whole_are_exit_code_2(arguments, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        main(["sweep", str(write_spec(tmp_path)), *arguments])
+    assert ended.value.code == BAD_INPUT
+
+
+def test_b39_a_spec_that_is_edited_after_it_ran_gives_other_trials_and_touches_none_that_were_there(tmp_path):
+    home, spec = Home(tmp_path / "home"), write_spec(tmp_path)
+    (before,) = train_here(home, spec).trials
+    write_spec(tmp_path, base={"training": {"steps": 13}})
+    (after,) = load_sweep(spec).trials
+    assert after.id != before.id
+    _, answer = run("plan", spec, "--home", home.root)
+    assert [t["status"] for t in answer["trials"]] == ["pending"]
+    assert home.trial(before.id).state() == "done"
+
+
+def test_b39_a_spec_whose_records_alone_were_edited_keeps_its_trials(tmp_path):
+    home, spec = Home(tmp_path / "home"), write_spec(tmp_path)
+    train_here(home, spec)
+    write_spec(tmp_path, base={"observation": {"log_every": 1}})
+    _, answer = run("plan", spec, "--home", home.root)
+    assert [t["status"] for t in answer["trials"]] == ["done"]

@@ -1,0 +1,230 @@
+"""No file is ever unpickled, nothing listens or connects beyond this machine, no secret is written down."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sweeping import (
+    DEADLINE,
+    EVALUATION,
+    LONG,
+    VARIANTS,
+    command,
+    processes_in,
+    run,
+    running,
+    start,
+    train_here,
+    wait_until,
+    write_spec,
+)
+
+from dsd_lab.cli import main
+from dsd_lab.errors import OK, UNEXPECTED
+from dsd_lab.home import Home
+from dsd_lab.running import DataShelf, run_trial
+from dsd_lab.specs.sweep import load_sweep
+from dsd_lab.store import Store, StoreUnavailable
+
+
+class Malice:
+    """Unpickling this makes a folder."""
+
+    def __init__(self, canary):
+        self.canary = str(canary)
+
+    def __reduce__(self):
+        return os.mkdir, (self.canary,)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A home with a finished and evaluated trial and an interrupted one, and every cache that verbs fill."""
+    folder = tmp_path_factory.mktemp("trained")
+    home, spec = (
+        Home(folder / "home"),
+        write_spec(folder, {"dsd": {}, "naive": VARIANTS["naive"]}, evaluate=[EVALUATION]),
+    )
+    plan = train_here(home, spec)
+    assert run("plan", spec, "--home", home.root)[0] == OK
+    return folder, {t.variant: t.id for t in plan.trials}
+
+
+PLACES = {
+    "checkpoints": "trials/*/checkpoints/*/tensors.safetensors",
+    "manifests of checkpoints": "trials/*/checkpoints/*/manifest.json",
+    "descriptions": "trials/*/trial.json",
+    "states": "trials/*/status.json",
+    "spools": "trials/*/spool.jsonl",
+    "pictures": "trials/*/images/*.png",
+    "evaluations": "trials/*/evaluations/*.json",
+    "manifests of sweeps": "sweeps/*/manifest.json",
+    "counts": "cache/shapes.json",
+    "extractors": "cache/extractors/*.safetensors",
+    "the spec": "../spec.yaml",
+}
+VERBS = (
+    ["plan", "SPEC"],
+    ["status"],
+    ["logs", "ID"],
+    ["sample", "ID", "--n", "1", "--steps", "1"],
+    ["train", "SPEC", "--variant", "dsd", "--no-tracking"],
+    ["export", "tiny", "--out", "OUT", "--weights"],
+    ["gc", "--yes"],
+    ["rm", "tiny"],
+)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_pickle_in_place_of_any_file_is_never_opened_as_one_whatever_verb_reads_it(place, trained, tmp_path, capsys):
+    canary = tmp_path / "canary"
+    for number, verb in enumerate(VERBS):
+        folder = tmp_path / str(number)
+        shutil.copytree(trained[0], folder)
+        home = Home(folder / "home")
+        targets = list(home.root.glob(PLACES[place]))
+        assert targets
+        for path in targets:
+            path.write_bytes(pickle.dumps(Malice(canary)))
+        words = {"SPEC": str(folder / "spec.yaml"), "ID": trained[1]["dsd"], "OUT": str(tmp_path / f"out{number}")}
+        code = main([*(words.get(word, word) for word in verb), "--home", str(home.root)])
+        said = capsys.readouterr().err
+        assert code != UNEXPECTED or said.startswith("dsd-lab: "), (verb, said)
+        assert "Traceback" not in said
+        assert not canary.exists(), verb
+        shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["checkpoints", "pictures", "spools", "evaluations", "descriptions"])
+def test_a_pickle_is_not_opened_on_the_way_into_the_store_and_the_report(place, trained, tmp_path, capsys):
+    shutil.copytree(trained[0], tmp_path / "copy")
+    home = Home(tmp_path / "copy" / "home")
+    for path in home.root.glob(PLACES[place]):
+        path.write_bytes(pickle.dumps(Malice(tmp_path / "canary")))
+    code = main(["report", "--home", str(home.root)])
+    said = capsys.readouterr().err
+    assert not (tmp_path / "canary").exists() and "Traceback" not in said
+    assert code == OK or said.splitlines()[-1].startswith("dsd-lab: ")
+
+
+# -- The network ---------------------------------------------------------------------------------------
+
+
+def listening(pids: list[int]) -> list[str]:
+    """Addresses on which processes listen for TCP connections, in the kernel's hexadecimal."""
+    inodes = set()
+    for pid in pids:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                name = os.readlink(entry)
+            except OSError:
+                continue
+            if name.startswith("socket:["):
+                inodes.add(name[8:-1])
+    found = []
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        rows = [line.split() for line in Path(table).read_text().splitlines()[1:]]
+        found += [row[1].rpartition(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's list of sockets")
+def test_nothing_that_a_sweep_starts_listens_on_another_address_than_loopback(tmp_path):
+    spec, home = write_spec(tmp_path, base=LONG), Home(tmp_path / "home")
+    (trial,) = load_sweep(spec).trials
+    sweep = start("sweep", spec, "--home", home.root, "--no-tracking")
+    try:
+        worker = wait_until(lambda: running(home, trial.id, 10), "the trial is under way", sweep)
+        pids = {int(p.split()[0]) for p in processes_in(home.root)} | {sweep.pid, worker}
+        addresses = listening([pid for pid in pids if Path(f"/proc/{pid}").exists()])
+    finally:
+        sweep.terminate()
+        sweep.communicate(timeout=DEADLINE)
+    loopback = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+    assert addresses and set(addresses) <= loopback
+
+
+WATCH = """
+import os, socket
+if os.environ.get("DSD_CONNECTIONS"):
+    real = socket.socket.connect
+
+    def connect(self, address):
+        local = self.family == socket.AF_UNIX or str(address[0]).startswith(("127.", "::1", "localhost"))
+        if not local and self.type & socket.SOCK_STREAM == socket.SOCK_STREAM:
+            with open(os.environ["DSD_CONNECTIONS"], "a") as file:
+                file.write(f"{os.getpid()} {address}\\n")
+            raise OSError(f"a connection to {address}")
+        return real(self, address)
+
+    socket.socket.connect = connect
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_its_store_and_its_report_need_no_network(tmp_path):
+    """In a network of its own with nothing but loopback where the machine allows that; every other connection is noted."""
+    spec, home, noted = write_spec(tmp_path), tmp_path / "home", tmp_path / "connections"
+    (tmp_path / "hooks").mkdir()
+    (tmp_path / "hooks" / "sitecustomize.py").write_text(WATCH)
+    paths = os.pathsep.join([str(tmp_path / "hooks"), str(Path(__file__).resolve().parents[1])])
+    environment = {**os.environ, "PYTHONPATH": paths, "DSD_CONNECTIONS": str(noted)}
+    alone = ["unshare", "-rn", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+    if shutil.which("ip") is None or subprocess.run([*alone, "true"], capture_output=True).returncode:
+        alone = []
+    for verb in (["sweep", spec], ["report"], ["doctor"]):
+        done = subprocess.run(
+            [*alone, *command(*verb, "--home", home)], env=environment, capture_output=True, text=True, timeout=DEADLINE
+        )
+        assert done.returncode == OK, done.stdout + done.stderr
+    assert not noted.exists(), noted.read_text()
+
+
+# -- Secrets -------------------------------------------------------------------------------------------
+
+
+def test_no_secret_of_the_environment_is_written_down(tmp_path, monkeypatch):
+    for name in ("HF_TOKEN", "API_KEY", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "canary-5f3a9")
+    home, spec = Home(tmp_path / "home"), write_spec(tmp_path)
+    train_here(home, spec)
+    assert run("train", spec, "--variant", "dsd", "--home", home.root)[0] == OK
+    written = [path for path in home.root.rglob("*") if path.is_file()]
+    assert written and not [path for path in written if b"canary-5f3a9" in path.read_bytes()]
+
+
+def test_a_password_in_the_address_of_a_store_is_not_shown(tmp_path):
+    home = Home(tmp_path)
+    with pytest.raises(StoreUnavailable) as caught:
+        Store(home, "http://me:canary-5f3a9@127.0.0.1:9")
+    assert "canary-5f3a9" not in str(caught.value) and "http://me:***@127.0.0.1:9" in str(caught.value)
+
+
+def test_usage_reports_are_off_before_anything_could_send_one():
+    program = (
+        "import os, dsd_lab.engine, dsd_lab.store;"
+        "print(os.environ['RAY_USAGE_STATS_ENABLED'], os.environ['MLFLOW_DISABLE_TELEMETRY'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=DEADLINE)
+    assert done.stdout.split() == ["0", "true"], done.stderr
+
+
+# -- Numbers that are none -----------------------------------------------------------------------------
+
+
+def test_a_number_that_is_not_finite_is_in_no_file_that_anything_reads(tmp_path):
+    """JSON has no name for it and MLflow would store 1.8e308; a missing value says what is true."""
+    home, spec = Home(tmp_path / "home"), write_spec(tmp_path, {"wild": VARIANTS["wild"]})
+    (trial,) = load_sweep(spec).trials
+    for _ in run_trial(home, trial, [], DataShelf()):
+        pass
+    for path in home.root.rglob("*.json*"):
+        for text in path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]:
+            json.loads(text, parse_constant=lambda name, path=path: pytest.fail(f"{name} in {path}"))
