@@ -127,7 +127,7 @@ def completed(*words):
         (("s",), {"sweep", "sample", "status", "schema"}),
         (("sweep", "--re"), {"--retry-failed"}),
         (("report", "--"), {"--home", "--help", "--profile", "--out", "--tracking-uri", "--json"}),
-        (("sample", "3d", "--sampler", ""), {"euler", "heun"}),
+        (("sample", "3d", "--sampler", ""), {"euler", "heun", "sde", "dopri5"}),
         (("completion", "f"), {"fish"}),
         (("sweep", "exp"), set()),  # bash goes on with file names
         (("report", "--out", "--"), set()),

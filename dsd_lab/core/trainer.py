@@ -91,10 +91,11 @@ class Trainer:
         self.more_averages = {decay: copy.deepcopy(self.average) for decay in trial.training.more_emas}
         self.target_encoder = copy.deepcopy(self.network).requires_grad_(False) if trial.needs_target_encoder else None
         self.auxiliaries = Auxiliaries(trial, self.network, data.classes, device, seed).to(device)
+        self.trained = torch.nn.ModuleList([self.network, self.auxiliaries])
         self.optimiser = build_optimiser(self.network, trial.optimiser, self.auxiliaries)
         heads = list(self.auxiliaries.parameters())
         apart = [self.network.role_parameters(role) for role in ROLES] + ([heads] if heads else [])
-        together = [[*self.network.parameters(), *heads]]
+        together = [list(self.trained.parameters())]
         self.clipped_apart = apart if trial.network.layout == "separate" else together
         self.probe_set = ProbeSet(trial, data, self.network, device)
         self.step = 0
