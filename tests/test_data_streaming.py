@@ -174,7 +174,7 @@ def test_threads_end_with_the_images_and_none_are_started_for_resident_ones(tmp_
     before = set(decoding_threads())
     load_data(changed(written(tmp_path, "folder"), memory="resident"))
     data = streamed(workers=3)
-    assert set(decoding_threads()) == before  # those of the survey have ended
+    assert set(decoding_threads()) <= before  # those of the survey have ended
     data.train.at(torch.arange(9), CPU)
     started = set(decoding_threads()) - before
     assert 0 < len(started) <= 3

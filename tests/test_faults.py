@@ -177,7 +177,7 @@ def test_f7_memory_that_runs_out_is_a_failure_that_says_so_and_is_not_tried_agai
     spec = write_spec(tmp_path, base={"training": {"batch_size": 200_000, "steps": 1}})
     (trial,) = load_sweep(spec).trials
     shelf = DataShelf()
-    shelf.get(trial)
+    shelf.get(trial, home)
 
     def work():
         pages = int(Path("/proc/self/statm").read_text().split()[0])
