@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dsd_lab.spool_reader import complete_lines, read_spool
+from dsd_lab.errors import BadInput
+from dsd_lab.spool_reader import complete_lines
 
 EVERY = 10.0
 """Seconds between samples, as MLflow's default."""
@@ -134,8 +135,20 @@ def gpu_metrics(told: str) -> dict[str, float]:
 
 
 def read_samples(sweep: Path) -> list[dict[str, Any]]:
-    """All samples of a sweep, in their order."""
-    return list(read_spool(sweep / "machine.jsonl"))
+    """All samples of a sweep, in their order; a torn last line is not there yet.
+
+    Raises:
+        BadInput: a line is damaged.
+    """
+    path, found = sweep / "machine.jsonl", []
+    for number, line in enumerate(complete_lines(path), 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            raise BadInput(
+                f"{path}:{number}: is damaged; remove the file, which only says how busy machines were"
+            ) from None
+    return found
 
 
 def _lines(path: Path) -> list[str]:
