@@ -196,14 +196,15 @@ def _send(process: int, number: int) -> bool:
     return True
 
 
-def soak(folder: Path, trials: int, seed: int, every: float, most: float = 7200.0) -> dict:
+def soak(folder: Path, trials: int, seed: int, every: float, steps: int = 60, most: float = 7200.0) -> dict:
     """Run it; returns figures.
 
     Raises:
         AssertionError: something is not as if nothing had happened.
     """
     variants = {name: VARIANTS[name] for name in VARIANTS_HERE}
-    spec = write_spec(folder, variants, base=TRIAL, seeds=list(range(-(-trials // len(variants)))), name="soak")
+    base = TRIAL | {"training": TRIAL["training"] | {"steps": steps}}
+    spec = write_spec(folder, variants, base=base, seeds=list(range(-(-trials // len(variants)))), name="soak")
     began = time.monotonic()
     whole, home = Home(folder / "whole"), Home(folder / "home")
     plan = train_here(whole, spec)
