@@ -17,10 +17,10 @@ sweep: .venv/.installed
 	$(BIN)/dsd-lab report $(SPEC)
 
 test: .venv/.installed-test check
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow"
 
 test-all: .venv/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 soak: .venv/.installed-test
 	$(BIN)/python tests/soak.py --trials 200 --seed 0

@@ -8,6 +8,7 @@ import os
 import sys
 
 from dsd_lab import __version__
+from dsd_lab.accelerators import DEFAULT_GPU, GPUS
 from dsd_lab.errors import INTERRUPTED, NO_RESOURCES, UNEXPECTED, LabError, is_disk_full
 
 _SPEC = "experiments/collapse_ablation.yaml"
@@ -27,6 +28,12 @@ def build_parser() -> argparse.ArgumentParser:
     plan = _verb(verbs, "plan", "show the trials of a spec without running them", f"dsd-lab plan {_SPEC}")
     _takes_spec(plan)
     _only(plan)
+    plan.add_argument(
+        "--gpu",
+        choices=tuple(GPUS),
+        default=DEFAULT_GPU,
+        help=f"GPU that the time of trials with `resources.gpus` is told for (default: {DEFAULT_GPU})",
+    )
     _json(plan)
 
     sweep = _verb(verbs, "sweep", "run the trials of a spec that are not done", f"dsd-lab sweep {_SPEC} --profile full")

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted((ROOT / "experiments").glob("*.yaml"))
 SPEC_OPTIONS = {"SPEC", "--profile", "--set"}
 SURFACE = {
-    "plan": SPEC_OPTIONS | {"--only", "--json"},
+    "plan": SPEC_OPTIONS | {"--only", "--gpu", "--json"},
     "sweep": SPEC_OPTIONS
     | {
         "--only",

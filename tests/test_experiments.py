@@ -1,10 +1,12 @@
 """Every shipped spec resolves, and every one of its variants takes its first optimiser steps."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from dsd_lab.cli import main
 from dsd_lab.core.data import load_data
 from dsd_lab.core.events import Finished
 from dsd_lab.core.trainer import Trainer
@@ -96,3 +98,20 @@ def test_interventions_are_their_plain_variants_until_the_middle():
         assert stages[0].trial.objective == plain.objective != stages[1].trial.objective
         training = switched.training.model_copy(update={"phases": []})
         assert switched.model_copy(update={"training": training}) == plain
+
+
+def test_the_papers_table_is_planned_on_a_machine_without_imagenet_and_without_a_gpu(tmp_path, capsys):
+    spec = SPECS[0].parent / "imagenet256.yaml"
+    arguments = ["plan", str(spec), "--profile", "full", "--set", f"base.data.path={tmp_path / 'nothing'}"]
+    assert main([*arguments, "--gpu", "h200", "--home", str(tmp_path / "home"), "--json"]) == 0
+    told = capsys.readouterr()
+    assert f"no such folder {tmp_path / 'nothing'}" in told.err and "fetch-weights inception" in told.err
+    trials = {t["variant"]: t for t in json.loads(told.out)["trials"]}
+    assert set(trials) == {"small", "middle", "base"}
+    for name, published in (("small", 42e6), ("middle", 118e6), ("base", 205e6)):
+        trial = trials[name]
+        assert trial["params"]["total"] == pytest.approx(published, rel=0.02)
+        assert trial["seconds_source"] == "from FLOPs, h200" and 3600 < trial["seconds"] < 100 * 3600
+        assert min(trial["flops_by_role"].values()) > 1e9 and trial["memory_bytes"] > 1e9
+    images = trials["base"]["flops_total"] / trials["base"]["flops_per_image"]
+    assert images / 1_281_167 == pytest.approx(50, rel=0.01), "epochs of ImageNet's training images"

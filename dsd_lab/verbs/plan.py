@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from dsd_lab.accelerators import GPUS
 from dsd_lab.disk import need_of
 from dsd_lab.display import duration
 from dsd_lab.errors import OK, BadInput
@@ -23,6 +24,8 @@ from dsd_lab.specs.evaluations import applies
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.sweep import Plan, PlannedTrial
 from dsd_lab.verbs.common import home_of, manifest_of, missing_data, missing_weights, plan_of, print_json
+
+_ROLES = ("encode", "denoise", "decode")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -50,6 +53,10 @@ def run(arguments: argparse.Namespace) -> int:
         training, threads = trial.fields.training, trial.fields.resources.threads
         step_seconds = timed.get(shape_key(entry["canonical"]))
         source = "timed here"
+        if step_seconds is None and trial.fields.resources.gpus > 0:
+            peak = GPUS[arguments.gpu].peak(training.precision) * min(1.0, trial.fields.resources.gpus)
+            step_seconds = shape.flops_per_image * training.batch_size / (peak * EFFICIENCY)
+            source = f"from FLOPs, {arguments.gpu}"
         if step_seconds is None:
             if threads not in ceilings:
                 from dsd_lab.counting import matrix_ceiling  # imports torch: only where nothing was timed here
@@ -161,11 +168,9 @@ def _print(plan: Plan, rows: list[dict[str, Any]]) -> None:
             f"{evaluations} evaluations of finished trials are missing; sweep makes them without training",
             highlight=False,
         )
-    note = (
-        f" (~: FLOPs at {EFFICIENCY:.0%} of this machine's matrix products)"
-        if any(r["seconds_source"] != "timed here" for r in rows)
-        else ""
-    )
+    told = sorted({r["seconds_source"].removeprefix("from FLOPs").removeprefix(", ") for r in rows} - {"timed here"})
+    ceilings = " or ".join(f"one {name.upper()}'s" if name else "this machine's" for name in told)
+    note = f" (~: FLOPs at {EFFICIENCY:.0%} of {ceilings} matrix products)" if told else ""
     console.print(f"about {duration(left)} of training left, one trial at a time{note}", highlight=False)
     console.print(f"about {readable(disk)} of disk for what is not done", highlight=False)
 
@@ -175,7 +180,7 @@ def _name(row: dict[str, Any]) -> str:
 
 
 def _roles(rows: list[dict[str, Any]]) -> Table:
-    """Parameters by role, one line for all variants that share them."""
+    """Weights and forward FLOPs by role, one line for all variants that share them."""
     table = Table(box=None, pad_edge=False)
     roles = ("total", "encode", "denoise", "decode", "heads", "shared")
     for role in roles:
@@ -185,15 +190,19 @@ def _roles(rows: list[dict[str, Any]]) -> Table:
     table.add_column("EMA copies", justify="right")
     for name in beside.values():
         table.add_column(name, justify="right")
-    table.add_column("parameters of")
+    for role in _ROLES:
+        table.add_column(f"{role} FLOPs", justify="right")
+    table.add_column("weights, and FLOPs of one forward pass for an image, of")
     shapes: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        shapes.setdefault(repr((row["params"], row["copies"], *(row[key] for key in beside))), []).append(row)
+        same = (row["params"], row["copies"], row["flops_by_role"], *(row[key] for key in beside))
+        shapes.setdefault(repr(same), []).append(row)
     for members in shapes.values():
         names = list(dict.fromkeys(_name(row) for row in members))
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         first = members[0]
         counts = [*(first["params"][r] for r in roles), sum(first["copies"].values()), *(first[key] for key in beside)]
+        counts += [first["flops_by_role"][role] for role in _ROLES]
         table.add_row(*map(_count, counts), shown)
     return table
 
