@@ -137,7 +137,7 @@ def test_f17_a_trial_that_hangs_ends_with_its_stacks_and_is_taken_up_again(tmp_p
     output, _ = sweep.communicate(timeout=DEADLINE)
     assert sweep.returncode == OK, output
     assert home.trial(trial.id).state() == "done" and home.trial(trial.id).status()["attempt"] >= 2
-    assert "Thread 0x" in report.read_text() and "data.py" in report.read_text()
+    assert "hread 0x" in report.read_text() and "core/data/idx.py" in report.read_text()
 
 
 @pytest.mark.slow

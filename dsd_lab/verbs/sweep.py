@@ -60,7 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
             _say(console, announce_need(home, training, training_code()))
         code = _execute(home, plan, todo, stopping, arguments, console)
     _summarise(home, plan, manifest, arguments, console)
-    if code == OK and any(home.trial(t.id).state() not in ENDED for t in plan.trials):
+    ended = (*ENDED, STOPPED) if stopping else ENDED  # that a forecast stops a trial was asked for
+    if code == OK and any(home.trial(t.id).state() not in ended for t in plan.trials):
         return TRIALS_FAILED
     return code
 
