@@ -113,6 +113,9 @@ class _Look(tune.Callback):  # type: ignore[misc]
     def __init__(self, signals: HeldSignals) -> None:
         self._signals = signals
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune writes its callbacks to disk, for a restore that is never asked for; handlers of signals cannot be
+
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._signals.look()
 

@@ -54,7 +54,9 @@ def scale_record(result: Result) -> ScaleRecord | None:
     """What was measured beside what the closed forms say; None where either is missing."""
     steps, measured = result.history.spectrum("spectrum/scale_gradient/token")
     at, std = result.history.spectrum("spectrum/scale_std/token")
-    if not len(steps) or not np.array_equal(steps, at) or not has_closed_form(result.description["fields"]):
+    if not len(steps) or not np.array_equal(steps, at) or not result.description:
+        return None
+    if not has_closed_form(result.description["fields"]):
         return None
     kept = np.unique(np.linspace(0, len(steps) - 1, _MOST_PROBES).round().astype(int))
     predicted = scale_gradient(result.description["fields"], std[kept])
@@ -156,7 +158,7 @@ def theory_table(groups: list[Group], settings: ReportSettings, looks: dict[str,
     rows, numbers, dots = [], [], []
     trials: list[Agreement] = []
     for group in groups:
-        diffused = [r for r in group.finished if r.description["fields"]["objective"]["diffusion_weight"] > 0]
+        diffused = [r for r in group.described if r.description["fields"]["objective"]["diffusion_weight"] > 0]
         found = [agreement_of(r, settings) for r in diffused]
         if not found:
             continue

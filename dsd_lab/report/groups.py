@@ -168,6 +168,11 @@ class Group:
         """The trials whose values are in the means."""
         return [r for r in self.results if r.finished]
 
+    @cached_property
+    def described(self) -> list[Result]:
+        """Finished trials whose description could be read."""
+        return [r for r in self.finished if r.description]
+
     @property
     def verdicts(self) -> dict[int, str | None]:
         """By seed; None where there is none."""

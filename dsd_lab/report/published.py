@@ -95,9 +95,9 @@ def our_rows(groups: list[Group]) -> list[Row]:
     for group in groups:
         for name, value in group.estimates.items():
             found = _EVALUATION.fullmatch(name)
-            if not found or not group.finished:
+            if not found or not group.described:
                 continue
-            first = group.finished[0]
+            first = group.described[0]
             fields, data = first.description["fields"], first.description["data"]
             weights = parameters_in(first.folder)
             guidance = float(found["guidance"])
@@ -197,7 +197,7 @@ def collapse_table(groups: list[Group], settings: ReportSettings, dots: dict[str
             estimate([v for r in group.finished if (v := r.last_probes(name, settings.probes)) is not None])
             for name in (_SPATIAL, _VARIATION)
         )
-        if spatial is None or variation is None:
+        if spatial is None or variation is None or not group.described:
             continue
         setup = _setup(group)
         rows.append([Cell(group.name), estimate_cell(spatial, 4), estimate_cell(variation, 2), Cell(setup), Cell("this sweep")])  # fmt: skip
@@ -215,7 +215,7 @@ def collapse_table(groups: list[Group], settings: ReportSettings, dots: dict[str
 
 
 def _setup(group: Group) -> str:
-    first = group.finished[0]
+    first = group.described[0]
     fields, network = first.description["fields"], first.description["fields"]["network"]
     tokens = (network["image_size"] // network["patch_size"]) ** 2
     return (
