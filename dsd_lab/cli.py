@@ -118,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--steps", type=_positive, help="solver steps (default: 25)")
     evaluate.add_argument("--images", type=_count, metavar="N", help="images, or holdout (default: holdout)")
     evaluate.add_argument("--labels", choices=("balanced", "random"), help="of N images (default: balanced)")
-    evaluate.add_argument("--weights", action="append", help="ema or trained; repeatable (default: ema)")
+    evaluate.add_argument("--weights", action="append", help="ema, ema:DECAY or trained; repeatable (default: ema)")
     evaluate.add_argument("--extractor", choices=("indomain", "inception"), help="features (default: indomain)")
     evaluate.add_argument("--reference", metavar="NPZ", help="published statistics (mu, sigma) for FID")
     evaluate.add_argument(
@@ -134,7 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
     weights = _verb(
         verbs,
         "fetch-weights",
-        "download pinned weights into the home folder; no other verb downloads",
+        "download pinned weights into the home folder",
         "dsd-lab fetch-weights inception",
     )
     weights.add_argument("names", nargs="*", metavar="NAME", help="inception (default: all)")

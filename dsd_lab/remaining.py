@@ -16,7 +16,8 @@ from statistics import median
 from typing import Any
 
 from dsd_lab.estimates import shape_key
-from dsd_lab.specs.fields import Generation, Trial
+from dsd_lab.specs.evaluations import applies
+from dsd_lab.specs.fields import Generation, Trial, uses_target_encoder
 from dsd_lab.specs.identity import canonical_fields
 from dsd_lab.specs.sweep import PlannedTrial
 
@@ -45,10 +46,16 @@ class Seen:
 def step_passes(trial: Trial) -> float:
     """Forward passes of a block in a training step: a backward pass counts as two, a wider block as its products."""
     encode, denoise, decode = _blocks(trial)
-    objective = trial.objective
-    passes = 3.0 * (encode + decode)
-    if objective.diffusion_weight > 0:
-        passes += 3.0 * denoise + (encode if objective.target == "ema" else 0)
+    stages, steps = trial.stages(), trial.training.steps
+    ends = [*(stage.start for stage in stages[1:]), steps]
+    passes = 0.0
+    for stage, end in zip(stages, ends, strict=True):
+        objective = stage.trial.objective
+        trained = 3.0 * denoise * trial.training.flow_steps if objective.diffusion_weight > 0 else 0.0
+        trained += encode if uses_target_encoder(objective) else 0
+        trained += encode if "encode" in stage.frozen else 3.0 * encode
+        trained += 3.0 * decode if objective.reconstruction_weight > 0 else 0.0
+        passes += trained * (end - stage.start) / steps
     return passes * trial.training.batch_size * _block(trial)
 
 
@@ -82,7 +89,7 @@ class Remaining:
     """
 
     def __init__(self, trials: list[PlannedTrial], evaluations: Sequence[Generation]) -> None:
-        self._evaluations = evaluations
+        self._evaluations = {t.id: [e for e in evaluations if applies(e, t.fields)] for t in trials}
         self._shapes = {t.id: shape_key(canonical_fields(t.fields)) for t in trials}
         self._passes = {t.id: step_passes(t.fields) for t in trials}
         self._places = 1
@@ -114,10 +121,9 @@ class Remaining:
             spent, made = timed[self._shapes[s.trial.id]]
             enough = made >= _ENOUGH * s.trial.fields.training.steps
             a_step = spent / made if enough else self._passes[s.trial.id] * a_pass
-            fields, lacking = s.trial.fields, self._evaluations[len(s.evaluated) :]
+            fields, lacking = s.trial.fields, self._evaluations[s.trial.id][len(s.evaluated) :]
             costs = [evaluation_passes(fields, e, holdout or _HOLDOUT) * a_pass for e in lacking]
-            sampled = fields.objective.diffusion_weight > 0
-            return steps * a_step + (sum(median(known) if known else c for c in costs) if sampled else 0.0)
+            return steps * a_step + sum(median(known) if known else c for c in costs)
 
         ends = [left(s) for s in rest if s.at_work]
         ends += [0.0] * (self._places - len(ends))
@@ -130,8 +136,7 @@ class Remaining:
     def _is_unfinished(self, s: Seen) -> bool:
         if s.state in ("failed", "diverged", "stopped"):
             return False
-        sampled = s.trial.fields.objective.diffusion_weight > 0
-        return s.state != "done" or (sampled and len(s.evaluated) < len(self._evaluations))
+        return s.state != "done" or len(s.evaluated) < len(self._evaluations[s.trial.id])
 
 
 def holdout_of(description: dict[str, Any] | None) -> int | None:

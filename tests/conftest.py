@@ -33,6 +33,14 @@ TINY = {
 }
 
 
+@pytest.fixture
+def home(tmp_path):
+    """An empty home folder, made."""
+    home = Home(tmp_path / "home")
+    home.prepare()
+    return home
+
+
 @pytest.fixture(scope="session")
 def tiny_trial():
     """tiny_trial(objective={"target": "live"}): a trial of few steps and narrow layers, sections overridden key by key."""

@@ -298,3 +298,41 @@ def test_how_far_an_evaluation_is_shows_only_while_a_process_works_on_it(tmp_pat
     assert folder.evaluating() is None and json.loads((folder.root / "evaluating.json").read_text())
     folder.say_evaluating(None)
     assert not (folder.root / "evaluating.json").exists()
+
+
+# -- Trials that are trained in stages ---------------------------------------------------------------------
+
+STAGED = {
+    "staged": {
+        "objective": {"diffusion_weight": 0.0},
+        "training": {
+            "more_emas": [0.5],
+            "phases": [
+                {
+                    "start": 0.5,
+                    "objective": {
+                        "diffusion_weight": 1.0,
+                        "reconstruction_weight": 0.0,
+                        "target": "stop_gradient",
+                        "noised": "detached",
+                    },
+                    "frozen": ["encode", "decode"],
+                }
+            ],
+        },
+    }
+}
+
+
+def test_a_staged_trial_has_a_denoiser_to_evaluate_though_its_first_stage_trains_none(home, tmp_path):
+    evaluate = [{"steps": 1, "images": 20, "metrics": ["fid"], "weights": ["ema", "ema:0.5"]}]
+    (trial,) = train_here(home, write_spec(tmp_path, STAGED, evaluate=evaluate)).trials
+    found = [e["metrics"] for e in home.trial(trial.id).evaluations().values()]
+    names = {name for metrics in found for name in metrics if name.startswith("fid/")}
+    assert len(found) == 2 and {name.rpartition("-")[2] for name in names} == {"ema0.99", "ema0.5"}
+
+
+def test_an_average_that_a_trial_does_not_keep_is_named_with_those_that_it_does(home, tmp_path, capsys):
+    (trial,) = train_here(home, write_spec(tmp_path, STAGED)).trials
+    assert main(["evaluate", trial.id, "--weights", "ema:0.7", "--home", str(home.root), "--no-tracking"]) == BAD_INPUT
+    assert "keeps no average of decay 0.7, only 0.99, 0.5" in capsys.readouterr().err

@@ -32,7 +32,6 @@ from sweeping import (
 from dsd_lab.cli import main
 from dsd_lab.core.checkpoints import list_checkpoints, load_checkpoint
 from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, TRIALS_FAILED
-from dsd_lab.home import Home
 from dsd_lab.running import DataShelf, run_trial
 from dsd_lab.specs.sweep import load_sweep
 from dsd_lab.spool import Spool
@@ -40,13 +39,6 @@ from dsd_lab.store import Store
 from dsd_lab.verbs.common import manifest_of
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def home(tmp_path):
-    home = Home(tmp_path / "home")
-    home.prepare()
-    return home
 
 
 def dying(real, at):

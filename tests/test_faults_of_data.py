@@ -31,7 +31,6 @@ from dsd_lab.core.checkpoints import list_checkpoints
 from dsd_lab.core.data import DataSet, Images, load_data
 from dsd_lab.errors import OK
 from dsd_lab.evaluation.extractor import extractor_path, load_extractor
-from dsd_lab.home import Home
 from dsd_lab.running import DataShelf, run_trial
 from dsd_lab.specs.fields import Data
 from dsd_lab.specs.sweep import load_sweep
@@ -39,13 +38,6 @@ from dsd_lab.store import Store
 from dsd_lab.verbs.common import manifest_of
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def home(tmp_path):
-    home = Home(tmp_path / "home")
-    home.prepare()
-    return home
 
 
 # -- Data and caches -----------------------------------------------------------------------------------

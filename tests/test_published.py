@@ -12,9 +12,17 @@ import pytest
 from test_report import SETTINGS, result
 
 from dsd_lab.report.groups import groups_of
-from dsd_lab.report.published import collapse_table, our_rows, published_rows, published_table, reference
+from dsd_lab.report.published import (
+    _pretrained_model,
+    collapse_table,
+    our_rows,
+    published_rows,
+    published_table,
+    reference,
+)
 from dsd_lab.report.rendering import latex
 from dsd_lab.report.results import History
+from dsd_lab.specs.fields import Trial
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = "fid/indomain-n395-cfg1-heun25-holdout-ema0.99"
@@ -114,3 +122,36 @@ def test_an_installed_wheel_carries_the_published_rows(tmp_path):
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, env=environment
     )
     assert told.stdout.split()[1:] == ["32", "3"] and str(tmp_path / "site") in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        ({}, "no"),
+        ({"auxiliary": {"alignment": 1.0}}, "no"),
+        (
+            {"auxiliary": {"alignment": 1.0, "alignment_to": "vit_tiny_patch16_224", "alignment_weights": "random"}},
+            "no",
+        ),
+        (
+            {"auxiliary": {"alignment": 1.0, "alignment_to": "vit_tiny_patch16_224", "alignment_weights": "a.pth"}},
+            "yes",
+        ),
+        (
+            {"objective": {"perceptual_weight": 1.0, "perceptual_backbone": "vgg16", "perceptual_weights": "random"}},
+            "no",
+        ),
+        (
+            {
+                "objective": {
+                    "perceptual_weight": 1.0,
+                    "perceptual_backbone": "vgg16",
+                    "perceptual_weights": "pretrained",
+                }
+            },
+            "yes",
+        ),
+    ],
+)
+def test_a_trial_says_whether_a_pretrained_model_helped_it(sections, told):
+    assert _pretrained_model(Trial.model_validate(sections).model_dump()) == told

@@ -102,3 +102,16 @@ def test_finished_trials_that_lack_an_evaluation_take_time_and_controls_do_not(p
         assert left == pytest.approx(expected)
     timed = [Seen(dsd, "done", steps, 40.0, (7.0,)), Seen(next(t for t in plan.trials if t.variant == "naive"), "done", steps, 40.0, (), True)]  # fmt: skip
     assert Remaining(plan.trials, evaluations).seconds(timed, 395) == 7.0
+
+
+def test_a_staged_trial_is_counted_stage_by_stage_and_evaluated():
+    plan = load_sweep(HERE.parent / "experiments" / "one_network_three_ways.yaml")
+    trials = {t.variant: t for t in plan.trials if t.seed == 0}
+    a_step = {name: step_passes(t.fields) for name, t in trials.items()}
+    # nano8 has two blocks a role: joint 3 x 6 passes and the EMA target's 2; half of them trains the
+    # autoencoder (3 x 4), half the denoiser behind a frozen encoder (3 x 2 + 2).
+    assert a_step["staged"] / a_step["modular"] == pytest.approx((12 + 8) / 2 / 20)
+    done = Seen(trials["staged"], "done", 1200, 10.0, (), True)
+    remaining = Remaining([trials["staged"]], plan.spec.evaluate)
+    assert remaining.seconds([done]) > 0
+    assert remaining.seconds([Seen(trials["staged"], "done", 1200, 10.0, (3.0,))]) == 0

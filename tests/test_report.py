@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -326,6 +327,21 @@ def capacity_effects(results):
 
 
 FIVE = ("naive", "decoupled", "clean_joint", "both", "full")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"auxiliary": {"classification": 0.1}}, {"augmentation": {"mask": 0.2}}, {"latent": {"normaliser": "none"}}],
+)
+def test_cells_that_differ_in_more_than_the_design_are_of_no_design(other):
+    results = designed(FIVE)
+    assert len(designs_of(groups_of(results, SETTINGS))) == 1
+    mixed = [replace(r, description=_with(r.description, other)) if r.variant == "both" else r for r in results]
+    assert designs_of(groups_of(mixed, SETTINGS)) == []
+
+
+def _with(description, sections):
+    return description | {"fields": Trial.model_validate(description["fields"] | sections).model_dump()}
 
 
 def test_effects_are_differences_within_seeds_and_shapley_shares_add_up_to_the_recovery():

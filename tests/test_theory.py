@@ -218,3 +218,9 @@ def test_probe_times_follow_the_training_distribution_quantile_by_quantile(digit
     expected = np.interp((np.arange(100) + 0.5) / 100, np.cumsum(weight) - weight / 2, t)
     assert kept.sort().values.numpy() == pytest.approx(expected, abs=0.05)
     assert not torch.equal(kept, kept.sort().values)
+
+
+def test_a_trial_whose_objective_changes_on_the_way_has_no_closed_form():
+    plain = Trial().model_dump()
+    phased = Trial.model_validate({"training": {"phases": [{"start": 0.5, "objective": {"target": "live"}}]}})
+    assert has_closed_form(plain) and not has_closed_form(phased.model_dump())

@@ -16,6 +16,7 @@ import pandas as pd
 from dsd_lab.report.groups import EFFECT_COLUMNS, Column, Group, points_of, value_of
 from dsd_lab.report.rendering import Cell, Table, estimate_cell
 from dsd_lab.report.statistics import Estimate, estimate
+from dsd_lab.specs.identity import TRAINING_SECTIONS
 from dsd_lab.specs.sweep import ReportSettings
 
 Place = tuple[str, str]
@@ -68,7 +69,7 @@ def designs_of(groups: list[Group]) -> list[dict[Place, Group]]:
                 continue
             objective = fields["objective"]
             same = {k: v for k, v in objective.items() if k not in _DEPENDENT}
-            trained = {k: fields[k] for k in ("data", "network", "latent", "time", "labels", "optimiser", "training")}
+            trained = {k: fields.get(k) for k in TRAINING_SECTIONS if k != "objective"}
             place = (objective["target"], objective["output"])
             designs.setdefault(json.dumps([same, trained], sort_keys=True), {}).setdefault(place, group)
         found += [d for d in designs.values() if {NAIVE, STOPPED, CLEAN, BOTH} <= d.keys()][:1]

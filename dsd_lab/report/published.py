@@ -18,6 +18,7 @@ from dsd_lab.report.groups import Group
 from dsd_lab.report.rendering import Cell, Table, estimate_cell
 from dsd_lab.report.statistics import Estimate, estimate
 from dsd_lab.report.weights import parameters_in
+from dsd_lab.specs.auxiliary import EMA
 from dsd_lab.specs.sweep import ReportSettings
 
 _EVALUATION = re.compile(
@@ -122,8 +123,11 @@ def our_rows(groups: list[Group]) -> list[Row]:
 
 
 def _pretrained_model(fields: dict[str, Any]) -> str:
-    """`no`: no field of a trial loads a pretrained network. One that does has to be told of here."""
-    return "no"
+    """`yes` where a loss compares with a timm model whose weights were not drawn at random."""
+    objective, auxiliary = fields["objective"], fields.get("auxiliary", {})
+    perceptual = objective.get("perceptual_weight", 0) > 0 and objective["perceptual_weights"] != "random"
+    aligned = auxiliary.get("alignment", 0) > 0 and auxiliary["alignment_to"] != EMA
+    return "yes" if perceptual or (aligned and auxiliary["alignment_weights"] != "random") else "no"
 
 
 def published_table(groups: list[Group], dots: dict[str, str]) -> Table | None:

@@ -48,7 +48,7 @@ _WEIGHTS: dict[str, Callable[[Floats, float], Floats]] = {
 
 
 def has_closed_form(fields: Fields) -> bool:
-    """Whether the closed forms are about this objective and time distribution."""
+    """Whether the closed forms are about this objective and time distribution, from the first step to the last."""
     objective = fields["objective"]
     return (
         objective["diffusion_weight"] > 0
@@ -58,6 +58,7 @@ def has_closed_form(fields: Fields) -> bool:
         and objective["loss_space"] in ("velocity", "clean")
         and objective["weighting"] in _WEIGHTS
         and fields["time"]["distribution"] in _LOGIT_TIMES
+        and not fields.get("training", {}).get("phases")
     )
 
 

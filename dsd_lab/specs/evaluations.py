@@ -87,4 +87,4 @@ def sha256_of(path: Path) -> str:
 
 def applies(evaluation: Generation, trial: Trial) -> bool:
     """Whether a trial has what an evaluation measures: a control has no denoiser to sample from."""
-    return trial.objective.diffusion_weight > 0 or not set(evaluation.measured) & set(OF_IMAGES)
+    return trial.has_denoiser or not set(evaluation.measured) & set(OF_IMAGES)

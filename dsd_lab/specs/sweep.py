@@ -21,9 +21,10 @@ from dsd_lab.specs.auxiliary import named_paths
 from dsd_lab.specs.complaints import complaints, did_you_mean, summary
 from dsd_lab.specs.document import Document, one_line
 from dsd_lab.specs.evaluations import expanded, with_files
-from dsd_lab.specs.fields import Generation, Section, Trial, decay_of
+from dsd_lab.specs.fields import Generation, Section, Trial
 from dsd_lab.specs.identity import trial_id
 from dsd_lab.specs.layers import edited, parse_set, read_with_parents, resolved_path
+from dsd_lab.specs.training import lacking_average
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 MAX_TRIALS = 10_000
@@ -320,13 +321,11 @@ def _check_averages(spec: Sweep, trials: list[PlannedTrial], document: Document)
     """An evaluation can ask only for averages of weights that every trial keeps."""
     for index, evaluation in enumerate(spec.evaluate):
         for trial in trials:
-            training = trial.fields.training
-            kept = [training.weight_ema, *training.more_emas]
-            decay = decay_of(evaluation.weights, training)
-            if decay is not None and decay not in kept:
+            lacking = lacking_average(evaluation.weights, trial.fields.training)
+            if lacking is not None:
                 where = document.where(("evaluate", str(index), "weights"))
                 raise BadInput(
-                    f"{where}: evaluate.{index}.weights: {trial.name!r} keeps no average of decay {decay:g}, only {', '.join(f'{k:g}' for k in kept)}; add it to training.more_emas"
+                    f"{where}: evaluate.{index}.weights: {trial.name!r} {lacking}; add it to training.more_emas"
                 )
 
 

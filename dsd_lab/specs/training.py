@@ -158,3 +158,11 @@ def decay_of(weights: str, training: Training) -> float | None:
     if weights == "trained":
         return None
     return training.weight_ema if weights == "ema" else float(weights.removeprefix("ema:"))
+
+
+def lacking_average(weights: str, training: Training) -> str | None:
+    """What an evaluation asks for that a trial does not keep, in words; None where it keeps it."""
+    decay, kept = decay_of(weights, training), [training.weight_ema, *training.more_emas]
+    if decay is None or decay in kept:
+        return None
+    return f"keeps no average of decay {decay:g}, only {', '.join(f'{k:g}' for k in kept)}"

@@ -13,6 +13,7 @@ from dsd_lab.specs.evaluations import applies
 from dsd_lab.specs.fields import Generation, Trial
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.sweep import PlannedTrial, load_sweep
+from dsd_lab.specs.training import lacking_average
 from dsd_lab.verbs.common import find_trial, home_of, print_json
 
 _SETTINGS = ("sampler", "steps", "guidance", "weights", "images", "labels", "extractor", "reference", "metrics")
@@ -27,6 +28,10 @@ def run(arguments: argparse.Namespace) -> int:
     for trial in trials:
         if not any(applies(e, trial.fields) for e in evaluations):
             raise BadInput(f"{trial.id}: {trial.variant!r} has no denoiser to sample from; ask for other --metrics")
+        for evaluation in evaluations:
+            lacking = lacking_average(evaluation.weights, trial.fields.training)
+            if lacking is not None:
+                raise BadInput(f"{trial.id}: weights {evaluation.weights!r}: {trial.name!r} {lacking}")
     check_files(evaluations, home)
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
