@@ -38,7 +38,7 @@ from sweeping import (
 from dsd_lab.core.checkpoints import list_checkpoints
 from dsd_lab.errors import OK, TRIALS_FAILED
 from dsd_lab.home import ENDED, Home
-from dsd_lab.store import Store
+from dsd_lab.store import Store, StoreUnavailable
 
 TRIAL = {
     "training": {"steps": 60, "batch_size": 8},
@@ -184,8 +184,16 @@ class Soak:
         if self.back_at:
             self.serve()
         self.driver.wait(DEADLINE)
-        Store(self.home, self.uri).sync(next(iter(self.home.manifests().values())))
+        wait_until(self._stored, "a store that is back takes what it missed")
         self.server.close()
+
+    def _stored(self) -> bool:
+        """Bring the store up to the home folder; one that just came back, on a busy machine, may need to be asked again."""
+        try:
+            Store(self.home, self.uri).sync(next(iter(self.home.manifests().values())))
+        except StoreUnavailable:
+            return False
+        return True
 
 
 def _send(process: int, number: int) -> bool:
