@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dsd_lab.facts import known_facts
-from dsd_lab.files import write_json
+from dsd_lab.files import read_cache, write_json
 from dsd_lab.home import Home
 from dsd_lab.specs.fields import Trial
 from dsd_lab.specs.identity import canonical_fields
@@ -59,7 +58,7 @@ def cached_shape(trial: Trial, home: Home, code: str) -> Shape:
     kind = fields["optimiser"]["kind"]
     key = json.dumps([code, *_shape_fields(fields), kind, channels, classes], sort_keys=True)
     path = home.cache / "shapes.json"
-    known = _remembered(path)
+    known = read_cache(path)
     if key not in known:
         from dsd_lab.counting import count_shape  # imports torch: only where something is counted
 
@@ -68,14 +67,6 @@ def cached_shape(trial: Trial, home: Home, code: str) -> Shape:
             home.cache.mkdir(exist_ok=True)
             write_json(path, known)
     return Shape(**known[key])
-
-
-def _remembered(path: Path) -> dict[str, Any]:
-    try:
-        known = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):  # a damaged cache is as one that is not there
-        return {}
-    return known if isinstance(known, dict) else {}
 
 
 def timed_seconds(home: Home, entries: list[dict[str, Any]]) -> dict[str, float]:

@@ -45,3 +45,12 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def read_cache(path: Path) -> dict[str, Any]:
+    """The JSON object of a cache; one that is missing or damaged is empty."""
+    try:
+        known = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}

@@ -10,6 +10,7 @@ import torch
 from dsd_lab.core.data import DataSet, Images
 from dsd_lab.core.trainer import Trainer
 from dsd_lab.evaluation import extractor as extractor_module
+from dsd_lab.evaluation import measuring
 from dsd_lab.evaluation.distances import fid, kid, nearest_train
 from dsd_lab.evaluation.extractor import load_extractor
 from dsd_lab.evaluation.generation import evaluate_generation, sample_images
@@ -254,6 +255,20 @@ def test_no_two_evaluations_share_a_name_for_what_they_measure_differently(train
 def test_an_evaluation_gives_the_same_numbers_twice(trained):
     (first, images), (second, again) = (evaluated(trained, steps=2) for _ in range(2))
     assert first == second and torch.equal(images, again)
+
+
+def test_what_real_images_score_is_measured_once_in_a_home_folder(trained, monkeypatch):
+    trial, folder, data, device, cache = trained
+    asked, whole = [], measuring.nearest_train
+    monkeypatch.setattr(measuring, "nearest_train", lambda *a: asked.append(len(a[0])) or whole(*a))
+    settings = [Generation(steps=2, images=30), Generation(steps=1, images=30), Generation(steps=1, images=31)]
+    for path in (cache / "statistics").glob("*.json"):
+        path.write_text("damaged")
+    found = [evaluate_generation(s, trial, folder, data, device, cache)[0] for s in settings]
+    assert asked == [30, len(data.holdout), 30, 31]  # samples, held-out images, samples, samples
+    floors = [{k: v for k, v in each.items() if "_floor/" in k} for each in found]
+    assert floors[0] == floors[1] and "memorisation/nearest_train_floor/n50" in floors[0]
+    assert "fid_floor/indomain-balanced-n31" in floors[2] and "fid_floor/indomain-balanced-n30" not in floors[2]
 
 
 def test_figures_are_of_the_samples_they_say(trained, monkeypatch):

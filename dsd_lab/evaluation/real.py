@@ -6,7 +6,8 @@ What is asked of `DataSet` for this is here.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from dsd_lab.core.data import Images
 from dsd_lab.core.randomness import generator
 from dsd_lab.evaluation.distances import Statistics, statistics
 from dsd_lab.evaluation.features import extract
-from dsd_lab.files import write_atomic
+from dsd_lab.files import read_cache, write_atomic, write_json
 from dsd_lab.home import locked
 
 if TYPE_CHECKING:
@@ -69,11 +70,16 @@ class Real:
     cache: Path
 
     @cached_property
-    def _train(self) -> dict[str, Tensor]:
+    def _named(self) -> str:
+        """The extractor by name and weights."""
         digest = hashlib.sha256()
         for name, value in self.extractor.state_dict().items():
             digest.update(name.encode() + value.cpu().numpy().tobytes())
-        path = statistics_path(self.cache, self.data, f"{self.extractor.name}-{digest.hexdigest()[:8]}")
+        return f"{self.extractor.name}-{digest.hexdigest()[:8]}"
+
+    @cached_property
+    def _train(self) -> dict[str, Tensor]:
+        path = statistics_path(self.cache, self.data, self._named)
         with locked(path.with_suffix(".lock")):
             if not path.exists():
                 chosen = None if len(self.data.train) <= _MOST else self.some(_MOST)
@@ -82,6 +88,22 @@ class Real:
                 tensors = {"features": features.contiguous()} | {k: torch.from_numpy(v) for k, v in found.items()}
                 write_atomic(path, save(tensors))
         return load_file(path)
+
+    def numbers(self, key: str, make: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """What `make` measures of real images alone and is finite, kept in the home folder beside their statistics.
+
+        Args:
+            key: all that it depends on beside the data and the extractor.
+            make: what is measured where the home folder does not know it.
+        """
+        path = statistics_path(self.cache, self.data, self._named).with_suffix(".json")
+        with locked(path.with_suffix(".lock")):
+            known = read_cache(path)
+            if key not in known:
+                known[key] = {name: value for name, value in make().items() if math.isfinite(value)}
+                write_json(path, known)
+        found: dict[str, float] = known[key]
+        return found
 
     @property
     def features(self) -> Tensor:
