@@ -163,8 +163,8 @@ class Soak:
 
     # -- All of it -----------------------------------------------------------------------------------
 
-    def run(self, every: float, most: float) -> None:
-        """Strike until every trial has ended, then bring the store up to it."""
+    def run(self, every: float, most: float, strikes: int | None) -> None:
+        """Strike until every trial has ended (or so often), then bring the store up to it."""
         until = time.monotonic() + most
         while not self.ended():
             if time.monotonic() > until:
@@ -180,7 +180,8 @@ class Soak:
             if self.back_at and time.monotonic() > self.back_at:
                 self.serve()
             time.sleep(self.random.uniform(0.5, 1.5) * every)
-            self.strike()
+            if strikes is None or sum(self.strikes.values()) < strikes:
+                self.strike()
         if self.back_at:
             self.serve()
         self.driver.wait(DEADLINE)
@@ -204,8 +205,25 @@ def _send(process: int, number: int) -> bool:
     return True
 
 
-def soak(folder: Path, trials: int, seed: int, every: float, steps: int = 60, most: float = 7200.0) -> dict:
+def soak(
+    folder: Path,
+    trials: int,
+    seed: int,
+    every: float,
+    steps: int = 60,
+    most: float = 7200.0,
+    strikes: int | None = None,
+) -> dict:
     """Run it; returns figures.
+
+    Args:
+        folder: for both sweeps.
+        trials: at least.
+        seed: of the strikes.
+        every: seconds between strikes, on average.
+        steps: of a trial.
+        most: seconds after which it has failed.
+        strikes: how many; None strikes to the end.
 
     Raises:
         AssertionError: something is not as if nothing had happened.
@@ -220,7 +238,7 @@ def soak(folder: Path, trials: int, seed: int, every: float, steps: int = 60, mo
     began = time.monotonic()
     struck = Soak(spec, ids, home, folder / "served", seed)
     try:
-        struck.run(every, most)
+        struck.run(every, most, strikes)
     finally:
         struck.driver.kill()
         struck.server.close()

@@ -218,16 +218,18 @@ def mlflow_server(folder: Path, port: int) -> Iterator[str]:
     ]
     where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command = [sys.executable, "-m", "mlflow", "server", *place, *where]
-    server = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    log = folder / "server.log"  # a pipe that nobody reads fills, and then the server waits for ever
+    with log.open("ab") as file:
+        server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         uri = f"http://127.0.0.1:{port}"
-        wait_until(lambda: answers(uri), "the server answers", server)
+        wait_until(lambda: answers(uri) or server.poll() is not None, "the server answers")
+        assert server.poll() is None, log.read_text()
         yield uri
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.communicate(timeout=DEADLINE)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait(DEADLINE)
 
 
 @contextlib.contextmanager

@@ -315,6 +315,8 @@ VALUES = (
     bad("B33 a distance of one image", "evaluate: [{images: 1}]\n", FIVE, "evaluate.0.images: 1 is not between 2"),
     bad("B34 a control that is no variant", "report: {control: contrl}\n", FIVE, "report.control: no variant 'contrl'",
         "did you mean 'control'?"),
+    bad("B34 a reference that is no variant", "report: {reference: contrl}\n", FIVE,
+        "report.reference: no variant 'contrl'", "did you mean 'control'?"),
 )  # fmt: skip
 
 NAMES_SEEDS_AND_GRIDS = (

@@ -9,15 +9,13 @@ import multiprocessing
 import shutil
 import socket
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from sweeping import DEADLINE, EVALUATION, VARIANTS, events, train_here, wait_until, write_idx, write_spec
+from sweeping import DEADLINE, EVALUATION, VARIANTS, events, free_port, mlflow_server, train_here, write_idx, write_spec
 
 from dsd_lab.core.checkpoints import list_checkpoints, load_checkpoint
 from dsd_lab.core.data import load_data
@@ -510,56 +508,24 @@ def test_four_processes_can_open_a_fresh_store_at_once(tmp_path):
 def test_a_server_that_ends_and_comes_back_holds_everything_once_and_is_read_through_its_api(
     home, plan, manifest, tmp_path
 ):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        uri = f"http://127.0.0.1:{free.getsockname()[1]}"
+    port = free_port()
     served = tmp_path / "served"
     served.mkdir()
     shutil.copy(home.root / "mlflow.db", served / "mlflow.db")
 
-    def serve():
-        place = [
-            "--backend-store-uri",
-            f"sqlite:///{served / 'mlflow.db'}",
-            "--artifacts-destination",
-            str(served / "files"),
-        ]
-        where = ["--host", "127.0.0.1", "--port", uri.rsplit(":", 1)[1], "--workers", "1"]
-        command = [sys.executable, "-m", "mlflow", "server", *place, *where]
-        server = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-        )
-        wait_until(lambda: answers(uri), "the server answers", server)
-        return server
-
-    def end(server):
-        server.terminate()
-        server.communicate(timeout=DEADLINE)
-
-    server = serve()
-    try:
+    with mlflow_server(served, port) as uri:
         store = Store(home, uri)
         store.sync(manifest_of(plan.only(["variant=dsd"])))
-        end(server)
-        with pytest.raises(StoreUnavailable):
-            store.sync(manifest)
-        server = serve()
+    with pytest.raises(StoreUnavailable):
+        store.sync(manifest)
+    with mlflow_server(served, port):
         store.sync(manifest)
         Store(home, uri).sync(manifest)
         found = store.read(manifest, tmp_path / "scratch")
-    finally:
-        end(server)
     assert stored(Home(served)) == expected(home, plan)
     history = read_history(found[0].folder / "history.parquet")
     pd.testing.assert_frame_equal(history, history_table(home.trial(plan.trials[0].id).spool))
     assert (found[0].folder / "final" / "weights.safetensors").exists()
-
-
-def answers(uri):
-    """Whether something accepts connections there."""
-    host, port = uri.removeprefix("http://").split(":")
-    with socket.socket() as probe:
-        return probe.connect_ex((host, int(port))) == 0
 
 
 # -- History -----------------------------------------------------------------------------------------

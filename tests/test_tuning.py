@@ -6,6 +6,7 @@ import pytest
 from test_report import manifest, result
 
 from dsd_lab.errors import BadInput
+from dsd_lab.report.opened import Opened
 from dsd_lab.report.report import write_report
 from dsd_lab.report.tuning import tune
 from dsd_lab.specs.sweep import ReportSettings, Tuning, load_sweep
@@ -71,6 +72,25 @@ def test_a_choice_at_the_end_of_a_grid_and_a_single_seed_are_told(tmp_path):
     assert [len(g["seeds"]) for g in content["variants"]] == [1, 1]
     trials = next(t for t in page.tables if t.name == "trials")
     assert len(trials.rows) == 6, "trials that were not chosen are still listed"
+
+
+def test_an_opened_sweep_shows_what_its_report_shows():
+    results = [r for name in ("dsd", "naive") for r in grid({1e-4: [1.0, 1.5, 1.2], 1e-3: [2.0, 2.5, 2.2]}, name)]
+    opened = Opened(manifest(["dsd", "naive"]), results, ReportSettings(tuned=TUNING))
+    assert [(g.variant, g.point, len(g.results)) for g in opened.groups] == [("dsd", {}, 3), ("naive", {}, 3)]
+    assert set(opened.frame("tuning")[LR]) == {1e-4, 1e-3} and len(opened.frame("trials")) == 12
+    with pytest.raises(BadInput, match="no rows for the table 'tuning'"):
+        Opened(opened.manifest, results, ReportSettings()).table("tuning")
+
+
+@pytest.mark.parametrize(("named", "found"), [(None, "dsd"), ("detached", "detached"), ("control", "control")])
+def test_variants_are_compared_with_the_one_that_the_spec_names(tmp_path, named, found):
+    results = [r for name in ("control", "detached", "dsd") for r in grid({1e-4: [1.0, 2.0]}, name)]
+    _, content = write_report(
+        results, ReportSettings(reference=named), manifest(["control", "detached", "dsd"]), tmp_path
+    )
+    assert content["comparisons"]["reference"] == found
+    assert {row["variant"] for row in content["comparisons"]["rows"]} == {"control", "detached", "dsd"} - {found}
 
 
 def test_an_axis_that_the_grid_lacks_is_refused_by_line(tmp_path):

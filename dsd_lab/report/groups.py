@@ -240,6 +240,6 @@ def effective_control(groups: list[Group], settings: ReportSettings) -> str | No
 
 
 def reference_of(groups: list[Group], settings: ReportSettings) -> str | None:
-    """The variant that the others are compared with: `dsd`, else the control, else the first."""
+    """The variant that the others are compared with: the one that the spec names, else `dsd`, the control, or the first."""
     variants = dict.fromkeys(g.variant for g in groups)
-    return next((v for v in ("dsd", settings.control, *variants) if v in variants), None)
+    return next((v for v in (settings.reference, "dsd", settings.control, *variants) if v in variants), None)

@@ -26,6 +26,7 @@ from dsd_lab.report.rendering import Table, markdown, markdown_text
 from dsd_lab.report.results import Result
 from dsd_lab.report.scaling import scaling_table
 from dsd_lab.report.tables import cost_table, evaluation_table, gap_table, trial_table, verdict_table
+from dsd_lab.report.tuning import Tuned, tuned_results, tuning_table
 from dsd_lab.specs.sweep import ReportSettings
 from dsd_lab.store import Store
 from dsd_lab.verbs.common import find_manifest
@@ -62,7 +63,16 @@ class Opened:
     settings: ReportSettings
 
     @cached_property
+    def _chosen(self) -> tuple[list[Result], list[Tuned]]:
+        """The results that tables and figures show: all, or where the spec tunes an axis, those at the chosen values."""
+        return tuned_results(self.results, self.settings)
+
+    @cached_property
     def groups(self) -> list[Group]:
+        return groups_of(self._chosen[0], self.settings)
+
+    @cached_property
+    def _all_groups(self) -> list[Group]:
         return groups_of(self.results, self.settings)
 
     @cached_property
@@ -85,15 +95,16 @@ class Opened:
             "rank_gap": lambda: gap_table(groups, settings),
             "theory": lambda: theory_table(groups, settings, dots),
             "scaling": lambda: scaling_table(groups, dots),
-            "cost": lambda: cost_table(groups, dots),
+            "tuning": lambda: tuning_table(self._chosen[1], settings.tuned) if settings.tuned else None,
+            "cost": lambda: cost_table(self._all_groups, dots),
             "published": lambda: published_table(groups, dots),
             "published_collapse": lambda: collapse_table(groups, settings, dots),
-            "trials": lambda: trial_table(groups, columns, settings),
+            "trials": lambda: trial_table(self._all_groups, columns, settings),
         }
 
     def origin(self) -> Text:
         """Where the data came from: sweep, code, versions, machines, images; and what a reader must know first."""
-        lines = [f"> {markdown_text(n)}" for n in notices(self.groups, self.settings)]
+        lines = [f"> {markdown_text(n)}" for n in notices(self._all_groups, self.settings)]
         lines += [f"- **{markdown_text(k)}**: {markdown_text(v)}" for k, v in provenance_lines(self.results, self.manifest)]  # fmt: skip
         return Text("\n".join([markdown_text(self.manifest["why"]), "", *lines]))
 

@@ -21,7 +21,7 @@ from dsd_lab.report.results import Result
 from dsd_lab.report.scaling import scaling_table
 from dsd_lab.report.tables import cost_table, evaluation_table, gap_table, trial_table, verdict_table
 from dsd_lab.report.tidying import only_new_files
-from dsd_lab.report.tuning import Tuned, tune, tuning_table
+from dsd_lab.report.tuning import tuned_results, tuning_table
 from dsd_lab.specs.sweep import ReportSettings
 
 
@@ -46,9 +46,7 @@ def write_part(
     """Write the tables and figures of one sweep below a folder; returns its page, which is not written, and its JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     everything = results
-    tuned: list[Tuned] = []
-    if settings.tuned is not None and all(settings.tuned.axis in r.point for r in results):
-        results, tuned = tune(results, settings.tuned)
+    results, tuned = tuned_results(results, settings)
     groups, columns = groups_of(results, settings), columns_of(results)
     all_groups = groups_of(everything, settings) if tuned else groups
     dots = {name: look.colour for name, look in looks_of(groups, effective_control(groups, settings)).items()}

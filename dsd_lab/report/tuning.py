@@ -17,7 +17,7 @@ import pandas as pd
 from dsd_lab.report.rendering import Cell, Table, estimate_cell
 from dsd_lab.report.results import Result, point_name
 from dsd_lab.report.statistics import Estimate, estimate
-from dsd_lab.specs.sweep import Tuning
+from dsd_lab.specs.sweep import ReportSettings, Tuning
 
 _FALLBACK = "train/reconstruction"
 """What is compared where a variant has no samples to judge: the last record of its reconstruction loss."""
@@ -42,6 +42,13 @@ class Tuned:
         """Whether a choice lies at an end of the axis, beyond which it might be better still."""
         values = list(self.by_value)
         return len(values) > 2 and any(v in (values[0], values[-1]) for v in self.chosen.values())
+
+
+def tuned_results(results: list[Result], settings: ReportSettings) -> tuple[list[Result], list[Tuned]]:
+    """`tune` where the spec asks for it and the results have the axis; else the results as they are."""
+    if settings.tuned is None or not all(settings.tuned.axis in r.point for r in results):
+        return results, []
+    return tune(results, settings.tuned)
 
 
 def tune(results: list[Result], settings: Tuning) -> tuple[list[Result], list[Tuned]]:

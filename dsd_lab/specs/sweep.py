@@ -48,6 +48,8 @@ class ReportSettings(Section):
 
     control: str | None = "control"
     """Variant that the others are judged against, seed by seed; null judges against fixed bounds."""
+    reference: str | None = None
+    """Variant that the others are compared with, seed by seed; null takes `dsd`, else the control, else the first."""
     runaway: float = Field(5.0, gt=1, le=1e6)
     """scale-runaway: latent std above this multiple of the control's."""
     shrunk: float = Field(0.2, gt=0, lt=1)
@@ -234,12 +236,12 @@ def _resolve(spec: Sweep, document: Document, everywhere: Document, path: Path) 
         raise BadInput(
             f"{where}: report.tuned.axis: {one_line(tuned.axis)!r} is no axis of this spec's grid{did_you_mean(tuned.axis, list(spec.grid))}"
         )
-    control = spec.report.control
-    if control is not None and control not in spec.variants and "control" in spec.report.model_fields_set:
-        where = document.where(("report", "control"))
-        raise BadInput(
-            f"{where}: report.control: no variant {one_line(control)!r} in this spec{did_you_mean(control, list(spec.variants))}"
-        )
+    for key in ("control", "reference"):
+        named = getattr(spec.report, key)
+        if named is not None and named not in spec.variants and key in spec.report.model_fields_set:
+            raise BadInput(
+                f"{document.where(('report', key))}: report.{key}: no variant {one_line(named)!r} in this spec{did_you_mean(named, list(spec.variants))}"
+            )
     base, trials = document.part(("base",)), []
     faults: dict[str, list[str]] = {}
     for variant in spec.variants:
