@@ -11,7 +11,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from dsd_lab.report import latent_figures, picture_figures, scaling, spectrum_figures, theory_figures
+from dsd_lab.report import (
+    difference_figures,
+    latent_figures,
+    picture_figures,
+    scaling,
+    spectrum_figures,
+    theory_figures,
+)
 from dsd_lab.report.agreement import ASSUMED
 from dsd_lab.report.drawing import MOST_POINTS, Look, looks_of, save_figure, style
 from dsd_lab.report.groups import Group, effective_control, points_of
@@ -34,6 +41,11 @@ FIGURES: tuple[tuple[str, str, _Draw], ...] = (
         "survival",
         "Time to collapse: share of seeds whose latents have not collapsed for good by a step (Kaplan-Meier). Curves are set slightly apart, so that those that coincide are seen.",
         latent_figures.survival,
+    ),
+    (
+        "differences",
+        "Every variant minus the reference, paired by seed. Large mark: mean; bar: 95 % interval of the mean (normal differences assumed); small marks: seeds. Long bars leave the panel. An interval that holds 0 shows neither a difference nor that there is none.",
+        difference_figures.differences,
     ),
     (
         "spectrum_maps",
