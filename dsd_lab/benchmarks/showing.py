@@ -1,0 +1,108 @@
+"""The figures of `dsd-lab bench` as tables for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dsd_lab.display import duration
+
+_SHARES = ("steps", "probes", "images", "checkpoints", "events")
+
+
+def print_answer(answer: dict[str, Any]) -> None:
+    """Print speed, parts of a step, shares of a trial, start-up and targets, one line a trial in each."""
+    console = Console(width=None if Console().is_terminal else 200)
+    trials = answer["trials"]
+    for table in (_speed(trials), _parts(trials), _whole(trials)):
+        console.print(table)
+        console.print()
+    start = ", ".join(f"{name} {_seconds(s['median'])} {_range(s, 1)} s" for name, s in answer["start_up"].items())
+    console.print(f"start-up of a process: {start}", highlight=False)
+    console.print(
+        f"{answer['machine']['processor']}, load {answer['machine']['load']:g} at the start; medians of "
+        f"{answer['repeats']} repeats (least to greatest)",
+        highlight=False,
+    )
+    console.print(_targets(answer["targets"]))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("trial", "target", "of") else "right", no_wrap=True)
+    return table
+
+
+def _speed(trials: list[dict[str, Any]]) -> Table:
+    table = _table(
+        "trial", "images/s", "ms a step", "FLOPs/image", "ceiling", "used", "bare loop", "ours/bare", "memory"
+    )
+    for trial in trials:
+        step, loop = trial["step_seconds"], trial["loop"]
+        mark = "" if loop["losses"] == "written out" else "*"
+        table.add_row(
+            trial["name"],
+            f"{trial['images_per_second']['median']:,.0f} {_range(trial['images_per_second'], 1, 0)}",
+            f"{1e3 * step['median']:.3g} {_range(step, 1e3)}",
+            _flops(trial["flops_per_image"]),
+            _flops(trial["ceiling_flops_per_second"]["median"]) + "/s",
+            f"{trial['utilisation']['median']:.1%}",
+            f"{1e3 * loop['bare_step_seconds']['median']:.3g}",
+            f"{loop['ratio']['median']:.3f}{mark} {_range(loop['ratio'], 1, 3)}",
+            f"{loop['cpu_ratio']['median']:.3f}",
+            f"{trial['memory']['bytes'] / 2**20:.0f} MiB",
+        )
+    if any(trial["loop"]["losses"] != "written out" for trial in trials):
+        table.caption = "*: the bare loop takes the losses and random numbers from dsd_lab, and writes out the rest"
+    return table
+
+
+def _parts(trials: list[dict[str, Any]]) -> Table:
+    names = list(trials[0]["parts"])
+    table = _table("trial", *names)
+    table.title, table.title_justify = "ms of a step, timed part by part", "left"
+    for trial in trials:
+        parts = {name: trial["parts"][name]["median"] for name in names}
+        whole = sum(parts.values())
+        table.add_row(trial["name"], *(f"{1e3 * s:.2f} {s / whole:>4.0%}" for s in parts.values()))
+    return table
+
+
+def _whole(trials: list[dict[str, Any]]) -> Table:
+    table = _table("trial", "time", *_SHARES)
+    table.title, table.title_justify = "shares of a whole trial", "left"
+    for trial in trials:
+        shown = (f"{trial['shares'][name]:.2%}" for name in _SHARES)
+        table.add_row(trial["name"], duration(trial["trial_seconds"]), *shown)
+    return table
+
+
+def _targets(targets: list[dict[str, Any]]) -> Table:
+    table = _table("target", "at most", "measured", "", "of")
+    for target in targets:
+        ratio = target["limit"] > 1
+        limit = f"{target['limit']:.2f}" if ratio else f"{target['limit']:.0%}"
+        figure = f"{target['figure']:.3f}" if ratio else f"{target['figure']:.2%}"
+        met = "met" if target["met"] else "missed"
+        table.add_row(f"{target['name']}: {target['what']}", limit, figure, met, f"worst: {target['trial']}")
+    return table
+
+
+def _range(spread: dict[str, float], factor: float, digits: int | None = None) -> str:
+    if digits is None:
+        return f"({factor * spread['min']:.3g} to {factor * spread['max']:.3g})"
+    return f"({factor * spread['min']:,.{digits}f} to {factor * spread['max']:,.{digits}f})"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def _flops(number: float) -> str:
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"

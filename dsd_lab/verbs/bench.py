@@ -1,0 +1,99 @@
+"""`dsd-lab bench`: how fast trials train on this machine, and where the time goes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+
+from dsd_lab.benchmarks.saved import cpu_name, remember_figure, whole_seconds
+from dsd_lab.benchmarks.shares import event_medians, shares, verdicts
+from dsd_lab.benchmarks.showing import print_answer
+from dsd_lab.benchmarks.subjects import Subject, chosen_subjects
+from dsd_lab.errors import OK
+from dsd_lab.home import Home
+from dsd_lab.provenance import training_code
+from dsd_lab.verbs.common import home_of, print_json
+
+_BUSY = 0.5
+"""Load a logical CPU from which other work makes times too long."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure trials, show the figures and keep them for `dsd-lab plan`."""
+    subjects, home = chosen_subjects(arguments), home_of(arguments)
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > _BUSY * cores:
+        print(
+            f"dsd-lab: warning: this machine is busy (load {load:.1f} on {cores} CPUs): times will be too long, ratios less sure",
+            file=sys.stderr,
+        )
+    home.prepare()
+    home.cache.mkdir(exist_ok=True)
+
+    from dsd_lab.benchmarks.startup import start_up
+
+    answer: dict[str, Any] = {
+        "machine": {"processor": cpu_name(), "load": round(load, 2)},
+        "repeats": arguments.repeats,
+        "start_up": start_up(min(arguments.repeats, 3)),
+        "trials": _measured(subjects, home, arguments),
+    }
+    answer["targets"] = verdicts(answer["trials"])
+    if arguments.json:
+        print_json(answer)
+    else:
+        print_answer(answer)
+    return OK
+
+
+def _measured(subjects: list[Subject], home: Home, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from dsd_lab.benchmarks.measuring import Settings, measure
+    from dsd_lab.benchmarks.random_images import random_images
+    from dsd_lab.core.trainer import pick_device
+    from dsd_lab.running import DataShelf
+
+    settings, shelf, found = Settings(arguments.repeats, arguments.steps), DataShelf(), []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console()
+    with Progress(*columns, console=console, disable=arguments.json or not console.is_terminal) as bar:
+        for number, subject in enumerate(subjects, 1):
+            trial, fields = subject.trial, subject.trial.fields
+            device = pick_device(fields.resources.gpus)
+            data = random_images(fields) if subject.random_images else shelf.get(trial, home)
+            task = bar.add_task(subject.name, total=settings.repeats)
+
+            def told(done: int, task: Any = task) -> None:
+                bar.update(task, completed=done)
+
+            figures = measure(fields, trial.seed, data, device, home.cache, settings, told)
+            name = cpu_name() if device.type == "cpu" else _gpu_name(device)
+            step, events = figures["step_seconds"]["median"], event_medians(figures)
+            figure = {"step": step, "events": events, "code": training_code(), "measured_at": time.time()}
+            remember_figure(home, fields, name, figure)
+            identity = {
+                "spec": subject.spec,
+                "name": subject.name,
+                "variant": trial.variant,
+                "point": trial.point,
+                "size": fields.network.size,
+                "images": "random" if subject.random_images else fields.data.source,
+                "device": name,
+            }
+            whole = whole_seconds(fields, step, events)
+            found.append(identity | figures | {"shares": shares(fields, figures), "trial_seconds": whole})
+            if not arguments.json and not console.is_terminal:
+                print(f"{subject.spec} {subject.name}: measured ({number} of {len(subjects)})", flush=True)
+    return found
+
+
+def _gpu_name(device: Any) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device)
