@@ -185,6 +185,7 @@ def test_tables_for_people_show_every_trial_and_target(tmp_path, capsys):
 def test_targets_are_judged_by_the_trial_that_is_furthest_from_them():
     def figures(name, ratio, share):
         return {
+            "spec": "spec.yaml",
             "name": name,
             "loop": {"ratio": {"median": ratio}},
             "shares": {"probes": share, "events": 0.001, "checkpoints": 0.001},

@@ -30,6 +30,16 @@ class Taken:
         return Taken(self.wall * share, self.cpu * share)
 
 
+def mean(values: Sequence[Taken]) -> Taken:
+    """The mean by either clock."""
+    return sum(values, Taken()) * (1 / len(values))
+
+
+def middle(values: Sequence[Taken]) -> Taken:
+    """The median by either clock, which a moment of other work does not move."""
+    return Taken(median(v.wall for v in values), median(v.cpu for v in values))
+
+
 @dataclass(frozen=True)
 class Clock:
     """Seconds on a device: work that was queued before a reading is finished at it."""

@@ -13,7 +13,7 @@ import torch
 
 from dsd_lab.benchmarks.bare import BareLoop
 from dsd_lab.benchmarks.ceiling import Ceiling
-from dsd_lab.benchmarks.clock import Clock, Taken, spread
+from dsd_lab.benchmarks.clock import Clock, Taken, mean, middle, spread
 from dsd_lab.benchmarks.events import event_seconds
 from dsd_lab.benchmarks.memory import forget_peak, peak_memory
 from dsd_lab.benchmarks.parts import PARTS, Stopwatch, timed_parts
@@ -91,7 +91,8 @@ def measure(
 ) -> dict[str, Any]:
     """Figures of one trial; each with a spread holds the median, least and greatest of the repeats.
 
-    With phases, what concerns a step is the mean over all steps of the trial.
+    With phases, what concerns a step is the mean over all steps of the trial. The ratio to the bare
+    loop is that of the median turns.
 
     Args:
         trial: what is trained.
@@ -116,27 +117,32 @@ def measure(
     warm = _warm_up(block, trainer.stages)
     memory = peak_memory(device)
     steps = settings.steps or max(2, min(_MOST_STEPS, round(_BLOCK_SECONDS / warm)))
+    turns = min(steps, _TURNS)
+    steps = turns * (steps // turns)
     loop = BareLoop(trainer)
     loop.step(*loop.batch())
 
-    ceilings, step_taken, bare_taken = [ceiling.measure()], [], []
+    ceilings, step_seconds, bare_seconds, ratios = [ceiling.measure()], [], [], []
     parts: dict[str, list[float]] = {name: [] for name in PARTS}
     for repeat in range(repeats):
-        ours, bare = Taken(), Taken()
+        ours = bare = 0.0
+        middles = [Taken(), Taken()]
         its_parts = dict.fromkeys(PARTS, 0.0)
         for stage in trainer.stages:
-            share = block.shares[stage.start] / steps
+            share = block.shares[stage.start]
             block.enter(stage)
             loop.enter(stage)
-            its_ours, its_bare = _in_turns(block, loop, stage, steps, repeat)
-            ours, bare = ours + its_ours * share, bare + its_bare * share
+            both = _in_turns(block, loop, stage, turns, steps // turns, repeat)
+            ours, bare = ours + share * mean(both[0]).wall, bare + share * mean(both[1]).wall
+            middles = [before + middle(its) * share for before, its in zip(middles, both, strict=True)]
             watch = Stopwatch(clock)
             with timed_parts(trainer, watch):
                 block.ours(stage, steps)
             for name, seconds in watch.seconds.items():
-                its_parts[name] += share * seconds
-        step_taken.append(ours)
-        bare_taken.append(bare)
+                its_parts[name] += share * seconds / steps
+        step_seconds.append(ours)
+        bare_seconds.append(bare)
+        ratios.append((middles[0].wall / middles[1].wall, middles[0].cpu / middles[1].cpu))
         for name in PARTS:
             parts[name].append(its_parts[name])
         ceilings.append(ceiling.measure())
@@ -147,7 +153,6 @@ def measure(
 
     images, shape = trial.training.batch_size, count_shape(trial, data.channels, data.classes)
     flops = shape["flops_per_image"] * images
-    step_seconds = [taken.wall for taken in step_taken]
     around = [(before + after) / 2 for before, after in pairwise(ceilings)]
     return {
         "precision": trial.training.precision,
@@ -163,9 +168,9 @@ def measure(
         "ceiling_flops_per_second": spread(ceilings),
         "utilisation": spread([flops / s / c for s, c in zip(step_seconds, around, strict=True)]),
         "loop": {
-            "ratio": spread([ours.wall / bare.wall for ours, bare in zip(step_taken, bare_taken, strict=True)]),
-            "cpu_ratio": spread([ours.cpu / bare.cpu for ours, bare in zip(step_taken, bare_taken, strict=True)]),
-            "bare_step_seconds": spread([bare.wall for bare in bare_taken]),
+            "ratio": spread([wall for wall, _ in ratios]),
+            "cpu_ratio": spread([cpu for _, cpu in ratios]),
+            "bare_step_seconds": spread(bare_seconds),
             "losses": "written out" if loop.by_hand else "shared",
         },
         "memory": memory,
@@ -185,16 +190,16 @@ def _warm_up(block: _Block, stages: list[Stage]) -> float:
     return fastest
 
 
-def _in_turns(block: _Block, loop: BareLoop, stage: Stage, steps: int, repeat: int) -> tuple[Taken, Taken]:
-    """Time of so many steps of both, which change over in small turns; who begins changes too."""
-    ours, bare = Taken(), Taken()
-    turns = min(steps, _TURNS)
+def _in_turns(
+    block: _Block, loop: BareLoop, stage: Stage, turns: int, count: int, repeat: int
+) -> tuple[list[Taken], list[Taken]]:
+    """Time of a step of both in each turn of `count` steps; who begins changes from turn to turn."""
+    ours, bare = [], []
     for turn in range(turns):
-        count = steps * (turn + 1) // turns - steps * turn // turns
         if (turn + repeat) % 2:
-            bare += block.bare(loop, stage, count)
-            ours += block.ours(stage, count)
+            bare.append(block.bare(loop, stage, count) * (1 / count))
+            ours.append(block.ours(stage, count) * (1 / count))
         else:
-            ours += block.ours(stage, count)
-            bare += block.bare(loop, stage, count)
+            ours.append(block.ours(stage, count) * (1 / count))
+            bare.append(block.bare(loop, stage, count) * (1 / count))
     return ours, bare

@@ -63,15 +63,16 @@ def verdicts(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each target beside the figure of the trial that is furthest from it."""
     found = []
     for target in TARGETS:
-        figures = [(_at(trial, target.path), trial["name"]) for trial in trials]
-        figure, name = max(figures)
+        worst = max(trials, key=lambda trial: _at(trial, target.path))
+        figure = _at(worst, target.path)
         found.append(
             {
                 "name": target.name,
                 "what": target.what,
                 "limit": target.limit,
                 "figure": figure,
-                "trial": name,
+                "spec": worst["spec"],
+                "trial": worst["name"],
                 "met": figure <= target.limit,
             }
         )

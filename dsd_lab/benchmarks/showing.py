@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -19,14 +20,14 @@ def print_answer(answer: dict[str, Any]) -> None:
     for table in (_speed(trials), _parts(trials), _whole(trials)):
         console.print(table)
         console.print()
-    start = ", ".join(f"{name} {_seconds(s['median'])} {_range(s, 1)} s" for name, s in answer["start_up"].items())
+    start = ", ".join(f"{name} {s['median']:.2f} s {_range(s, 2)}" for name, s in answer["start_up"].items())
     console.print(f"start-up of a process: {start}", highlight=False)
     console.print(
         f"{answer['machine']['processor']}, load {answer['machine']['load']:g} at the start; medians of "
         f"{answer['repeats']} repeats (least to greatest)",
         highlight=False,
     )
-    console.print(_targets(answer["targets"]))
+    console.print(_targets(answer["targets"], trials))
 
 
 def _table(*columns: str) -> Table:
@@ -38,20 +39,29 @@ def _table(*columns: str) -> Table:
 
 def _speed(trials: list[dict[str, Any]]) -> Table:
     table = _table(
-        "trial", "images/s", "ms a step", "FLOPs/image", "ceiling", "used", "bare loop", "ours/bare", "memory"
+        "trial",
+        "images/s",
+        "ms a step",
+        "FLOPs/image",
+        "ceiling",
+        "used",
+        "bare loop",
+        "ours/bare",
+        "CPU time",
+        "memory",
     )
     for trial in trials:
         step, loop = trial["step_seconds"], trial["loop"]
         mark = "" if loop["losses"] == "written out" else "*"
         table.add_row(
-            trial["name"],
-            f"{trial['images_per_second']['median']:,.0f} {_range(trial['images_per_second'], 1, 0)}",
-            f"{1e3 * step['median']:.3g} {_range(step, 1e3)}",
+            _label(trial, trials),
+            f"{trial['images_per_second']['median']:,.0f} {_range(trial['images_per_second'], 0)}",
+            f"{_milli(step['median'])} ({_milli(step['min'])} to {_milli(step['max'])})",
             _flops(trial["flops_per_image"]),
             _flops(trial["ceiling_flops_per_second"]["median"]) + "/s",
             f"{trial['utilisation']['median']:.1%}",
-            f"{1e3 * loop['bare_step_seconds']['median']:.3g}",
-            f"{loop['ratio']['median']:.3f}{mark} {_range(loop['ratio'], 1, 3)}",
+            _milli(loop["bare_step_seconds"]["median"]),
+            f"{loop['ratio']['median']:.3f}{mark} {_range(loop['ratio'], 3)}",
             f"{loop['cpu_ratio']['median']:.3f}",
             f"{trial['memory']['bytes'] / 2**20:.0f} MiB",
         )
@@ -67,7 +77,7 @@ def _parts(trials: list[dict[str, Any]]) -> Table:
     for trial in trials:
         parts = {name: trial["parts"][name]["median"] for name in names}
         whole = sum(parts.values())
-        table.add_row(trial["name"], *(f"{1e3 * s:.2f} {s / whole:>4.0%}" for s in parts.values()))
+        table.add_row(_label(trial, trials), *(f"{1e3 * s:.2f} {s / whole:>4.0%}" for s in parts.values()))
     return table
 
 
@@ -76,29 +86,41 @@ def _whole(trials: list[dict[str, Any]]) -> Table:
     table.title, table.title_justify = "shares of a whole trial", "left"
     for trial in trials:
         shown = (f"{trial['shares'][name]:.2%}" for name in _SHARES)
-        table.add_row(trial["name"], duration(trial["trial_seconds"]), *shown)
+        table.add_row(_label(trial, trials), duration(trial["trial_seconds"]), *shown)
     return table
 
 
-def _targets(targets: list[dict[str, Any]]) -> Table:
+def _targets(targets: list[dict[str, Any]], trials: list[dict[str, Any]]) -> Table:
     table = _table("target", "at most", "measured", "", "of")
     for target in targets:
         ratio = target["limit"] > 1
         limit = f"{target['limit']:.2f}" if ratio else f"{target['limit']:.0%}"
         figure = f"{target['figure']:.3f}" if ratio else f"{target['figure']:.2%}"
         met = "met" if target["met"] else "missed"
-        table.add_row(f"{target['name']}: {target['what']}", limit, figure, met, f"worst: {target['trial']}")
+        table.add_row(
+            f"{target['name']}: {target['what']}",
+            limit,
+            figure,
+            met,
+            f"worst: {_label({'name': target['trial'], 'spec': target['spec']}, trials)}",
+        )
     return table
 
 
-def _range(spread: dict[str, float], factor: float, digits: int | None = None) -> str:
-    if digits is None:
-        return f"({factor * spread['min']:.3g} to {factor * spread['max']:.3g})"
-    return f"({factor * spread['min']:,.{digits}f} to {factor * spread['max']:,.{digits}f})"
+def _label(trial: dict[str, Any], trials: list[dict[str, Any]]) -> str:
+    """The trial's name, with its spec's where there are several."""
+    several = len({other["spec"] for other in trials}) > 1
+    return f"{Path(trial['spec']).stem} {trial['name']}" if several else str(trial["name"])
 
 
-def _seconds(value: float) -> str:
-    return f"{value:.2f}"
+def _range(spread: dict[str, float], digits: int) -> str:
+    return f"({spread['min']:,.{digits}f} to {spread['max']:,.{digits}f})"
+
+
+def _milli(seconds: float) -> str:
+    """Milliseconds, to three digits."""
+    value = 1e3 * seconds
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def _flops(number: float) -> str:
