@@ -95,6 +95,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--steps", type=_positive, metavar="N", help="steps of a repeat (default: as many as take half a second)"
     )
     bench.add_argument("--random-images", action="store_true", help="random pixels in the place of a spec's images")
+    bench.add_argument(
+        "--store", action="store_true", help="measure the store too, which works beside a sweep (imports MLflow)"
+    )
     _json(bench)
 
     report = _verb(verbs, "report", "write tables, figures and pages of sweeps", f"dsd-lab report {_SPEC}")

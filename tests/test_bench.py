@@ -1,6 +1,7 @@
 """`dsd-lab bench`: what it measures and adds up, what it compares with, what `plan` makes of it. No time is asserted."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from dsd_lab.benchmarks.saved import EVENTS, benched_seconds, cpu_name, event_co
 from dsd_lab.benchmarks.shares import TARGETS, shares, verdicts
 from dsd_lab.cli import main
 from dsd_lab.core.data import load_data
+from dsd_lab.core.data.images import StreamedImages
 from dsd_lab.core.events import Checkpointed, Drew, Logged, Probed
 from dsd_lab.core.trainer import Trainer
 from dsd_lab.counting import count_shape
@@ -96,6 +98,18 @@ def test_the_bare_loops_own_batches_are_images_and_noise_of_the_right_kind(varia
         assert draws.t.min() >= 0 and draws.t.max() <= 1 and draws.y.max() <= digits.classes
         loop.step(x, draws)
     assert len(seen) == 3
+
+
+@pytest.mark.parametrize("variant", ["dsd", "more"])
+def test_the_bare_loop_has_images_that_the_trainer_streams_in_memory(variant, digits, tmp_path):
+    train = digits.train
+    decode = lambda i: train.pixels[i].numpy()  # noqa: E731
+    streamed = replace(digits, train=StreamedImages(decode, train.labels, train.shape, train.levels, workers=0))
+    loop = BareLoop(Trainer(trial_of(variant, tmp_path), 0, streamed, CPU))
+    assert len(loop.pixels) == len(loop.labels) == 32 and torch.equal(loop.pixels, train.pixels[:32])
+    for _ in range(5):  # more than one epoch of them
+        loop.step(*loop.batch())
+    assert loop.count == 5
 
 
 # -- Timers around the trainer ---------------------------------------------------------------------------
@@ -204,6 +218,15 @@ def test_a_size_and_a_spec_without_its_images_run_on_random_ones(tmp_path):
     assert code == OK and [t["images"] for t in answer["trials"]] == ["random", "random"]
     assert [t["spec"] for t in answer["trials"]] == ["nano8", str(spec)]
     assert answer["trials"][0]["size"] == "nano8" and answer["trials"][0]["batch_size"] == 4
+
+
+def test_the_store_is_measured_where_it_is_asked_for(tmp_path, benched):
+    spec, home = write_spec(tmp_path), tmp_path / "home"
+    code, answer = run("bench", spec, "--steps", 1, "--repeats", 1, "--store", "--home", home)
+    assert code == OK and set(answer["trials"][0]["store"]) == {"open_seconds", "trial_seconds", "share"}
+    assert all(value > 0 for value in answer["trials"][0]["store"].values())
+    assert not (home / "mlflow.db").exists() and not list((home / "cache").glob("tmp*"))
+    assert not list(home.glob("trials/*")) and "store" not in benched[2]["trials"][0]
 
 
 # -- What plan makes of it -----------------------------------------------------------------------------------

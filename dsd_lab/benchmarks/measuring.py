@@ -108,7 +108,6 @@ def measure(
     """
     torch.set_num_threads(trial.resources.threads)
     clock, repeats = Clock(device), settings.repeats
-    ceiling = Ceiling(device, trial.training.precision)
     forget_peak(device)
     began = clock.now()
     trainer = Trainer(trial, seed, data, device)
@@ -116,6 +115,7 @@ def measure(
     block = _Block(trainer, clock)
     warm = _warm_up(block, trainer.stages)
     memory = peak_memory(device)
+    ceiling = Ceiling(device, trial.training.precision)  # after the peak, which its matrices would raise
     steps = settings.steps or max(2, min(_MOST_STEPS, round(_BLOCK_SECONDS / warm)))
     turns = min(steps, _TURNS)
     steps = turns * (steps // turns)

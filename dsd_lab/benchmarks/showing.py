@@ -82,10 +82,12 @@ def _parts(trials: list[dict[str, Any]]) -> Table:
 
 
 def _whole(trials: list[dict[str, Any]]) -> Table:
-    table = _table("trial", "time", *_SHARES)
+    stored = any("store" in trial for trial in trials)
+    table = _table("trial", "time", *_SHARES, *(["store, beside it"] if stored else []))
     table.title, table.title_justify = "shares of a whole trial", "left"
     for trial in trials:
-        shown = (f"{trial['shares'][name]:.2%}" for name in _SHARES)
+        shown = [f"{trial['shares'][name]:.2%}" for name in _SHARES]
+        shown += [f"{trial['store']['share']:.2%}"] if stored else []
         table.add_row(_label(trial, trials), duration(trial["trial_seconds"]), *shown)
     return table
 

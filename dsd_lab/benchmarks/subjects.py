@@ -25,6 +25,7 @@ class Subject:
 
     spec: str
     """The spec's file, or the size."""
+    plan: Plan
     trial: PlannedTrial
     random_images: bool
     """Whether random pixels stand for the trial's own images."""
@@ -54,7 +55,7 @@ def chosen_subjects(arguments: argparse.Namespace) -> list[Subject]:
         first: dict[str, PlannedTrial] = {}
         for trial in plan.trials:
             first.setdefault(_sameness(trial), trial)
-        found += [Subject(text, trial, random) for trial in first.values()]
+        found += [Subject(text, plan, trial, random) for trial in first.values()]
     return found
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -77,6 +79,7 @@ def _measured(subjects: list[Subject], home: Home, arguments: argparse.Namespace
             step, events = figures["step_seconds"]["median"], event_medians(figures)
             figure = {"step": step, "events": events, "code": training_code(), "measured_at": time.time()}
             remember_figure(home, fields, name, figure)
+            whole = whole_seconds(fields, step, events)
             identity = {
                 "spec": subject.spec,
                 "name": subject.name,
@@ -86,7 +89,12 @@ def _measured(subjects: list[Subject], home: Home, arguments: argparse.Namespace
                 "images": "random" if subject.random_images else fields.data.source,
                 "device": name,
             }
-            whole = whole_seconds(fields, step, events)
+            if arguments.store:
+                from dsd_lab.benchmarks.storing import store_seconds  # imports MLflow
+
+                with tempfile.TemporaryDirectory(dir=home.cache) as scratch:
+                    figures["store"] = store_seconds(subject, data, Path(scratch))
+                figures["store"]["share"] = figures["store"]["trial_seconds"] / whole
             found.append(identity | figures | {"shares": shares(fields, figures), "trial_seconds": whole})
             if not arguments.json and not console.is_terminal:
                 print(f"{subject.spec} {subject.name}: measured ({number} of {len(subjects)})", flush=True)
