@@ -20,7 +20,7 @@ from dsd_lab.core.events import Checkpointed, Drew, Logged, Probed
 from dsd_lab.core.trainer import Trainer
 from dsd_lab.counting import count_shape
 from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK
-from dsd_lab.home import Home
+from dsd_lab.home import Home, locked
 from dsd_lab.specs.fields import Trial
 from dsd_lab.specs.sweep import load_sweep
 
@@ -225,7 +225,7 @@ def test_the_store_is_measured_where_it_is_asked_for(tmp_path, benched):
     code, answer = run("bench", spec, "--steps", 1, "--repeats", 1, "--store", "--home", home)
     assert code == OK and set(answer["trials"][0]["store"]) == {"open_seconds", "trial_seconds", "share"}
     assert all(value > 0 for value in answer["trials"][0]["store"].values())
-    assert not (home / "mlflow.db").exists() and not list((home / "cache").glob("tmp*"))
+    assert not (home / "mlflow.db").exists() and not list((home / "cache").rglob("tmp*"))
     assert not list(home.glob("trials/*")) and "store" not in benched[2]["trials"][0]
 
 
@@ -341,6 +341,21 @@ def test_a_trial_that_diverges_at_once_and_a_gpu_that_is_not_there_are_refused(t
     assert "is not finite; a trial that diverges at once cannot be timed" in capsys.readouterr().err
     if not torch.cuda.is_available():
         assert main(["bench", "nano8", "--set", "resources.gpus=1", *few]) == NO_RESOURCES
+
+
+def test_two_at_once_are_refused_and_what_a_killed_one_left_is_freed(tmp_path, capsys):
+    spec, home = write_spec(tmp_path), Home(tmp_path / "home")
+    left = home.cache / "bench" / "tmpleft"
+    left.mkdir(parents=True)
+    (left / "file").write_text("half a checkpoint")
+    few = ["bench", str(spec), "--steps", "1", "--repeats", "1", "--home", str(home.root)]
+    with locked(home.cache / "bench" / "lock"):
+        assert main(few) == BAD_INPUT
+        assert "another `dsd-lab bench` runs there" in capsys.readouterr().err
+        assert run("gc", "--home", home.root)[1]["items"] == []
+    assert [row["path"] for row in run("gc", "--home", home.root)[1]["items"]] == [str(left)]
+    assert main(few) == OK and not left.exists()
+    assert run("gc", "--home", home.root)[1]["items"] == []
 
 
 def test_it_needs_neither_ray_nor_mlflow(tmp_path):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,8 @@ from dsd_lab.benchmarks.saved import cpu_name, remember_figure, whole_seconds
 from dsd_lab.benchmarks.shares import event_medians, shares, verdicts
 from dsd_lab.benchmarks.showing import print_answer
 from dsd_lab.benchmarks.subjects import Subject, chosen_subjects
-from dsd_lab.errors import OK
-from dsd_lab.home import Home
+from dsd_lab.errors import OK, BadInput
+from dsd_lab.home import Home, locked
 from dsd_lab.provenance import training_code
 from dsd_lab.verbs.common import home_of, print_json
 
@@ -35,16 +38,16 @@ def run(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     home.prepare()
-    home.cache.mkdir(exist_ok=True)
 
     from dsd_lab.benchmarks.startup import start_up
 
-    answer: dict[str, Any] = {
-        "machine": {"processor": cpu_name(), "load": round(load, 2)},
-        "repeats": arguments.repeats,
-        "start_up": start_up(min(arguments.repeats, 3)),
-        "trials": _measured(subjects, home, arguments),
-    }
+    with _scratch(home) as scratch:
+        answer: dict[str, Any] = {
+            "machine": {"processor": cpu_name(), "load": round(load, 2)},
+            "repeats": arguments.repeats,
+            "start_up": start_up(min(arguments.repeats, 3)),
+            "trials": _measured(subjects, home, scratch, arguments),
+        }
     answer["targets"] = verdicts(answer["trials"])
     if arguments.json:
         print_json(answer)
@@ -53,7 +56,23 @@ def run(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _measured(subjects: list[Subject], home: Home, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+@contextlib.contextmanager
+def _scratch(home: Home) -> Iterator[Path]:
+    """A folder for what is written and timed, on the disk where trials lie; held, and emptied of what a killed run left."""
+    folder = home.cache / "bench"
+    with locked(folder / "lock", wait=False) as held:
+        if not held:
+            raise BadInput(
+                f"--home {home.root}: another `dsd-lab bench` runs there; each would be in the other's times"
+            )
+        for left in folder.glob("tmp*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield folder
+
+
+def _measured(
+    subjects: list[Subject], home: Home, scratch: Path, arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from dsd_lab.benchmarks.measuring import Settings, measure
@@ -74,7 +93,7 @@ def _measured(subjects: list[Subject], home: Home, arguments: argparse.Namespace
             def told(done: int, task: Any = task) -> None:
                 bar.update(task, completed=done)
 
-            figures = measure(fields, trial.seed, data, device, home.cache, settings, told)
+            figures = measure(fields, trial.seed, data, device, scratch, settings, told)
             name = cpu_name() if device.type == "cpu" else _gpu_name(device)
             step, events = figures["step_seconds"]["median"], event_medians(figures)
             figure = {"step": step, "events": events, "code": training_code(), "measured_at": time.time()}
@@ -92,8 +111,8 @@ def _measured(subjects: list[Subject], home: Home, arguments: argparse.Namespace
             if arguments.store:
                 from dsd_lab.benchmarks.storing import store_seconds  # imports MLflow
 
-                with tempfile.TemporaryDirectory(dir=home.cache) as scratch:
-                    figures["store"] = store_seconds(subject, data, Path(scratch))
+                with tempfile.TemporaryDirectory(dir=scratch) as folder:
+                    figures["store"] = store_seconds(subject, data, Path(folder))
                 figures["store"]["share"] = figures["store"]["trial_seconds"] / whole
             found.append(identity | figures | {"shares": shares(fields, figures), "trial_seconds": whole})
             if not arguments.json and not console.is_terminal:
