@@ -162,6 +162,7 @@ def test_the_answer_has_every_figure_with_its_spread_and_one_trial_for_every_sha
         }  # fmt: skip
         fastest = trial["batch_size"] / trial["step_seconds"]["min"]
         assert trial["images_per_second"]["max"] == pytest.approx(fastest)
+    assert answer["provenance"]["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert set(answer["start_up"]) == {"help", "imports"} and answer["repeats"] == 2
     assert [t["name"] for t in answer["targets"]] == ["loop", "probes", "events", "checkpoints"]
 

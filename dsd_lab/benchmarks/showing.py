@@ -22,8 +22,10 @@ def print_answer(answer: dict[str, Any]) -> None:
         console.print()
     start = ", ".join(f"{name} {s['median']:.2f} s {_range(s, 2)}" for name, s in answer["start_up"].items())
     console.print(f"start-up of a process: {start}", highlight=False)
+    machine, made = answer["machine"], answer["provenance"]
     console.print(
-        f"{answer['machine']['processor']}, load {answer['machine']['load']:g} at the start; medians of "
+        f"{machine['processor']}, load {machine['load']:g} at the start; Python {made['python']}, torch "
+        f"{made['versions']['torch']}, training code {made['code']}; medians of "
         f"{answer['repeats']} repeats (least to greatest)",
         highlight=False,
     )

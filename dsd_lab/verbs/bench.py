@@ -21,7 +21,7 @@ from dsd_lab.benchmarks.showing import print_answer
 from dsd_lab.benchmarks.subjects import Subject, chosen_subjects
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.home import Home, locked
-from dsd_lab.provenance import training_code
+from dsd_lab.provenance import provenance, training_code
 from dsd_lab.verbs.common import home_of, print_json
 
 _BUSY = 0.5
@@ -44,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     with _scratch(home) as scratch:
         answer: dict[str, Any] = {
             "machine": {"processor": cpu_name(), "load": round(load, 2)},
+            "provenance": provenance(),
             "repeats": arguments.repeats,
             "start_up": start_up(min(arguments.repeats, 3)),
             "trials": _measured(subjects, home, scratch, arguments),
