@@ -2,15 +2,17 @@
 # make test      install with test extras, the test suite (at most 10 minutes)
 # make test-all  the suite with the slow tests (at most 30 minutes)
 # make soak     hundreds of tiny trials under fire: workers, drivers, checkpoints and the store are struck (30 minutes)
+# make bench     how fast a few shipped specs train on this machine, and targets beside it (some minutes, best on an idle one)
 # make check     linter and type checker
 PYTHON ?= python3
 BIN := .venv/bin
 SPEC ?= experiments/collapse_ablation.yaml
+BENCH ?= experiments/collapse_ablation.yaml experiments/component_ablation.yaml experiments/size_scaling.yaml
 
 # One thread a process unless a spec says otherwise: trials run side by side on the machine's cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: sweep test test-all soak check clean
+.PHONY: sweep test test-all soak bench check clean
 
 sweep: .venv/.installed
 	$(BIN)/dsd-lab sweep $(SPEC)
@@ -24,6 +26,9 @@ test-all: .venv/.installed-test
 
 soak: .venv/.installed-test
 	$(BIN)/python tests/soak.py --trials 200 --seed 0
+
+bench: .venv/.installed
+	$(BIN)/dsd-lab bench $(BENCH)
 
 check: .venv/.installed-test
 	$(BIN)/ruff check dsd_lab tests

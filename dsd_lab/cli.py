@@ -77,6 +77,29 @@ def build_parser() -> argparse.ArgumentParser:
     _tracking(train)
     _json(train)
 
+    bench = _verb(
+        verbs,
+        "bench",
+        "measure how fast trials train on this machine, where the time goes, and what a bare loop would take",
+        f"dsd-lab bench {_SPEC} --variant dsd",
+    )
+    bench.add_argument(
+        "specs", nargs="+", metavar="SPEC|SIZE", help="YAML file, or a network size such as nano8 (on random images)"
+    )
+    _spec_options(bench)
+    bench.add_argument(
+        "--variant", action="append", metavar="NAME", help="only this variant; repeatable (default: all that differ)"
+    )
+    bench.add_argument("--repeats", type=_positive, default=5, metavar="N", help="repeats of all times (default: 5)")
+    bench.add_argument(
+        "--steps", type=_positive, metavar="N", help="steps of a repeat (default: as many as take half a second)"
+    )
+    bench.add_argument("--random-images", action="store_true", help="random pixels in the place of a spec's images")
+    bench.add_argument(
+        "--store", action="store_true", help="measure the store too, which works beside a sweep (imports MLflow)"
+    )
+    _json(bench)
+
     report = _verb(verbs, "report", "write tables, figures and pages of sweeps", f"dsd-lab report {_SPEC}")
     report.add_argument(
         "sweep",
@@ -284,6 +307,10 @@ def _verb(verbs: argparse._SubParsersAction, name: str, what: str, example: str)
 
 def _takes_spec(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("spec", metavar="SPEC", help="YAML file, or - for standard input")
+    _spec_options(verb)
+
+
+def _spec_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--profile", help="profile of the spec (default: the one that it names)")
     verb.add_argument(
         "--set",

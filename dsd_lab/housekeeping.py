@@ -51,6 +51,7 @@ def garbage(home: Home, code: str) -> list[Freeable]:
         *_shapes(home, code),
         *_extractors(home, named),
         *_packs(home, named),
+        *_benches(home),
         *_ray_logs(home),
     ]
 
@@ -199,6 +200,12 @@ def _packs(home: Home, named: set[str]) -> Iterator[Freeable]:
                 "images of parquet files that no recorded trial streams" if whole else "left where unpacking broke off"
             )
             yield Freeable("cache", path, why, size_of(path), partial(_remove, path))
+
+
+def _benches(home: Home) -> Iterator[Freeable]:
+    folder = home.cache / "bench"
+    for path in [] if is_held(folder / "lock") else sorted(folder.glob("tmp*")):
+        yield Freeable("cache", path, "left by a benchmark that was killed", size_of(path), partial(_remove, path))
 
 
 def _ray_logs(home: Home) -> Iterator[Freeable]:

@@ -53,7 +53,7 @@ def provenance() -> dict[str, Any]:
         "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", str(_PACKAGE))),
         "python": platform.python_version(),
         "versions": {name: version for name in packages if (version := _version(name))},
-        "machine": {"host": platform.node(), "system": platform.platform(), "processor": _processor()},
+        "machine": {"host": platform.node(), "system": platform.platform(), "processor": processor()},
     }
 
 
@@ -76,7 +76,8 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name as the kernel tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -42,6 +42,17 @@ SURFACE = {
         "--tracking-uri",
     },
     "train": SPEC_OPTIONS | {"--variant", "--seed", "--no-tracking", "--tracking-uri", "--json"},
+    "bench": {
+        "SPEC|SIZE",
+        "--profile",
+        "--set",
+        "--variant",
+        "--repeats",
+        "--steps",
+        "--random-images",
+        "--store",
+        "--json",
+    },
     "report": {"SPEC|SWEEP", "--profile", "--out", "--tracking-uri", "--json"},
     "sample": {"trial", "--n", "--class", "--guidance", "--sampler", "--steps", "--seed", "--out", "--json"},
     "evaluate": {

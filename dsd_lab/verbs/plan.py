@@ -12,19 +12,24 @@ from rich.console import Console
 from rich.table import Table
 
 from dsd_lab.accelerators import GPUS
+from dsd_lab.benchmarks.saved import benched_seconds
 from dsd_lab.disk import need_of
 from dsd_lab.display import duration
 from dsd_lab.errors import OK, BadInput
-from dsd_lab.estimates import EFFICIENCY, cached_shape, shape_key, timed_seconds
+from dsd_lab.estimates import EFFICIENCY, Shape, cached_shape, shape_key, timed_seconds
 from dsd_lab.evaluation.reference import check_files
 from dsd_lab.facts import known_facts, skipped
+from dsd_lab.home import Home
 from dsd_lab.housekeeping import readable
 from dsd_lab.provenance import training_code
 from dsd_lab.specs.evaluations import applies
+from dsd_lab.specs.fields import Trial
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.sweep import Plan, PlannedTrial
 from dsd_lab.verbs.common import home_of, manifest_of, missing_data, missing_weights, plan_of, print_json
 
+TIMED, BENCHED = "timed here", "from dsd-lab bench"
+"""Where a time comes from, if not from FLOPs: trials of the shape that were trained here, or a benchmark of it."""
 _ROLES = ("encode", "denoise", "decode")
 
 
@@ -50,20 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     rows = []
     for trial, entry in zip(plan.trials, manifest["trials"], strict=True):
         shape = cached_shape(trial.fields, home, code)
-        training, threads = trial.fields.training, trial.fields.resources.threads
-        step_seconds = timed.get(shape_key(entry["canonical"]))
-        source = "timed here"
-        if step_seconds is None and trial.fields.resources.gpus > 0:
-            peak = GPUS[arguments.gpu].peak(training.precision) * min(1.0, trial.fields.resources.gpus)
-            step_seconds = shape.flops_per_image * training.batch_size / (peak * EFFICIENCY)
-            source = f"from FLOPs, {arguments.gpu}"
-        if step_seconds is None:
-            if threads not in ceilings:
-                from dsd_lab.counting import matrix_ceiling  # imports torch: only where nothing was timed here
-
-                ceilings[threads] = matrix_ceiling(threads)
-            step_seconds = shape.flops_per_image * training.batch_size / (ceilings[threads] * EFFICIENCY)
-            source = "from FLOPs"
+        training = trial.fields.training
+        seconds, source = _seconds(trial.fields, entry, shape, timed, home, arguments.gpu, ceilings)
         folder = home.trial(trial.id)
         rows.append(
             {
@@ -84,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "flops_total": shape.flops_per_image * training.batch_size * training.steps,
                 "memory_bytes": shape.memory(training.batch_size // training.accumulate),
                 "disk_bytes": need_of(trial.fields, home, code).total,
-                "seconds": round(step_seconds * training.steps, 3),
+                "seconds": round(seconds, 3),
                 "seconds_source": source,
                 "data": facts_of(trial.fields.data),
             }
@@ -102,6 +95,44 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print(plan, rows)
     return OK
+
+
+def _seconds(
+    trial: Trial,
+    entry: dict[str, Any],
+    shape: Shape,
+    timed: dict[str, float],
+    home: Home,
+    gpu: str,
+    ceilings: dict[int, float],
+) -> tuple[float, str]:
+    """Seconds of a whole trial and where they come from: the best of what is known.
+
+    Args:
+        trial: its fields.
+        entry: of the trial in the manifest.
+        shape: its counts.
+        timed: seconds a step of trained trials, by shape.
+        home: where `dsd-lab bench` has kept figures.
+        gpu: that trials on one are planned for.
+        ceilings: FLOP/s of this machine's matrix products by threads, measured when first asked for.
+    """
+    training, threads = trial.training, trial.resources.threads
+    key = shape_key(entry["canonical"])
+    if key in timed:
+        return timed[key] * training.steps, TIMED
+    benched = benched_seconds(home, trial, gpu)
+    if benched is not None:
+        return benched[0], f"{BENCHED} on {benched[1]}"
+    flops = shape.flops_per_image * training.batch_size * training.steps
+    if trial.resources.gpus > 0:
+        peak = GPUS[gpu].peak(training.precision) * min(1.0, trial.resources.gpus)
+        return flops / (peak * EFFICIENCY), f"from FLOPs, {gpu}"
+    if threads not in ceilings:
+        from dsd_lab.counting import matrix_ceiling  # imports torch: only where nothing was timed here
+
+        ceilings[threads] = matrix_ceiling(threads)
+    return flops / (ceilings[threads] * EFFICIENCY), "from FLOPs"
 
 
 def _missing(plan: Plan, done: dict[str, Any], trial: PlannedTrial) -> int:
@@ -126,7 +157,7 @@ def _print(plan: Plan, rows: list[dict[str, Any]]) -> None:
     ):
         table.add_column(column, justify="right" if column in numbers else "left", no_wrap=column != "overrides")
     for row in rows:
-        mark = "" if row["seconds_source"] == "timed here" else "~"
+        mark = "~" if row["seconds_source"].startswith("from FLOPs") else ""
         params, flops, memory = (
             _count(row["params"]["total"]),
             _count(row["flops_per_image"]),
@@ -168,11 +199,24 @@ def _print(plan: Plan, rows: list[dict[str, Any]]) -> None:
             f"{evaluations} evaluations of finished trials are missing; sweep makes them without training",
             highlight=False,
         )
-    told = sorted({r["seconds_source"].removeprefix("from FLOPs").removeprefix(", ") for r in rows} - {"timed here"})
-    ceilings = " or ".join(f"one {name.upper()}'s" if name else "this machine's" for name in told)
-    note = f" (~: FLOPs at {EFFICIENCY:.0%} of {ceilings} matrix products)" if told else ""
-    console.print(f"about {duration(left)} of training left, one trial at a time{note}", highlight=False)
+    console.print(f"about {duration(left)} of training left, one trial at a time{_origin(rows)}", highlight=False)
     console.print(f"about {readable(disk)} of disk for what is not done", highlight=False)
+
+
+def _origin(rows: list[dict[str, Any]]) -> str:
+    """Where the times come from, in words."""
+    sources = sorted({row["seconds_source"] for row in rows})
+    notes = [f"{_some(rows, source)} {source}" for source in sources if source.startswith(BENCHED)]
+    told = [s.removeprefix("from FLOPs").removeprefix(", ") for s in sources if s.startswith("from FLOPs")]
+    if told:
+        ceilings = " or ".join(f"one {name.upper()}'s" if name else "this machine's" for name in told)
+        notes.append(f"~: FLOPs at {EFFICIENCY:.0%} of {ceilings} matrix products")
+    return f" ({'; '.join(notes)})" if notes else ""
+
+
+def _some(rows: list[dict[str, Any]], source: str) -> str:
+    count = sum(row["seconds_source"] == source for row in rows)
+    return f"{count} of {len(rows)} trials"
 
 
 def _name(row: dict[str, Any]) -> str:

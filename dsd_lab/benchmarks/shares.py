@@ -1,0 +1,90 @@
+"""What a measured trial says of a whole one: shares of its time, and whether the targets for them are met."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dsd_lab.benchmarks.saved import EVENTS, event_counts
+from dsd_lab.specs.fields import Trial
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound for a figure of every trial."""
+
+    name: str
+    limit: float
+    what: str
+    path: tuple[str, ...]
+    """Keys that lead to the figure in a trial's answer."""
+
+
+TARGETS = (
+    Target("loop", 1.03, "time of a step over a bare loop's", ("loop", "ratio", "median")),
+    Target("probes", 0.03, "share of latent metrics", ("shares", "probes")),
+    Target("events", 0.01, "share of records, spool and status", ("shares", "events")),
+    Target("checkpoints", 0.02, "share of checkpoints", ("shares", "checkpoints")),
+)
+
+
+def event_medians(figures: dict[str, Any]) -> dict[str, float]:
+    """Seconds of one of each of `EVENTS`, its line in the spool with it."""
+    found = {}
+    for name in EVENTS:
+        kind = figures["events"][name]
+        found[name] = sum(kind[what]["median"] for what in ("made", "told") if what in kind)
+    return found
+
+
+def shares(trial: Trial, figures: dict[str, Any]) -> dict[str, float]:
+    """Shares of a whole trial's time by the medians; they add up to 1.
+
+    `events` are records of losses, all lines of the spool, and one status file a second; `probes`,
+    `images` and `checkpoints` are what making them takes.
+    """
+    counts, events = event_counts(trial), figures["events"]
+    made = {name: counts[name] * _median(events[name], "made") for name in EVENTS}
+    told = sum(counts[name] * _median(events[name], "told") for name in EVENTS)
+    seconds = {
+        "steps": trial.training.steps * figures["step_seconds"]["median"],
+        "probes": made["probe"],
+        "images": made["images"],
+        "checkpoints": made["checkpoint"],
+        "events": made["record"] + told,
+    }
+    whole = sum(seconds.values())
+    status = _median(events["status"], "told") * whole  # at most one a second
+    seconds["events"] += status
+    return {name: value / (whole + status) for name, value in seconds.items()}
+
+
+def verdicts(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each target beside the figure of the trial that is furthest from it."""
+    found = []
+    for target in TARGETS:
+        worst = max(trials, key=lambda trial: _at(trial, target.path))
+        figure = _at(worst, target.path)
+        found.append(
+            {
+                "name": target.name,
+                "what": target.what,
+                "limit": target.limit,
+                "figure": figure,
+                "spec": worst["spec"],
+                "trial": worst["name"],
+                "met": figure <= target.limit,
+            }
+        )
+    return found
+
+
+def _median(kind: dict[str, Any], what: str) -> float:
+    return float(kind[what]["median"]) if what in kind else 0.0
+
+
+def _at(content: dict[str, Any], path: tuple[str, ...]) -> float:
+    found: Any = content
+    for key in path:
+        found = found[key]
+    return float(found)

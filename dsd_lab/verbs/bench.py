@@ -1,0 +1,127 @@
+"""`dsd-lab bench`: how fast trials train on this machine, and where the time goes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dsd_lab.benchmarks.saved import cpu_name, remember_figure, whole_seconds
+from dsd_lab.benchmarks.shares import event_medians, shares, verdicts
+from dsd_lab.benchmarks.showing import print_answer
+from dsd_lab.benchmarks.subjects import Subject, chosen_subjects
+from dsd_lab.errors import OK, BadInput
+from dsd_lab.home import Home, locked
+from dsd_lab.provenance import provenance, training_code
+from dsd_lab.verbs.common import home_of, print_json
+
+_BUSY = 0.5
+"""Load a logical CPU from which other work makes times too long."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure trials, show the figures and keep them for `dsd-lab plan`."""
+    subjects, home = chosen_subjects(arguments), home_of(arguments)
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > _BUSY * cores:
+        print(
+            f"dsd-lab: warning: this machine is busy (load {load:.1f} on {cores} CPUs): times will be too long, ratios less sure",
+            file=sys.stderr,
+        )
+    home.prepare()
+
+    from dsd_lab.benchmarks.startup import start_up
+
+    with _scratch(home) as scratch:
+        answer: dict[str, Any] = {
+            "machine": {"processor": cpu_name(), "load": round(load, 2)},
+            "provenance": provenance(),
+            "repeats": arguments.repeats,
+            "start_up": start_up(min(arguments.repeats, 3)),
+            "trials": _measured(subjects, home, scratch, arguments),
+        }
+    answer["targets"] = verdicts(answer["trials"])
+    if arguments.json:
+        print_json(answer)
+    else:
+        print_answer(answer)
+    return OK
+
+
+@contextlib.contextmanager
+def _scratch(home: Home) -> Iterator[Path]:
+    """A folder for what is written and timed, on the disk where trials lie; held, and emptied of what a killed run left."""
+    folder = home.cache / "bench"
+    with locked(folder / "lock", wait=False) as held:
+        if not held:
+            raise BadInput(
+                f"--home {home.root}: another `dsd-lab bench` runs there; each would be in the other's times"
+            )
+        for left in folder.glob("tmp*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield folder
+
+
+def _measured(
+    subjects: list[Subject], home: Home, scratch: Path, arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from dsd_lab.benchmarks.measuring import Settings, measure
+    from dsd_lab.benchmarks.random_images import random_images
+    from dsd_lab.core.trainer import pick_device
+    from dsd_lab.running import DataShelf
+
+    settings, shelf, found = Settings(arguments.repeats, arguments.steps), DataShelf(), []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console()
+    with Progress(*columns, console=console, disable=arguments.json or not console.is_terminal) as bar:
+        for number, subject in enumerate(subjects, 1):
+            trial, fields = subject.trial, subject.trial.fields
+            device = pick_device(fields.resources.gpus)
+            data = random_images(fields) if subject.random_images else shelf.get(trial, home)
+            task = bar.add_task(subject.name, total=settings.repeats)
+
+            def told(done: int, task: Any = task) -> None:
+                bar.update(task, completed=done)
+
+            figures = measure(fields, trial.seed, data, device, scratch, settings, told)
+            name = cpu_name() if device.type == "cpu" else _gpu_name(device)
+            step, events = figures["step_seconds"]["median"], event_medians(figures)
+            figure = {"step": step, "events": events, "code": training_code(), "measured_at": time.time()}
+            remember_figure(home, fields, name, figure)
+            whole = whole_seconds(fields, step, events)
+            identity = {
+                "spec": subject.spec,
+                "name": subject.name,
+                "variant": trial.variant,
+                "point": trial.point,
+                "size": fields.network.size,
+                "images": "random" if subject.random_images else fields.data.source,
+                "device": name,
+            }
+            if arguments.store:
+                from dsd_lab.benchmarks.storing import store_seconds  # imports MLflow
+
+                with tempfile.TemporaryDirectory(dir=scratch) as folder:
+                    figures["store"] = store_seconds(subject, data, Path(folder))
+                figures["store"]["share"] = figures["store"]["trial_seconds"] / whole
+            found.append(identity | figures | {"shares": shares(fields, figures), "trial_seconds": whole})
+            if not arguments.json and not console.is_terminal:
+                print(f"{subject.spec} {subject.name}: measured ({number} of {len(subjects)})", flush=True)
+    return found
+
+
+def _gpu_name(device: Any) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device)

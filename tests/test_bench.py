@@ -1,0 +1,368 @@
+"""`dsd-lab bench`: what it measures and adds up, what it compares with, what `plan` makes of it. No time is asserted."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from sweeping import VARIANTS, imported, run, write_spec
+
+from dsd_lab.benchmarks import startup
+from dsd_lab.benchmarks.bare import BareLoop, by_hand
+from dsd_lab.benchmarks.clock import Clock, Taken
+from dsd_lab.benchmarks.parts import PARTS, Stopwatch, timed_parts
+from dsd_lab.benchmarks.saved import EVENTS, benched_seconds, cpu_name, event_counts, is_gpu, remember_figure
+from dsd_lab.benchmarks.shares import TARGETS, shares, verdicts
+from dsd_lab.cli import main
+from dsd_lab.core.data import load_data
+from dsd_lab.core.data.images import StreamedImages
+from dsd_lab.core.events import Checkpointed, Drew, Logged, Probed
+from dsd_lab.core.trainer import Trainer
+from dsd_lab.counting import count_shape
+from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK
+from dsd_lab.home import Home, locked
+from dsd_lab.specs.fields import Trial
+from dsd_lab.specs.sweep import load_sweep
+
+QUICK = ("--steps", 2, "--repeats", 2)
+CPU = torch.device("cpu")
+MANY = {
+    "dsd": {},
+    "control": {"objective": {"diffusion_weight": 0.0}},
+    "naive": {"objective": {"target": "live", "output": "velocity", "loss_space": "velocity", "reconstruction": "l1"}},
+    "converted": {"objective": {"output": "velocity", "weighting": "velocity"}, "time": {"shift": 2.0}},
+    "clean_in_velocity": {"objective": {"target": "stop_gradient", "output": "clean", "loss_space": "velocity"}},
+    "detached": {"objective": {"target": "stop_gradient", "noised": "detached"}, "training": {"precision": "bf16"}},
+    "more": {"auxiliary": {"representation": 0.5, "classification": 0.1}, "latent": {"decoder_noise": 0.2}},
+    "parts": {"training": {"accumulate": 2, "more_emas": [0.9]}},
+    "muon": {"optimiser": {"kind": "muon", "encoder_lr_factor": 0.5}, "latent": {"normaliser": "batchnorm"}},
+    "phases": {"training": {"phases": [{"start": 0.5, "objective": {"diffusion_weight": 0.0}, "frozen": ["denoise"]}]}},
+}
+"""One variant for every way through the bare loop."""
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data(Trial().data)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_processes():
+    """Start-up, which takes seconds, is measured for real where the verb runs in a process of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        nothing = {"median": 0.0, "min": 0.0, "max": 0.0}
+        patch.setattr(startup, "start_up", lambda repeats: {"help": nothing, "imports": nothing})
+        yield
+
+
+def trial_of(variant, folder):
+    return load_sweep(write_spec(folder, {"x": MANY[variant]})).trials[0].fields
+
+
+@pytest.fixture(scope="module")
+def benched(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    spec = write_spec(folder, {name: MANY[name] for name in ("dsd", "phases")}, seeds=[0, 1])
+    code, answer = run("bench", spec, *QUICK, "--home", folder / "home")
+    assert code == OK
+    return spec, Home(folder / "home"), answer
+
+
+# -- The comparison is one of like with like -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", MANY)
+def test_the_bare_loop_takes_the_steps_that_the_trainer_takes(variant, digits, tmp_path):
+    trainer = Trainer(trial_of(variant, tmp_path), 0, digits, CPU)
+    loop = BareLoop(trainer)
+    assert loop.by_hand == by_hand(trainer.trial) == (variant not in ("more", "parts", "phases"))
+    for step in range(3):
+        x, draws = trainer.draw(step)
+        assert trainer.train_step() is None
+        loop.step(x, draws)
+    for name in ("network", "average", "target_encoder", "auxiliaries"):
+        ours, theirs = getattr(trainer, name), getattr(loop, name)
+        if ours is not None:
+            torch.testing.assert_close(dict(theirs.state_dict()), dict(ours.state_dict()), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["dsd", "more"])
+def test_the_bare_loops_own_batches_are_images_and_noise_of_the_right_kind(variant, digits, tmp_path):
+    loop = BareLoop(Trainer(trial_of(variant, tmp_path), 0, digits, CPU))
+    seen = set()
+    for _ in range(3):
+        x, draws = loop.batch()
+        seen.add(x.sum().item())
+        assert x.shape == (8, 1, 8, 8) and -1 <= x.min() < 0 < x.max() <= 1
+        assert draws.t.shape == draws.y.shape == (8,) and draws.e.shape == (8, 4, 8)
+        assert draws.t.min() >= 0 and draws.t.max() <= 1 and draws.y.max() <= digits.classes
+        loop.step(x, draws)
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("variant", ["dsd", "more"])
+def test_the_bare_loop_has_images_that_the_trainer_streams_in_memory(variant, digits, tmp_path):
+    train = digits.train
+    decode = lambda i: train.pixels[i].numpy()  # noqa: E731
+    streamed = replace(digits, train=StreamedImages(decode, train.labels, train.shape, train.levels, workers=0))
+    loop = BareLoop(Trainer(trial_of(variant, tmp_path), 0, streamed, CPU))
+    assert len(loop.pixels) == len(loop.labels) == 32 and torch.equal(loop.pixels, train.pixels[:32])
+    for _ in range(5):  # more than one epoch of them
+        loop.step(*loop.batch())
+    assert loop.count == 5
+
+
+# -- Timers around the trainer ---------------------------------------------------------------------------
+
+
+def test_a_stopwatch_counts_every_moment_for_the_innermost_part_alone(monkeypatch):
+    ticks = iter(range(100))
+    monkeypatch.setattr(Clock, "now", lambda self: float(next(ticks)))
+    watch = Stopwatch(Clock(CPU))
+    inner = watch.timed("encode", lambda: None)
+    watch.timed("rest", lambda: [inner(), inner()])()
+    assert watch.seconds["encode"] == 2 and watch.seconds["rest"] == 3 and sum(watch.seconds.values()) == 5
+
+
+@pytest.mark.parametrize("variant", ["dsd", "more", "parts"])
+def test_timers_find_every_part_change_no_number_and_leave_nothing_behind(variant, digits, tmp_path):
+    trial = trial_of(variant, tmp_path)
+    plain, timed = (Trainer(trial, 0, digits, CPU) for _ in range(2))
+    watch = Stopwatch(Clock(CPU))
+    with timed_parts(timed, watch):
+        timed.train_step()
+    assert set(watch.seconds) == set(PARTS) and all(seconds > 0 for seconds in watch.seconds.values())
+    plain.train_step()
+    before = dict(watch.seconds)
+    plain.train_step()
+    timed.train_step()
+    assert watch.seconds == before
+    assert all(torch.equal(a, b) for a, b in zip(plain.network.parameters(), timed.network.parameters(), strict=True))
+    assert not {"encode_raw", "denoise", "decode"} & vars(timed.network).keys()
+    assert not {"train_step", "draw", "gradients"} & vars(timed).keys()
+
+
+# -- The answer -------------------------------------------------------------------------------------------
+
+
+def test_the_answer_has_every_figure_with_its_spread_and_one_trial_for_every_shape(benched):
+    _, _, answer = benched
+    assert [t["name"] for t in answer["trials"]] == ["dsd", "phases"]
+    for trial in answer["trials"]:
+        spreads = [trial[k] for k in ("step_seconds", "images_per_second", "utilisation", "ceiling_flops_per_second")]
+        spreads += [trial["loop"][k] for k in ("ratio", "cpu_ratio", "bare_step_seconds")]
+        spreads += list(trial["parts"].values()) + [trial["events"][k]["made"] for k in (*EVENTS, "status")]
+        for spread in spreads:
+            assert set(spread) == {"median", "min", "max"}
+            assert 0 <= spread["min"] <= spread["median"] <= spread["max"] < float("inf")
+        assert trial["memory"]["bytes"] > trial["params"] * 4
+        assert list(trial["parts"]) == list(PARTS) and trial["batch_size"] == 8 and trial["device"] == cpu_name()
+        assert sum(trial["shares"].values()) == pytest.approx(1) and set(trial["shares"]) == {
+            "steps", "probes", "images", "checkpoints", "events",
+        }  # fmt: skip
+        fastest = trial["batch_size"] / trial["step_seconds"]["min"]
+        assert trial["images_per_second"]["max"] == pytest.approx(fastest)
+    assert answer["provenance"]["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert set(answer["start_up"]) == {"help", "imports"} and answer["repeats"] == 2
+    assert [t["name"] for t in answer["targets"]] == ["loop", "probes", "events", "checkpoints"]
+
+
+def test_the_parts_add_up_to_a_step(digits, tmp_path, monkeypatch):
+    trainer, read = Trainer(trial_of("dsd", tmp_path), 0, digits, CPU), []
+    now = Clock.now
+    monkeypatch.setattr(Clock, "now", lambda self: read.append(now(self)) or read[-1])
+    watch = Stopwatch(Clock(CPU))
+    with timed_parts(trainer, watch):
+        trainer.train_step()
+    assert sum(watch.seconds.values()) == pytest.approx(read[-1] - read[0], rel=1e-6)
+
+
+def test_flops_are_those_that_are_counted_for_the_variant(benched):
+    spec, _, answer = benched
+    plan = load_sweep(spec)
+    for trial in answer["trials"]:
+        fields = next(t.fields for t in plan.trials if t.variant == trial["variant"])
+        counted = count_shape(fields, 1, 10)
+        assert trial["flops_per_image"] == counted["flops_per_image"] and trial["params"] == counted["params"]["total"]
+        assert trial["flops_by_role"] == counted["role_flops"]
+
+
+def test_tables_for_people_show_every_trial_and_target(tmp_path, capsys):
+    spec = write_spec(tmp_path, {name: VARIANTS[name] for name in ("dsd", "control")})
+    arguments = ["bench", str(spec), "--home", str(tmp_path / "home"), "--steps", "1", "--repeats", "1"]
+    assert main([*arguments, "--variant", "control"]) == OK
+    shown = capsys.readouterr().out
+    assert "control" in shown and "dsd " not in shown.replace("dsd_lab", "").replace("dsd-lab", "")
+    for word in ("images/s", "ours/bare", "backward", "checkpoints", "start-up", "at most", "1.03"):
+        assert word in shown
+
+
+def test_targets_are_judged_by_the_trial_that_is_furthest_from_them():
+    def figures(name, ratio, share):
+        return {
+            "spec": "spec.yaml",
+            "name": name,
+            "loop": {"ratio": {"median": ratio}},
+            "shares": {"probes": share, "events": 0.001, "checkpoints": 0.001},
+        }
+
+    found = {v["name"]: v for v in verdicts([figures("a", 1.0, 0.04), figures("b", 1.1, 0.02)])}
+    assert (found["loop"]["trial"], found["loop"]["met"]) == ("b", False)
+    assert (found["probes"]["trial"], found["probes"]["met"]) == ("a", False)
+    assert found["events"]["met"] and found["checkpoints"]["met"] and len(found) == len(TARGETS)
+
+
+def test_a_size_and_a_spec_without_its_images_run_on_random_ones(tmp_path):
+    spec = write_spec(tmp_path, base={"data": {"source": "idx", "path": "nowhere"}})
+    few = ("--steps", 1, "--repeats", 1, "--home", tmp_path / "home", "--random-images")
+    code, answer = run("bench", "nano8", spec, "--set", "training.batch_size=4", *few)
+    assert code == OK and [t["images"] for t in answer["trials"]] == ["random", "random"]
+    assert [t["spec"] for t in answer["trials"]] == ["nano8", str(spec)]
+    assert answer["trials"][0]["size"] == "nano8" and answer["trials"][0]["batch_size"] == 4
+
+
+def test_the_store_is_measured_where_it_is_asked_for(tmp_path, benched):
+    spec, home = write_spec(tmp_path), tmp_path / "home"
+    code, answer = run("bench", spec, "--steps", 1, "--repeats", 1, "--store", "--home", home)
+    assert code == OK and set(answer["trials"][0]["store"]) == {"open_seconds", "trial_seconds", "share"}
+    assert all(value > 0 for value in answer["trials"][0]["store"].values())
+    assert not (home / "mlflow.db").exists() and not list((home / "cache").rglob("tmp*"))
+    assert not list(home.glob("trials/*")) and "store" not in benched[2]["trials"][0]
+
+
+# -- What plan makes of it -----------------------------------------------------------------------------------
+
+
+def test_plan_takes_the_time_of_a_shape_that_was_measured_and_says_so(benched, capsys):
+    spec, home, answer = benched
+    code, planned = run("plan", spec, "--home", home.root, "--set", "variants.other={objective: {output: velocity}}")
+    assert code == OK
+    sources = {t["variant"]: t["seconds_source"] for t in planned["trials"]}
+    assert sources["dsd"] == sources["phases"] == f"from dsd-lab bench on {cpu_name()}"
+    assert sources["other"] == "from FLOPs"
+    seconds = {t["variant"]: t["seconds"] for t in planned["trials"]}
+    for trial in answer["trials"]:
+        assert seconds[trial["name"]] == pytest.approx(trial["trial_seconds"], abs=1e-3)
+    assert main(["plan", str(spec), "--home", str(home.root)]) == OK
+    assert f"4 of 4 trials from dsd-lab bench on {cpu_name()}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_figure_counts_for_its_shape_threads_and_device_alone(tmp_path):
+    home, trial = Home(tmp_path), Trial()
+    events = dict.fromkeys(EVENTS, 0.5)
+    remember_figure(home, trial, cpu_name(), {"step": 2.0, "events": events})
+    seconds, device = benched_seconds(home, trial, "h100")
+    assert device == cpu_name()
+    assert seconds == 2.0 * trial.training.steps + 0.5 * sum(event_counts(trial).values())
+    threads = trial.resources.model_copy(update={"threads": 2})
+    gpus = trial.resources.model_copy(update={"gpus": 1.0})
+    batch = trial.training.model_copy(update={"batch_size": 8})
+    longer = trial.training.model_copy(update={"steps": 2 * trial.training.steps})
+    assert benched_seconds(home, trial.model_copy(update={"resources": threads}), "h100") is None
+    assert benched_seconds(home, trial.model_copy(update={"resources": gpus}), "h100") is None
+    assert benched_seconds(home, trial.model_copy(update={"training": batch}), "h100") is None
+    assert benched_seconds(home, trial.model_copy(update={"training": longer}), "h100")[0] > 1.9 * seconds
+    on_gpu = trial.model_copy(update={"resources": gpus})
+    remember_figure(home, on_gpu, "NVIDIA H100 80GB HBM3", {"step": 1.0, "events": events})
+    assert benched_seconds(home, on_gpu, "h100")[1] == "NVIDIA H100 80GB HBM3"
+    assert benched_seconds(home, on_gpu, "h200") is None
+    assert benched_seconds(home, trial, "h100")[0] == seconds
+    (home.cache / "benchmarks.json").write_text("torn")
+    assert benched_seconds(home, trial, "h100") is None
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA GeForce RTX 4090", "rtx4090"), ("NVIDIA A100-SXM4-80GB", "a100")],
+)
+def test_a_drivers_name_of_a_gpu_is_known_and_no_other_is_taken_for_it(device, name):
+    assert is_gpu(device, name)
+    assert not any(is_gpu(device, other) for other in ("l4", "l40s", "h200", "b200"))
+    assert is_gpu("NVIDIA L40S", "l40s") and not is_gpu("NVIDIA L40S", "l4")
+
+
+def test_a_whole_trial_has_the_events_that_its_trainer_tells(digits, tmp_path):
+    for steps in (1, 6, 7, 12):
+        trial = load_sweep(write_spec(tmp_path), sets=[f"training.steps={steps}"]).trials[0].fields
+        kinds = {"record": Logged, "probe": Probed, "images": Drew, "checkpoint": Checkpointed}
+        told = list(Trainer(trial, 0, digits, CPU, tmp_path / str(steps)).run())
+        assert event_counts(trial) == {name: sum(type(e) is kind for e in told) for name, kind in kinds.items()}
+
+
+def test_shares_are_counts_times_times():
+    trial = Trial()
+    once = {"made": {"median": 0.1}, "told": {"median": 0.0}}
+    figures = {
+        "step_seconds": {"median": 0.01},
+        "events": dict.fromkeys(EVENTS, once) | {"status": {"told": {"median": 0.0}}},
+    }
+    counts, found = event_counts(trial), shares(trial, figures)
+    whole = 0.01 * trial.training.steps + 0.1 * sum(counts.values())
+    assert found["probes"] == pytest.approx(0.1 * counts["probe"] / whole)
+    assert found["checkpoints"] == pytest.approx(0.1 * counts["checkpoint"] / whole)
+
+
+def test_times_taken_add_up_by_either_clock():
+    assert (Taken(3.0, 1.0) - Taken(1.0, 0.5) + Taken(1.0, 1.0)) * 2 == Taken(6.0, 3.0)
+
+
+# -- What it refuses ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["nano9"], "did you mean 'nano8'?"),
+        (["none.yaml"], "no such file"),
+        (["nano8", "--profile", "full"], "is a size"),
+        (["SPEC", "--variant", "dsb"], "did you mean 'dsd'?"),
+        (["SPEC", "--set", "data={source: idx, path: nowhere}"], "--random-images"),
+        (["SPEC", "--set", "training.stpes=1"], "training.steps"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2_before_torch_is_imported(arguments, complaint, tmp_path):
+    spec, home = write_spec(tmp_path), tmp_path / "home"
+    arguments = [str(spec) if a == "SPEC" else a for a in arguments]
+    modules, code, printed, said = imported("bench", *arguments, "--home", str(home))
+    assert code == BAD_INPUT and not printed and len(said.splitlines()) == 1 and complaint in said
+    assert not modules & {"torch", "ray", "mlflow", "pandas"} and not home.exists()
+
+
+@pytest.mark.parametrize("option", [("--repeats", "0"), ("--steps", "-1"), ("--repeats", "many")])
+def test_a_number_that_is_none_is_exit_code_2(option):
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "nano8", *option])
+    assert ended.value.code == BAD_INPUT
+
+
+def test_a_trial_that_diverges_at_once_and_a_gpu_that_is_not_there_are_refused(tmp_path, capsys):
+    spec = write_spec(tmp_path, {"wild": {"optimiser": {"lr": 10.0, "clip": 1e6, "schedule": "constant"}}})
+    few = ["--steps", "40", "--repeats", "1", "--home", str(tmp_path / "home")]
+    assert main(["bench", str(spec), "--set", "training.steps=1000", *few]) == BAD_INPUT
+    assert "is not finite; a trial that diverges at once cannot be timed" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        assert main(["bench", "nano8", "--set", "resources.gpus=1", *few]) == NO_RESOURCES
+
+
+def test_two_at_once_are_refused_and_what_a_killed_one_left_is_freed(tmp_path, capsys):
+    spec, home = write_spec(tmp_path), Home(tmp_path / "home")
+    left = home.cache / "bench" / "tmpleft"
+    left.mkdir(parents=True)
+    (left / "file").write_text("half a checkpoint")
+    few = ["bench", str(spec), "--steps", "1", "--repeats", "1", "--home", str(home.root)]
+    with locked(home.cache / "bench" / "lock"):
+        assert main(few) == BAD_INPUT
+        assert "another `dsd-lab bench` runs there" in capsys.readouterr().err
+        assert run("gc", "--home", home.root)[1]["items"] == []
+    assert [row["path"] for row in run("gc", "--home", home.root)[1]["items"]] == [str(left)]
+    assert main(few) == OK and not left.exists()
+    assert run("gc", "--home", home.root)[1]["items"] == []
+
+
+def test_it_needs_neither_ray_nor_mlflow(tmp_path):
+    spec = write_spec(tmp_path)
+    arguments = ["bench", str(spec), "--steps", "1", "--repeats", "1", "--json", "--home", str(tmp_path / "home")]
+    _, code, printed, _ = imported(*arguments, blocked=("ray", "mlflow"))
+    answer = json.loads(printed)
+    assert code == OK and answer["trials"]
+    assert answer["start_up"]["imports"]["min"] > 0 and answer["start_up"]["help"]["min"] > 0
