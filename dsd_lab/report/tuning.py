@@ -101,7 +101,14 @@ def tuning_table(tuned: list[Tuned], settings: Tuning) -> Table | None:
         edge = "an end of the grid" if t.at_edge else ""
         name = ", ".join(filter(None, [t.variant, point_name(t.point)]))
         cells = [estimate_cell(t.by_value.get(v), 4 if t.metric == _FALLBACK else 2) for v in values]
-        rows.append([Cell(name), Cell("reconstruction" if t.metric == _FALLBACK else t.metric.partition("/")[0]), *cells, Cell(choice, edge)])
+        rows.append(
+            [
+                Cell(name),
+                Cell("reconstruction" if t.metric == _FALLBACK else t.metric.partition("/")[0]),
+                *cells,
+                Cell(choice, edge),
+            ]
+        )
     frame = pd.DataFrame(
         {
             "variant": t.variant,
