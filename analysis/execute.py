@@ -14,7 +14,7 @@ import nbformat
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).resolve().parent
-NAMES = ("collapse_ablation", "theory_vs_measurement", "paper_tables", "size_scaling")
+NAMES = ("collapse_ablation", "theory_vs_measurement", "what_dsd_needs", "paper_tables", "size_scaling")
 _METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},

@@ -15,12 +15,13 @@ from typing import get_args
 import pytest
 from sweeping import VARIANTS, command, imported, processes_in, run, start, train_here, wait_until, write_spec
 
-from dsd_lab.cli import SAMPLER_NAMES, build_parser, main
+from dsd_lab.cli import main
 from dsd_lab.core.samplers import SAMPLERS
 from dsd_lab.errors import BAD_INPUT, OK
 from dsd_lab.home import STATES, Home
 from dsd_lab.specs.fields import Generation
 from dsd_lab.specs.sweep import load_sweep
+from dsd_lab.surface import SAMPLER_NAMES, build_parser
 from dsd_lab.verbs.schema import spec_schema
 from dsd_lab.verbs.ui import free_port
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from dsd_lab.cli import build_parser
 from dsd_lab.errors import OK
+from dsd_lab.surface import build_parser
 from dsd_lab.verbs.common import print_json
 
 
