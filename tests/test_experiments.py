@@ -73,19 +73,27 @@ def test_a_variant_takes_its_first_steps(name):
 
 
 @pytest.mark.parametrize("profile", ["quick", "full"])
-def test_one_network_three_ways_compares_equal_weights_and_equal_training_flops(profile):
-    plan = load_sweep(Path(SPECS[0].parent / "one_network_three_ways.yaml"), profile)
-    found = {}
-    for trial in plan.trials:
-        shape, training = count_shape(trial.fields, 1, 10), trial.fields.training
-        found[trial.variant] = (
-            shape["params"]["total"],
-            shape["flops_per_image"] * training.batch_size * training.steps,
-        )
-    assert {"modular", "coupled", "separate", "staged"} <= found.keys()
-    for variant, counts in found.items():
-        if variant != "control":  # it has no denoiser to train
-            assert counts == pytest.approx(found["modular"], rel=0.02)
+@pytest.mark.parametrize(
+    ("name", "reference", "others"),
+    [
+        ("one_network_three_ways", "modular", {"coupled", "separate", "detached", "staged"}),
+        ("dsd_recipe", "dsd", {"recipe", "recipe_online", "detached", "detached_recipe", "staged", "staged_recipe"}),
+        ("what_dsd_needs", "dsd", {"detached", "staged", "classification", "noise_02"}),
+        ("recipe_sizes", "dsd", {"recipe", "detached", "staged"}),
+    ],
+)
+def test_a_spec_that_says_so_compares_equal_weights_and_equal_training_flops(name, profile, reference, others):
+    found: dict[int, dict[str, tuple[int, int]]] = {}
+    for trial in load_sweep(SPECS[0].parent / f"{name}.yaml", profile).trials:
+        width, training = trial.fields.network.width, trial.fields.training
+        if trial.variant in {reference, *others} and trial.variant not in found.setdefault(width, {}):
+            shape = count_shape(trial.fields, 1, 10)
+            flops = shape["flops_per_image"] * training.batch_size * training.steps
+            found[width][trial.variant] = shape["params"]["total"], flops
+    for width, variants in found.items():
+        assert others <= variants.keys()
+        for variant, counts in variants.items():
+            assert counts == pytest.approx(variants[reference], rel=0.02), (width, variant)
 
 
 def test_interventions_are_their_plain_variants_until_the_middle():
