@@ -318,7 +318,7 @@ def _only(verb: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="only trials with variant=NAME or seed=N; repeatable",
+        help="only trials with variant=NAME or seed=N, or several: variant=A,B; repeatable",
     )
 
 

@@ -96,6 +96,19 @@ def test_a_spec_that_says_so_compares_equal_weights_and_equal_training_flops(nam
             assert counts == pytest.approx(variants[reference], rel=0.02), (width, variant)
 
 
+@pytest.mark.parametrize(
+    ("conditions", "found"),
+    [
+        (["variant=dsd,naive"], {("dsd", 0), ("dsd", 1), ("dsd", 2), ("naive", 0), ("naive", 1), ("naive", 2)}),
+        (["variant=dsd", "variant=naive", "seed=1"], {("dsd", 1), ("naive", 1)}),
+        (["seed=0", "variant=control", "seed=2"], {("control", 0), ("control", 2)}),
+    ],
+)
+def test_trials_are_chosen_by_variant_and_seed_and_conditions_on_one_key_add_up(conditions, found):
+    plan = load_sweep(SPECS[0].parent / "collapse_ablation.yaml").only(conditions)
+    assert {(t.variant, t.seed) for t in plan.trials} == found
+
+
 def test_interventions_are_their_plain_variants_until_the_middle():
     trials = {t.variant: t.fields for t in load_sweep(SPECS[0].parent / "interventions.yaml").trials}
     pairs = [(trials[name.split("_then_")[0]], fields) for name, fields in trials.items() if "_then_" in name]

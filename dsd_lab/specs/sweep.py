@@ -152,22 +152,22 @@ class Plan:
         return f"{self.spec.name}--{self.profile}" if self.profile else self.spec.name
 
     def only(self, conditions: list[str]) -> Plan:
-        """The trials that meet every `variant=NAME` or `seed=N` condition.
+        """The trials of the named variants and seeds: `variant=NAME,...` or `seed=N,...`, repeated conditions on one key adding up.
 
         Raises:
             BadInput: a condition is malformed or selects nothing.
         """
-        chosen = self.trials
+        wanted: dict[str, set[str]] = {}
         for condition in conditions:
             key, _, value = condition.partition("=")
             if key not in ("variant", "seed") or not value:
                 raise BadInput(f"--only {condition}: write variant=NAME or seed=N")
             known = sorted({str(getattr(t, key)) for t in self.trials})
-            wanted = value.split(",")
-            for name in wanted:
+            for name in value.split(","):
                 if name not in known:
                     raise BadInput(f"--only {condition}: no {key} {name!r} in this sweep{did_you_mean(name, known)}")
-            chosen = [t for t in chosen if str(getattr(t, key)) in wanted]
+                wanted.setdefault(key, set()).add(name)
+        chosen = [t for t in self.trials if all(str(getattr(t, key)) in names for key, names in wanted.items())]
         if not chosen:
             raise BadInput(f"--only {' '.join(conditions)}: no trial meets all of these")
         return replace(self, trials=chosen)
