@@ -161,6 +161,14 @@ def test_the_extractor_fits_images_of_any_kind(channels, size, classes):
     assert found.shape == (2, 64) and scores.shape == (2, classes)
 
 
+@pytest.mark.parametrize("size", [4, 8, 28, 32, 33, 63, 64, 95, 96, 128, 200, 256])
+def test_the_extractor_is_made_again_from_its_weights_and_works_on_at_most_63_pixels_a_side(size):
+    network = extractor_module.Extractor(3, size, 5).eval()
+    x = torch.rand(1, 3, size, size)
+    assert torch.equal(extractor_module.extractor_of(network.state_dict())(x)[0], network(x)[0])
+    assert max(network.body[:1](x).shape[2:]) <= 63
+
+
 def test_real_images_are_nearer_to_real_images_than_noise_is(cache, digits):
     network = load_extractor(digits, cache, CPU)
     noise = torch.randint(0, 256, (200, 1, 8, 8), generator=torch.manual_seed(0), dtype=torch.uint8)

@@ -24,16 +24,23 @@ if TYPE_CHECKING:
 FEATURES = 64
 _VERSION = 1
 """Part of the cache's file name; raised when the network or its training changes."""
+_WORKED_ON = 32
+"""Pixels a side from twice of which on the first convolution has a stride."""
 _BATCH, _EPOCHS, _MAX_STEPS, _LR = 64, 20, 1500, 2e-3
 
 
 class Extractor(nn.Module):
-    """Convolutions that halve the image down to 4 pixels or fewer a side, then 64 features and class scores."""
+    """Convolutions that halve the image down to 4 pixels or fewer a side, then 64 features and class scores.
+
+    The first takes an image of more than 63 pixels a side down to 32 to 63, where the cost of training is minutes on one core.
+    """
 
     def __init__(self, channels: int, image_size: int, classes: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(channels, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU()]
-        width, side = 32, image_size
+        stride = max(1, image_size // _WORKED_ON)
+        first = nn.Conv2d(channels, 32, 2 * stride + 1, stride, padding=stride)
+        layers: list[nn.Module] = [first, nn.BatchNorm2d(32), nn.ReLU()]
+        width, side = 32, -(-image_size // stride)
         while side > 4 or width < FEATURES:
             layers += [nn.Conv2d(width, FEATURES, 3, stride=2, padding=1), nn.BatchNorm2d(FEATURES), nn.ReLU()]
             width, side = FEATURES, -(-side // 2)
@@ -60,7 +67,9 @@ class Extractor(nn.Module):
 def extractor_of(tensors: dict[str, Tensor]) -> Extractor:
     """The extractor whose weights these are."""
     convolutions = sum(value.dim() == 4 for value in tensors.values())
-    size = 4 * 2 ** (convolutions - 2)  # all between the first and the last halve the image
+    halvings, stride = convolutions - 2, (tensors["body.0.weight"].shape[-1] - 1) // 2
+    # A size that has so many: from 32 pixels on, the first convolution leaves 32 to 63, halved three or four times.
+    size = 4 * 2**halvings if halvings < 3 else _WORKED_ON * stride + (_WORKED_ON - 1) * (halvings - 3)
     network = Extractor(tensors["body.0.weight"].shape[1], size, len(tensors["scores.weight"]))
     network.load_state_dict(tensors)
     return network.eval()
