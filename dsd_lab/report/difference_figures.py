@@ -65,7 +65,9 @@ def _draw(axes: Axes, rows: dict[int, Comparison], looks: dict[str, Look], setti
     sizes, span = np.abs(every), float(np.ptp([*every, 0.0]))
     if sizes.max() > _WIDE * np.median(sizes) > 0:
         axes.set_xscale("symlog", linthresh=float(np.median(sizes)))
-    elif span > 0:  # two seeds give intervals that would leave the differences no room
+        return
+    axes.locator_params(axis="x", nbins=4)
+    if span > 0:  # two seeds give intervals that would leave the differences no room
         low, high = min([*every, 0.0]), max([*every, 0.0])
         axes.set_xlim(
             max(min([low, *bounds]), low - span / 2) - span / 20, min(max([high, *bounds]), high + span / 2) + span / 20
