@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_lab.estimates import shape_key
-from dsd_lab.files import write_json
+from dsd_lab.files import read_cache, write_json
 from dsd_lab.home import Home
 from dsd_lab.provenance import processor
 from dsd_lab.specs.fields import Trial
@@ -54,7 +54,7 @@ def remember_figure(home: Home, trial: Trial, device: str, figure: dict[str, Any
         figure: `step` and `events` as `whole_seconds` takes them, `code` that was timed and `measured_at`.
     """
     path = _path(home)
-    known = _read(path)
+    known = read_cache(path)
     known[_key(trial)] = known.get(_key(trial), {}) | {device: figure}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, known)
@@ -68,7 +68,7 @@ def benched_seconds(home: Home, trial: Trial, gpu: str) -> tuple[float, str] | N
         trial: on the CPU, a figure counts if this machine's processor gave it.
         gpu: name of the GPU (a key of `dsd_lab.accelerators.GPUS`) that trials on one are planned for.
     """
-    for device, figure in _read(_path(home)).get(_key(trial), {}).items():
+    for device, figure in read_cache(_path(home)).get(_key(trial), {}).items():
         share = min(1.0, trial.resources.gpus)
         wanted = is_gpu(device, gpu) if share else device == cpu_name()
         try:
@@ -91,11 +91,3 @@ def _key(trial: Trial) -> str:
 
 def _path(home: Home) -> Path:
     return home.cache / "benchmarks.json"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        known = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):  # a damaged cache is as one that is not there
-        return {}
-    return known if isinstance(known, dict) else {}
