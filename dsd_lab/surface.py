@@ -7,6 +7,20 @@ import os
 
 from dsd_lab import __version__
 from dsd_lab.accelerators import DEFAULT_GPU, GPUS
+from dsd_lab.arguments import (
+    TRIAL,
+    add_verb,
+    answers_json,
+    chance,
+    count,
+    positive,
+    takes_only,
+    takes_spec,
+    takes_spec_options,
+    takes_tracking,
+    takes_trial,
+    takes_yes,
+)
 
 _SPEC = "experiments/collapse_ablation.yaml"
 SAMPLER_NAMES = ("euler", "heun", "sde", "dopri5")
@@ -32,22 +46,24 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_running(verbs: argparse._SubParsersAction) -> None:
     """What runs trials, or says how they would run."""
-    plan = _verb(verbs, "plan", "show the trials of a spec without running them", f"dsd-lab plan {_SPEC}")
-    _takes_spec(plan)
-    _only(plan)
+    plan = add_verb(verbs, "plan", "show the trials of a spec without running them", f"dsd-lab plan {_SPEC}")
+    takes_spec(plan)
+    takes_only(plan)
     plan.add_argument(
         "--gpu",
         choices=tuple(GPUS),
         default=DEFAULT_GPU,
         help=f"GPU that the time of trials with `resources.gpus` is told for (default: {DEFAULT_GPU})",
     )
-    _json(plan)
+    answers_json(plan)
 
-    sweep = _verb(verbs, "sweep", "run the trials of a spec that are not done", f"dsd-lab sweep {_SPEC} --profile full")
-    _takes_spec(sweep)
-    _only(sweep)
+    sweep = add_verb(
+        verbs, "sweep", "run the trials of a spec that are not done", f"dsd-lab sweep {_SPEC} --profile full"
+    )
+    takes_spec(sweep)
+    takes_only(sweep)
     sweep.add_argument(
-        "--max-concurrent", type=_positive, metavar="N", help="trials at a time (default: as many as fit)"
+        "--max-concurrent", type=positive, metavar="N", help="trials at a time (default: as many as fit)"
     )
     sweep.add_argument(
         "--address",
@@ -61,30 +77,30 @@ def _add_running(verbs: argparse._SubParsersAction) -> None:
     sweep.add_argument("--fail-fast", action="store_true", help="stop everything at the first failure")
     sweep.add_argument(
         "--stop-collapsed",
-        type=_chance,
+        type=chance,
         metavar="CHANCE",
         help="stop trials whose first 5%% give at least this chance of collapse, by HOME's forecast; they have no verdict, so not for ablations (default: none is stopped)",
     )
     sweep.add_argument(
         "--no-tracking", action="store_true", help="do not store in MLflow now; report stores what is missing"
     )
-    _tracking(sweep)
-    _json(sweep)
+    takes_tracking(sweep)
+    answers_json(sweep)
 
-    train = _verb(
+    train = add_verb(
         verbs,
         "train",
         "run one trial in this process, without Ray",
         f"dsd-lab train {_SPEC} --variant dsd --seed 0 --no-tracking",
     )
-    _takes_spec(train)
+    takes_spec(train)
     train.add_argument("--variant", required=True, help="name of the variant")
     train.add_argument("--seed", type=int, default=None, help="seed (default: the spec's first)")
     train.add_argument("--no-tracking", action="store_true", help="do not store in MLflow")
-    _tracking(train)
-    _json(train)
+    takes_tracking(train)
+    answers_json(train)
 
-    bench = _verb(
+    bench = add_verb(
         verbs,
         "bench",
         "measure how fast trials train on this machine, where the time goes, and what a bare loop would take",
@@ -93,24 +109,24 @@ def _add_running(verbs: argparse._SubParsersAction) -> None:
     bench.add_argument(
         "specs", nargs="+", metavar="SPEC|SIZE", help="YAML file, or a network size such as nano8 (on random images)"
     )
-    _spec_options(bench)
+    takes_spec_options(bench)
     bench.add_argument(
         "--variant", action="append", metavar="NAME", help="only this variant; repeatable (default: all that differ)"
     )
-    bench.add_argument("--repeats", type=_positive, default=5, metavar="N", help="repeats of all times (default: 5)")
+    bench.add_argument("--repeats", type=positive, default=5, metavar="N", help="repeats of all times (default: 5)")
     bench.add_argument(
-        "--steps", type=_positive, metavar="N", help="steps of a repeat (default: as many as take half a second)"
+        "--steps", type=positive, metavar="N", help="steps of a repeat (default: as many as take half a second)"
     )
     bench.add_argument("--random-images", action="store_true", help="random pixels in the place of a spec's images")
     bench.add_argument(
         "--store", action="store_true", help="measure the store too, which works beside a sweep (imports MLflow)"
     )
-    _json(bench)
+    answers_json(bench)
 
 
 def _add_finished(verbs: argparse._SubParsersAction) -> None:
     """What reads, measures and draws from finished trials."""
-    report = _verb(verbs, "report", "write tables, figures and pages of sweeps", f"dsd-lab report {_SPEC}")
+    report = add_verb(verbs, "report", "write tables, figures and pages of sweeps", f"dsd-lab report {_SPEC}")
     report.add_argument(
         "sweep",
         nargs="*",
@@ -119,37 +135,37 @@ def _add_finished(verbs: argparse._SubParsersAction) -> None:
     )
     report.add_argument("--profile", help="profile to report (default: the one that ran last)")
     report.add_argument("--out", metavar="DIR", help="folder for the report (default: HOME/reports/SWEEP)")
-    _tracking(report)
-    _json(report)
+    takes_tracking(report)
+    answers_json(report)
 
-    sample = _verb(
+    sample = add_verb(
         verbs, "sample", "draw images from a trained trial", "dsd-lab sample 3ddf1775b702 --n 16 --class 3 --guidance 2"
     )
-    sample.add_argument("trial", help="trial id (the first characters do)")
-    sample.add_argument("--n", type=_positive, default=16, help="images (default: 16)")
+    takes_trial(sample)
+    sample.add_argument("--n", type=positive, default=16, help="images (default: 16)")
     sample.add_argument(
         "--class", dest="label", type=int, default=None, metavar="K", help="class asked for (default: all in turn)"
     )
     sample.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance scale (default: 1, none)")
     sample.add_argument("--sampler", choices=SAMPLER_NAMES, default="heun", help="solver (default: heun)")
-    sample.add_argument("--steps", type=_positive, default=25, help="solver steps (default: 25)")
+    sample.add_argument("--steps", type=positive, default=25, help="solver steps (default: 25)")
     sample.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     sample.add_argument("--out", metavar="DIR", help="folder for the PNGs (default: HOME/samples/TRIAL)")
-    _json(sample)
+    answers_json(sample)
 
-    evaluate = _verb(
+    evaluate = add_verb(
         verbs,
         "evaluate",
         "measure finished trials again with other settings; trains nothing",
         "dsd-lab evaluate 3ddf1775b702 --guidance 1 --guidance 2 --sampler dopri5 --images 1000",
     )
-    evaluate.add_argument("trials", nargs="+", metavar="TRIAL", help="trial id (the first characters do)")
+    evaluate.add_argument("trials", nargs="+", metavar="TRIAL", help=TRIAL)
     evaluate.add_argument("--spec", metavar="SPEC", help="make all entries of this spec's `evaluate` instead of:")
     evaluate.add_argument("--profile", help="profile of that spec")
     evaluate.add_argument("--guidance", type=float, action="append", help="guidance scale; repeatable (default: 1)")
     evaluate.add_argument("--sampler", choices=SAMPLER_NAMES, help="solver (default: heun)")
-    evaluate.add_argument("--steps", type=_positive, help="solver steps (default: 25)")
-    evaluate.add_argument("--images", type=_count, metavar="N", help="images, or holdout (default: holdout)")
+    evaluate.add_argument("--steps", type=positive, help="solver steps (default: 25)")
+    evaluate.add_argument("--images", type=count, metavar="N", help="images, or holdout (default: holdout)")
     evaluate.add_argument("--labels", choices=("balanced", "random"), help="of N images (default: balanced)")
     evaluate.add_argument("--weights", action="append", help="ema, ema:DECAY or trained; repeatable (default: ema)")
     evaluate.add_argument("--extractor", choices=("indomain", "inception"), help="features (default: indomain)")
@@ -161,75 +177,77 @@ def _add_finished(verbs: argparse._SubParsersAction) -> None:
         help="such as fid,kid,knn (default: a spec's)",
     )
     evaluate.add_argument("--no-tracking", action="store_true", help="do not store in MLflow now")
-    _tracking(evaluate)
-    _json(evaluate)
+    takes_tracking(evaluate)
+    answers_json(evaluate)
 
-    weights = _verb(
+    weights = add_verb(
         verbs,
         "fetch-weights",
         "download pinned weights into the home folder",
         "dsd-lab fetch-weights inception",
     )
     weights.add_argument("names", nargs="*", metavar="NAME", help="inception (default: all)")
-    _json(weights)
-    forecast = _verb(
+    answers_json(weights)
+    forecast = add_verb(
         verbs,
         "forecast",
         "learn from finished trials to tell early which ones end collapsed, and judge it by leaving one spec out",
         "dsd-lab forecast --json",
     )
     forecast.add_argument("more", nargs="*", metavar="HOME", help="other home folders to learn from")
-    _json(forecast)
+    answers_json(forecast)
 
-    latents = _verb(
+    latents = add_verb(
         verbs,
         "latents",
         "write a trial's latents and spectra as one .npz",
         "dsd-lab latents 3ddf1775b702 --out latents.npz",
     )
-    latents.add_argument("trial", help="trial id (the first characters do)")
+    takes_trial(latents)
     latents.add_argument(
         "--split", choices=("holdout", "train"), default="holdout", help="images that are encoded (default: holdout)"
     )
     latents.add_argument("--out", metavar="FILE", help="file to write (default: HOME/latents/TRIAL-SPLIT.npz)")
-    _json(latents)
+    answers_json(latents)
 
 
 def _add_keeping(verbs: argparse._SubParsersAction) -> None:
     """What looks after the home folder."""
-    status = _verb(verbs, "status", "show every sweep in the home folder", "dsd-lab status")
-    _json(status)
+    status = add_verb(verbs, "status", "show every sweep in the home folder", "dsd-lab status")
+    answers_json(status)
 
-    logs = _verb(verbs, "logs", "show what a trial recorded", "dsd-lab logs 3ddf1775b702 --lines 40")
-    logs.add_argument("trial", help="trial id (the first characters do)")
-    logs.add_argument("--lines", type=_positive, default=10, metavar="N", help="last events shown (default: 10)")
-    _json(logs)
+    logs = add_verb(verbs, "logs", "show what a trial recorded", "dsd-lab logs 3ddf1775b702 --lines 40")
+    takes_trial(logs)
+    logs.add_argument("--lines", type=positive, default=10, metavar="N", help="last events shown (default: 10)")
+    answers_json(logs)
 
-    doctor = _verb(
+    doctor = add_verb(
         verbs, "doctor", "check this machine, the home folder and the store, and close orphaned runs", "dsd-lab doctor"
     )
     doctor.add_argument("--dry-run", action="store_true", help="name orphaned MLflow runs without closing them")
-    _tracking(doctor)
-    _json(doctor)
+    takes_tracking(doctor)
+    answers_json(doctor)
 
-    gc = _verb(verbs, "gc", "free what no recorded sweep needs; shows it, and frees it with --yes", "dsd-lab gc --yes")
-    _yes(gc)
-    _json(gc)
+    gc = add_verb(
+        verbs, "gc", "free what no recorded sweep needs; shows it, and frees it with --yes", "dsd-lab gc --yes"
+    )
+    takes_yes(gc)
+    answers_json(gc)
 
-    rm = _verb(
+    rm = add_verb(
         verbs,
         "rm",
         "forget a sweep and delete the trials that no other sweep names; shows them, and deletes with --yes",
         "dsd-lab rm collapse_ablation--quick --yes",
     )
     rm.add_argument("sweep", metavar="SWEEP", help="sweep as `dsd-lab status` lists it")
-    _yes(rm)
-    _json(rm)
+    takes_yes(rm)
+    answers_json(rm)
 
 
 def _add_exchanging(verbs: argparse._SubParsersAction) -> None:
     """What sets two sweeps side by side, and lets one travel."""
-    compare = _verb(
+    compare = add_verb(
         verbs,
         "compare",
         "compare two sweeps, or two profiles of one, variant by variant and paired by seed",
@@ -237,10 +255,10 @@ def _add_exchanging(verbs: argparse._SubParsersAction) -> None:
     )
     compare.add_argument("a", metavar="A", help="sweep as `dsd-lab status` lists it")
     compare.add_argument("b", metavar="B", help="the other; differences are B minus A")
-    _tracking(compare)
-    _json(compare)
+    takes_tracking(compare)
+    answers_json(compare)
 
-    export = _verb(
+    export = add_verb(
         verbs,
         "export",
         "write a sweep as a folder that another home folder can import",
@@ -249,108 +267,38 @@ def _add_exchanging(verbs: argparse._SubParsersAction) -> None:
     export.add_argument("sweep", metavar="SWEEP", help="sweep as `dsd-lab status` lists it")
     export.add_argument("--out", metavar="DIR", required=True, help="new or empty folder to write")
     export.add_argument("--weights", action="store_true", help="with the newest checkpoint of every trial")
-    _json(export)
+    answers_json(export)
 
-    take = _verb(verbs, "import", "check an exported sweep and add it to the home folder", "dsd-lab import review")
+    take = add_verb(verbs, "import", "check an exported sweep and add it to the home folder", "dsd-lab import review")
     take.add_argument("folder", metavar="DIR", help="folder that `dsd-lab export` wrote")
-    _json(take)
+    answers_json(take)
 
 
 def _add_beside(verbs: argparse._SubParsersAction) -> None:
     """What is beside trials: pages, starter specs, editors, shells."""
-    ui = _verb(verbs, "ui", "open MLflow's UI on this machine", "dsd-lab ui")
+    ui = add_verb(verbs, "ui", "open MLflow's UI on this machine", "dsd-lab ui")
     ui.add_argument(
         "--port",
-        type=_positive,
+        type=positive,
         default=5000,
         help="port on 127.0.0.1; the next free one if it is taken (default: 5000)",
     )
-    _tracking(ui)
-    _json(ui)
+    takes_tracking(ui)
+    answers_json(ui)
 
-    init = _verb(verbs, "init", "write a commented spec to start from", "dsd-lab init experiments/my_sweep.yaml")
+    init = add_verb(verbs, "init", "write a commented spec to start from", "dsd-lab init experiments/my_sweep.yaml")
     init.add_argument(
         "path", nargs="?", metavar="PATH", default="my_sweep.yaml", help="file to write (default: my_sweep.yaml)"
     )
-    _json(init)
+    answers_json(init)
 
-    schema = _verb(
+    schema = add_verb(
         verbs, "schema", "print the JSON Schema of a spec, for editors", "dsd-lab schema > experiments/spec.schema.json"
     )
-    _json(schema)
+    answers_json(schema)
 
-    completion = _verb(
+    completion = add_verb(
         verbs, "completion", "print a script that completes dsd-lab in a shell", "dsd-lab completion bash"
     )
     completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
-    _json(completion)
-
-
-def _verb(verbs: argparse._SubParsersAction, name: str, what: str, example: str) -> argparse.ArgumentParser:
-    verb: argparse.ArgumentParser = verbs.add_parser(
-        name, help=what, description=what[0].upper() + what[1:] + ".", epilog=f"example: {example}"
-    )
-    verb.add_argument(
-        "--home", metavar="DIR", help="folder of trials, store and reports (default: $DSD_LAB_HOME, else runs/)"
-    )
-    return verb
-
-
-def _takes_spec(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("spec", metavar="SPEC", help="YAML file, or - for standard input")
-    _spec_options(verb)
-
-
-def _spec_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--profile", help="profile of the spec (default: the one that it names)")
-    verb.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY.PATH=VALUE",
-        help="override, such as training.steps=200 or seeds=[0]; repeatable",
-    )
-
-
-def _only(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "--only",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="only trials with variant=NAME or seed=N, or several: variant=A,B; repeatable",
-    )
-
-
-def _tracking(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "--tracking-uri",
-        metavar="URI",
-        help="MLflow store (default: $MLFLOW_TRACKING_URI, else SQLite in the home folder)",
-    )
-
-
-def _yes(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--yes", action="store_true", help="do it; without, only show what would be freed")
-
-
-def _json(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--json", action="store_true", help="answer in JSON")
-
-
-def _count(text: str) -> int | str:
-    return text if text == "holdout" else _positive(text)
-
-
-def _chance(text: str) -> float:
-    value = float(text)
-    if not 0.5 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a chance from 0.5 to below 1")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-    return value
+    answers_json(completion)

@@ -103,7 +103,10 @@ def test_the_bare_loops_own_batches_are_images_and_noise_of_the_right_kind(varia
 @pytest.mark.parametrize("variant", ["dsd", "more"])
 def test_the_bare_loop_has_images_that_the_trainer_streams_in_memory(variant, digits, tmp_path):
     train = digits.train
-    decode = lambda i: train.pixels[i].numpy()  # noqa: E731
+
+    def decode(index):
+        return train.pixels[index].numpy()
+
     streamed = replace(digits, train=StreamedImages(decode, train.labels, train.shape, train.levels, workers=0))
     loop = BareLoop(Trainer(trial_of(variant, tmp_path), 0, streamed, CPU))
     assert len(loop.pixels) == len(loop.labels) == 32 and torch.equal(loop.pixels, train.pixels[:32])
