@@ -21,6 +21,9 @@ from typing import Any
 
 # Set before the import: no telemetry, and a dead server is noticed in seconds instead of minutes.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ.setdefault(
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"
+)  # two lines a trial, in the middle of the live table
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")

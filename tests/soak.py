@@ -48,6 +48,8 @@ TRIAL = {
 VARIANTS_HERE = ("dsd", "control", "naive", "wild")
 AWAY = 8.0
 """Seconds for which the store is away."""
+MISSED = 0.1
+"""Seconds to the next try where no trial was running that could be struck."""
 
 
 def record_of(home: Home, trial: str) -> tuple:
@@ -106,11 +108,13 @@ class Soak:
 
     # -- Strikes -------------------------------------------------------------------------------------
 
-    def strike(self) -> None:
+    def strike(self) -> bool:
+        """Strike at random; False where nothing was there to be struck."""
         kinds = (self.kill_worker, self.kill_driver, self.stop_worker, self.stop_driver, self.damage, self.take_store)
         kind = self.random.choices(kinds, (4, 1, 2, 1, 3, 1))[0]
-        if kind():
+        if struck := kind():
             self.strikes[kind.__name__] += 1
+        return struck
 
     def _victim(self) -> tuple[str, int] | None:
         workers = self.workers()
@@ -179,9 +183,8 @@ class Soak:
                 self.driver = self.drive()  # a trial whose workers were killed three times has failed
             if self.back_at and time.monotonic() > self.back_at:
                 self.serve()
-            time.sleep(self.random.uniform(0.5, 1.5) * every)
-            if strikes is None or sum(self.strikes.values()) < strikes:
-                self.strike()
+            missed = (strikes is None or sum(self.strikes.values()) < strikes) and not self.strike()
+            time.sleep(MISSED if missed else self.random.uniform(0.5, 1.5) * every)
         if self.back_at:
             self.serve()
         self.driver.wait(DEADLINE)
@@ -270,10 +273,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="A sweep that is struck every few seconds.")
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--every", type=float, default=4.0, help="seconds between strikes, on average")
+    parser.add_argument("--steps", type=int, default=300, help="of each trial")
+    parser.add_argument("--every", type=float, default=3.0, help="seconds between strikes, on average")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        print(json.dumps(soak(Path(folder), arguments.trials, arguments.seed, arguments.every), indent=1))
+        figures = soak(Path(folder), arguments.trials, arguments.seed, arguments.every, arguments.steps)
+    print(json.dumps(figures, indent=1))
     return 0
 
 
