@@ -132,6 +132,8 @@ def _train(
     yield Progress("running", 0, steps)
     with Watchdog(folder.root / "hang.txt", trial.fields.resources.patience) as watchdog:
         data, device = shelf.get(trial, home), pick_device(trial.fields.resources.gpus)
+        if trial.fields.training.compile:  # what was compiled is there for other processes, and for later sweeps
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home.cache.resolve() / "compiled"))
         _describe(folder, trial, data, device)
         trainer = Trainer(trial.fields, trial.seed, data, device, folder.checkpoints)
         resumed = trainer.resume()

@@ -8,6 +8,7 @@ from torch import nn
 
 from dsd_lab.core.network import Block, Network, count_parameters
 from dsd_lab.core.normalisers import NORMALISERS
+from dsd_lab.core.trainer import Trainer
 from dsd_lab.specs.fields import Latent, Trial
 
 LAYOUTS = ("modular", "coupled", "separate")
@@ -252,3 +253,25 @@ def test_a_normaliser_takes_away_the_gradient_of_the_scale_and_its_absence_does_
     (z**4).mean().backward()
     assert (abs(float(scale.grad)) > 1) == free
     assert free or abs(float(scale.grad)) < 1e-2
+
+
+# -- Attention -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("precision", "largest"), [("fp32", 1e-5), ("bf16", 0.03)])
+def test_attention_by_its_parts_is_the_fused_one(tiny_trial, precision, largest):
+    network, x, found = build(tiny_trial()), torch.randn(6, 1, 8, 8), []
+    for fused in (True, False):
+        network.attend_fused(fused)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = network.decode(network.encode(x)).float().square().mean()
+        gradients = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
+        found.append(torch.cat([g.flatten() for g in gradients if g is not None]))
+    assert (found[0] - found[1]).norm() < largest * found[0].norm()
+
+
+@pytest.mark.parametrize(("precision", "fused"), [("fp32", True), ("bf16", False)])
+def test_a_trial_in_bfloat16_on_the_cpu_attends_by_parts(tiny_trial, digits, precision, fused):
+    trainer = Trainer(tiny_trial(training={"precision": precision}), 0, digits, torch.device("cpu"))
+    networks = [n for n in (trainer.network, trainer.average, trainer.target_encoder) if n is not None]
+    assert {block.attention.fused_attn for network in networks for block in network.blocks} == {fused}

@@ -12,7 +12,7 @@ from dsd_lab.core import trainer as trainer_module
 from dsd_lab.core.data import DataSet, Images
 from dsd_lab.core.events import Checkpointed, Diverged, Drew, Finished, Logged, Probed
 from dsd_lab.core.optimisation import (
-    average_into,
+    Averaging,
     build_optimiser,
     learning_rate,
     ramped_decay,
@@ -409,7 +409,7 @@ def test_averaged_weights_forget_their_start_and_buffers_are_copied():
     with torch.no_grad():
         network.weight.fill_(5)
         network.running_mean.fill_(3)
-    average_into(average, network, 0.75)
+    Averaging(average, network).follow(0.75)
     assert average.weight.tolist() == [2.0, 2.0]
     assert average.running_mean.tolist() == [3.0, 3.0]
     assert [warmed_decay(0.99, n) for n in (0, 8, 10_000)] == pytest.approx([0.1, 0.5, 0.99])

@@ -97,8 +97,10 @@ def timed_parts(trainer: Trainer, watch: Stopwatch) -> Iterator[None]:
         (network, "decode", "decode"),
         (training, "clip_gradients", "optimiser"),
         (trainer.optimiser, "step", "optimiser"),
-        (training, "average_into", "average"),
+        *((averaging, "follow", "average") for averaging in trainer.averaging.values()),
     ]
+    if trainer.target_averaging is not None:
+        calls.append((trainer.target_averaging, "follow", "average"))
     calls += [] if target is None else [(target, "encode", "target"), (target, "encode_raw", "target")]
     with contextlib.ExitStack() as stack:
         for owner, name, part in calls:

@@ -229,6 +229,17 @@ class Network(nn.Module):
         parts = [*entry[role], *own, self.heads[role], *normaliser, *(self.blocks[i] for i in self.ranges[role])]
         return [p for part in parts for p in part.parameters()]
 
+    def attend_fused(self, fused: bool) -> None:
+        """Whether attention runs as torch's fused kernel, which is the default, or as products and a softmax."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.fused_attn = fused
+
+    def compile_blocks(self) -> None:
+        """Have torch compile the blocks, each for the shapes that it meets; all blocks of one width share the code."""
+        for block in self.blocks:
+            block.compile(dynamic=False)
+
     def freeze(self, roles: frozenset[str]) -> None:
         """Compute gradients for the weights of all roles but these, until the next call.
 

@@ -127,12 +127,26 @@ def learning_rate(spec: Optimiser, step: int, steps: int) -> float:
     return spec.lr * SCHEDULES[spec.schedule](progress, spec.tail)
 
 
-@torch.no_grad()
-def average_into(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * network, buffers copied."""
-    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
-    for ours, theirs in zip(average.buffers(), network.buffers(), strict=True):
-        ours.copy_(theirs)
+class Averaging:
+    """Weights that follow a network's.
+
+    Args:
+        average: whose weights follow.
+        network: of the same kind; both keep their tensors from here on.
+    """
+
+    def __init__(self, average: nn.Module, network: nn.Module) -> None:
+        # Walking through the modules of a small network takes longer than the arithmetic: once, not at every step.
+        self._average: list[Tensor] = list(average.parameters())
+        self._network: list[Tensor] = list(network.parameters())
+        self._buffers = list(zip(average.buffers(), network.buffers(), strict=True))
+
+    @torch.no_grad()
+    def follow(self, decay: float) -> None:
+        """average <- decay * average + (1 - decay) * network, buffers copied."""
+        torch._foreach_lerp_(self._average, self._network, 1 - decay)
+        for ours, theirs in self._buffers:
+            ours.copy_(theirs)
 
 
 def average_name(decay: float, main: float) -> str:

@@ -1,0 +1,44 @@
+"""Compiled blocks: the same training, through code that torch made."""
+
+import pytest
+import torch
+from golden import trial_of
+
+from dsd_lab.core.data import load_data
+from dsd_lab.core.events import Finished, Logged, Probed
+from dsd_lab.core.trainer import Trainer
+from dsd_lab.estimates import shape_key
+from dsd_lab.specs.fields import Trial
+from dsd_lab.specs.identity import canonical_fields, trial_id
+
+CHANGES = {"training": {"compile": True}, "probe": {"every": 4}}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_compiled_steps_give_the_losses_of_eager_ones_and_resume(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    data, torch_threads = load_data(Trial().data), torch.get_num_threads()
+    torch.set_num_threads(1)
+    eager, compiled = (
+        list(Trainer(trial_of("dsd", "fp32", changes), 0, data, torch.device("cpu"), tmp_path / name).run())
+        for name, changes in (("eager", {"probe": {"every": 4}}), ("compiled", CHANGES))
+    )
+    torch.set_num_threads(torch_threads)
+    for kind in (Logged, Probed):
+        ours, theirs = ([e.metrics for e in events if isinstance(e, kind)] for events in (compiled, eager))
+        assert len(ours) == len(theirs) > 0
+        for one, other in zip(ours, theirs, strict=True):
+            assert one == pytest.approx(other, rel=1e-3, abs=1e-3)
+    assert any((tmp_path / "cache").rglob("*.so")), "nothing was compiled"
+    resumed = Trainer(trial_of("dsd", "fp32", CHANGES), 0, data, torch.device("cpu"), tmp_path / "compiled")
+    assert resumed.resume()
+    assert isinstance(list(resumed.run())[-1], Finished)
+    plain = Trainer(trial_of("dsd", "fp32"), 0, data, torch.device("cpu"), tmp_path / "compiled")
+    assert plain.resume(), "weights have the names that eager ones have"
+
+
+def test_compiling_is_another_trial_and_another_time():
+    plain, compiled = trial_of("dsd", "fp32"), trial_of("dsd", "fp32", CHANGES)
+    assert trial_id(plain, 0) != trial_id(compiled, 0), "rounding differs"
+    assert shape_key(canonical_fields(plain)) != shape_key(canonical_fields(compiled))
