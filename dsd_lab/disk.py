@@ -10,6 +10,7 @@ from dsd_lab.estimates import cached_shape
 from dsd_lab.home import Home
 from dsd_lab.housekeeping import readable, size_of
 from dsd_lab.specs.fields import Trial
+from dsd_lab.specs.identity import once_for_seeds
 from dsd_lab.specs.sweep import PlannedTrial
 
 _RECORD, _PROBE, _NUMBER = 500, 6_000, 25
@@ -58,11 +59,12 @@ def announce_need(home: Home, trials: list[PlannedTrial], code: str) -> str:
         NoResources: it cannot fit.
     """
     variants: dict[str, list[int]] = {}
-    needs = [need_of(t.fields, home, code) for t in trials]
+    need = once_for_seeds(lambda fields: need_of(fields, home, code))
+    needs = [need(t.fields) for t in trials]
     wanted = 0
-    for trial, need in zip(trials, needs, strict=True):
-        variants.setdefault(trial.variant, []).append(need.total)
-        wanted += max(0, need.total - size_of(home.trial(trial.id).root))
+    for trial, its in zip(trials, needs, strict=True):
+        variants.setdefault(trial.variant, []).append(its.total)
+        wanted += max(0, its.total - size_of(home.trial(trial.id).root))
     parts = {k: sum(getattr(n, k) for n in needs) for k in ("checkpoints", "spool", "artifacts")}
     what = ", ".join(f"{k} {readable(v)}" for k, v in parts.items())
     largest = sorted(variants.items(), key=lambda item: -sum(item[1]))

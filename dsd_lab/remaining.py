@@ -18,7 +18,7 @@ from typing import Any
 from dsd_lab.estimates import shape_key
 from dsd_lab.specs.evaluations import applies
 from dsd_lab.specs.fields import Generation, Trial, uses_target_encoder
-from dsd_lab.specs.identity import canonical_fields
+from dsd_lab.specs.identity import canonical_fields, once_for_seeds
 from dsd_lab.specs.sweep import PlannedTrial
 
 _ENOUGH = 0.05
@@ -90,7 +90,8 @@ class Remaining:
 
     def __init__(self, trials: list[PlannedTrial], evaluations: Sequence[Generation]) -> None:
         self._evaluations = {t.id: [e for e in evaluations if applies(e, t.fields)] for t in trials}
-        self._shapes = {t.id: shape_key(canonical_fields(t.fields)) for t in trials}
+        shape = once_for_seeds(lambda fields: shape_key(canonical_fields(fields)))
+        self._shapes = {t.id: shape(t.fields) for t in trials}
         self._passes = {t.id: step_passes(t.fields) for t in trials}
         self._places = 1
 

@@ -253,6 +253,23 @@ def test_plan_tells_what_is_done_and_times_it_from_what_was_measured(tmp_path):
     assert {t["status"] for t in answer["trials"]} <= set(STATES)
 
 
+def test_plan_counts_and_measures_once_and_a_later_one_loads_no_torch(tmp_path):
+    spec, home = write_spec(tmp_path, seeds=[0, 1]), Home(tmp_path / "home")
+    home.prepare()
+    first, _, printed, _ = imported("plan", str(spec), "--json", "--home", str(home.root))
+    later, code, again, _ = imported("plan", str(spec), "--json", "--home", str(home.root))
+    assert "torch" in first and "torch" not in later and code == OK
+    assert json.loads(again) == json.loads(printed), "the speed of this machine is measured once for a home folder"
+
+
+def test_a_plan_of_very_many_trials_has_a_line_for_every_point(tmp_path, capsys):
+    spec, home = write_spec(tmp_path, {"dsd": VARIANTS["dsd"]}, seeds=list(range(1001))), Home(tmp_path / "home")
+    train_here(home, write_spec(tmp_path / "few", {"dsd": VARIANTS["dsd"]}), "seeds=[0]")
+    assert main(["plan", str(spec), "--home", str(home.root)]) == OK
+    (line,) = [text for text in capsys.readouterr().out.splitlines() if "1001 seeds" in text]
+    assert "and 1000 more" in line and "1 done, 1000 pending" in line
+
+
 def test_data_that_are_not_there_are_a_warning_in_plan_and_an_error_in_sweep(tmp_path, capsys):
     spec = write_spec(tmp_path, base={"data": {"source": "idx", "path": "nowhere"}})
     assert run("plan", spec, "--home", tmp_path / "home")[0] == OK

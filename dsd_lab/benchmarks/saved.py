@@ -1,4 +1,4 @@
-"""What was measured on this machine, kept in the home folder for `dsd-lab plan`. Nothing here imports torch."""
+"""What was measured on this machine, kept in the home folder for `dsd-lab plan`. What is kept is read without torch."""
 
 from __future__ import annotations
 
@@ -77,6 +77,21 @@ def benched_seconds(home: Home, trial: Trial, gpu: str) -> tuple[float, str] | N
         except (KeyError, TypeError, ValueError):
             continue  # damaged: as one that is not there
     return None
+
+
+def machine_ceiling(home: Home, threads: int) -> float:
+    """FLOP/s of this machine's float32 matrix products with so many threads, measured once for a home folder."""
+    path, key = home.cache / "ceilings.json", f"{cpu_name()}, {threads} threads"
+    known = read_cache(path)
+    if not isinstance(known.get(key), float):
+        from dsd_lab.counting import matrix_ceiling  # imports torch: only where it was not measured yet
+
+        known[key] = matrix_ceiling(threads)
+        if home.root.is_dir():
+            home.cache.mkdir(exist_ok=True)
+            write_json(path, known)
+    ceiling: float = known[key]
+    return ceiling
 
 
 def is_gpu(device: str, name: str) -> bool:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from dsd_lab.specs.auxiliary import EMA, blocks_of
 from dsd_lab.specs.fields import SCHEMA_VERSION, Generation, Objective, Trial, uses_target_encoder
+
+T = TypeVar("T")
 
 TRAINING_SECTIONS = (
     "data",
@@ -164,12 +167,29 @@ def trial_id(trial: Trial, seed: int) -> str:
     A field that a later version adds with a default leaves every id as it is; changing a default
     is a new `SCHEMA_VERSION`.
     """
+    return trial_ids(trial, [seed])[0]
+
+
+def trial_ids(trial: Trial, seeds: Sequence[int]) -> list[str]:
+    """`trial_id` of every seed."""
     defaults, changed = _defaults(type(trial)), {}
     for section, values in canonical_fields(trial).items():
         for name, value in values.items():
             if value != defaults[section].get(name):
                 changed[f"{section}.{name}"] = value
-    return _digest({"schema": SCHEMA_VERSION, "seed": seed, "fields": changed})
+    return [_digest({"schema": SCHEMA_VERSION, "seed": seed, "fields": changed}) for seed in seeds]
+
+
+def once_for_seeds(make: Callable[[Trial], T]) -> Callable[[Trial], T]:
+    """The same function, called once for the fields that all seeds of a variant and grid point share."""
+    found: dict[int, tuple[Trial, T]] = {}
+
+    def known(trial: Trial) -> T:
+        if id(trial) not in found:
+            found[id(trial)] = trial, make(trial)  # held, so that no other object gets its id
+        return found[id(trial)][1]
+
+    return known
 
 
 def evaluation_id(evaluation: Generation) -> str:

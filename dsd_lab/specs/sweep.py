@@ -22,7 +22,7 @@ from dsd_lab.specs.complaints import complaints, did_you_mean, summary
 from dsd_lab.specs.document import Document, one_line
 from dsd_lab.specs.evaluations import expanded, with_files
 from dsd_lab.specs.fields import Generation, Section, Trial
-from dsd_lab.specs.identity import trial_id
+from dsd_lab.specs.identity import trial_ids
 from dsd_lab.specs.layers import edited, parse_set, read_with_parents, resolved_path
 from dsd_lab.specs.training import lacking_average
 
@@ -264,7 +264,8 @@ def _resolve(spec: Sweep, document: Document, everywhere: Document, path: Path) 
                 continue
             overrides = {**_flat(over.values), **point}
             trials += [
-                PlannedTrial(trial_id(fields, seed), variant, seed, fields, point, overrides) for seed in spec.seeds
+                PlannedTrial(name, variant, seed, fields, point, overrides)
+                for name, seed in zip(trial_ids(fields, spec.seeds), spec.seeds, strict=True)
             ]
     if faults:
         raise BadInput(summary(faults, list(spec.variants)))

@@ -17,7 +17,7 @@ from dsd_lab.home import ENDED, Home, TrialFolder
 from dsd_lab.provenance import training_code
 from dsd_lab.specs.auxiliary import NO_FILES, named_backbones
 from dsd_lab.specs.complaints import did_you_mean
-from dsd_lab.specs.identity import canonical_fields, evaluation_id
+from dsd_lab.specs.identity import canonical_fields, evaluation_id, once_for_seeds
 from dsd_lab.specs.sweep import Plan, PlannedTrial, load_sweep
 
 
@@ -93,6 +93,7 @@ def _trained_by(folder: TrialFolder) -> str | None:
 
 def manifest_of(plan: Plan) -> dict[str, Any]:
     """What the home folder records of a sweep."""
+    canonical = once_for_seeds(canonical_fields)
     return {
         "key": plan.key,
         "name": plan.spec.name,
@@ -112,7 +113,7 @@ def manifest_of(plan: Plan) -> dict[str, Any]:
                 "size": t.fields.network.size,
                 "steps": t.fields.training.steps,
                 "overrides": t.overrides,
-                "canonical": canonical_fields(t.fields),
+                "canonical": canonical(t.fields),
                 "has_denoiser": t.fields.has_denoiser,
             }
             for t in plan.trials

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dsd_lab.accelerators import GPUS
-from dsd_lab.benchmarks.saved import benched_seconds
+from dsd_lab.benchmarks.saved import benched_seconds, machine_ceiling
 from dsd_lab.disk import need_of
 from dsd_lab.display import duration
 from dsd_lab.errors import OK, BadInput
@@ -23,14 +24,16 @@ from dsd_lab.home import Home
 from dsd_lab.housekeeping import readable
 from dsd_lab.provenance import training_code
 from dsd_lab.specs.evaluations import applies
-from dsd_lab.specs.fields import Trial
-from dsd_lab.specs.identity import evaluation_id
+from dsd_lab.specs.fields import Data, Trial
+from dsd_lab.specs.identity import canonical_fields, evaluation_id, once_for_seeds
 from dsd_lab.specs.sweep import Plan, PlannedTrial
 from dsd_lab.verbs.common import home_of, manifest_of, missing_data, missing_weights, plan_of, print_json
 
 TIMED, BENCHED = "timed here", "from dsd-lab bench"
 """Where a time comes from, if not from FLOPs: trials of the shape that were trained here, or a benchmark of it."""
 _ROLES = ("encode", "denoise", "decode")
+_MOST_ROWS = 1000
+"""Trials up to which each has a line of its own."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -39,7 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     for missing in missing_data(plan):
         print(f"dsd-lab: warning: data.path: no such folder {missing}; `sweep` will refuse", file=sys.stderr)
     facts_of = partial(known_facts, home)
-    for line in dict.fromkeys(skipped(t.fields, facts_of(t.fields.data)) for t in plan.trials):
+    left_out = once_for_seeds(lambda fields: skipped(fields, facts_of(fields.data)))
+    for line in dict.fromkeys(left_out(t.fields) for t in plan.trials):
         if line:
             print(f"dsd-lab: warning: {line}", file=sys.stderr)
     for missing in missing_weights(plan):
@@ -51,12 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
     code = training_code()
     manifest = manifest_of(plan)
     timed = timed_seconds(home, manifest["trials"])
-    ceilings: dict[int, float] = {}
+    needs = once_for_seeds(lambda fields: _needs(fields, home, code, timed, arguments.gpu, facts_of))
     rows = []
-    for trial, entry in zip(plan.trials, manifest["trials"], strict=True):
-        shape = cached_shape(trial.fields, home, code)
-        training = trial.fields.training
-        seconds, source = _seconds(trial.fields, entry, shape, timed, home, arguments.gpu, ceilings)
+    for trial in plan.trials:
         folder = home.trial(trial.id)
         rows.append(
             {
@@ -68,18 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "status": folder.state(code),
                 "evaluations_missing": _missing(plan, folder.evaluations(), trial),
                 "overrides": trial.overrides,
-                "params": shape.params,
-                "copies": shape.copies,
-                "auxiliary_params": shape.auxiliary,
-                "frozen_params": shape.frozen,
-                "flops_per_image": shape.flops_per_image,
-                "flops_by_role": shape.role_flops,
-                "flops_total": shape.flops_per_image * training.batch_size * training.steps,
-                "memory_bytes": shape.memory(training.batch_size // training.accumulate),
-                "disk_bytes": need_of(trial.fields, home, code).total,
-                "seconds": round(seconds, 3),
-                "seconds_source": source,
-                "data": facts_of(trial.fields.data),
+                **needs(trial.fields),
             }
         )
     if arguments.json:
@@ -97,28 +87,45 @@ def run(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _seconds(
+def _needs(
     trial: Trial,
-    entry: dict[str, Any],
-    shape: Shape,
-    timed: dict[str, float],
     home: Home,
+    code: str,
+    timed: dict[str, float],
     gpu: str,
-    ceilings: dict[int, float],
-) -> tuple[float, str]:
+    facts_of: Callable[[Data], dict[str, Any] | None],
+) -> dict[str, Any]:
+    """What a trial with these fields will need, whatever its seed."""
+    shape, training = cached_shape(trial, home, code), trial.training
+    seconds, source = _seconds(trial, shape, timed, home, gpu)
+    return {
+        "params": shape.params,
+        "copies": shape.copies,
+        "auxiliary_params": shape.auxiliary,
+        "frozen_params": shape.frozen,
+        "flops_per_image": shape.flops_per_image,
+        "flops_by_role": shape.role_flops,
+        "flops_total": shape.flops_per_image * training.batch_size * training.steps,
+        "memory_bytes": shape.memory(training.batch_size // training.accumulate),
+        "disk_bytes": need_of(trial, home, code).total,
+        "seconds": round(seconds, 3),
+        "seconds_source": source,
+        "data": facts_of(trial.data),
+    }
+
+
+def _seconds(trial: Trial, shape: Shape, timed: dict[str, float], home: Home, gpu: str) -> tuple[float, str]:
     """Seconds of a whole trial and where they come from: the best of what is known.
 
     Args:
         trial: its fields.
-        entry: of the trial in the manifest.
         shape: its counts.
         timed: seconds a step of trained trials, by shape.
         home: where `dsd-lab bench` has kept figures.
         gpu: that trials on one are planned for.
-        ceilings: FLOP/s of this machine's matrix products by threads, measured when first asked for.
     """
-    training, threads = trial.training, trial.resources.threads
-    key = shape_key(entry["canonical"])
+    training = trial.training
+    key = shape_key(canonical_fields(trial))
     if key in timed:
         return timed[key] * training.steps, TIMED
     benched = benched_seconds(home, trial, gpu)
@@ -128,11 +135,7 @@ def _seconds(
     if trial.resources.gpus > 0:
         peak = GPUS[gpu].peak(training.precision) * min(1.0, trial.resources.gpus)
         return flops / (peak * EFFICIENCY), f"from FLOPs, {gpu}"
-    if threads not in ceilings:
-        from dsd_lab.counting import matrix_ceiling  # imports torch: only where nothing was timed here
-
-        ceilings[threads] = matrix_ceiling(threads)
-    return flops / (ceilings[threads] * EFFICIENCY), "from FLOPs"
+    return flops / (machine_ceiling(home, trial.resources.threads) * EFFICIENCY), "from FLOPs"
 
 
 def _missing(plan: Plan, done: dict[str, Any], trial: PlannedTrial) -> int:
@@ -156,7 +159,7 @@ def _print(plan: Plan, rows: list[dict[str, Any]]) -> None:
         "overrides",
     ):
         table.add_column(column, justify="right" if column in numbers else "left", no_wrap=column != "overrides")
-    for row in rows:
+    for row in rows if len(rows) <= _MOST_ROWS else _points(rows):
         mark = "~" if row["seconds_source"].startswith("from FLOPs") else ""
         params, flops, memory = (
             _count(row["params"]["total"]),
@@ -201,6 +204,22 @@ def _print(plan: Plan, rows: list[dict[str, Any]]) -> None:
         )
     console.print(f"about {duration(left)} of training left, one trial at a time{_origin(rows)}", highlight=False)
     console.print(f"about {readable(disk)} of disk for what is not done", highlight=False)
+
+
+def _points(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for all seeds of a variant and grid point: their number, and the states that they are in."""
+    points: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        points.setdefault(_name(row), []).append(row)
+    return [
+        members[0]
+        | {
+            "id": f"{members[0]['id']} and {len(members) - 1} more" if len(members) > 1 else members[0]["id"],
+            "seed": f"{len(members)} seeds",
+            "status": ", ".join(f"{n} {state}" for state, n in sorted(Counter(r["status"] for r in members).items())),
+        }
+        for members in points.values()
+    ]
 
 
 def _origin(rows: list[dict[str, Any]]) -> str:
