@@ -154,6 +154,8 @@ def test_the_answer_has_every_figure_with_its_spread_and_one_trial_for_every_sha
     for trial in answer["trials"]:
         spreads = [trial[k] for k in ("step_seconds", "images_per_second", "utilisation", "ceiling_flops_per_second")]
         spreads += [trial["loop"][k] for k in ("ratio", "cpu_ratio", "bare_step_seconds")]
+        spreads += [trial["over_eager"], *trial["evaluation"].values()]
+        assert set(trial["evaluation"]) == (set() if trial["variant"] == "control" else {"sampling", "features"})
         spreads += list(trial["parts"].values()) + [trial["events"][k]["made"] for k in (*EVENTS, "status")]
         for spread in spreads:
             assert set(spread) == {"median", "min", "max"}
@@ -167,7 +169,7 @@ def test_the_answer_has_every_figure_with_its_spread_and_one_trial_for_every_sha
         assert trial["images_per_second"]["max"] == pytest.approx(fastest)
     assert answer["provenance"]["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert set(answer["start_up"]) == {"help", "imports"} and answer["repeats"] == 2
-    assert [t["name"] for t in answer["targets"]] == ["loop", "probes", "events", "checkpoints"]
+    assert [t["name"] for t in answer["targets"]] == ["loop", "probes", "events", "sampling", "features", "checkpoints"]
 
 
 def test_the_parts_add_up_to_a_step(digits, tmp_path, monkeypatch):
@@ -207,11 +209,13 @@ def test_targets_are_judged_by_the_trial_that_is_furthest_from_them():
             "name": name,
             "loop": {"ratio": {"median": ratio}},
             "shares": {"probes": share, "events": 0.001, "checkpoints": 0.001},
+            "evaluation": {} if name == "b" else {"sampling": {"median": 1.2}, "features": {"median": 1.0}},
         }
 
     found = {v["name"]: v for v in verdicts([figures("a", 1.0, 0.04), figures("b", 1.1, 0.02)])}
     assert (found["loop"]["trial"], found["loop"]["met"]) == ("b", False)
     assert (found["probes"]["trial"], found["probes"]["met"]) == ("a", False)
+    assert (found["sampling"]["trial"], found["sampling"]["met"]) == ("a", False) and found["features"]["met"]
     assert found["events"]["met"] and found["checkpoints"]["met"] and len(found) == len(TARGETS)
 
 

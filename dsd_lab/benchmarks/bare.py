@@ -63,6 +63,7 @@ class BareLoop:
         self.target_encoder = copy.deepcopy(trainer.target_encoder)
         self.auxiliaries = copy.deepcopy(trainer.auxiliaries)
         self.optimisers = build_optimiser(self.network, self.trial.optimiser, self.auxiliaries).parts
+        self.precision = self.trial.training.precision
         self.parameters = [*self.network.parameters(), *self.auxiliaries.parameters()]
         self.seed, self.data = trainer.seed, _in_memory(trainer.data, self.trial.training.batch_size)
         train = self.data.train
@@ -107,7 +108,7 @@ class BareLoop:
         for start in range(0, len(x), part):
             chosen = slice(start, start + part)
             its_draws = draws if part == len(x) else draws.of_images(chosen, len(x))
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 its_loss = self._loss(x[chosen], its_draws) / training.accumulate
             its_loss.backward()
             loss = loss + its_loss.detach()
@@ -139,6 +140,30 @@ class BareLoop:
         if self.by_hand:
             return _written_out(self.network, self.target_encoder, x, draws, self.stage.trial.objective)
         return losses(self.network, self.target_encoder, x, draws, self.stage.trial, self.auxiliaries).total
+
+
+class EagerLoop(BareLoop):
+    """The bare loop as it is before anything is done for speed: float32, AdamW as torch has it by default, weights averaged one by one."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__(trainer)
+        self.network.attend_fused(True)
+        if self.target_encoder is not None:
+            self.target_encoder.attend_fused(True)
+        self.precision, spec = "fp32", self.trial.optimiser
+        if spec.kind == "adamw":
+            groups = [
+                {k: v for k, v in group.items() if k in ("params", "weight_decay", "scale")}
+                for optimiser in self.optimisers
+                for group in optimiser.param_groups
+            ]
+            self.optimisers = (torch.optim.AdamW(groups, lr=spec.lr, betas=(spec.beta1, spec.beta2)),)
+
+    def _follow(self, average: Network, decay: float) -> None:
+        for weight, now in zip(average.parameters(), self.network.parameters(), strict=True):
+            weight.mul_(decay).add_(now, alpha=1 - decay)
+        for ours, theirs in zip(average.buffers(), self.network.buffers(), strict=True):
+            ours.copy_(theirs)
 
 
 def _in_memory(data: DataSet, batch: int) -> DataSet:

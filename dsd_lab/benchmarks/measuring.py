@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from dsd_lab.benchmarks.bare import BareLoop
+from dsd_lab.benchmarks.bare import BareLoop, EagerLoop
 from dsd_lab.benchmarks.ceiling import Ceiling
 from dsd_lab.benchmarks.clock import Clock, Taken, mean, middle, spread
+from dsd_lab.benchmarks.evaluating import evaluation_ratios
 from dsd_lab.benchmarks.events import event_seconds
 from dsd_lab.benchmarks.memory import forget_peak, peak_memory
 from dsd_lab.benchmarks.parts import PARTS, Stopwatch, timed_parts
@@ -119,22 +120,25 @@ def measure(
     steps = settings.steps or max(2, min(_MOST_STEPS, round(_BLOCK_SECONDS / warm)))
     turns = min(steps, _TURNS)
     steps = turns * (steps // turns)
-    loop = BareLoop(trainer)
-    loop.step(*loop.batch())
+    loop, eager = BareLoop(trainer), EagerLoop(trainer)
+    for each in (loop, eager):
+        each.step(*each.batch())
 
-    ceilings, step_seconds, bare_seconds, ratios = [ceiling.measure()], [], [], []
+    ceilings, step_seconds, bare_seconds, ratios, gains = [ceiling.measure()], [], [], [], []
     parts: dict[str, list[float]] = {name: [] for name in PARTS}
     for repeat in range(repeats):
-        ours = bare = 0.0
+        ours = bare = plain = 0.0
         middles = [Taken(), Taken()]
         its_parts = dict.fromkeys(PARTS, 0.0)
         for stage in trainer.stages:
             share = block.shares[stage.start]
             block.enter(stage)
             loop.enter(stage)
+            eager.enter(stage)
             both = _in_turns(block, loop, stage, turns, steps // turns, repeat)
             ours, bare = ours + share * mean(both[0]).wall, bare + share * mean(both[1]).wall
             middles = [before + middle(its) * share for before, its in zip(middles, both, strict=True)]
+            plain += share * block.bare(eager, stage, max(1, steps // turns)).wall / max(1, steps // turns)
             watch = Stopwatch(clock)
             with timed_parts(trainer, watch):
                 block.ours(stage, steps)
@@ -142,6 +146,7 @@ def measure(
                 its_parts[name] += share * seconds / steps
         step_seconds.append(ours)
         bare_seconds.append(bare)
+        gains.append(plain / ours)
         ratios.append((middles[0].wall / middles[1].wall, middles[0].cpu / middles[1].cpu))
         for name in PARTS:
             parts[name].append(its_parts[name])
@@ -150,6 +155,7 @@ def measure(
     longest = max(trainer.stages, key=lambda stage: block.shares[stage.start])
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         events = event_seconds(trainer, clock, Path(folder), longest.start, repeats)
+    evaluation = evaluation_ratios(trainer, clock, repeats) if trial.has_denoiser else {}
 
     images, shape = trial.training.batch_size, count_shape(trial, data.channels, data.classes)
     flops = shape["flops_per_image"] * images
@@ -173,6 +179,8 @@ def measure(
             "bare_step_seconds": spread(bare_seconds),
             "losses": "written out" if loop.by_hand else "shared",
         },
+        "over_eager": spread(gains),
+        "evaluation": {name: spread(values) for name, values in evaluation.items()},
         "memory": memory,
         "build_seconds": built,
         "events": {

@@ -24,6 +24,8 @@ TARGETS = (
     Target("loop", 1.03, "time of a step over a bare loop's", ("loop", "ratio", "median")),
     Target("probes", 0.03, "share of latent metrics", ("shares", "probes")),
     Target("events", 0.01, "share of records, spool and status", ("shares", "events")),
+    Target("sampling", 1 / 0.9, "time of samples over their forward passes'", ("evaluation", "sampling", "median")),
+    Target("features", 1 / 0.9, "time of features over their forward passes'", ("evaluation", "features", "median")),
     Target("checkpoints", 0.02, "share of checkpoints", ("shares", "checkpoints")),
 )
 
@@ -60,10 +62,13 @@ def shares(trial: Trial, figures: dict[str, Any]) -> dict[str, float]:
 
 
 def verdicts(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each target beside the figure of the trial that is furthest from it."""
+    """Each target beside the figure of the trial that is furthest from it; none of what no trial does."""
     found = []
     for target in TARGETS:
-        worst = max(trials, key=lambda trial: _at(trial, target.path))
+        those = [trial for trial in trials if trial.get(target.path[0])]
+        if not those:
+            continue
+        worst = max(those, key=lambda trial: _at(trial, target.path))
         figure = _at(worst, target.path)
         found.append(
             {

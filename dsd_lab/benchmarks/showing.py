@@ -50,6 +50,7 @@ def _speed(trials: list[dict[str, Any]]) -> Table:
         "bare loop",
         "ours/bare",
         "CPU time",
+        "eager fp32/ours",
         "memory",
     )
     for trial in trials:
@@ -65,6 +66,7 @@ def _speed(trials: list[dict[str, Any]]) -> Table:
             _milli(loop["bare_step_seconds"]["median"]),
             f"{loop['ratio']['median']:.3f}{mark} {_range(loop['ratio'], 3)}",
             f"{loop['cpu_ratio']['median']:.3f}",
+            f"{trial['over_eager']['median']:.2f} {_range(trial['over_eager'], 2)}",
             f"{trial['memory']['bytes'] / 2**20:.0f} MiB",
         )
     if any(trial["loop"]["losses"] != "written out" for trial in trials):
