@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Read by Ray at import: no usage reports, no own Ctrl-C handling, no loggers, few snapshots of its state.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -38,10 +38,12 @@ from ray._private.node import Node
 from dsd_lab.errors import NoResources
 from dsd_lab.home import STOPPED, Home
 from dsd_lab.report.forecast import Forecast, early_history, features, seen_steps
-from dsd_lab.running import DataShelf, Progress, run_trial
 from dsd_lab.specs.fields import Generation, Trial
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.stopping import HeldSignals, StopFile
+
+if TYPE_CHECKING:
+    from dsd_lab.running import DataShelf, Progress
 
 _REPORT_EVERY = 5.0
 """Seconds between a worker's reports to Tune, which cannot take many."""
@@ -60,6 +62,8 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]
 
     def setup(self, config: dict[str, Any]) -> None:
         """Called once a process."""
+        from dsd_lab.running import DataShelf  # imports torch, which the driver does without
+
         self._shelf = DataShelf()
         self._begin(config)
 
@@ -97,6 +101,8 @@ def _run_when_free(
     home: Home, trial: PlannedTrial, evaluations: list[Generation], shelf: DataShelf, stop: StopFile
 ) -> Generator[Progress]:
     """Run a trial; where another sweep holds it, wait until that has finished it or died."""
+    from dsd_lab.running import run_trial
+
     while not stop():
         last = None
         with contextlib.closing(run_trial(home, trial, evaluations, shelf, stop)) as progress:

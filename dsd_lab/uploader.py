@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dsd_lab.errors import LabError
 from dsd_lab.home import Home
 from dsd_lab.machine import Sampler
-from dsd_lab.store import Store
+
+if TYPE_CHECKING:
+    from dsd_lab.store import Store
 
 _POLL, _PATIENCE = 2.0, 60.0
 """Seconds between passes, and at most between tries where the store is down."""
+_LOOK = 0.5
+"""Seconds between looks at a sweep that has recorded nothing yet."""
+_NICE = 10
+"""Training goes first where both want the CPU."""
 
 
 def upload(home: Path, key: str, uri: str | None) -> int:
@@ -22,6 +30,12 @@ def upload(home: Path, key: str, uri: str | None) -> int:
     """
     finished = threading.Event()
     threading.Thread(target=_wait_for_end, args=(finished,), daemon=True).start()
+    os.nice(_NICE)
+    # MLflow's import takes seconds of a CPU that the first workers need to start.
+    while not finished.is_set() and not _recorded(Home(home), key):
+        finished.wait(_LOOK)
+    from dsd_lab.store import Store
+
     store: Store | None = None
     sampler, pause = Sampler(Home(home).sweep_folder(key)), _POLL
     while True:
@@ -40,6 +54,11 @@ def upload(home: Path, key: str, uri: str | None) -> int:
         if last:
             return 0
         finished.wait(pause)
+
+
+def _recorded(home: Home, key: str) -> bool:
+    """Whether any trial of the sweep has records."""
+    return any(home.trial(t["id"]).spool.exists() for t in home.manifests()[key]["trials"])
 
 
 def _wait_for_end(finished: threading.Event) -> None:

@@ -8,6 +8,7 @@ import json
 import shutil
 import socket
 import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 from typing import get_args
@@ -185,6 +186,13 @@ def test_a_bad_spec_is_one_line_and_exit_code_2_before_anything_heavy_is_importe
     assert f"{spec}:" in complaint
     assert not modules & {"torch", "ray", "mlflow", "pandas"}
     assert not (tmp_path / "home").exists()
+
+
+def test_the_driver_of_a_sweep_leaves_torch_to_the_workers_and_mlflow_to_the_uploader():
+    program = "import dsd_lab.engine, dsd_lab.verbs.sweep, dsd_lab.uploader, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    modules = set(done.stdout.split())
+    assert "ray" in modules and not modules & {"torch", "timm", "mlflow"}
 
 
 @pytest.mark.parametrize("arguments", [["plan"], ["plan", "a.yaml", "--no-such"], ["fly"], ["sample", "x", "--n", "0"]])
