@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from dsd_lab.report.groups import Group
 from dsd_lab.report.rendering import Cell, Table, estimate_cell, shown
@@ -206,6 +205,6 @@ def _note(trials: list[Agreement], settings: ReportSettings) -> str:
     )
     pairs = [(t.gap, t.rank_change) for t in trials if t.gap is not None and t.rank_change is not None]
     if len(pairs) >= _FEWEST and all(np.ptp(c) > 0 for c in np.transpose(pairs)):
-        found = spearmanr(*np.transpose(pairs))
-        told += f" Over {len(pairs)} trials, Spearman's correlation of mean rank gap and change of rank is {found.statistic:+.2f}."
+        correlation = float(pd.DataFrame(pairs).corr("spearman").iloc[0, 1])
+        told += f" Over {len(pairs)} trials, Spearman's correlation of mean rank gap and change of rank is {correlation:+.2f}."
     return told

@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
-from scipy import stats
 
 from dsd_lab.report.drawing import Look, band, legend, narrow_title, panels, point_title, shown_points
 from dsd_lab.report.groups import Group
@@ -143,6 +142,8 @@ def survival(groups: list[Group], looks: dict[str, Look], settings: ReportSettin
     points = shown_points(groups)
     if not any(g.with_verdict >= _SURVIVAL_FROM and g.collapse_steps for g in groups):
         return None
+    from scipy import stats  # half a second, which few figures need
+
     figure, axes = panels(len(points), 2.4, 3, sharex=True, sharey=True)
     for part, (point, members) in zip(axes, points.items(), strict=True):
         for place, group in enumerate(members):

@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import expit, log_expit, roots_legendre
-from scipy.stats import logistic, norm
+from scipy.special import expit, log_expit, logit, ndtri, roots_legendre
 
 from dsd_lab.report.results import Floats
 
@@ -34,10 +34,28 @@ _TAIL = 1e-15
 Fields = Mapping[str, Mapping[str, Any]]
 """Fields of a trial, as its `trial.json` has them."""
 
-_LOGIT_TIMES: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-    "uniform": lambda time: logistic(),
-    "logit_normal": lambda time: norm(time["mean"], time["std"]),
-}
+
+@dataclass(frozen=True)
+class _Law:
+    """A distribution that is symmetric about its centre."""
+
+    centre: float
+    reach: float
+    """From the centre to the quantile that leaves `_TAIL` above it."""
+    density: Callable[[Floats], Floats]
+    """Up to a factor."""
+
+
+def _logistic(time: Mapping[str, Any]) -> _Law:
+    return _Law(0.0, -float(logit(_TAIL)), lambda x: expit(x) * expit(-x))
+
+
+def _normal(time: Mapping[str, Any]) -> _Law:
+    mean, std = time["mean"], time["std"]
+    return _Law(mean, -std * float(ndtri(_TAIL)), lambda x: np.exp(-(((x - mean) / std) ** 2) / 2))
+
+
+_LOGIT_TIMES: dict[str, Callable[[Mapping[str, Any]], _Law]] = {"uniform": _logistic, "logit_normal": _normal}
 """Distribution of logit t before the shift."""
 
 _WEIGHTS: dict[str, Callable[[Floats, float], Floats]] = {
@@ -107,11 +125,11 @@ def time_rule(time: Mapping[str, Any], clamp: float) -> tuple[Floats, Floats, Fl
     """
     before = _LOGIT_TIMES[time["distribution"]](time)
     moved = -math.log(time["shift"])  # a shift subtracts its logarithm from logit t
-    ends = np.linspace(before.ppf(_TAIL), before.isf(_TAIL), _PANELS + 1) + moved
+    ends = before.centre + np.linspace(-before.reach, before.reach, _PANELS + 1) + moved
     if clamp < 1 and ends[0] < (kink := math.log((1 - clamp) / clamp)) < ends[-1]:
         ends = np.unique(np.append(ends, kink))
     x, weight = roots_legendre(_NODES)
     half = np.diff(ends)[:, None] / 2
     nodes = (ends[:-1, None] + half * (1 + x)).ravel()
-    density = (half * weight).ravel() * before.pdf(nodes - moved)
+    density = (half * weight).ravel() * before.density(nodes - moved)
     return expit(nodes), np.exp(log_expit(-nodes)), density / density.sum()
