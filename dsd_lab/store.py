@@ -94,6 +94,8 @@ class Store:
     """What each trial's files were at the last pass."""
     _certain: set[str] = field(default_factory=set)
     """Runs whose tag `dsd.lines` is known to be true."""
+    _current: list[Run] | None = None
+    """Runs of trials as the last pass found them, where it had nothing to write: a report need not ask again."""
 
     def __post_init__(self) -> None:
         self.uri = self.uri or default_uri(self.home.root)
@@ -162,7 +164,8 @@ class Store:
         trials: dict[tuple[str, str], Run] = {}
         pointers: dict[str, Run] = {}
         if f"{key} state" not in self._seen:
-            for run in all_runs(self.client, "tags.`dsd.kind` = 'trial'"):
+            self._current = list(all_runs(self.client, "tags.`dsd.kind` = 'trial'"))
+            for run in self._current:
                 trials.setdefault((run.data.tags["dsd.trial"], run.data.tags["dsd.code"]), run)
             condition = f"tags.`dsd.kind` = 'pointer' and tags.`dsd.sweep` = '{key}'"
             pointers = {run.data.tags["dsd.points_to"]: run for run in all_runs(self.client, condition)}
@@ -187,6 +190,7 @@ class Store:
             return 0
         code, new = str(status.get("code")), 0
         if not self._is_settled(sweep, entry, state, code, seen):
+            self._current = None
             run = self.client.get_run(self._trial_run(sweep, entry, code))
             self._parameters(sweep, entry, run)
             if run.data.tags.get("dsd.settled") != seen:
@@ -317,6 +321,9 @@ class Store:
             StoreUnavailable: the store does not answer.
         """
         with self._answering():
-            trials = all_runs(self.client, "tags.`dsd.kind` = 'trial'")  # of two runs of one trial, the later one
+            trials, self._current = self._current, None
+            if trials is None:
+                trials = list(all_runs(self.client, "tags.`dsd.kind` = 'trial'"))
+            # of two runs of one trial, the later one
             runs = {run.data.tags["dsd.trial"]: run for run in trials}
             return [stored_trial(self.client, entry, runs.get(entry["id"]), scratch) for entry in manifest["trials"]]

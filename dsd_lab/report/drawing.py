@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import AutoLocator, LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from dsd_lab.report.groups import Group, points_of
@@ -39,6 +40,7 @@ MOST_POINTS = 24
 """Grid points that a figure shows; the tables have all."""
 _NARROW = 18
 """Letters of a title that a narrow panel has room for."""
+_MANY_PANELS = 8
 _MOST_STEPS = 250
 """Steps that a curve shows: more than its width has pixels of the eye's."""
 
@@ -124,6 +126,7 @@ def legend(figure: Figure, axes: list[Axes]) -> None:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write `path`.svg and `path`.png, without dates, so that the same data give the same bytes."""
+    _thin_ticks(figure)
     layout = figure.get_layout_engine()
     if layout is not None:
         layout.execute(figure)
@@ -132,6 +135,18 @@ def save_figure(figure: Figure, path: Path) -> None:
         buffer = io.BytesIO()
         figure.savefig(buffer, format=suffix[1:], metadata={"Date": None} if suffix == ".svg" else {"Software": None})
         path.with_suffix(suffix).write_bytes(buffer.getvalue())
+
+
+def _thin_ticks(figure: Figure) -> None:
+    """Few ticks on the axes of many panels: half of a figure's time goes into their labels."""
+    if len(figure.axes) <= _MANY_PANELS:
+        return
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        locator = axis.get_major_locator()
+        if isinstance(locator, AutoLocator):
+            locator.set_params(nbins=4)
+        elif isinstance(locator, LogLocator):
+            axis.set_minor_locator(NullLocator())
 
 
 def style() -> Any:

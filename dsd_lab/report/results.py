@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,8 @@ class Result:
     def last_probes(self, name: str, count: int) -> float | None:
         """Median of the last probes of a latent metric; None where there is none or it is not finite."""
         _, values = self.history.series(name)
-        middle = float(np.median(values[-count:])) if len(values) else math.nan
+        last = values[-count:].tolist()
+        middle = math.nan if not last or any(map(math.isnan, last)) else median(last)
         return middle if math.isfinite(middle) else None
 
 

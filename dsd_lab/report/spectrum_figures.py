@@ -79,11 +79,9 @@ def spectrum_maps(groups: list[Group], looks: dict[str, Look], settings: ReportS
             found = maps.get(by_variant[variant].name) if variant in by_variant else None
             if found is not None:
                 steps, table = found
-                order = np.arange(1, table.shape[1] + 1)
-                # Cells are centred on their probe; the image is a bitmap in the SVG, which keeps it small.
-                image = part.pcolormesh(
-                    steps, order, table.T, norm=norm, cmap="viridis", shading="nearest", rasterized=True
-                )
+                # An image of the panel, which is small in the SVG and quick to draw; cells are centred on their probe.
+                order = np.arange(table.shape[1] + 1) + 0.5
+                image = part.pcolorfast(_edges(steps), order, table.T, norm=norm, cmap="viridis")
                 part.set_ylim(table.shape[1] + 0.5, 0.5)
             part.grid(visible=False)
             if wrapped or row == 0:
@@ -96,6 +94,12 @@ def spectrum_maps(groups: list[Group], looks: dict[str, Look], settings: ReportS
         bar = figure.colorbar(image, ax=axes, label="covariance eigenvalue", shrink=0.9, extend="min")
         bar.ax.axhline(1.0, color="white", linewidth=1.2)
     return figure
+
+
+def _edges(centres: Floats) -> Floats:
+    """Borders [n + 1] half-way between n centres."""
+    between = (centres[1:] + centres[:-1]) / 2
+    return np.concatenate([[2 * centres[0] - between[0]], between, [2 * centres[-1] - between[-1]]])
 
 
 def _mean_spectrum(group: Group) -> tuple[np.ndarray, Floats] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +110,7 @@ def judge(results: list[Result], settings: ReportSettings) -> dict[str, Judged]:
     trial whose control has no finished trial.
     """
     controls = controls_of(results, settings)
+    over_training = cache(lambda key: states_over_training(controls[key], settings.probes))
     found: dict[str, Judged] = {}
     for result in results:
         state = latent_state(result, settings.probes) if result.finished else None
@@ -118,23 +120,26 @@ def judge(results: list[Result], settings: ReportSettings) -> dict[str, Judged]:
             continue
         against = None if control is None else latent_state(control, settings.probes)
         name = verdict(state, against, settings)
-        onset = None if name == HEALTHY else _collapse_step(result, control, settings)
+        onset = None
+        if name != HEALTHY:
+            beside = over_training(cell_of(result)) if control else ([], [])
+            onset = _collapse_step(result, beside, settings)
         found[row_key(result)] = Judged(name, onset, control is not None)
     return found
 
 
-def _collapse_step(result: Result, control: Result | None, settings: ReportSettings) -> int:
+def _collapse_step(result: Result, control: tuple[list[int], list[LatentState]], settings: ReportSettings) -> int:
     """First step of the last unbroken run of unhealthy verdicts; the trial's last verdict must be unhealthy.
 
     The verdict at a step is the final one's rule applied to the probes up to that step, against the
     control at the same step.
     """
     steps, states = states_over_training(result, settings.probes)
-    control_steps, control_states = states_over_training(control, settings.probes) if control else ([], [])
+    control_steps, control_states = control
     first = steps[-1]
     for step, state in zip(reversed(steps[:-1]), reversed(states[:-1]), strict=True):
         place = max(bisect_right(control_steps, step) - 1, 0)  # the control's latest probe by then
-        if verdict(state, control_states[place] if control else None, settings) == HEALTHY:
+        if verdict(state, control_states[place] if control_states else None, settings) == HEALTHY:
             break
         first = step
     return first
