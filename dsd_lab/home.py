@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ STOPPED = "stopped"
 """State of a trial that a forecast ended early: no result; a sweep that does not stop trials goes on with it."""
 FORMAT = 1
 """Version of the files below a home folder; one that says none is of the first."""
+TRIAL_ID, SWEEP_KEY, PICTURE_STEM = r"[0-9a-f]{12}", r"[a-z0-9][a-z0-9._-]{0,131}", r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+"""What the names in manifests and spools look like; they become paths, so nothing else is taken for one."""
 _LOCK_TRIES = 20
 
 
@@ -228,7 +231,23 @@ def _manifest(path: Path) -> dict[str, Any]:
         raise BadInput(
             f"{path}: has no {lacking[0]!r}; move it away and run its sweep again, which trains nothing anew"
         )
+    if wrong := _wrong_name(content, path.parent.name):
+        raise BadInput(f"{path}: {wrong}; move it away and run its sweep again, which trains nothing anew")
     return content
+
+
+def _wrong_name(manifest: dict[str, Any], folder: str) -> str | None:
+    """What in a manifest would lead to another place than those of its sweep and its trials: it may be anybody's file."""
+    key, name, trials = manifest["key"], manifest["name"], manifest["trials"]
+    if key != folder or not re.fullmatch(SWEEP_KEY, folder):
+        return f"its key {str(key)[:200]!r} is not the name of its folder"
+    if key not in (name, f"{name}--{manifest.get('profile')}"):
+        return f"{str(name)[:200]!r} is not the name of sweep {key}"
+    if not isinstance(trials, list) or not all(isinstance(entry, dict) for entry in trials):
+        return "its trials are not a list of trials"
+    ids = [entry.get("id") for entry in trials]
+    wrong = next((i for i in ids if not (isinstance(i, str) and re.fullmatch(TRIAL_ID, i))), ...)
+    return None if wrong is ... else f"{str(wrong)[:200]!r} is not the id of a trial"
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

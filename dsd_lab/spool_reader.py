@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dsd_lab.errors import BadInput
-from dsd_lab.home import readable
+from dsd_lab.home import PICTURE_STEM, readable
+
+_NEEDS = {
+    "train": ("metrics", "seconds"),
+    "probe": ("metrics", "spectra", "seconds"),
+    "images": ("files",),
+    "checkpoint": (),
+    "diverged": (),
+    "finished": (),
+}
+"""What a line of each kind has beside its number, time and step."""
+_TYPES: dict[str, type] = {"metrics": dict, "spectra": dict, "files": list}
+_MOST = 10**11
+"""Above every step and every second since 1970 that will be written."""
 
 
 def read_spool(path: Path) -> Iterator[dict[str, Any]]:
@@ -28,12 +43,14 @@ def parsed_lines(lines: list[bytes], path: Path) -> Iterator[dict[str, Any]]:
     """
     for number, line in enumerate(lines, 1):
         try:
-            entry = json.loads(line)
-        except ValueError:
+            entry = json.loads(line, parse_constant=_no_constant)
+        except (ValueError, RecursionError):
             entry = None
-        if not isinstance(entry, dict) or not {"kind", "step"} <= entry.keys():
+        if isinstance(entry, dict):
+            readable(entry, path)  # a newer line may well look otherwise
+        if not _is_whole(entry):
             raise BadInput(f"{path}:{number}: is damaged; remove the trial's folder to train it anew")
-        yield readable(entry, path)
+        yield entry
 
 
 def complete_lines(path: Path) -> list[bytes]:
@@ -43,3 +60,30 @@ def complete_lines(path: Path) -> list[bytes]:
     except FileNotFoundError:
         return []
     return [line + b"\n" for line in raw.split(b"\n")[:-1]]
+
+
+def _is_whole(entry: Any) -> bool:
+    """Whether a line is one that a trial writes, so far as its readers rely on it; its pictures lie below the trial."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("kind"), str) or entry["kind"] not in _NEEDS:
+        return False
+    if not {"n", "time", "step", *_NEEDS[entry["kind"]]} <= entry.keys():
+        return False
+    counts, (metrics, spectra, files) = (entry["n"], entry["step"]), (entry.get(k, t()) for k, t in _TYPES.items())
+    if not all(isinstance(part, kind) for part, kind in zip((metrics, spectra, files), _TYPES.values(), strict=True)):
+        return False
+    if not all(isinstance(values, list) for values in spectra.values()):
+        return False
+    return (
+        all(isinstance(n, int) and 0 <= n < _MOST for n in counts)
+        and all(_is_number(n) for n in (*metrics.values(), *(n for values in spectra.values() for n in values)))
+        and all(_is_number(n) and 0 <= n < _MOST for n in (entry["time"], entry.get("seconds", 0)))
+        and all(isinstance(name, str) and re.fullmatch(rf"{PICTURE_STEM}\.png", name) for name in files)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
