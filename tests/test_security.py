@@ -1,11 +1,15 @@
 """No file is ever unpickled, nothing listens or connects beyond this machine, no secret is written down."""
 
+import base64
+import contextlib
 import json
 import os
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -205,6 +209,48 @@ def test_a_password_in_the_address_of_a_store_is_not_shown(tmp_path):
     with pytest.raises(StoreUnavailable) as caught:
         Store(home, "http://me:canary-5f3a9@127.0.0.1:9")
     assert "canary-5f3a9" not in str(caught.value) and "http://me:***@127.0.0.1:9" in str(caught.value)
+
+
+def called_with(word):
+    """The arguments of every process of this machine that name something, as `ps` shows them."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            found += [line] if word in line and int(process.name) != os.getpid() else []
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="needs Linux's list of processes")
+def test_the_uploader_is_told_the_store_where_no_other_user_sees_it(trained, tmp_path, capsys):
+    """A sweep without anything to train stores what there is, at a server that looks at the processes before it answers."""
+    shutil.copytree(trained[0], tmp_path / "copy")
+    home, seen, asked = tmp_path / "copy" / "home", [], []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve():
+            with contextlib.suppress(OSError):  # closed
+                while True:
+                    connection, _ = listening.accept()
+                    with connection:
+                        asked.append(connection.recv(65536))
+                        seen.extend(called_with(str(home)))
+                        connection.sendall(b"HTTP/1.1 500 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+        threading.Thread(target=serve, daemon=True).start()
+        uri = f"http://me:canary-5f3a9@127.0.0.1:{listening.getsockname()[1]}"
+        code = main(["sweep", str(tmp_path / "copy" / "spec.yaml"), "--home", str(home), "--tracking-uri", uri])
+        listening.shutdown(socket.SHUT_RDWR)
+    assert code == OK and any(base64.b64encode(b"me:canary-5f3a9") in request for request in asked)
+    assert any("dsd_lab.uploader" in line for line in seen) and not [line for line in seen if "canary-5f3a9" in line]
+    assert "canary-5f3a9" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("verb", ["ui", "doctor"])
+def test_a_password_in_the_address_of_a_store_is_not_said_by(verb, tmp_path, capsys):
+    main([verb, "--home", str(tmp_path), "--tracking-uri", "http://me:canary-5f3a9@127.0.0.1:9"])
+    said = "".join(capsys.readouterr())
+    assert "http://me:***@127.0.0.1:9" in said and "canary-5f3a9" not in said
 
 
 def test_usage_reports_are_off_before_anything_could_send_one():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -136,9 +137,13 @@ def _check_data(plan: Plan) -> None:
 
 
 def _start_uploader(home: Home, key: str, uri: str | None) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "dsd_lab.uploader", str(home.root), key, *([uri] if uri else [])]
+    command = [sys.executable, "-m", "dsd_lab.uploader", str(home.root), key]
+    # An address may hold a password, and everybody on a machine sees what its processes were called with.
+    environment = os.environ | ({"MLFLOW_TRACKING_URI": uri} if uri else {})
     # A session of its own: Ctrl-C reaches this process, which then lets the uploader finish.
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+    )
 
 
 def _finish_uploader(uploader: subprocess.Popen[bytes], console: Console, patience: float | None) -> None:
