@@ -158,6 +158,11 @@ class TrialRecord(_File):
     provenance: _Provenance
 
 
+class _CodeFrom(_File):
+    code: Code
+    step: Count
+
+
 class Status(_File):
     """`status.json`."""
 
@@ -166,6 +171,7 @@ class Status(_File):
     steps: Count
     attempt: Count
     code: Code
+    trained_by: list[_CodeFrom] = []
     error: str | None = None
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     started: Number = 0.0

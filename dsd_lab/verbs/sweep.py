@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from dsd_lab.code_changes import refuse_other_code
 from dsd_lab.disk import announce_need
 from dsd_lab.display import SweepProgress, duration
 from dsd_lab.errors import OK, TERMINATED, TRIALS_FAILED, UNEXPECTED, BadInput
@@ -30,7 +31,6 @@ from dsd_lab.verbs.common import (
     plan_of,
     print_json,
     program,
-    refuse_other_code,
 )
 from dsd_lab.verbs.forecast import load_forecast
 
@@ -52,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         manifest = manifest_of(plan_of(argparse.Namespace(**{**vars(arguments), "only": None})))
         home.write_manifest(plan.key, manifest)
         todo = _unfinished(home, plan, arguments.retry_failed, stopping is not None)
+        refuse_other_code(home, todo, arguments.allow_code_change)
         if todo:
             _say(
                 console,
@@ -121,7 +122,6 @@ def _unfinished(home: Home, plan: Plan, retry_failed: bool, stopping: bool) -> l
         lacking = state == "done" and not wanted <= set(folder.evaluations())
         if state not in (*ENDED, "failed") or lacking or (state == "failed" and retry_failed):
             todo.append(trial)
-    refuse_other_code(home, todo)
     return todo
 
 
