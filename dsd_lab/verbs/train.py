@@ -47,8 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise BadInput(f"{trial.name}: another process trains it now; `dsd-lab logs {trial.id}` shows how far it is")
 
     manifest = manifest_of(plan)
-    if plan.key not in home.manifests():  # a trial that no sweep names is garbage
-        home.write_manifest(plan.key, manifest)
+    recorded = home.keep_trial(trial.id, manifest)  # a trial that no sweep names is garbage
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -82,6 +81,10 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(f"{trial.name}: {state}" + (f": {answer['error']}" if answer["error"] else ""))
         print(f"trial {trial.id} in {folder.root}")
+        if trial.id not in {entry["id"] for entry in recorded["trials"]}:
+            print(
+                f"it is beside the trials of sweep {plan.key} as it last ran: in no report of it, and kept until `rm`"
+            )
     if state == "interrupted":
         return stop.exit_code
     return TRIALS_FAILED if state == "failed" else OK
