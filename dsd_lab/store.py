@@ -98,6 +98,8 @@ class Store:
         self.uri = self.uri or default_uri(self.home.root)
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.WARNING)
+        # It prints the traceback of every fault of a database, which `_answering` tells of in one line.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         with locked(self.home.root / ".mlflow.lock"), self._answering():
             self.client = MlflowClient(tracking_uri=self.uri)
             self.client.search_experiments(max_results=1)
