@@ -33,7 +33,6 @@ from dsd_lab.running import DataShelf, run_trial
 from dsd_lab.specs.sweep import load_sweep
 from dsd_lab.store import Store, StoreUnavailable
 
-
 # -- The network ---------------------------------------------------------------------------------------
 
 
