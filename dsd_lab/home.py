@@ -23,6 +23,7 @@ from typing import Any
 
 from dsd_lab.errors import BadInput, NoResources
 from dsd_lab.files import write_json
+from dsd_lab.written import SWEEP_KEY, are_metrics, is_trial_id
 
 STATES = ("pending", "running", "done", "failed", "diverged", "interrupted", "stopped", "stale")
 ENDED = ("done", "diverged")
@@ -31,8 +32,6 @@ STOPPED = "stopped"
 """State of a trial that a forecast ended early: no result; a sweep that does not stop trials goes on with it."""
 FORMAT = 1
 """Version of the files below a home folder; one that says none is of the first."""
-TRIAL_ID, SWEEP_KEY, PICTURE_STEM = r"[0-9a-f]{12}", r"[a-z0-9][a-z0-9._-]{0,131}", r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-"""What the names in manifests and spools look like; they become paths, so nothing else is taken for one."""
 _LOCK_TRIES = 20
 
 
@@ -203,7 +202,7 @@ class TrialFolder:
     def evaluations(self) -> dict[str, dict[str, Any]]:
         """Finished evaluations by id; one that is damaged is not finished."""
         found = {path.stem: _read_json(path) for path in sorted((self.root / "evaluations").glob("*.json"))}
-        return {key: content for key, content in found.items() if content is not None and "metrics" in content}
+        return {key: content for key, content in found.items() if content and are_metrics(content.get("metrics"))}
 
 
 def named_by(manifest: dict[str, Any]) -> set[str]:
@@ -271,7 +270,7 @@ def _wrong_in(manifest: dict[str, Any], folder: str) -> str | None:
     if not (isinstance(trials, list) and isinstance(kept, list) and all(isinstance(entry, dict) for entry in trials)):
         return "its trials are not a list of trials"
     ids = [*(entry.get("id") for entry in trials), *kept]
-    wrong = [i for i in ids if not (isinstance(i, str) and re.fullmatch(TRIAL_ID, i))]
+    wrong = [i for i in ids if not is_trial_id(i)]
     return f"{str(wrong[0])[:200]!r} is not the id of a trial" if wrong else None
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dsd_lab.errors import BadInput
-from dsd_lab.home import PICTURE_STEM, readable
+from dsd_lab.home import readable
+from dsd_lab.written import are_metrics, is_number, is_picture
 
 _NEEDS = {
     "train": ("metrics", "seconds"),
@@ -21,7 +20,6 @@ _NEEDS = {
     "finished": (),
 }
 """What a line of each kind has beside its number, time and step."""
-_TYPES: dict[str, type] = {"metrics": dict, "spectra": dict, "files": list}
 _MOST = 10**11
 """Above every step and every second since 1970 that will be written."""
 
@@ -63,26 +61,21 @@ def complete_lines(path: Path) -> list[bytes]:
 
 
 def _is_whole(entry: Any) -> bool:
-    """Whether a line is one that a trial writes, so far as its readers rely on it; its pictures lie below the trial."""
+    """Whether a line is one that a trial writes, so far as its readers rely on it."""
     if not isinstance(entry, dict) or not isinstance(entry.get("kind"), str) or entry["kind"] not in _NEEDS:
         return False
     if not {"n", "time", "step", *_NEEDS[entry["kind"]]} <= entry.keys():
         return False
-    counts, (metrics, spectra, files) = (entry["n"], entry["step"]), (entry.get(k, t()) for k, t in _TYPES.items())
-    if not all(isinstance(part, kind) for part, kind in zip((metrics, spectra, files), _TYPES.values(), strict=True)):
-        return False
-    if not all(isinstance(values, list) for values in spectra.values()):
-        return False
+    spectra, files = entry.get("spectra", {}), entry.get("files", [])
     return (
-        all(isinstance(n, int) and 0 <= n < _MOST for n in counts)
-        and all(_is_number(n) for n in (*metrics.values(), *(n for values in spectra.values() for n in values)))
-        and all(_is_number(n) and 0 <= n < _MOST for n in (entry["time"], entry.get("seconds", 0)))
-        and all(isinstance(name, str) and re.fullmatch(rf"{PICTURE_STEM}\.png", name) for name in files)
+        all(isinstance(entry[name], int) and 0 <= entry[name] < _MOST for name in ("n", "step"))
+        and all(is_number(n) and 0 <= n < _MOST for n in (entry["time"], entry.get("seconds", 0)))
+        and are_metrics(entry.get("metrics", {}))
+        and isinstance(spectra, dict)
+        and all(isinstance(values, list) and all(map(is_number, values)) for values in spectra.values())
+        and isinstance(files, list)
+        and all(map(is_picture, files))
     )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
 
 
 def _no_constant(name: str) -> None:

@@ -20,9 +20,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dsd_lab.errors import BadInput
-from dsd_lab.home import PICTURE_STEM, SWEEP_KEY, TRIAL_ID
 from dsd_lab.specs.fields import Trial
 from dsd_lab.specs.sweep import NAME, Sweep
+from dsd_lab.written import METRIC, PICTURE_STEM, SWEEP_KEY, TRIAL_ID
 
 FORMAT = 1
 INDEX = "export.json"
@@ -42,7 +42,7 @@ TrialId = Annotated[str, Field(pattern=rf"^{TRIAL_ID}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Code = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 Text = Annotated[str, Field(max_length=10_000)]
-Metric = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./ -]{1,250}$")]
+Metric = Annotated[str, Field(pattern=rf"^{METRIC}$")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 
