@@ -256,6 +256,8 @@ VALUES = (
     bad("B14 a decay of one", "base: {training: {weight_ema: 1}}\n", FIVE, "training.weight_ema: 1", "must be below 1"),
     bad("B14 a negative image size", "base: {network: {image_size: -8}}\n", FIVE, "network.image_size: -8", "at least 2"),
     bad("B14 too many steps", "base: {training: {steps: 2000000000}}\n", FIVE, "must be at most 1,000,000,000"),
+    bad("B15 a batch that its parts do not divide", "base: {training: {batch_size: 8, accumulate: 3}}\n", FIVE,
+        "training.accumulate: 3 does not divide batch_size 8"),
     bad("B16 patches that do not fit", "base:\n  network:\n    patch_size: 3\n", "spec.yaml:7: ",
         "network.patch_size: 3 does not divide image_size 8"),
     bad("B16 an image that no patches fit", "base:\n  network:\n    image_size: 9\n", "spec.yaml:7: ",
