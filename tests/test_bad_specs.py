@@ -315,6 +315,8 @@ VALUES = (
     bad("B32 probes never", "base: {probe: {every: 0}}\n", FIVE, "probe.every: 0", "at least 1"),
     bad("B32 checkpoints never", "base: {observation: {checkpoint_every: 0}}\n", FIVE, "checkpoint_every: 0", "at least 1"),
     bad("B33 a distance of one image", "evaluate: [{images: 1}]\n", FIVE, "evaluate.0.images: 1 is not between 2"),
+    bad("B34 a choice by what nothing measures", "grid: {optimiser.lr: [0.1, 0.2]}\nreport: {tuned: {by: fdi}}\n",
+        "spec.yaml:6: ", "report.tuned.by: no metric's name begins with 'fdi'", "did you mean 'fid'?"),
     bad("B34 a control that is no variant", "report: {control: contrl}\n", FIVE, "report.control: no variant 'contrl'",
         "did you mean 'control'?"),
     bad("B34 a reference that is no variant", "report: {reference: contrl}\n", FIVE,
