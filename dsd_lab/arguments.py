@@ -66,6 +66,15 @@ def takes_yes(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--yes", action="store_true", help="do it; without, only show what would be freed")
 
 
+def allows_code_change(verb: argparse.ArgumentParser) -> None:
+    """A trial is finished by other training code than began it, where that was asked for."""
+    verb.add_argument(
+        "--allow-code-change",
+        action="store_true",
+        help="go on with trials that other training code began; their records and reports say which trained from which step",
+    )
+
+
 def answers_json(verb: argparse.ArgumentParser) -> None:
     """The answer as JSON."""
     verb.add_argument("--json", action="store_true", help="answer in JSON")

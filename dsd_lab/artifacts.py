@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dsd_lab.code_changes import told_changes
 from dsd_lab.errors import CorruptCheckpoint
 from dsd_lab.history import write_history
 from dsd_lab.home import ENDED, TrialFolder
@@ -33,6 +34,8 @@ def status_tags(folder: TrialFolder, state: str) -> dict[str, str]:
         "dsd.attempt": status.get("attempt", 1),
         "dsd.code": status.get("code", "unknown"),
     }
+    if changes := told_changes(status):
+        tags["dsd.code_changes"] = changes
     if status.get("error"):
         tags["dsd.error"] = str(status["error"])[:500]
     if description is not None:

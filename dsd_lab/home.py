@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from typing import Any
 
 from dsd_lab.errors import BadInput, NoResources
 from dsd_lab.files import write_json
+from dsd_lab.written import SWEEP_KEY, are_metrics, is_trial_id
 
 STATES = ("pending", "running", "done", "failed", "diverged", "interrupted", "stopped", "stale")
 ENDED = ("done", "diverged")
@@ -74,10 +76,34 @@ class Home:
             raise NoResources(f"--home {self.root}: cannot be written: {error.strerror}") from None
 
     def write_manifest(self, key: str, manifest: dict[str, Any]) -> None:
-        """Record a sweep: its spec, profile and trials. Trials of earlier runs of it that are no longer named are forgotten here, not deleted."""
-        folder = self.sweep_folder(key)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "manifest.json", {"format": FORMAT, **manifest}, durable=True)
+        """Record a sweep: its spec, profile and trials. Trials of earlier runs of it that are no longer named are forgotten here, not deleted.
+
+        Trials that were trained one by one stay named.
+        """
+        path = self.sweep_folder(key) / "manifest.json"
+        with locked(path.with_suffix(".lock")):
+            kept = _kept(path)
+            write_json(path, {"format": FORMAT, **manifest, **({"kept": kept} if kept else {})}, durable=True)
+
+    def keep_trial(self, trial_id: str, manifest: dict[str, Any]) -> dict[str, Any]:
+        """Name a trial beside those of a sweep: nobody who trained a single trial wants to be offered it as garbage.
+
+        Args:
+            trial_id: of the trial.
+            manifest: of its sweep, which is recorded where the sweep has no record; else its record stays as it is.
+
+        Returns:
+            The sweep's record.
+
+        Raises:
+            BadInput: that record is damaged, or newer than this program.
+        """
+        path = self.sweep_folder(manifest["key"]) / "manifest.json"
+        with locked(path.with_suffix(".lock")):
+            recorded = _manifest(path) if path.exists() else {"format": FORMAT, **manifest}
+            recorded["kept"] = [*(i for i in recorded.get("kept", []) if i != trial_id), trial_id]
+            write_json(path, recorded, durable=True)
+            return recorded
 
     def manifests(self) -> dict[str, dict[str, Any]]:
         """All recorded sweeps by key, the one that ran last at the end.
@@ -176,7 +202,12 @@ class TrialFolder:
     def evaluations(self) -> dict[str, dict[str, Any]]:
         """Finished evaluations by id; one that is damaged is not finished."""
         found = {path.stem: _read_json(path) for path in sorted((self.root / "evaluations").glob("*.json"))}
-        return {key: content for key, content in found.items() if content is not None and "metrics" in content}
+        return {key: content for key, content in found.items() if content and are_metrics(content.get("metrics"))}
+
+
+def named_by(manifest: dict[str, Any]) -> set[str]:
+    """Ids of the trials that a recorded sweep names: its own, and those that were trained one by one beside them."""
+    return {entry["id"] for entry in manifest["trials"]} | set(manifest.get("kept", []))
 
 
 def readable(content: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -218,22 +249,50 @@ def is_held(path: Path) -> bool:
 
 def _manifest(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        content = _read_json(path)
+    except OSError:
         content = None
-    if not isinstance(content, dict):
-        raise BadInput(f"{path}: is damaged; move it away and run its sweep again, which trains nothing anew")
-    content = readable(content, path)
-    if lacking := [key for key in ("key", "name", "run_at", "spec", "trials") if key not in content]:
-        raise BadInput(
-            f"{path}: has no {lacking[0]!r}; move it away and run its sweep again, which trains nothing anew"
-        )
+    wrong = "is damaged" if content is None else _wrong_in(readable(content, path), path.parent.name)
+    if content is None or wrong:
+        raise BadInput(f"{path}: {wrong}; move it away and run its sweep again, which trains nothing anew")
     return content
+
+
+def _wrong_in(manifest: dict[str, Any], folder: str) -> str | None:
+    """What a manifest lacks, or what in it would lead to another place than those of its sweep and its trials: it may be anybody's file."""
+    if lacking := [key for key in ("key", "name", "run_at", "spec", "trials") if key not in manifest]:
+        return f"has no {lacking[0]!r}"
+    key, name, trials, kept = manifest["key"], manifest["name"], manifest["trials"], manifest.get("kept", [])
+    if key != folder or not re.fullmatch(SWEEP_KEY, folder):
+        return f"its key {str(key)[:200]!r} is not the name of its folder"
+    if key not in (name, f"{name}--{manifest.get('profile')}"):
+        return f"{str(name)[:200]!r} is not the name of sweep {key}"
+    if not (isinstance(trials, list) and isinstance(kept, list) and all(isinstance(entry, dict) for entry in trials)):
+        return "its trials are not a list of trials"
+    ids = [*(entry.get("id") for entry in trials), *kept]
+    wrong = [i for i in ids if not is_trial_id(i)]
+    return f"{str(wrong[0])[:200]!r} is not the id of a trial" if wrong else None
+
+
+def _kept(path: Path) -> list[str]:
+    """The trials that a manifest names beside its sweep's own; none where it is damaged.
+
+    Raises:
+        BadInput: it is newer than this program.
+    """
+    content = _read_json(path)
+    damaged = content is None or _wrong_in(readable(content, path), path.parent.name)
+    kept: list[str] = [] if content is None or damaged else content.get("kept", [])
+    return kept
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):  # a power cut can leave a file empty or torn: it is as if never written
+    except (
+        FileNotFoundError,
+        ValueError,
+        RecursionError,
+    ):  # a power cut can leave a file empty or torn: it is as if never written
         return None
     return content if isinstance(content, dict) else None

@@ -14,7 +14,7 @@ from typing import Any
 
 from dsd_lab.errors import BadInput
 from dsd_lab.files import write_json
-from dsd_lab.home import ENDED, Home, TrialFolder, is_held, locked
+from dsd_lab.home import ENDED, Home, TrialFolder, is_held, locked, named_by
 
 _GOING = ".removing-"
 """A trial is renamed before it is deleted, so that what an interruption leaves is never taken for a trial."""
@@ -63,12 +63,12 @@ def named_trials(home: Home, but: str | None = None) -> set[str]:
         home: whose sweeps.
         but: key of a sweep that is left out.
     """
-    return {t["id"] for key, manifest in home.manifests().items() if key != but for t in manifest["trials"]}
+    return {trial for key, manifest in home.manifests().items() if key != but for trial in named_by(manifest)}
 
 
 def sweep_trials(home: Home, key: str) -> list[Freeable]:
     """The trials that a sweep names and no other recorded sweep does."""
-    own = {t["id"] for t in home.manifests()[key]["trials"]} - named_trials(home, but=key)
+    own = named_by(home.manifests()[key]) - named_trials(home, but=key)
     folders = [home.trial(i) for i in sorted(own)]
     return [_trial(home, folder, key, "no other sweep names it") for folder in folders if _there(folder.root)]
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from dsd_lab.code_changes import trained_by
+from dsd_lab.core.checkpoints import list_checkpoints
 from dsd_lab.core.data import DataSet, load_data
 from dsd_lab.core.events import Diverged, Finished, Logged
 from dsd_lab.core.trainer import Trainer, pick_device
@@ -117,12 +119,15 @@ def _train(
     torch.set_num_threads(trial.fields.resources.threads)
     attempt = int(folder.status().get("attempt", 0)) + 1
     now = time.time()
+    saved = list_checkpoints(folder.checkpoints)
     folder.write_status(
         state="running",
         step=0,
         steps=steps,
         attempt=attempt,
         error=None,
+        # In one file with the code that it follows: whatever is killed here, neither is known without the other.
+        trained_by=trained_by(folder, int(saved[0].name.removeprefix("step-")) if saved else 0),
         code=training_code(),
         pid=os.getpid(),
         devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
@@ -137,6 +142,7 @@ def _train(
         _describe(folder, trial, data, device)
         trainer = Trainer(trial.fields, trial.seed, data, device, folder.checkpoints)
         resumed = trainer.resume()
+        folder.write_status(trained_by=trained_by(folder, trainer.step if resumed else 0))  # the newest may be damaged
         if damaged := sorted(path.name for path in folder.checkpoints.glob("damaged-*")):
             folder.write_status(damaged=damaged)  # passed over, and looked at by nobody yet
         spool = Spool(folder.spool, folder.images, trainer.step if resumed else None, trainer.resumed_told)

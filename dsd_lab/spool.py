@@ -20,6 +20,7 @@ from torch import Tensor
 from dsd_lab.core.events import Checkpointed, Diverged, Drew, Event, Finished, Logged, Probed
 from dsd_lab.home import FORMAT
 from dsd_lab.spool_reader import complete_lines, parsed_lines, read_spool
+from dsd_lab.written import NOT_FINITE, finite
 
 __all__ = ["Spool", "read_spool", "tile"]
 
@@ -77,12 +78,13 @@ def _until_checkpoint(path: Path, step: int) -> list[bytes]:
 def _entry(event: Event, images: Path) -> dict[str, Any]:
     base: dict[str, Any] = {"step": event.step}
     if isinstance(event, Logged):
-        return base | {"kind": "train", "metrics": _finite(event.metrics), "seconds": event.seconds}
+        return base | {"kind": "train", "metrics": finite(event.metrics), "seconds": event.seconds}
     if isinstance(event, Probed):
+        damaged = [name for name, values in event.spectra.items() if not all(map(math.isfinite, values))]
         return base | {
             "kind": "probe",
-            "metrics": _finite(event.metrics),
-            "spectra": {name: values for name, values in event.spectra.items() if all(map(math.isfinite, values))},
+            "metrics": finite(event.metrics) | {f"{NOT_FINITE}spectrum/{name}": 1.0 for name in damaged},
+            "spectra": {name: values for name, values in event.spectra.items() if name not in damaged},
             "seconds": event.seconds,
         }
     if isinstance(event, Drew):
@@ -97,11 +99,6 @@ def _entry(event: Event, images: Path) -> dict[str, Any]:
     if isinstance(event, Finished):
         return base | {"kind": "finished", "images_seen": event.images_seen}
     raise TypeError(f"no spool entry for {type(event).__name__}")
-
-
-def _finite(metrics: dict[str, float]) -> dict[str, float]:
-    """Numbers that JSON and the store can hold; a name that is missing was not finite at this step."""
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _save_grid(folder: Path, name: str, step: int, images: Tensor) -> str:

@@ -12,7 +12,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from dsd_lab.addresses import without_password
 from dsd_lab.artifacts import differing, flat
 from dsd_lab.errors import LabError
 from dsd_lab.home import ENDED, Home, TrialFolder, locked
@@ -44,7 +44,6 @@ from dsd_lab.stored import StoredTrial, all_runs, stored_trial
 STORE_ERRORS = (MlflowException, SQLAlchemyError, requests.RequestException, OSError)
 _FOLLOWING = ("dsd.settled", "dsd.evaluations")
 """Tags of a pointer that follow those of the run that it points to."""
-_PASSWORD = re.compile(r"(://[^/@:\s]*:)[^/@\s]*@")
 
 
 class StoreUnavailable(LabError):
@@ -101,6 +100,8 @@ class Store:
         self.uri = self.uri or default_uri(self.home.root)
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.WARNING)
+        # It prints the traceback of every fault of a database, which `_answering` tells of in one line.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         with locked(self.home.root / ".mlflow.lock"), self._answering():
             self.client = MlflowClient(tracking_uri=self.uri)
             self.client.search_experiments(max_results=1)
@@ -114,8 +115,7 @@ class Store:
                 memory.clear()
             lines = [line for line in str(error).splitlines() if line and not line.startswith("(raised as a result of")]
             reason = (lines or [type(error).__name__])[0][:300]
-            shown = [_PASSWORD.sub(r"\1***@", text) for text in (str(self.uri), reason)]
-            raise StoreUnavailable(f"the store {shown[0]} does not answer: {shown[1]}") from None
+            raise StoreUnavailable(without_password(f"the store {self.uri} does not answer: {reason}")) from None
 
     # -- Writing -------------------------------------------------------------------------------------
 

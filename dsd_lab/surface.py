@@ -10,6 +10,7 @@ from dsd_lab.accelerators import DEFAULT_GPU, GPUS
 from dsd_lab.arguments import (
     TRIAL,
     add_verb,
+    allows_code_change,
     answers_json,
     chance,
     count,
@@ -74,6 +75,7 @@ def _add_running(verbs: argparse._SubParsersAction) -> None:
     sweep.add_argument(
         "--retry-failed", action="store_true", help="run failed trials again, from their last checkpoint"
     )
+    allows_code_change(sweep)
     sweep.add_argument("--fail-fast", action="store_true", help="stop everything at the first failure")
     sweep.add_argument(
         "--stop-collapsed",
@@ -96,6 +98,7 @@ def _add_running(verbs: argparse._SubParsersAction) -> None:
     takes_spec(train)
     train.add_argument("--variant", required=True, help="name of the variant")
     train.add_argument("--seed", type=int, default=None, help="seed (default: the spec's first)")
+    allows_code_change(train)
     train.add_argument("--no-tracking", action="store_true", help="do not store in MLflow")
     takes_tracking(train)
     answers_json(train)

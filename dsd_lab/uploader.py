@@ -1,4 +1,7 @@
-"""The uploader: a process beside a sweep that brings the store up to the trials' files every few seconds."""
+"""The uploader: a process beside a sweep that brings the store up to the trials' files every few seconds.
+
+Which store that is comes from the environment.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,13 @@ _NICE = 10
 """Training goes first where both want the CPU."""
 
 
-def upload(home: Path, key: str, uri: str | None) -> int:
+def upload(home: Path, key: str) -> int:
     """Replay until standard input closes, which the driver's death does too, then once more.
 
     Returns 0 where everything is stored.
     """
     finished = threading.Event()
     threading.Thread(target=_wait_for_end, args=(finished,), daemon=True).start()
-    os.nice(_NICE)
     # MLflow's import takes seconds of a CPU that the first workers need to start.
     while not finished.is_set() and not _recorded(Home(home), key):
         finished.wait(_LOOK)
@@ -42,7 +44,7 @@ def upload(home: Path, key: str, uri: str | None) -> int:
         last = finished.is_set()
         sampler.sample_when_due()
         try:
-            store = store or Store(Home(home), uri)
+            store = store or Store(Home(home))
             store.sync(Home(home).manifests()[key])
             pause = _POLL
         except LabError as error:  # the store is down, or a spool damaged: neither is the training's concern
@@ -67,4 +69,5 @@ def _wait_for_end(finished: threading.Event) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(upload(Path(sys.argv[1]), sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else None))
+    os.nice(_NICE)
+    sys.exit(upload(Path(sys.argv[1]), sys.argv[2]))

@@ -9,10 +9,12 @@ from sweeping import VARIANTS, run, train_here, write_spec
 
 from dsd_lab.cli import main
 from dsd_lab.core.checkpoints import list_checkpoints, newest_checkpoint
-from dsd_lab.errors import BAD_INPUT, OK
+from dsd_lab.errors import BAD_INPUT, OK, BadInput
 from dsd_lab.evaluation.extractor import extractor_path
 from dsd_lab.home import Home, locked
 from dsd_lab.housekeeping import garbage
+from dsd_lab.specs.sweep import load_sweep
+from dsd_lab.verbs.common import manifest_of
 
 
 @pytest.fixture(scope="module")
@@ -213,3 +215,63 @@ def test_rm_never_guesses_between_profiles(home, capsys):
     assert main(["rm", "fist", "--yes", "--home", str(home.root)]) == BAD_INPUT
     assert "did you mean 'first'?" in capsys.readouterr().err
     assert set(home.manifests()) == {"first", "second", "big--a", "big--b"}
+
+
+# -- Trials that were trained one by one ---------------------------------------------------------------
+
+
+@pytest.fixture
+def alone(home, tmp_path):
+    """`train` of the first sweep's spec with another number of steps, which no sweep has run."""
+    spec = write_spec(tmp_path / "alone", {"dsd": VARIANTS["dsd"]}, seeds=[0, 1], name="first")
+
+    def train(steps):
+        words = ["--variant", "dsd", "--no-tracking", "--set", f"training.steps={steps}"]
+        code, answer = run("train", spec, *words, "--home", home.root)
+        assert code == OK and answer["state"] == "done"
+        return answer["id"]
+
+    return spec, train
+
+
+def test_a_trial_that_was_trained_alone_is_no_garbage_and_no_part_of_the_sweep(home, ids, alone):
+    _, train = alone
+    other = train(1)
+    assert other not in ids.values()
+    home.trial(other).write_status(state="interrupted")
+    assert not any(other in path for path in gc(home, "--yes")[0]) and home.trial(other).description() is not None
+    assert {t["id"] for t in home.manifests()["first"]["trials"]} == {ids[0], ids[1]}
+    assert run("logs", other, "--home", home.root)[1]["sweeps"] == ["first"]
+
+
+def test_a_trial_that_was_trained_alone_stays_when_its_sweep_runs_anew_and_goes_with_it(home, alone, tmp_path):
+    spec, train = alone
+    others = [train(1), train(2), train(1)]
+    home.write_manifest("first", manifest_of(load_sweep(spec)))  # as `sweep` records it
+    assert home.manifests()["first"]["kept"] == [others[1], others[0]]
+    assert run("export", "first", "--home", home.root, "--out", tmp_path / "out")[0] == OK
+    assert not any(other in str(path) for path in (tmp_path / "out").rglob("*") for other in others)
+    assert "kept" not in json.loads((tmp_path / "out" / "sweeps" / "first" / "manifest.json").read_text())
+    assert run("rm", "first", "--yes", "--home", home.root)[0] == OK
+    assert not any(home.trial(other).root.exists() for other in others)
+
+
+def test_a_first_trial_that_was_trained_alone_is_kept_too(tmp_path):
+    spec, home = write_spec(tmp_path, seeds=[0, 1]), Home(tmp_path / "home")
+    _, answer = run(
+        "train", spec, "--variant", "dsd", "--no-tracking", "--home", home.root, "--set", "training.steps=1"
+    )
+    home.write_manifest("tiny", manifest_of(load_sweep(spec)))
+    assert gc(home)[0] == {} and home.manifests()["tiny"]["kept"] == [answer["id"]]
+
+
+def test_a_damaged_record_is_written_anew_by_its_sweep_and_a_newer_one_is_not(home, ids, alone):
+    spec, _ = alone
+    path, manifest = home.sweep_folder("first") / "manifest.json", manifest_of(load_sweep(spec))
+    for damaged in ({"kept": ["../../victim"]}, {"kept": 7}, {"trials": None}):
+        path.write_text(json.dumps(manifest | damaged))
+        home.write_manifest("first", manifest)
+        assert home.manifests()["first"] == {"format": 1, **manifest}
+    path.write_text(json.dumps(manifest | {"format": 2}))
+    with pytest.raises(BadInput, match="format 2 is newer"):
+        home.write_manifest("first", manifest)

@@ -206,7 +206,7 @@ def flagged(samples, reference):
     return flags(mine, len(samples), theirs, frechet(mine, theirs))
 
 
-def test_sample_sets_that_a_distance_cannot_be_trusted_of_are_flagged():
+def test_b33_sample_sets_that_a_distance_cannot_be_trusted_of_are_flagged():
     source = torch.Generator().manual_seed(0)
     reference = torch.randn(400, 16, generator=source)
     enough = torch.randn(100, 16, generator=source)

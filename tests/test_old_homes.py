@@ -5,12 +5,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from sweeping import events, run
 
 from dsd_lab.cli import main
-from dsd_lab.core.checkpoints import list_checkpoints
+from dsd_lab.core.checkpoints import list_checkpoints, newest_checkpoint
 from dsd_lab.errors import BAD_INPUT, OK
 from dsd_lab.home import ENDED, Home
+from dsd_lab.loading import load_trial
 from dsd_lab.provenance import training_code
 from dsd_lab.running import DataShelf, run_trial
 from dsd_lab.specs.sweep import load_sweep
@@ -46,12 +48,20 @@ def test_f21_an_old_home_is_continued(old):
     (interrupted,) = plan.only(["variant=naive"]).trials
     folder = home.trial(ids["naive"])
     before = events(home, ids["naive"])
-    if folder.status()["code"] != training_code():  # nothing goes on unasked where the training code is another
-        assert main(["train", str(spec), "--variant", "naive", "--home", str(home.root), "--no-tracking"]) == BAD_INPUT
-        folder.write_status(code=training_code())
-    for _ in run_trial(home, interrupted, [], DataShelf()):
-        pass
+    words = ["train", str(spec), "--variant", "naive", "--home", str(home.root), "--no-tracking"]
+    began, changed = folder.status()["code"], folder.status()["code"] != training_code()
+    if changed:  # nothing goes on unasked where the training code is another
+        assert main(words) == BAD_INPUT
+    assert main([*words, "--allow-code-change"]) == OK
     assert folder.state() == "done", folder.status()
+    new = [{"code": training_code(), "step": 8}] if changed else []
+    assert folder.status()["trained_by"] == [{"code": began, "step": 0}, *new]
+    path, tensors, _ = newest_checkpoint(folder.checkpoints)
+    assert path.name == f"step-{interrupted.fields.training.steps:09d}"
+    assert all(tensor.isfinite().all() for tensor in tensors.values() if tensor.is_floating_point())
+    network = load_trial(home.root, interrupted.id).network
+    average = {k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")}
+    assert average and all(torch.equal(average[k], v) for k, v in network.state_dict().items() if k in average)
     after = events(home, ids["naive"])
     resumed = [line["kind"] == "checkpoint" and line["step"] == 8 for line in before].index(True) + 1
     assert after[:resumed] == before[:resumed] and after[-1]["kind"] == "finished"

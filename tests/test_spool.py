@@ -64,10 +64,12 @@ def test_divergence_is_a_line_with_its_reason(tmp_path):
     assert line == told
 
 
-def test_every_line_is_strict_json_and_values_that_are_not_finite_are_left_out(tmp_path):
+def test_every_line_is_strict_json_and_values_that_are_not_finite_are_left_out_and_said_to_be(tmp_path):
     metrics = {"good": 1.0, "nan": math.nan, "inf": math.inf}
     lines = write(tmp_path, [Logged(1, metrics, 0.1), Probed(1, metrics, {"token": [math.nan, 1.0]}, 0.1)])
-    assert [line["metrics"] for line in lines] == [{"good": 1.0}, {"good": 1.0}]
+    told = {"good": 1.0, "not_finite/nan": 1.0, "not_finite/inf": 1.0}
+    assert [line["metrics"] for line in lines] == [told, told | {"not_finite/spectrum/token": 1.0}]
+    assert lines[1]["spectra"] == {}
     for text in (tmp_path / "spool.jsonl").read_text().splitlines():
         json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 

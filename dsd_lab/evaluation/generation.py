@@ -6,7 +6,6 @@ floor is the same comparison for real images: all held-out ones, and as many as 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from dsd_lab.evaluation.reconstruction import reconstructions
 from dsd_lab.evaluation.reference import inception_path, read_reference
 from dsd_lab.home import Home
 from dsd_lab.specs.fields import OF_ENCODER, OF_IMAGES, decay_of
+from dsd_lab.written import NOT_FINITE, finite
 
 if TYPE_CHECKING:
     from dsd_lab.core.data import DataSet
@@ -230,7 +230,8 @@ def evaluate_generation(
     """Metrics by name and the first images [n, C, H, W] uint8 that they are of.
 
     Names end in how they were measured (`indomain-n395-cfg1-heun25-holdout-ema0.99`), so that two
-    different measurements never share a name. `psnr` and `ssim` are of held-out reconstructions.
+    different measurements never share a name. `psnr` and `ssim` are of held-out reconstructions. What
+    has no finite value, or is of weights that are not finite, is left out, and a name below `not_finite/` says so.
 
     Args:
         evaluation: what is measured.
@@ -246,6 +247,10 @@ def evaluate_generation(
     bench = bench or Bench(trial, checkpoints, data, device, Home(cache.parent))
     metrics: dict[str, float] = {}
     shown = None
+    if not all(bool(p.isfinite().all()) for p in bench.network(evaluation.weights).parameters()):
+        # Their images are black, which is an image like another to an extractor.
+        weights = {f"{NOT_FINITE}weights/{evaluation.weights.replace(':', '')}": 1.0}
+        return weights, bench.reconstructions(evaluation.weights)[:_SHOWN]
     if set(evaluation.measured) & set(OF_IMAGES):
         y = labels_of(evaluation, data)
         shown = bench.samples(evaluation, y)
@@ -253,5 +258,4 @@ def evaluate_generation(
         metrics |= floors(evaluation, bench, y)
     if set(evaluation.measured) & set(OF_ENCODER):
         metrics |= of_encoder(evaluation, bench)
-    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-    return finite, (bench.reconstructions(evaluation.weights) if shown is None else shown)[:_SHOWN]
+    return finite(metrics), (bench.reconstructions(evaluation.weights) if shown is None else shown)[:_SHOWN]

@@ -38,8 +38,9 @@ def export_sweep(home: Home, manifest: dict[str, Any], out: Path, weights: bool)
     _refuse_running(folders)
     sweep = out / "sweeps" / manifest["key"]
     sweep.mkdir(parents=True)
-    # The folder that the spec lay in is of no use elsewhere.
-    write_json(sweep / "manifest.json", manifest | {"spec_path": Path(manifest["spec_path"]).name})
+    # The folder that the spec lay in is of no use elsewhere, and trials beside the sweep's own do not go with it.
+    own = {k: v for k, v in manifest.items() if k != "kept"}
+    write_json(sweep / "manifest.json", own | {"spec_path": Path(manifest["spec_path"]).name})
     write_json(sweep / "spec.json", manifest["spec"])
     for folder in folders:
         if folder.status():

@@ -29,8 +29,8 @@ _CHUNK = 2**20
 _LARGEST_TEXT = 256 * 2**20
 """Bytes of a JSON file that are still read into memory."""
 _PNG = b"\x89PNG\r\n\x1a\n"
-_OWN = ("format", "spec_path", "run_at")
-"""Entries of a manifest that say where and when, not what."""
+_OWN = ("format", "spec_path", "run_at", "kept")
+"""Entries of a manifest that say where and when, not what, and what is beside the sweep's own trials."""
 
 
 @dataclass(frozen=True)

@@ -22,28 +22,27 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from dsd_lab.errors import BadInput
 from dsd_lab.specs.fields import Trial
 from dsd_lab.specs.sweep import NAME, Sweep
+from dsd_lab.written import METRIC, PICTURE_STEM, SWEEP_KEY, TRIAL_ID
 
 FORMAT = 1
 INDEX = "export.json"
-_KEY = r"[a-z0-9][a-z0-9._-]{0,131}"
-_STEM = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-_TRIAL = r"trials/(?P<trial>[0-9a-f]{12})"
+_TRIAL = rf"trials/(?P<trial>{TRIAL_ID})"
 _PLACES = (
-    rf"sweeps/{_KEY}/(?P<kind>manifest|spec)\.json",
+    rf"sweeps/{SWEEP_KEY}/(?P<kind>manifest|spec)\.json",
     rf"{_TRIAL}/(?P<kind>trial|status|parameters)\.json",
     rf"{_TRIAL}/(?P<kind>spool)\.jsonl",
-    rf"{_TRIAL}/images/{_STEM}\.(?P<kind>png)",
+    rf"{_TRIAL}/images/{PICTURE_STEM}\.(?P<kind>png)",
     rf"{_TRIAL}/(?P<kind>evaluation)s/[0-9a-f]{{8}}\.json",
     rf"{_TRIAL}/checkpoints/step-\d{{9}}/(?P<kind>tensors)\.safetensors",
     rf"{_TRIAL}/(?P<kind>checkpoint)s/step-\d{{9}}/manifest\.json",
 )
 
-Key = Annotated[str, Field(pattern=rf"^{_KEY}$")]
-TrialId = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
+Key = Annotated[str, Field(pattern=rf"^{SWEEP_KEY}$")]
+TrialId = Annotated[str, Field(pattern=rf"^{TRIAL_ID}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Code = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 Text = Annotated[str, Field(max_length=10_000)]
-Metric = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./ -]{1,250}$")]
+Metric = Annotated[str, Field(pattern=rf"^{METRIC}$")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 
@@ -159,6 +158,11 @@ class TrialRecord(_File):
     provenance: _Provenance
 
 
+class _CodeFrom(_File):
+    code: Code
+    step: Count
+
+
 class Status(_File):
     """`status.json`."""
 
@@ -167,6 +171,7 @@ class Status(_File):
     steps: Count
     attempt: Count
     code: Code
+    trained_by: list[_CodeFrom] = []
     error: str | None = None
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     started: Number = 0.0
@@ -182,7 +187,7 @@ class SpoolLine(_File):
     kind: Literal["train", "probe", "images", "checkpoint", "diverged", "finished"]
     metrics: dict[Metric, Number] = {}
     spectra: dict[Metric, list[Number]] = {}
-    files: list[Annotated[str, Field(pattern=rf"^{_STEM}\.png$")]] = []
+    files: list[Annotated[str, Field(pattern=rf"^{PICTURE_STEM}\.png$")]] = []
     seconds: Number | None = None
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from dsd_lab.report.results import Result, point_name
 from dsd_lab.report.statistics import Estimate, clopper_pearson, estimate
 from dsd_lab.report.verdicts import VERDICTS, Judged, judge, row_key
 from dsd_lab.specs.sweep import ReportSettings
+from dsd_lab.written import NOT_FINITE
 
 _SMALLEST_STD = 1e-6
 
@@ -107,7 +108,7 @@ def floors_of(results: list[Result], columns: list[Column]) -> dict[str, float]:
 
 
 def flags_of(results: list[Result]) -> list[str]:
-    """One line for each reason not to take a Frechet distance at its value: which distance, in how many trials."""
+    """One line for each reason not to take a Frechet distance at its value, and for what is left out since it is not finite."""
     told: dict[tuple[str, str], list[float]] = {}
     for result in results:
         for name, value in result.metrics.items():
@@ -119,9 +120,30 @@ def flags_of(results: list[Result]) -> list[str]:
     for (why, how), values in sorted(told.items()):
         said = _FLAGS.get(why, why).format(f"{min(values):.0f}")
         lines.append(f"FID ({how}) of {len(values)} trial{'s' * (len(values) > 1)}: {said}.")
+    return lines + _not_finite(results)
+
+
+def _not_finite(results: list[Result]) -> list[str]:
+    counts = Counter(
+        name.removeprefix(NOT_FINITE) for r in results for name in r.metrics if name.startswith(NOT_FINITE)
+    )
+    lines, named = [], []
+    for name, count in sorted(counts.items()):
+        trials = f"{count} trial{'s' * (count > 1)}"
+        if name.startswith("weights/"):
+            what = name.removeprefix("weights/")
+            lines.append(
+                f"Weights ({what}) of {trials} are not finite: nothing of them is measured, and their images are black."
+            )
+        elif not name.startswith("fid/"):  # its flag has a line already
+            named.append(f"{name} ({trials})")
+    if named:
+        more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+        lines.append(f"Not finite at some step, and left out there: {', '.join(named[:_NAMED])}{more}.")
     return lines
 
 
+_NAMED = 8
 _FLAGS = {
     "few_images": "{} images are too few for the covariance of so many features; the distance is biased upwards",
     "rank_deficient": "samples vary in {} directions of the features only; the distance rests on a singular covariance",

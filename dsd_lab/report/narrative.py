@@ -35,6 +35,10 @@ def notices(groups: list[Group], settings: ReportSettings) -> list[str]:
         told.append(
             f"{_trials(states['stale'])} of older training code than today's: shown and counted, not retrained."
         )
+    if changed := sum(r.code_changes is not None for r in results):
+        told.append(
+            f"{_trials(changed)} went on with other training code than at the beginning, as was asked for; see the provenance."
+        )
     control = effective_control(groups, settings)
     judged = [(g, j) for g in groups if g.variant != control for j in g.judged.values() if j.verdict is not None]
     alone = sum(not j.by_control for _, j in judged)
@@ -131,6 +135,7 @@ def provenance_lines(results: list[Result], manifest: dict[str, Any]) -> list[tu
             for o in origins
         ),
         "training code": (o["code"] for o in origins),
+        "training code that changed": (f"{r.variant} s{r.seed}: {r.code_changes}" for r in results if r.code_changes),
         "versions": (", ".join(f"{k} {v}" for k, v in o["versions"].items()) for o in origins),
         "machines": (
             f"{o['device']}: {o['machine']['processor']}, {o['machine']['system']}, Python {o['python']}"
@@ -145,7 +150,8 @@ def provenance_lines(results: list[Result], manifest: dict[str, Any]) -> list[tu
         "latent": (_compression(d["fields"]["network"]) for d in described),
     }
     lines = [("sweep", f"{manifest['name']}, profile {manifest['profile'] or 'none'}")]
-    return lines + [(name, "; ".join(sorted(set(values)))) for name, values in told.items() if described]
+    joined = [(name, "; ".join(sorted(set(values)))) for name, values in told.items()]
+    return lines + [(name, values) for name, values in joined if values]
 
 
 def _compression(network: dict[str, Any]) -> str:

@@ -101,6 +101,8 @@ class Result:
     """trial.json: fields, data, provenance; empty where the trial never started."""
     folder: Path | None = None
     """Artifacts of the trial."""
+    code_changes: str | None = None
+    """Which training code trained from which step; None where it was one."""
 
     @cached_property
     def group(self) -> str:
@@ -147,4 +149,5 @@ def result_of(
         history=history,
         description=description,
         folder=folder,
+        code_changes=tags.get("dsd.code_changes"),
     )

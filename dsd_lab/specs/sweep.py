@@ -28,6 +28,11 @@ from dsd_lab.specs.training import lacking_average
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 MAX_TRIALS = 10_000
+_MEASURED = (
+    *("fid", "kid", "is", "precision", "recall", "label_accuracy", "memorisation", "rfid", "psnr", "ssim", "probe"),
+    *("train", "latent", "theory", "rank_gap"),
+)
+"""First parts of the names of metrics."""
 Name = Annotated[str, Field(pattern=NAME)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -235,6 +240,11 @@ def _resolve(spec: Sweep, document: Document, everywhere: Document, path: Path) 
         where = document.where(("report", "tuned", "axis"))
         raise BadInput(
             f"{where}: report.tuned.axis: {one_line(tuned.axis)!r} is no axis of this spec's grid{did_you_mean(tuned.axis, list(spec.grid))}"
+        )
+    if tuned is not None and tuned.by.partition("/")[0] not in _MEASURED:
+        where = document.where(("report", "tuned", "by"))
+        raise BadInput(
+            f"{where}: report.tuned.by: no metric's name begins with {one_line(tuned.by)!r}{did_you_mean(tuned.by, list(_MEASURED))}"
         )
     for key in ("control", "reference"):
         named = getattr(spec.report, key)

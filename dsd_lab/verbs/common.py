@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from dsd_lab.errors import BadInput
-from dsd_lab.home import ENDED, Home, TrialFolder
-from dsd_lab.provenance import training_code
+from dsd_lab.home import Home, TrialFolder
 from dsd_lab.specs.auxiliary import NO_FILES, named_backbones
 from dsd_lab.specs.complaints import did_you_mean
 from dsd_lab.specs.identity import canonical_fields, evaluation_id, once_for_seeds
-from dsd_lab.specs.sweep import Plan, PlannedTrial, load_sweep
+from dsd_lab.specs.sweep import Plan, load_sweep
 
 
 def home_of(arguments: argparse.Namespace) -> Home:
@@ -67,28 +66,6 @@ def missing_weights(plan: Plan) -> list[str]:
             meant = near if "did you mean" in near else ""
             missing.append(f"{named.weights_key}: no such file {named.weights}{meant}")
     return missing
-
-
-def refuse_other_code(home: Home, trials: list[PlannedTrial]) -> None:
-    """A trial is trained by one code from its first step to its last.
-
-    Raises:
-        BadInput: trials that would go on from a checkpoint began with other training code.
-    """
-    code = training_code()
-    folders = [home.trial(t.id) for t in trials]
-    begun = [f for f in folders if f.state() not in ENDED and f.checkpoints.exists()]
-    other = [f.root for f in begun if _trained_by(f) not in (None, code)]
-    if other:
-        raise BadInput(
-            f"{len(other)} unfinished trials began with other training code than today's, the first in {other[0]}; remove their folders to train them anew"
-        )
-
-
-def _trained_by(folder: TrialFolder) -> str | None:
-    described = folder.description() or {}  # where a power cut has taken the status
-    code: str | None = folder.status().get("code") or described.get("provenance", {}).get("code")
-    return code
 
 
 def manifest_of(plan: Plan) -> dict[str, Any]:

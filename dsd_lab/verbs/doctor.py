@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from dsd_lab.addresses import without_password
 from dsd_lab.errors import NO_RESOURCES, OK, LabError
 from dsd_lab.home import Home
 from dsd_lab.verbs.common import home_of, print_json
@@ -174,7 +175,7 @@ def _check_store(home: Home, uri: str | None, dry_run: bool) -> Iterator[Finding
         return
     try:
         store = Store(home, uri)  # an SQLite file of another schema is refused here
-        yield Finding("store", True, f"{store.uri} answers, its schema is this MLflow's")
+        yield Finding("store", True, f"{without_password(str(store.uri))} answers, its schema is this MLflow's")
         orphans = store.close_orphans(dry_run)
     except LabError as error:
         yield Finding("store", False, str(error))

@@ -6,9 +6,10 @@ import argparse
 import time
 from typing import Any
 
+from dsd_lab.code_changes import told_changes
 from dsd_lab.display import duration
 from dsd_lab.errors import OK, BadInput
-from dsd_lab.home import Home, TrialFolder
+from dsd_lab.home import Home, TrialFolder, named_by
 from dsd_lab.provenance import training_code
 from dsd_lab.spool_reader import read_spool
 from dsd_lab.verbs.common import find_trial, home_of, print_json
@@ -30,6 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
     attempts = f"{answer['attempts']} attempt{'s' if answer['attempts'] != 1 else ''}"
     print(f"step {answer['step']:,} of {answer['steps']:,}, {attempts}, {duration(answer['seconds'])} of training")
     print(f"sweeps: {', '.join(answer['sweeps']) or 'none that is recorded names it'}")
+    if answer["code_changes"]:
+        print(f"training code: {answer['code_changes']}")
     if answer["damaged"]:
         print(f"data: {answer['damaged']} damaged images were left out; trial.json names them")
     if answer["error"]:
@@ -64,7 +67,7 @@ def record_of(home: Home, folder: TrialFolder, lines: int) -> dict[str, Any]:
         raise BadInput(f"{folder.spool}: is damaged {after}; what comes later cannot be read") from None
     for content in folder.evaluations().values():
         metrics |= {k: {"step": status.get("step", 0), "value": v} for k, v in content["metrics"].items()}
-    names = [m for m in home.manifests().items() if any(t["id"] == folder.id for t in m[1]["trials"])]
+    names = [m for m in home.manifests().items() if folder.id in named_by(m[1])]
     known = next((t["name"] for _, m in names for t in m["trials"] if t["id"] == folder.id), None)
     traceback, described = folder.root / "error.txt", folder.description() or {}
     return {
@@ -78,6 +81,7 @@ def record_of(home: Home, folder: TrialFolder, lines: int) -> dict[str, Any]:
         "attempts": int(status.get("attempt", 0)),
         "seconds": float(status.get("seconds", 0.0)),
         "error": status.get("error"),
+        "code_changes": told_changes(status),
         "damaged": int(described.get("data", {}).get("damaged", 0)),
         # A traceback outlives the attempt that it is from; it says something only about a trial that failed last.
         "traceback": str(traceback.resolve()) if state == "failed" and traceback.exists() else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from dsd_lab.errors import OK, BadInput
+from dsd_lab.home import named_by
 from dsd_lab.housekeeping import forget_sweep, readable, sweep_trials
 from dsd_lab.specs.complaints import did_you_mean
 from dsd_lab.verbs.common import home_of, print_json
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     trials = sweep_trials(home, key)
     held = [t for t in trials if home.trial(t.path.name).is_locked()]
     going = [t for t in trials if t not in held]
-    shared = len({t["id"] for t in manifests[key]["trials"]}) - len(trials)
+    shared = len(named_by(manifests[key])) - len(trials)
     if arguments.yes:
         left = forget_sweep(home, key, going)
         held, going = [*held, *left], [t for t in going if t not in left]

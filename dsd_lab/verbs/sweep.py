@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from dsd_lab.code_changes import refuse_other_code
 from dsd_lab.disk import announce_need
 from dsd_lab.display import SweepProgress, duration
 from dsd_lab.errors import OK, TERMINATED, TRIALS_FAILED, UNEXPECTED, BadInput
@@ -29,7 +31,6 @@ from dsd_lab.verbs.common import (
     plan_of,
     print_json,
     program,
-    refuse_other_code,
 )
 from dsd_lab.verbs.forecast import load_forecast
 
@@ -51,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         manifest = manifest_of(plan_of(argparse.Namespace(**{**vars(arguments), "only": None})))
         home.write_manifest(plan.key, manifest)
         todo = _unfinished(home, plan, arguments.retry_failed, stopping is not None)
+        refuse_other_code(home, todo, arguments.allow_code_change)
         if todo:
             _say(
                 console,
@@ -120,7 +122,6 @@ def _unfinished(home: Home, plan: Plan, retry_failed: bool, stopping: bool) -> l
         lacking = state == "done" and not wanted <= set(folder.evaluations())
         if state not in (*ENDED, "failed") or lacking or (state == "failed" and retry_failed):
             todo.append(trial)
-    refuse_other_code(home, todo)
     return todo
 
 
@@ -136,9 +137,13 @@ def _check_data(plan: Plan) -> None:
 
 
 def _start_uploader(home: Home, key: str, uri: str | None) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "dsd_lab.uploader", str(home.root), key, *([uri] if uri else [])]
+    command = [sys.executable, "-m", "dsd_lab.uploader", str(home.root), key]
+    # An address may hold a password, and everybody on a machine sees what its processes were called with.
+    environment = os.environ | ({"MLFLOW_TRACKING_URI": uri} if uri else {})
     # A session of its own: Ctrl-C reaches this process, which then lets the uploader finish.
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+    )
 
 
 def _finish_uploader(uploader: subprocess.Popen[bytes], console: Console, patience: float | None) -> None:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import Any
 
+from dsd_lab.code_changes import refuse_other_code
 from dsd_lab.errors import OK, TRIALS_FAILED, BadInput
 from dsd_lab.evaluation.reference import check_files
 from dsd_lab.specs.complaints import did_you_mean
@@ -17,7 +18,6 @@ from dsd_lab.verbs.common import (
     missing_weights,
     plan_of,
     print_json,
-    refuse_other_code,
 )
 
 
@@ -42,13 +42,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise BadInput(f"{plan.path}: {missing}")
     check_files(plan.spec.evaluate, home)
     home.prepare()
-    refuse_other_code(home, [trial])
+    refuse_other_code(home, [trial], arguments.allow_code_change)
     if home.trial(trial.id).is_locked():
         raise BadInput(f"{trial.name}: another process trains it now; `dsd-lab logs {trial.id}` shows how far it is")
 
     manifest = manifest_of(plan)
-    if plan.key not in home.manifests():  # a trial that no sweep names is garbage
-        home.write_manifest(plan.key, manifest)
+    recorded = home.keep_trial(trial.id, manifest)  # a trial that no sweep names is garbage
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -82,6 +81,10 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(f"{trial.name}: {state}" + (f": {answer['error']}" if answer["error"] else ""))
         print(f"trial {trial.id} in {folder.root}")
+        if trial.id not in {entry["id"] for entry in recorded["trials"]}:
+            print(
+                f"it is beside the trials of sweep {plan.key} as it last ran: in no report of it, and kept until `rm`"
+            )
     if state == "interrupted":
         return stop.exit_code
     return TRIALS_FAILED if state == "failed" else OK

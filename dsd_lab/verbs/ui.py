@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 
+from dsd_lab.addresses import without_password
 from dsd_lab.errors import INTERRUPTED, OK, TERMINATED, BadInput
 from dsd_lab.stopping import Terminated, raise_terminated
 from dsd_lab.verbs.common import home_of, print_json
@@ -27,7 +28,8 @@ def run(arguments: argparse.Namespace) -> int:
             )
         uri = f"sqlite:///{database}"
     if uri.startswith(("http://", "https://")):
-        _tell(arguments, {"url": uri}, [f"the store is a server already: {uri}"])
+        shown = without_password(uri)
+        _tell(arguments, {"url": shown}, [f"the store is a server already: {shown}"])
         return OK
     port = free_port(arguments.port)
     url = f"http://127.0.0.1:{port}"
@@ -35,20 +37,9 @@ def run(arguments: argparse.Namespace) -> int:
     _tell(arguments, {"url": url, "ssh": ssh}, [f"MLflow on {url} (Ctrl-C ends it)", f"from another machine: {ssh}"])
     # Its job runners, seven processes for judging chatbots, do nothing here.
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        uri,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
+    environment["MLFLOW_BACKEND_STORE_URI"] = uri  # not among the arguments, which everybody on the machine sees
+    where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", *where]
     return _serve(command, environment)
 
 

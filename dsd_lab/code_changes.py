@@ -1,0 +1,49 @@
+"""Which training code trained a trial: one from its first step to its last, unless somebody asked to go on with another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dsd_lab.errors import BadInput
+from dsd_lab.home import ENDED, Home, TrialFolder
+from dsd_lab.provenance import training_code
+from dsd_lab.specs.sweep import PlannedTrial
+
+
+def refuse_other_code(home: Home, trials: list[PlannedTrial], allowed: bool) -> None:
+    """A trial is trained by one code from its first step to its last, unless that was `allowed` to change.
+
+    Raises:
+        BadInput: trials that would go on from a checkpoint began with other training code.
+    """
+    code = training_code()
+    folders = [home.trial(t.id) for t in trials]
+    begun = [f for f in folders if f.state() not in ENDED and f.checkpoints.exists()]
+    other = [f.root for f in begun if _last_code(f) not in (None, code)]
+    if other and not allowed:
+        raise BadInput(
+            f"{len(other)} unfinished trials began with other training code than today's, the first in {other[0]}; remove their folders to train them anew, or let them go on with --allow-code-change, which their records will say"
+        )
+
+
+def trained_by(folder: TrialFolder, step: int) -> list[dict[str, Any]]:
+    """Codes with the step from which each trained, where today's goes on from a step.
+
+    What was trained beyond that step is trained again, so that its codes are no part of the result.
+    """
+    before, code = _last_code(folder), training_code()
+    known = folder.status().get("trained_by") or ([] if before is None else [{"code": before, "step": 0}])
+    kept = [entry for entry in known if entry["step"] < step]
+    return kept if kept and kept[-1]["code"] == code else [*kept, {"code": code, "step": step}]
+
+
+def told_changes(status: dict[str, Any]) -> str | None:
+    """`0c6f2d9aba8d from step 0, 57ce7aa01b2c from step 800`; None of a trial that one code trained."""
+    codes = status.get("trained_by") or []
+    return ", ".join(f"{c['code']} from step {c['step']:,}" for c in codes) if len(codes) > 1 else None
+
+
+def _last_code(folder: TrialFolder) -> str | None:
+    described = folder.description() or {}  # where a power cut has taken the status
+    code: str | None = folder.status().get("code") or described.get("provenance", {}).get("code")
+    return code

@@ -1,0 +1,39 @@
+"""What names and numbers in a home folder's files look like; they may be damaged, or anybody's, and become paths and queries."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from typing import Any
+
+TRIAL_ID, SWEEP_KEY = r"[0-9a-f]{12}", r"[a-z0-9][a-z0-9._-]{0,131}"
+PICTURE_STEM, METRIC = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", r"[A-Za-z0-9_./ -]{1,250}"
+_METRIC = re.compile(METRIC)
+NOT_FINITE = "not_finite/"
+"""Begins the name of a metric that says, by a 1, that the one of the rest of its name had no finite value."""
+
+
+def is_trial_id(value: Any) -> bool:
+    """Twelve hexadecimal digits."""
+    return isinstance(value, str) and re.fullmatch(TRIAL_ID, value) is not None
+
+
+def is_picture(value: Any) -> bool:
+    """The name of a PNG, without a folder."""
+    return isinstance(value, str) and re.fullmatch(rf"{PICTURE_STEM}\.png", value) is not None
+
+
+def is_number(value: Any) -> bool:
+    """A finite number; JSON's `1e999` is read as infinity."""
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
+
+
+def are_metrics(value: Any) -> bool:
+    """Finite numbers by names that MLflow takes."""
+    return isinstance(value, dict) and all(_METRIC.fullmatch(k) and is_number(v) for k, v in value.items())
+
+
+def finite(metrics: dict[str, float]) -> dict[str, float]:
+    """Numbers that JSON and the store can hold; what is left out is said to be, since it would look like never measured."""
+    return {k if math.isfinite(v) else f"{NOT_FINITE}{k}": v if math.isfinite(v) else 1.0 for k, v in metrics.items()}

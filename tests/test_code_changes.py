@@ -1,0 +1,80 @@
+"""A trial that other training code began goes on where that was asked for, and everything that shows it says so."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from sweeping import free_port, run
+
+from dsd_lab.cli import main
+from dsd_lab.code_changes import told_changes, trained_by
+from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK
+from dsd_lab.home import Home
+from dsd_lab.provenance import training_code
+from dsd_lab.specs.sweep import load_sweep
+
+KEPT = Path(__file__).parent / "fixtures" / "home-schema1"
+OTHER = "0123456789ab"
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A home, its spec and its trial that other code trained for 8 of 12 steps."""
+    shutil.copytree(KEPT, tmp_path / "old")
+    spec, home = tmp_path / "old" / "spec.yaml", Home(tmp_path / "old" / "home")
+    (trial,) = load_sweep(spec).only(["variant=naive"]).trials
+    home.trial(trial.id).write_status(code=OTHER)
+    return home, spec, home.trial(trial.id)
+
+
+def train(begun, *more):
+    home, spec, _ = begun
+    return main(["train", str(spec), "--variant", "naive", "--home", str(home.root), "--no-tracking", *more])
+
+
+def test_f14_trials_that_other_code_began_are_refused_and_go_on_only_where_that_is_asked_for(begun, capsys):
+    home, spec, folder = begun
+    files = {path: path.read_bytes() for path in folder.root.rglob("*") if path.is_file()}
+    for verb in (["train", str(spec), "--variant", "naive"], ["sweep", str(spec), "--no-tracking"]):
+        assert main([*verb, "--home", str(home.root)]) == BAD_INPUT
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("dsd-lab: 1 unfinished trials began with other training code than today's")
+        assert str(folder.root) in line and "--allow-code-change" in line
+    assert {path: path.read_bytes() for path in files} == files
+    # Past that refusal, a sweep comes to the next one: no cluster answers there.
+    sweep = ["sweep", str(spec), "--home", str(home.root), "--no-tracking", "--address", f"127.0.0.1:{free_port()}"]
+    assert main([*sweep, "--allow-code-change"]) == NO_RESOURCES
+    assert train(begun, "--allow-code-change") == OK
+    assert folder.state() == "done"
+    assert folder.status()["trained_by"] == [{"code": OTHER, "step": 0}, {"code": training_code(), "step": 8}]
+
+
+def test_f14_what_is_trained_again_is_no_longer_by_the_code_that_trained_it_first(begun):
+    _, _, folder = begun
+    now = training_code()
+    assert trained_by(Home(folder.root).trial("0" * 12), 0) == [{"code": now, "step": 0}]  # never begun
+    assert trained_by(folder, 0) == [{"code": now, "step": 0}]
+    folder.write_status(trained_by=[{"code": OTHER, "step": 0}, {"code": now, "step": 8}], code=now)
+    assert trained_by(folder, 4) == [{"code": OTHER, "step": 0}, {"code": now, "step": 4}]
+    assert trained_by(folder, 12) == [{"code": OTHER, "step": 0}, {"code": now, "step": 8}]
+    (folder.root / "status.json").unlink()  # as a power cut may leave it
+    description = folder.root / "trial.json"
+    content = json.loads(description.read_text())
+    description.write_text(json.dumps(content | {"provenance": content["provenance"] | {"code": OTHER}}))
+    assert trained_by(folder, 8) == [{"code": OTHER, "step": 0}, {"code": now, "step": 8}]
+    assert told_changes({"trained_by": trained_by(folder, 8)}) == f"{OTHER} from step 0, {now} from step 8"
+    assert told_changes({"trained_by": [{"code": now, "step": 0}]}) is None and told_changes({}) is None
+
+
+@pytest.mark.slow
+def test_f14_logs_report_and_export_say_which_code_trained_what(begun, tmp_path):
+    home, _, folder = begun
+    assert train(begun, "--allow-code-change") == OK
+    said = f"{OTHER} from step 0, {training_code()} from step 8"
+    assert run("logs", folder.id, "--home", home.root)[1]["code_changes"] == said
+    assert run("export", "old", "--home", home.root, "--out", tmp_path / "out")[0] == OK
+    assert run("import", tmp_path / "out", "--home", tmp_path / "other")[0] == OK
+    assert run("report", "old", "--home", tmp_path / "other")[0] == OK
+    page = (tmp_path / "other" / "reports" / "old" / "report.md").read_text()
+    assert "1 trial went on with other training code" in page and f"naive s0: {said}" in page
