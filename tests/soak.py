@@ -5,7 +5,7 @@
 Strikes come from a fixed seed: a worker is killed; the driver is killed and started again; a worker or the driver is
 stopped and continued; a worker is killed and the newest checkpoint of its trial damaged; MLflow's server is killed and
 started again later. At the end the manifest, every trial's weights, records and pictures, and the rows of the store
-have to be those of a sweep of the same spec that nothing struck.
+have to be those of a sweep of the same spec that nothing struck, and no trial that had ended may have been run again.
 """
 
 import argparse
@@ -20,16 +20,14 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from comparing import record_of, stored_trials
 from sweeping import (
     DEADLINE,
     VARIANTS,
-    events,
     free_port,
     mlflow_server,
     processes_in,
-    spooled_steps,
     start,
-    stored_steps,
     train_here,
     wait_until,
     write_spec,
@@ -52,15 +50,6 @@ MISSED = 0.1
 """Seconds to the next try where no trial was running that could be struck."""
 
 
-def record_of(home: Home, trial: str) -> tuple:
-    """What a trial has come to: state, weights, records, pictures."""
-    folder = home.trial(trial)
-    newest = list_checkpoints(folder.checkpoints)[:1]
-    digests = [json.loads((path / "manifest.json").read_text())["sha256"] for path in newest]
-    pictures = {path.name: path.read_bytes() for path in folder.images.glob("*.png")}
-    return folder.state(), folder.status()["step"], digests, events(home, trial), pictures
-
-
 class Soak:
     """A sweep under fire.
 
@@ -77,6 +66,8 @@ class Soak:
         self.random, self.strikes = random.Random(seed), Counter()
         self.port, self.server, self.back_at = free_port(), contextlib.ExitStack(), 0.0
         self.starts = 0
+        self.ended_in: dict[str, int] = {}
+        """The attempt in which each trial ended, as it was when that was first seen."""
         self.serve()
         self.driver = self.drive()
 
@@ -98,7 +89,10 @@ class Soak:
         )
 
     def ended(self) -> bool:
-        return all(self.home.trial(i).state() in ENDED for i in self.ids)
+        for trial in self.ids:
+            if trial not in self.ended_in and self.home.trial(trial).state() in ENDED:
+                self.ended_in[trial] = self.home.trial(trial).status()["attempt"]
+        return len(self.ended_in) == len(self.ids)
 
     def workers(self) -> dict[str, int]:
         """Running trials and the processes that run them."""
@@ -250,10 +244,14 @@ def soak(
     assert [t["id"] for t in manifest["trials"]] == [t["id"] for t in expected["trials"]]
     different = [i for i in ids if record_of(home, i) != record_of(whole, i)]
     assert not different, f"these trials are not what they would have been: {different}"
-    stored = Home(folder / "served")
-    assert stored_steps(stored) == spooled_steps(home, ids), "the store is not what was recorded"
-    rows = stored_steps(stored)
-    assert len(rows) == len(set(rows))
+    attempts = {i: home.trial(i).status()["attempt"] for i in ids}
+    assert attempts == struck.ended_in, "a trial that had ended was run again"
+    Store(whole).sync(expected)
+    stored, undisturbed = stored_trials(folder / "served"), stored_trials(whole.root)
+    assert stored.keys() == undisturbed.keys() == set(ids)
+    differing = [i for i in ids if stored[i] != undisturbed[i]]
+    assert not differing, f"the store's runs of these trials are not what they would have been: {differing}"
+    assert {len(runs) for runs in stored.values()} == {1}
     helpers = ("ray::DashboardA", "ray::RuntimeEnv")  # they wait a minute for a driver that was killed
     wait_until(lambda: not [p for p in processes_in(home.root) if not p.endswith(helpers)], "all processes have ended")
     return {
@@ -261,11 +259,11 @@ def soak(
         "states": dict(Counter(home.trial(i).state() for i in ids)),
         "strikes": dict(struck.strikes),
         "struck": sum(struck.strikes.values()),
-        "attempts": sum(home.trial(i).status()["attempt"] for i in ids),
+        "attempts": sum(attempts.values()),
         "drivers": struck.starts,
         "seconds": round(took),
         "seconds_undisturbed_in_one_process": round(quiet),
-        "metric_rows": len(rows),
+        "metric_rows": sum(len(run["metrics"]) for (run,) in stored.values()),
     }
 
 
