@@ -241,7 +241,7 @@ def test_a_trial_that_has_not_finished_changes_no_mean_spectrum():
     results = [result("other", spectra=True), result("other", 1, "interrupted", spectra=True, std=9.0)]
     drawn = [groups_of(results[:count], SETTINGS) for count in (1, 2)]
     figures = [spectrum_maps(groups, looks_of(groups, None), SETTINGS) for groups in drawn]
-    first, second = (f.axes[0].collections[0].get_array() for f in figures)
+    first, second = (f.axes[0].images[0].get_array() for f in figures)
     assert first.max() == pytest.approx(1.0)
     np.testing.assert_array_equal(first, second)
 
