@@ -10,7 +10,7 @@ from dsd_lab.estimates import cached_shape
 from dsd_lab.home import Home
 from dsd_lab.housekeeping import readable, size_of
 from dsd_lab.specs.fields import Trial
-from dsd_lab.specs.identity import once_for_seeds
+from dsd_lab.specs.seeds import once_for_seeds
 from dsd_lab.specs.sweep import PlannedTrial
 
 _RECORD, _PROBE, _NUMBER = 500, 6_000, 25

@@ -12,13 +12,12 @@ import logging
 import os
 import signal
 import socket
-import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 # Read by Ray at import: no usage reports, no own Ctrl-C handling, no loggers, few snapshots of its state.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -38,12 +37,10 @@ from ray._private.node import Node
 from dsd_lab.errors import NoResources
 from dsd_lab.home import STOPPED, Home
 from dsd_lab.report.forecast import Forecast, early_history, features, seen_steps
+from dsd_lab.short_paths import short_path
 from dsd_lab.specs.fields import Generation, Trial
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.stopping import HeldSignals, StopFile
-
-if TYPE_CHECKING:
-    from dsd_lab.running import DataShelf, Progress
 
 _REPORT_EVERY = 5.0
 """Seconds between a worker's reports to Tune, which cannot take many."""
@@ -51,8 +48,6 @@ _RETRIES = 2
 """Times that a trial whose worker died is taken up again from its checkpoint."""
 _PATIENCE = 10.0
 """Seconds in which a cluster must answer."""
-_LOOK_AGAIN = 1.0
-"""Seconds between looks at a trial that another sweep holds."""
 _SOCKET_PATH_ROOM = 43
 """Characters that Ray's socket paths leave for its folder: Linux takes 107, Ray's own part has up to 64."""
 
@@ -62,9 +57,9 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]
 
     def setup(self, config: dict[str, Any]) -> None:
         """Called once a process."""
-        from dsd_lab.running import DataShelf  # imports torch, which the driver does without
+        from dsd_lab.running import DataShelf, run_when_free  # import torch, which the driver does without
 
-        self._shelf = DataShelf()
+        self._shelf, self._run = DataShelf(), run_when_free
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -79,7 +74,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]
         trial = PlannedTrial(**{**content, "fields": Trial.model_validate(content["fields"])})
         evaluations = [Generation.model_validate(e) for e in job["evaluate"]]
         home, stop = Home(Path(job["home"])), StopFile(Path(job["stop"]))
-        self._progress = _run_when_free(home, trial, evaluations, self._shelf, stop)
+        self._progress = self._run(home, trial, evaluations, self._shelf, stop)
         self._decided_at: int | None = job["decided_at"]
 
     def step(self) -> dict[str, Any]:
@@ -95,22 +90,6 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]
     def cleanup(self) -> None:
         """Called before the process ends."""
         self._progress.close()
-
-
-def _run_when_free(
-    home: Home, trial: PlannedTrial, evaluations: list[Generation], shelf: DataShelf, stop: StopFile
-) -> Generator[Progress]:
-    """Run a trial; where another sweep holds it, wait until that has finished it or died."""
-    from dsd_lab.running import run_trial
-
-    while not stop():
-        last = None
-        with contextlib.closing(run_trial(home, trial, evaluations, shelf, stop)) as progress:
-            for last in progress:
-                yield last
-        if last is None or last.state != "running":
-            return
-        time.sleep(_LOOK_AGAIN)
 
 
 class _Look(tune.Callback):  # type: ignore[misc]
@@ -300,7 +279,7 @@ def _joined(cluster: dict[str, Any]) -> Iterator[None]:
 def _started(home: Home, cluster: dict[str, Any]) -> Iterator[None]:
     folder = home.root.resolve() / "ray"
     folder.mkdir(parents=True, exist_ok=True)
-    with _short_path(folder) as short:
+    with short_path(folder, _SOCKET_PATH_ROOM) as short:
         try:
             with _loopback():
                 ray.init(
@@ -335,19 +314,3 @@ def _loopback() -> Iterator[None]:
     finally:
         for (place, name, _), value in zip(changed, before, strict=True):
             setattr(place, name, value)
-
-
-@contextlib.contextmanager
-def _short_path(folder: Path) -> Iterator[Path]:
-    """The folder, or while the block lasts a link to it whose path is short enough for sockets below it."""
-    if len(os.fsencode(folder)) <= _SOCKET_PATH_ROOM:
-        yield folder
-        return
-    # Our own folder: a fixed name under /tmp could be taken by another user, or by a sweep beside this one.
-    place = (
-        tempfile.gettempdir() if len(tempfile.gettempdir()) + len("/dsd-12345678/ray") <= _SOCKET_PATH_ROOM else "/tmp"
-    )
-    with tempfile.TemporaryDirectory(prefix="dsd-", dir=place) as private:
-        link = Path(private) / "ray"
-        link.symlink_to(folder)
-        yield link

@@ -42,6 +42,9 @@ class Home:
     root: Path
 
     def trial(self, trial_id: str) -> TrialFolder:
+        # Whoever asks, and whatever file the name is from: what is below it may be written, and deleted.
+        if trial_id in ("", ".", "..") or Path(trial_id).name != trial_id:
+            raise BadInput(f"{trial_id[:200]!r} is not the id of a trial")
         return TrialFolder(self.root / "trials" / trial_id)
 
     def sweep_folder(self, key: str) -> Path:

@@ -18,7 +18,8 @@ from typing import Any
 from dsd_lab.estimates import shape_key
 from dsd_lab.specs.evaluations import applies
 from dsd_lab.specs.fields import Generation, Trial, uses_target_encoder
-from dsd_lab.specs.identity import canonical_fields, once_for_seeds
+from dsd_lab.specs.identity import canonical_fields
+from dsd_lab.specs.seeds import once_for_seeds
 from dsd_lab.specs.sweep import PlannedTrial
 
 _ENOUGH = 0.05

@@ -34,6 +34,8 @@ from dsd_lab.stopping import Watchdog
 
 _STATUS_EVERY = 1.0
 """Seconds between status files while training."""
+_LOOK_AGAIN = 1.0
+"""Seconds between looks at a trial that another sweep holds."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,20 @@ def run_trial(
         except Exception as error:  # the boundary of a trial: whatever went wrong is its result, the sweep goes on
             _record_failure(folder, error)
             yield Progress("failed", int(folder.status().get("step", 0)), steps)
+
+
+def run_when_free(
+    home: Home, trial: PlannedTrial, evaluations: list[Generation], shelf: DataShelf, stop: Callable[[], bool]
+) -> Generator[Progress]:
+    """Run a trial; where another sweep holds it, wait until that has finished it or died."""
+    while not stop():
+        last = None
+        with contextlib.closing(run_trial(home, trial, evaluations, shelf, stop)) as progress:
+            for last in progress:
+                yield last
+        if last is None or last.state != "running":
+            return
+        time.sleep(_LOOK_AGAIN)
 
 
 def _record_failure(folder: TrialFolder, error: Exception) -> None:

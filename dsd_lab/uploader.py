@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dsd_lab.errors import LabError
 from dsd_lab.home import Home
@@ -33,20 +33,17 @@ def upload(home: Path, key: str) -> int:
     """
     finished = threading.Event()
     threading.Thread(target=_wait_for_end, args=(finished,), daemon=True).start()
-    # MLflow's import takes seconds of a CPU that the first workers need to start.
-    while not finished.is_set() and not _recorded(Home(home), key):
-        finished.wait(_LOOK)
-    from dsd_lab.store import Store
-
     store: Store | None = None
-    sampler, pause = Sampler(Home(home).sweep_folder(key)), _POLL
+    sampler, pause = Sampler(Home(home).sweep_folder(key)), _LOOK
     while True:
         last = finished.is_set()
         sampler.sample_when_due()
         try:
-            store = store or Store(Home(home))
-            store.sync(Home(home).manifests()[key])
-            pause = _POLL
+            manifest = Home(home).manifests()[key]
+            if store is not None or last or _recorded(Home(home), manifest):
+                store = store or _opened(Home(home))
+                store.sync(manifest)
+                pause = _POLL
         except LabError as error:  # the store is down, or a spool damaged: neither is the training's concern
             if last:
                 later = "nothing is lost, `dsd-lab report` or the next sweep replays it"
@@ -58,9 +55,15 @@ def upload(home: Path, key: str) -> int:
         finished.wait(pause)
 
 
-def _recorded(home: Home, key: str) -> bool:
+def _recorded(home: Home, manifest: dict[str, Any]) -> bool:
     """Whether any trial of the sweep has records."""
-    return any(home.trial(t["id"]).spool.exists() for t in home.manifests()[key]["trials"])
+    return any(home.trial(entry["id"]).spool.exists() for entry in manifest["trials"])
+
+
+def _opened(home: Home) -> Store:
+    from dsd_lab.store import Store  # MLflow, seconds of a CPU that the first workers need to start
+
+    return Store(home)
 
 
 def _wait_for_end(finished: threading.Event) -> None:

@@ -36,4 +36,5 @@ def are_metrics(value: Any) -> bool:
 
 def finite(metrics: dict[str, float]) -> dict[str, float]:
     """Numbers that JSON and the store can hold; what is left out is said to be, since it would look like never measured."""
-    return {k if math.isfinite(v) else f"{NOT_FINITE}{k}": v if math.isfinite(v) else 1.0 for k, v in metrics.items()}
+    kept = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    return kept | {f"{NOT_FINITE}{name}": 1.0 for name in metrics if name not in kept}

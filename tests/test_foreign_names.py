@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dsd_lab.cli import main
-from dsd_lab.errors import BAD_INPUT, OK
+from dsd_lab.errors import BAD_INPUT, OK, BadInput
 from dsd_lab.home import Home
 
 KEPT = Path(__file__).parent / "fixtures" / "home-schema1" / "home"
@@ -74,6 +74,12 @@ def test_nothing_but_twelve_digits_is_the_id_of_a_trial(name, home, capsys):
     name = str(home.root.parent / "victim") if name == VICTIM else name
     path = edit_manifest(home, trials=[*trials, trials[0] | {"id": name}])
     assert "is not the id of a trial" in refused(capsys, home, ["rm", "old", "--yes"], path)
+
+
+@pytest.mark.parametrize("name", ["../../victim", VICTIM, "..", ".", "", "a/b", "a/"])
+def test_a_home_has_no_trial_outside_its_folder_of_trials(name, home):
+    with pytest.raises(BadInput, match="is not the id of a trial"):
+        home.trial(str(home.root.parent / "victim") if name == VICTIM else name)
 
 
 @pytest.mark.parametrize(

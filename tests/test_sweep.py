@@ -33,9 +33,10 @@ from sweeping import (
     write_spec,
 )
 
-from dsd_lab.engine import _SOCKET_PATH_ROOM, _short_path, run_trials
+from dsd_lab.engine import _SOCKET_PATH_ROOM, run_trials
 from dsd_lab.errors import BAD_INPUT, INTERRUPTED, NO_RESOURCES, OK, TERMINATED, TRIALS_FAILED
 from dsd_lab.home import Home, locked
+from dsd_lab.short_paths import short_path
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.sweep import Plan, load_sweep
 
@@ -170,11 +171,11 @@ def test_nothing_is_written_outside_the_home_folder_though_its_path_is_too_long_
 def test_a_short_path_is_used_as_it_is_and_a_long_one_through_a_link_of_our_own(tmp_path, monkeypatch):
     short, long = Path("/srv/home/ray"), tmp_path / ("x" * 100)
     long.mkdir()
-    with _short_path(short) as path:
+    with short_path(short, _SOCKET_PATH_ROOM) as path:
         assert path == short
     for place in ("/tmp", str(tmp_path / ("y" * 40))):
         monkeypatch.setattr(tempfile, "tempdir", place)
-        with _short_path(long) as first, _short_path(long) as second:
+        with short_path(long, _SOCKET_PATH_ROOM) as first, short_path(long, _SOCKET_PATH_ROOM) as second:
             assert len(str(first)) <= _SOCKET_PATH_ROOM and first.resolve() == long
             assert first != second
         assert not first.parent.exists() and not second.parent.exists() and long.is_dir()

@@ -127,7 +127,7 @@ def measure(
     ceilings, step_seconds, bare_seconds, ratios, gains = [ceiling.measure()], [], [], [], []
     parts: dict[str, list[float]] = {name: [] for name in PARTS}
     for repeat in range(repeats):
-        ours = bare = plain = 0.0
+        ours = bare = unhurried = 0.0
         middles = [Taken(), Taken()]
         its_parts = dict.fromkeys(PARTS, 0.0)
         for stage in trainer.stages:
@@ -138,7 +138,7 @@ def measure(
             both = _in_turns(block, loop, stage, turns, steps // turns, repeat)
             ours, bare = ours + share * mean(both[0]).wall, bare + share * mean(both[1]).wall
             middles = [before + middle(its) * share for before, its in zip(middles, both, strict=True)]
-            plain += share * block.bare(eager, stage, max(1, steps // turns)).wall / max(1, steps // turns)
+            unhurried += share * block.bare(eager, stage, steps).wall / steps
             watch = Stopwatch(clock)
             with timed_parts(trainer, watch):
                 block.ours(stage, steps)
@@ -146,7 +146,7 @@ def measure(
                 its_parts[name] += share * seconds / steps
         step_seconds.append(ours)
         bare_seconds.append(bare)
-        gains.append(plain / ours)
+        gains.append(unhurried / ours)
         ratios.append((middles[0].wall / middles[1].wall, middles[0].cpu / middles[1].cpu))
         for name in PARTS:
             parts[name].append(its_parts[name])

@@ -41,6 +41,7 @@ MOST_POINTS = 24
 _NARROW = 18
 """Letters of a title that a narrow panel has room for."""
 _MANY_PANELS = 8
+"""Panels from more than which ticks are thinned."""
 _MOST_STEPS = 250
 """Steps that a curve shows: more than its width has pixels of the eye's."""
 
@@ -56,7 +57,7 @@ class Look:
 
 def looks_of(groups: list[Group], control: str | None) -> dict[str, Look]:
     """A look for every variant; beyond eight, colours repeat with another line."""
-    looks = {control: Look(_CONTROL, "X", {"linestyle": "--", "linewidth": 1.5, "zorder": 4})} if control else {}
+    looks = {control: Look(_CONTROL, "*", {"linestyle": "--", "linewidth": 1.5, "zorder": 4})} if control else {}
     others = [v for v in dict.fromkeys(g.variant for g in groups) if v != control]
     for i, variant in enumerate(others):
         style = ("-", "-.", ":")[i // len(_COLOURS) % 3]
@@ -77,8 +78,9 @@ def panels(count: int, height: float = 2.3, most_columns: int = 4, **shared: Any
     width = WIDTH if columns > 1 else 6.0
     figure = Figure(figsize=(width, rows * height + 0.5), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False, **shared).flat)
-    for left_over in axes[count:]:
-        left_over.set_visible(False)
+    for place in range(count, len(axes)):
+        axes[place].set_visible(False)
+        axes[place - columns].tick_params(labelbottom=True)  # the lowest of its column now, whose axis others share
     return figure, axes[:count]
 
 

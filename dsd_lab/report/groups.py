@@ -16,6 +16,8 @@ from dsd_lab.specs.sweep import ReportSettings
 from dsd_lab.written import NOT_FINITE
 
 _SMALLEST_STD = 1e-6
+_NAMED = 8
+"""Metrics that a notice names."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,6 @@ def _not_finite(results: list[Result]) -> list[str]:
     return lines
 
 
-_NAMED = 8
 _FLAGS = {
     "few_images": "{} images are too few for the covariance of so many features; the distance is biased upwards",
     "rank_deficient": "samples vary in {} directions of the features only; the distance rests on a singular covariance",

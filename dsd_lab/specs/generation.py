@@ -28,6 +28,14 @@ OF_ENCODER: tuple[Metric, ...] = ("rfid", "psnr", "ssim", "knn", "linear")
 """Metrics of held-out images' reconstructions and latents."""
 
 
+_RECORDED = {"nearest_train": "memorisation", "knn": "probe", "linear": "probe"}
+
+
+def recorded_as(metric: str) -> str:
+    """First part of the name that a metric is recorded under."""
+    return _RECORDED.get(metric, metric)
+
+
 def _or_list(schema: dict[str, Any]) -> None:
     """For editors: the value, or a list of such values, which is expanded before validation."""
     notes: dict[str, Any] = {k: schema.pop(k) for k in ("default", "description", "title") if k in schema}

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 from dsd_lab.specs.auxiliary import EMA, blocks_of
 from dsd_lab.specs.fields import SCHEMA_VERSION, Generation, Objective, Trial, uses_target_encoder
-
-T = TypeVar("T")
 
 TRAINING_SECTIONS = (
     "data",
@@ -178,18 +176,6 @@ def trial_ids(trial: Trial, seeds: Sequence[int]) -> list[str]:
             if value != defaults[section].get(name):
                 changed[f"{section}.{name}"] = value
     return [_digest({"schema": SCHEMA_VERSION, "seed": seed, "fields": changed}) for seed in seeds]
-
-
-def once_for_seeds(make: Callable[[Trial], T]) -> Callable[[Trial], T]:
-    """The same function, called once for the fields that all seeds of a variant and grid point share."""
-    found: dict[int, tuple[Trial, T]] = {}
-
-    def known(trial: Trial) -> T:
-        if id(trial) not in found:
-            found[id(trial)] = trial, make(trial)  # held, so that no other object gets its id
-        return found[id(trial)][1]
-
-    return known
 
 
 def evaluation_id(evaluation: Generation) -> str:

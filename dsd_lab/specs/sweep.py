@@ -19,20 +19,15 @@ from pydantic import Field, ValidationError, field_validator
 from dsd_lab.errors import BadInput
 from dsd_lab.specs.auxiliary import named_paths
 from dsd_lab.specs.complaints import complaints, did_you_mean, summary
+from dsd_lab.specs.consistency import check_averages, check_report, check_sources
 from dsd_lab.specs.document import Document, one_line
 from dsd_lab.specs.evaluations import expanded, with_files
 from dsd_lab.specs.fields import Generation, Section, Trial
 from dsd_lab.specs.identity import trial_ids
 from dsd_lab.specs.layers import edited, parse_set, read_with_parents, resolved_path
-from dsd_lab.specs.training import lacking_average
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 MAX_TRIALS = 10_000
-_MEASURED = (
-    *("fid", "kid", "is", "precision", "recall", "label_accuracy", "memorisation", "rfid", "psnr", "ssim", "probe"),
-    *("train", "latent", "theory", "rank_gap"),
-)
-"""First parts of the names of metrics."""
 Name = Annotated[str, Field(pattern=NAME)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -235,23 +230,7 @@ def _resolve(spec: Sweep, document: Document, everywhere: Document, path: Path) 
         raise BadInput(
             f"{document.where(('grid',))}: variants x grid x seeds = {' x '.join(map(str, factors))} = {math.prod(factors):,} trials; at most {MAX_TRIALS:,} are planned at once"
         )
-    tuned = spec.report.tuned
-    if tuned is not None and tuned.axis not in spec.grid:
-        where = document.where(("report", "tuned", "axis"))
-        raise BadInput(
-            f"{where}: report.tuned.axis: {one_line(tuned.axis)!r} is no axis of this spec's grid{did_you_mean(tuned.axis, list(spec.grid))}"
-        )
-    if tuned is not None and tuned.by.partition("/")[0] not in _MEASURED:
-        where = document.where(("report", "tuned", "by"))
-        raise BadInput(
-            f"{where}: report.tuned.by: no metric's name begins with {one_line(tuned.by)!r}{did_you_mean(tuned.by, list(_MEASURED))}"
-        )
-    for key in ("control", "reference"):
-        named = getattr(spec.report, key)
-        if named is not None and named not in spec.variants and key in spec.report.model_fields_set:
-            raise BadInput(
-                f"{document.where(('report', key))}: report.{key}: no variant {one_line(named)!r} in this spec{did_you_mean(named, list(spec.variants))}"
-            )
+    check_report(spec, document)
     base, trials = document.part(("base",)), []
     faults: dict[str, list[str]] = {}
     for variant in spec.variants:
@@ -279,8 +258,8 @@ def _resolve(spec: Sweep, document: Document, everywhere: Document, path: Path) 
             ]
     if faults:
         raise BadInput(summary(faults, list(spec.variants)))
-    _check_folders(trials, document)
-    _check_averages(spec, trials, document)
+    check_sources(trials, document)
+    check_averages(spec, trials, document)
     return trials
 
 
@@ -306,40 +285,6 @@ def _with_absolute_paths(fields: Trial, document: Document, spec_path: Path) -> 
         absolute = str(resolved_path(found.parent, where) / found.name)
         sections[section] = sections.get(section, getattr(fields, section)).model_copy(update={name: absolute})
     return fields.model_copy(update=sections) if sections else fields
-
-
-def _check_folders(trials: list[PlannedTrial], document: Document) -> None:
-    """Two folders or files of one name would pass for the same, and one trial's result for the other's."""
-    first: dict[str, PlannedTrial] = {}
-    for trial in trials:
-        other = first.setdefault(trial.id, trial)
-        ours, theirs = _sources(trial.fields), _sources(other.fields)
-        for section, name in ours.keys() | theirs.keys():
-            if ours.get((section, name)) != theirs.get((section, name)):
-                where = document.where(("variants", trial.variant, section, name))
-                what, cure = (
-                    ("folders", "tell them apart with data.name") if section == "data" else ("files", "rename one")
-                )
-                raise BadInput(
-                    f"{where}: {section}.{name}: {other.name!r} and {trial.name!r} read different {what} under one name; {cure}"
-                )
-
-
-def _sources(fields: Trial) -> dict[tuple[str, str], str | None]:
-    """What a trial reads that is not in its id."""
-    return {("data", "source"): fields.data.source, ("data", "hub"): fields.data.hub, **named_paths(fields)}
-
-
-def _check_averages(spec: Sweep, trials: list[PlannedTrial], document: Document) -> None:
-    """An evaluation can ask only for averages of weights that every trial keeps."""
-    for index, evaluation in enumerate(spec.evaluate):
-        for trial in trials:
-            lacking = lacking_average(evaluation.weights, trial.fields.training)
-            if lacking is not None:
-                where = document.where(("evaluate", str(index), "weights"))
-                raise BadInput(
-                    f"{where}: evaluate.{index}.weights: {trial.name!r} {lacking}; add it to training.more_emas"
-                )
 
 
 def _flat(values: dict[str, Any], at: str = "") -> dict[str, Any]:

@@ -16,7 +16,8 @@ from dsd_lab.errors import BadInput
 from dsd_lab.home import Home, TrialFolder
 from dsd_lab.specs.auxiliary import NO_FILES, named_backbones
 from dsd_lab.specs.complaints import did_you_mean
-from dsd_lab.specs.identity import canonical_fields, evaluation_id, once_for_seeds
+from dsd_lab.specs.identity import canonical_fields, evaluation_id
+from dsd_lab.specs.seeds import once_for_seeds
 from dsd_lab.specs.sweep import Plan, load_sweep
 
 
