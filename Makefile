@@ -2,7 +2,7 @@
 # make test      install with test extras, the test suite (at most 10 minutes)
 # make test-all  the suite with the slow tests (at most 30 minutes)
 # make soak     hundreds of tiny trials under fire: workers, drivers, checkpoints and the store are struck (30 minutes)
-# make bench     how fast a few shipped specs train on this machine, and targets beside it (some minutes, best on an idle one)
+# make bench     how fast a few shipped specs train and sweeps run on this machine, and targets beside it (a quarter of an hour, on an idle one)
 # make check     linter and type checker
 PYTHON ?= python3
 BIN := .venv/bin
@@ -29,6 +29,8 @@ soak: .venv/.installed-test
 
 bench: .venv/.installed
 	$(BIN)/dsd-lab bench $(BENCH)
+	$(BIN)/dsd-lab bench $(SPEC) --sweep
+	$(BIN)/dsd-lab bench $(SPEC) --sweep --variant dsd --set training.steps=1 --set evaluate=[] --set seeds=[$$(seq -s, 0 499)]
 
 check: .venv/.installed-test
 	$(BIN)/ruff check dsd_lab tests

@@ -124,6 +124,11 @@ def _add_running(verbs: argparse._SubParsersAction) -> None:
     bench.add_argument(
         "--store", action="store_true", help="measure the store too, which works beside a sweep (imports MLflow)"
     )
+    bench.add_argument(
+        "--sweep",
+        action="store_true",
+        help="measure whole sweeps of the specs in an empty home folder, not single trials",
+    )
     answers_json(bench)
 
 

@@ -51,7 +51,7 @@ def no_processes():
     """Start-up, which takes seconds, is measured for real where the verb runs in a process of its own."""
     with pytest.MonkeyPatch.context() as patch:
         nothing = {"median": 0.0, "min": 0.0, "max": 0.0}
-        patch.setattr(startup, "start_up", lambda repeats: {"help": nothing, "imports": nothing})
+        patch.setattr(startup, "start_up", lambda *_: {"help": nothing, "imports": nothing})
         yield
 
 
@@ -169,7 +169,8 @@ def test_the_answer_has_every_figure_with_its_spread_and_one_trial_for_every_sha
         assert trial["images_per_second"]["max"] == pytest.approx(fastest)
     assert answer["provenance"]["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert set(answer["start_up"]) == {"help", "imports"} and answer["repeats"] == 2
-    assert [t["name"] for t in answer["targets"]] == ["loop", "probes", "events", "sampling", "features", "checkpoints"]
+    names = ["loop", "probes", "events", "sampling", "features", "checkpoints", "help"]
+    assert [t["name"] for t in answer["targets"]] == names
 
 
 def test_the_parts_add_up_to_a_step(digits, tmp_path, monkeypatch):
@@ -325,6 +326,8 @@ def test_times_taken_add_up_by_either_clock():
         (["SPEC", "--variant", "dsb"], "did you mean 'dsd'?"),
         (["SPEC", "--set", "data={source: idx, path: nowhere}"], "--random-images"),
         (["SPEC", "--set", "training.stpes=1"], "training.steps"),
+        (["nano8", "--sweep"], "--sweep measures sweeps of spec files"),
+        (["SPEC", "--sweep", "--steps", "2"], "--steps: is for single trials"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2_before_torch_is_imported(arguments, complaint, tmp_path):
@@ -372,4 +375,5 @@ def test_it_needs_neither_ray_nor_mlflow(tmp_path):
     _, code, printed, _ = imported(*arguments, blocked=("ray", "mlflow"))
     answer = json.loads(printed)
     assert code == OK and answer["trials"]
-    assert answer["start_up"]["imports"]["min"] > 0 and answer["start_up"]["help"]["min"] > 0
+    assert all(answer["start_up"][name]["min"] > 0 for name in ("help", "error", "plan", "imports"))
+    assert {"help", "error", "plan"} <= {t["name"] for t in answer["targets"]}

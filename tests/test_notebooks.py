@@ -40,6 +40,8 @@ def home(tmp_path_factory):
     train_here(home, write_spec(folder / "a", VARIANTS, name="collapse_ablation", **more))
     some = {name: VARIANTS[name] for name in ("control", "naive")}
     train_here(home, write_spec(folder / "b", some, name="size_scaling", grid={"network.width": [16, 32]}, **more))
+    normalisers = {"latent.normaliser": ["none", "layernorm"]}
+    train_here(home, write_spec(folder / "c", some, name="normaliser_ablation", grid=normalisers, **more))
     some = {name: VARIANTS[name] for name in ("control", "naive", "dsd")}
     tuned = {"grid": {"optimiser.lr": [1e-3, 2e-3]}, "report": {"tuned": {"by": "fid"}}}
     for name in ("what_dsd_needs", "dsd_recipe"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from dsd_lab.evaluation.generation import sample_images
 
 _BATCH, _STEPS = 256, 5
 """Images, which one batch of samples has, and steps of Heun's method: each time step has the same overhead."""
+_LEAST = 0.2
+"""Seconds that either side of a ratio is timed for."""
 
 
 @torch.no_grad()
@@ -29,23 +31,27 @@ def evaluation_ratios(trainer: Trainer, clock: Clock, repeats: int) -> dict[str,
     y = torch.randint(data.classes, (images,), generator=generator(0, "labels"))
     extractor = Extractor(data.channels, data.image_size, data.classes).to(device).eval()
     pixels = torch.randint(256, (images, data.channels, data.image_size, data.image_size), dtype=torch.uint8)
-    network = trainer.average
-    found: dict[str, list[float]] = {"sampling": [], "features": []}
-    for repeat in range(repeats + 1):
-        moments = [clock.now()]
-        sample_images(network, trainer.trial, y, "heun", _STEPS, 1.0, 0, device)
-        moments.append(clock.now())
-        _passes(network, y.to(device))
-        moments.append(clock.now())
-        extractor.extract(pixels, device)
-        moments.append(clock.now())
-        extractor(torch.zeros(pixels.shape, device=device))
-        moments.append(clock.now())
-        sampling, passes, features, forward = (b - a for a, b in pairwise(moments))
-        if repeat:  # the first loads kernels
-            found["sampling"].append(sampling / passes)
-            found["features"].append(features / forward)
-    return found
+    network, values = trainer.average, (pixels.float() / 127.5 - 1).to(device)
+    pairs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+        "sampling": (
+            lambda: sample_images(network, trainer.trial, y, "heun", _STEPS, 1.0, 0, device),
+            lambda: _passes(network, y.to(device)),
+        ),
+        "features": (lambda: extractor.extract(pixels, device), lambda: extractor(values)),
+    }
+    return {name: [_ratio(*pair, clock) for _ in range(repeats)] for name, pair in pairs.items()}
+
+
+def _ratio(whole: Callable[[], object], passes: Callable[[], object], clock: Clock) -> float:
+    """Time of the one over that of the other, turn by turn for as long as a clock needs to be sure of them."""
+    whole(), passes()  # loads kernels, and fills caches that another pair had emptied
+    taken = [0.0, 0.0]
+    while min(taken) < _LEAST:
+        for i, part in enumerate((whole, passes)):
+            began = clock.now()
+            part()
+            taken[i] += clock.now() - began
+    return taken[0] / taken[1]
 
 
 def _passes(network: Network, y: Tensor) -> None:

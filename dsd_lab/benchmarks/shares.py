@@ -11,13 +11,15 @@ from dsd_lab.specs.fields import Trial
 
 @dataclass(frozen=True)
 class Target:
-    """A bound for a figure of every trial."""
+    """A bound for a figure of every trial, or of every sweep."""
 
     name: str
     limit: float
     what: str
     path: tuple[str, ...]
-    """Keys that lead to the figure in a trial's answer."""
+    """Keys that lead to the figure in a trial's or a sweep's answer."""
+    unit: str = ""
+    """`s`, else a limit of more than 1 is a ratio and one below it a share."""
 
 
 TARGETS = (
@@ -27,6 +29,19 @@ TARGETS = (
     Target("sampling", 1 / 0.9, "time of samples over their forward passes'", ("evaluation", "sampling", "median")),
     Target("features", 1 / 0.9, "time of features over their forward passes'", ("evaluation", "features", "median")),
     Target("checkpoints", 0.02, "share of checkpoints", ("shares", "checkpoints")),
+)
+
+START_TARGETS = (
+    Target("help", 0.25, "`dsd-lab --help`", ("help", "median"), "s"),
+    Target("error", 1, "a spec with an unknown key", ("error", "median"), "s"),
+    Target("plan", 3, "plan of a spec whose shapes were counted before", ("plan", "median"), "s"),
+)
+SWEEP_TARGETS = (
+    Target("first step", 15, "from Enter to the first losses", ("first_step_seconds",), "s"),
+    Target("occupancy", 1.10, "time over the trials' own, a slot", ("occupancy",)),
+    Target("beside", 0.3, "what a trial waits for beside its own work", ("beside_seconds",), "s"),
+    Target("memory", 1.05, "of a worker at the end over that after a fifth of the trials", ("memory_growth",)),
+    Target("handles", 1.05, "of a worker at the end over those after a fifth of the trials", ("handles_growth",)),
 )
 
 
@@ -61,10 +76,10 @@ def shares(trial: Trial, figures: dict[str, Any]) -> dict[str, float]:
     return {name: value / (whole + status) for name, value in seconds.items()}
 
 
-def verdicts(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each target beside the figure of the trial that is furthest from it; none of what no trial does."""
+def verdicts(trials: list[dict[str, Any]], targets: tuple[Target, ...] = TARGETS) -> list[dict[str, Any]]:
+    """Each target beside the figure of the trial, or the sweep, that is furthest from it; none of what none does."""
     found = []
-    for target in TARGETS:
+    for target in targets:
         those = [trial for trial in trials if trial.get(target.path[0])]
         if not those:
             continue
@@ -75,6 +90,7 @@ def verdicts(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "name": target.name,
                 "what": target.what,
                 "limit": target.limit,
+                "unit": target.unit,
                 "figure": figure,
                 "spec": worst["spec"],
                 "trial": worst["name"],

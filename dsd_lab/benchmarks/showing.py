@@ -10,6 +10,8 @@ from rich.table import Table
 
 from dsd_lab.display import duration
 
+_HELD = {"memory": 1024, "handles": 1}
+"""What a worker holds, and how many of its units are shown as one."""
 _SHARES = ("steps", "probes", "images", "checkpoints", "events")
 
 
@@ -22,14 +24,40 @@ def print_answer(answer: dict[str, Any]) -> None:
         console.print()
     start = ", ".join(f"{name} {s['median']:.2f} s {_range(s, 2)}" for name, s in answer["start_up"].items())
     console.print(f"start-up of a process: {start}", highlight=False)
-    machine, made = answer["machine"], answer["provenance"]
-    console.print(
-        f"{machine['processor']}, load {machine['load']:g} at the start; Python {made['python']}, torch "
-        f"{made['versions']['torch']}, training code {made['code']}; medians of "
-        f"{answer['repeats']} repeats (least to greatest)",
-        highlight=False,
-    )
+    console.print(f"{_where(answer)}; medians of {answer['repeats']} repeats (least to greatest)", highlight=False)
     console.print(_targets(answer["targets"], trials))
+
+
+def print_sweeps(answer: dict[str, Any]) -> None:
+    """Print what whole sweeps took, one line each, and targets."""
+    console = Console(width=None if Console().is_terminal else 200)
+    table = _table("sweep", "trials", "slots", "time", "first losses", "occupancy", "a trial", "beside it", *_HELD)
+    for sweep in answer["sweeps"]:
+        held = [(sweep[what], unit) for what, unit in _HELD.items()]
+        table.add_row(
+            sweep["name"],
+            str(sweep["trials"]),
+            str(sweep["slots"]),
+            duration(sweep["wall_seconds"]),
+            f"{sweep['first_step_seconds']:.1f} s",
+            f"{sweep['occupancy']:.3f}",
+            *("" if sweep[what] is None else f"{sweep[what]:.2f} s" for what in ("each_seconds", "beside_seconds")),
+            *("not measured here" if pair is None else f"{pair[0] / u:.0f} to {pair[1] / u:.0f}" for pair, u in held),
+        )
+    table.caption = (
+        "occupancy: time from the first trial's start to the last one's end, over the trials' own a slot; memory (MiB) and "
+        "handles are of the largest worker, after a fifth of the trials and at the end"
+    )
+    for part in (table, _where(answer), _targets(answer["targets"], answer["sweeps"])):
+        console.print(part, highlight=False)
+
+
+def _where(answer: dict[str, Any]) -> str:
+    machine, made = answer["machine"], answer["provenance"]
+    return (
+        f"{machine['processor']}, load {machine['load']:g} at the start; Python {made['python']}, torch "
+        f"{made['versions']['torch']}, training code {made['code']}"
+    )
 
 
 def _table(*columns: str) -> Table:
@@ -99,18 +127,30 @@ def _whole(trials: list[dict[str, Any]]) -> Table:
 def _targets(targets: list[dict[str, Any]], trials: list[dict[str, Any]]) -> Table:
     table = _table("target", "at most", "measured", "", "of")
     for target in targets:
-        ratio = target["limit"] > 1
-        limit = f"{target['limit']:.2f}" if ratio else f"{target['limit']:.0%}"
-        figure = f"{target['figure']:.3f}" if ratio else f"{target['figure']:.2%}"
+        limit, figure = _bound(target)
         met = "met" if target["met"] else "missed"
         table.add_row(
             f"{target['name']}: {target['what']}",
             limit,
             figure,
             met,
-            f"worst: {_label({'name': target['trial'], 'spec': target['spec']}, trials)}",
+            _of(target, trials),
         )
     return table
+
+
+def _of(target: dict[str, Any], trials: list[dict[str, Any]]) -> str:
+    """The trial, or the sweep, that is furthest from a target; none for what a process is timed for."""
+    named = {"name": target["trial"], "spec": target["spec"]}
+    return f"worst: {_label(named, trials)}" if target["trial"] else ""
+
+
+def _bound(target: dict[str, Any]) -> tuple[str, str]:
+    """The limit and the figure: seconds, a ratio or a share."""
+    limit, figure = target["limit"], target["figure"]
+    if target["unit"]:
+        return f"{limit:g} {target['unit']}", f"{figure:.2f} {target['unit']}"
+    return (f"{limit:.2f}", f"{figure:.3f}") if limit > 1 else (f"{limit:.0%}", f"{figure:.2%}")
 
 
 def _label(trial: dict[str, Any], trials: list[dict[str, Any]]) -> str:

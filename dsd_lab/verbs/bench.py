@@ -16,12 +16,14 @@ from typing import Any
 from rich.console import Console
 
 from dsd_lab.benchmarks.saved import cpu_name, remember_figure, whole_seconds
-from dsd_lab.benchmarks.shares import event_medians, shares, verdicts
-from dsd_lab.benchmarks.showing import print_answer
+from dsd_lab.benchmarks.shares import START_TARGETS, SWEEP_TARGETS, event_medians, shares, verdicts
+from dsd_lab.benchmarks.showing import print_answer, print_sweeps
 from dsd_lab.benchmarks.subjects import Subject, chosen_subjects
+from dsd_lab.benchmarks.whole_sweep import whole_sweep
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.home import Home, locked
 from dsd_lab.provenance import provenance, training_code
+from dsd_lab.specs.sizes import SIZES
 from dsd_lab.verbs.common import home_of, print_json
 
 _BUSY = 0.5
@@ -29,8 +31,10 @@ _BUSY = 0.5
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure trials, show the figures and keep them for `dsd-lab plan`."""
+    """Measure trials, show the figures and keep them for `dsd-lab plan`; or measure whole sweeps."""
     subjects, home = chosen_subjects(arguments), home_of(arguments)
+    if arguments.sweep:
+        _refuse_what_is_of_trials(subjects, arguments)
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > _BUSY * cores:
         print(
@@ -39,22 +43,60 @@ def run(arguments: argparse.Namespace) -> int:
         )
     home.prepare()
 
-    from dsd_lab.benchmarks.startup import start_up
-
+    measure = _sweeps if arguments.sweep else _trials
+    answer = {"machine": {"processor": cpu_name(), "load": round(load, 2)}, "provenance": provenance()}
     with _scratch(home) as scratch:
-        answer: dict[str, Any] = {
-            "machine": {"processor": cpu_name(), "load": round(load, 2)},
-            "provenance": provenance(),
-            "repeats": arguments.repeats,
-            "start_up": start_up(min(arguments.repeats, 3)),
-            "trials": _measured(subjects, home, scratch, arguments),
-        }
-    answer["targets"] = verdicts(answer["trials"])
+        answer |= measure(subjects, home, scratch, arguments)
     if arguments.json:
         print_json(answer)
+    elif arguments.sweep:
+        print_sweeps(answer)
     else:
         print_answer(answer)
     return OK
+
+
+def _trials(subjects: list[Subject], home: Home, scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    from dsd_lab.benchmarks.startup import start_up
+
+    spec = next((subject.spec for subject in subjects if _is_file(subject)), None)
+    start = start_up(min(arguments.repeats, 3), spec, _options(arguments), home)
+    trials = _measured(subjects, home, scratch, arguments)
+    targets = verdicts(trials) + verdicts([{"name": "", "spec": spec, **start}], START_TARGETS)
+    return {"repeats": arguments.repeats, "start_up": start, "trials": trials, "targets": targets}
+
+
+def _sweeps(subjects: list[Subject], home: Home, scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    sweeps = [_swept(spec, arguments, scratch) for spec in dict.fromkeys(arguments.specs)]
+    return {"sweeps": sweeps, "targets": verdicts(sweeps, SWEEP_TARGETS)}
+
+
+def _refuse_what_is_of_trials(subjects: list[Subject], arguments: argparse.Namespace) -> None:
+    for subject in subjects:
+        if not _is_file(subject):
+            raise BadInput(f"{subject.spec}: --sweep measures sweeps of spec files")
+    for option in ("steps", "random_images", "store"):
+        if getattr(arguments, option):
+            raise BadInput(f"--{option.replace('_', '-')}: is for single trials, not for --sweep")
+
+
+def _is_file(subject: Subject) -> bool:
+    return subject.spec not in SIZES and subject.spec != "-"
+
+
+def _options(arguments: argparse.Namespace) -> list[str]:
+    """What is laid over a spec, for another process."""
+    profile = [f"--profile={arguments.profile}"] if arguments.profile else []
+    return [*profile, *(f"--set={text}" for text in arguments.set)]
+
+
+def _swept(spec: str, arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    options = _options(arguments)
+    options += [f"--only=variant={name}" for name in arguments.variant or []]
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        found = whole_sweep(spec, options, Home(Path(folder)))
+    growth = {f"{what}_growth": found[what] and found[what][1] / found[what][0] for what in ("memory", "handles")}
+    return {"name": Path(spec).stem} | found | growth
 
 
 @contextlib.contextmanager
