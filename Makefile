@@ -30,7 +30,7 @@ soak: .venv/.installed-test
 bench: .venv/.installed
 	$(BIN)/dsd-lab bench $(BENCH)
 	$(BIN)/dsd-lab bench $(SPEC) --sweep
-	$(BIN)/dsd-lab bench $(SPEC) --sweep --variant dsd --set training.steps=1 --set evaluate=[] --set seeds=[$$(seq -s, 0 499)]
+	$(BIN)/dsd-lab bench $(SPEC) --sweep --variant dsd --set training.steps=1 --set network.width=16 --set evaluate=[] --set seeds=[$$(seq -s, 0 499)]
 
 check: .venv/.installed-test
 	$(BIN)/ruff check dsd_lab tests

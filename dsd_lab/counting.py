@@ -1,4 +1,4 @@
-"""Counts of a training step on torch's meta device, from the code that trains: no weight is made."""
+"""Counts of a training step from the code that trains, on tensors without data: no weight is made."""
 
 from __future__ import annotations
 
@@ -6,34 +6,34 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsd_lab.core.auxiliary import Auxiliaries
-from dsd_lab.core.network import Network, count_parameters
+from dsd_lab.core.network import Network, attends_fused, count_parameters
 from dsd_lab.core.objectives import Draws, losses
 from dsd_lab.core.optimisation import hidden_matrices
 from dsd_lab.specs.fields import uses_target_encoder
+from dsd_lab.storages import Storages
 
 if TYPE_CHECKING:
-    from dsd_lab.specs.fields import Trial
+    from dsd_lab.specs.fields import Stage, Trial
 
 _COUNTED_BATCH = 2
+_MANY = 1024
+"""Images of a step whose bytes are counted: so many that the weights' gradients are the smaller part."""
+_META, _CPU = torch.device("meta"), torch.device("cpu")
 
 
 def count_shape(trial: Trial, channels: int, classes: int) -> dict[str, Any]:
-    """Counts of one training step: the fields of `dsd_lab.estimates.Shape`.
-
-    With phases, FLOPs are the mean over all steps, and kept bytes those of the largest phase.
-    """
-    stages, steps = trial.stages(), trial.training.steps
-    ends = [*(stage.start for stage in stages[1:]), steps]
-    flops, kept = 0.0, 0
-    for stage, end in zip(stages, ends, strict=True):
-        network = _network(trial, channels, classes)
+    """Counts of one training step: the fields of `dsd_lab.estimates.Shape`; with phases, FLOPs are the mean over all steps."""
+    flops = 0.0
+    for stage, share in _stages(trial):
+        network = _network(trial, channels, classes, _META)
         network.freeze(stage.frozen)
-        its_flops, its_kept = _count_step(network, stage.trial, channels, classes)
-        flops, kept = flops + its_flops * (end - stage.start) / steps, max(kept, its_kept)
-    network = _network(trial, channels, classes)
+        network.recompute = trial.training.recompute
+        flops += share * _count_flops(network, stage.trial, channels, classes)
+    network = _network(trial, channels, classes, _META)
     params, auxiliaries = count_parameters(network), _auxiliaries(network, trial, classes)
     copies = {"average": params["total"]} | {f"average@{d!r}": params["total"] for d in trial.training.more_emas}
     copies |= {"target": params["total"]} if trial.needs_target_encoder else {}
@@ -46,55 +46,94 @@ def count_shape(trial: Trial, channels: int, classes: int) -> dict[str, Any]:
         "frozen": auxiliaries.frozen_parameters(),
         "moments": 2 * (params["total"] + heads) - muon,
         "flops_per_image": round(flops),
-        "saved_bytes_per_image": kept,
         "role_flops": _count_roles(network, trial, channels),
     }
 
 
-def _network(trial: Trial, channels: int, classes: int) -> Network:
-    with torch.device("meta"):
+def count_bytes(trial: Trial, channels: int, classes: int) -> int:
+    """Bytes an image that forward and backward hold at most at once beside the weights, in the phase that holds most.
+
+    Counted with fake tensors of the CPU, where autocast and the fused attention work as on a GPU; on the meta
+    device they do not.
+    """
+    most = 0
+    for stage, _ in _stages(trial):
+        auxiliaries = _auxiliaries(_network(trial, channels, classes, _META), trial, classes)
+        with FakeTensorMode():
+            network = _network(trial, channels, classes, _CPU)
+            network.freeze(stage.frozen)
+            network.recompute = trial.training.recompute
+            network.attend_fused(attends_fused(trial.training.precision, on_gpu=trial.resources.gpus > 0))
+            for module in (auxiliaries, *(backbone.model for backbone in auxiliaries.backbones())):
+                _place(module, _CPU)
+            target = network if _has_target(stage.trial) else None
+            x, draws = _images(trial, channels, _MANY, _CPU), _draws(network, stage.trial, _MANY, _CPU)
+            reduced = trial.training.precision == "bf16"
+            with Storages() as storages, torch.autocast(_CPU.type, torch.bfloat16, enabled=reduced):
+                losses(network, target, x, draws, stage.trial, auxiliaries).total.backward()
+        most = max(most, storages.most)
+    return most // _MANY
+
+
+def _stages(trial: Trial) -> list[tuple[Stage, float]]:
+    """Stages of training and the share of the steps that each has."""
+    stages, steps = trial.stages(), trial.training.steps
+    ends = [*(stage.start for stage in stages[1:]), steps]
+    return [(stage, (end - stage.start) / steps) for stage, end in zip(stages, ends, strict=True)]
+
+
+def _network(trial: Trial, channels: int, classes: int, device: torch.device) -> Network:
+    with device:
         return Network(trial, channels, classes)
 
 
 def _auxiliaries(network: Network, trial: Trial, classes: int) -> Auxiliaries:
-    with torch.device("meta"):
-        return Auxiliaries(trial, network, classes, torch.device("meta"))
+    with _META:
+        return Auxiliaries(trial, network, classes, _META)
 
 
-def _images(trial: Trial, channels: int) -> torch.Tensor:
+def _images(trial: Trial, channels: int, count: int = _COUNTED_BATCH, device: torch.device = _META) -> torch.Tensor:
     size = trial.network.image_size
     assert size is not None
-    return torch.zeros(_COUNTED_BATCH, channels, size, size, device="meta")
+    return torch.zeros(count, channels, size, size, device=device)
 
 
-def _count_step(network: Network, trial: Trial, channels: int, classes: int) -> tuple[int, int]:
-    """FLOPs an image, forward and backward, and bytes that autograd keeps for it."""
+def _draws(network: Network, trial: Trial, count: int, device: torch.device) -> Draws:
     again = trial.training.flow_steps
-    with torch.device("meta"):
-        noise = torch.zeros(_COUNTED_BATCH, network.tokens, network.latent_channels)
-        draws = Draws(
-            torch.zeros(again * _COUNTED_BATCH),
+    with device:
+        noise = torch.zeros(count, network.tokens, network.latent_channels)
+        return Draws(
+            torch.zeros(again * count),
             noise.repeat(again, 1, 1),
-            torch.zeros(again * _COUNTED_BATCH, dtype=torch.long),
+            torch.zeros(again * count, dtype=torch.long),
             noise if trial.latent.decoder_noise else None,
             noise if network.normaliser.noisy else None,
-            torch.zeros(_COUNTED_BATCH, network.tokens, dtype=torch.bool) if trial.augmentation.mask else None,
-            torch.zeros(_COUNTED_BATCH, dtype=torch.long),
+            torch.zeros(count, network.tokens, dtype=torch.bool) if trial.augmentation.mask else None,
+            torch.zeros(count, dtype=torch.long),
         )
-    auxiliaries = _auxiliaries(network, trial, classes)
-    kept: dict[int, int] = {}
-    alive: list[torch.Tensor] = []
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, torch.nn.Parameter):
-            kept[id(tensor)] = tensor.numel() * tensor.element_size()
-            alive.append(tensor)  # an id is only its own while the tensor lives
-        return tensor
 
-    target = network if uses_target_encoder(trial.objective) or trial.auxiliary.needs_target_encoder else None
-    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+def _has_target(trial: Trial) -> bool:
+    return uses_target_encoder(trial.objective) or trial.auxiliary.needs_target_encoder
+
+
+def _count_flops(network: Network, trial: Trial, channels: int, classes: int) -> int:
+    """FLOPs an image, forward and backward, with what `training.recompute` computes again."""
+    draws, auxiliaries = _draws(network, trial, _COUNTED_BATCH, _META), _auxiliaries(network, trial, classes)
+    target = network if _has_target(trial) else None
+    with FlopCounterMode(display=False) as counter:
         losses(network, target, _images(trial, channels), draws, trial, auxiliaries).total.backward()
-    return counter.get_total_flops() // _COUNTED_BATCH, sum(kept.values()) // _COUNTED_BATCH
+    return counter.get_total_flops() // _COUNTED_BATCH
+
+
+def _place(module: torch.nn.Module, device: torch.device) -> None:
+    """Put weights without data on a device. `Module.to_empty` swaps tensors, which fake ones do not bear."""
+    for part in module.modules():
+        for name, weight in part.named_parameters(recurse=False):
+            placed = torch.nn.Parameter(torch.empty(weight.shape, device=device), weight.requires_grad)
+            part.register_parameter(name, placed)
+        for name, buffer in part.named_buffers(recurse=False):
+            setattr(part, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=device))
 
 
 def _count_roles(network: Network, trial: Trial, channels: int) -> dict[str, int]:

@@ -8,6 +8,7 @@ until a trial of the same shape has been timed in the home folder.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from dsd_lab.files import read_cache, write_json
 from dsd_lab.home import Home
 from dsd_lab.specs.fields import Trial
 from dsd_lab.specs.identity import canonical_fields
+from dsd_lab.specs.training import Training
 
 EFFICIENCY = 0.25
 """Share of the matrix-product ceiling that a training step is taken to reach (ours; measured steps replace it)."""
@@ -34,8 +36,6 @@ class Shape:
     """Numbers that the optimiser keeps: two a weight under AdamW, one for each that Muon moves."""
     flops_per_image: int
     """Forward and backward FLOPs of a training step for one image, all passes that the variant makes."""
-    saved_bytes_per_image: int
-    """Bytes that autograd keeps for the backward pass of one image."""
     role_flops: dict[str, int]
     """FLOPs of one forward pass of each role for one image."""
     auxiliary: int = 0
@@ -43,30 +43,60 @@ class Shape:
     frozen: int = 0
     """Weights of the timm models that losses compare with."""
 
-    def memory(self, images: int) -> int:
-        """Bytes of weights, gradients, the optimiser's moments, copies, and activations kept for so many images at once, in float32."""
-        weights = 2 * (self.params["total"] + self.auxiliary) + self.moments + sum(self.copies.values()) + self.frozen
-        return 4 * weights + images * self.saved_bytes_per_image
+    def memory(self, training: Training, bytes_per_image: int) -> int:
+        """Bytes that tensors hold at most in a step, within 15 % of what was measured on the CPU.
+
+        Weights, moments and copies in float32, and beside them the larger of what forward and backward hold
+        (`cached_bytes` an image, weights in bfloat16, gradients of earlier parts of the batch), which are there
+        first, and gradients.
+        """
+        trained = self.params["total"] + self.auxiliary
+        weights = trained + self.moments + sum(self.copies.values()) + self.frozen
+        passes = training.batch_size // training.accumulate * bytes_per_image
+        passes += 2 * trained * (training.precision == "bf16") + 4 * trained * (training.accumulate > 1)
+        return 4 * weights + max(passes, 4 * trained)
 
 
 def cached_shape(trial: Trial, home: Home, code: str) -> Shape:
     """`count_shape`, remembered in the home folder's cache where there is one (keyed by fields and training code)."""
-    fields, facts = canonical_fields(trial), known_facts(home, trial.data)
+    fields = canonical_fields(trial)
+
+    def count(channels: int, classes: int) -> dict[str, Any]:
+        from dsd_lab.counting import count_shape  # imports torch: only where something is counted
+
+        return count_shape(trial, channels, classes)
+
+    return Shape(**_cached(home, trial, [code, *_shape_fields(fields), fields["optimiser"]["kind"]], count))
+
+
+def cached_bytes(trial: Trial, home: Home, code: str) -> int:
+    """`count_bytes`, remembered as `cached_shape` is."""
+    fields = canonical_fields(trial)
+
+    def count(channels: int, classes: int) -> int:
+        from dsd_lab.counting import count_bytes
+
+        return count_bytes(trial, channels, classes)
+
+    kind = ["bytes", trial.training.precision, trial.resources.gpus > 0]
+    return int(_cached(home, trial, [code, *_shape_fields(fields), *kind], count))
+
+
+def _cached(home: Home, trial: Trial, parts: list[Any], count: Callable[[int, int], Any]) -> Any:
+    """What was counted for a data set's channels and classes."""
+    facts = known_facts(home, trial.data)
     channels, classes = (1, 10) if trial.data.source in ("digits", "idx") else (3, _CLASSES)
     if facts is not None:
         channels, classes = facts["shape"][0], facts["classes"]
-    kind = fields["optimiser"]["kind"]
-    key = json.dumps([code, *_shape_fields(fields), kind, channels, classes], sort_keys=True)
+    key = json.dumps([*parts, channels, classes], sort_keys=True)
     path = home.cache / "shapes.json"
     known = read_cache(path)
     if key not in known:
-        from dsd_lab.counting import count_shape  # imports torch: only where something is counted
-
-        known[key] = count_shape(trial, channels, classes)
+        known[key] = count(channels, classes)
         if home.root.is_dir():
             home.cache.mkdir(exist_ok=True)
             write_json(path, known)
-    return Shape(**known[key])
+    return known[key]
 
 
 def timed_seconds(home: Home, entries: list[dict[str, Any]]) -> dict[str, float]:
@@ -91,6 +121,7 @@ def _shape_fields(canonical: dict[str, Any]) -> list[Any]:
     training = canonical["training"]
     phases = training.get("phases") or []
     rest = {"phases": phases, "flow_steps": training.get("flow_steps"), "more_emas": training.get("more_emas")}
+    rest |= {"recompute": True} if training.get("recompute") else {}
     steps = training["steps"] if phases else None  # shares of the steps
     sections = (canonical.get(k) for k in ("network", "latent", "objective", "auxiliary"))
     return [*sections, (canonical.get("augmentation") or {}).get("mask"), rest, steps]

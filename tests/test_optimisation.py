@@ -215,7 +215,8 @@ def test_muons_one_moment_a_matrix_is_counted(tiny_trial):
     shapes = {k: Shape(**count_shape(tiny_trial(optimiser={"kind": k}), 1, 10)) for k in ("adamw", "muon")}
     total = shapes["adamw"].params["total"]
     assert shapes["adamw"].moments == 2 * total > shapes["muon"].moments > total
-    assert shapes["muon"].memory(4) < shapes["adamw"].memory(4)
+    training = tiny_trial().training
+    assert shapes["muon"].memory(training, 4) < shapes["adamw"].memory(training, 4)
 
 
 def test_the_moments_that_are_counted_are_those_that_are_kept(tiny_trial, digits):

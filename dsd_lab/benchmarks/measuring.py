@@ -16,12 +16,13 @@ from dsd_lab.benchmarks.ceiling import Ceiling
 from dsd_lab.benchmarks.clock import Clock, Taken, mean, middle, spread
 from dsd_lab.benchmarks.evaluating import evaluation_ratios
 from dsd_lab.benchmarks.events import event_seconds
-from dsd_lab.benchmarks.memory import forget_peak, peak_memory
+from dsd_lab.benchmarks.memory import forget_peak, peak_memory, tensor_bytes
 from dsd_lab.benchmarks.parts import PARTS, Stopwatch, timed_parts
 from dsd_lab.core.data import DataSet
 from dsd_lab.core.trainer import Trainer
-from dsd_lab.counting import count_shape
+from dsd_lab.counting import count_bytes, count_shape
 from dsd_lab.errors import BadInput
+from dsd_lab.estimates import Shape
 from dsd_lab.specs.fields import Stage, Trial
 
 _BLOCK_SECONDS = 0.5
@@ -156,21 +157,25 @@ def measure(
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         events = event_seconds(trainer, clock, Path(folder), longest.start, repeats)
     evaluation = evaluation_ratios(trainer, clock, repeats) if trial.has_denoiser else {}
+    block.enter(longest)
+    memory["tensors"] = tensor_bytes(trainer)
 
-    images, shape = trial.training.batch_size, count_shape(trial, data.channels, data.classes)
-    flops = shape["flops_per_image"] * images
+    images, shape = trial.training.batch_size, Shape(**count_shape(trial, data.channels, data.classes))
+    per_image = count_bytes(trial, data.channels, data.classes)
+    memory["planned"] = shape.memory(trial.training, per_image)
+    flops = shape.flops_per_image * images
     around = [(before + after) / 2 for before, after in pairwise(ceilings)]
     return {
         "precision": trial.training.precision,
         "batch_size": images,
         "threads": trial.resources.threads,
-        "params": shape["params"]["total"],
+        "params": shape.params["total"],
         "steps_timed": steps * repeats * len(trainer.stages),
         "step_seconds": spread(step_seconds),
         "images_per_second": spread([images / s for s in step_seconds]),
         "parts": {name: spread(values) for name, values in parts.items()},
-        "flops_per_image": shape["flops_per_image"],
-        "flops_by_role": shape["role_flops"],
+        "flops_per_image": shape.flops_per_image,
+        "flops_by_role": shape.role_flops,
         "ceiling_flops_per_second": spread(ceilings),
         "utilisation": spread([flops / s / c for s, c in zip(step_seconds, around, strict=True)]),
         "loop": {

@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+from dsd_lab.core.trainer import Trainer
+from dsd_lab.storages import Storages
+
 _PROCESS = Path("/proc/self")
 
 
@@ -29,3 +32,17 @@ def peak_memory(device: torch.device) -> dict[str, Any]:
         told = next(line for line in lines if line.startswith("VmHWM:"))
         return {"bytes": int(told.split()[1]) * 1024, "of": "process"}
     return {"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "of": "process"}
+
+
+def tensor_bytes(trainer: Trainer) -> int:
+    """Bytes of tensors at most in one of the trainer's steps: weights, moments and copies, and what a step makes beside them.
+
+    This is what a GPU's allocator would tell; a process on the CPU holds libraries and freed memory besides.
+    """
+    held = [trainer.network, trainer.average, trainer.auxiliaries, *trainer.more_averages.values()]
+    held += [] if trainer.target_encoder is None else [trainer.target_encoder]
+    weights = {p.data_ptr(): p.nbytes for part in held for p in part.parameters()}
+    moments = sum(v.nbytes for p in trainer.trained.parameters() for v in trainer.optimiser.state_of(p).values())
+    with Storages() as storages:
+        trainer.train_step()
+    return sum(weights.values()) + moments + storages.most

@@ -80,6 +80,8 @@ def _speed(trials: list[dict[str, Any]]) -> Table:
         "CPU time",
         "eager fp32/ours",
         "memory",
+        "of tensors",
+        "planned",
     )
     for trial in trials:
         step, loop = trial["step_seconds"], trial["loop"]
@@ -95,7 +97,7 @@ def _speed(trials: list[dict[str, Any]]) -> Table:
             f"{loop['ratio']['median']:.3f}{mark} {_range(loop['ratio'], 3)}",
             f"{loop['cpu_ratio']['median']:.3f}",
             f"{trial['over_eager']['median']:.2f} {_range(trial['over_eager'], 2)}",
-            f"{trial['memory']['bytes'] / 2**20:.0f} MiB",
+            *(f"{trial['memory'][what] / 2**20:,.0f} MiB" for what in ("bytes", "tensors", "planned")),
         )
     if any(trial["loop"]["losses"] != "written out" for trial in trials):
         table.caption = "*: the bare loop takes the losses and random numbers from dsd_lab, and writes out the rest"

@@ -220,6 +220,10 @@ class Auxiliaries(nn.Module):
 
     def frozen_parameters(self) -> int:
         """Number of weights of the frozen models."""
-        backbones = [loss.backbone for loss in self.losses.values()]
-        backbones += [] if self.perceptual is None else [self.perceptual.backbone]
-        return sum(backbone.parameters() for backbone in backbones if backbone is not None)
+        return sum(backbone.parameters() for backbone in self.backbones())
+
+    def backbones(self) -> list[Backbone]:
+        """The frozen models."""
+        found = [loss.backbone for loss in self.losses.values()]
+        found += [] if self.perceptual is None else [self.perceptual.backbone]
+        return [backbone for backbone in found if backbone is not None]

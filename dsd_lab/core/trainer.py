@@ -21,7 +21,7 @@ from dsd_lab.core.auxiliary import Auxiliaries
 from dsd_lab.core.batches import draw_batch, indices_of
 from dsd_lab.core.data import BATCHES_AHEAD
 from dsd_lab.core.events import Checkpointed, Diverged, Drew, Event, Finished, Logged, Probed
-from dsd_lab.core.network import ROLES, Network
+from dsd_lab.core.network import ROLES, Network, attends_fused
 from dsd_lab.core.objectives import Draws, losses
 from dsd_lab.core.optimisation import (
     Averaging,
@@ -88,9 +88,8 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(seed, "weights").initial_seed())
             self.network = Network(trial, data.channels, data.classes).to(device)
-        # Forward and backward, torch 2.14's fused attention takes 1.7 to 5 times as long as its parts in bfloat16 on
-        # a CPU (an EPYC with AVX512-BF16; 4 to 256 tokens); in float32 it is the faster one.
-        self.network.attend_fused(device.type != "cpu" or trial.training.precision == "fp32")
+        self.network.attend_fused(attends_fused(trial.training.precision, on_gpu=device.type != "cpu"))
+        self.network.recompute = trial.training.recompute
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.more_averages = {decay: copy.deepcopy(self.average) for decay in trial.training.more_emas}
         self.target_encoder = copy.deepcopy(self.network).requires_grad_(False) if trial.needs_target_encoder else None

@@ -17,7 +17,7 @@ from dsd_lab.benchmarks.saved import benched_seconds, machine_ceiling
 from dsd_lab.disk import need_of
 from dsd_lab.display import duration
 from dsd_lab.errors import OK, BadInput
-from dsd_lab.estimates import EFFICIENCY, Shape, cached_shape, shape_key, timed_seconds
+from dsd_lab.estimates import EFFICIENCY, Shape, cached_bytes, cached_shape, shape_key, timed_seconds
 from dsd_lab.evaluation.reference import check_files
 from dsd_lab.facts import known_facts, skipped
 from dsd_lab.home import Home
@@ -107,7 +107,7 @@ def _needs(
         "flops_per_image": shape.flops_per_image,
         "flops_by_role": shape.role_flops,
         "flops_total": shape.flops_per_image * training.batch_size * training.steps,
-        "memory_bytes": shape.memory(training.batch_size // training.accumulate),
+        "memory_bytes": shape.memory(training, cached_bytes(trial, home, code)),
         "disk_bytes": need_of(trial, home, code).total,
         "seconds": round(seconds, 3),
         "seconds_source": source,
