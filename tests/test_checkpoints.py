@@ -79,6 +79,8 @@ DAMAGE = {
     "manifest is a list": lambda f: (f / MANIFEST).write_text("[]"),
     "manifest is null": lambda f: (f / MANIFEST).write_text("null"),
     "manifest is not text": lambda f: (f / MANIFEST).write_bytes(b"\xff\xfe\x00"),
+    "another state": lambda f: edit_manifest(f, state={"at": 14}),
+    "another step": lambda f: edit_manifest(f, step=14),
     "manifest without state": lambda f: edit_manifest(f, state=None),
     "manifest of a format that never was": lambda f: edit_manifest(f, format=checkpoints.FORMAT - 1),
     "tensors are a folder": lambda f: ((f / TENSORS).unlink(), (f / TENSORS).mkdir()),
@@ -96,6 +98,26 @@ def test_f5_a_damaged_newest_checkpoint_is_named_so_and_the_older_one_is_taken(t
     assert path.name == "step-000000010" and state == {"at": 10}
     assert_equal(found, tensors(10))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["damaged-step-000000015", "step-000000005", "step-000000010"]
+
+
+def test_a_flipped_bit_anywhere_in_the_manifest_is_noticed_or_changes_nothing(tmp_path):
+    path = save_checkpoint(tmp_path, 1, tensors(), {"at": 1, "device": "cpu", "sum": 0.1}, keep=1)
+    for position in range((path / MANIFEST).stat().st_size):
+        flip(path / MANIFEST, position)
+        try:
+            assert load_checkpoint(path)[1] == {"at": 1, "device": "cpu", "sum": 0.1}
+        except CorruptCheckpoint:
+            pass
+        flip(path / MANIFEST, position)
+    load_checkpoint(path)
+
+
+def test_a_manifest_of_a_version_that_kept_no_digest_of_it_is_read(tmp_path):
+    path = save_checkpoint(tmp_path, 1, tensors(), {"at": 1}, keep=1)
+    manifest = json.loads((path / MANIFEST).read_text())
+    del manifest["manifest_sha256"]
+    (path / MANIFEST).write_text(json.dumps(manifest))
+    assert load_checkpoint(path)[1] == {"at": 1}
 
 
 @pytest.mark.parametrize("at", ["every 97th byte"])

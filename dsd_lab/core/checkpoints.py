@@ -1,7 +1,7 @@
 """Checkpoints: a folder a step, safetensors and JSON, complete or invisible; nothing is ever unpickled.
 
 `step-N/tensors.safetensors` holds every tensor, `step-N/manifest.json` the rest together with the
-size and SHA-256 of the tensors. The folder is written under a temporary name, flushed, and renamed
+size and SHA-256 of the tensors, and with its own. The folder is written under a temporary name, flushed, and renamed
 last, so a crash leaves either a whole checkpoint or none that a reader would take for one.
 """
 
@@ -60,6 +60,7 @@ def save_checkpoint(
             "bytes": len(raw),
             "sha256": hashlib.sha256(raw).hexdigest(),
         }
+        manifest["manifest_sha256"] = _digest(manifest)
         _write_durably(writing / _MANIFEST, json.dumps(manifest, allow_nan=False).encode())
         sync_folder(writing)
         if final.exists():
@@ -72,6 +73,10 @@ def save_checkpoint(
     for old in list_checkpoints(folder)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def _write_durably(path: Path, raw: bytes) -> None:
@@ -102,6 +107,9 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             )
         if manifest["format"] != FORMAT:
             raise CorruptCheckpoint(f"{path}: there is no format {manifest['format']!r}")
+        told = manifest.pop("manifest_sha256", None)  # checkpoints of earlier versions have none
+        if told is not None and told != _digest(manifest):
+            raise CorruptCheckpoint(f"{path}: the manifest is not the one that was written")
         if len(raw) != manifest["bytes"] or hashlib.sha256(raw).hexdigest() != manifest["sha256"]:
             raise CorruptCheckpoint(f"{path}: the tensors are not those that were written")
         return load(raw), dict(manifest["state"])
