@@ -136,21 +136,22 @@ def _train(
     attempt = int(folder.status().get("attempt", 0)) + 1
     now = time.time()
     saved = list_checkpoints(folder.checkpoints)
+    reached = int(saved[0].name.removeprefix("step-")) if saved else 0
     folder.write_status(
         state="running",
-        step=0,
+        step=reached,
         steps=steps,
         attempt=attempt,
         error=None,
         # In one file with the code that it follows: whatever is killed here, neither is known without the other.
-        trained_by=trained_by(folder, int(saved[0].name.removeprefix("step-")) if saved else 0),
+        trained_by=trained_by(folder, reached),
         code=training_code(),
         pid=os.getpid(),
         devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
         started=folder.status().get("started", now),
         updated=now,
     )
-    yield Progress("running", 0, steps)
+    yield Progress("running", reached, steps)
     with Watchdog(folder.root / "hang.txt", trial.fields.resources.patience) as watchdog:
         data, device = shelf.get(trial, home), pick_device(trial.fields.resources.gpus)
         if trial.fields.training.compile:  # what was compiled is there for other processes, and for later sweeps
@@ -158,7 +159,8 @@ def _train(
         _describe(folder, trial, data, device)
         trainer = Trainer(trial.fields, trial.seed, data, device, folder.checkpoints)
         resumed = trainer.resume()
-        folder.write_status(trained_by=trained_by(folder, trainer.step if resumed else 0))  # the newest may be damaged
+        # The newest checkpoint may be damaged.
+        folder.write_status(step=trainer.step, trained_by=trained_by(folder, trainer.step if resumed else 0))
         if damaged := sorted(path.name for path in folder.checkpoints.glob("damaged-*")):
             folder.write_status(damaged=damaged)  # passed over, and looked at by nobody yet
         spool = Spool(folder.spool, folder.images, trainer.step if resumed else None, trainer.resumed_told)

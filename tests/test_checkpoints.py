@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back; what is damaged is passed over; what is malicious is never executed."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -104,10 +105,8 @@ def test_a_flipped_bit_anywhere_in_the_manifest_is_noticed_or_changes_nothing(tm
     path = save_checkpoint(tmp_path, 1, tensors(), {"at": 1, "device": "cpu", "sum": 0.1}, keep=1)
     for position in range((path / MANIFEST).stat().st_size):
         flip(path / MANIFEST, position)
-        try:
+        with contextlib.suppress(CorruptCheckpoint):
             assert load_checkpoint(path)[1] == {"at": 1, "device": "cpu", "sum": 0.1}
-        except CorruptCheckpoint:
-            pass
         flip(path / MANIFEST, position)
     load_checkpoint(path)
 
@@ -274,7 +273,7 @@ def plant(folder, canary, kind):
     else:
         torch.save({"network.x": Malice(canary)}, folder / TENSORS)
         raw = (folder / TENSORS).read_bytes()
-    edit_manifest(folder, bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest())
+    edit_manifest(folder, bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest(), manifest_sha256=None)
 
 
 @pytest.fixture(params=["pickle", "torch.save"])

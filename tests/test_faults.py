@@ -88,6 +88,18 @@ def test_f3_a_kill_between_any_two_steps_of_writing_loses_nothing(point, whole, 
     assert outcome(home, whole.trial.id) == whole.outcome
 
 
+def test_a_resumed_trial_tells_from_its_first_moment_the_step_that_it_goes_on_from(whole, home):
+    folder = home.trial(whole.trial.id)
+    progress = run_trial(home, whole.trial, [], DataShelf())
+    while not (folder.checkpoints / "step-000000004").exists():
+        next(progress)
+    progress.close()
+    again = run_trial(home, whole.trial, [], DataShelf())
+    first = next(again)
+    assert (first.step, folder.status()["step"], folder.status()["attempt"]) == (4, 4, 2)
+    again.close()
+
+
 # -- A full disk ---------------------------------------------------------------------------------------
 
 LIMITS = {"checkpoint": 60_000, "spool": 2_000}
@@ -210,6 +222,7 @@ def test_f13_a_trial_that_began_on_another_kind_of_device_is_not_continued_silen
     (newest,) = list_checkpoints(home.trial(whole.trial.id).checkpoints)
     manifest = json.loads((newest / "manifest.json").read_text())
     manifest["state"]["device"] = "cuda"
+    del manifest["manifest_sha256"]
     (newest / "manifest.json").write_text(json.dumps(manifest))
     assert finish(home, whole.trial)[-1] == "failed"
     assert "trained on cuda so far and would go on on cpu" in home.trial(whole.trial.id).status()["error"]

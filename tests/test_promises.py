@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +46,12 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+def attempt(home: Home, trial: str, number: int) -> dict[str, Any] | None:
+    """The status of a trial in that attempt."""
+    status = home.trial(trial).status()
+    return status if status.get("attempt") == number else None
+
+
 @pytest.mark.slow
 def test_p1_a_trial_is_its_hash_is_never_run_twice_and_never_overwritten(tmp_path):
     home, variants = Home(tmp_path / "home"), {"dsd": {}, "control": VARIANTS["control"]}
@@ -72,8 +79,11 @@ def test_p2_killed_workers_and_drivers_cost_no_metric_and_no_bit(undisturbed, tm
     with mlflow_server(tmp_path / "served", free_port()) as uri:
         arguments = ("sweep", undisturbed.spec, "--home", home.root, "--tracking-uri", uri)
         sweep = start(*arguments)
-        os.kill(wait_until(lambda: running(home, ids[0], 40), "the trial is under way", sweep), signal.SIGKILL)
-        wait_until(lambda: home.trial(ids[0]).status().get("attempt") == 2, "it is taken up again", sweep)
+        worker = wait_until(lambda: running(home, ids[0], 40), "the trial is under way", sweep)
+        reached = home.trial(ids[0]).status()["step"]
+        os.kill(worker, signal.SIGKILL)
+        again = wait_until(lambda: attempt(home, ids[0], 2), "it is taken up again", sweep)
+        assert again["step"] >= reached - undisturbed.plan.trials[0].fields.observation.checkpoint_every
         resumed = wait_until(lambda: running(home, ids[0], 80), "it goes on", sweep)
         sweep.kill()
         sweep.communicate(timeout=DEADLINE)
