@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,66 @@ def faulty_server(answer: bytes | None) -> Iterator[str]:
         listening.shutdown(socket.SHUT_RDWR)
         for connection in kept:
             connection.close()
+
+
+@contextlib.contextmanager
+def slow_proxy(uri: str, seconds: float) -> Iterator[str]:
+    """A server on loopback that passes everything on to another, each request so many seconds late."""
+    host, port = uri.removeprefix("http://").split(":")
+
+    def pass_on(source: socket.socket, sink: socket.socket, late: float) -> None:
+        with contextlib.suppress(OSError), source, sink:
+            while content := source.recv(1 << 20):
+                threading.Event().wait(late)
+                sink.sendall(content)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):  # closed
+                while True:
+                    client, _ = listening.accept()
+                    server = socket.create_connection((host, int(port)))
+                    threading.Thread(target=pass_on, args=(client, server, seconds), daemon=True).start()
+                    threading.Thread(target=pass_on, args=(server, client, 0.0), daemon=True).start()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        listening.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def nothing_left() -> Iterator[None]:
+    """What is started in the block has ended soon after it: processes, their ports with them, and shared memory.
+
+    Processes are known by an environment variable that they inherit.
+    """
+    mark, memory = uuid.uuid4().hex, set(os.listdir("/dev/shm"))
+    os.environ[_MARK] = mark
+    try:
+        yield
+    finally:
+        del os.environ[_MARK]
+    wait_until(lambda: not marked(mark), "all processes have ended")
+    wait_until(lambda: set(os.listdir("/dev/shm")) <= memory, "shared memory is given back")
+
+
+def marked(mark: str | None = None) -> dict[int, str]:
+    """Living processes, by number, that `nothing_left` knows: those of a mark, or of the block that is entered.
+
+    Two of Ray's helpers, which touch no trial, wait a minute for a driver that was killed; they are left out.
+    """
+    sought, found = f"{_MARK}={mark or os.environ[_MARK]}".encode(), {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if sought in (process / "environ").read_bytes().split(b"\0"):
+                name = (process / "comm").read_text().strip()
+                if not name.startswith(("ray::DashboardA", "ray::RuntimeEnv")):
+                    found[int(process.name)] = name
+    return found
+
+
+_MARK = "DSD_LAB_STARTED_BY_TEST"
 
 
 def in_child(work: Callable[[], Any]) -> int:

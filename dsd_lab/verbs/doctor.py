@@ -16,6 +16,7 @@ from pathlib import Path
 
 from dsd_lab.addresses import without_password
 from dsd_lab.errors import NO_RESOURCES, OK, LabError
+from dsd_lab.filesystems import shared_sqlite_warning
 from dsd_lab.home import Home
 from dsd_lab.verbs.common import home_of, print_json
 
@@ -156,6 +157,8 @@ def _check_home(home: Home) -> Iterator[Finding]:
             )
             return
         yield Finding("home", True, f"{home.root} is made by the first sweep")
+    if told := shared_sqlite_warning(home.root, "sqlite:"):
+        yield Finding("home", True, told)
     place = next(p for p in (home.root.resolve(), *home.root.resolve().parents) if p.is_dir())
     free = shutil.disk_usage(place).free
     enough = free >= _FREE_BYTES

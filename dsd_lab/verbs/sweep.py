@@ -17,6 +17,7 @@ from dsd_lab.disk import announce_need
 from dsd_lab.display import SweepProgress, duration
 from dsd_lab.errors import OK, TERMINATED, TRIALS_FAILED, UNEXPECTED, BadInput
 from dsd_lab.evaluation.reference import check_files
+from dsd_lab.filesystems import shared_sqlite_warning
 from dsd_lab.home import ENDED, STOPPED, Home, locked
 from dsd_lab.provenance import training_code
 from dsd_lab.specs.evaluations import applies
@@ -46,6 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
     stopping = None if arguments.stop_collapsed is None else (load_forecast(home), arguments.stop_collapsed)
     home.prepare()
     console = Console(stderr=arguments.json)
+    uri = arguments.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:"
+    if not arguments.no_tracking and (told := shared_sqlite_warning(home.root, uri)):
+        _say(console, told)
     with locked(home.sweep_folder(plan.key) / "lock", wait=False) as held:
         if not held:
             raise BadInput(f"sweep {plan.key!r} is already running in {home.root}; `dsd-lab status` shows it")
