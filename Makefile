@@ -1,7 +1,7 @@
 # make sweep     install, run the quick ablation on real images, write the report
 # make test      install with test extras, the test suite (at most 10 minutes)
 # make test-all  the suite with the slow tests (at most 30 minutes)
-# make soak     hundreds of tiny trials under fire: workers, drivers, checkpoints and the store are struck (30 minutes)
+# make soak     hundreds of tiny trials under fire: workers, drivers, checkpoints and the store are struck (40 minutes)
 # make bench     how fast a few shipped specs train and sweeps run on this machine, and targets beside it (a quarter of an hour, on an idle one)
 # make check     linter and type checker
 PYTHON ?= python3

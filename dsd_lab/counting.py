@@ -6,7 +6,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsd_lab.core.auxiliary import Auxiliaries
@@ -56,6 +55,10 @@ def count_bytes(trial: Trial, channels: int, classes: int) -> int:
     Counted with fake tensors of the CPU, where autocast and the fused attention work as on a GPU; on the meta
     device they do not.
     """
+    from torch._subclasses.fake_tensor import (
+        FakeTensorMode,
+    )  # a second that a sweep, which counts no bytes, need not wait
+
     most = 0
     for stage, _ in _stages(trial):
         auxiliaries = _auxiliaries(_network(trial, channels, classes, _META), trial, classes)

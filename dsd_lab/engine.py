@@ -189,12 +189,15 @@ def run_trials(
             "evaluate": [e.model_dump() for e in evaluations],
         }
         decided = {t.id: None if stop_collapsed is None else seen_steps(t.fields.training.steps) for t in trials}
-        payload = [{"trial": _payload(t), "decided_at": decided[t.id], **common} for t in trials]
+        # One after the other, where Tune asks for them: it copies a grid whole for every trial of it.
+        jobs = iter([{"trial": _payload(t), "decided_at": decided[t.id], **common} for t in trials])
         callbacks = [_Look(signals), *([_FailFast(home)] if fail_fast else [])]
         tuner = tune.Tuner(
             tune.with_resources(TrialWorker, lambda config: _request(config["job"]["trial"]["fields"]["resources"])),
-            param_space={"job": tune.grid_search(payload)},
-            tune_config=tune.TuneConfig(max_concurrent_trials=max_concurrent or 0, reuse_actors=True),
+            param_space={"job": tune.sample_from(lambda: next(jobs))},
+            tune_config=tune.TuneConfig(
+                num_samples=len(trials), max_concurrent_trials=max_concurrent or 0, reuse_actors=True
+            ),
             run_config=tune.RunConfig(
                 name="trials",
                 storage_path=str(home.root.resolve() / "ray" / "tune"),
@@ -209,15 +212,16 @@ def run_trials(
             results = tuner.fit()
         except _Failed:
             return
-        for result in results:
+        for trial, result in zip(trials, results, strict=False):  # in the order in which Tune was given them
             if result.error is not None:
-                _record_lost_worker(home, result.config["job"]["trial"]["id"], result.error)
+                _record_lost_worker(home, trial.id, result.error)
 
 
 def _record_lost_worker(home: Home, trial_id: str, error: Exception | None) -> None:
     folder = home.trial(trial_id)
     folder.root.mkdir(parents=True, exist_ok=True)
     reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
+    (folder.root / "error.txt").write_text(f"{error}\n")
     if (folder.root / "hang.txt").exists():
         reason = f"it hung, its stacks are in {folder.root / 'hang.txt'}"
     folder.write_status(state="failed", error=f"the worker died {_RETRIES + 1} times; last: {reason}")
@@ -252,6 +256,8 @@ def _check_resources(trials: list[PlannedTrial]) -> None:
 @contextlib.contextmanager
 def _ray(home: Home, cluster: dict[str, Any]) -> Iterator[None]:
     """Ray as it is needed: a running cluster where an address is given, else one of our own inside the home folder."""
+    # It prints the traceback of every worker that is lost; states, `error.txt` and the summary tell of it.
+    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
     handler = signal.getsignal(signal.SIGTERM)
     with _joined(cluster) if "address" in cluster else _started(home, cluster):
         if threading.current_thread() is threading.main_thread():

@@ -19,6 +19,7 @@ from sweeping import (
     die,
     finish,
     in_child,
+    outcome,
     run,
     start,
     train_here,
@@ -31,6 +32,7 @@ from dsd_lab.core.checkpoints import list_checkpoints
 from dsd_lab.core.data import DataSet, Images, load_data
 from dsd_lab.errors import OK
 from dsd_lab.evaluation.extractor import extractor_path, load_extractor
+from dsd_lab.home import Home
 from dsd_lab.running import DataShelf, run_trial
 from dsd_lab.specs.fields import Data
 from dsd_lab.specs.sweep import load_sweep
@@ -130,6 +132,9 @@ def test_f17_a_trial_that_hangs_ends_with_its_stacks_and_is_taken_up_again(tmp_p
     assert sweep.returncode == OK, output
     assert home.trial(trial.id).state() == "done" and home.trial(trial.id).status()["attempt"] >= 2
     assert "hread 0x" in report.read_text() and "core/data/idx.py" in report.read_text()
+    alone = Home(tmp_path / "alone")
+    train_here(alone, spec)
+    assert outcome(home, trial.id) == outcome(alone, trial.id)
 
 
 @pytest.mark.slow

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from sweeping import (
     DEADLINE,
+    marked,
+    nothing_left,
     outcome,
     processes_in,
     run,
@@ -97,22 +99,27 @@ def test_f8_a_signal_gives_every_trial_of_a_sweep_a_checkpoint_and_the_sweep_end
 
 
 @pytest.mark.slow
-def test_f8_a_suspended_process_goes_on_and_is_not_taken_for_one_that_hangs(undisturbed, tmp_path):
-    home, trial = Home(tmp_path / "home"), undisturbed.plan.trials[0].id
+def test_f8_a_machine_that_sleeps_goes_on_and_no_trial_is_taken_for_one_that_hangs(undisturbed, tmp_path):
+    """All processes of a sweep stand still for longer than a trial may hang: driver, workers, Ray's own, the uploader."""
+    home, ids = Home(tmp_path / "home"), [t.id for t in undisturbed.plan.trials]
     patience, away = 3.0, 5.0
-    process = start(
-        "train", undisturbed.spec, "--variant", "dsd", "--no-tracking", "--home", home.root,
-        "--set", f"resources.patience={patience}",
-    )  # fmt: skip
-    wait_until(lambda: running(home, trial, 30), "the trial is under way", process)
-    process.send_signal(signal.SIGSTOP)
-    stopped = time.monotonic()
-    wait_until(lambda: time.monotonic() - stopped > away, "it is away for longer than it may hang")
-    assert home.trial(trial).state() == "running"
-    process.send_signal(signal.SIGCONT)
-    output, _ = process.communicate(timeout=DEADLINE)
-    assert process.returncode == OK, output
-    assert outcome(home, trial) == undisturbed.outcomes[trial]
+    with nothing_left():
+        sweep = start("sweep", undisturbed.spec, "--home", home.root, "--set", f"resources.patience={patience}")
+        wait_until(lambda: running(home, ids[0], 30), "the long trial is under way", sweep)
+        asleep = marked()
+        assert len(asleep) > 5
+        for process in asleep:
+            os.kill(process, signal.SIGSTOP)
+        stopped = time.monotonic()
+        wait_until(lambda: time.monotonic() - stopped > away, "it is away for longer than it may hang")
+        assert home.trial(ids[0]).state() == "running"
+        for process in asleep:
+            os.kill(process, signal.SIGCONT)
+        output, _ = sweep.communicate(timeout=DEADLINE)
+    assert sweep.returncode == OK, output
+    assert [home.trial(i).status()["attempt"] for i in ids] == [1, 1] and not list(home.root.glob("trials/*/hang.txt"))
+    assert {i: outcome(home, i) for i in ids} == undisturbed.outcomes
+    assert stored_steps(home) == spooled_steps(home, ids)
 
 
 @pytest.mark.slow

@@ -15,7 +15,9 @@ from sweeping import (
     faulty_server,
     free_port,
     in_child,
+    mlflow_server,
     run,
+    slow_proxy,
     spooled_steps,
     stored_steps,
     train_here,
@@ -81,6 +83,14 @@ def test_f10_a_server_that_does_not_answer_as_mlflow_does_is_one_line_and_loses_
         with server as uri, pytest.raises(StoreUnavailable, match=f"the store {uri} does not answer") as caught:
             Store(home, uri).sync(trained[1])
         assert "\n" not in str(caught.value)
+    assert_stored_once(home, trained)
+
+
+def test_f10_a_server_that_answers_seconds_late_is_waited_for_and_stores_everything_once(home, trained, tmp_path):
+    _, manifest, ids = trained
+    with mlflow_server(tmp_path / "served", free_port()) as uri, slow_proxy(uri, 0.5) as late:
+        Store(home, late).sync(manifest)
+    assert stored_steps(Home(tmp_path / "served")) == spooled_steps(home, ids)
     assert_stored_once(home, trained)
 
 

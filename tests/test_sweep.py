@@ -22,6 +22,8 @@ from sweeping import (
     LONG,
     VARIANTS,
     events,
+    in_child,
+    nothing_left,
     outcome,
     processes_in,
     run,
@@ -35,7 +37,9 @@ from sweeping import (
 
 from dsd_lab.engine import _SOCKET_PATH_ROOM, run_trials
 from dsd_lab.errors import BAD_INPUT, INTERRUPTED, NO_RESOURCES, OK, TERMINATED, TRIALS_FAILED
+from dsd_lab.estimates import cached_shape
 from dsd_lab.home import Home, locked
+from dsd_lab.provenance import training_code
 from dsd_lab.short_paths import short_path
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.sweep import Plan, load_sweep
@@ -181,6 +185,28 @@ def test_a_short_path_is_used_as_it_is_and_a_long_one_through_a_link_of_our_own(
         assert not first.parent.exists() and not second.parent.exists() and long.is_dir()
 
 
+def test_the_link_that_a_killed_sweep_left_is_removed_by_the_next_one_of_its_home_and_no_other_is(
+    tmp_path, monkeypatch
+):
+    place = tmp_path / "tmp"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    mine, other = tmp_path / ("x" * 100), tmp_path / ("z" * 100)
+    room = len(os.fsencode(place)) + len("/dsd-12345678/ray")
+
+    def killed(folder):
+        with short_path(folder, room):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    for folder in (mine, other):
+        folder.mkdir()
+        assert in_child(lambda folder=folder: killed(folder)) == -signal.SIGKILL
+    with short_path(mine, room) as held, short_path(mine, room) as beside:
+        left = {os.readlink(path): path for path in place.glob("*/ray") if path not in (held, beside)}
+        assert set(left) == {str(other)} and held.exists() and beside.exists()
+    assert [path.parent for path in left.values()] == list(place.iterdir())
+
+
 def test_running_a_finished_sweep_again_runs_nothing_and_does_not_start_ray(swept):
     before, ray = attempts(swept.home, swept.plan), sessions(swept.home)
     code, answer = run("sweep", swept.spec, "--home", swept.home.root, "--no-tracking")
@@ -317,15 +343,35 @@ def test_an_address_where_no_cluster_answers_is_exit_code_4_in_one_line(tmp_path
 
 
 @pytest.mark.slow
-def test_f1_a_trial_whose_worker_is_killed_is_retried_and_ends_bit_equal(undisturbed, tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM], ids=["KILL", "TERM"])
+def test_f1_and_f8_a_trial_whose_worker_is_killed_is_retried_and_ends_bit_equal(sent, undisturbed, tmp_path):
     home, victim = Home(tmp_path / "home"), undisturbed.plan.trials[0].id
-    sweep = start("sweep", undisturbed.spec, "--home", home.root)
-    os.kill(wait_until(lambda: running(home, victim, 60), "the trial is under way", sweep), signal.SIGKILL)
-    output, _ = sweep.communicate(timeout=DEADLINE)
+    with nothing_left():
+        sweep = start("sweep", undisturbed.spec, "--home", home.root)
+        os.kill(wait_until(lambda: running(home, victim, 60), "the trial is under way", sweep), sent)
+        output, _ = sweep.communicate(timeout=DEADLINE)
     assert sweep.returncode == OK, output
     assert home.trial(victim).status()["attempt"] == 2
     assert {t.id: outcome(home, t.id) for t in undisturbed.plan.trials} == undisturbed.outcomes
     assert stored_steps(home) == spooled_steps(home, list(undisturbed.outcomes))
+
+
+@pytest.mark.slow
+def test_f15_an_import_that_fails_in_the_workers_alone_fails_the_trial_and_says_so(whole, tmp_path):
+    broken = tmp_path / "broken" / "timm"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('libcudart.so.99: cannot open shared object file')\n")
+    home = Home(tmp_path / "home")
+    home.prepare()
+    cached_shape(whole.trial.fields, home, training_code())  # so that the driver need not count, and import it, itself
+    paths = os.pathsep.join([str(broken.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with nothing_left():
+        sweep = start("sweep", whole.spec, "--home", home.root, "--no-tracking", env=os.environ | {"PYTHONPATH": paths})
+        output, _ = sweep.communicate(timeout=DEADLINE)
+    status = home.trial(whole.trial.id).status()
+    assert sweep.returncode == TRIALS_FAILED, output
+    assert status["state"] == "failed" and "libcudart.so.99" in status["error"] and "\n" not in status["error"]
+    assert "Traceback" not in output and "libcudart.so.99" in output
 
 
 @pytest.mark.slow
@@ -351,18 +397,16 @@ def test_f2_and_f8_an_interrupted_sweep_leaves_no_process_and_ends_bit_equal_whe
     sent, code, undisturbed, tmp_path, short_tmp
 ):
     home, ids = Home(tmp_path / "home"), [t.id for t in undisturbed.plan.trials]
-    sweep = start("sweep", undisturbed.spec, "--home", home.root, "--max-concurrent", 1)
-    wait_until(lambda: running(home, ids[0], 60), "the first trial is under way", sweep)
-    assert run("sweep", undisturbed.spec, "--home", home.root)[0] == BAD_INPUT  # it is running
-    if sent == signal.SIGINT:
-        os.killpg(sweep.pid, sent)  # as a terminal does
-    else:
-        sweep.send_signal(sent)
-    output, _ = sweep.communicate(timeout=DEADLINE)
-    assert sweep.returncode == code, output
-    # Two of Ray's helpers, which touch no trial, wait a minute for a driver that was killed.
-    helpers = ("ray::DashboardA", "ray::RuntimeEnv") if sent == signal.SIGKILL else ()
-    wait_until(lambda: not [p for p in processes_in(home.root) if not p.endswith(helpers)], "all processes have ended")
+    with nothing_left():
+        sweep = start("sweep", undisturbed.spec, "--home", home.root, "--max-concurrent", 1)
+        wait_until(lambda: running(home, ids[0], 60), "the first trial is under way", sweep)
+        assert run("sweep", undisturbed.spec, "--home", home.root)[0] == BAD_INPUT  # it is running
+        if sent == signal.SIGINT:
+            os.killpg(sweep.pid, sent)  # as a terminal does
+        else:
+            sweep.send_signal(sent)
+        output, _ = sweep.communicate(timeout=DEADLINE)
+        assert sweep.returncode == code, output
     # The kernel frees the lock of a trial a moment after its process has left /proc.
     wait_until(lambda: [home.trial(i).state() for i in ids] == ["interrupted", "pending"], "the trial is interrupted")
     if sent != signal.SIGKILL:

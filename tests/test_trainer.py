@@ -234,10 +234,11 @@ def test_a_run_interrupted_after_any_event_goes_on_to_the_same_events_and_weight
 
 
 def test_f20_resuming_from_every_step_gives_the_same_weights(tiny_trial, digits, tmp_path):
-    trial = tiny_trial(training={"steps": 6}, observation={"checkpoint_every": 1, "log_every": 4, "images_every": 100})
+    watch = {"checkpoint_every": 1, "log_every": 4, "images_every": 100}
+    trial = tiny_trial(training={"steps": 10}, observation=watch)
     whole = Trainer(trial, 0, digits, CPU)
     list(whole.run())
-    for step in range(1, 7):
+    for step in range(1, 11):
         first = Trainer(trial, 0, digits, CPU, tmp_path / str(step))
         run = first.run()
         while not isinstance(event := next(run), Checkpointed) or event.step < step:

@@ -31,7 +31,7 @@ def print_answer(answer: dict[str, Any]) -> None:
 def print_sweeps(answer: dict[str, Any]) -> None:
     """Print what whole sweeps took, one line each, and targets."""
     console = Console(width=None if Console().is_terminal else 200)
-    table = _table("sweep", "trials", "slots", "time", "first losses", "occupancy", "a trial", "beside it", *_HELD)
+    table = _table("sweep", "trials", "slots", "time", "first step", "occupancy", "a trial", "beside it", *_HELD)
     for sweep in answer["sweeps"]:
         held = [(sweep[what], unit) for what, unit in _HELD.items()]
         table.add_row(
@@ -40,7 +40,7 @@ def print_sweeps(answer: dict[str, Any]) -> None:
             str(sweep["slots"]),
             duration(sweep["wall_seconds"]),
             f"{sweep['first_step_seconds']:.1f} s",
-            f"{sweep['occupancy']:.3f}",
+            "" if sweep["occupancy"] is None else f"{sweep['occupancy']:.3f}",
             *("" if sweep[what] is None else f"{sweep[what]:.2f} s" for what in ("each_seconds", "beside_seconds")),
             *("not measured here" if pair is None else f"{pair[0] / u:.0f} to {pair[1] / u:.0f}" for pair, u in held),
         )

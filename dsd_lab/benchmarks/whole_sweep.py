@@ -19,6 +19,8 @@ from dsd_lab.home import Home
 
 _LOOK = 1.0
 """Seconds between two looks at the workers."""
+_SHORT = 1.0
+"""Seconds of a trial's own work below which what passes around it says nothing of a sweep that somebody would run."""
 _PROC = Path("/proc")
 
 
@@ -35,9 +37,9 @@ class _Ended:
 def whole_sweep(spec: str, options: list[str], home: Home) -> dict[str, Any]:
     """Run `dsd-lab sweep` in an empty home folder and time it.
 
-    `first_step_seconds` is from its start to the first record of a step. `occupancy` is the time from the
+    `first_step_seconds` is from its start to the end of the first step. `occupancy` is the time from the
     first trial's start to the last one's end, over the trials' own (training and evaluations) divided by the
-    number of slots; a slot is a worker that worked beside others. `beside_seconds` is what passes between the
+    number of slots, a slot being a worker that worked beside others; None where trials are shorter than a second. `beside_seconds` is what passes between the
     starts of two trials on a worker beyond the first one's own work; `each_seconds` all of it. `memory` and
     `handles` are of the largest worker, after a fifth of the trials and at the end; None where the system has no /proc.
 
@@ -93,7 +95,7 @@ def figures(home: Home, looks: Sequence[tuple[int, Mapping[int, tuple[int, int]]
         "trials": len(trials),
         "slots": slots,
         "busy_seconds": busy,
-        "occupancy": span * slots / busy,
+        "occupancy": span * slots / busy if busy > _SHORT * len(trials) else None,
         "beside_seconds": median(b.started - a.started - a.busy for a, b in pairs) if pairs else None,
         "each_seconds": median(b.started - a.started for a, b in pairs) if pairs else None,
         "memory": _largest(early, late, 0),
@@ -122,9 +124,9 @@ def _most_at_once(trials: list[_Ended]) -> int:
 
 
 def _first_step(home: Home) -> float:
-    """When the first record of losses was made, in seconds since the epoch."""
+    """When the first step had ended, in seconds since the epoch: a record's time less that of its steps but one."""
     moments = [
-        record["time"]
+        record["time"] - record["seconds"] * (1 - 1 / record["step"])
         for spool in home.root.glob("trials/*/spool.jsonl")
         for record in map(json.loads, spool.read_text().splitlines())
         if record.get("kind") == "train"
