@@ -60,7 +60,7 @@ def test_a_report_says_what_is_left_out_because_it_was_not_finite():
     ]
     assert flags_of(results) == [
         "FID (x) of 1 trial: the distance is not finite and left out.",
-        "Weights (ema) of 2 trials are not finite: nothing of them is measured, and their images are black.",
+        "Weights (ema) of 2 trials are not finite: nothing of them is measured, and their images are a chessboard.",
         "Not finite at some step, and left out there: latent/rankme/image (2 trials).",
     ]
     many = SimpleNamespace(metrics={f"not_finite/train/{i}": 1.0 for i in range(10)})

@@ -573,9 +573,10 @@ def test_a_gpu_that_is_not_there_is_an_error_that_says_so(monkeypatch):
         pick_device(0.5)
 
 
-def test_pixels_survive_the_way_to_floats_and_back_and_what_is_not_finite_is_black():
+def test_pixels_survive_the_way_to_floats_and_back_and_what_is_not_finite_is_a_chessboard():
     every = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
     floats, _ = Images(every, torch.zeros(1, dtype=torch.int64)).at(torch.tensor([0]), CPU)
     assert float(floats.min()) == -1 and float(floats.max()) == 1
     assert torch.equal(to_bytes(floats), every)
-    assert to_bytes(torch.tensor([math.nan, 9.0, -9.0])).tolist() == [0, 255, 0]
+    wrong = torch.tensor([[math.nan, 9.0, -9.0], [math.inf, -math.inf, math.nan]])
+    assert to_bytes(wrong).tolist() == [[0, 255, 0], [255, 0, 255]]

@@ -338,5 +338,8 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Any]:
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Float images in [-1, 1] -> uint8 on the CPU, rounded; what is not finite becomes black."""
-    return ((images.float().nan_to_num(-1) + 1) * 127.5).round().clamp(0, 255).byte().cpu()
+    """Float images [..., H, W] in [-1, 1] -> uint8 on the CPU, rounded; pixels that are not finite form a chessboard."""
+    rows, columns = (torch.arange(side, device=images.device) for side in images.shape[-2:])
+    chessboard = (rows[:, None] + columns) % 2 * 2.0 - 1
+    shown = torch.where(images.isfinite(), images.float(), chessboard)
+    return ((shown + 1) * 127.5).round().clamp(0, 255).byte().cpu()

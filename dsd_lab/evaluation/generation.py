@@ -248,7 +248,7 @@ def evaluate_generation(
     metrics: dict[str, float] = {}
     shown = None
     if not all(bool(p.isfinite().all()) for p in bench.network(evaluation.weights).parameters()):
-        # Their images are black, which is an image like another to an extractor.
+        # Their images are a chessboard, which is an image like another to an extractor.
         weights = {f"{NOT_FINITE}weights/{evaluation.weights.replace(':', '')}": 1.0}
         return weights, bench.reconstructions(evaluation.weights)[:_SHOWN]
     if set(evaluation.measured) & set(OF_IMAGES):

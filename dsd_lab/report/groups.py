@@ -135,7 +135,7 @@ def _not_finite(results: list[Result]) -> list[str]:
         if name.startswith("weights/"):
             what = name.removeprefix("weights/")
             lines.append(
-                f"Weights ({what}) of {trials} are not finite: nothing of them is measured, and their images are black."
+                f"Weights ({what}) of {trials} are not finite: nothing of them is measured, and their images are a chessboard."
             )
         elif not name.startswith("fid/"):  # its flag has a line already
             named.append(f"{name} ({trials})")
