@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dsd_lab.code_changes import told_changes
+from dsd_lab.code_changes import told_changes, told_devices
 from dsd_lab.errors import CorruptCheckpoint
 from dsd_lab.history import write_history
 from dsd_lab.home import ENDED, TrialFolder
@@ -36,6 +36,8 @@ def status_tags(folder: TrialFolder, state: str) -> dict[str, str]:
     }
     if changes := told_changes(status):
         tags["dsd.code_changes"] = changes
+    if devices := told_devices(status):
+        tags["dsd.device_changes"] = devices
     if status.get("error"):
         tags["dsd.error"] = str(status["error"])[:500]
     if description is not None:

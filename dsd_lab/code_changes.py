@@ -33,14 +33,27 @@ def trained_by(folder: TrialFolder, step: int) -> list[dict[str, Any]]:
     """
     before, code = _last_code(folder), training_code()
     known = folder.status().get("trained_by") or ([] if before is None else [{"code": before, "step": 0}])
+    return went_on(known, "code", code, step)
+
+
+def went_on(known: list[dict[str, Any]], what: str, value: str, step: int) -> list[dict[str, Any]]:
+    """What trained from which step, where `value` goes on from a step; what was trained beyond it is trained again."""
     kept = [entry for entry in known if entry["step"] < step]
-    return kept if kept and kept[-1]["code"] == code else [*kept, {"code": code, "step": step}]
+    return kept if kept and kept[-1][what] == value else [*kept, {what: value, "step": step}]
 
 
 def told_changes(status: dict[str, Any]) -> str | None:
     """`0c6f2d9aba8d from step 0, 57ce7aa01b2c from step 800`; None of a trial that one code trained."""
-    codes = status.get("trained_by") or []
-    return ", ".join(f"{c['code']} from step {c['step']:,}" for c in codes) if len(codes) > 1 else None
+    return _told(status.get("trained_by") or [], "code")
+
+
+def told_devices(status: dict[str, Any]) -> str | None:
+    """The same of the devices that trained a trial."""
+    return _told(status.get("trained_on") or [], "device")
+
+
+def _told(entries: list[dict[str, Any]], what: str) -> str | None:
+    return ", ".join(f"{e[what]} from step {e['step']:,}" for e in entries) if len(entries) > 1 else None
 
 
 def _last_code(folder: TrialFolder) -> str | None:

@@ -17,6 +17,7 @@ from dsd_lab.core.checkpoints import list_checkpoints
 from dsd_lab.core.data import DataSet, load_data
 from dsd_lab.core.events import Diverged, Finished, Logged
 from dsd_lab.core.trainer import Trainer, pick_device
+from dsd_lab.device_changes import device_name, trained_on
 from dsd_lab.errors import LabError, NoResources, is_disk_full
 from dsd_lab.evaluation.generation import Bench, evaluate_generation
 from dsd_lab.evaluation.naming import sampling_name
@@ -156,11 +157,14 @@ def _train(
         data, device = shelf.get(trial, home), pick_device(trial.fields.resources.gpus)
         if trial.fields.training.compile:  # what was compiled is there for other processes, and for later sweeps
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home.cache.resolve() / "compiled"))
+        folder.write_status(trained_on=trained_on(folder, reached, device_name(device)))
         _describe(folder, trial, data, device)
         trainer = Trainer(trial.fields, trial.seed, data, device, folder.checkpoints)
         resumed = trainer.resume()
         # The newest checkpoint may be damaged.
-        folder.write_status(step=trainer.step, trained_by=trained_by(folder, trainer.step if resumed else 0))
+        at = trainer.step if resumed else 0
+        on = trained_on(folder, at, device_name(device))
+        folder.write_status(step=trainer.step, trained_by=trained_by(folder, at), trained_on=on)
         if damaged := sorted(path.name for path in folder.checkpoints.glob("damaged-*")):
             folder.write_status(damaged=damaged)  # passed over, and looked at by nobody yet
         spool = Spool(folder.spool, folder.images, trainer.step if resumed else None, trainer.resumed_told)

@@ -53,6 +53,7 @@ SURFACE = {
         "--repeats",
         "--steps",
         "--random-images",
+        "--sweep",
         "--store",
         "--json",
     },

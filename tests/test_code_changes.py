@@ -8,10 +8,11 @@ import pytest
 from sweeping import free_port, run
 
 from dsd_lab.cli import main
-from dsd_lab.code_changes import told_changes, trained_by
+from dsd_lab.code_changes import told_changes, told_devices, trained_by
+from dsd_lab.device_changes import trained_on
 from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK
 from dsd_lab.home import Home
-from dsd_lab.provenance import training_code
+from dsd_lab.provenance import processor, training_code
 from dsd_lab.specs.sweep import load_sweep
 
 KEPT = Path(__file__).parent / "fixtures" / "home-schema1"
@@ -67,14 +68,31 @@ def test_f14_what_is_trained_again_is_no_longer_by_the_code_that_trained_it_firs
     assert told_changes({"trained_by": [{"code": now, "step": 0}]}) is None and told_changes({}) is None
 
 
+def test_f13_a_trial_that_goes_on_on_another_processor_or_gpu_says_so(begun):
+    _, _, folder = begun
+    description = folder.root / "trial.json"
+    content = json.loads(description.read_text())
+    machine = content["provenance"]["machine"] | {"processor": "a Xeon"}
+    description.write_text(json.dumps(content | {"provenance": content["provenance"] | {"machine": machine}}))
+    assert trained_on(folder, 8, "a Xeon") == [{"device": "a Xeon", "step": 0}]
+    assert train(begun, "--allow-code-change") == OK
+    assert folder.status()["trained_on"] == [{"device": "a Xeon", "step": 0}, {"device": processor(), "step": 8}]
+    assert told_devices(folder.status()) == f"a Xeon from step 0, {processor()} from step 8"
+    assert told_devices({"trained_on": [{"device": "a Xeon", "step": 0}]}) is None and told_devices({}) is None
+
+
 @pytest.mark.slow
 def test_f14_logs_report_and_export_say_which_code_trained_what(begun, tmp_path):
     home, _, folder = begun
     assert train(begun, "--allow-code-change") == OK
     said = f"{OTHER} from step 0, {training_code()} from step 8"
     assert run("logs", folder.id, "--home", home.root)[1]["code_changes"] == said
+    moved = [{"device": "A100", "step": 0}, {"device": "H100", "step": 8}]
+    folder.write_status(trained_on=moved)
+    assert run("logs", folder.id, "--home", home.root)[1]["device_changes"] == "A100 from step 0, H100 from step 8"
     assert run("export", "old", "--home", home.root, "--out", tmp_path / "out")[0] == OK
     assert run("import", tmp_path / "out", "--home", tmp_path / "other")[0] == OK
     assert run("report", "old", "--home", tmp_path / "other")[0] == OK
     page = (tmp_path / "other" / "reports" / "old" / "report.md").read_text()
     assert "1 trial went on with other training code" in page and f"naive s0: {said}" in page
+    assert "1 trial went on on another device" in page and "naive s0: A100 from step 0, H100 from step 8" in page

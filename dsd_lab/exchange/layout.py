@@ -163,6 +163,11 @@ class _CodeFrom(_File):
     step: Count
 
 
+class _DeviceFrom(_File):
+    device: Text
+    step: Count
+
+
 class Status(_File):
     """`status.json`."""
 
@@ -172,6 +177,7 @@ class Status(_File):
     attempt: Count
     code: Code
     trained_by: list[_CodeFrom] = []
+    trained_on: list[_DeviceFrom] = []
     error: str | None = None
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     started: Number = 0.0

@@ -39,6 +39,8 @@ def notices(groups: list[Group], settings: ReportSettings) -> list[str]:
         told.append(
             f"{_trials(changed)} went on with other training code than at the beginning, as was asked for; see the provenance."
         )
+    if moved := sum(r.device_changes is not None for r in results):
+        told.append(f"{_trials(moved)} went on on another device than at the beginning; see the provenance.")
     control = effective_control(groups, settings)
     judged = [(g, j) for g in groups if g.variant != control for j in g.judged.values() if j.verdict is not None]
     alone = sum(not j.by_control for _, j in judged)
@@ -136,6 +138,7 @@ def provenance_lines(results: list[Result], manifest: dict[str, Any]) -> list[tu
         ),
         "training code": (o["code"] for o in origins),
         "training code that changed": (f"{r.variant} s{r.seed}: {r.code_changes}" for r in results if r.code_changes),
+        "device that changed": (f"{r.variant} s{r.seed}: {r.device_changes}" for r in results if r.device_changes),
         "versions": (", ".join(f"{k} {v}" for k, v in o["versions"].items()) for o in origins),
         "machines": (
             f"{o['device']}: {o['machine']['processor']}, {o['machine']['system']}, Python {o['python']}"

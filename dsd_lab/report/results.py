@@ -103,6 +103,8 @@ class Result:
     """Artifacts of the trial."""
     code_changes: str | None = None
     """Which training code trained from which step; None where it was one."""
+    device_changes: str | None = None
+    """The same of devices."""
 
     @cached_property
     def group(self) -> str:
@@ -150,4 +152,5 @@ def result_of(
         description=description,
         folder=folder,
         code_changes=tags.get("dsd.code_changes"),
+        device_changes=tags.get("dsd.device_changes"),
     )

@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import Any
 
-from dsd_lab.code_changes import told_changes
+from dsd_lab.code_changes import told_changes, told_devices
 from dsd_lab.display import duration
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.home import Home, TrialFolder, named_by
@@ -82,6 +82,7 @@ def record_of(home: Home, folder: TrialFolder, lines: int) -> dict[str, Any]:
         "seconds": float(status.get("seconds", 0.0)),
         "error": status.get("error"),
         "code_changes": told_changes(status),
+        "device_changes": told_devices(status),
         "damaged": int(described.get("data", {}).get("damaged", 0)),
         # A traceback outlives the attempt that it is from; it says something only about a trial that failed last.
         "traceback": str(traceback.resolve()) if state == "failed" and traceback.exists() else None,
