@@ -20,8 +20,9 @@ from dsd_lab.core.optimisation import (
     warmed_decay,
 )
 from dsd_lab.core.paths import draw_times, shifted
+from dsd_lab.core.pictures import to_bytes
 from dsd_lab.core.randomness import batch_indices, generator
-from dsd_lab.core.trainer import Trainer, pick_device, to_bytes
+from dsd_lab.core.trainer import Trainer, pick_device
 from dsd_lab.errors import BadInput, NoResources
 from dsd_lab.specs.fields import Optimiser, Time
 

@@ -34,17 +34,14 @@ from dsd_lab.core.optimisation import (
     tensors_of,
     warmed_decay,
 )
+from dsd_lab.core.pictures import draw_pictures
 from dsd_lab.core.probes import ProbeSet
 from dsd_lab.core.randomness import generator
-from dsd_lab.core.samplers import sample_latents
 from dsd_lab.errors import BadInput, NoResources
 
 if TYPE_CHECKING:
     from dsd_lab.core.data import DataSet
     from dsd_lab.specs.fields import Stage, Trial
-
-_SHOWN_STEPS = 20
-"""Heun steps of the grids drawn while training; evaluations have settings of their own."""
 
 
 def pick_device(gpus: float) -> torch.device:
@@ -213,7 +210,7 @@ class Trainer:
                 if self.step % self.trial.probe.every == 0 or last:
                     yield self._probed()
                 if (self.step % watch.images_every == 0 and self.step > 0) or last:
-                    yield Drew(self.step, self.draw_images())
+                    yield Drew(self.step, draw_pictures(self.average, self.probe_set, self.stage.trial))
                 if self.folder is not None and ((self.step % watch.checkpoint_every == 0 and self.step > 0) or last):
                     started = time.perf_counter()
                     self.save()
@@ -253,18 +250,6 @@ class Trainer:
         metrics = {f"train/{name}": float(total) / self._summed for name, total in self._sums.items()}
         self._sums, self._summed = {}, 0
         return Logged(self.step, metrics, seconds)
-
-    @torch.no_grad()
-    def draw_images(self) -> dict[str, Tensor]:
-        """Held-out images, their reconstructions, and samples of the averaged weights with their labels."""
-        count = min(self.trial.observation.images, len(self.probe_set.x))
-        x, y = self.probe_set.x[:count], self.probe_set.y[:count]
-        images = {"reconstruction": torch.stack([x, self.average.decode(self.average.encode(x))], 1).flatten(0, 1)}
-        if self.stage.trial.objective.diffusion_weight > 0:
-            objective = self.stage.trial.objective
-            z = sample_latents(self.average, self.probe_set.e[:count], y, "heun", _SHOWN_STEPS, 1.0, objective)
-            images["samples"] = self.average.decode(z)
-        return {name: to_bytes(value) for name, value in images.items()}
 
     # -- State -------------------------------------------------------------------------------------
 
@@ -335,11 +320,3 @@ class Trainer:
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Any]:
     return {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
-
-
-def to_bytes(images: Tensor) -> Tensor:
-    """Float images [..., H, W] in [-1, 1] -> uint8 on the CPU, rounded; pixels that are not finite form a chessboard."""
-    rows, columns = (torch.arange(side, device=images.device) for side in images.shape[-2:])
-    chessboard = (rows[:, None] + columns) % 2 * 2.0 - 1
-    shown = torch.where(images.isfinite(), images.float(), chessboard)
-    return ((shown + 1) * 127.5).round().clamp(0, 255).byte().cpu()

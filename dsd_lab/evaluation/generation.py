@@ -17,9 +17,9 @@ from torch import Tensor
 from dsd_lab.core.checkpoints import list_checkpoints, load_checkpoint
 from dsd_lab.core.network import Network
 from dsd_lab.core.optimisation import average_name, load_tensors
+from dsd_lab.core.pictures import to_bytes
 from dsd_lab.core.randomness import generator
 from dsd_lab.core.samplers import sample_latents
-from dsd_lab.core.trainer import to_bytes
 from dsd_lab.errors import CorruptCheckpoint
 from dsd_lab.evaluation.extractor import extractor_path, load_extractor
 from dsd_lab.evaluation.naming import sampling_name

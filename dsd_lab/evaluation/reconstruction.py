@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from dsd_lab.core.pictures import to_bytes
 from dsd_lab.core.randomness import generator
-from dsd_lab.core.trainer import to_bytes
 
 if TYPE_CHECKING:
     from dsd_lab.core.data import DataSet, Split
