@@ -14,6 +14,8 @@ from dsd_lab.specs.sweep import ReportSettings
 _LINEAR = 0.01
 """Derivatives below it are shown on a linear scale, so that both signs fit on one axis."""
 _TICKS = (-100, -1, -_LINEAR, 0, _LINEAR, 1, 100)
+_FEW_TICKS = tuple(t for t in _TICKS if abs(t) != _LINEAR)
+"""In narrow panels the numbers beside 0 would touch it."""
 _GROWS, _SHRINKS = "#56B4E9", "#D55E00"
 
 
@@ -41,7 +43,7 @@ def theory(groups: list[Group], looks: dict[str, Look], settings: ReportSettings
         for row in rows[:2]:
             row[column].set_yscale("symlog", linthresh=_LINEAR)
             row[column].axhline(0, color="0.4", linewidth=0.8)
-        _agreement_regions(rows[1][column])
+        _agreement_regions(rows[1][column], _TICKS if columns <= 2 else _FEW_TICKS)
         rows[2][column].axhline(0, color="0.4", linewidth=0.8)
         rows[2][column].axvline(0, color="0.4", linewidth=0.8)
         if columns > 1:
@@ -75,7 +77,7 @@ def _directions(axes: Axes, records: list[ScaleRecord], look: Look, probes: int)
     axes.set_xscale("symlog", linthresh=_LINEAR)
 
 
-def _agreement_regions(axes: Axes) -> None:
+def _agreement_regions(axes: Axes, ticks: tuple[float, ...]) -> None:
     """The quadrants of agreeing signs, and the diagonal of agreement in size."""
     low, high = (f(f(axes.get_xlim()), f(axes.get_ylim())) for f in (min, max))
     low, high = min(low, -_LINEAR), max(high, _LINEAR)
@@ -83,7 +85,8 @@ def _agreement_regions(axes: Axes) -> None:
     axes.fill_between([low, 0], low, 0, color=_GROWS, alpha=0.12, linewidth=0, zorder=0)
     axes.plot([low, high], [low, high], color="0.5", linewidth=0.8, linestyle=":")
     axes.axvline(0, color="0.4", linewidth=0.8)
-    axes.set_xticks([t for t in _TICKS if low <= t <= high], [f"{t:g}" for t in _TICKS if low <= t <= high])
+    shown = [t for t in ticks if low <= t <= high]
+    axes.set_xticks(shown, [f"{t:g}" for t in shown])
     axes.set(xlim=(low, high), ylim=(low, high))
     axes.text(0.97, 0.98, "both shrink", transform=axes.transAxes, ha="right", va="top", fontsize=7, color="0.35")
     axes.text(0.12, 0.02, "both grow", transform=axes.transAxes, ha="left", va="bottom", fontsize=7, color="0.35")
