@@ -2,7 +2,8 @@
 
 Trials differ in cost, start one after the other and are evaluated at their end, so the remaining steps
 over the steps a second so far mislead. Here every trial that has not begun costs what trials of its
-shape cost a step; where none has been timed, what the others cost a block's forward pass. Evaluations
+shape cost a step; where none has been timed, what others of its width cost a block's forward pass, or
+all others: small networks take longer than their products say. Evaluations
 cost what they cost before, at first their forward passes. The rest is Tune's own rule: the next trial
 in order takes the first place that is free.
 """
@@ -115,16 +116,26 @@ class Remaining:
             return 0.0
         if not passes:
             return None
-        a_pass = sum(s.seconds for s in seen) / passes
+        of_width: dict[float, tuple[float, float]] = {}
+        for s in seen:
+            block = _block(s.trial.fields)
+            took, made = of_width.get(block, (0.0, 0.0))
+            of_width[block] = took + s.seconds, made + s.step * self._passes[s.trial.id]
+        whole = sum(s.seconds for s in seen) / passes
+
+        def a_pass(trial: Trial) -> float:
+            took, made = of_width[_block(trial)]
+            return took / made if made else whole
+
         known = [seconds for s in seen for seconds in s.evaluated]
 
         def left(s: Seen) -> float:
             steps = 0 if s.state == "done" else s.trial.fields.training.steps - s.step
             spent, made = timed[self._shapes[s.trial.id]]
             enough = made >= _ENOUGH * s.trial.fields.training.steps
-            a_step = spent / made if enough else self._passes[s.trial.id] * a_pass
             fields, lacking = s.trial.fields, self._evaluations[s.trial.id][len(s.evaluated) :]
-            costs = [evaluation_passes(fields, e, holdout or _HOLDOUT) * a_pass for e in lacking]
+            a_step = spent / made if enough else self._passes[s.trial.id] * a_pass(fields)
+            costs = [evaluation_passes(fields, e, holdout or _HOLDOUT) * a_pass(fields) for e in lacking]
             return steps * a_step + sum(median(known) if known else c for c in costs)
 
         ends = [left(s) for s in rest if s.at_work]

@@ -77,6 +77,26 @@ def test_nothing_is_told_before_a_step_is_timed_and_zero_when_all_is_done(plan):
     assert remaining.seconds(ended) == 0.0
 
 
+def test_a_shape_that_nobody_has_timed_costs_what_a_pass_of_its_own_width_costs():
+    plan = load_sweep(HERE.parent / "experiments" / "size_scaling.yaml")
+    timed = {16: 0.010, 64: 0.020}  # seconds a step: a narrow network does not cost a sixteenth of a wide one
+
+    def seen(trial):
+        width, steps = trial.fields.network.width, trial.fields.training.steps
+        if trial.variant == "naive" and width in timed:
+            return Seen(trial, "done", steps, timed[width] * steps, (1.0,))
+        return Seen(trial, "pending", 0, 0.0)
+
+    (last,) = (t for t in plan.trials if t.variant == "dsd" and t.fields.network.width == 64 and t.seed == 0)
+    others = [t for t in plan.trials if t.variant == "naive"]
+    (like,) = (t for t in others if t.fields.network.width == 64 and t.seed == 0)
+    trials = [*others, last]
+    told = Remaining(trials, plan.spec.evaluate).seconds([seen(t) for t in trials if t.fields.network.width != 32])
+    steps = last.fields.training.steps
+    a_step = timed[64] * step_passes(last.fields) / step_passes(like.fields)
+    assert told == pytest.approx(steps * a_step + 1.0)
+
+
 def test_trials_wait_for_a_free_place_in_their_order(plan):
     (control, dsd) = ([t for t in plan.trials if t.variant == v] for v in ("control", "dsd"))
     remaining = Remaining(plan.trials, [])
