@@ -11,6 +11,7 @@ from dsd_lab.errors import BAD_INPUT, OK
 from dsd_lab.home import Home
 from dsd_lab.report.statistics import hedges_correction, sign_flip_p
 from dsd_lab.spool import read_spool
+from dsd_lab.verbs.compare import _some
 
 PROFILES = {
     "short": {"seeds": [0, 1, 2]},
@@ -32,6 +33,12 @@ def home(tmp_path_factory):
     train_here(home, write_spec(folder / "b", other, seeds=list(range(6)), name="b"))
     train_here(home, write_spec(folder / "c", {"control": VARIANTS["control"]}, seeds=[9], name="c"))
     return home
+
+
+def test_an_error_names_some_of_many_variants():
+    assert _some("abcd") == "a; b; c; d" and _some(f"{n}, width=8" for n in range(30)).endswith(
+        "3, width=8 and 26 more"
+    )
 
 
 def compare(home, a, b):
@@ -97,7 +104,7 @@ def test_the_table_names_both_sweeps_what_differs_and_every_variant(home, capsys
     ("a", "b", "complaint"),
     [
         ("a", "a", "are the same sweep, a"),
-        ("tiny--short", "c", "share no variant: dsd, naive against control"),
+        ("tiny--short", "c", "share no variant: dsd; naive against control"),
         ("b", "c", "share no seed"),
         ("a", "bb", "no sweep 'bb'"),
     ],

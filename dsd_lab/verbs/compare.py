@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from dsd_lab.specs.sweep import ReportSettings
 from dsd_lab.store import Store
 from dsd_lab.verbs.common import find_manifest, home_of, print_json
 from dsd_lab.verbs.report import results_of
+
+_NAMED = 4
+"""Names that an error lists of a sweep's variants."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     a, b = sides
     both = [name for name in a.groups if name in b.groups]
     if not both:
-        raise BadInput(f"{a.key} and {b.key} share no variant: {_listed(a.groups)} against {_listed(b.groups)}")
+        raise BadInput(f"{a.key} and {b.key} share no variant: {_some(a.groups)} against {_some(b.groups)}")
     comparisons = compare_sides(a, b, settings)
     if not comparisons:
         raise BadInput(f"{a.key} and {b.key} share no seed that has finished in both, so nothing can be paired")
@@ -179,6 +183,13 @@ def _print(answer: dict[str, Any], comparisons: list[Comparison]) -> None:
         if answer[f"only_{which}"]:
             say(f"only in {answer[which]}: {_listed(answer[f'only_{which}'])}")
     say(answer["conclusions"])
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first of many names, as a line of an error has room for."""
+    everything = list(names)
+    first, rest = everything[:_NAMED], everything[_NAMED:]
+    return "; ".join(first) + (f" and {len(rest)} more" if rest else "")
 
 
 def _listed(values: Any) -> str:
