@@ -15,6 +15,7 @@ from typing import Any
 from dsd_lab.errors import BadInput
 from dsd_lab.files import write_json
 from dsd_lab.home import ENDED, Home, TrialFolder, is_held, locked, named_by
+from dsd_lab.sealing import is_intact
 
 _GOING = ".removing-"
 """A trial is renamed before it is deleted, so that what an interruption leaves is never taken for a trial."""
@@ -132,7 +133,7 @@ def _superseded(checkpoints: Path) -> list[Path]:
 
 
 def whole_checkpoint(checkpoints: Path) -> Path | None:
-    """The newest checkpoint whose tensors are those that were written; nothing is renamed, unlike when one is loaded."""
+    """The newest checkpoint that is what was written; nothing is renamed, unlike when one is loaded."""
     return next((path for path in _steps(checkpoints) if _is_whole(path)), None)
 
 
@@ -143,12 +144,12 @@ def _steps(checkpoints: Path) -> list[Path]:
 def _is_whole(path: Path) -> bool:
     """Without torch, which would read the tensors into memory."""
     try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
         with (path / "tensors.safetensors").open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == json.loads(
-                (path / "manifest.json").read_bytes()
-            ).get("sha256")
+            same = hashlib.file_digest(file, "sha256").hexdigest() == manifest.get("sha256")
     except (OSError, ValueError, AttributeError):
         return False
+    return same and is_intact(manifest)
 
 
 def _shapes(home: Home, code: str) -> Iterator[Freeable]:

@@ -31,7 +31,7 @@ from sweeping import (
 
 from dsd_lab.cli import main
 from dsd_lab.core.checkpoints import list_checkpoints, load_checkpoint
-from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, TRIALS_FAILED
+from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK, TRIALS_FAILED
 from dsd_lab.running import DataShelf, run_trial
 from dsd_lab.specs.sweep import load_sweep
 from dsd_lab.spool import Spool
@@ -98,6 +98,26 @@ def test_a_resumed_trial_tells_from_its_first_moment_the_step_that_it_goes_on_fr
     first = next(again)
     assert (first.step, folder.status()["step"], folder.status()["attempt"]) == (4, 4, 2)
     again.close()
+
+
+def test_f5_a_flipped_bit_in_a_checkpoints_state_costs_what_came_after_the_one_before_and_is_told(whole, home, capsys):
+    folder = home.trial(whole.trial.id)
+    progress = run_trial(home, whole.trial, [], DataShelf())
+    while not (folder.checkpoints / "step-000000008").exists():
+        next(progress)
+    progress.close()
+    path = folder.checkpoints / "step-000000008" / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(b'"device": "cpu"', b'"device": "cpt"'))
+    again = run_trial(home, whole.trial, [], DataShelf())
+    steps = [next(again).step for _ in range(2)]
+    assert folder.status()["damaged"] == ["damaged-step-000000008"] and steps[1] == 6  # the first record after step 4
+    again.close()
+    train, sweep = ("train", "--variant", "dsd"), ("sweep",)
+    for verb in (train, sweep):  # nothing is left to be done for the second
+        arguments = [verb[0], str(whole.spec), *verb[1:], "--home", str(home.root), "--no-tracking"]
+        assert main(arguments) == OK
+        assert "passed over damaged checkpoints: damaged-step-000000008" in capsys.readouterr().out
+    assert outcome(home, whole.trial.id) == whole.outcome
 
 
 # -- A full disk ---------------------------------------------------------------------------------------

@@ -105,12 +105,13 @@ def test_checkpoints_of_a_trial_that_is_held_or_not_finished_stay_but_damaged_on
     assert [path for path in gc(home)[0] if ids[0] in path] == [f"trials/{ids[0]}/checkpoints/damaged-{old.name}"]
 
 
-def test_an_older_checkpoint_is_not_superseded_by_a_newest_one_that_is_damaged(home, ids):
+@pytest.mark.parametrize(("file", "before"), [("tensors.safetensors", b""), ("manifest.json", b'"device": "cp')])
+def test_an_older_checkpoint_is_not_superseded_by_a_newest_one_that_is_damaged(file, before, home, ids):
     folder = home.trial(ids[0])
     newest, older = list_checkpoints(folder.checkpoints)
-    raw = bytearray((newest / "tensors.safetensors").read_bytes())
-    raw[-1] ^= 1
-    (newest / "tensors.safetensors").write_bytes(raw)
+    raw = bytearray((newest / file).read_bytes())
+    raw[raw.rindex(before) + len(before) - (not before)] ^= 1  # the last byte, or one of the state
+    (newest / file).write_bytes(raw)
     assert not any(ids[0] in path for path in gc(home, "--yes")[0])
     assert newest_checkpoint(folder.checkpoints)[0] == older
 

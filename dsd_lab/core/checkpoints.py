@@ -22,6 +22,7 @@ from torch import Tensor
 
 from dsd_lab.errors import BadInput, CorruptCheckpoint
 from dsd_lab.files import sync_folder
+from dsd_lab.sealing import is_intact, sealed
 
 if TYPE_CHECKING:
     from dsd_lab.core.optimisation import Optimisers
@@ -60,8 +61,7 @@ def save_checkpoint(
             "bytes": len(raw),
             "sha256": hashlib.sha256(raw).hexdigest(),
         }
-        manifest["manifest_sha256"] = _digest(manifest)
-        _write_durably(writing / _MANIFEST, json.dumps(manifest, allow_nan=False).encode())
+        _write_durably(writing / _MANIFEST, json.dumps(sealed(manifest), allow_nan=False).encode())
         sync_folder(writing)
         if final.exists():
             shutil.rmtree(final)
@@ -73,10 +73,6 @@ def save_checkpoint(
     for old in list_checkpoints(folder)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
-
-
-def _digest(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def _write_durably(path: Path, raw: bytes) -> None:
@@ -107,8 +103,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             )
         if manifest["format"] != FORMAT:
             raise CorruptCheckpoint(f"{path}: there is no format {manifest['format']!r}")
-        told = manifest.pop("manifest_sha256", None)  # checkpoints of earlier versions have none
-        if told is not None and told != _digest(manifest):
+        if not is_intact(manifest):
             raise CorruptCheckpoint(f"{path}: the manifest is not the one that was written")
         if len(raw) != manifest["bytes"] or hashlib.sha256(raw).hexdigest() != manifest["sha256"]:
             raise CorruptCheckpoint(f"{path}: the tensors are not those that were written")

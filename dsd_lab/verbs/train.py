@@ -81,6 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(f"{trial.name}: {state}" + (f": {answer['error']}" if answer["error"] else ""))
         print(f"trial {trial.id} in {folder.root}")
+        if damaged := folder.status().get("damaged"):
+            print(f"it passed over damaged checkpoints: {', '.join(damaged)}")
         if trial.id not in {entry["id"] for entry in recorded["trials"]}:
             print(
                 f"it is beside the trials of sweep {plan.key} as it last ran: in no report of it, and kept until `rm`"
