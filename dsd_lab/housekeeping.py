@@ -147,9 +147,9 @@ def _is_whole(path: Path) -> bool:
         manifest = json.loads((path / "manifest.json").read_bytes())
         with (path / "tensors.safetensors").open("rb") as file:
             same = hashlib.file_digest(file, "sha256").hexdigest() == manifest.get("sha256")
+        return same and is_intact(manifest)  # which NaN, that no manifest was written with, makes a ValueError
     except (OSError, ValueError, AttributeError):
         return False
-    return same and is_intact(manifest)
 
 
 def _shapes(home: Home, code: str) -> Iterator[Freeable]:

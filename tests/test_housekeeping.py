@@ -116,6 +116,14 @@ def test_an_older_checkpoint_is_not_superseded_by_a_newest_one_that_is_damaged(f
     assert newest_checkpoint(folder.checkpoints)[0] == older
 
 
+def test_a_manifest_with_a_number_that_none_is_written_with_is_damaged_and_stops_no_gc(home, ids):
+    newest, older = list_checkpoints(home.trial(ids[0]).checkpoints)
+    path = newest / "manifest.json"
+    path.write_text(path.read_text().replace('"step": ', '"more": NaN, "step": '))
+    assert not any(ids[0] in freed for freed in gc(home, "--yes")[0])
+    assert older.exists()
+
+
 def test_caches_of_other_code_and_of_other_data_go_and_present_ones_stay(home, ids, tmp_path):
     run("plan", tmp_path.parent / "none.yaml", "--home", home.root)  # no such spec: makes nothing
     assert run("plan", write_spec(tmp_path / "spec"), "--home", home.root)[0] == OK
