@@ -109,17 +109,23 @@ class _Failed(BaseException):
     """A trial failed. Not an `Exception`, which Tune would take for the callback's own fault."""
 
 
-class _FailFast(tune.Callback):  # type: ignore[misc]
-    def __init__(self, home: Home) -> None:
-        self._home = home
+class _Failures(tune.Callback):  # type: ignore[misc]
+    """Records trials whose workers are lost for good, and ends a sweep at its first failure where that was asked for.
+
+    Here because Tune's results have neither an order nor, where a worker told nothing, a configuration.
+    """
+
+    def __init__(self, home: Home, fail_fast: bool) -> None:
+        self._home, self._fail_fast = home, fail_fast
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        if self._home.trial(trial.config["job"]["trial"]["id"]).state() == "failed":
+        if self._fail_fast and self._home.trial(trial.config["job"]["trial"]["id"]).state() == "failed":
             raise _Failed
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        _record_lost_worker(self._home, trial.config["job"]["trial"]["id"], trial.get_error())
-        raise _Failed
+        _record_lost_worker(self._home, trial.config["job"]["trial"]["id"], trial.error_file)
+        if self._fail_fast:
+            raise _Failed
 
 
 class _StopCollapsed(tune.Stopper):  # type: ignore[misc]
@@ -191,7 +197,7 @@ def run_trials(
         decided = {t.id: None if stop_collapsed is None else seen_steps(t.fields.training.steps) for t in trials}
         # One after the other, where Tune asks for them: it copies a grid whole for every trial of it.
         jobs = iter([{"trial": _payload(t), "decided_at": decided[t.id], **common} for t in trials])
-        callbacks = [_Look(signals), *([_FailFast(home)] if fail_fast else [])]
+        callbacks = [_Look(signals), _Failures(home, fail_fast)]
         tuner = tune.Tuner(
             tune.with_resources(TrialWorker, lambda config: _request(config["job"]["trial"]["fields"]["resources"])),
             param_space={"job": tune.sample_from(lambda: next(jobs))},
@@ -209,19 +215,18 @@ def run_trials(
             ),
         )
         try:
-            results = tuner.fit()
+            tuner.fit()
         except _Failed:
             return
-        for trial, result in zip(trials, results, strict=False):  # in the order in which Tune was given them
-            if result.error is not None:
-                _record_lost_worker(home, trial.id, result.error)
 
 
-def _record_lost_worker(home: Home, trial_id: str, error: Exception | None) -> None:
+def _record_lost_worker(home: Home, trial_id: str, failures: str | None) -> None:
+    """`failures`: Tune's file of them, here on the driver's machine; what Tune offers itself is not there yet."""
     folder = home.trial(trial_id)
     folder.root.mkdir(parents=True, exist_ok=True)
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
-    (folder.root / "error.txt").write_text(f"{error}\n")
+    told = Path(failures).read_text().strip() if failures else "nothing is known of why"
+    (folder.root / "error.txt").write_text(f"{told}\n")
+    reason = told.splitlines()[-1][:300]
     if (folder.root / "hang.txt").exists():
         reason = f"it hung, its stacks are in {folder.root / 'hang.txt'}"
     folder.write_status(state="failed", error=f"the worker died {_RETRIES + 1} times; last: {reason}")
