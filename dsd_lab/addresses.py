@@ -1,10 +1,16 @@
-"""Addresses of stores as they may be shown: without the password that they may hold."""
+"""Addresses of stores: which one is meant, and how it may be shown, without the password that it may hold."""
 
 from __future__ import annotations
 
+import os
 import re
 
 _PASSWORD = re.compile(r"(://[^/@:\s]*:)[^/@\s]*@")
+
+
+def chosen_uri(given: str | None) -> str | None:
+    """The store that a command line or `MLFLOW_TRACKING_URI` names; None: SQLite in the home folder."""
+    return given or os.environ.get("MLFLOW_TRACKING_URI")
 
 
 def without_password(text: str) -> str:

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dsd_lab.code_changes import told_changes, told_devices
+from dsd_lab.code_changes import told_changes
+from dsd_lab.device_changes import told_devices
 from dsd_lab.errors import CorruptCheckpoint
 from dsd_lab.history import write_history
 from dsd_lab.home import ENDED, TrialFolder

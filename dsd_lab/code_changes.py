@@ -44,15 +44,11 @@ def went_on(known: list[dict[str, Any]], what: str, value: str, step: int) -> li
 
 def told_changes(status: dict[str, Any]) -> str | None:
     """`0c6f2d9aba8d from step 0, 57ce7aa01b2c from step 800`; None of a trial that one code trained."""
-    return _told(status.get("trained_by") or [], "code")
+    return told_in_turn(status.get("trained_by") or [], "code")
 
 
-def told_devices(status: dict[str, Any]) -> str | None:
-    """The same of the devices that trained a trial."""
-    return _told(status.get("trained_on") or [], "device")
-
-
-def _told(entries: list[dict[str, Any]], what: str) -> str | None:
+def told_in_turn(entries: list[dict[str, Any]], what: str) -> str | None:
+    """What trained from which step, where it was more than one."""
     return ", ".join(f"{e[what]} from step {e['step']:,}" for e in entries) if len(entries) > 1 else None
 
 

@@ -55,9 +55,8 @@ def count_bytes(trial: Trial, channels: int, classes: int) -> int:
     Counted with fake tensors of the CPU, where autocast and the fused attention work as on a GPU; on the meta
     device they do not.
     """
-    from torch._subclasses.fake_tensor import (
-        FakeTensorMode,
-    )  # a second that a sweep, which counts no bytes, need not wait
+    # Imported here: it takes a second, which a sweep, that counts no bytes, need not wait.
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
     most = 0
     for stage, _ in _stages(trial):

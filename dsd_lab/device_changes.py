@@ -8,16 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from dsd_lab.code_changes import went_on
+from dsd_lab.code_changes import told_in_turn, went_on
 from dsd_lab.home import TrialFolder
-from dsd_lab.provenance import processor
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
 
 
 def trained_on(folder: TrialFolder, step: int, name: str) -> list[dict[str, Any]]:
@@ -28,3 +20,8 @@ def trained_on(folder: TrialFolder, step: int, name: str) -> list[dict[str, Any]
         before = origin["machine"]["processor"] if origin["device"] == "cpu" else origin["device"]
         known = [{"device": before, "step": 0}]
     return went_on(known, "device", name, step)
+
+
+def told_devices(status: dict[str, Any]) -> str | None:
+    """`NVIDIA A100 from step 0, NVIDIA H100 from step 800`; None of a trial that one device trained."""
+    return told_in_turn(status.get("trained_on") or [], "device")

@@ -26,6 +26,7 @@ NETWORK = frozenset(
 )
 """Types, as the kernel names them, of file systems that other machines may write to."""
 _MOUNTS = Path("/proc/self/mountinfo")
+_SQLITE = "sqlite:///"
 
 
 def network_filesystem(folder: Path) -> str | None:
@@ -50,9 +51,18 @@ def filesystem_of(folder: PurePath, mounts: str) -> str | None:
     return found
 
 
-def shared_sqlite_warning(folder: Path, uri: str) -> str | None:
-    """One line where a store in SQLite lies on a network file system, whose locks SQLite cannot rely on."""
-    if not uri.startswith("sqlite:"):
+def shared_sqlite_warning(home: Path, uri: str | None) -> str | None:
+    """One line where a store in SQLite lies on a network file system, whose locks SQLite cannot rely on.
+
+    Args:
+        home: the home folder, which has the database where no address is given.
+        uri: of the store.
+    """
+    if uri is None:
+        folder = home
+    elif uri.startswith(_SQLITE):
+        folder = Path(uri.removeprefix(_SQLITE)).parent
+    else:
         return None
     kind = network_filesystem(folder)
     if kind is None:

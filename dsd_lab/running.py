@@ -17,7 +17,7 @@ from dsd_lab.core.checkpoints import list_checkpoints
 from dsd_lab.core.data import DataSet, load_data
 from dsd_lab.core.events import Diverged, Finished, Logged
 from dsd_lab.core.trainer import Trainer, pick_device
-from dsd_lab.device_changes import device_name, trained_on
+from dsd_lab.device_changes import trained_on
 from dsd_lab.errors import LabError, NoResources, is_disk_full
 from dsd_lab.evaluation.generation import Bench, evaluate_generation
 from dsd_lab.evaluation.naming import sampling_name
@@ -25,7 +25,7 @@ from dsd_lab.evaluation.reference import check_files
 from dsd_lab.facts import remember_facts
 from dsd_lab.files import write_json
 from dsd_lab.home import ENDED, FORMAT, STOPPED, Home, TrialFolder
-from dsd_lab.provenance import provenance, training_code
+from dsd_lab.provenance import device_name, provenance, training_code
 from dsd_lab.specs.evaluations import applies
 from dsd_lab.specs.fields import Generation
 from dsd_lab.specs.identity import canonical_fields, data_name, evaluation_id
@@ -205,7 +205,7 @@ def _follow(
 
 
 def _describe(folder: TrialFolder, trial: PlannedTrial, data: DataSet, device: torch.device) -> None:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    name = device_name(device) if device.type == "cuda" else "cpu"
     write_json(
         folder.root / "trial.json",
         {

@@ -31,7 +31,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from dsd_lab.addresses import without_password
+from dsd_lab.addresses import chosen_uri, without_password
 from dsd_lab.artifacts import differing, flat
 from dsd_lab.errors import LabError
 from dsd_lab.home import ENDED, Home, TrialFolder, locked
@@ -50,7 +50,7 @@ class StoreUnavailable(LabError):
 
 def default_uri(home: Path) -> str:
     """`MLFLOW_TRACKING_URI` where it is set, else SQLite in the home folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or _own_uri(home)
+    return chosen_uri(None) or _own_uri(home)
 
 
 def _own_uri(home: Path) -> str:

@@ -8,8 +8,8 @@ import pytest
 from sweeping import free_port, run
 
 from dsd_lab.cli import main
-from dsd_lab.code_changes import told_changes, told_devices, trained_by
-from dsd_lab.device_changes import trained_on
+from dsd_lab.code_changes import told_changes, trained_by
+from dsd_lab.device_changes import told_devices, trained_on
 from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK
 from dsd_lab.home import Home
 from dsd_lab.provenance import processor, training_code

@@ -40,10 +40,14 @@ def test_f11_sqlite_on_a_network_file_system_is_told_of_in_one_line(tmp_path, mo
     table.write_text(f"1 0 0:1 / / rw - ext4 /dev/vda rw\n2 1 0:2 / {tmp_path.resolve()} rw - nfs4 server:/x rw\n")
     home = tmp_path / "home"
     assert network_filesystem(home) == "nfs4" and network_filesystem(Path("/")) is None
-    told = shared_sqlite_warning(home, f"sqlite:///{home}/mlflow.db")
+    told = shared_sqlite_warning(home, None)
     assert told and "(nfs4)" in told and "--tracking-uri" in told and "\n" not in told
     assert shared_sqlite_warning(home, "http://127.0.0.1:5000") is None
-    assert shared_sqlite_warning(Path("/"), "sqlite:////mlflow.db") is None
+    # It is the database that counts, wherever the trials lie.
+    assert shared_sqlite_warning(Path("/"), f"sqlite:///{home}/mlflow.db") == told
+    assert (
+        shared_sqlite_warning(home, "sqlite:////mlflow.db") is None and shared_sqlite_warning(Path("/"), None) is None
+    )
 
 
 def test_the_file_system_of_this_machine_is_told_apart():

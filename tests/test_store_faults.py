@@ -7,6 +7,7 @@ import shutil
 import signal
 import sqlite3
 import threading
+import time
 
 import pytest
 from sweeping import (
@@ -89,7 +90,9 @@ def test_f10_a_server_that_does_not_answer_as_mlflow_does_is_one_line_and_loses_
 def test_f10_a_server_that_answers_seconds_late_is_waited_for_and_stores_everything_once(home, trained, tmp_path):
     _, manifest, ids = trained
     with mlflow_server(tmp_path / "served", free_port()) as uri, slow_proxy(uri, 0.5) as late:
+        began = time.monotonic()
         Store(home, late).sync(manifest)
+        assert time.monotonic() - began > 2  # it did wait, for several requests
     assert stored_steps(Home(tmp_path / "served")) == spooled_steps(home, ids)
     assert_stored_once(home, trained)
 

@@ -30,6 +30,7 @@ def test_occupancy_is_the_time_of_all_over_the_trials_own_a_slot(tmp_path):
     assert found["each_seconds"] == pytest.approx((10.5 + 8.25) / 2)
     assert found["beside_seconds"] == pytest.approx((1.0 + 0.75) / 2)
     assert found["memory"] == [900, 990] and found["handles"] == [40, 42]
+    assert found["memory_growth"] == pytest.approx(1.1) and found["handles_growth"] == pytest.approx(1.05)
     assert figures(home, [])["memory"] is None  # nobody could look
     for path in tmp_path.glob("trials/*/status.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 0.1}))

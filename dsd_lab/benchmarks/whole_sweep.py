@@ -41,7 +41,8 @@ def whole_sweep(spec: str, options: list[str], home: Home) -> dict[str, Any]:
     first trial's start to the last one's end, over the trials' own (training and evaluations) divided by the
     number of slots, a slot being a worker that worked beside others; None where trials are shorter than a second. `beside_seconds` is what passes between the
     starts of two trials on a worker beyond the first one's own work; `each_seconds` all of it. `memory` and
-    `handles` are of the largest worker, after a fifth of the trials and at the end; None where the system has no /proc.
+    `handles` are of the largest worker, after a fifth of the trials and at the end, `..._growth` the one over the
+    other; None where the system has no /proc.
 
     Args:
         spec: its file.
@@ -91,6 +92,8 @@ def figures(home: Home, looks: Sequence[tuple[int, Mapping[int, tuple[int, int]]
     nothing: Mapping[int, tuple[int, int]] = {}
     early = next((held for begun, held in looks if begun >= len(trials) / 5 and held), nothing)
     late = next((held for _, held in reversed(looks) if held), nothing)
+    held = {"memory": _largest(early, late, 0), "handles": _largest(early, late, 1)}
+    growth = {f"{what}_growth": pair and pair[1] / pair[0] for what, pair in held.items()}
     return {
         "trials": len(trials),
         "slots": slots,
@@ -98,8 +101,8 @@ def figures(home: Home, looks: Sequence[tuple[int, Mapping[int, tuple[int, int]]
         "occupancy": span * slots / busy if busy > _SHORT * len(trials) else None,
         "beside_seconds": median(b.started - a.started - a.busy for a, b in pairs) if pairs else None,
         "each_seconds": median(b.started - a.started for a, b in pairs) if pairs else None,
-        "memory": _largest(early, late, 0),
-        "handles": _largest(early, late, 1),
+        **held,
+        **growth,
     }
 
 

@@ -47,7 +47,10 @@ def verdict_map(groups: list[Group], looks: dict[str, Look], settings: ReportSet
                 x, y = zip(*shown, strict=True)
                 part.scatter(x, y, s=42, color=look.colour, marker=look.marker, label=group.variant, edgecolor="white", linewidth=0.6, zorder=3)  # fmt: skip
         if relative:
-            part.plot(1, 1, "x", color="#444444", markersize=8, markeredgewidth=1.4, label="control", zorder=4)
+            # A ring, within which a trial that is as its control is still seen.
+            part.plot(
+                1, 1, "o", color="#444444", fillstyle="none", markersize=12, label="control", linestyle="", zorder=4
+            )
         part.set(xscale="log", xlim=(low, high), ylim=(0, top), title=point_title(point))
         part.xaxis.set_minor_formatter(NullFormatter())
     against = "relative to the control" if relative else ""

@@ -22,7 +22,7 @@ from dsd_lab.benchmarks.subjects import Subject, chosen_subjects
 from dsd_lab.benchmarks.whole_sweep import whole_sweep
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.home import Home, locked
-from dsd_lab.provenance import provenance, training_code
+from dsd_lab.provenance import device_name, provenance, training_code
 from dsd_lab.specs.sizes import SIZES
 from dsd_lab.verbs.common import home_of, print_json
 
@@ -94,9 +94,7 @@ def _swept(spec: str, arguments: argparse.Namespace, scratch: Path) -> dict[str,
     options = _options(arguments)
     options += [f"--only=variant={name}" for name in arguments.variant or []]
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        found = whole_sweep(spec, options, Home(Path(folder)))
-    growth = {f"{what}_growth": found[what] and found[what][1] / found[what][0] for what in ("memory", "handles")}
-    return {"name": Path(spec).stem} | found | growth
+        return {"name": Path(spec).stem} | whole_sweep(spec, options, Home(Path(folder)))
 
 
 @contextlib.contextmanager
@@ -137,7 +135,7 @@ def _measured(
                 bar.update(task, completed=done)
 
             figures = measure(fields, trial.seed, data, device, scratch, settings, told)
-            name = cpu_name() if device.type == "cpu" else _gpu_name(device)
+            name = cpu_name() if device.type == "cpu" else device_name(device)
             step, events = figures["step_seconds"]["median"], event_medians(figures)
             figure = {"step": step, "events": events, "code": training_code(), "measured_at": time.time()}
             remember_figure(home, fields, name, figure)
@@ -161,9 +159,3 @@ def _measured(
             if not arguments.json and not console.is_terminal:
                 print(f"{subject.spec} {subject.name}: measured ({number} of {len(subjects)})", flush=True)
     return found
-
-
-def _gpu_name(device: Any) -> str:
-    import torch
-
-    return torch.cuda.get_device_name(device)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from dsd_lab.addresses import without_password
+from dsd_lab.addresses import chosen_uri, without_password
 from dsd_lab.errors import NO_RESOURCES, OK, LabError
 from dsd_lab.filesystems import shared_sqlite_warning
 from dsd_lab.home import Home
@@ -157,8 +157,6 @@ def _check_home(home: Home) -> Iterator[Finding]:
             )
             return
         yield Finding("home", True, f"{home.root} is made by the first sweep")
-    if told := shared_sqlite_warning(home.root, "sqlite:"):
-        yield Finding("home", True, told)
     place = next(p for p in (home.root.resolve(), *home.root.resolve().parents) if p.is_dir())
     free = shutil.disk_usage(place).free
     enough = free >= _FREE_BYTES
@@ -167,10 +165,12 @@ def _check_home(home: Home) -> Iterator[Finding]:
 
 
 def _check_store(home: Home, uri: str | None, dry_run: bool) -> Iterator[Finding]:
-    given = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    given = chosen_uri(uri)
     if not home.root.is_dir() or (given is None and not (home.root / "mlflow.db").exists()):
         yield Finding("store", True, "none yet; the first sweep makes it")
         return
+    if told := shared_sqlite_warning(home.root, given):
+        yield Finding("store", True, told)
     try:
         from dsd_lab.store import Store  # imports MLflow: only where there is a store
     except ImportError as error:

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from dsd_lab.addresses import chosen_uri
 from dsd_lab.code_changes import refuse_other_code
 from dsd_lab.disk import announce_need
 from dsd_lab.display import SweepProgress, duration
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     stopping = None if arguments.stop_collapsed is None else (load_forecast(home), arguments.stop_collapsed)
     home.prepare()
     console = Console(stderr=arguments.json)
-    uri = arguments.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:"
+    uri = chosen_uri(arguments.tracking_uri)
     if not arguments.no_tracking and (told := shared_sqlite_warning(home.root, uri)):
         _say(console, told)
     with locked(home.sweep_folder(plan.key) / "lock", wait=False) as held:

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 
-from dsd_lab.addresses import without_password
+from dsd_lab.addresses import chosen_uri, without_password
 from dsd_lab.errors import INTERRUPTED, OK, TERMINATED, BadInput
 from dsd_lab.stopping import Terminated, raise_terminated
 from dsd_lab.verbs.common import home_of, print_json
@@ -19,7 +19,7 @@ from dsd_lab.verbs.common import home_of, print_json
 def run(arguments: argparse.Namespace) -> int:
     """Serve until Ctrl-C."""
     home = home_of(arguments)
-    uri = arguments.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    uri = chosen_uri(arguments.tracking_uri)
     if uri is None:
         database = home.root.resolve() / "mlflow.db"
         if not database.exists():
