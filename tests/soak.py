@@ -21,12 +21,12 @@ from collections import Counter
 from pathlib import Path
 
 from comparing import record_of, stored_trials
+from leftovers import nothing_left
 from sweeping import (
     DEADLINE,
     VARIANTS,
     free_port,
     mlflow_server,
-    processes_in,
     start,
     train_here,
     wait_until,
@@ -233,13 +233,14 @@ def soak(
     plan = train_here(whole, spec)
     ids, quiet = [t.id for t in plan.trials], time.monotonic() - began
     began = time.monotonic()
-    struck = Soak(spec, ids, home, folder / "served", seed)
-    try:
-        struck.run(every, most, strikes)
-    finally:
-        struck.driver.kill()
-        struck.server.close()
-    took = time.monotonic() - began
+    with nothing_left():
+        struck = Soak(spec, ids, home, folder / "served", seed)
+        try:
+            struck.run(every, most, strikes)
+        finally:
+            struck.driver.kill()
+            struck.server.close()
+        took = time.monotonic() - began
     (manifest,), (expected,) = home.manifests().values(), whole.manifests().values()
     assert [t["id"] for t in manifest["trials"]] == [t["id"] for t in expected["trials"]]
     different = [i for i in ids if record_of(home, i) != record_of(whole, i)]
@@ -252,8 +253,6 @@ def soak(
     differing = [i for i in ids if stored[i] != undisturbed[i]]
     assert not differing, f"the store's runs of these trials are not what they would have been: {differing}"
     assert {len(runs) for runs in stored.values()} == {1}
-    helpers = ("ray::DashboardA", "ray::RuntimeEnv")  # they wait a minute for a driver that was killed
-    wait_until(lambda: not [p for p in processes_in(home.root) if not p.endswith(helpers)], "all processes have ended")
     return {
         "trials": len(ids),
         "states": dict(Counter(home.trial(i).state() for i in ids)),

@@ -11,7 +11,6 @@ import struct
 import subprocess
 import sys
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from dsd_lab.running import DataShelf, run_trial
 from dsd_lab.specs.fields import Generation
 from dsd_lab.specs.sweep import Plan, PlannedTrial, load_sweep
 from dsd_lab.spool import read_spool
+from dsd_lab.stopping import TERMINATING
 from dsd_lab.verbs.common import manifest_of
 
 DEADLINE = 240.0
@@ -112,9 +112,17 @@ def imported(*arguments: str, blocked: tuple[str, ...] = ()) -> tuple[set[str], 
 
 
 def start(*arguments: object, output: Any = subprocess.PIPE, **options: Any) -> subprocess.Popen[str]:
-    """A verb in another process, in a session of its own as a terminal's foreground job is."""
+    """A verb in another process, in a session of its own as a terminal's foreground job is, that ignores no signal."""
     pipes = {"stdout": output, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
-    return subprocess.Popen(command(*arguments), **pipes, **options)
+    # Tests under `nohup`, or in a shell's background, ignore some themselves, and their children would inherit it.
+    ignored = [n for n in (*TERMINATING, signal.SIGINT) if signal.getsignal(n) == signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        return subprocess.Popen(command(*arguments), **pipes, **options)
+    finally:
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def train_here(home: Home, path: Path, *overrides: str) -> Plan:
@@ -280,40 +288,6 @@ def slow_proxy(uri: str, seconds: float) -> Iterator[str]:
         threading.Thread(target=serve, daemon=True).start()
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         listening.shutdown(socket.SHUT_RDWR)
-
-
-@contextlib.contextmanager
-def nothing_left() -> Iterator[None]:
-    """What is started in the block has ended soon after it: processes, their ports with them, and shared memory.
-
-    Processes are known by an environment variable that they inherit.
-    """
-    mark, memory = uuid.uuid4().hex, set(os.listdir("/dev/shm"))
-    os.environ[_MARK] = mark
-    try:
-        yield
-    finally:
-        del os.environ[_MARK]
-    wait_until(lambda: not marked(mark), "all processes have ended")
-    wait_until(lambda: set(os.listdir("/dev/shm")) <= memory, "shared memory is given back")
-
-
-def marked(mark: str | None = None) -> dict[int, str]:
-    """Living processes, by number, that `nothing_left` knows: those of a mark, or of the block that is entered.
-
-    Two of Ray's helpers, which touch no trial, wait a minute for a driver that was killed; they are left out.
-    """
-    sought, found = f"{_MARK}={mark or os.environ[_MARK]}".encode(), {}
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if sought in (process / "environ").read_bytes().split(b"\0"):
-                name = (process / "comm").read_text().strip()
-                if not name.startswith(("ray::DashboardA", "ray::RuntimeEnv")):
-                    found[int(process.name)] = name
-    return found
-
-
-_MARK = "DSD_LAB_STARTED_BY_TEST"
 
 
 def in_child(work: Callable[[], Any]) -> int:

@@ -8,12 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from leftovers import nothing_left
 from sweeping import (
     DEADLINE,
-    marked,
-    nothing_left,
     outcome,
-    processes_in,
     run,
     running,
     spooled_steps,
@@ -30,6 +28,8 @@ from dsd_lab.stopping import StopFile
 ROOT = Path(__file__).resolve().parents[1]
 GRACE = 10.0
 """Seconds between the signal and the checkpoint that FAULTS and schedulers allow."""
+HEARTBEAT = {"initial_delay": 500, "period": 300, "timeout": 1000}
+"""A tenth of the milliseconds in which Ray asks whether a node lives, so that seconds stand for a minute."""
 RARELY = ("--set", "observation.checkpoint_every=100000")
 
 
@@ -80,17 +80,17 @@ def test_f8_a_signal_gives_train_a_checkpoint_within_10_seconds_and_it_ends_bit_
 def test_f8_a_signal_gives_every_trial_of_a_sweep_a_checkpoint_and_the_sweep_ends_bit_equal(undisturbed, tmp_path):
     home, trial = Home(tmp_path / "home"), undisturbed.plan.trials[0].id
     arguments = ("sweep", undisturbed.spec, "--home", home.root, *RARELY)
-    sweep = start(*arguments)
-    wait_until(lambda: running(home, trial, 30), "the long trial is under way", sweep)
-    assert saved(home, trial) == []
-    sweep.send_signal(signal.SIGUSR1)
-    began = time.monotonic()
-    wait_until(lambda: saved(home, trial), "a checkpoint")
-    assert time.monotonic() - began < GRACE
-    output, _ = sweep.communicate(timeout=DEADLINE)
+    with nothing_left():
+        sweep = start(*arguments)
+        wait_until(lambda: running(home, trial, 30), "the long trial is under way", sweep)
+        assert saved(home, trial) == []
+        sweep.send_signal(signal.SIGUSR1)
+        began = time.monotonic()
+        wait_until(lambda: saved(home, trial), "a checkpoint")
+        assert time.monotonic() - began < GRACE
+        output, _ = sweep.communicate(timeout=DEADLINE)
     assert sweep.returncode == TERMINATED, output
     assert home.trial(trial).status()["state"] == "interrupted" and "Traceback" not in output
-    wait_until(lambda: not processes_in(home.root), "all processes have ended")
     assert list((home.root / "ray").glob("stop-*")) == []
     assert run(*arguments)[0] == OK
     ids = [t.id for t in undisturbed.plan.trials]
@@ -102,11 +102,13 @@ def test_f8_a_signal_gives_every_trial_of_a_sweep_a_checkpoint_and_the_sweep_end
 def test_f8_a_machine_that_sleeps_goes_on_and_no_trial_is_taken_for_one_that_hangs(undisturbed, tmp_path):
     """All processes of a sweep stand still for longer than a trial may hang: driver, workers, Ray's own, the uploader."""
     home, ids = Home(tmp_path / "home"), [t.id for t in undisturbed.plan.trials]
-    patience, away = 3.0, 5.0
-    with nothing_left():
-        sweep = start("sweep", undisturbed.spec, "--home", home.root, "--set", f"resources.patience={patience}")
+    patience, away = 3.0, 6.0
+    often = {f"RAY_health_check_{name}_ms": str(value) for name, value in HEARTBEAT.items()}
+    arguments = ("sweep", undisturbed.spec, "--home", home.root, "--set", f"resources.patience={patience}")
+    with nothing_left() as tree:
+        sweep = start(*arguments, env=os.environ | often)
         wait_until(lambda: running(home, ids[0], 30), "the long trial is under way", sweep)
-        asleep = marked()
+        asleep = tree.processes()
         assert len(asleep) > 5
         for process in asleep:
             os.kill(process, signal.SIGSTOP)
@@ -125,15 +127,15 @@ def test_f8_a_machine_that_sleeps_goes_on_and_no_trial_is_taken_for_one_that_han
 @pytest.mark.slow
 def test_f8_and_f16_a_second_signal_does_not_wait_and_a_process_that_ignores_signals_is_ended(undisturbed, tmp_path):
     home, trial = Home(tmp_path / "home"), undisturbed.plan.trials[0].id
-    sweep = start("sweep", undisturbed.spec, "--home", home.root, "--no-tracking", "--only", "variant=dsd")
-    worker = wait_until(lambda: running(home, trial, 30), "the trial is under way", sweep)
-    os.kill(worker, signal.SIGSTOP)  # it will not save anything
-    sweep.send_signal(signal.SIGINT)
-    wait_until(lambda: list((home.root / "ray").glob("stop-*")), "the worker is asked to stop", sweep)
-    sweep.send_signal(signal.SIGINT)
-    output, _ = sweep.communicate(timeout=DEADLINE)
+    with nothing_left():
+        sweep = start("sweep", undisturbed.spec, "--home", home.root, "--no-tracking", "--only", "variant=dsd")
+        worker = wait_until(lambda: running(home, trial, 30), "the trial is under way", sweep)
+        os.kill(worker, signal.SIGSTOP)  # it will not save anything
+        sweep.send_signal(signal.SIGINT)
+        wait_until(lambda: list((home.root / "ray").glob("stop-*")), "the worker is asked to stop", sweep)
+        sweep.send_signal(signal.SIGINT)
+        output, _ = sweep.communicate(timeout=DEADLINE)
     assert sweep.returncode == INTERRUPTED and "Traceback" not in output, output
-    wait_until(lambda: not processes_in(home.root), "a process that takes no notice of signals has ended too")
     assert home.trial(trial).state() == "interrupted"
 
 

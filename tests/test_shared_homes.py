@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from leftovers import nothing_left
 from ray.cluster_utils import Cluster
 from sweeping import (
     DEADLINE,
@@ -15,7 +16,6 @@ from sweeping import (
     events,
     free_port,
     mlflow_server,
-    nothing_left,
     outcome,
     run,
     running,

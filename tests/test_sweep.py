@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from leftovers import nothing_left
 from ray.cluster_utils import Cluster
 from sweeping import (
     DEADLINE,
@@ -23,7 +25,6 @@ from sweeping import (
     VARIANTS,
     events,
     in_child,
-    nothing_left,
     outcome,
     processes_in,
     run,
@@ -44,6 +45,8 @@ from dsd_lab.short_paths import short_path
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.sweep import Plan, load_sweep
 
+WORKERS_DIE = 15.0
+"""Seconds in which the workers of a driver that was killed have died."""
 AGAIN = {"data": {"revision": "2"}}
 """Another identity, the same computation."""
 
@@ -406,10 +409,13 @@ def test_f2_and_f8_an_interrupted_sweep_leaves_no_process_and_ends_bit_equal_whe
             os.killpg(sweep.pid, sent)  # as a terminal does
         else:
             sweep.send_signal(sent)
+        began = time.monotonic()
         output, _ = sweep.communicate(timeout=DEADLINE)
         assert sweep.returncode == code, output
-    # The kernel frees the lock of a trial a moment after its process has left /proc.
-    wait_until(lambda: [home.trial(i).state() for i in ids] == ["interrupted", "pending"], "the trial is interrupted")
+        # The kernel frees the lock of a trial a moment after its process has left /proc.
+        interrupted = ["interrupted", "pending"]
+        wait_until(lambda: [home.trial(i).state() for i in ids] == interrupted, "the trial is interrupted")
+        assert sent != signal.SIGKILL or time.monotonic() - began < WORKERS_DIE
     if sent != signal.SIGKILL:
         assert list(short_tmp.iterdir()) == []
     assert run("sweep", undisturbed.spec, "--home", home.root)[0] == OK
