@@ -27,6 +27,7 @@ class Tree:
     def __init__(self, mark: str) -> None:
         self._mark = f"{_MARK}={mark}".encode()
         self._before = set(os.listdir(_MEMORY))
+        self._seen = False
         self._sockets: dict[int, str] = {}
         self._memory: dict[str, str] = {}
 
@@ -37,6 +38,7 @@ class Tree:
             with contextlib.suppress(OSError):
                 if self._mark in (process / "environ").read_bytes().split(b"\0"):
                     found[int(process.name)] = (process / "comm").read_text().strip()
+        self._seen = self._seen or bool(found)
         return found
 
     def look(self) -> None:
@@ -58,6 +60,7 @@ class Tree:
     def left(self) -> list[str]:
         """What is left of them: processes, sockets that anybody still listens at, files in shared memory."""
         self.look()
+        assert self._seen, "no process was started with the mark: it proves nothing"
         open_sockets, files = listening(), set(os.listdir(_MEMORY))
         return [
             *(f"process {number} {name}" for number, name in self.processes().items()),

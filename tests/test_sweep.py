@@ -346,12 +346,12 @@ def test_an_address_where_no_cluster_answers_is_exit_code_4_in_one_line(tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM], ids=["KILL", "TERM"])
-def test_f1_and_f8_a_trial_whose_worker_is_killed_is_retried_and_ends_bit_equal(sent, undisturbed, tmp_path):
+def test_f8_a_trial_whose_worker_is_told_to_end_is_retried_and_ends_bit_equal(undisturbed, tmp_path):
+    """What a node's shutdown sends to all of its processes; killed ones are in test_moments.py."""
     home, victim = Home(tmp_path / "home"), undisturbed.plan.trials[0].id
     with nothing_left():
         sweep = start("sweep", undisturbed.spec, "--home", home.root)
-        os.kill(wait_until(lambda: running(home, victim, 60), "the trial is under way", sweep), sent)
+        os.kill(wait_until(lambda: running(home, victim, 60), "the trial is under way", sweep), signal.SIGTERM)
         output, _ = sweep.communicate(timeout=DEADLINE)
     assert sweep.returncode == OK, output
     assert home.trial(victim).status()["attempt"] == 2
