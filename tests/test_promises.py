@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from comparing import stored_trials
 from sweeping import (
     DEADLINE,
     VARIANTS,
@@ -73,24 +74,38 @@ def test_p1_a_trial_is_its_hash_is_never_run_twice_and_never_overwritten(tmp_pat
     assert stored_steps(home) == spooled_steps(home, sorted(ids))
 
 
+def died_at(home: Home, trial: str, worker: int) -> int:
+    """The step of the last record of a process that trained, once it is dead."""
+    wait_until(lambda: not Path(f"/proc/{worker}").exists(), "the worker has died")
+    return int(events(home, trial)[-1]["step"])
+
+
 @pytest.mark.slow
-def test_p2_killed_workers_and_drivers_cost_no_metric_and_no_bit(undisturbed, tmp_path):
-    home, ids = Home(tmp_path / "home"), [t.id for t in undisturbed.plan.trials]
-    with mlflow_server(tmp_path / "served", free_port()) as uri:
+def test_p2_killed_workers_and_drivers_cost_at_most_checkpoint_every_and_no_metric_and_no_bit(undisturbed, tmp_path):
+    home, ids, served = Home(tmp_path / "home"), [t.id for t in undisturbed.plan.trials], tmp_path / "served"
+    every = undisturbed.plan.trials[0].fields.observation.checkpoint_every
+    with mlflow_server(served, free_port()) as uri:
         arguments = ("sweep", undisturbed.spec, "--home", home.root, "--tracking-uri", uri)
         sweep = start(*arguments)
         worker = wait_until(lambda: running(home, ids[0], 40), "the trial is under way", sweep)
-        reached = home.trial(ids[0]).status()["step"]
         os.kill(worker, signal.SIGKILL)
-        again = wait_until(lambda: attempt(home, ids[0], 2), "it is taken up again", sweep)
-        assert again["step"] >= reached - undisturbed.plan.trials[0].fields.observation.checkpoint_every
-        resumed = wait_until(lambda: running(home, ids[0], 80), "it goes on", sweep)
+        reached = died_at(home, ids[0], worker)
+        assert wait_until(lambda: attempt(home, ids[0], 2), "it is taken up again", sweep)["step"] >= reached - every
+        worker = wait_until(lambda: running(home, ids[0], 80), "it goes on", sweep)
         sweep.kill()
         sweep.communicate(timeout=DEADLINE)
-        wait_until(lambda: not Path(f"/proc/{resumed}").exists(), "its worker has died with the driver")
-        assert run(*arguments)[0] == OK
+        reached = died_at(home, ids[0], worker)
+        sweep = start(*arguments)
+        assert wait_until(lambda: attempt(home, ids[0], 3), "it is taken up again", sweep)["step"] >= reached - every
+        output, _ = sweep.communicate(timeout=DEADLINE)
+        assert sweep.returncode == OK, output
     assert {i: outcome(home, i) for i in ids} == undisturbed.outcomes
-    assert stored_steps(Home(tmp_path / "served")) == spooled_steps(home, ids)
+    spooled = {
+        i: [(name, e["step"], value, 0) for e in events(home, i) for name, value in e.get("metrics", {}).items()]
+        for i in ids
+    }
+    stored = {i: [run["metrics"] for run in runs] for i, runs in stored_trials(served).items()}
+    assert stored == {i: [sorted(rows)] for i, rows in spooled.items()}
     numbers = [line["n"] for line in events(home, ids[0])]
     assert numbers == list(range(len(numbers)))
 
