@@ -18,7 +18,10 @@ _MEMORY = Path("/dev/shm")
 
 
 class Tree:
-    """The processes that were started with a mark in their environment, which every child inherits.
+    """The processes that were started with a mark in their environment, and all that descend from them.
+
+    Ray's workers write their titles over their environments, so that descent counts too, and what was seen once is
+    known from then on by its number and its start.
 
     Args:
         mark: value of the environment variable.
@@ -27,19 +30,27 @@ class Tree:
     def __init__(self, mark: str) -> None:
         self._mark = f"{_MARK}={mark}".encode()
         self._before = set(os.listdir(_MEMORY))
-        self._seen = False
+        self._known: set[tuple[int, str]] = set()
         self._sockets: dict[int, str] = {}
         self._memory: dict[str, str] = {}
 
     def processes(self) -> dict[int, str]:
         """Those that live, by number, with their names."""
-        found = {}
+        living: dict[int, tuple[int, str, str]] = {}
+        ours: set[int] = set()
         for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if self._mark in (process / "environ").read_bytes().split(b"\0"):
-                    found[int(process.name)] = (process / "comm").read_text().strip()
-        self._seen = self._seen or bool(found)
-        return found
+            with contextlib.suppress(OSError):  # it has just ended
+                name, _, rest = (process / "stat").read_text().partition("(")[2].rpartition(")")
+                state, parent, started = (rest.split()[i] for i in (0, 1, 19))
+                if state != "Z":
+                    living[int(process.name)] = int(parent), started, name
+                    if self._mark in (process / "environ").read_bytes().split(b"\0"):
+                        ours.add(int(process.name))
+        ours |= {number for number, (_, started, _) in living.items() if (number, started) in self._known}
+        while born := {number for number, (parent, _, _) in living.items() if parent in ours} - ours:
+            ours |= born
+        self._known |= {(number, living[number][1]) for number in ours}
+        return {number: living[number][2] for number in sorted(ours)}
 
     def look(self) -> None:
         """Note what they hold now."""
@@ -60,7 +71,7 @@ class Tree:
     def left(self) -> list[str]:
         """What is left of them: processes, sockets that anybody still listens at, files in shared memory."""
         self.look()
-        assert self._seen, "no process was started with the mark: it proves nothing"
+        assert self._known, "no process was started with the mark: it proves nothing"
         open_sockets, files = listening(), set(os.listdir(_MEMORY))
         return [
             *(f"process {number} {name}" for number, name in self.processes().items()),

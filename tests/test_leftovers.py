@@ -3,19 +3,20 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from leftovers import nothing_left
+from sweeping import wait_until
 
 LISTENER = """
-import os, socket, subprocess, sys
-server = socket.create_server(("127.0.0.1", 0))
-environment = {k: v for k, v in os.environ.items() if not k.startswith("DSD_LAB_STARTED")}
-heir = subprocess.Popen(["sleep", "60"], env=environment, pass_fds=[server.fileno()], stdout=subprocess.DEVNULL)
-print(heir.pid, flush=True)
+import socket, sys
+server, link = socket.create_server(("127.0.0.1", 0)), socket.socket(fileno=int(sys.argv[1]))
+socket.send_fds(link, [b"here"], [server.fileno()])
+print("passed on", flush=True)
 sys.stdin.read()
 """
 WRITER = """
@@ -26,11 +27,28 @@ sys.stdin.read()
 """
 
 
+PARENT = """
+import subprocess, sys
+print(subprocess.Popen(["sleep", "60"], env={}, stdout=subprocess.DEVNULL).pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def alive():
+    """Numbers of the processes that have not ended, whether or not anybody has taken note of their ends."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if not path.read_text().rpartition(")")[2].startswith(" Z"):
+                found.add(int(path.parent.name))
+    return found
+
+
 @contextlib.contextmanager
-def python(program):
+def python(program, *handles):
     """A process that prints one line and lives as long as the block; yields the line."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", program], **pipes) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "pass_fds": handles}
+    with subprocess.Popen([sys.executable, "-c", program, *map(str, handles)], **pipes) as process:
         yield process.stdout.readline().strip()
         process.communicate()
 
@@ -61,6 +79,28 @@ def test_a_process_that_lives_on_is_found_and_ended(started):
     assert started[0].wait(5) == -signal.SIGKILL
 
 
+def test_a_process_without_the_mark_is_found_by_its_descent():
+    heirs = []
+
+    def leave():
+        with nothing_left(within=0.2) as tree, python(PARENT) as line:
+            heirs.append(int(line))
+            assert heirs[0] in tree.processes()
+
+    with pytest.raises(AssertionError, match=r"process \d+ sleep"):
+        leave()
+    wait_until(lambda: heirs[0] not in alive(), "it is killed")
+
+
+def test_a_block_that_starts_nothing_proves_nothing():
+    def prove():
+        with nothing_left():
+            pass
+
+    with pytest.raises(AssertionError, match="it proves nothing"):
+        prove()
+
+
 def test_a_test_that_fails_leaves_no_process_and_keeps_its_own_error(started):
     def fail():
         with nothing_left():
@@ -72,21 +112,21 @@ def test_a_test_that_fails_leaves_no_process_and_keeps_its_own_error(started):
     assert started[0].wait(5) == -signal.SIGKILL
 
 
-def test_a_socket_that_a_stranger_inherited_is_found():
-    heirs = []
+def test_a_socket_that_a_stranger_was_given_is_found():
+    """The stranger is this process."""
+    mine, its = socket.socketpair()
+    given = []
 
     def leave():
         with nothing_left(within=0.2) as tree:
-            with python(LISTENER) as line:
-                heirs.append(int(line))
+            with python(LISTENER, its.fileno()):
+                given.extend(socket.recv_fds(mine, 4, 1)[1])
                 tree.look()
             assert tree.processes() == {}
 
-    try:
-        with pytest.raises(AssertionError, match="a socket of python"):
-            leave()
-    finally:
-        os.kill(heirs[0], signal.SIGKILL)
+    with mine, its, pytest.raises(AssertionError, match="a socket of python"):
+        leave()
+    os.close(given[0])
 
 
 def test_shared_memory_that_nobody_holds_any_more_is_found():
