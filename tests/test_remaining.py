@@ -1,5 +1,5 @@
-"""The time left of a sweep, judged on a real one: `tests/recorded/quick_sweep.json` holds when each trial of
-`experiments/collapse_ablation.yaml` started, logged, ended and was evaluated, two at a time, in seconds."""
+"""The time left of a sweep, judged on real ones: files under `tests/recorded` hold when each of their trials started,
+logged, ended and was evaluated, two at a time, in seconds."""
 
 import json
 from pathlib import Path
@@ -7,25 +7,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dsd_lab.remaining import Remaining, Seen, evaluation_passes, step_passes
+from dsd_lab.remaining import _STEP, Remaining, Seen, evaluation_work, step_work
 from dsd_lab.specs.sweep import load_sweep
 
 HERE = Path(__file__).parent
-RECORDED = json.loads((HERE / "recorded" / "quick_sweep.json").read_text())
-END = max(max(r["trained"], (r["evaluated"] or [0, 0])[1]) for r in RECORDED)
+EXPERIMENTS = HERE.parent / "experiments"
+
+
+def recorded(name):
+    return json.loads((HERE / "recorded" / name).read_text())
+
+
+def end_of(recording):
+    return max(max(r["trained"], (r["evaluated"] or [0, 0])[1]) for r in recording)
+
+
+RECORDED = recorded("quick_sweep.json")
+END = end_of(RECORDED)
 
 
 @pytest.fixture(scope="module")
 def plan():
-    return load_sweep(HERE.parent / "experiments" / "collapse_ablation.yaml")
+    return load_sweep(EXPERIMENTS / "collapse_ablation.yaml")
 
 
-def seen_at(plan, now, recorded=RECORDED):
+def seen_at(plan, now, recording=RECORDED):
     """All trials as the home folder showed them at a time."""
-    by_name = {(r["variant"], r["seed"]): r for r in recorded}
+    by_name = {(r["variant"], r["seed"], *r.get("point", {}).values()): r for r in recording}
     seen = []
     for trial in plan.trials:
-        r = by_name[trial.variant, trial.seed]
+        r = by_name[trial.variant, trial.seed, *trial.point.values()]
         if now < r["started"]:
             seen.append(Seen(trial, "pending", 0, 0.0))
         elif now < r["trained"]:
@@ -42,14 +53,16 @@ def seen_at(plan, now, recorded=RECORDED):
     return seen
 
 
-def test_the_time_left_of_a_real_sweep_is_right_within_a_fifth_after_its_first_tenth(plan):
-    remaining = Remaining(plan.trials, plan.spec.evaluate)
+@pytest.mark.parametrize(("spec", "name"), [("collapse_ablation", "quick_sweep"), ("size_scaling", "size_grid")])
+def test_the_time_left_of_a_real_sweep_is_right_within_a_fifth_after_its_first_tenth(spec, name):
+    plan, recording = load_sweep(EXPERIMENTS / f"{spec}.yaml"), recorded(f"{name}.json")
+    remaining, end = Remaining(plan.trials, plan.spec.evaluate), end_of(recording)
     wrong = {}
-    for now in range(1, int(END)):
-        told = remaining.seconds(seen_at(plan, now), 395)
-        left = END - now
+    for now in range(1, int(end)):
+        told = remaining.seconds(seen_at(plan, now, recording), 395)
+        left = end - now
         # The last trial ran alone and faster for it, which nobody can know: near the end, 3 % of the whole.
-        if now >= 0.1 * END and abs(told - left) > max(0.2 * left, 0.03 * END):
+        if now >= 0.1 * end and abs(told - left) > max(0.2 * left, 0.03 * end):
             wrong[now] = (told, left)
     assert not wrong
 
@@ -77,24 +90,27 @@ def test_nothing_is_told_before_a_step_is_timed_and_zero_when_all_is_done(plan):
     assert remaining.seconds(ended) == 0.0
 
 
-def test_a_shape_that_nobody_has_timed_costs_what_a_pass_of_its_own_width_costs():
+def test_a_shape_that_nobody_has_timed_costs_what_work_of_its_own_width_costs():
     plan = load_sweep(HERE.parent / "experiments" / "size_scaling.yaml")
     timed = {16: 0.010, 64: 0.020}  # seconds a step: a narrow network does not cost a sixteenth of a wide one
+
+    def evaluating(trial):
+        return 1e-9 * evaluation_work(trial.fields, plan.spec.evaluate[0], 395)
 
     def seen(trial):
         width, steps = trial.fields.network.width, trial.fields.training.steps
         if trial.variant == "naive" and width in timed:
-            return Seen(trial, "done", steps, timed[width] * steps, (1.0,))
+            return Seen(trial, "done", steps, timed[width] * steps, (evaluating(trial),))
         return Seen(trial, "pending", 0, 0.0)
 
     (last,) = (t for t in plan.trials if t.variant == "dsd" and t.fields.network.width == 64 and t.seed == 0)
     others = [t for t in plan.trials if t.variant == "naive"]
     (like,) = (t for t in others if t.fields.network.width == 64 and t.seed == 0)
     trials = [*others, last]
-    told = Remaining(trials, plan.spec.evaluate).seconds([seen(t) for t in trials if t.fields.network.width != 32])
+    told = Remaining(trials, plan.spec.evaluate).seconds([seen(t) for t in trials if t.fields.network.width != 32], 395)
     steps = last.fields.training.steps
-    a_step = timed[64] * step_passes(last.fields) / step_passes(like.fields)
-    assert told == pytest.approx(steps * a_step + 1.0)
+    a_step = timed[64] * step_work(last.fields) / step_work(like.fields)
+    assert told == pytest.approx(steps * a_step + evaluating(last))
 
 
 def test_trials_wait_for_a_free_place_in_their_order(plan):
@@ -104,8 +120,8 @@ def test_trials_wait_for_a_free_place_in_their_order(plan):
     seen = [Seen(control[0], "running", steps // 2, 10.0, (), True), Seen(control[1], "running", steps // 2, 10.0, (), True)]  # fmt: skip
     assert remaining.seconds(seen) == pytest.approx(10)
     assert remaining.seconds([*seen, Seen(control[2], "pending", 0, 0.0)]) == pytest.approx(30)
-    # An untimed shape costs by its passes; two places, so that the longer of the two decides.
-    more = step_passes(dsd[0].fields) / step_passes(control[0].fields)
+    # An untimed shape costs by its work; two places, so that the longer of the two decides.
+    more = step_work(dsd[0].fields) / step_work(control[0].fields)
     assert remaining.seconds([*seen, Seen(dsd[0], "pending", 0, 0.0)]) == pytest.approx(10 + 20 * more)
 
 
@@ -116,8 +132,8 @@ def test_finished_trials_that_lack_an_evaluation_take_time_and_controls_do_not(p
     for trial, expected in ((control, 0.0), (dsd, None)):
         left = Remaining(plan.trials, evaluations).seconds([Seen(trial, "done", steps, 40.0, (), True)], 395)
         if expected is None:
-            a_pass = 40.0 / (steps * step_passes(dsd.fields))
-            expected = evaluation_passes(dsd.fields, evaluations[0], 395) * a_pass
+            a_pass = 40.0 / (steps * step_work(dsd.fields))
+            expected = evaluation_work(dsd.fields, evaluations[0], 395) * a_pass
             assert expected > 1
         assert left == pytest.approx(expected)
     timed = [Seen(dsd, "done", steps, 40.0, (7.0,)), Seen(next(t for t in plan.trials if t.variant == "naive"), "done", steps, 40.0, (), True)]  # fmt: skip
@@ -127,10 +143,10 @@ def test_finished_trials_that_lack_an_evaluation_take_time_and_controls_do_not(p
 def test_a_staged_trial_is_counted_stage_by_stage_and_evaluated():
     plan = load_sweep(HERE.parent / "experiments" / "one_network_three_ways.yaml")
     trials = {t.variant: t for t in plan.trials if t.seed == 0}
-    a_step = {name: step_passes(t.fields) for name, t in trials.items()}
+    passes = {name: step_work(t.fields) - _STEP for name, t in trials.items()}
     # nano8 has two blocks a role: joint 3 x 6 passes and the EMA target's 2; half of them trains the
     # autoencoder (3 x 4), half the denoiser behind a frozen encoder (3 x 2 + 2).
-    assert a_step["staged"] / a_step["modular"] == pytest.approx((12 + 8) / 2 / 20)
+    assert passes["staged"] / passes["modular"] == pytest.approx((12 + 8) / 2 / 20)
     done = Seen(trials["staged"], "done", 1200, 10.0, (), True)
     remaining = Remaining([trials["staged"]], plan.spec.evaluate)
     assert remaining.seconds([done]) > 0
