@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from dsd_lab.amounts import duration
 from dsd_lab.home import Home
 from dsd_lab.remaining import Remaining, Seen, holdout_of
 from dsd_lab.specs.fields import Generation
@@ -31,16 +32,6 @@ _COLOURS = {
 _OVER = ("done", "failed", "diverged", "stopped")
 """States in which this run does no more for a trial."""
 _PLAIN_EVERY = 30.0
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `3 min 05 s`, `2 h 10 min`."""
-    seconds = max(0, round(seconds))
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
 class SweepProgress:

@@ -19,6 +19,7 @@ from dsd_lab.core.events import Diverged, Finished, Logged
 from dsd_lab.core.trainer import Trainer, pick_device
 from dsd_lab.device_changes import trained_on
 from dsd_lab.errors import LabError, NoResources, is_disk_full
+from dsd_lab.estimates import cached_shape
 from dsd_lab.evaluation.generation import Bench, evaluate_generation
 from dsd_lab.evaluation.naming import sampling_name
 from dsd_lab.evaluation.reference import check_files
@@ -158,7 +159,7 @@ def _train(
         if trial.fields.training.compile:  # what was compiled is there for other processes, and for later sweeps
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home.cache.resolve() / "compiled"))
         folder.write_status(trained_on=trained_on(folder, reached, device_name(device)))
-        _describe(folder, trial, data, device)
+        _describe(home, folder, trial, data, device)
         trainer = Trainer(trial.fields, trial.seed, data, device, folder.checkpoints)
         resumed = trainer.resume()
         # The newest checkpoint may be damaged.
@@ -204,7 +205,7 @@ def _follow(
         folder.write_status(state="interrupted", step=trainer.step, seconds=seconds, updated=time.time())
 
 
-def _describe(folder: TrialFolder, trial: PlannedTrial, data: DataSet, device: torch.device) -> None:
+def _describe(home: Home, folder: TrialFolder, trial: PlannedTrial, data: DataSet, device: torch.device) -> None:
     name = device_name(device) if device.type == "cuda" else "cpu"
     write_json(
         folder.root / "trial.json",
@@ -219,6 +220,7 @@ def _describe(folder: TrialFolder, trial: PlannedTrial, data: DataSet, device: t
             "overrides": trial.overrides,
             "fields": trial.fields.model_dump(),
             "canonical": canonical_fields(trial.fields),
+            "flops_per_image": cached_shape(trial.fields, home, training_code()).flops_per_image,
             "data": {"name": data_name(trial.fields), "fingerprint": data.fingerprint, **data.facts},
             "provenance": provenance() | {"device": name},
         },

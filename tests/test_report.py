@@ -23,7 +23,7 @@ from dsd_lab.report.report import write_report
 from dsd_lab.report.results import History, Result
 from dsd_lab.report.spectrum_figures import spectrum_maps
 from dsd_lab.report.verdicts import judge, row_key
-from dsd_lab.specs.fields import Trial
+from dsd_lab.specs.fields import Training, Trial
 from dsd_lab.specs.sweep import ReportSettings
 
 SETTINGS = ReportSettings()
@@ -73,6 +73,7 @@ def result(variant, seed=0, state="done", point=None, size="nano8", metrics=None
     latents = HEALTHY | {"images": 256} | more
     made = state not in ("pending", "failed")
     description = {"fields": fields, "provenance": ORIGIN, "data": {"name": "digits", "fingerprint": "f" * 64}}
+    description["flops_per_image"] = 5_177_344
     description["data"] |= {"train": 1402, "holdout": 395, "classes": 10}
     return Result(
         id=f"{variant}-{seed}",
@@ -531,7 +532,10 @@ def test_the_numbers_of_csv_json_and_pages_are_the_same_numbers(report):
             assert rows[at + 1][rows[0].index(label)] == cell
             assert f"| {markdown_text(cell)} |" in markdown
     assert rows[-1][0].startswith("real images") and "0.25" in rows[-1]
-    assert set(pd.read_csv(folder / "tables" / "cost.csv")["parameters"]) == {17}
+    cost = pd.read_csv(folder / "tables" / "cost.csv")
+    assert set(cost["parameters"]) == {17} and set(cost["flops_per_image"]) == {5_177_344}
+    trained = cost["trials"] * cost["steps"] * Training().batch_size * 5_177_344
+    assert list(cost["training_flops"]) == list(trained)
 
 
 def test_json_has_the_documented_shape(report):

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dsd_lab.display import duration
+from dsd_lab.amounts import duration, short_count
 
 _HELD = {"memory": 1024, "handles": 1}
 """What a worker holds, and how many of its units are shown as one."""
@@ -90,8 +90,8 @@ def _speed(trials: list[dict[str, Any]]) -> Table:
             _label(trial, trials),
             f"{trial['images_per_second']['median']:,.0f} {_range(trial['images_per_second'], 0)}",
             f"{_milli(step['median'])} ({_milli(step['min'])} to {_milli(step['max'])})",
-            _flops(trial["flops_per_image"]),
-            _flops(trial["ceiling_flops_per_second"]["median"]) + "/s",
+            short_count(trial["flops_per_image"]),
+            short_count(trial["ceiling_flops_per_second"]["median"]) + "/s",
             f"{trial['utilisation']['median']:.1%}",
             _milli(loop["bare_step_seconds"]["median"]),
             f"{loop['ratio']['median']:.3f}{mark} {_range(loop['ratio'], 3)}",
@@ -169,10 +169,3 @@ def _milli(seconds: float) -> str:
     """Milliseconds, to three digits."""
     value = 1e3 * seconds
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def _flops(number: float) -> str:
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.3g}"

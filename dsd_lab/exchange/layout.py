@@ -154,6 +154,7 @@ class TrialRecord(_File):
     overrides: dict[str, Any]
     fields: Trial
     canonical: dict[str, dict[str, Any]]
+    flops_per_image: Count | None = None
     data: _DataRecord
     provenance: _Provenance
 

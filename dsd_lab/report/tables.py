@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dsd_lab.amounts import short_count
 from dsd_lab.report.groups import Column, Group, floors_of, short_labels, value_of
 from dsd_lab.report.rendering import Cell, Table, estimate_cell, shown
 from dsd_lab.report.statistics import estimate
@@ -152,6 +153,7 @@ def cost_table(groups: list[Group], looks: dict[str, str]) -> Table | None:
         speed = estimate(speeds)
         parameters = next((p for r in group.finished if (p := parameters_in(r.folder)) is not None), None)
         steps = max(r.step for r in started)
+        flops = next((n for r in started if (n := r.description.get("flops_per_image"))), None)
         numbers.append(
             {
                 "variant": group.variant,
@@ -159,6 +161,8 @@ def cost_table(groups: list[Group], looks: dict[str, str]) -> Table | None:
                 "trials": len(started),
                 "steps": steps,
                 "parameters": parameters,
+                "flops_per_image": flops,
+                "training_flops": flops and flops * sum(_images(r) for r in started),
                 "images_per_second": speed.mean if speed else None,
                 "cpu_hours": cpu,
                 "gpu_hours": gpu,
@@ -173,6 +177,7 @@ def cost_table(groups: list[Group], looks: dict[str, str]) -> Table | None:
                 Cell(str(len(started))),
                 Cell(f"{steps:,}"),
                 Cell(f"{parameters:,}" if parameters else "-"),
+                Cell(short_count(flops) if flops else "-"),
                 Cell(f"{speed.mean:,.0f}" if speed else "-"),
                 Cell(f"{hours / len(started):.4f} {unit}"),
                 Cell(f"{hours:.3f} {unit}"),
@@ -181,12 +186,17 @@ def cost_table(groups: list[Group], looks: dict[str, str]) -> Table | None:
         dots.append(looks[group.variant])
     if not rows:
         return None
-    header = ["variant", "trials", "steps", "parameters", "images/s", "a trial", "all seeds"]
+    header = ["variant", "trials", "steps", "parameters", "FLOPs an image", "images/s", "a trial", "all seeds"]
     note = (
         "Hours that trials held their CPUs or GPUs, with probes, images and checkpoints, without evaluation; images a second of "
-        "the training steps alone (median over the log's intervals, mean over seeds). Parameters: trained weights of the network as deployed."
+        "the training steps alone (median over the log's intervals, mean over seeds). Parameters: trained weights of the network as deployed. "
+        "FLOPs: of the forward and backward passes that a training step of the variant makes, for one image."
     )
     return Table("cost", "Cost", header, rows, pd.DataFrame(numbers), note, dots)
+
+
+def _images(result: Any) -> int:
+    return int(result.step * result.description["fields"]["training"]["batch_size"])
 
 
 def _images_per_second(result: Any) -> float | None:

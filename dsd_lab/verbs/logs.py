@@ -6,9 +6,9 @@ import argparse
 import time
 from typing import Any
 
+from dsd_lab.amounts import duration
 from dsd_lab.code_changes import told_changes
 from dsd_lab.device_changes import told_devices
-from dsd_lab.display import duration
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.home import Home, TrialFolder, named_by
 from dsd_lab.provenance import training_code

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dsd_lab.accelerators import GPUS
+from dsd_lab.amounts import duration, short_bytes, short_count
 from dsd_lab.benchmarks.saved import benched_seconds, machine_ceiling
 from dsd_lab.disk import need_of
-from dsd_lab.display import duration
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.estimates import EFFICIENCY, Shape, cached_bytes, cached_shape, shape_key, timed_seconds
 from dsd_lab.evaluation.reference import check_files
@@ -163,9 +163,9 @@ def _print(plan: Plan, rows: list[dict[str, Any]]) -> None:
     for row in rows if len(rows) <= _MOST_ROWS else _points(rows):
         mark = "~" if row["seconds_source"].startswith("from FLOPs") else ""
         params, flops, memory = (
-            _count(row["params"]["total"]),
-            _count(row["flops_per_image"]),
-            _bytes(row["memory_bytes"]),
+            short_count(row["params"]["total"]),
+            short_count(row["flops_per_image"]),
+            short_bytes(row["memory_bytes"]),
         )
         overrides = " ".join(
             f"{k.rsplit('.', 1)[-1]}={v}" for k, v in row["overrides"].items() if k not in row["point"]
@@ -267,16 +267,5 @@ def _roles(rows: list[dict[str, Any]]) -> Table:
         first = members[0]
         counts = [*(first["params"][r] for r in roles), sum(first["copies"].values()), *(first[key] for key in beside)]
         counts += [first["flops_by_role"][role] for role in _ROLES]
-        table.add_row(*map(_count, counts), shown)
+        table.add_row(*map(short_count, counts), shown)
     return table
-
-
-def _count(number: float) -> str:
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return str(int(number))
-
-
-def _bytes(number: float) -> str:
-    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"

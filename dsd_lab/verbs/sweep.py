@@ -13,9 +13,10 @@ from typing import Any
 from rich.console import Console
 
 from dsd_lab.addresses import chosen_uri
+from dsd_lab.amounts import duration
 from dsd_lab.code_changes import refuse_other_code
 from dsd_lab.disk import announce_need
-from dsd_lab.display import SweepProgress, duration
+from dsd_lab.display import SweepProgress
 from dsd_lab.errors import OK, TERMINATED, TRIALS_FAILED, UNEXPECTED, BadInput
 from dsd_lab.evaluation.reference import check_files
 from dsd_lab.filesystems import shared_sqlite_warning
