@@ -275,7 +275,9 @@ def test_comparisons_are_paired_by_the_seeds_that_both_variants_finished():
     results += [result("naive", s, capacity=1.0, std=0.01) for s in (0, 1, 2, 3, 4)]
     found = compared(results)["naive", "latent/capacity_bits/token"]
     assert found.reference.variant == "dsd"
-    assert vars(found.paired.difference) == pytest.approx(
+    difference = vars(found.paired.difference)
+    assert sorted(difference.pop("seeds")) == [0, 1, 2]
+    assert difference == pytest.approx(
         {"mean": -4.0, "sd": 1.0, "ci_low": -4 - 2.4841, "ci_high": -4 + 2.4841, "n": 3}, abs=1e-4
     )
     scale = compared(results)["naive", "latent/log10_std"].paired.difference
@@ -536,6 +538,8 @@ def test_the_numbers_of_csv_json_and_pages_are_the_same_numbers(report):
     assert set(cost["parameters"]) == {17} and set(cost["flops_per_image"]) == {5_177_344}
     trained = cost["trials"] * cost["steps"] * Training().batch_size * 5_177_344
     assert list(cost["training_flops"]) == list(trained)
+    compared = pd.read_csv(folder / "tables" / "comparisons.csv", dtype=str)
+    assert all(len(seeds.split()) == int(n) for seeds, n in zip(compared["seeds"], compared["n"], strict=True))
 
 
 def test_json_has_the_documented_shape(report):
@@ -546,7 +550,7 @@ def test_json_has_the_documented_shape(report):
         (0, "shrunk", "done"), (1, None, "diverged"), (2, None, "failed")
     ]  # fmt: skip
     assert naive["metrics"]["latent/std"] | {"sd": 0} == {
-        "mean": pytest.approx(0.0101), "sd": 0, "ci_low": None, "ci_high": None, "n": 1
+        "mean": pytest.approx(0.0101), "sd": 0, "ci_low": None, "ci_high": None, "n": 1, "seeds": (0,)
     }  # fmt: skip
     fid = [1 / 3, 1 / 4, 1 / 5]
     half = 4.302653 * np.std(fid, ddof=1) / np.sqrt(3)

@@ -158,11 +158,12 @@ def theory_table(groups: list[Group], settings: ReportSettings, looks: dict[str,
     trials: list[Agreement] = []
     for group in groups:
         diffused = [r for r in group.described if r.description["fields"]["objective"]["diffusion_weight"] > 0]
-        found = [agreement_of(r, settings) for r in diffused]
+        found = {r.seed: agreement_of(r, settings) for r in diffused}
         if not found:
             continue
-        trials += found
-        estimates = {name: estimate(_present(found, name)) for name, *_ in _COLUMNS}
+        trials += found.values()
+        present = {name: _present(found, name) for name, *_ in _COLUMNS}
+        estimates = {name: estimate(list(values.values()), values) for name, values in present.items()}
         rows.append([Cell(group.name), *(_cell(estimates[name], d, s, p) for name, d, s, p in _formats())])
         numbers += [
             {"variant": group.variant, **group.point, "quantity": name, **vars(value)}
@@ -181,8 +182,8 @@ def _formats() -> list[tuple[str, int, bool, bool]]:
     return [(name, digits, signed, digits == 0) for name, _, digits, signed in _COLUMNS]
 
 
-def _present(found: list[Agreement], name: str) -> list[float]:
-    return [value for a in found if (value := getattr(a, name)) is not None]
+def _present(found: dict[int, Agreement], name: str) -> dict[int, float]:
+    return {seed: value for seed, a in found.items() if (value := getattr(a, name)) is not None}
 
 
 def _cell(value: Estimate | None, digits: int, signed: bool, share: bool) -> Cell:

@@ -51,7 +51,8 @@ def compare(groups: list[Group], columns: list[Column], settings: ReportSettings
             for group in members:
                 if against is None or group is against:
                     continue
-                paired = compare_paired(list(paired_differences(group, against, column, settings).values()))
+                differences = paired_differences(group, against, column, settings)
+                paired = compare_paired(list(differences.values()), differences)
                 if paired is not None:
                     family.append((group, against, paired))
         tested = [p.p for _, _, p in family if p.p is not None]

@@ -83,8 +83,8 @@ def effects_of(design: dict[Place, Group], settings: ReportSettings) -> list[Eff
         values = {place: _by_seed(group, column, settings) for place, group in design.items()}
         for name, signs in _EFFECTS:
             if signs.keys() <= design.keys():
-                seeds = set.intersection(*(set(values[p]) for p in signs))
-                total = estimate([sum(sign * values[p][s] for p, sign in signs.items()) for s in sorted(seeds)])
+                seeds = sorted(set.intersection(*(set(values[p]) for p in signs)))
+                total = estimate([sum(sign * values[p][s] for p, sign in signs.items()) for s in seeds], seeds)
                 if total is not None:
                     found.append(Effect(point, name, column, total))
         found += _shapley(point, column, values)
@@ -119,7 +119,7 @@ def _shapley(point: dict[str, Any], column: Column, values: dict[Place, dict[int
         return []
     paths = {order: _path(order) or [] for order in orders}
     seeds = sorted(set.intersection(*(set(values[p]) for path in paths.values() for p in path)))
-    whole = estimate([values[FULL][s] - values[NAIVE][s] for s in seeds])
+    whole = estimate([values[FULL][s] - values[NAIVE][s] for s in seeds], seeds)
     if whole is None:
         return []
     certain = whole.ci_low is not None and whole.ci_high is not None and whole.ci_low * whole.ci_high > 0
@@ -145,7 +145,7 @@ def _gain(
             for order, path in paths.items()
         ]
         gains.append(sum(steps) / len(steps))
-    return estimate(gains)
+    return estimate(gains, seeds)
 
 
 def effect_table(groups: list[Group], settings: ReportSettings) -> Table | None:

@@ -241,8 +241,10 @@ def groups_of(results: list[Result], settings: ReportSettings) -> list[Group]:
     for name, members in by_name.items():
         estimates = {}
         for column in columns:
-            values = [v for r in members if r.finished and (v := value_of(r, column.name, settings)) is not None]
-            if (found := estimate(values)) is not None:
+            values = {
+                r.seed: v for r in members if r.finished and (v := value_of(r, column.name, settings)) is not None
+            }
+            if (found := estimate(list(values.values()), values)) is not None:
                 estimates[column.name] = found
         by_seed = {r.seed: judged[row_key(r)] for r in members}
         groups.append(Group(name, members[0].variant, members[0].point, members, by_seed, estimates))

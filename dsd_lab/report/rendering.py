@@ -92,7 +92,9 @@ def write_tables(tables: list[Table], folder: Path) -> None:
 
 
 def csv_cell(value: Any) -> Any:
-    """A value for a CSV file: text that a spreadsheet would take for a formula is quoted."""
+    """A value for a CSV file: seeds with spaces between; text that a spreadsheet would take for a formula is quoted."""
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 

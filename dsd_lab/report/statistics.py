@@ -6,6 +6,7 @@ Quantiles are those of scipy.special: importing scipy.stats takes longer than mo
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -35,6 +36,8 @@ class Estimate:
     ci_low: float | None
     ci_high: float | None
     n: int
+    seeds: tuple[int, ...] = ()
+    """Those that the values are of."""
 
 
 @dataclass(frozen=True)
@@ -50,22 +53,26 @@ class Paired:
     """The smallest p that this number of seeds can give."""
 
 
-def estimate(values: list[float]) -> Estimate | None:
+def estimate(values: Sequence[float], seeds: Iterable[int] = ()) -> Estimate | None:
     """Mean and interval of values over seeds: Student's t below 10 seeds, BCa bootstrap from 10 on.
+
+    Args:
+        values: one a seed.
+        seeds: kept beside what their values give.
 
     Raises:
         ValueError: a value is not finite; such a trial has diverged and has no place in a mean.
     """
-    if not values:
+    if not len(values):
         return None
     if not all(map(math.isfinite, values)):
         raise ValueError(f"not finite: {values}")
     array = np.asarray(values, dtype=float)
     mean, n = float(array.mean()), len(array)
     if n == 1:
-        return Estimate(mean, None, None, None, 1)
+        return Estimate(mean, None, None, None, 1, tuple(seeds))
     if np.ptp(array) <= _ROUNDING * np.abs(array).max():
-        return Estimate(mean, 0.0, mean, mean, n)
+        return Estimate(mean, 0.0, mean, mean, n, tuple(seeds))
     sd = float(array.std(ddof=1))
     half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * sd / math.sqrt(n)
     low, high = mean - half, mean + half
@@ -75,7 +82,7 @@ def estimate(values: list[float]) -> Estimate | None:
         random = np.random.default_rng(0)  # the same values give the same interval
         found = stats.bootstrap((array,), np.mean, confidence_level=CONFIDENCE, method="BCa", rng=random)
         low, high = (float(bound) for bound in found.confidence_interval)
-    return Estimate(mean, sd, low, high, n)
+    return Estimate(mean, sd, low, high, n, tuple(seeds))
 
 
 def clopper_pearson(successes: int, trials: int) -> tuple[float, float]:
@@ -86,9 +93,9 @@ def clopper_pearson(successes: int, trials: int) -> tuple[float, float]:
     return low, high
 
 
-def compare_paired(differences: list[float]) -> Paired | None:
+def compare_paired(differences: Sequence[float], seeds: Iterable[int] = ()) -> Paired | None:
     """What the differences of two variants over shared seeds say; None without a shared seed."""
-    difference = estimate(differences)
+    difference = estimate(differences, seeds)
     if difference is None:
         return None
     n = difference.n
@@ -104,7 +111,7 @@ def hedges_correction(freedom: int) -> float:
     return math.exp(float(gammaln(half) - gammaln(half - 0.5))) / math.sqrt(half)
 
 
-def sign_flip_p(differences: list[float]) -> float:
+def sign_flip_p(differences: Sequence[float]) -> float:
     """Two-sided p of "the differences are symmetric about 0": every sign flip up to 13 seeds, 9,999 random ones above.
 
     As `scipy.stats.permutation_test(..., permutation_type="samples")`, at a fiftieth of its time: a

@@ -107,7 +107,7 @@ def _verdict_numbers(group: Group, columns: list[Column]) -> dict[str, Any]:
     }
     for column in columns:
         found = group.estimates.get(column.name)
-        for part in ("mean", "sd", "ci_low", "ci_high", "n"):
+        for part in ("mean", "sd", "ci_low", "ci_high", "n", "seeds"):
             row[f"{column.name} {part}"] = getattr(found, part) if found else (0 if part == "n" else None)
     return row
 
@@ -119,8 +119,8 @@ def gap_table(groups: list[Group], settings: ReportSettings) -> Table | None:
     for group in groups:
         names, cells = gap_names(group), []
         for index, name in enumerate(names):
-            values = [v for r in group.finished if (v := r.last_probes(name, settings.probes)) is not None]
-            found = estimate(values)
+            values = {r.seed: v for r in group.finished if (v := r.last_probes(name, settings.probes)) is not None}
+            found = estimate(list(values.values()), values)
             cells.append(estimate_cell(found, 2, signed=True))
             if found is not None:
                 span = {"t_low": index / len(names), "t_high": (index + 1) / len(names)}

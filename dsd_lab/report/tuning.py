@@ -70,7 +70,10 @@ def tune(results: list[Result], settings: Tuning) -> tuple[list[Result], list[Tu
         figures = {(r.point[settings.axis], r.seed): f for r in members if (f := _figure(r, metric)) is not None}
         chosen = {seed: _best(figures, sign, values, [s for s in seeds if s != seed] or seeds) for seed in seeds}
         kept += [replace(r, point=rest) for r in members if r.point[settings.axis] == chosen[r.seed]]
-        by_value = {v: estimate([figures[v, s] for s in seeds if (v, s) in figures]) for v in values}
+        by_value = {}
+        for value in values:
+            known = [s for s in seeds if (value, s) in figures]
+            by_value[value] = estimate([figures[value, s] for s in known], known)
         tuned.append(Tuned(variant, rest, metric, by_value, chosen, len(seeds) > 1))
     return kept, tuned
 
