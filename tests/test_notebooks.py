@@ -5,11 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
-from sweeping import EVALUATION, train_here, write_spec
+from sweeping import EVALUATION, run, train_here, write_spec
 
-from dsd_lab.errors import BadInput
+from dsd_lab.errors import OK, BadInput
 from dsd_lab.home import Home
 from dsd_lab.report.opened import open_sweep
+from dsd_lab.report.rendering import csv_cell
 
 ANALYSIS = Path(__file__).resolve().parents[1] / "analysis"
 NOTEBOOKS = sorted(ANALYSIS.glob("*.ipynb"))
@@ -82,6 +83,19 @@ def test_a_committed_notebook_opens_with_its_data_has_outputs_and_nothing_that_d
             source = "".join(cell["source"])
             assert len(source.splitlines()) < 25 and "def " not in source  # thin: what is computed is the package's
     assert path.stat().st_size < 600_000
+
+
+@pytest.mark.slow
+def test_a_notebooks_tables_and_numbers_are_those_of_the_report(home, tmp_path):
+    assert run("report", "collapse_ablation", "--home", home.root, "--out", tmp_path)[0] == OK
+    page, opened = (tmp_path / "report.md").read_text(), open_sweep(home.root, "collapse_ablation")
+    used = {"verdicts", "effects", "comparisons", "cost", "evaluations", "theory", "rank_gap"}
+    assert used | {"trials"} <= {path.stem for path in (tmp_path / "tables").glob("*.csv")}
+    for name in used:
+        table = opened.table(name).markdown.split("\n\n")[1]
+        assert table.startswith("| ") and len(table.splitlines()) > 3 and table in page
+        frame = opened.frame(name).map(csv_cell)
+        assert frame.to_csv(index=False) == (tmp_path / "tables" / f"{name}.csv").read_text()
 
 
 @pytest.mark.slow
