@@ -34,7 +34,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from dsd_lab.addresses import chosen_uri, without_password
 from dsd_lab.artifacts import differing, flat
 from dsd_lab.errors import LabError
-from dsd_lab.home import ENDED, Home, TrialFolder, locked
+from dsd_lab.home import ENDED, Home, locked
 from dsd_lab.machine import read_samples
 from dsd_lab.replaying import BATCH, bring_up, set_state
 from dsd_lab.stored import StoredTrial, all_runs, stored_trial
@@ -127,7 +127,7 @@ class Store:
             sweep = self._sweep(manifest)
             new = sum(self._sync_trial(sweep, entry) for entry in manifest["trials"])
             self._sync_machine(sweep)
-            self._settle_sweep(sweep, [self.home.trial(t["id"]) for t in manifest["trials"]])
+            self._settle_sweep(sweep, manifest)
             return new
 
     def attach_report(self, manifest: dict[str, Any], folder: Path, place: str = "report") -> None:
@@ -154,7 +154,8 @@ class Store:
         parent = self._find([experiment], "sweep", f"tags.`dsd.sweep` = '{key}'")
         if parent is None:
             tags = {"dsd.kind": "sweep", "dsd.sweep": key, "mlflow.note.content": why}
-            parent = str(self.client.create_run(experiment, tags=tags, run_name=key).info.run_id)
+            began = int(1000 * manifest["run_at"])
+            parent = str(self.client.create_run(experiment, start_time=began, tags=tags, run_name=key).info.run_id)
         spec = json.dumps(manifest["spec"], indent=1)
         if self._seen.get(f"{key} spec") != spec:
             self.client.log_text(parent, spec, "spec.json")
@@ -255,12 +256,13 @@ class Store:
             self.client.log_batch(sweep.parent, metrics=metrics)
             self._seen[slot] = str(step + 1)
 
-    def _settle_sweep(self, sweep: _Sweep, trials: list[TrialFolder]) -> None:
+    def _settle_sweep(self, sweep: _Sweep, manifest: dict[str, Any]) -> None:
+        trials = [self.home.trial(t["id"]) for t in manifest["trials"]]
         order, states = ("running", "interrupted", "pending", "failed"), {t.state() for t in trials}
         state = next((s for s in order if s in states), "done")
         if self._seen.get(f"{sweep.key} state") != state:
-            # It ended with its last trial, not when it was last looked at.
-            ended = max((float(t.status().get("updated", 0.0)) for t in trials), default=0.0)
+            # It ended with its last trial, not when it was last looked at; all may have been trained before it began.
+            ended = max([manifest["run_at"], *(t.status().get("updated", 0.0) for t in trials)])
             set_state(self.client, sweep.parent, state, ended)
             self._seen[f"{sweep.key} state"] = state
 
@@ -278,7 +280,7 @@ class Store:
         tags = [RunTag(k, v) for k, v in found.data.tags.items() if k.startswith("dsd.") and k not in own]
         self.client.log_batch(pointer, metrics=lacking[:BATCH], tags=tags)
         if run.info.status != "FINISHED":
-            set_state(self.client, pointer, "done")
+            set_state(self.client, pointer, "done", self.home.trial(entry["id"]).status().get("updated"))
 
     def close_orphans(self, dry_run: bool = False) -> list[str]:
         """Close as KILLED the runs that say RUNNING though nobody works on their trial; returns their names.

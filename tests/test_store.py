@@ -135,6 +135,8 @@ def test_a_spec_is_an_experiment_a_sweep_a_parent_run_and_a_trial_a_child_run(ho
     assert parent.info.status == "FAILED"
     ended = [int(1000 * home.trial(t.id).status()["updated"]) for t in plan.trials if t.variant != "broken"]
     assert parent.info.end_time >= max(ended)
+    # It began when the sweep was run, however much later the store hears of it.
+    assert parent.info.start_time == int(1000 * manifest["run_at"]) <= parent.info.end_time
     Store(home).sync(manifest)
     assert store.client.get_run(parent.info.run_id).info.end_time == parent.info.end_time
     assert (
@@ -414,6 +416,7 @@ def test_a_trial_that_another_sweep_trained_is_a_short_run_that_points_to_it_and
     assert pointer.data.tags["dsd.points_to"] == first.info.run_id
     assert pointer.data.metrics == first.data.metrics
     assert pointer.info.status == "FINISHED"
+    assert (pointer.info.start_time, pointer.info.end_time) == (first.info.start_time, first.info.end_time)
     for name in ("dsd.variant", "dsd.seed", "dsd.device", "dsd.state"):
         assert pointer.data.tags[name] == first.data.tags[name]
     assert stored(home) == before
