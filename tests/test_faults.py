@@ -266,7 +266,9 @@ def test_f14_a_trial_that_other_training_code_began_is_not_continued_silently(st
 @pytest.mark.slow
 def test_f15_a_package_that_is_not_there_is_one_line_and_exit_code_4(whole, home):
     program = "import sys; sys.modules[sys.argv.pop(1)] = None; from dsd_lab.cli import main; sys.exit(main())"
-    for missing, verb in (("timm", ["sweep", str(whole.spec), "--no-tracking"]), ("mlflow", ["report"])):
+    sweep = ["sweep", str(whole.spec)]
+    cases = [*((n, [*sweep, "--no-tracking"]) for n in ("timm", "ray")), ("mlflow", sweep), ("mlflow", ["report"])]
+    for missing, verb in cases:
         train_here(home, whole.spec, "seeds=[3]")
         command = [sys.executable, "-c", program, missing, *verb, "--home", str(home.root)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)

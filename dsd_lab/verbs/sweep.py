@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import subprocess
 import sys
@@ -44,6 +45,7 @@ _UPLOAD_AFTER_STOP = 20.0
 def run(arguments: argparse.Namespace) -> int:
     """Run a spec's unfinished trials."""
     plan, home = plan_of(arguments), home_of(arguments)
+    _check_packages(tracking=not arguments.no_tracking)
     _check_data(plan)
     check_files(plan.spec.evaluate, home)
     stopping = None if arguments.stop_collapsed is None else (load_forecast(home), arguments.stop_collapsed)
@@ -133,6 +135,13 @@ def _unfinished(home: Home, plan: Plan, retry_failed: bool, stopping: bool) -> l
 
 def _distinct(plan: Plan) -> list[PlannedTrial]:
     return list({t.id: t for t in reversed(plan.trials)}.values())[::-1]
+
+
+def _check_packages(tracking: bool) -> None:
+    """What only workers and the uploader import is missed here, once, and not by every trial."""
+    for name in ("ray", "torch", "timm", *(["mlflow"] if tracking else [])):
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def _check_data(plan: Plan) -> None:
