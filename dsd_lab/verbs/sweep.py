@@ -57,7 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     with locked(home.sweep_folder(plan.key) / "lock", wait=False) as held:
         if not held:
             raise BadInput(f"sweep {plan.key!r} is already running in {home.root}; `dsd-lab status` shows it")
-        manifest = manifest_of(plan_of(argparse.Namespace(**{**vars(arguments), "only": None})))
+        whole = plan_of(argparse.Namespace(**{**vars(arguments), "only": None})) if arguments.only else plan
+        manifest = manifest_of(whole)
         home.write_manifest(plan.key, manifest)
         todo = _unfinished(home, plan, arguments.retry_failed, stopping is not None)
         refuse_other_code(home, todo, arguments.allow_code_change)
