@@ -3,9 +3,11 @@
 import pytest
 import torch
 from golden import trial_of
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from dsd_lab.core.data import load_data
 from dsd_lab.core.events import Finished, Logged, Probed
+from dsd_lab.core.network import TanhGELU
 from dsd_lab.core.trainer import Trainer
 from dsd_lab.estimates import shape_key
 from dsd_lab.specs.fields import Trial
@@ -42,3 +44,29 @@ def test_compiling_is_another_trial_and_another_time():
     plain, compiled = trial_of("dsd", "fp32"), trial_of("dsd", "fp32", CHANGES)
     assert trial_id(plain, 0) != trial_id(compiled, 0), "rounding differs"
     assert shape_key(canonical_fields(plain)) != shape_key(canonical_fields(compiled))
+
+
+def test_a_process_that_meets_many_shapes_compiles_the_last_as_it_did_the_first():
+    torch._dynamo.reset()
+    network = Trainer(trial_of("dsd", "fp32"), 0, load_data(Trial().data), torch.device("cpu")).network
+    network.compile_blocks()
+    count, block = CompileCounterWithBackend("eager"), network.blocks[0]
+    block.compile(dynamic=False, backend=count)  # counts what torch would compile
+    width = network.position.shape[1]
+    for images in range(1, 21):
+        block(torch.randn(images, 4, width), torch.randn(images, width))
+    assert count.frame_count == 20
+    torch._dynamo.reset()
+
+
+def test_gelu_is_the_same_function_compiled(monkeypatch):
+    x = torch.linspace(-12, 12, 4801, dtype=torch.float64, requires_grad=True)
+    found = []
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
+        y = TanhGELU()(x)
+        (slope,) = torch.autograd.grad(y.sum(), x)
+        found.append((y.detach(), slope))
+    for eager, compiled in zip(*found, strict=True):
+        assert torch.allclose(eager, compiled, rtol=1e-9, atol=1e-12)
+    assert not torch.equal(found[0][0], found[1][0]), "the two forms round alike: is the second one run?"
