@@ -68,6 +68,18 @@ def test_images_come_as_floats_between_minus_one_and_one():
     assert x.flatten().tolist() == pytest.approx([1, -1, -0.6, 1]) and y.tolist() == [6, 4, 5, 6]
 
 
+def test_images_in_memory_are_copied_to_a_device_once_and_stay_where_they_were():
+    images = Images(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([4, 5, 6]))
+    there = torch.device("meta")  # every machine has it
+    x, y = images.at(torch.tensor([2, 0]), there)
+    assert (x.device, x.shape, x.dtype, y.device, y.shape) == (there, (2, 1, 2, 2), torch.float32, there, (2,))
+    first = images._on(there)
+    images.at(torch.tensor([1]), there)
+    assert images._on(there) is first
+    assert images.pixels.device.type == images.labels.device.type == "cpu"
+    assert images.at(torch.tensor([0]), torch.device("cpu"))[1].tolist() == [4]
+
+
 # -- idx -------------------------------------------------------------------------------------------
 
 NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

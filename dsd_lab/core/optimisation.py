@@ -28,6 +28,16 @@ class Optimisers:
         """The groups of all; their learning rate may be set."""
         return [group for part in self.parts for group in part.param_groups]
 
+    @property
+    def can_skip(self) -> bool:
+        """Whether all parts read `found_inf`, as fused ones do."""
+        return all(part.defaults.get("fused", False) for part in self.parts)
+
+    def skip_where(self, found_inf: Tensor) -> None:
+        """Have a step do nothing while a scalar on the device, kept from here on, is 1 (`GradScaler`'s convention)."""
+        for part in self.parts:
+            part.grad_scale, part.found_inf = None, found_inf  # type: ignore[attr-defined]
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         for part in self.parts:
             part.zero_grad(set_to_none)

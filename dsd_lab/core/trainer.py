@@ -21,6 +21,7 @@ from dsd_lab.core.auxiliary import Auxiliaries
 from dsd_lab.core.batches import draw_batch, indices_of
 from dsd_lab.core.data import BATCHES_AHEAD
 from dsd_lab.core.events import Checkpointed, Diverged, Drew, Event, Finished, Logged, Probed
+from dsd_lab.core.finiteness import Finiteness
 from dsd_lab.core.network import ROLES, Network, attends_fused
 from dsd_lab.core.objectives import Draws, losses
 from dsd_lab.core.optimisation import (
@@ -98,6 +99,7 @@ class Trainer:
         self.auxiliaries = Auxiliaries(trial, self.network, data.classes, device, seed).to(device)
         self.trained = torch.nn.ModuleList([self.network, self.auxiliaries])
         self.optimiser = build_optimiser(self.network, trial.optimiser, self.auxiliaries)
+        self.finiteness = Finiteness(device, self.optimiser)
         if trial.training.compile:
             for network in filter(None, (self.network, self.target_encoder)):
                 network.compile_blocks()
@@ -108,7 +110,7 @@ class Trainer:
         self.probe_set = ProbeSet(trial, data, self.network, device)
         self.step = 0
         self.stages = trial.stages()
-        self._frozen_rows: list[tuple[Tensor, Tensor]] = []
+        self._frozen_rows: list[tuple[Tensor, Tensor, Tensor]] = []
         self._enter(self.stages[0])
         self._sums: dict[str, Tensor] = {}
         self._summed, self._resumed_at = 0, -1
@@ -128,13 +130,13 @@ class Trainer:
         table = self.network.condition.role.weight
         moments = [v for v in self.optimiser.state_of(table).values() if v.shape == table.shape]
         held = [table, *moments] if stage.frozen else []
-        self._frozen_rows = [(tensor, tensor.detach().clone()) for tensor in held]
+        rows = torch.tensor([ROLES.index(role) for role in sorted(stage.frozen)], dtype=torch.int64, device=self.device)
+        self._frozen_rows = [(tensor, rows, tensor.detach()[rows]) for tensor in held]
 
     def _hold_frozen_rows(self) -> None:
-        rows = [ROLES.index(role) for role in sorted(self.stage.frozen)]
         with torch.no_grad():
-            for tensor, before in self._frozen_rows:
-                tensor[rows] = before[rows]
+            for tensor, rows, before in self._frozen_rows:
+                tensor.index_copy_(0, rows, before)
 
     def draw(self, step: int) -> tuple[Tensor, Draws]:
         """Images [B, C, H, W] and random numbers of the global batch of a step; the next ones are fetched ahead."""
@@ -164,15 +166,19 @@ class Trainer:
         return sums
 
     def train_step(self) -> Diverged | None:
-        """One optimiser step; none is taken, and the event returned, where loss or gradient is not finite."""
+        """One optimiser step; none is taken, and the event returned, where loss or gradient is not finite.
+
+        On a GPU the host hears of a step that was not taken at the next one; weights and moments are then
+        still those before it, averages have moved on towards them once.
+        """
         trial = self.trial
         x, draws = self.draw(self.step)
         self.optimiser.zero_grad(set_to_none=True)
         found = self.gradients(x, draws)
         norm = clip_gradients(self.clipped_apart, trial.optimiser.clip)
-        if not bool(torch.isfinite(found["loss"]) & torch.isfinite(norm)):
-            what = "loss" if not bool(torch.isfinite(found["loss"])) else "gradient"
-            return Diverged(self.step, f"the {what} of step {self.step + 1} is not finite")
+        self.finiteness.watch(self.step, found["loss"], norm)
+        if (diverged := self.diverged()) is not None:
+            return diverged
         rate = learning_rate(trial.optimiser, self.step, trial.training.steps)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["scale"]
@@ -186,6 +192,12 @@ class Trainer:
         self.step += 1
         self._record({**found, "gradient_norm": norm, "learning_rate": torch.tensor(rate)})
         return None
+
+    def diverged(self, wait: bool = False) -> Diverged | None:
+        """The step that was not finite, which is then the next one to take again, or None as far as is known; `wait` to know."""
+        found = self.finiteness.diverged(wait)
+        self.step = self.step if found is None else found.step
+        return found
 
     def _record(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():
@@ -219,11 +231,15 @@ class Trainer:
                 yield Finished(self.step, self.step * self.trial.training.batch_size)
                 return
             if stop():
-                if self.folder is not None and self.step % watch.checkpoint_every and self.step != self._resumed_at:
+                if (diverged := self.diverged(wait=True)) is not None:
+                    yield diverged
+                elif self.folder is not None and self.step % watch.checkpoint_every and self.step != self._resumed_at:
                     self.save(told=False)
                 return
             started = time.perf_counter()
             diverged = self.train_step()
+            if diverged is None and self._is_watched():
+                diverged = self.diverged(wait=True)
             seconds += time.perf_counter() - started
             if diverged is not None:
                 yield diverged
@@ -231,6 +247,12 @@ class Trainer:
             if self.step % watch.log_every == 0 or self.step == steps:
                 yield self._logged(seconds)
                 seconds = 0.0
+
+    def _is_watched(self) -> bool:
+        """Whether something is told or kept of the present step, and the next one has to wait."""
+        watch = self.trial.observation
+        often = (watch.log_every, self.trial.probe.every, watch.images_every, watch.checkpoint_every)
+        return self.step == self.trial.training.steps or any(self.step % every == 0 for every in often)
 
     def _stage_of_step(self) -> None:
         """Enter the stage that the next step belongs to, where it is another."""

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from torch import Tensor
 
 BATCHES_AHEAD = 2
 """Batches that a streamed split decodes ahead of the step; they bound what it holds in memory."""
+
+_SHARE = 0.1
+"""Of a GPU's free memory, what the images in memory may take there; others are sent batch by batch."""
 
 
 class Split(ABC):
@@ -49,7 +53,7 @@ class Split(ABC):
     def at(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Images as float [B, C, H, W] in [-1, 1] and labels [B], on a device."""
         pixels = self.bytes_at(indices).to(device, non_blocking=True)
-        return pixels.float() / 127.5 - 1, self.labels[indices.cpu()].to(device, non_blocking=True)
+        return as_floats(pixels), self.labels[indices.cpu()].to(device, non_blocking=True)
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The whole split in order: images [B, C, H, W] uint8 and labels [B], B at most `size`."""
@@ -78,7 +82,28 @@ class Images(Split):
         return torch.stack([torch.bincount(plane.flatten(), minlength=256) for plane in planes])
 
     def bytes_at(self, indices: Tensor) -> Tensor:
-        return self.pixels[indices.to(self.pixels.device)]
+        return self.pixels[indices.cpu()]
+
+    def at(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        there = self._on(device)
+        if there is None:
+            return super().at(indices, device)
+        pixels, labels = there
+        chosen = indices.to(device, non_blocking=True)
+        return as_floats(pixels[chosen]), labels[chosen]
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """Pixels and labels on a device, copied there once and for all; None where they would fill too much of it."""
+        if device.type == self.pixels.device.type:
+            return self.pixels, self.labels
+        if device not in self._copies:
+            fits = device.type != "cuda" or self.pixels.numel() <= _SHARE * torch.cuda.mem_get_info(device)[0]
+            self._copies[device] = (self.pixels.to(device), self.labels.to(device)) if fits else None
+        return self._copies[device]
+
+    @cached_property
+    def _copies(self) -> dict[torch.device, tuple[Tensor, Tensor] | None]:
+        return {}
 
 
 class StreamedImages(Split):
@@ -144,6 +169,11 @@ class StreamedImages(Split):
         share = max(1, -(-len(indices) // self._workers))
         pairs = zip(pixels.split(share), indices.split(share), strict=True)
         return pixels, [self._threads.submit(_fill, self._decode, *pair) for pair in pairs]
+
+
+def as_floats(pixels: Tensor) -> Tensor:
+    """uint8 -> float in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
 
 
 def _key(indices: Tensor) -> bytes:
