@@ -16,6 +16,7 @@ from rich.text import Text
 from dsd_lab.amounts import duration
 from dsd_lab.home import Home
 from dsd_lab.remaining import Remaining, Seen, holdout_of
+from dsd_lab.specs.evaluations import applies
 from dsd_lab.specs.fields import Generation
 from dsd_lab.specs.sweep import PlannedTrial
 
@@ -45,12 +46,13 @@ class SweepProgress:
     """
 
     def __init__(
-        self, home: Home, trials: list[PlannedTrial], console: Console, evaluations: Sequence[Generation] = ()
+        self, home: Home, trials: list[PlannedTrial], console: Console, evaluations: Sequence[Generation]
     ) -> None:
         self._home, self._trials, self._console = home, trials, console
         self._stop = threading.Event()
         self._began = time.monotonic()
-        self._evaluations, self._remaining = evaluations, Remaining(trials, evaluations)
+        self._remaining = Remaining(trials, evaluations)
+        self._wanted = {t.id: sum(applies(e, t.fields) for e in evaluations) for t in trials}
         self._evaluated: dict[str, list[float]] = {}
         self._released: set[str] = set()
         """Finished trials that nobody works on."""
@@ -85,13 +87,17 @@ class SweepProgress:
                     ended.add(trial.id)
                     note = f": {status.get('error')}" if status.get("error") else ""
                     took = duration(float(status.get("seconds", 0)))
-                    self._console.print(f"{trial.name}: {state} after {took}{note}", markup=False, highlight=False)
+                    self._say(f"{trial.name}: {state} after {took}{note}")
             if not last and time.monotonic() - told > _PLAIN_EVERY:
                 told = time.monotonic()
                 said = [f"{t.name} {how_far}" for t, _, _ in looked if (how_far := self._home.trial(t.id).evaluating())]
-                self._console.print("; ".join([self._summary(looked), *said]), markup=False, highlight=False)
+                self._say("; ".join([self._summary(looked), *said]))
             if last:
                 return
+
+    def _say(self, line: str) -> None:
+        """One line, however long: it may go to a file, which has no width."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _look(self) -> list[tuple[PlannedTrial, str, dict[str, Any]]]:
         looked = []
@@ -111,10 +117,10 @@ class SweepProgress:
         seen = []
         for trial, state, status in looked:
             folder = self._home.trial(trial.id)
-            if state == "done" and len(self._evaluated.get(trial.id, ())) < len(self._evaluations):
+            if state == "done" and len(self._evaluated.get(trial.id, ())) < self._wanted[trial.id]:
                 self._evaluated[trial.id] = [float(e["seconds"]) for e in folder.evaluations().values()]
             at_work = state == "running" or (state == "done" and trial.id not in self._released and folder.is_locked())
-            complete = len(self._evaluated.get(trial.id, ())) >= len(self._evaluations)
+            complete = len(self._evaluated.get(trial.id, ())) >= self._wanted[trial.id]
             if state == "done" and not at_work and complete:
                 self._released.add(trial.id)
             step, seconds = int(status.get("step", 0)), float(status.get("seconds", 0.0))

@@ -91,7 +91,8 @@ def _execute(
     try:
         if todo:
             try:
-                with handled(TERMINATING, raise_terminated), SweepProgress(home, _distinct(plan), console):
+                progress = SweepProgress(home, _distinct(plan), console, plan.spec.evaluate)
+                with handled(TERMINATING, raise_terminated), progress:
                     from dsd_lab.engine import run_trials  # imports Ray: only here, and only where something runs
 
                     cluster = {"address": arguments.address} if arguments.address else None
