@@ -57,9 +57,12 @@ class SweepProgress:
         self._released: set[str] = set()
         """Finished trials that nobody works on."""
         self._holdout: int | None = None
+        self._ended: set[str] = set()
+        """Trials whose end was told, or came before."""
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> SweepProgress:
+        self._ended = {t.id for t, state, _ in self._look() if state not in ("running", "pending", "interrupted")}
         self._thread.start()
         return self
 
@@ -77,14 +80,13 @@ class SweepProgress:
             self._plain()
 
     def _plain(self) -> None:
-        ended = {t.id for t, state, _ in self._look() if state not in ("running", "pending", "interrupted")}
         told = time.monotonic()
         while True:
             last = self._stop.wait(1.0)
             looked = self._look()
             for trial, state, status in looked:
-                if trial.id not in ended and state in _OVER:
-                    ended.add(trial.id)
+                if trial.id not in self._ended and state in _OVER:
+                    self._ended.add(trial.id)
                     note = f": {status.get('error')}" if status.get("error") else ""
                     took = duration(float(status.get("seconds", 0)))
                     self._say(f"{trial.name}: {state} after {took}{note}")
