@@ -14,7 +14,6 @@ from dsd_lab.home import Home
 from dsd_lab.specs.fields import Data, Trial
 
 torch.set_num_threads(1)
-os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # servers of tests need none of its job runners
 settings.register_profile("lab", deadline=None, derandomize=True, max_examples=30)
 settings.load_profile("lab")
 

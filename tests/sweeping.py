@@ -227,9 +227,13 @@ def mlflow_server(folder: Path, port: int) -> Iterator[str]:
     ]
     where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command = [sys.executable, "-m", "mlflow", "server", *place, *where]
+    # Its job runners, which nothing here needs, would leave their queue in shared memory.
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     log = folder / "server.log"  # a pipe that nobody reads fills, and then the server waits for ever
     with log.open("ab") as file:
-        server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        server = subprocess.Popen(
+            command, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         uri = f"http://127.0.0.1:{port}"
         wait_until(lambda: answers(uri) or server.poll() is not None, "the server answers")
