@@ -80,6 +80,20 @@ def test_images_in_memory_are_copied_to_a_device_once_and_stay_where_they_were()
     assert images.at(torch.tensor([0]), torch.device("cpu"))[1].tolist() == [4]
 
 
+def test_images_that_would_fill_a_device_are_sent_there_batch_by_batch(monkeypatch):
+    images = Images(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([4, 5, 6]))
+    monkeypatch.setattr(Images, "_on", lambda self, device: None)
+    x, y = images.at(torch.tensor([2, 0]), torch.device("meta"))
+    assert (x.device.type, x.shape, x.dtype, y.device.type, y.shape) == (
+        "meta",
+        (2, 1, 2, 2),
+        torch.float32,
+        "meta",
+        (2,),
+    )
+    assert images.at(torch.tensor([1, 1]), torch.device("cpu"))[1].tolist() == [5, 5]
+
+
 # -- idx -------------------------------------------------------------------------------------------
 
 NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

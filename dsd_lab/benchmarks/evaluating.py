@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dsd_lab.benchmarks.clock import Clock
+from dsd_lab.core.data.images import as_floats
 from dsd_lab.core.network import Network
 from dsd_lab.core.randomness import generator
 from dsd_lab.core.trainer import Trainer
@@ -31,7 +32,7 @@ def evaluation_ratios(trainer: Trainer, clock: Clock, repeats: int) -> dict[str,
     y = torch.randint(data.classes, (images,), generator=generator(0, "labels"))
     extractor = Extractor(data.channels, data.image_size, data.classes).to(device).eval()
     pixels = torch.randint(256, (images, data.channels, data.image_size, data.image_size), dtype=torch.uint8)
-    network, values = trainer.average, (pixels.float() / 127.5 - 1).to(device)
+    network, values = trainer.average, as_floats(pixels).to(device)
     pairs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         "sampling": (
             lambda: sample_images(network, trainer.trial, y, "heun", _STEPS, 1.0, 0, device),

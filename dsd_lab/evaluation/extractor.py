@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from dsd_lab.core.data.images import as_floats
 from dsd_lab.core.randomness import batch_indices, generator
 from dsd_lab.files import write_atomic
 from dsd_lab.home import locked
@@ -58,7 +59,7 @@ class Extractor(nn.Module):
         """Features [N, 64] and predicted classes [N] of uint8 images [N, C, H, W] or of a split, on the CPU."""
         features, predicted = [], []
         for pixels in images.split(batch) if isinstance(images, Tensor) else (p for p, _ in images.batches(batch)):
-            found, scores = self(pixels.to(device).float() / 127.5 - 1)
+            found, scores = self(as_floats(pixels.to(device)))
             features.append(found.cpu())
             predicted.append(scores.argmax(1).cpu())
         return torch.cat(features), torch.cat(predicted)

@@ -19,6 +19,7 @@ from torch_fidelity import register_feature_extractor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.utils import create_feature_extractor
 
+from dsd_lab.core.data.images import as_floats
 from dsd_lab.errors import BadInput
 from dsd_lab.evaluation.extractor import FEATURES, extractor_of
 from dsd_lab.evaluation.weights import WEIGHTS
@@ -48,7 +49,7 @@ class IndomainExtractor(FeatureExtractorBase):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Images [B, 3, H, W] uint8 -> what was asked for, in that order."""
-        features, scores = self.network(x[:, : self.channels].float() / 127.5 - 1)
+        features, scores = self.network(as_floats(x[:, : self.channels]))
         found = {str(FEATURES): features, "scores": scores}
         return tuple(found[name] for name in self.features_list)
 
