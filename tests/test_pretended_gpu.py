@@ -1,0 +1,127 @@
+"""The code path of a GPU, on machines without one: no step waits for it, and nothing mixes devices.
+
+Numbers are not looked at here, nor is the backward pass; `test_finiteness.py` has what runs on a real one.
+"""
+
+import pytest
+import torch
+from pretended_gpu import GPU, pretended_gpu, without_numbers
+from test_experiments import VARIANTS, small
+
+from dsd_lab.core import checkpoints
+from dsd_lab.core.events import Drew, Finished, Logged, Probed
+from dsd_lab.core.samplers import SAMPLERS
+from dsd_lab.core.trainer import Trainer
+from dsd_lab.evaluation import extractor
+from dsd_lab.evaluation.generation import sample_images
+from dsd_lab.evaluation.reconstruction import latents, reconstructions
+
+pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+
+
+def covering():
+    """Variants of which each makes a choice that none before it makes; together they make all that are shipped."""
+    made, chosen = set(), []
+    for name, fields in VARIANTS.items():
+        sections = small(fields).model_dump(exclude={"data", "evaluate", "observation", "resources"})
+        choices = {
+            (section, key, value if isinstance(value, str | bool) else bool(value))
+            for section, values in sections.items()
+            for key, value in (values.items() if isinstance(values, dict) else [("", values)])
+        }
+        if choices - made:
+            chosen.append(name)
+            made |= choices
+    return chosen
+
+
+def trainer_of(name, digits):
+    """On the pretended GPU; within `pretended_gpu`."""
+    return Trainer(small(VARIANTS[name]), 0, without_numbers(digits), GPU)
+
+
+@pytest.mark.parametrize("name", covering())
+def test_no_step_of_a_variant_waits_for_a_gpu_and_nothing_of_its_training_mixes_devices(name, digits):
+    with pretended_gpu() as gpu:
+        trainer = trainer_of(name, digits)
+        step, waits = trainer.train_step, []
+
+        def watched():
+            gpu.waits.clear()
+            found = step()
+            waits.append(list(gpu.waits))
+            return found
+
+        trainer.train_step = watched
+        told = [type(event) for event in trainer.run()]
+    assert told[0] is Probed and told[-1] is Finished and {Drew, Logged} <= set(told)
+    assert len(waits) == 3
+    assert all("images.py" in wait for wait in waits[0]), "the first step copies the images"
+    assert waits[1:] == [[], []]
+
+
+def test_a_trial_is_resumed_onto_a_gpu(digits, tmp_path, monkeypatch):
+    with pretended_gpu():
+        before, after = (trainer_of("collapse_ablation:dsd", digits) for _ in range(2))
+        list(before.run(stop=lambda: before.step == 2))
+        saved = []
+        monkeypatch.setattr(checkpoints, "save_checkpoint", lambda *given: saved.extend(given))
+        before.save(tmp_path)
+        _, step, tensors, state, _ = saved
+        read = {name: torch.empty_like(value, device="cpu") for name, value in tensors.items()}
+        monkeypatch.setattr(checkpoints, "newest_checkpoint", lambda folder: (folder / f"step-{step}", read, state))
+        after.folder = tmp_path
+        assert after.resume() and after.step == 2
+        assert after.train_step() is None
+        held = [*after.trained.state_dict().values(), *after._sums.values()]
+        moments = [value for part in after.optimiser.parts for entry in part.state.values() for value in entry.values()]
+        assert moments and {value.device.type for value in held + moments} == {"cuda"}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(("guidance", "interval"), [(1.0, None), (1.5, (0.2, 0.8))])
+def test_images_are_sampled_on_a_gpu_and_come_back(digits, sampler, guidance, interval):
+    with pretended_gpu():
+        trainer = trainer_of("collapse_ablation:dsd", digits)
+        y = torch.arange(6) % 10
+        images = sample_images(trainer.network, trainer.trial, y, sampler, 3, guidance, 0, GPU, 4, interval=interval)
+        assert images.device.type == "cpu" and images.shape == (6, 1, 8, 8)
+
+
+def test_reconstructions_latents_and_features_are_computed_on_a_gpu_and_come_back(digits, monkeypatch):
+    monkeypatch.setattr(extractor, "_MAX_STEPS", 2)
+    with pretended_gpu():
+        trainer = trainer_of("collapse_ablation:dsd", digits)
+        data = trainer.data
+        found = [
+            reconstructions(trainer.network, data, GPU),
+            latents(trainer.network, data.train, torch.arange(20), GPU),
+            *extractor._train(data, GPU).extract(data.holdout, GPU),
+        ]
+        assert [value.device.type for value in found] == ["cpu"] * 4
+
+
+def test_what_makes_the_host_wait_is_noted_and_devices_do_not_mix():
+    """The pretended GPU itself."""
+    here = torch.zeros(3)
+    with pretended_gpu() as gpu:
+        there = torch.zeros(3, device=GPU)
+        here = torch.empty_like(here)
+        there + there
+        here.to(GPU, non_blocking=True)
+        assert gpu.waits == []
+        for waited in (
+            lambda: there.sum().item(),
+            lambda: bool((there > 0).all()),
+            lambda: there[there > 0],
+            lambda: there.tolist(),
+            lambda: there.cpu(),
+            lambda: here.to(GPU),
+            lambda: here.copy_(there),
+            lambda: torch.tensor([1.0], device=GPU),
+        ):
+            gpu.waits.clear()
+            waited()
+            assert gpu.waits
+        with pytest.raises(RuntimeError, match="same device"):
+            there + here
