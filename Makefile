@@ -3,6 +3,8 @@
 # make test-all  the suite with the slow tests (at most 30 minutes)
 # make soak     hundreds of tiny trials under fire: workers, drivers, checkpoints and the store are struck (40 minutes)
 # make bench     how fast a few shipped specs train and sweeps run on this machine, and targets beside it (a quarter of an hour, on an idle one)
+# make bench-gpu the paper's sizes on a GPU: memory and share of its ceiling beside targets, eager and compiled; then
+#                the quick ablation with a trial a GPU, and with four (half an hour)
 # make check     linter and type checker
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,7 +14,7 @@ BENCH ?= experiments/collapse_ablation.yaml experiments/component_ablation.yaml 
 # One thread a process unless a spec says otherwise: trials run side by side on the machine's cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: sweep test test-all soak bench check clean
+.PHONY: sweep test test-all soak bench bench-gpu check clean
 
 sweep: .venv/.installed
 	$(BIN)/dsd-lab sweep $(SPEC)
@@ -31,6 +33,12 @@ bench: .venv/.installed
 	$(BIN)/dsd-lab bench $(BENCH)
 	$(BIN)/dsd-lab bench $(SPEC) --sweep
 	$(BIN)/dsd-lab bench $(SPEC) --sweep --variant dsd --set training.steps=1 --set network.width=16 --set evaluate=[] --set seeds=[$$(seq -s, 0 499)]
+
+bench-gpu: .venv/.installed
+	$(BIN)/dsd-lab bench experiments/imagenet256.yaml --profile full --random-images
+	$(BIN)/dsd-lab bench experiments/imagenet256.yaml --profile full --random-images --set base.training.compile=true
+	$(BIN)/dsd-lab bench $(SPEC) --sweep --set base.resources.gpus=1
+	$(BIN)/dsd-lab bench $(SPEC) --sweep --set base.resources.gpus=0.25
 
 check: .venv/.installed-test
 	$(BIN)/ruff check dsd_lab tests

@@ -23,6 +23,7 @@ from dsd_lab.home import STATES, Home
 from dsd_lab.specs.fields import Generation
 from dsd_lab.specs.sweep import load_sweep
 from dsd_lab.surface import SAMPLER_NAMES, build_parser
+from dsd_lab.verbs.common import manifest_of
 from dsd_lab.verbs.schema import spec_schema
 from dsd_lab.verbs.ui import free_port
 
@@ -322,6 +323,20 @@ def test_status_lists_every_sweep_with_the_states_of_its_trials(trained):
     assert {t["id"]: (t["step"], t["steps"]) for t in answer["sweeps"][0]["trials"]} == dict.fromkeys(
         ids.values(), (12, 12)
     )
+
+
+@pytest.mark.parametrize("verb", ["plan", "status"])
+def test_a_row_is_a_line_in_a_file_however_long_it_is(verb, tmp_path, capsys):
+    name = "a_variant_whose_name_alone_is_nearly_as_wide_as_a_terminal"
+    changes = {"objective": {"target": "live", "output": "velocity", "loss_space": "velocity", "reconstruction": "l1"}}
+    changes |= {"auxiliary": {"alignment": 0.5, "representation": 0.1, "classification": 0.1}, "labels": {"drop": 0.2}}
+    plan = load_sweep(spec := write_spec(tmp_path, {name: changes | {"training": {"weight_ema": 0.9}}}))
+    home = Home(tmp_path / "home")
+    home.prepare()
+    home.write_manifest(plan.key, manifest_of(plan))
+    assert main([verb, *([str(spec)] if verb == "plan" else []), "--home", str(home.root)]) == OK
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if plan.trials[0].id in line]
+    assert name in row and "pending" in row and row.endswith({"plan": "weight_ema=0.9", "status": "0/12"}[verb])
 
 
 def test_logs_reads_files_only_and_imports_nothing_heavy(trained):

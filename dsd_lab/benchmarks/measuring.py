@@ -163,9 +163,12 @@ def measure(
     images, shape = trial.training.batch_size, Shape(**count_shape(trial, data.channels, data.classes))
     per_image = count_bytes(trial, data.channels, data.classes)
     memory["planned"] = shape.memory(trial.training, per_image)
+    held = memory["bytes" if device.type == "cuda" else "tensors"]  # a process on the CPU holds libraries too
+    memory["off_plan"] = abs(held / memory["planned"] - 1)
     flops = shape.flops_per_image * images
     around = [(before + after) / 2 for before, after in pairwise(ceilings)]
     return {
+        "on": device.type,
         "precision": trial.training.precision,
         "batch_size": images,
         "threads": trial.resources.threads,

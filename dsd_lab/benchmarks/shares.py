@@ -20,6 +20,18 @@ class Target:
     """Keys that lead to the figure in a trial's or a sweep's answer."""
     unit: str = ""
     """`s`, else a limit of more than 1 is a ratio and one below it a share."""
+    least: bool = False
+    """Whether the limit is the least that the figure should be, not the most."""
+    of: tuple[tuple[str, str], ...] = ()
+    """Keys of a trial's answer and the values that they must have; others the target does not concern."""
+
+    def concerns(self, trial: dict[str, Any]) -> bool:
+        """Whether the figure of a trial, or of a sweep, is to keep to the limit."""
+        return bool(trial.get(self.path[0])) and all(trial.get(key) == value for key, value in self.of)
+
+    def kept(self, figure: float) -> bool:
+        """Whether a figure is on the right side of the limit."""
+        return figure >= self.limit if self.least else figure <= self.limit
 
 
 TARGETS = (
@@ -29,6 +41,18 @@ TARGETS = (
     Target("sampling", 1 / 0.9, "time of samples over their forward passes'", ("evaluation", "sampling", "median")),
     Target("features", 1 / 0.9, "time of features over their forward passes'", ("evaluation", "features", "median")),
     Target("checkpoints", 0.02, "share of checkpoints", ("shares", "checkpoints")),
+    Target("planned", 0.15, "how far memory is off what `plan` says", ("memory", "off_plan")),
+    *(
+        Target(
+            f"used, {size}",
+            limit,
+            "of a GPU's ceiling",
+            ("utilisation", "median"),
+            least=True,
+            of=(("on", "cuda"), ("size", size)),
+        )
+        for size, limit in (("small256", 0.25), ("middle256", 0.35), ("base256", 0.45))
+    ),
 )
 
 START_TARGETS = (
@@ -80,21 +104,23 @@ def verdicts(trials: list[dict[str, Any]], targets: tuple[Target, ...] = TARGETS
     """Each target beside the figure of the trial, or the sweep, that is furthest from it; none of what none does."""
     found = []
     for target in targets:
-        those = [trial for trial in trials if trial.get(target.path[0])]
+        those = [trial for trial in trials if target.concerns(trial)]
         if not those:
             continue
-        worst = max(those, key=lambda trial: _at(trial, target.path))
+        furthest = min if target.least else max
+        worst = furthest(those, key=lambda trial: _at(trial, target.path))
         figure = _at(worst, target.path)
         found.append(
             {
                 "name": target.name,
                 "what": target.what,
                 "limit": target.limit,
+                "least": target.least,
                 "unit": target.unit,
                 "figure": figure,
                 "spec": worst["spec"],
                 "trial": worst["name"],
-                "met": figure <= target.limit,
+                "met": target.kept(figure),
             }
         )
     return found

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from dsd_lab.amounts import duration, short_count
+from dsd_lab.consoles import table_console
 
 _HELD = {"memory": 1024, "handles": 1}
 """What a worker holds, and how many of its units are shown as one."""
@@ -17,7 +17,7 @@ _SHARES = ("steps", "probes", "images", "checkpoints", "events")
 
 def print_answer(answer: dict[str, Any]) -> None:
     """Print speed, parts of a step, shares of a trial, start-up and targets, one line a trial in each."""
-    console = Console(width=None if Console().is_terminal else 200)
+    console = table_console()
     trials = answer["trials"]
     for table in (_speed(trials), _parts(trials), _whole(trials)):
         console.print(table)
@@ -30,7 +30,7 @@ def print_answer(answer: dict[str, Any]) -> None:
 
 def print_sweeps(answer: dict[str, Any]) -> None:
     """Print what whole sweeps took, one line each, and targets."""
-    console = Console(width=None if Console().is_terminal else 200)
+    console = table_console()
     table = _table("sweep", "trials", "slots", "time", "first step", "occupancy", "a trial", "beside it", *_HELD)
     for sweep in answer["sweeps"]:
         held = [(sweep[what], unit) for what, unit in _HELD.items()]
@@ -127,13 +127,13 @@ def _whole(trials: list[dict[str, Any]]) -> Table:
 
 
 def _targets(targets: list[dict[str, Any]], trials: list[dict[str, Any]]) -> Table:
-    table = _table("target", "at most", "measured", "", "of")
+    table = _table("target", "bound", "measured", "", "of")
     for target in targets:
         limit, figure = _bound(target)
         met = "met" if target["met"] else "missed"
         table.add_row(
             f"{target['name']}: {target['what']}",
-            limit,
+            f"at least {limit}" if target["least"] else f"at most {limit}",
             figure,
             met,
             _of(target, trials),

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from dsd_lab.artifacts import flat
+from dsd_lab.consoles import table_console
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.report.comparisons import (
     Comparison,
@@ -152,7 +152,7 @@ def _row(comparison: Comparison) -> dict[str, Any]:
 
 
 def _print(answer: dict[str, Any], comparisons: list[Comparison]) -> None:
-    console = Console(width=None if Console().is_terminal else 200)
+    console = table_console()
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from dsd_lab.accelerators import GPUS
 from dsd_lab.amounts import duration, short_bytes, short_count
 from dsd_lab.benchmarks.saved import benched_seconds, machine_ceiling
+from dsd_lab.consoles import table_console
 from dsd_lab.disk import need_of
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.estimates import EFFICIENCY, Shape, cached_bytes, cached_shape, shape_key, timed_seconds
@@ -144,7 +144,7 @@ def _missing(plan: Plan, done: dict[str, Any], trial: PlannedTrial) -> int:
 
 
 def _print(plan: Plan, rows: list[dict[str, Any]]) -> None:
-    console = Console(width=None if Console().is_terminal else 200)
+    console = table_console()
     table = Table(box=None, pad_edge=False)
     numbers = ("seed", "parameters", "FLOPs/image", "memory", "time")
     for column in (

@@ -6,9 +6,9 @@ import argparse
 from collections import Counter
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from dsd_lab.consoles import table_console
 from dsd_lab.errors import OK
 from dsd_lab.home import STATES
 from dsd_lab.provenance import training_code
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"home": str(home.root.resolve()), "sweeps": sweeps})
         return OK
-    console = Console()
+    console = table_console()
     if not sweeps:
         console.print(f"no sweep has been run in {home.root}", highlight=False)
     for sweep in sweeps:
