@@ -3,8 +3,8 @@
 # make test-all  the suite with the slow tests (at most 30 minutes)
 # make soak     hundreds of tiny trials under fire: workers, drivers, checkpoints and the store are struck (40 minutes)
 # make bench     how fast a few shipped specs train and sweeps run on this machine, and targets beside it (a quarter of an hour, on an idle one)
-# make bench-gpu the paper's sizes on a GPU: memory and share of its ceiling beside targets, eager and compiled; then
-#                the quick ablation with a trial a GPU, and with four (half an hour)
+# make bench-gpu the paper's sizes on a GPU: memory and share of its ceiling beside targets, eager and compiled; small
+#                sizes without and with CUDA graphs; the quick ablation with a trial a GPU, and with four
 # make check     linter and type checker
 PYTHON ?= python3
 BIN := .venv/bin
@@ -37,6 +37,8 @@ bench: .venv/.installed
 bench-gpu: .venv/.installed
 	$(BIN)/dsd-lab bench experiments/imagenet256.yaml --profile full --random-images
 	$(BIN)/dsd-lab bench experiments/imagenet256.yaml --profile full --random-images --set base.training.compile=true
+	$(BIN)/dsd-lab bench nano8 nano28 --set base.resources.gpus=1
+	$(BIN)/dsd-lab bench nano8 nano28 --set base.resources.gpus=1 --set base.training.cuda_graphs=true
 	$(BIN)/dsd-lab bench $(SPEC) --sweep --set base.resources.gpus=1
 	$(BIN)/dsd-lab bench $(SPEC) --sweep --set base.resources.gpus=0.25
 

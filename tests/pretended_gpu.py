@@ -89,6 +89,14 @@ class _Event:
     def synchronize(self) -> None: ...
 
 
+class _Stream:
+    def wait_stream(self, other: _Stream) -> None: ...
+
+
+class _Graph:
+    def replay(self) -> None: ...
+
+
 def _grad(loss: Tensor, inputs: Tensor | list[Tensor], **_: Any) -> tuple[Tensor, ...]:
     return tuple(torch.empty_like(i) for i in ([inputs] if isinstance(inputs, Tensor) else inputs))
 
@@ -111,6 +119,11 @@ _Parameter, _tensor = torch.nn.Parameter, torch.tensor
 
 def _there(tensor: Tensor, device: torch.device | None) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+
+
+def _deepcopy(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
+    """`Tensor.__deepcopy__`, which copies the storage of some fake tensors, where there is none."""
+    return memo.setdefault(id(tensor), _there(tensor, tensor.device))
 
 
 def _to(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
@@ -142,10 +155,16 @@ def pretended_gpu() -> Iterator[Watch]:
         for name, value in {
             "torch.Generator": _Generator,
             "torch.tensor": tensor,
+            "torch.Tensor.__deepcopy__": _deepcopy,
             "torch.nn.Module.to": _to,
             "torch.autograd.grad": _grad,
             "torch.Tensor.backward": _backward,
             "torch.cuda.Event": _Event,
+            "torch.cuda.Stream": _Stream,
+            "torch.cuda.current_stream": _Stream,
+            "torch.cuda.stream": contextlib.nullcontext,
+            "torch.cuda.CUDAGraph": _Graph,
+            "torch.cuda.graph": lambda graph, **_: contextlib.nullcontext(),
             "torch.cuda.is_available": lambda: True,
             "torch.cuda.is_bf16_supported": lambda *_: True,
             "torch.cuda.mem_get_info": lambda _: (2**40, 2**40),

@@ -3,6 +3,8 @@
 Numbers are not looked at here, nor is the backward pass; `test_finiteness.py` has what runs on a real one.
 """
 
+from unittest import mock
+
 import pytest
 import torch
 from pretended_gpu import GPU, pretended_gpu, without_numbers
@@ -15,6 +17,7 @@ from dsd_lab.core.trainer import Trainer
 from dsd_lab.evaluation import extractor
 from dsd_lab.evaluation.generation import sample_images
 from dsd_lab.evaluation.reconstruction import latents, reconstructions
+from dsd_lab.specs.fields import Trial
 
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 
@@ -35,29 +38,50 @@ def covering():
     return chosen
 
 
-def trainer_of(name, digits):
+def trainer_of(name, digits, **training):
     """On the pretended GPU; within `pretended_gpu`."""
-    return Trainer(small(VARIANTS[name]), 0, without_numbers(digits), GPU)
+    values = small(VARIANTS[name]).model_dump()
+    values["training"] |= training
+    trial = Trial.model_validate(values | {"resources": {"gpus": 1.0}})
+    return Trainer(trial, 0, without_numbers(digits), GPU)
+
+
+def watched(trainer, gpu):
+    """A list that has for each of the trainer's steps where it waited, as it goes."""
+    step, waits = trainer.train_step, []
+
+    def train_step():
+        gpu.waits.clear()
+        found = step()
+        waits.append(list(gpu.waits))
+        return found
+
+    trainer.train_step = train_step
+    return waits
 
 
 @pytest.mark.parametrize("name", covering())
 def test_no_step_of_a_variant_waits_for_a_gpu_and_nothing_of_its_training_mixes_devices(name, digits):
     with pretended_gpu() as gpu:
         trainer = trainer_of(name, digits)
-        step, waits = trainer.train_step, []
-
-        def watched():
-            gpu.waits.clear()
-            found = step()
-            waits.append(list(gpu.waits))
-            return found
-
-        trainer.train_step = watched
+        waits = watched(trainer, gpu)
         told = [type(event) for event in trainer.run()]
     assert told[0] is Probed and told[-1] is Finished and {Drew, Logged} <= set(told)
     assert len(waits) == 3
     assert all("images.py" in wait for wait in waits[0]), "the first step copies the images"
     assert waits[1:] == [[], []]
+
+
+def test_a_graph_is_recorded_in_every_stage_and_replayed_without_a_wait(digits):
+    with pretended_gpu() as gpu:
+        trainer = trainer_of("dsd_recipe:staged lr=0.004", digits, cuda_graphs=True, steps=20)
+        waits, told, found = watched(trainer, gpu), [], []
+        replayed = torch.cuda.CUDAGraph.replay
+        with mock.patch("torch.cuda.CUDAGraph.replay", lambda graph: (told.append(trainer.step), replayed(graph))):
+            found = [type(event) for event in trainer.run()]
+    assert found[-1] is Finished and waits[1:] == [[]] * 19
+    assert len(trainer.stages) == 2 and trainer.stages[1].start == 10
+    assert told == [*range(3, 10), *range(13, 20)], "three steps of each stage are computed first"
 
 
 def test_a_trial_is_resumed_onto_a_gpu(digits, tmp_path, monkeypatch):

@@ -39,9 +39,7 @@ def tensor_bytes(trainer: Trainer) -> int:
 
     This is what a GPU's allocator would tell; a process on the CPU holds libraries and freed memory besides.
     """
-    held = [trainer.network, trainer.average, trainer.auxiliaries, *trainer.more_averages.values()]
-    held += [] if trainer.target_encoder is None else [trainer.target_encoder]
-    weights = {p.data_ptr(): p.nbytes for part in held for p in part.parameters()}
+    weights = {p.data_ptr(): p.nbytes for part in trainer.kept.values() for p in part.parameters()}
     moments = sum(v.nbytes for p in trainer.trained.parameters() for v in trainer.optimiser.state_of(p).values())
     with Storages() as storages:
         trainer.train_step()

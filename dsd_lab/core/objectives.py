@@ -55,13 +55,19 @@ class Draws:
     hidden: Tensor | None = None
     labels: Tensor | None = None
 
+    def tensors(self) -> list[Tensor]:
+        """Those that the spec uses, in order."""
+        return [value for part in fields(self) if (value := getattr(self, part.name)) is not None]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Draws:
+        """The same with every tensor changed."""
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        return Draws(**{name: None if value is None else change(value) for name, value in values.items()})  # type: ignore[arg-type]
+
     def of_images(self, chosen: slice, batch: int) -> Draws:
         """The rows of some of the batch's images."""
 
-        def rows(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.unflatten(0, (-1, batch))[:, chosen].flatten(0, 1)
-
-        return Draws(**{part.name: rows(getattr(self, part.name)) for part in fields(self)})  # type: ignore[arg-type]
+        return self.map(lambda value: value.unflatten(0, (-1, batch))[:, chosen].flatten(0, 1))
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from dsd_lab.core.optimisation import (
 from dsd_lab.core.pictures import draw_pictures
 from dsd_lab.core.probes import ProbeSet
 from dsd_lab.core.randomness import generator
+from dsd_lab.core.replay import Replay
 from dsd_lab.errors import BadInput, NoResources
 
 if TYPE_CHECKING:
@@ -97,6 +98,10 @@ class Trainer:
             Averaging(self.target_encoder, self.network) if self.target_encoder is not None else None
         )
         self.auxiliaries = Auxiliaries(trial, self.network, data.classes, device, seed).to(device)
+        self.kept: dict[str, torch.nn.Module] = {"network": self.network, "auxiliary": self.auxiliaries}
+        """What a checkpoint keeps, by the name that its tensors begin with."""
+        self.kept |= {average_name(decay, trial.training.weight_ema): part for decay, part in averages.items()}
+        self.kept |= {} if self.target_encoder is None else {"target": self.target_encoder}
         self.trained = torch.nn.ModuleList([self.network, self.auxiliaries])
         self.optimiser = build_optimiser(self.network, trial.optimiser, self.auxiliaries)
         self.finiteness = Finiteness(device, self.optimiser)
@@ -122,6 +127,7 @@ class Trainer:
     def _enter(self, stage: Stage) -> None:
         """Begin a stage of training: its objective from here on, and what does not move in it."""
         self.stage = self.probe_set.stage = stage
+        self.replay = Replay() if self.trial.training.cuda_graphs else None
         self.network.freeze(stage.frozen)
         for network in (self.network, self.target_encoder):
             if network is not None:
@@ -147,7 +153,12 @@ class Trainer:
         return batch
 
     def gradients(self, x: Tensor, draws: Draws) -> dict[str, Tensor]:
-        """Backward through the losses of a global batch, part by part; returns the loss and its terms."""
+        """Backward through the losses of a global batch; returns the loss and its terms."""
+        return self._gradients(x, draws) if self.replay is None else self.replay(self._gradients, x, draws)
+
+    def _gradients(self, x: Tensor, draws: Draws) -> dict[str, Tensor]:
+        """Part by part, kernel by kernel."""
+        self.optimiser.zero_grad(set_to_none=True)
         training, batch = self.trial.training, len(x)
         part = batch // training.accumulate
         sums: dict[str, Tensor] = {}
@@ -173,7 +184,6 @@ class Trainer:
         """
         trial = self.trial
         x, draws = self.draw(self.step)
-        self.optimiser.zero_grad(set_to_none=True)
         found = self.gradients(x, draws)
         norm = clip_gradients(self.clipped_apart, trial.optimiser.clip)
         self.finiteness.watch(self.step, found["loss"], norm)
@@ -201,8 +211,9 @@ class Trainer:
 
     def _record(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():
-            value = value.detach().double()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._sums[name] = (
+                self._sums.get(name, 0) + value.detach().double()
+            )  # a new tensor: a replay overwrites its own
         self._summed += 1
 
     # -- The loop ----------------------------------------------------------------------------------
@@ -285,12 +296,7 @@ class Trainer:
         """
         folder = folder or self.folder
         assert folder is not None
-        tensors = tensors_of(self.network, "network") | tensors_of(self.average, "average")
-        for decay, average in self.more_averages.items():
-            tensors |= tensors_of(average, average_name(decay, self.trial.training.weight_ema))
-        if self.target_encoder is not None:
-            tensors |= tensors_of(self.target_encoder, "target")
-        tensors |= tensors_of(self.auxiliaries, "auxiliary")
+        tensors = {k: v for name, part in self.kept.items() for k, v in tensors_of(part, name).items()}
         tensors |= {f"optimiser.{k}": v for k, v in checkpoints.flatten_optimiser(self.optimiser).items()}
         tensors |= {f"sums.{k}": v for k, v in self._sums.items()}
         state = {
@@ -324,13 +330,8 @@ class Trainer:
             raise BadInput(
                 f"{path}: trained on {state['device']} so far and would go on on {self.device.type}; set resources.gpus as it was, or remove the trial's folder to train it anew"
             )
-        load_tensors(self.network, "network", tensors, path)
-        load_tensors(self.average, "average", tensors, path)
-        for decay, average in self.more_averages.items():
-            load_tensors(average, average_name(decay, self.trial.training.weight_ema), tensors, path)
-        if self.target_encoder is not None:
-            load_tensors(self.target_encoder, "target", tensors, path)
-        load_tensors(self.auxiliaries, "auxiliary", tensors, path)
+        for name, part in self.kept.items():
+            load_tensors(part, name, tensors, path)
         checkpoints.restore_optimiser(self.optimiser, _part(tensors, "optimiser"))
         self._sums = {k: v.to(self.device) for k, v in _part(tensors, "sums").items()}
         self._summed, self.resumed_told = int(state["summed"]), bool(state.get("told", True))
