@@ -137,7 +137,7 @@ def published_table(groups: list[Group], dots: dict[str, str]) -> Table | None:
         return None
     rows = [*theirs, *ours]
     kinds = list(dict.fromkeys(row.kind for row in rows))
-    header = ["method", "weights, M", "autoencoder counted", "pretrained model", "epochs", "guidance", "sampler", "images", "extractor", *kinds, "IS (Inception)", "source"]  # fmt: skip
+    header = ["method", "weights, M", "autoencoder counted", "pretrained model", "epochs", "guidance", "sampler", "images", *kinds, "IS (Inception)", "source"]  # fmt: skip
     cells = [
         [
             Cell(r.method),
@@ -148,7 +148,6 @@ def published_table(groups: list[Group], dots: dict[str, str]) -> Table | None:
             Cell(r.guidance),
             Cell(r.sampler.partition("; ")[0]),
             Cell(f"{r.images:,}" if r.images else ""),
-            Cell(r.extractor),
             *(estimate_cell(r.fid, 2) if r.kind == kind else Cell("") for kind in kinds),
             Cell(_short(r.inception_score)),
             Cell(r.cite),
