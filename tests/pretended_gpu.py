@@ -61,6 +61,9 @@ class Watch(TorchDispatchMode):
                 self.note("a mask selects")  # how many is known when the GPU has counted them: all of them, here
             whole = [torch.arange(len(i), device=i.device) if i is not None else None for i in args[1]]
             return func(args[0], whole)
+        if func in (_aten.stack.default, _aten.cat.default) and len({part.device.type for part in args[0]}) > 1:
+            # Fake tensors let a number of the CPU in, as most operations of a GPU do; these two do not.
+            raise RuntimeError(f"{func}: expected all tensors to be on the same device")
         result = func(*args, **kwargs)
         if func in (_aten._to_copy.default, _aten.copy_.default):
             sides = {a.device.type for a in (*args, result) if isinstance(a, Tensor)}

@@ -38,9 +38,32 @@ def covering():
     return chosen
 
 
+MORE = {
+    "entropy": {"latent": {"entropy_weight": 0.1}},
+    "kl": {"latent": {"normaliser": "kl"}},
+    "fixed_noise": {"latent": {"normaliser": "fixed_noise"}},
+    "recompute": {"training": {"recompute": True, "precision": "bf16"}},
+    "flow_steps": {"training": {"flow_steps": 2, "accumulate": 2, "more_emas": [0.5]}},
+    "perceptual": {
+        "objective": {
+            "perceptual_weight": 0.5,
+            "perceptual_backbone": "test_resnet",
+            "perceptual_weights": "random",
+        }
+    },
+    "vision": {"auxiliary": {"alignment": 0.5, "alignment_to": "test_vit", "alignment_weights": "random"}},
+}
+"""Choices that no shipped variant makes."""
+
+
+def trial_of(name):
+    """A shipped variant made small, or one of `MORE`."""
+    return small(VARIANTS[name] if name in VARIANTS else Trial.model_validate(MORE[name]))
+
+
 def trainer_of(name, digits, **training):
     """On the pretended GPU; within `pretended_gpu`."""
-    values = small(VARIANTS[name]).model_dump()
+    values = trial_of(name).model_dump()
     values["training"] |= training
     trial = Trial.model_validate(values | {"resources": {"gpus": 1.0}})
     return Trainer(trial, 0, without_numbers(digits), GPU)
@@ -60,7 +83,7 @@ def watched(trainer, gpu):
     return waits
 
 
-@pytest.mark.parametrize("name", covering())
+@pytest.mark.parametrize("name", [*covering(), *MORE])
 def test_no_step_of_a_variant_waits_for_a_gpu_and_nothing_of_its_training_mixes_devices(name, digits):
     with pretended_gpu() as gpu:
         trainer = trainer_of(name, digits)
@@ -147,5 +170,6 @@ def test_what_makes_the_host_wait_is_noted_and_devices_do_not_mix():
             gpu.waits.clear()
             waited()
             assert gpu.waits
-        with pytest.raises(RuntimeError, match="same device"):
-            there + here
+        for mixed in (lambda: there + here, lambda: torch.stack([there.sum(), here.sum()])):
+            with pytest.raises(RuntimeError, match="same device"):
+                mixed()

@@ -4,12 +4,15 @@ import copy
 
 import pytest
 import torch
+from pydantic import ValidationError
 from sweeping import run, write_spec
-from test_experiments import VARIANTS, small
-from test_pretended_gpu import covering
+from test_pretended_gpu import MORE, covering, trial_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dsd_lab.benchmarks.clock import Clock
+from dsd_lab.benchmarks.memory import tensor_bytes
+from dsd_lab.benchmarks.parts import Stopwatch, timed_parts
 from dsd_lab.core.data import load_data
 from dsd_lab.core.events import Logged
 from dsd_lab.core.replay import WARM_UP, Replay
@@ -81,25 +84,9 @@ def longer(trial, steps=12):
     return Trial.model_validate(values)
 
 
-MORE = {
-    "entropy": {"latent": {"entropy_weight": 0.1}},
-    "kl": {"latent": {"normaliser": "kl"}},
-    "fixed_noise": {"latent": {"normaliser": "fixed_noise"}},
-    "muon": {"optimiser": {"kind": "muon"}},
-    "recompute": {"training": {"recompute": True, "precision": "bf16"}},
-    "flow_steps": {"training": {"flow_steps": 2, "accumulate": 2, "more_emas": [0.5]}},
-}
-"""Choices that no shipped variant makes."""
-
-
-def chosen(name):
-    """A shipped variant made small, or one of `MORE`."""
-    return small(VARIANTS[name] if name in VARIANTS else Trial.model_validate(MORE[name]))
-
-
 @pytest.mark.parametrize("name", [*covering(), *MORE])
 def test_replayed_steps_are_those_that_are_computed_anew(name):
-    trial, data = longer(chosen(name)), load_data(Data())
+    trial, data = longer(trial_of(name)), load_data(Data())
     plain, (replayed, tape) = Trainer(trial, 0, data, torch.device("cpu")), replaying(trial, data)
     told = [[event.metrics for event in trainer.run() if isinstance(event, Logged)] for trainer in (plain, replayed)]
     assert tape.recorded == len(trial.stages()) and len(tape.operations) > 100
@@ -107,6 +94,26 @@ def test_replayed_steps_are_those_that_are_computed_anew(name):
     for ours, theirs in zip(replayed.kept.values(), plain.kept.values(), strict=True):
         for (key, value), other in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
             assert torch.equal(value, other), key
+
+
+def test_parts_are_timed_kernel_by_kernel_and_steps_recorded_anew_after_them(tiny_trial, digits):
+    trial = tiny_trial(training={"steps": 40})
+    plain, (replayed, tape) = Trainer(trial, 0, digits, torch.device("cpu")), replaying(trial, digits)
+    watch = Stopwatch(Clock(torch.device("cpu")))
+    for _ in range(2):
+        for trainer in (plain, replayed):
+            for _ in range(WARM_UP + 2):
+                trainer.train_step()
+        before, losses = tape.recorded, watch.seconds["objective"]
+        with timed_parts(replayed, watch):
+            replayed.train_step()
+        assert watch.seconds["objective"] > losses and tape.recorded == before
+        plain.train_step()
+        assert tensor_bytes(replayed) == tensor_bytes(plain)
+    assert tape.recorded == 2
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain.network.parameters(), replayed.network.parameters(), strict=True)
+    )
 
 
 def test_the_first_steps_are_computed_one_kernel_after_the_other(tiny_trial, digits):
@@ -118,8 +125,11 @@ def test_the_first_steps_are_computed_one_kernel_after_the_other(tiny_trial, dig
 
 def test_graphs_need_a_gpu_and_are_another_trial(tmp_path, capsys):
     spec = write_spec(tmp_path, {"dsd": {"training": {"cuda_graphs": True}}})
-    code, _ = run("plan", spec, "--home", tmp_path / "home")
-    assert code == BAD_INPUT
+    assert run("plan", spec, "--home", tmp_path / "home")[0] == BAD_INPUT
+    with pytest.raises(ValidationError, match="determinant"):
+        Trial.model_validate(
+            {"training": {"cuda_graphs": True}, "resources": {"gpus": 1.0}, "latent": {"entropy_weight": 0.1}}
+        )
     on_gpu = {"resources": {"gpus": 1.0}}
     plain, graphed = (Trial.model_validate(on_gpu | {"training": {"cuda_graphs": graphs}}) for graphs in (False, True))
     assert trial_id(plain, 0) != trial_id(graphed, 0)

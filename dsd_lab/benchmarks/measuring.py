@@ -19,6 +19,7 @@ from dsd_lab.benchmarks.events import event_seconds
 from dsd_lab.benchmarks.memory import forget_peak, peak_memory, tensor_bytes
 from dsd_lab.benchmarks.parts import PARTS, Stopwatch, timed_parts
 from dsd_lab.core.data import DataSet
+from dsd_lab.core.replay import WARM_UP
 from dsd_lab.core.trainer import Trainer
 from dsd_lab.counting import count_bytes, count_shape
 from dsd_lab.errors import BadInput
@@ -58,6 +59,11 @@ class _Block:
         if self.trainer.stage is not stage:
             for _ in self.trainer.run(lambda: True):  # enters the stage of its step, and ends before it
                 pass
+
+    def settle(self, stage: Stage) -> None:
+        """Steps that are not timed, up to the first that is replayed, where steps are."""
+        if self.trainer.replay is not None:
+            self.ours(stage, WARM_UP + 1)
 
     def ours(self, stage: Stage, count: int) -> Taken:
         """Time of so many of the trainer's steps; they begin anew at the stage's end."""
@@ -134,6 +140,7 @@ def measure(
         for stage in trainer.stages:
             share = block.shares[stage.start]
             block.enter(stage)
+            block.settle(stage)
             loop.enter(stage)
             eager.enter(stage)
             both = _in_turns(block, loop, stage, turns, steps // turns, repeat)
@@ -202,6 +209,7 @@ def _warm_up(block: _Block, stages: list[Stage]) -> float:
     fastest = float("inf")
     for stage in stages:
         block.enter(stage)
+        block.settle(stage)
         fastest = min(fastest, *(block.ours(stage, 1).wall for _ in range(3)))
     return fastest
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dsd_lab.benchmarks.parts import kernel_by_kernel
 from dsd_lab.core.trainer import Trainer
 from dsd_lab.storages import Storages
 
@@ -41,6 +42,6 @@ def tensor_bytes(trainer: Trainer) -> int:
     """
     weights = {p.data_ptr(): p.nbytes for part in trainer.kept.values() for p in part.parameters()}
     moments = sum(v.nbytes for p in trainer.trained.parameters() for v in trainer.optimiser.state_of(p).values())
-    with Storages() as storages:
+    with kernel_by_kernel(trainer), Storages() as storages:
         trainer.train_step()
     return sum(weights.values()) + moments + storages.most

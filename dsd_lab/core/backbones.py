@@ -93,7 +93,6 @@ class Backbone:
 
         check_name(named)
         settings = timm.get_pretrained_cfg(named.name)
-        self.mean, self.std = settings.mean, settings.std
         chosen: dict[str, Any] = {}
         try:
             with torch.device("meta"):
@@ -116,6 +115,11 @@ class Backbone:
         if device.type != "meta":
             self.model = self._loaded(named, chosen).to(device)
         self.model.requires_grad_(False).eval()
+        for name, numbers in (
+            ("pixel_mean", settings.mean),
+            ("pixel_std", settings.std),
+        ):  # there once, not at every call
+            self.model.register_buffer(name, torch.tensor(numbers, device=device).reshape(1, 3, 1, 1), persistent=False)
 
     def _loaded(self, named: NamedBackbone, settings: dict[str, Any]) -> nn.Module:
         if not named.from_file:
@@ -165,8 +169,7 @@ class Backbone:
         x = (x.expand(-1, 3, -1, -1) + 1) / 2
         if x.shape[-1] != self.pixels:
             x = nn.functional.interpolate(x, size=(self.pixels, self.pixels), mode="bilinear", antialias=True)
-        mean, std = (x.new_tensor(part).reshape(1, 3, 1, 1) for part in (self.mean, self.std))
-        return self._found((x - mean) / std)
+        return self._found((x - self.model.pixel_mean) / self.model.pixel_std)
 
     def _found(self, x: Tensor) -> list[Tensor]:
         channels_last = str(getattr(getattr(self.model, "output_fmt", None), "value", "NCHW")) == "NHWC"

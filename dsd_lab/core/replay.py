@@ -61,7 +61,7 @@ class Replay:
     """
 
     def __init__(self, recorder: Recorder | None = None) -> None:
-        self._recorder = recorder or CudaGraph()
+        self.recorder = recorder or CudaGraph()
         self._calls = 0
         self._given: list[Tensor] = []
         self._found: dict[str, Tensor] = {}
@@ -75,11 +75,11 @@ class Replay:
         """
         self._calls += 1
         if self._calls <= WARM_UP:
-            return self._recorder.warm(lambda: compute(x, draws))
+            return self.recorder.warm(lambda: compute(x, draws))
         if self._again is None:
             x, draws = x.clone(), draws.map(Tensor.clone)
             self._given = [x, *draws.tensors()]
-            self._found, self._again = self._recorder.record(lambda: compute(x, draws))
+            self._found, self._again = self.recorder.record(lambda: compute(x, draws))
         else:
             for given, now in zip(self._given, [x, *draws.tensors()], strict=True):
                 given.copy_(now)

@@ -75,7 +75,7 @@ class Training(Section):
     compile: bool = False
     """Have torch compile the network's blocks: the first step of a process waits for it (10 to 60 seconds, or a few from the home folder's cache). On a CPU 14 to 24 % more images a second in bfloat16, 3 to 6 % in float32; not measured on a GPU."""
     cuda_graphs: bool = False
-    """Launch the kernels of a step's passes on a GPU as one CUDA graph, from the fourth step on: the same kernels, for networks so small that launching them takes longer than they do. Not run on a GPU by us."""
+    """Launch the kernels of a step's passes on a GPU as one CUDA graph, from the fourth step on: the same kernels, for networks so small that launching them takes longer than they do. What a step holds stays reserved between steps. Not run on a GPU by us."""
     recompute: bool = False
     """Keep only what enters a block for the backward pass and compute the block again there (activation checkpointing): the same numbers in much less memory, for about a third more computing."""
     weight_ema: float = Field(0.99, ge=0, lt=1)
@@ -126,6 +126,8 @@ def unfit(trial: Trial) -> str | None:
         return f"training.accumulate: {training.accumulate} does not divide batch_size {training.batch_size}"
     if training.cuda_graphs and trial.resources.gpus == 0:
         return "training.cuda_graphs: needs a GPU, and resources.gpus is 0"
+    if training.cuda_graphs and trial.latent.entropy_weight > 0:
+        return "training.cuda_graphs: the entropy bonus takes a determinant, which cuSOLVER may refuse in a recording"
     whole = {
         "batchnorm": trial.latent.normaliser == "batchnorm",
         "the entropy bonus": trial.latent.entropy_weight > 0,

@@ -52,8 +52,10 @@ class Split(ABC):
 
     def at(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Images as float [B, C, H, W] in [-1, 1] and labels [B], on a device."""
-        pixels = self.bytes_at(indices).to(device, non_blocking=True)
-        return as_floats(pixels), self.labels[indices.cpu()].to(device, non_blocking=True)
+        pixels = self.bytes_at(indices)
+        if device.type == "cuda":
+            pixels = pixels.pin_memory()  # only from such memory is a copy not waited for
+        return as_floats(pixels.to(device, non_blocking=True)), self.labels[indices.cpu()].to(device, non_blocking=True)
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The whole split in order: images [B, C, H, W] uint8 and labels [B], B at most `size`."""
