@@ -14,7 +14,7 @@ from dsd_lab.core import checkpoints
 from dsd_lab.core.events import Drew, Finished, Logged, Probed
 from dsd_lab.core.samplers import SAMPLERS
 from dsd_lab.core.trainer import Trainer
-from dsd_lab.evaluation import extractor
+from dsd_lab.evaluation import extractor, features
 from dsd_lab.evaluation.generation import sample_images
 from dsd_lab.evaluation.reconstruction import latents, reconstructions
 from dsd_lab.specs.fields import Trial
@@ -135,8 +135,10 @@ def test_images_are_sampled_on_a_gpu_and_come_back(digits, sampler, guidance, in
         assert images.device.type == "cpu" and images.shape == (6, 1, 8, 8)
 
 
-def test_reconstructions_latents_and_features_are_computed_on_a_gpu_and_come_back(digits, monkeypatch):
+def test_reconstructions_latents_and_features_are_computed_on_a_gpu_and_come_back(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(extractor, "_MAX_STEPS", 2)
+    extractor.load_extractor(digits, tmp_path, torch.device("cpu"))
+    indomain = features.indomain(extractor.extractor_path(tmp_path, digits.fingerprint))
     with pretended_gpu():
         trainer = trainer_of("collapse_ablation:dsd", digits)
         data = trainer.data
@@ -144,8 +146,9 @@ def test_reconstructions_latents_and_features_are_computed_on_a_gpu_and_come_bac
             reconstructions(trainer.network, data, GPU),
             latents(trainer.network, data.train, torch.arange(20), GPU),
             *extractor._train(data, GPU).extract(data.holdout, GPU),
+            *features.extract(indomain, data.holdout.pixels, GPU),
         ]
-        assert [value.device.type for value in found] == ["cpu"] * 4
+        assert [value.device.type for value in found] == ["cpu"] * 6
 
 
 def test_what_makes_the_host_wait_is_noted_and_devices_do_not_mix():
