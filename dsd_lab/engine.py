@@ -57,14 +57,15 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]
 
     def setup(self, config: dict[str, Any]) -> None:
         """Called once a process."""
-        from dsd_lab.running import DataShelf, run_when_free  # import torch, which the driver does without
+        from dsd_lab import running  # imports torch, which the driver does without
 
-        self._shelf, self._run = DataShelf(), run_when_free
+        self._shelf, self._running = running.DataShelf(), running
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Called when a finished worker is given its next trial."""
         self._progress.close()
+        self._running.free_memory()
         self._begin(new_config)
         return True
 
@@ -74,17 +75,23 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]
         trial = PlannedTrial(**{**content, "fields": Trial.model_validate(content["fields"])})
         evaluations = [Generation.model_validate(e) for e in job["evaluate"]]
         home, stop = Home(Path(job["home"])), StopFile(Path(job["stop"]))
-        self._progress = self._run(home, trial, evaluations, self._shelf, stop)
+        self._progress = self._running.run_when_free(home, trial, evaluations, self._shelf, stop)
         self._decided_at: int | None = job["decided_at"]
 
     def step(self) -> dict[str, Any]:
-        """Go on for a few seconds, to the step at which a stopper decides, or to the trial's end."""
+        """Go on for a few seconds, to the step at which a stopper decides, or to the trial's end.
+
+        Raises:
+            RuntimeError: the process can use its GPU no more, so that Tune gives it no other trial.
+        """
         until = time.monotonic() + _REPORT_EVERY
         for progress in self._progress:
             decide = self._decided_at is not None and self._decided_at <= progress.step < progress.steps
             if decide or time.monotonic() > until:
                 self._decided_at = None if decide else self._decided_at
                 return {"state": progress.state, "step": progress.step, "done": False}
+        if self._running.gpu_is_lost():
+            raise RuntimeError("CUDA has failed in this process")
         return {"done": True}
 
     def cleanup(self) -> None:
@@ -248,14 +255,21 @@ def _request(resources: dict[str, float]) -> dict[str, float]:
 
 
 def _check_resources(trials: list[PlannedTrial]) -> None:
-    there = ray.cluster_resources()
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    where = "here" if len(machines) == 1 else "on the machine that has most"
     for trial in trials:
-        for field, name in (("cpus", "CPU"), ("gpus", "GPU")):
-            wanted, has = getattr(trial.fields.resources, field), there.get(name, 0)
-            if wanted > has:
+        wanted = {"CPU": trial.fields.resources.cpus, "GPU": trial.fields.resources.gpus}
+        for name, count in wanted.items():
+            has = max((machine.get(name, 0) for machine in machines), default=0)
+            if count > has:
                 raise NoResources(
-                    f"resources.{field}: trial {trial.name!r} asks for {wanted:g}, but there are {has:g} here"
+                    f"resources.{name.lower()}s: trial {trial.name!r} asks for {count:g}, but there are {has:g} {where}"
                 )
+        if not any(all(machine.get(name, 0) >= count for name, count in wanted.items()) for machine in machines):
+            asked = " and ".join(f"{count:g} {name}s" for name, count in wanted.items())
+            raise NoResources(
+                f"resources: trial {trial.name!r} asks for {asked}, which no one machine of the cluster has"
+            )
 
 
 @contextlib.contextmanager

@@ -123,6 +123,8 @@ def gpu_metrics(told: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for line in told.splitlines():
         index, *texts = (part.strip() for part in line.split(","))
+        if len(texts) != len(_GPU):  # words, not figures
+            continue
         known = {name: float(text) for name, text in zip(_GPU, texts, strict=True) if text[:1].isdigit()}
         total, limit = known.pop("memory_total", None), known.pop("power_limit", None)
         if total and "memory_usage_megabytes" in known:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import time
 import traceback
@@ -102,6 +103,24 @@ def run_trial(
         except Exception as error:  # the boundary of a trial: whatever went wrong is its result, the sweep goes on
             _record_failure(folder, error)
             yield Progress("failed", int(folder.status().get("step", 0)), steps)
+
+
+def gpu_is_lost() -> bool:
+    """Whether CUDA has failed in this process for good, as after an illegal access: every later call fails as well."""
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except Exception:  # torch raises several kinds
+        return True
+    return False
+
+
+def free_memory() -> None:
+    """Give a GPU's memory that ended trials have left back, so that a process beside this one can have it."""
+    if torch.cuda.is_initialized():
+        gc.collect()  # compiled blocks refer to themselves
+        torch.cuda.empty_cache()
 
 
 def run_when_free(

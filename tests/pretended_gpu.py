@@ -20,7 +20,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dsd_lab.core import randomness
+from dsd_lab.core import randomness, replay
 from dsd_lab.core.data import DataSet
 from dsd_lab.core.data.images import Images
 
@@ -153,7 +153,8 @@ def pretended_gpu() -> Iterator[Watch]:
 
     with contextlib.ExitStack() as stack:
         randomness._order.cache_clear()  # whose tensors have data
-        stack.callback(randomness._order.cache_clear)
+        for kept in (randomness._order, replay._recording_stream):
+            stack.callback(kept.cache_clear)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         for name, value in {
             "torch.Generator": _Generator,

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
 from sweeping import VARIANTS, command, imported, processes_in, run, start, train_here, wait_until, write_spec
 
 from dsd_lab.cli import main
 from dsd_lab.core.samplers import SAMPLERS
 from dsd_lab.errors import BAD_INPUT, OK
-from dsd_lab.home import STATES, Home
+from dsd_lab.home import STATES, Home, TrialFolder
 from dsd_lab.specs.fields import Generation
 from dsd_lab.specs.sweep import load_sweep
 from dsd_lab.surface import SAMPLER_NAMES, build_parser
@@ -353,6 +354,21 @@ def test_sample_writes_the_asked_number_of_images_of_the_asked_class_and_a_grid(
     )
     assert code == OK and answer
     assert sorted(p.name for p in tmp_path.glob("*.png")) == [*(f"{i:05d}-class4.png" for i in range(3)), "grid.png"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is on this machine")
+def test_a_trial_of_a_gpu_is_sampled_on_the_cpu_where_there_is_none_and_says_so(trained, tmp_path, monkeypatch, capsys):
+    home, ids = trained
+    described = TrialFolder.description
+
+    def on_gpu(folder):
+        found = described(folder)
+        return found | {"fields": found["fields"] | {"resources": {"gpus": 1.0}}}
+
+    monkeypatch.setattr(TrialFolder, "description", on_gpu)
+    assert run("sample", ids["dsd"], "--n", 1, "--steps", 1, "--out", tmp_path, "--home", home.root)[0] == OK
+    assert capsys.readouterr().err == "dsd-lab: this process sees no GPU: sampling on the CPU\n"
+    assert (tmp_path / "grid.png").exists()
 
 
 def pictures(folder):

@@ -50,6 +50,7 @@ def test_gpus_are_told_by_index_and_a_column_that_one_does_not_know_is_left_out(
     assert found["gpu_0_memory_usage_megabytes"] == pytest.approx(512 * 2**20 / 1e6)
     assert found["gpu_0_memory_usage_percentage"] == 25 and found["gpu_0_power_usage_percentage"] == pytest.approx(25)
     assert found["gpu_1_utilization_percentage"] == 0 and "gpu_1_power_usage_watts" not in found
+    assert gpu_metrics("No devices were found\n") == {}
 
 
 def test_the_names_are_those_of_mlflows_own_monitors(tmp_path):

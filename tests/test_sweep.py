@@ -4,7 +4,9 @@ One sweep of six variants in a home folder with a long path is run once and aske
 its single worker runs the same computation first and last, with a failing and a diverging trial between.
 """
 
+import contextlib
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -15,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from leftovers import nothing_left
 from ray.cluster_utils import Cluster
@@ -36,8 +39,10 @@ from sweeping import (
     write_spec,
 )
 
+from dsd_lab import engine
+from dsd_lab import running as trial_running
 from dsd_lab.engine import _SOCKET_PATH_ROOM, run_trials
-from dsd_lab.errors import BAD_INPUT, INTERRUPTED, NO_RESOURCES, OK, TERMINATED, TRIALS_FAILED
+from dsd_lab.errors import BAD_INPUT, INTERRUPTED, NO_RESOURCES, OK, TERMINATED, TRIALS_FAILED, NoResources
 from dsd_lab.estimates import cached_shape
 from dsd_lab.home import Home, locked
 from dsd_lab.provenance import training_code
@@ -275,6 +280,43 @@ def test_a_trial_that_asks_for_more_than_there_is_gets_exit_code_4(field, value,
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"dsd-lab: resources.{field}: trial 'dsd s0' asks for {value:g}, but there are ")
     assert not list((tmp_path / "home" / "trials").glob("*/status.json"))
+
+
+MACHINES = [{"CPU": 8.0}, {"CPU": 2.0, "GPU": 1.0}, {"CPU": 2.0, "GPU": 1.0}]
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"cpus": 2.0, "gpus": 1.0}, None),
+        ({"cpus": 8.0}, None),
+        ({"gpus": 2.0}, "resources.gpus: trial 'dsd s0' asks for 2, but there are 1 on the machine that has most"),
+        ({"cpus": 4.0, "gpus": 0.5}, "resources: trial 'dsd s0' asks for 4 CPUs and 0.5 GPUs, which no one machine"),
+    ],
+)
+def test_a_trial_has_to_fit_on_one_machine_of_a_cluster(asked, told, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine.ray, "nodes", lambda: [{"Resources": r, "Alive": True} for r in MACHINES])
+    trials = load_sweep(write_spec(tmp_path, base={"resources": asked})).trials
+    with contextlib.nullcontext() if told is None else pytest.raises(NoResources, match=re.escape(told)):
+        engine._check_resources(trials)
+
+
+def test_a_worker_whose_gpu_is_lost_takes_no_other_trial(monkeypatch):
+    def fails():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def worker():
+        made = engine.TrialWorker.__new__(engine.TrialWorker)
+        made._progress, made._decided_at, made._running = iter(()), None, trial_running
+        return made
+
+    assert worker().step() == {"done": True}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    assert worker().step() == {"done": True}
+    monkeypatch.setattr(torch.cuda, "synchronize", fails)
+    with pytest.raises(RuntimeError, match="CUDA has failed in this process"):
+        worker().step()
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ same places in memory, so what the steps give it is copied to where the first on
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -33,11 +34,17 @@ class Recorder(Protocol):
         ...
 
 
+@cache
+def _recording_stream() -> torch.cuda.Stream:
+    """One a process: cuBLAS keeps workspaces for every stream that it has seen."""
+    return torch.cuda.Stream()
+
+
 class CudaGraph:
     """Records on a stream of its own, as torch's notes on CUDA graphs have it."""
 
     def __init__(self) -> None:
-        self._stream = torch.cuda.Stream()
+        self._stream = _recording_stream()
 
     def warm(self, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         self._stream.wait_stream(torch.cuda.current_stream())

@@ -103,11 +103,16 @@ def _created(name: str, weights: Path | io.BytesIO) -> FeatureExtractorBase:
 def extract(
     extractor: FeatureExtractorBase, pixels: Tensor | Iterable[Tensor], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Features [N, D] and class scores [N, K] of uint8 images [N, C, H, W], whole or in blocks, on the CPU."""
+    """Features [N, D] and class scores [N, K] of uint8 images [N, C, H, W], whole or in blocks, on the CPU.
+
+    In float32 on a GPU too, whose convolutions would round to ten bits: features of both are compared.
+    """
     extractor.to(device)
     blocks, size = [pixels] if isinstance(pixels, Tensor) else pixels, _BATCHES[extractor.name]
-    parts = [extractor(_rgb(chunk).to(device)) for block in blocks for chunk in block.split(size)]
-    return torch.cat([features.cpu() for features, _ in parts]), torch.cat([scores.cpu() for _, scores in parts])
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        found = (extractor(_rgb(chunk).to(device)) for block in blocks for chunk in block.split(size))
+        parts = [(features.cpu(), scores.cpu()) for features, scores in found]
+    return torch.cat([features for features, _ in parts]), torch.cat([scores for _, scores in parts])
 
 
 def _rgb(pixels: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from dsd_lab.errors import OK, BadInput
@@ -32,7 +33,10 @@ def run(arguments: argparse.Namespace) -> int:
     data = load_data(trial.data, home.cache / "data")
     if arguments.label is not None and not 0 <= arguments.label < data.classes:
         raise BadInput(f"--class {arguments.label}: the data has classes 0 to {data.classes - 1}")
-    device = pick_device(trial.resources.gpus)
+    gpus = trial.resources.gpus if torch.cuda.is_available() else 0.0
+    if gpus != trial.resources.gpus:
+        print("dsd-lab: this process sees no GPU: sampling on the CPU", file=sys.stderr)
+    device = pick_device(gpus)
     network = load_network(trial, folder.checkpoints, data, device, "ema")
     labels = (
         torch.arange(arguments.n) % data.classes
