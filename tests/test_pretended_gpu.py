@@ -11,6 +11,7 @@ from pretended_gpu import GPU, pretended_gpu, without_numbers
 from test_experiments import VARIANTS, small
 
 from dsd_lab.core import checkpoints
+from dsd_lab.core.data.images import Split
 from dsd_lab.core.events import Drew, Finished, Logged, Probed
 from dsd_lab.core.samplers import SAMPLERS
 from dsd_lab.core.trainer import Trainer
@@ -149,6 +150,31 @@ def test_reconstructions_latents_and_features_are_computed_on_a_gpu_and_come_bac
             *features.extract(indomain, data.holdout.pixels, GPU),
         ]
         assert [value.device.type for value in found] == ["cpu"] * 6
+
+
+def test_features_are_not_rounded_as_a_gpu_s_convolutions_are(digits):
+    rounded = []
+
+    class Extractor(torch.nn.Module):
+        name = features.INDOMAIN
+
+        def forward(self, pixels):
+            rounded.append(torch.backends.cudnn.allow_tf32)
+            return pixels.flatten(1).float(), pixels.flatten(1).float()
+
+    features.extract(Extractor(), digits.holdout.pixels[:2], torch.device("cpu"))
+    assert rounded == [False] and torch.backends.cudnn.allow_tf32
+
+
+def test_images_that_are_not_on_the_gpu_are_sent_from_memory_whose_copies_are_not_waited_for(digits, monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda pixels: pinned.append(pixels.shape) or pixels)
+    with pretended_gpu() as gpu:
+        train = without_numbers(digits).train
+        Split.at(train, torch.arange(3), GPU)
+        Split.at(train, torch.arange(3), torch.device("cpu"))
+        assert gpu.waits == []
+    assert pinned == [(3, 1, 8, 8)]
 
 
 def test_what_makes_the_host_wait_is_noted_and_devices_do_not_mix():

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dsd_lab.benchmarks.clock import Clock
+from dsd_lab.benchmarks.measuring import _Block
 from dsd_lab.benchmarks.memory import tensor_bytes
 from dsd_lab.benchmarks.parts import Stopwatch, timed_parts
 from dsd_lab.core.data import load_data
@@ -114,6 +115,9 @@ def test_parts_are_timed_kernel_by_kernel_and_steps_recorded_anew_after_them(tin
     assert all(
         torch.equal(a, b) for a, b in zip(plain.network.parameters(), replayed.network.parameters(), strict=True)
     )
+    block = _Block(replayed, Clock(torch.device("cpu")))
+    block.settle(replayed.stage)
+    assert tape.recorded == 3, "steps are timed from the first that is replayed"
 
 
 def test_the_first_steps_are_computed_one_kernel_after_the_other(tiny_trial, digits):

@@ -319,6 +319,19 @@ def test_a_worker_whose_gpu_is_lost_takes_no_other_trial(monkeypatch):
         worker().step()
 
 
+def test_a_worker_gives_its_gpu_s_memory_back_before_its_next_trial(monkeypatch):
+    done = []
+    made = engine.TrialWorker.__new__(engine.TrialWorker)
+    made._progress, made._running = (i for i in ()), trial_running
+    monkeypatch.setattr(engine.TrialWorker, "_begin", lambda self, config: done.append("begun"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("given back"))
+    made.reset_config({})
+    assert done == ["begun"], "a process without a GPU has none to give back"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    made.reset_config({})
+    assert done == ["begun", "given back", "begun"]
+
+
 @pytest.mark.slow
 def test_only_selects_trials_and_leaves_the_others_pending(tmp_path):
     spec = write_spec(tmp_path, {"dsd": {}, "control": VARIANTS["control"]}, seeds=[0, 1])

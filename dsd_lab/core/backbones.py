@@ -115,10 +115,8 @@ class Backbone:
         if device.type != "meta":
             self.model = self._loaded(named, chosen).to(device)
         self.model.requires_grad_(False).eval()
-        for name, numbers in (
-            ("pixel_mean", settings.mean),
-            ("pixel_std", settings.std),
-        ):  # there once, not at every call
+        # They lie on the device once and for all: sent at every call, they would hold up a GPU.
+        for name, numbers in (("pixel_mean", settings.mean), ("pixel_std", settings.std)):
             self.model.register_buffer(name, torch.tensor(numbers, device=device).reshape(1, 3, 1, 1), persistent=False)
 
     def _loaded(self, named: NamedBackbone, settings: dict[str, Any]) -> nn.Module:

@@ -210,10 +210,8 @@ class Trainer:
         return found
 
     def _record(self, values: dict[str, Tensor]) -> None:
-        for name, value in values.items():
-            self._sums[name] = (
-                self._sums.get(name, 0) + value.detach().double()
-            )  # a new tensor: a replay overwrites its own
+        for name, value in values.items():  # each sum is a new tensor: a replay overwrites its own
+            self._sums[name] = self._sums.get(name, 0) + value.detach().double()
         self._summed += 1
 
     # -- The loop ----------------------------------------------------------------------------------
