@@ -6,8 +6,8 @@ from typing import Any
 
 from dsd_lab.errors import BadInput
 from dsd_lab.home import ENDED, Home, TrialFolder
-from dsd_lab.provenance import training_code
 from dsd_lab.specs.sweep import PlannedTrial
+from dsd_lab.training_code import is_current, training_code
 
 
 def refuse_other_code(home: Home, trials: list[PlannedTrial], allowed: bool) -> None:
@@ -16,14 +16,19 @@ def refuse_other_code(home: Home, trials: list[PlannedTrial], allowed: bool) -> 
     Raises:
         BadInput: trials that would go on from a checkpoint began with other training code.
     """
-    code = training_code()
     folders = [home.trial(t.id) for t in trials]
     begun = [f for f in folders if f.state() not in ENDED and f.checkpoints.exists()]
-    other = [f.root for f in begun if _last_code(f) not in (None, code)]
+    other = [f.root for f in begun if (code := _last_code(f)) is not None and not is_current(code)]
     if other and not allowed:
         raise BadInput(
             f"{len(other)} unfinished trials began with other training code than today's, the first in {other[0]}; remove their folders to train them anew, or let them go on with --allow-code-change, which their records will say"
         )
+
+
+def code_of(folder: TrialFolder) -> str:
+    """What a trial that starts or resumes now records as its code: the hash that it has, where the results are the same."""
+    before = _last_code(folder)
+    return before if before is not None and is_current(before) else training_code()
 
 
 def trained_by(folder: TrialFolder, step: int) -> list[dict[str, Any]]:
@@ -31,7 +36,7 @@ def trained_by(folder: TrialFolder, step: int) -> list[dict[str, Any]]:
 
     What was trained beyond that step is trained again, so that its codes are no part of the result.
     """
-    before, code = _last_code(folder), training_code()
+    before, code = _last_code(folder), code_of(folder)
     known = folder.status().get("trained_by") or ([] if before is None else [{"code": before, "step": 0}])
     return went_on(known, "code", code, step)
 

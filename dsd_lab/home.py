@@ -23,6 +23,7 @@ from typing import Any
 
 from dsd_lab.errors import BadInput, NoResources
 from dsd_lab.files import write_json
+from dsd_lab.training_code import same_results
 from dsd_lab.written import SWEEP_KEY, are_metrics, is_trial_id
 
 STATES = ("pending", "running", "done", "failed", "diverged", "interrupted", "stopped", "stale")
@@ -168,7 +169,7 @@ class TrialFolder:
         recorded = status.get("state", "pending")
         if recorded == "running" and not self.is_locked():
             return "interrupted"
-        if recorded in ENDED and code is not None and status.get("code") != code:
+        if recorded in ENDED and code is not None and same_results(status.get("code")) != same_results(code):
             return "stale"
         return str(recorded)
 

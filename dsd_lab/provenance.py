@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import platform
 import subprocess
-from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from dsd_lab.training_code import training_code
 
 if TYPE_CHECKING:
     import torch
 
 _PACKAGE = Path(__file__).parent
-
-
-@cache
-def training_code() -> str:
-    """Twelve digits of a hash of the training code's syntax trees: comments and docstrings do not count."""
-    digest = hashlib.sha256()
-    for path in sorted((_PACKAGE / "core").rglob("*.py")):
-        tree = ast.parse(path.read_text())
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if (
-                isinstance(body, list)
-                and body
-                and isinstance(body[0], ast.Expr)
-                and isinstance(body[0].value, ast.Constant)
-            ):
-                body.pop(0)
-        digest.update(path.relative_to(_PACKAGE / "core").as_posix().encode() + ast.dump(tree).encode())
-    return digest.hexdigest()[:12]
 
 
 def provenance() -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from dsd_lab.code_changes import trained_by
+from dsd_lab.code_changes import code_of, trained_by
 from dsd_lab.core.checkpoints import list_checkpoints
 from dsd_lab.core.data import DataSet, load_data
 from dsd_lab.core.events import Diverged, Finished, Logged
@@ -27,13 +27,14 @@ from dsd_lab.evaluation.reference import check_files
 from dsd_lab.facts import remember_facts
 from dsd_lab.files import write_json
 from dsd_lab.home import ENDED, FORMAT, STOPPED, Home, TrialFolder
-from dsd_lab.provenance import device_name, provenance, training_code
+from dsd_lab.provenance import device_name, provenance
 from dsd_lab.specs.evaluations import applies
 from dsd_lab.specs.fields import Generation
 from dsd_lab.specs.identity import canonical_fields, data_name, evaluation_id
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.spool import Spool
 from dsd_lab.stopping import Watchdog
+from dsd_lab.training_code import training_code
 
 _STATUS_EVERY = 1.0
 """Seconds between status files while training."""
@@ -166,7 +167,7 @@ def _train(
         error=None,
         # In one file with the code that it follows: whatever is killed here, neither is known without the other.
         trained_by=trained_by(folder, reached),
-        code=training_code(),
+        code=code_of(folder),
         pid=os.getpid(),
         devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
         started=folder.status().get("started", now),

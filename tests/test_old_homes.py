@@ -13,9 +13,9 @@ from dsd_lab.core.checkpoints import list_checkpoints, newest_checkpoint
 from dsd_lab.errors import BAD_INPUT, OK
 from dsd_lab.home import ENDED, Home
 from dsd_lab.loading import load_trial
-from dsd_lab.provenance import training_code
 from dsd_lab.running import DataShelf, run_trial
 from dsd_lab.specs.sweep import load_sweep
+from dsd_lab.training_code import training_code
 
 OLD = sorted((Path(__file__).parent / "fixtures").glob("home-schema*"))
 STATES = {"dsd": "done", "naive": "interrupted", "wild": "diverged", "broken": "failed"}

@@ -45,10 +45,10 @@ from dsd_lab.engine import _SOCKET_PATH_ROOM, run_trials
 from dsd_lab.errors import BAD_INPUT, INTERRUPTED, NO_RESOURCES, OK, TERMINATED, TRIALS_FAILED, NoResources
 from dsd_lab.estimates import cached_shape
 from dsd_lab.home import Home, locked
-from dsd_lab.provenance import training_code
 from dsd_lab.short_paths import short_path
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.sweep import Plan, load_sweep
+from dsd_lab.training_code import training_code
 
 WORKERS_DIE = 15.0
 """Seconds in which the workers of a driver that was killed have died."""

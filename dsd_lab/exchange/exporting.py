@@ -14,10 +14,10 @@ from dsd_lab.exchange.layout import FORMAT, INDEX, kind_of
 from dsd_lab.files import write_json
 from dsd_lab.home import Home, TrialFolder
 from dsd_lab.housekeeping import whole_checkpoint
-from dsd_lab.provenance import training_code
 from dsd_lab.report.weights import average_parameters
 from dsd_lab.specs.fields import SCHEMA_VERSION
 from dsd_lab.spool_reader import complete_lines
+from dsd_lab.training_code import training_code
 
 
 def export_sweep(home: Home, manifest: dict[str, Any], out: Path, weights: bool) -> dict[str, Any]:

@@ -22,8 +22,9 @@ from dsd_lab.benchmarks.subjects import Subject, chosen_subjects
 from dsd_lab.benchmarks.whole_sweep import whole_sweep
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.home import Home, locked
-from dsd_lab.provenance import device_name, provenance, training_code
+from dsd_lab.provenance import device_name, provenance
 from dsd_lab.specs.sizes import SIZES
+from dsd_lab.training_code import training_code
 from dsd_lab.verbs.common import home_of, print_json
 
 _BUSY = 0.5

@@ -7,7 +7,7 @@ import argparse
 from dsd_lab.errors import OK
 from dsd_lab.home import Home
 from dsd_lab.housekeeping import Freeable, garbage, held_trials, readable
-from dsd_lab.provenance import training_code
+from dsd_lab.training_code import training_code
 from dsd_lab.verbs.common import home_of, print_json
 
 

@@ -11,8 +11,8 @@ from dsd_lab.code_changes import told_changes
 from dsd_lab.device_changes import told_devices
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.home import Home, TrialFolder, named_by
-from dsd_lab.provenance import training_code
 from dsd_lab.spool_reader import read_spool
+from dsd_lab.training_code import training_code
 from dsd_lab.verbs.common import find_trial, home_of, print_json
 
 _SHOWN = ("latent/variance", "latent/effective_rank/token", "latent/effective_rank/image", "latent/capacity_bits/token")

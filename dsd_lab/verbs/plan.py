@@ -22,12 +22,12 @@ from dsd_lab.evaluation.reference import check_files
 from dsd_lab.facts import known_facts, skipped
 from dsd_lab.home import Home
 from dsd_lab.housekeeping import readable
-from dsd_lab.provenance import training_code
 from dsd_lab.specs.evaluations import applies
 from dsd_lab.specs.fields import Data, Trial
 from dsd_lab.specs.identity import canonical_fields, evaluation_id
 from dsd_lab.specs.seeds import once_for_seeds
 from dsd_lab.specs.sweep import Plan, PlannedTrial
+from dsd_lab.training_code import training_code
 from dsd_lab.verbs.common import home_of, manifest_of, missing_data, missing_weights, plan_of, print_json
 
 TIMED, BENCHED = "timed here", "from dsd-lab bench"

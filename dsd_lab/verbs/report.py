@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from dsd_lab.errors import OK, BadInput
-from dsd_lab.provenance import training_code
 from dsd_lab.report.pages import Page, write_html, write_markdown
 from dsd_lab.report.report import write_part
 from dsd_lab.report.results import Result, result_of
 from dsd_lab.report.tidying import only_new_files
 from dsd_lab.specs.sweep import ReportSettings
 from dsd_lab.store import Store
+from dsd_lab.training_code import is_current
 from dsd_lab.verbs.common import find_manifest, home_of, print_json, program
 
 _LONGEST = 200
@@ -69,11 +69,10 @@ def _folder_name(keys: list[str]) -> str:
 
 def results_of(store: Store, manifest: dict[str, Any], scratch: Path) -> list[Result]:
     """The trials of a sweep as the store holds them; those that other training code trained are `stale`."""
-    code = training_code()
     results = []
     for stored in store.read(manifest, scratch):
         state = stored.tags.get("dsd.state", "pending")
-        if state == "done" and stored.tags.get("dsd.code") != code:
+        if state == "done" and not is_current(stored.tags.get("dsd.code")):
             state = "stale"
         results.append(result_of(stored.entry, state, stored.tags, stored.metrics, stored.folder))
     return results

@@ -11,7 +11,7 @@ from rich.table import Table
 from dsd_lab.consoles import table_console
 from dsd_lab.errors import OK
 from dsd_lab.home import STATES
-from dsd_lab.provenance import training_code
+from dsd_lab.training_code import training_code
 from dsd_lab.verbs.common import home_of, print_json
 
 

@@ -22,11 +22,11 @@ from dsd_lab.errors import OK, TERMINATED, TRIALS_FAILED, UNEXPECTED, BadInput
 from dsd_lab.evaluation.reference import check_files
 from dsd_lab.filesystems import shared_sqlite_warning
 from dsd_lab.home import ENDED, STOPPED, Home, locked
-from dsd_lab.provenance import training_code
 from dsd_lab.specs.evaluations import applies
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.sweep import Plan, PlannedTrial
 from dsd_lab.stopping import TERMINATING, Terminated, handled, raise_terminated
+from dsd_lab.training_code import training_code
 from dsd_lab.verbs.common import (
     home_of,
     manifest_of,

@@ -1,0 +1,85 @@
+"""Which code trained a trial: a hash of the definitions that can change a training result, and of nothing else."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from functools import cache
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parent
+CORE: tuple[str, ...] = (
+    *("auxiliary", "augmentation", "backbones", "balance", "batches", "checkpoints", "finiteness", "network"),
+    *("normalisers", "objectives", "optimisation", "paths", "perceptual", "randomness", "replay", "trainer"),
+)
+SOURCES: dict[str, tuple[str, ...]] = {
+    **{f"core/{name}.py": () for name in CORE},
+    "core/data/*.py": (),
+    "specs/training.py": ("resolved_phases", "trained_roles"),
+    "specs/auxiliary.py": ("blocks_of", "Auxiliary.needs_target_encoder"),
+    "specs/fields.py": ("Stage", "Trial.stages", "Trial.needs_target_encoder", "uses_target_encoder"),
+}
+"""Files below the package, and the definitions in them that count (none named: all).
+
+Latent metrics, probes, pictures, samplers and events are not among them: they observe a result and do not change it.
+"""
+SAME_RESULTS: dict[str, str] = {"68d98741d16b": "aaf8525e7297"}
+"""Earlier hashes -> a later one whose code gives the same weights and records to the bit (golden losses prove it).
+
+A row is added by whoever changes the shape of training code and not its results: moves a definition, renames one.
+"""
+
+
+@cache
+def training_code() -> str:
+    """Twelve hexadecimal digits of a hash of the training code's definitions.
+
+    Comments, docstrings, imports, the files' names and the order of definitions do not count, so that a
+    definition can be moved from one listed file to another.
+    """
+    dumps = []
+    for pattern, names in SOURCES.items():
+        for path in sorted(_PACKAGE.glob(pattern)):
+            tree = _bare(ast.parse(path.read_text(encoding="utf-8")))
+            found = dict(_definitions(tree))
+            dumps += [ast.dump(node) for node in (tree.body if not names else (found[name] for name in names))]
+    return hashlib.sha256("\n".join(sorted(dumps)).encode()).hexdigest()[:12]
+
+
+def same_results(code: str | None) -> str | None:
+    """The newest known hash of code that gives the same results as a recorded one; that itself where none is known."""
+    while code in SAME_RESULTS:
+        code = SAME_RESULTS[code]
+    return code
+
+
+def is_current(code: str | None) -> bool:
+    """Whether a recorded hash is of code that gives the results of the present code."""
+    return same_results(code) == training_code()
+
+
+def _bare(tree: ast.Module) -> ast.Module:
+    """Without imports and docstrings, those of attributes included."""
+    for node in ast.walk(tree):
+        for field in ("body", "orelse", "finalbody"):
+            body = getattr(node, field, None)
+            if isinstance(body, list):
+                kept = [child for child in body if not _says_nothing(child)]
+                setattr(node, field, kept)
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and not node.body)]  # TYPE_CHECKING
+    return tree
+
+
+def _says_nothing(node: ast.AST) -> bool:
+    is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    return is_text or isinstance(node, ast.Import | ast.ImportFrom)
+
+
+def _definitions(tree: ast.Module) -> list[tuple[str, ast.stmt]]:
+    """Classes, functions and methods by dotted name."""
+    kinds = (ast.ClassDef, ast.FunctionDef)
+    found: list[tuple[str, ast.stmt]] = [(node.name, node) for node in tree.body if isinstance(node, kinds)]
+    for name, node in list(found):
+        if isinstance(node, ast.ClassDef):
+            found += [(f"{name}.{child.name}", child) for child in node.body if isinstance(child, ast.FunctionDef)]
+    return found
