@@ -2,6 +2,7 @@
 
     home/trials/<id>/     trial.json  status.json  spool.jsonl  checkpoints/  images/  evaluations/
     home/sweeps/<key>/    manifest.json
+    home/dsd-lab-home.json (the mark)
     home/reports/<key>/   home/cache/   home/weights/   home/mlflow.db   home/ray/
 
 A trial's state is what its files say now: a status of `running` whose lock nobody holds is
@@ -23,6 +24,7 @@ from typing import Any
 
 from dsd_lab.errors import BadInput, NoResources
 from dsd_lab.files import write_json
+from dsd_lab.mark import MARK, mark_home
 from dsd_lab.training_code import same_results
 from dsd_lab.written import SWEEP_KEY, are_metrics, is_trial_id
 
@@ -63,7 +65,20 @@ class Home:
         return self.root / "cache"
 
     def prepare(self) -> None:
-        """Make the folder.
+        """Make the folder, and mark it as a home where it has no mark.
+
+        Raises:
+            BadInput: it is a file.
+            NoResources: it cannot be written to.
+        """
+        self.check_writable()
+        try:
+            mark_home(self.root)
+        except OSError as error:
+            raise NoResources(f"--home {self.root / MARK}: cannot be written: {error.strerror}") from None
+
+    def check_writable(self) -> None:
+        """Make the folder, and try to write in it.
 
         Raises:
             BadInput: it is a file.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,10 +15,26 @@ from typing import Any
 from dsd_lab.errors import BadInput
 from dsd_lab.files import write_json
 from dsd_lab.home import ENDED, Home, TrialFolder, is_held, locked, named_by
+from dsd_lab.ownership import (
+    below,
+    delete_trial,
+    foreign_entries,
+    is_trial,
+    remove,
+    require_home,
+    trial_folders,
+    was_trial,
+)
 from dsd_lab.sealing import is_intact
+from dsd_lab.written import SWEEP_ENTRIES, is_trial_id
 
 _GOING = ".removing-"
 """A trial is renamed before it is deleted, so that what an interruption leaves is never taken for a trial."""
+_STEP, _DAMAGED = re.compile(r"step-\d{9}"), re.compile(r"damaged-step-\d{9}(-\d+)?")
+_EXTRACTOR, _STATISTICS = re.compile(r"[0-9a-f]{16}-v\d+\.safetensors"), re.compile(r"[0-9a-f]{16}-.+\.safetensors")
+_PACK = re.compile(r"[0-9a-f]{24}\.pack|\.[0-9a-f]{24}\.pack\.[a-z0-9_]{8}")
+_BENCH = re.compile(r"bench-[a-z0-9_]{8}")
+_RAY = re.compile(r"session_\d{4}(-\d\d){2}_(\d\d-){2}\d\d_\d+_\d+|tune")
 
 
 @dataclass(frozen=True)
@@ -38,12 +54,16 @@ class Freeable:
 
 
 def garbage(home: Home, code: str) -> list[Freeable]:
-    """What no recorded sweep names or needs.
+    """What no recorded sweep names or needs, as far as it is provably ours.
 
     Args:
         home: where to look.
         code: hash of the present training code; counts that other code made are not asked for again.
+
+    Raises:
+        BadInput: the folder is no home.
     """
+    require_home(home)
     named = named_trials(home)
     return [
         *_unnamed_trials(home, named),
@@ -70,59 +90,97 @@ def named_trials(home: Home, but: str | None = None) -> set[str]:
 def sweep_trials(home: Home, key: str) -> list[Freeable]:
     """The trials that a sweep names and no other recorded sweep does."""
     own = named_by(home.manifests()[key]) - named_trials(home, but=key)
-    folders = [home.trial(i) for i in sorted(own)]
-    return [_trial(home, folder, key, "no other sweep names it") for folder in folders if _there(folder.root)]
+    return [_trial(home, home.trial(p.name), key, "no other sweep names it") for p in _trials(home) if p.name in own]
 
 
 def forget_sweep(home: Home, key: str, trials: list[Freeable]) -> list[Freeable]:
     """Delete trials, then the record of their sweep; returns those that somebody held, which stay.
 
     Raises:
-        BadInput: the sweep is running.
+        BadInput: the sweep is running, or its folder is reached through a link.
     """
     folder = home.sweep_folder(key)
+    if below(home, "sweeps", key) is None:
+        raise BadInput(f"{folder}: is reached through a link, and nothing is deleted through one; remove it yourself")
     with locked(folder / "lock", wait=False) as held:
         if not held:
             raise BadInput(f"sweep {key!r} is running in {home.root}; stop it first")
         left = [trial for trial in trials if not trial.free()]
-        (folder / "manifest.json").unlink(missing_ok=True)  # from here on it is forgotten
-        shutil.rmtree(folder)
+        for name in SWEEP_ENTRIES:  # the record first: from there on the sweep is forgotten
+            (folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody keeps files there
+            folder.rmdir()
     return left
 
 
 def held_trials(home: Home) -> list[str]:
     """Ids of trials that somebody works on."""
-    return sorted(p.name for p in home.root.glob("trials/*") if home.trial(p.name).is_locked())
+    return [path.name for path in trial_folders(home) if home.trial(path.name).is_locked()]
+
+
+def foreign_trials(home: Home) -> dict[str, list[str]]:
+    """Names that no trial has, by the id of the trial in whose folder they are: such a folder is never deleted."""
+    found = {path.name: foreign_entries(path) for path in trial_folders(home) if is_trial(path, path.name)}
+    return {trial: names for trial, names in found.items() if names}
+
+
+def linked_folders(home: Home) -> list[str]:
+    """Folders of the home that are links: nothing is deleted through them."""
+    names = (
+        "trials",
+        "sweeps",
+        "ray",
+        "cache",
+        *(f"cache/{name}" for name in ("extractors", "statistics", "data", "bench")),
+    )
+    return [name for name in names if (home.root / name).is_symlink()]
 
 
 # -- Kinds -------------------------------------------------------------------------------------------
 
 
+def _trials(home: Home) -> list[Path]:
+    """Folders of trials that hold nothing but what trials write."""
+    return [path for path in trial_folders(home) if is_trial(path, path.name) and not foreign_entries(path)]
+
+
 def _unnamed_trials(home: Home, named: set[str]) -> Iterator[Freeable]:
-    for path in sorted(home.root.glob("trials/*")):
-        if path.name not in named and not path.name.startswith(".") and _there(path):
-            folder = home.trial(path.name)
-            if not folder.is_locked():
-                yield _trial(home, folder, None, "no recorded sweep names it")
+    for path in _trials(home):
+        folder = home.trial(path.name)
+        if path.name not in named and not folder.is_locked():
+            yield _trial(home, folder, None, "no recorded sweep names it")
 
 
 def _leftovers(home: Home) -> Iterator[Freeable]:
-    for path in sorted(home.root.glob(f"trials/{_GOING}*")):
-        if _there(path) and not is_held(path / "lock"):
-            yield Freeable("trial", path, "its deletion was interrupted", size_of(path), partial(_remove, path))
+    trials = below(home, "trials")
+    for path in sorted(trials.glob(f"{_GOING}*")) if trials is not None else ():
+        if _was_going(path) and not is_held(path / "lock"):
+            yield Freeable("trial", path, "its deletion was interrupted", size_of(path), partial(_free_rest, path))
+
+
+def _was_going(path: Path) -> bool:
+    trial_id = path.name.removeprefix(_GOING)
+    ours = is_trial_id(trial_id) and _there(path)
+    return ours and was_trial(path, trial_id) and not foreign_entries(path)
 
 
 def _checkpoints(home: Home, named: set[str]) -> Iterator[Freeable]:
-    for trial_id in sorted(named):
-        folder = home.trial(trial_id)
-        if folder.is_locked() or folder.root.is_symlink() or folder.checkpoints.is_symlink():
+    for path in trial_folders(home):
+        folder = home.trial(path.name)
+        if (
+            path.name not in named
+            or not is_trial(path, path.name)
+            or folder.is_locked()
+            or not _there(folder.checkpoints)
+        ):
             continue
-        found = [(path, "damaged") for path in sorted(folder.checkpoints.glob("damaged-*"))]
+        found = [(p, "damaged") for p in sorted(folder.checkpoints.iterdir()) if _DAMAGED.fullmatch(p.name)]
         if folder.state() in ENDED:
-            found += [(path, "superseded, the trial has ended") for path in _superseded(folder.checkpoints)]
-        for path, why in found:
-            if _there(path):
-                yield Freeable("checkpoint", path, why, size_of(path), partial(_free_held, folder, path))
+            found += [(p, "superseded, the trial has ended") for p in _superseded(folder.checkpoints)]
+        for checkpoint, why in found:
+            if _there(checkpoint):
+                free = partial(_free_held, folder, checkpoint)
+                yield Freeable("checkpoint", checkpoint, why, size_of(checkpoint), free)
 
 
 def _superseded(checkpoints: Path) -> list[Path]:
@@ -138,7 +196,7 @@ def whole_checkpoint(checkpoints: Path) -> Path | None:
 
 
 def _steps(checkpoints: Path) -> list[Path]:
-    return sorted((p for p in checkpoints.glob("step-*") if p.is_dir()), reverse=True)
+    return sorted((p for p in checkpoints.glob("step-*") if _STEP.fullmatch(p.name) and p.is_dir()), reverse=True)
 
 
 def _is_whole(path: Path) -> bool:
@@ -153,7 +211,10 @@ def _is_whole(path: Path) -> bool:
 
 
 def _shapes(home: Home, code: str) -> Iterator[Freeable]:
-    path = home.cache / "shapes.json"
+    folder = below(home, "cache")
+    if folder is None or (folder / "shapes.json").is_symlink():
+        return
+    path = folder / "shapes.json"
     try:
         known = json.loads(path.read_text())
         kept = {key: value for key, value in known.items() if json.loads(key)[0] == code}
@@ -171,8 +232,7 @@ def _shapes(home: Home, code: str) -> Iterator[Freeable]:
 
 
 def _extractors(home: Home, named: set[str]) -> Iterator[Freeable]:
-    files = sorted((home.cache / "extractors").glob("*.safetensors"))
-    kept = sorted((home.cache / "statistics").glob("*.safetensors"))
+    files, kept = _cached(home, "extractors", _EXTRACTOR), _cached(home, "statistics", _STATISTICS)
     if not files and not kept:
         return
     from dsd_lab.evaluation.extractor import extractor_path  # imports torch: only where there is one
@@ -185,36 +245,46 @@ def _extractors(home: Home, named: set[str]) -> Iterator[Freeable]:
         lock = path.with_suffix(".lock")
         if path not in needed and not is_held(lock):
             why = "features of data that no recorded trial has, or made by other code"
-            yield Freeable("cache", path, why, size_of(path), partial(_remove, path))
+            yield Freeable("cache", path, why, size_of(path), partial(remove, path))
 
 
 def _packs(home: Home, named: set[str]) -> Iterator[Freeable]:
     """Rows of parquet files that were unpacked to be streamed, and what was left where that was broken off."""
-    folder = home.cache / "data"
     described = [d for d in (home.trial(i).description() for i in named) if d is not None]
     streams = any(not d["data"].get("resident", True) for d in described)
-    for path in sorted([*folder.glob("*.pack"), *folder.glob(".*.pack.*")]):
+    for path in _cached(home, "data", _PACK):
         whole = path.suffix == ".pack"
-        lock = folder / f"{path.name.removeprefix('.').partition('.')[0]}.lock"
+        lock = path.parent / f"{path.name.removeprefix('.').partition('.')[0]}.lock"
         if not (whole and streams) and not is_held(lock):
             why = (
                 "images of parquet files that no recorded trial streams" if whole else "left where unpacking broke off"
             )
-            yield Freeable("cache", path, why, size_of(path), partial(_remove, path))
+            yield Freeable("cache", path, why, size_of(path), partial(remove, path))
 
 
 def _benches(home: Home) -> Iterator[Freeable]:
-    folder = home.cache / "bench"
-    for path in [] if is_held(folder / "lock") else sorted(folder.glob("tmp*")):
-        yield Freeable("cache", path, "left by a benchmark that was killed", size_of(path), partial(_remove, path))
+    for path in [] if is_held(home.cache / "bench" / "lock") else killed_benches(home):
+        yield Freeable("cache", path, "left by a benchmark that was killed", size_of(path), partial(remove, path))
+
+
+def killed_benches(home: Home) -> list[Path]:
+    """Folders that benchmarks wrote into; where none runs, those of killed ones."""
+    return [path for path in _cached(home, "bench", _BENCH) if _there(path)]
+
+
+def _cached(home: Home, name: str, pattern: re.Pattern[str]) -> list[Path]:
+    """What a folder of the cache holds under names that we give, in order."""
+    folder = below(home, "cache", name)
+    return [] if folder is None else sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
 
 
 def _ray_logs(home: Home) -> Iterator[Freeable]:
-    if _sweep_runs(home):
+    ray = below(home, "ray")
+    if ray is None or _sweep_runs(home):
         return  # a running sweep's Ray has its sockets in there
-    ray = home.root / "ray"
-    for path in (*sorted(ray.glob("session_*")), ray / "tune"):
-        if _there(path) or (path.is_symlink() and path.name == "session_latest"):
+    for path in sorted(ray.iterdir()):
+        latest = path.name == "session_latest" and path.is_symlink()
+        if latest or (_RAY.fullmatch(path.name) and _there(path)):
             yield Freeable("ray", path, "logs of a Ray that has ended", size_of(path), partial(_free_log, home, path))
 
 
@@ -237,29 +307,27 @@ def _free_trial(home: Home, folder: TrialFolder, forgetting: str | None) -> bool
         if not held or folder.id in named_trials(home, but=forgetting):  # a sweep may have begun since it was found
             return False
         going = folder.root.with_name(f"{_GOING}{folder.id}")
-        shutil.rmtree(going, ignore_errors=True)
+        if going.is_symlink() or (going.exists() and not (_was_going(going) and _free_rest(going))):
+            return False
         folder.root.rename(going)
-        shutil.rmtree(going)
+        delete_trial(going)
+    return True
+
+
+def _free_rest(path: Path) -> bool:
+    delete_trial(path)
     return True
 
 
 def _free_held(folder: TrialFolder, path: Path) -> bool:
     with folder.lock() as held:
         if held:
-            _remove(path)
+            remove(path)
         return held
 
 
 def _free_log(home: Home, path: Path) -> bool:
-    return not _sweep_runs(home) and _remove(path)  # one may have begun since it was found
-
-
-def _remove(path: Path) -> bool:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-    return True
+    return not _sweep_runs(home) and remove(path)  # one may have begun since it was found
 
 
 def _there(path: Path) -> bool:

@@ -8,6 +8,25 @@ import sys
 from typing import Any
 
 TRIAL_ID, SWEEP_KEY = r"[0-9a-f]{12}", r"[a-z0-9][a-z0-9._-]{0,131}"
+TRIAL_ENTRIES = frozenset(
+    [
+        "trial.json",
+        "status.json",
+        "spool.jsonl",
+        "lock",
+        "evaluating.json",
+        "error.txt",
+        "hang.txt",
+        "parameters.json",
+        "checkpoints",
+        "images",
+        "evaluations",
+        "crash",
+    ]
+)
+"""What a trial's folder may hold; `gc` and `rm` leave a folder alone that holds anything else."""
+SWEEP_ENTRIES = ("manifest.json", "manifest.lock", "machine.jsonl", "lock")
+"""What a sweep's folder may hold."""
 PICTURE_STEM, METRIC = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", r"[A-Za-z0-9_./ -]{1,250}"
 _METRIC = re.compile(METRIC)
 NOT_FINITE = "not_finite/"

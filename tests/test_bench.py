@@ -252,7 +252,7 @@ def test_the_store_is_measured_where_it_is_asked_for(tmp_path, benched):
     code, answer = run("bench", spec, "--steps", 1, "--repeats", 1, "--store", "--home", home)
     assert code == OK and set(answer["trials"][0]["store"]) == {"open_seconds", "trial_seconds", "share"}
     assert all(value > 0 for value in answer["trials"][0]["store"].values())
-    assert not (home / "mlflow.db").exists() and not list((home / "cache").rglob("tmp*"))
+    assert not (home / "mlflow.db").exists() and not list((home / "cache").rglob("bench-*"))
     assert not list(home.glob("trials/*")) and "store" not in benched[2]["trials"][0]
 
 
@@ -374,7 +374,8 @@ def test_a_trial_that_diverges_at_once_and_a_gpu_that_is_not_there_are_refused(t
 
 def test_two_at_once_are_refused_and_what_a_killed_one_left_is_freed(tmp_path, capsys):
     spec, home = write_spec(tmp_path), Home(tmp_path / "home")
-    left = home.cache / "bench" / "tmpleft"
+    home.prepare()
+    left = home.cache / "bench" / "bench-a1b2c3_4"
     left.mkdir(parents=True)
     (left / "file").write_text("half a checkpoint")
     few = ["bench", str(spec), "--steps", "1", "--repeats", "1", "--home", str(home.root)]

@@ -17,6 +17,7 @@ from dsd_lab.cli import main
 from dsd_lab.core.checkpoints import list_checkpoints, load_checkpoint
 from dsd_lab.errors import BAD_INPUT, OK
 from dsd_lab.home import Home
+from dsd_lab.mark import MARK
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +72,11 @@ def edit(path, **entries):
 
 def refused(capsys, source, home, complaint):
     """An import is refused in one line, and nothing of it is in the home folder."""
-    before = {p for p in home.rglob("*") if p.name != ".mlflow.lock"}
+    before = {p for p in home.rglob("*") if p.name not in (".mlflow.lock", MARK)}
     assert take(source, home) == BAD_INPUT
     said = capsys.readouterr().err
     assert complaint in said and len(said.splitlines()) == 1
-    assert {p for p in home.rglob("*") if p.name != ".mlflow.lock"} == before
+    assert {p for p in home.rglob("*") if p.name not in (".mlflow.lock", MARK)} == before
 
 
 # -- What travels ----------------------------------------------------------------------------------------

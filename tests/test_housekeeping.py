@@ -12,7 +12,7 @@ from dsd_lab.core.checkpoints import list_checkpoints, newest_checkpoint
 from dsd_lab.errors import BAD_INPUT, OK, BadInput
 from dsd_lab.evaluation.extractor import extractor_path
 from dsd_lab.home import Home, locked
-from dsd_lab.housekeeping import garbage
+from dsd_lab.housekeeping import foreign_trials, garbage
 from dsd_lab.specs.sweep import load_sweep
 from dsd_lab.verbs.common import manifest_of
 
@@ -64,6 +64,10 @@ def test_only_superseded_checkpoints_of_finished_trials_can_go_from_a_home_that_
     assert older and set(found) == older and not answer["freed"]
     assert answer["bytes"] == sum((home.root / f).stat().st_size for f in before if any(f.startswith(o) for o in older))
     assert files(home) == before
+
+
+def test_what_a_trial_leaves_in_its_folder_is_known(home):
+    assert foreign_trials(home) == {}
 
 
 def test_with_yes_exactly_what_was_shown_goes_and_nothing_is_left_to_go(home, ids):
@@ -153,13 +157,14 @@ def test_caches_of_other_code_and_of_other_data_go_and_present_ones_stay(home, i
 def test_unpacked_images_go_where_no_trial_streams_them(home, ids):
     folder = home.cache / "data"
     folder.mkdir(parents=True, exist_ok=True)
-    whole, broken = folder / "abc.pack", folder / ".abc.pack.x1y2"
+    key = "0123456789abcdef01234567"
+    whole, broken = folder / f"{key}.pack", folder / f".{key}.pack.x1y2z3_4"
     for path in (whole, broken):
         path.write_bytes(b"images")
     description = home.trial(ids[0]).root / "trial.json"
     content = json.loads(description.read_text())
     description.write_text(json.dumps(content | {"data": content["data"] | {"resident": False}}))
-    with locked(folder / "abc.lock"):
+    with locked(folder / f"{key}.lock"):
         assert not any("pack" in path for path in gc(home)[0])
     assert [p for p in gc(home)[0] if "pack" in p] == [str(broken.relative_to(home.root))]
     description.write_text(json.dumps(content))
@@ -167,12 +172,13 @@ def test_unpacked_images_go_where_no_trial_streams_them(home, ids):
 
 
 def test_logs_of_ray_go_unless_a_sweep_is_running(home):
-    (home.root / "ray" / "session_1" / "logs").mkdir(parents=True)
-    (home.root / "ray" / "session_1" / "logs" / "raylet.out").write_text("a log")
-    (home.root / "ray" / "session_latest").symlink_to(home.root / "ray" / "session_1")
+    session = "session_2026-01-31_12-00-00_123456_789"  # as Ray names them
+    (home.root / "ray" / session / "logs").mkdir(parents=True)
+    (home.root / "ray" / session / "logs" / "raylet.out").write_text("a log")
+    (home.root / "ray" / "session_latest").symlink_to(home.root / "ray" / session)
     with locked(home.sweep_folder("first") / "lock") as held:
         assert held and not any(p.startswith("ray/") for p in gc(home, "--yes")[0])
-    assert {p for p in gc(home, "--yes")[0] if p.startswith("ray/")} == {"ray/session_1", "ray/session_latest"}
+    assert {p for p in gc(home, "--yes")[0] if p.startswith("ray/")} == {f"ray/{session}", "ray/session_latest"}
     assert list((home.root / "ray").iterdir()) == []
 
 

@@ -161,7 +161,7 @@ def measure(
         ceilings.append(ceiling.measure())
         told(repeat + 1)
     longest = max(trainer.stages, key=lambda stage: block.shares[stage.start])
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=scratch) as folder:
         events = event_seconds(trainer, clock, Path(folder), longest.start, repeats)
     evaluation = evaluation_ratios(trainer, clock, repeats) if trial.has_denoiser else {}
     block.enter(longest)

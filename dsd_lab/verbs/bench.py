@@ -22,6 +22,7 @@ from dsd_lab.benchmarks.subjects import Subject, chosen_subjects
 from dsd_lab.benchmarks.whole_sweep import whole_sweep
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.home import Home, locked
+from dsd_lab.housekeeping import killed_benches
 from dsd_lab.provenance import device_name, provenance
 from dsd_lab.specs.sizes import SIZES
 from dsd_lab.training_code import training_code
@@ -94,7 +95,7 @@ def _options(arguments: argparse.Namespace) -> list[str]:
 def _swept(spec: str, arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     options = _options(arguments)
     options += [f"--only=variant={name}" for name in arguments.variant or []]
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=scratch) as folder:
         return {"name": Path(spec).stem} | whole_sweep(spec, options, Home(Path(folder)))
 
 
@@ -107,7 +108,7 @@ def _scratch(home: Home) -> Iterator[Path]:
             raise BadInput(
                 f"--home {home.root}: another `dsd-lab bench` runs there; each would be in the other's times"
             )
-        for left in folder.glob("tmp*"):
+        for left in killed_benches(home):
             shutil.rmtree(left, ignore_errors=True)
         yield folder
 
@@ -153,7 +154,7 @@ def _measured(
             if arguments.store:
                 from dsd_lab.benchmarks.storing import store_seconds  # imports MLflow
 
-                with tempfile.TemporaryDirectory(dir=scratch) as folder:
+                with tempfile.TemporaryDirectory(prefix="bench-", dir=scratch) as folder:
                     figures["store"] = store_seconds(subject, data, Path(folder))
                 figures["store"]["share"] = figures["store"]["trial_seconds"] / whole
             found.append(identity | figures | {"shares": shares(fields, figures), "trial_seconds": whole})

@@ -134,7 +134,7 @@ def _check_threads() -> Finding:
 def _check_home(home: Home) -> Iterator[Finding]:
     if home.root.exists():
         try:
-            home.prepare()
+            home.check_writable()
             yield Finding("home", True, f"{home.root.resolve()} can be written")
         except LabError as error:
             yield Finding("home", False, str(error))

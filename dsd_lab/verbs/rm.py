@@ -6,10 +6,10 @@ import argparse
 
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.home import named_by
-from dsd_lab.housekeeping import forget_sweep, readable, sweep_trials
+from dsd_lab.housekeeping import foreign_trials, forget_sweep, readable, sweep_trials
 from dsd_lab.specs.complaints import did_you_mean
 from dsd_lab.verbs.common import home_of, print_json
-from dsd_lab.verbs.gc import print_items
+from dsd_lab.verbs.gc import print_foreign, print_items
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -46,8 +46,11 @@ def run(arguments: argparse.Namespace) -> int:
     print_items(home, going)
     for trial in held:
         print(f"left alone, since somebody works on it: {trial.path.name}")
+    print_foreign({trial: names for trial, names in foreign_trials(home).items() if trial in named_by(manifests[key])})
     if shared:
-        print(f"{shared} of its trials stay: another sweep names them, or they never started")
+        print(
+            f"{shared} of its trials stay: another sweep names them, they never started, or their folders are not only ours"
+        )
     if arguments.yes:
         print(f"{key} is forgotten, {readable(total)} freed; its report and its runs in MLflow stay")
     else:

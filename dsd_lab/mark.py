@@ -1,0 +1,58 @@
+"""The mark of a home folder: a small file that says that dsd-lab made the folder, and which home it is."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import uuid
+from pathlib import Path
+
+MARK = "dsd-lab-home.json"
+_NOTE = "dsd-lab keeps its trials here; `dsd-lab gc` and `dsd-lab rm` delete only in folders with this file"
+
+
+def home_id(root: Path) -> str | None:
+    """The random id of a home, 32 hexadecimal digits; None where the folder has no mark, or a damaged one."""
+    try:
+        handle = os.open(root / MARK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    with os.fdopen(handle, "rb") as file:
+        return _id_in(file.read(4096))
+
+
+def mark_home(root: Path) -> str:
+    """Mark a folder as a home where it has no mark, or a damaged one; returns its id.
+
+    Two processes that mark one folder at once agree on one id.
+
+    Raises:
+        OSError: the mark cannot be written, or a link is in its place.
+    """
+    known = home_id(root)
+    if known is not None:
+        return known
+    handle = os.open(root / MARK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    with os.fdopen(handle, "r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        known = _id_in(file.read(4096))
+        if known is None:
+            known = uuid.uuid4().hex
+            content = {"format": 1, "home": known, "note": _NOTE}
+            file.seek(0)
+            file.truncate()
+            file.write(json.dumps(content, indent=1).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    return known
+
+
+def _id_in(raw: bytes) -> str | None:
+    try:
+        content = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    found = content.get("home") if isinstance(content, dict) else None
+    return found if isinstance(found, str) and re.fullmatch(r"[0-9a-f]{32}", found) else None

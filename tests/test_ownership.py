@@ -1,0 +1,231 @@
+"""`gc` and `rm` delete what is provably ours, and nothing else: marks of homes, records of trials, names of caches, links."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from sweeping import run
+
+from dsd_lab.cli import main
+from dsd_lab.errors import BAD_INPUT, INTERRUPTED, OK
+from dsd_lab.home import Home
+from dsd_lab.mark import MARK, home_id, mark_home
+from dsd_lab.written import is_trial_id
+
+KEPT = Path(__file__).parent / "fixtures" / "home-schema1" / "home"
+"""A home that was made before homes were marked: one sweep, `old`, of four trials."""
+
+
+@pytest.fixture
+def home(tmp_path):
+    shutil.copytree(KEPT, tmp_path / "home")
+    return Home(tmp_path / "home")
+
+
+def tree(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def write(path, text="mine"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def forget(home):
+    """No sweep names the trials any more: all are offered."""
+    shutil.rmtree(home.sweep_folder("old"))
+
+
+def gone(home, *verb):
+    """Files that a verb with `--yes` deletes, and its answer."""
+    before = tree(home.root)
+    code, answer = run(*(verb or ("gc",)), "--yes", "--home", home.root)
+    assert code == OK
+    return before.keys() - tree(home.root).keys(), answer
+
+
+# -- The mark ------------------------------------------------------------------------------------------
+
+
+def test_a_home_is_marked_when_it_is_made_and_keeps_its_id(tmp_path):
+    first, second = Home(tmp_path / "first"), Home(tmp_path / "second")
+    for made in (first, second):
+        made.prepare()
+    known = home_id(first.root)
+    assert len(known) == 32 and known != home_id(second.root)
+    assert json.loads((first.root / MARK).read_text())["format"] == 1
+    first.prepare()
+    assert home_id(first.root) == known
+    shutil.move(first.root, tmp_path / "moved")
+    assert home_id(tmp_path / "moved") == known
+
+
+def test_an_unmarked_home_is_known_by_its_records_and_marked_when_it_is_written_to(home):
+    assert home_id(home.root) is None
+    assert run("gc", "--home", home.root)[0] == OK and home_id(home.root) is None
+    home.prepare()
+    assert home_id(home.root) is not None
+
+
+@pytest.mark.parametrize("damaged", ["", "{", "[]", '{"home": 7}', '{"home": "../../etc"}'])
+def test_a_damaged_mark_is_none_and_is_written_anew(damaged, tmp_path):
+    (tmp_path / MARK).write_text(damaged)
+    assert home_id(tmp_path) is None
+    assert mark_home(tmp_path) == home_id(tmp_path) == mark_home(tmp_path)
+
+
+def test_a_mark_is_not_written_through_a_link(tmp_path, capsys):
+    letter = write(tmp_path / "letter.txt")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / MARK).symlink_to(letter)
+    assert main(["fetch-weights", "inception", "--home", str(tmp_path / "home")]) == 4
+    assert MARK in capsys.readouterr().err and letter.read_text() == "mine"
+
+
+def test_doctor_marks_no_folder(tmp_path):
+    write(tmp_path / "notes.txt")
+    run("doctor", "--home", tmp_path)
+    assert list(tree(tmp_path)) == ["notes.txt"]
+
+
+# -- A folder that is no home --------------------------------------------------------------------------
+
+
+def test_gc_refuses_a_folder_that_is_no_home_and_touches_nothing(tmp_path, capsys):
+    folder = tmp_path / "study"
+    for name in (
+        "trials/patient-001/scan.dcm",
+        "trials/abcdefabcdef/scan.dcm",
+        "trials/.removing-me/scan.dcm",
+        "cache/extractors/teeth.safetensors",
+        "cache/extractors/0123456789abcdef-v1.safetensors",
+        "cache/statistics/mice.safetensors",
+        "cache/data/backpack.pack",
+        "cache/bench/tmp_of_mine/a",
+        "ray/session_notes/a",
+        "ray/tune/song.mp3",
+    ):
+        write(folder / name)
+    before = tree(folder)
+    assert main(["gc", "--yes", "--home", str(folder)]) == BAD_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is no home of dsd-lab" in line and MARK in line and tree(folder) == before
+    assert run("gc", "--yes", "--home", tmp_path / "none")[0] == OK
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "trials/patient-001/scan.dcm",
+        "trials/abcdefabcdef/scan.dcm",
+        "trials/.removing-me/scan.dcm",
+        "trials/.removing-abcdefabcdef/scan.dcm",
+        "cache/extractors/teeth.safetensors",
+        "cache/statistics/mice.safetensors",
+        "cache/data/backpack.pack",
+        "cache/data/.my.pack.list",
+        "cache/bench/tmp_of_mine/a",
+        "ray/session_notes/a",
+    ],
+)
+def test_in_a_marked_home_too_only_what_is_known_goes(name, home):
+    home.prepare()
+    theirs = write(home.root / name)
+    assert gone(home)[0] == set() and theirs.read_text() == "mine"
+
+
+# -- Trials --------------------------------------------------------------------------------------------
+
+
+def test_trials_go_by_their_records(home):
+    forget(home)
+    ids = sorted((p.name for p in home.root.glob("trials/*")), key=lambda i: home.trial(i).description() is not None)
+    assert all(map(is_trial_id, ids)) and len(ids) == 4
+    assert home.trial(ids[0]).description() is None and home.trial(ids[0]).state() == "failed"  # a status alone
+    (home.trial(ids[1]).root / "status.json").unlink()  # its description is left
+    other = home.trial(ids[2]).root / "trial.json"
+    other.write_text(json.dumps(json.loads(other.read_text()) | {"id": "0" * 12}))  # says that it is another trial's
+    found, _ = gone(home)
+    assert {name.split("/")[1] for name in found} == {ids[0], ids[1], ids[3]}
+    assert (home.trial(ids[2]).root / "spool.jsonl").exists()
+
+
+@pytest.mark.parametrize("verb", [("gc",), ("rm", "old")])
+def test_a_trial_in_whose_folder_somebody_keeps_files_stays_and_is_named(verb, home, capsys):
+    if verb == ("gc",):
+        forget(home)
+    (held, *others) = sorted(p.name for p in home.root.glob("trials/*"))
+    write(home.trial(held).root / "notes.txt")
+    found, _ = gone(home, *verb)
+    assert not any(held in name for name in found) and all(not home.trial(i).root.exists() for i in others)
+    if verb == ("gc",):
+        assert main(["gc", "--home", str(home.root)]) == OK
+        assert f"trials/{held}: notes.txt" in capsys.readouterr().out
+
+
+def test_a_deletion_that_was_broken_off_is_ended(home, monkeypatch):
+    forget(home)
+    trial = sorted(p.name for p in home.root.glob("trials/*"))[0]
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dsd_lab.ownership.remove", killed)
+        assert main(["gc", "--yes", "--home", str(home.root)]) == INTERRUPTED
+    (left,) = home.root.glob("trials/.removing-*")
+    gone(home)
+    assert not left.exists() and not home.trial(trial).root.exists()
+
+
+# -- Links ---------------------------------------------------------------------------------------------
+
+
+def test_links_are_unlinked_and_never_followed(home, tmp_path):
+    photos = write(tmp_path / "disk" / "photos" / "a.jpg").parent
+    forget(home)
+    trial = home.trial(sorted(p.name for p in home.root.glob("trials/*"))[0])
+    shutil.rmtree(trial.images)
+    trial.images.symlink_to(photos)
+    (home.root / "trials" / "abcdefabcdef").symlink_to(photos)
+    (home.root / "trials" / ".removing-abcdefabcdef").symlink_to(photos)
+    (home.root / "ray").mkdir()
+    (home.root / "ray" / "session_2026-01-31_12-00-00_123456_789").symlink_to(photos)
+    gone(home)
+    assert not trial.root.exists() and tree(photos) == {"a.jpg": b"mine"}
+
+
+@pytest.mark.parametrize("name", ["trials", "cache", "cache/data", "ray"])
+def test_nothing_is_deleted_through_a_folder_that_is_a_link_and_it_is_named(name, home, tmp_path):
+    home.prepare()
+    forget(home)
+    disk = tmp_path / "disk"
+    shutil.copytree(home.root / "trials", disk / "trials")
+    write(disk / "data" / "0123456789abcdef01234567.pack")
+    write(disk / "ray" / "tune" / "song.mp3")
+    write(disk / "shapes.json", json.dumps({json.dumps(["other code", {}]): {}}))
+    place = home.root / name
+    shutil.rmtree(place, ignore_errors=True)
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to({"cache": disk}.get(name, disk / place.name))
+    before = tree(disk)
+    _, answer = gone(home)
+    assert tree(disk) == before and answer["linked"] == [name] and place.is_symlink()
+
+
+@pytest.mark.parametrize("name", ["sweeps", "sweeps/old"])
+def test_rm_refuses_a_sweep_that_is_reached_through_a_link(name, home, tmp_path, capsys):
+    place = home.root / name
+    shutil.move(place, tmp_path / "disk")
+    place.symlink_to(tmp_path / "disk")
+    before = tree(home.root), tree(tmp_path / "disk")
+    assert main(["rm", "old", "--yes", "--home", str(home.root)]) == BAD_INPUT
+    assert "through a link" in capsys.readouterr().err and (tree(home.root), tree(tmp_path / "disk")) == before
+
+
+def test_rm_leaves_what_is_not_ours_in_the_folder_of_a_sweep(home):
+    notes = write(home.sweep_folder("old") / "notes.txt")
+    assert run("rm", "old", "--yes", "--home", home.root)[0] == OK
+    assert home.manifests() == {} and list(notes.parent.iterdir()) == [notes]
