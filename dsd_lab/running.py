@@ -8,23 +8,23 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from dsd_lab.code_changes import code_of, trained_by
 from dsd_lab.core.checkpoints import list_checkpoints
-from dsd_lab.core.data import DataSet, load_data
+from dsd_lab.core.data import DataSet
 from dsd_lab.core.events import Diverged, Finished, Logged
 from dsd_lab.core.trainer import Trainer, pick_device
+from dsd_lab.data_shelf import DataShelf as DataShelf
 from dsd_lab.device_changes import trained_on
 from dsd_lab.errors import LabError, NoResources, is_disk_full
 from dsd_lab.estimates import cached_shape
 from dsd_lab.evaluation.generation import Bench, evaluate_generation
 from dsd_lab.evaluation.naming import sampling_name
 from dsd_lab.evaluation.reference import check_files
-from dsd_lab.facts import remember_facts
 from dsd_lab.files import write_json
 from dsd_lab.home import ENDED, FORMAT, STOPPED, Home, TrialFolder
 from dsd_lab.provenance import device_name, provenance
@@ -49,20 +49,6 @@ class Progress:
     state: str
     step: int
     steps: int
-
-
-@dataclass
-class DataShelf:
-    """Data sets that a process has loaded; trials of one data set share it."""
-
-    sets: dict[str, DataSet] = field(default_factory=dict)
-
-    def get(self, trial: PlannedTrial, home: Home) -> DataSet:
-        key = trial.fields.data.model_dump_json()
-        if key not in self.sets:
-            self.sets[key] = load_data(trial.fields.data, home.cache / "data")
-            remember_facts(home, trial.fields.data, self.sets[key].facts)
-        return self.sets[key]
 
 
 def run_trial(
@@ -175,7 +161,7 @@ def _train(
     )
     yield Progress("running", reached, steps)
     with Watchdog(folder.root / "hang.txt", trial.fields.resources.patience) as watchdog:
-        data, device = shelf.get(trial, home), pick_device(trial.fields.resources.gpus)
+        data, device = shelf.for_training(trial, home), pick_device(trial.fields.resources.gpus)
         if trial.fields.training.compile:  # what was compiled is there for other processes, and for later sweeps
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home.cache.resolve() / "compiled"))
         folder.write_status(trained_on=trained_on(folder, reached, device_name(device)))
@@ -261,7 +247,7 @@ def _evaluate(
         return
     check_files(list(wanted.values()), home)
     torch.set_num_threads(trial.fields.resources.threads)
-    data, device = shelf.get(trial, home), pick_device(trial.fields.resources.gpus)
+    data, device = shelf.of_trial(folder, trial.fields, home), pick_device(trial.fields.resources.gpus)
     said = _Said(folder, len(wanted), told)
     bench = Bench(trial.fields, folder.checkpoints, data, device, home, said)
     try:

@@ -16,6 +16,7 @@ from rich.console import Console
 from dsd_lab.addresses import chosen_uri
 from dsd_lab.amounts import duration
 from dsd_lab.code_changes import refuse_other_code
+from dsd_lab.data_shelf import DataShelf, refuse_other_images
 from dsd_lab.disk import announce_need
 from dsd_lab.display import SweepProgress
 from dsd_lab.errors import OK, TERMINATED, TRIALS_FAILED, UNEXPECTED, BadInput
@@ -48,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check_packages(tracking=not arguments.no_tracking)
     _check_data(plan)
     check_files(plan.spec.evaluate, home)
+    refuse_other_images(home, plan.trials, DataShelf())
     stopping = None if arguments.stop_collapsed is None else (load_forecast(home), arguments.stop_collapsed)
     home.prepare()
     console = Console(stderr=arguments.json)

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from dsd_lab.code_changes import refuse_other_code
+from dsd_lab.data_shelf import DataShelf, refuse_other_images
 from dsd_lab.errors import OK, TRIALS_FAILED, BadInput
 from dsd_lab.evaluation.reference import check_files
 from dsd_lab.specs.complaints import did_you_mean
@@ -41,6 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     for missing in missing_weights(plan):
         raise BadInput(f"{plan.path}: {missing}")
     check_files(plan.spec.evaluate, home)
+    shelf = DataShelf()
+    refuse_other_images(home, plan.trials, shelf)
     home.prepare()
     refuse_other_code(home, [trial], arguments.allow_code_change)
     if home.trial(trial.id).is_locked():
@@ -51,13 +54,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from dsd_lab.running import DataShelf, run_trial
+    from dsd_lab.running import run_trial
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     state = "pending"
     with Progress(*columns, disable=arguments.json) as bar, StopSignals() as stop:
         task = bar.add_task(trial.name, total=trial.fields.training.steps)
-        for progress in run_trial(home, trial, plan.spec.evaluate, DataShelf(), stop):
+        for progress in run_trial(home, trial, plan.spec.evaluate, shelf, stop):
             state = progress.state
             bar.update(task, completed=progress.step)
     if not arguments.no_tracking and state != "interrupted":

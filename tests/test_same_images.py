@@ -1,0 +1,136 @@
+"""A trial belongs to its images: nothing is trained, measured or put into one table across two sets of them."""
+
+import os
+import shutil
+
+import pytest
+from picturing import pictures, write_folder
+from sweeping import run, train_here, write_spec
+
+from dsd_lab import file_index
+from dsd_lab.data_shelf import DataShelf, refuse_other_images
+from dsd_lab.errors import BAD_INPUT, BadInput
+from dsd_lab.facts import Images, known_images, other_images
+from dsd_lab.file_index import content_digest, known_digest, listing_of
+from dsd_lab.home import Home
+from dsd_lab.specs.sweep import load_sweep
+
+LABELS = [i % 3 for i in range(24)]
+
+
+def spec_on(folder, place, **data):
+    """A spec of one tiny trial with two seeds on a folder of images."""
+    return write_spec(folder, base={"data": {"source": "folder", "path": str(place)} | data}, seeds=[0, 1])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A home with a trial that was trained on `a/raw`; `b/raw` has the same last name and other images."""
+    folder = tmp_path_factory.mktemp("images")
+    write_folder(folder / "a" / "raw", pictures(24), LABELS)
+    write_folder(folder / "b" / "raw", 255 - pictures(24), LABELS)
+    plan = train_here(Home(folder / "home"), spec_on(folder, folder / "a" / "raw"), "seeds=[0]")
+    assert Home(folder / "home").trial(plan.trials[0].id).state() == "done"
+    return folder
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    """The same in a folder of its own, which may be changed; the place of the images is another."""
+    shutil.copytree(trained, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.mark.parametrize("verb", [("sweep",), ("train", "--variant", "dsd", "--seed", 1)])
+def test_other_images_of_the_same_declared_name_are_refused(copy, verb, capsys):
+    before = sorted(p for p in (copy / "home").rglob("*") if "cache" not in p.parts)
+    spec = spec_on(copy, copy / "b" / "raw")
+    assert run(verb[0], spec, *verb[1:], "--home", copy / "home", "--no-tracking")[0] == BAD_INPUT
+    line = capsys.readouterr().err.strip()
+    assert "\n" not in line and line.count("(18 training and 6 held-out images)") == 2
+    assert f"{copy / 'b' / 'raw'} (" in line and "/a/raw (" in line and "data.name or data.revision" in line
+    assert sorted(p for p in (copy / "home").rglob("*") if "cache" not in p.parts) == before
+
+
+def test_the_same_images_elsewhere_touched_or_under_an_own_name_go_on(copy, monkeypatch):
+    home, place = Home(copy / "home"), copy / "a" / "raw"
+    trials = load_sweep(spec_on(copy, place)).trials
+    for path in place.rglob("*.png"):
+        os.utime(path, (1, 1))
+    monkeypatch.setattr("dsd_lab.core.data.load_data", None)  # nothing is decoded
+    refuse_other_images(home, trials, DataShelf())
+    monkeypatch.undo()
+    refuse_other_images(home, load_sweep(spec_on(copy, copy / "b" / "raw", revision="2")).trials, DataShelf())
+    with pytest.raises(BadInput, match=r"has other images than .*a/raw .18 training.*, on which trial [0-9a-f]{12}"):
+        refuse_other_images(home, load_sweep(spec_on(copy, copy / "b" / "raw")).trials, DataShelf())
+
+
+def test_a_trial_that_failed_before_its_first_checkpoint_binds_nobody(copy):
+    home = Home(copy / "home")
+    trials = load_sweep(spec_on(copy, copy / "b" / "raw")).trials
+    folder = home.trial(trials[0].id)
+    folder.write_status(state="failed")
+    with pytest.raises(BadInput):  # it has checkpoints
+        refuse_other_images(home, trials, DataShelf())
+    shutil.rmtree(folder.checkpoints)
+    refuse_other_images(home, trials, DataShelf())
+
+
+def test_the_index_reads_only_what_changed_and_knows_content_not_time(tmp_path, monkeypatch):
+    root, cache = tmp_path / "set", tmp_path / "cache"
+    write_folder(root, pictures(6), [0, 0, 1, 1, 2, 2])
+    cache.mkdir()
+    read = []
+    hashed = file_index._hashed
+    monkeypatch.setattr(file_index, "_hashed", lambda path: read.append(os.path.basename(path)) or hashed(path))
+    first = content_digest(listing_of(root), cache)
+    assert len(read) == 6 and known_digest(listing_of(root), cache) == first
+    os.utime(root / "class000" / "00000.png", (1, 1))
+    assert known_digest(listing_of(root), cache) is None
+    assert content_digest(listing_of(root), cache) == first and read[6:] == [b"00000.png"]
+    (root / "class001" / "00002.png").write_bytes((root / "class000" / "00000.png").read_bytes())
+    assert content_digest(listing_of(root), cache) != first and read[7:] == [b"00002.png"]
+    shutil.copytree(root, tmp_path / "there")
+    assert content_digest(listing_of(tmp_path / "there"), cache) == content_digest(listing_of(root), cache)
+    (root / "class001" / "00002.png").rename(root / "class001" / "00009.png")  # its path is part of what it is
+    assert content_digest(listing_of(root), cache) != content_digest(listing_of(tmp_path / "there"), cache)
+    (cache / next(p.name for p in cache.glob("*.index"))).write_bytes(b"torn")
+    os.utime(root / "class002" / "00004.png", (1, 1))
+    content_digest(listing_of(root), cache)  # a damaged index is read anew
+
+
+def test_links_are_listed_once(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.png").write_bytes(b"x")
+    (tmp_path / "a" / "circle").symlink_to(tmp_path)
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    (tmp_path / "nothing.png").symlink_to("nowhere")
+    (tmp_path / ".hidden").write_bytes(b"h")
+    assert [path for path, _ in listing_of(tmp_path).rows] == [b"a/x.png", b"b/x.png", b"nothing.png"]
+
+
+def test_another_order_of_the_same_classes_is_another_set():
+    here = Images("f", "here", 2, 1, ("cat", "dog"))
+    assert here.is_of(Images("f", "there", 2, 1, ("cat", "dog"))) and here.is_of(Images("f", "there", 2, 1))
+    assert here.is_of(Images("f", "there", 2, 1, ("cat", "hound")))  # the second class has another name
+    assert not here.is_of(Images("f", "there", 2, 1, ("dog", "cat"))) and not here.is_of(Images("g", "there", 2, 1))
+
+
+def described(fingerprint, revision="1"):
+    data = {"name": "raw", "fingerprint": fingerprint, "train": 2, "holdout": 1}
+    return {"data": data, "fields": {"data": {"path": fingerprint}}, "canonical": {"data": {"name": "raw", "revision": revision}}}  # fmt: skip
+
+
+def test_of_two_sets_of_images_under_one_name_those_of_most_trials_stay():
+    trials = {"t0": described("a" * 64), "t1": described("b" * 64), "t2": described("b" * 64), "t3": {}}
+    assert list(other_images(trials)) == ["t0"] and "a" * 12 in other_images(trials)["t0"]
+    assert other_images({"t0": described("a" * 64), "t1": described("b" * 64, revision="2")}) == {}
+    assert list(other_images({"t0": described("a" * 64), "t1": described("b" * 64)})) == ["t1"]
+
+
+def test_images_of_other_reading_are_not_known(copy):
+    home, data = Home(copy / "home"), load_sweep(spec_on(copy, copy / "a" / "raw")).trials[0].fields.data
+    known = known_images(home, data, reads=True)
+    assert known is not None and (known.train, known.holdout, known.class_names[0]) == (18, 6, "class000")
+    assert known_images(home, data.model_copy(update={"size": 4}), reads=True) is None
+    assert known_images(home, data.model_copy(update={"memory": "stream", "name": "x"}), reads=True) == known
