@@ -1,4 +1,4 @@
-"""The engine: everything Ray is here.
+"""The engine: Ray Tune is here; how Ray is started or joined is in `ray_cluster.py`.
 
 Ray Tune executes a list of unfinished trials; what is finished is decided by the home folder, before
 Ray starts. Workers are reused from trial to trial, so that a process imports torch and loads its data
@@ -7,15 +7,9 @@ once. Tune's own logs, results and checkpoints are off or inside the home folder
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-import signal
-import socket
-import threading
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +25,11 @@ os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
 
 import ray
 from ray import tune
-from ray._private import ray_constants
-from ray._private.node import Node
 
 from dsd_lab.errors import NoResources
 from dsd_lab.home import STOPPED, Home
+from dsd_lab.ray_cluster import connected
 from dsd_lab.report.forecast import Forecast, early_history, features, seen_steps
-from dsd_lab.short_paths import short_path
 from dsd_lab.specs.fields import Generation, Trial
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.stopping import HeldSignals, StopFile
@@ -46,10 +38,6 @@ _REPORT_EVERY = 5.0
 """Seconds between a worker's reports to Tune, which cannot take many."""
 _RETRIES = 2
 """Times that a trial whose worker died is taken up again from its checkpoint."""
-_PATIENCE = 10.0
-"""Seconds in which a cluster must answer."""
-_SOCKET_PATH_ROOM = 43
-"""Characters that Ray's socket paths leave for its folder: Linux takes 107, Ray's own part has up to 64."""
 
 
 class TrialWorker(tune.Trainable):  # type: ignore[misc]
@@ -194,7 +182,7 @@ def run_trials(
     stop = home.root.resolve() / "ray" / f"stop-{uuid.uuid4().hex[:12]}"  # on every node that sees the home folder
     stop.parent.mkdir(parents=True, exist_ok=True)
     folders = [home.trial(t.id) for t in trials]
-    with _ray(home, cluster or {}), HeldSignals(stop, lambda: any(f.is_locked() for f in folders)) as signals:
+    with connected(home, cluster or {}), HeldSignals(stop, lambda: any(f.is_locked() for f in folders)) as signals:
         _check_resources(trials)
         common = {
             "home": str(home.root.resolve()),
@@ -270,72 +258,3 @@ def _check_resources(trials: list[PlannedTrial]) -> None:
             raise NoResources(
                 f"resources: trial {trial.name!r} asks for {asked}, which no one machine of the cluster has"
             )
-
-
-@contextlib.contextmanager
-def _ray(home: Home, cluster: dict[str, Any]) -> Iterator[None]:
-    """Ray as it is needed: a running cluster where an address is given, else one of our own inside the home folder."""
-    # It prints the traceback of every worker that is lost; states, `error.txt` and the summary tell of it.
-    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
-    handler = signal.getsignal(signal.SIGTERM)
-    with _joined(cluster) if "address" in cluster else _started(home, cluster):
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray has just set its own, which end this process at once
-        yield
-
-
-@contextlib.contextmanager
-def _joined(cluster: dict[str, Any]) -> Iterator[None]:
-    host, colon, port = cluster["address"].rpartition(":")
-    try:
-        if colon and port.isdecimal() and "/" not in host:  # Ray itself tries a dead address for minutes
-            socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
-        ray.init(**{"log_to_driver": False, "logging_level": logging.ERROR, **cluster})
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise NoResources(f"--address {cluster['address']}: no Ray cluster answers: {reason}") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextlib.contextmanager
-def _started(home: Home, cluster: dict[str, Any]) -> Iterator[None]:
-    folder = home.root.resolve() / "ray"
-    folder.mkdir(parents=True, exist_ok=True)
-    with short_path(folder, _SOCKET_PATH_ROOM) as short:
-        try:
-            with _loopback():
-                ray.init(
-                    **{
-                        "address": "local",
-                        "include_dashboard": False,
-                        "log_to_driver": False,
-                        "logging_level": logging.ERROR,
-                        "object_store_memory": 200 * 1024**2,
-                        "_temp_dir": str(short),
-                        **cluster,
-                    }
-                )
-            yield
-        finally:
-            ray.shutdown()
-
-
-@contextlib.contextmanager
-def _loopback() -> Iterator[None]:
-    """Let Ray's servers listen on 127.0.0.1 alone, as they do on systems where it has no clusters.
-
-    Nor is its API server started: without a dashboard it serves nobody, and it asks the network which
-    cloud it is in even where usage reports are off.
-    """
-    changed = ((ray_constants, "ENABLE_RAY_CLUSTER", False), (Node, "start_api_server", lambda self, **asked: None))
-    before = [getattr(place, name) for place, name, _ in changed]
-    for place, name, value in changed:
-        setattr(place, name, value)
-    try:
-        yield
-    finally:
-        for (place, name, _), value in zip(changed, before, strict=True):
-            setattr(place, name, value)

@@ -282,7 +282,8 @@ def _ray_logs(home: Home) -> Iterator[Freeable]:
     ray = below(home, "ray")
     if ray is None or _sweep_runs(home):
         return  # a running sweep's Ray has its sockets in there
-    for path in sorted(ray.iterdir()):
+    users = [path / "ray" for path in sorted(ray.glob("u*")) if _there(path) and _there(path / "ray")]
+    for path in (path for folder in (ray, *users) for path in sorted(folder.iterdir())):
         latest = path.name == "session_latest" and path.is_symlink()
         if latest or (_RAY.fullmatch(path.name) and _there(path)):
             yield Freeable("ray", path, "logs of a Ray that has ended", size_of(path), partial(_free_log, home, path))

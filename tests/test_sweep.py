@@ -41,10 +41,11 @@ from sweeping import (
 
 from dsd_lab import engine
 from dsd_lab import running as trial_running
-from dsd_lab.engine import _SOCKET_PATH_ROOM, run_trials
+from dsd_lab.engine import run_trials
 from dsd_lab.errors import BAD_INPUT, INTERRUPTED, NO_RESOURCES, OK, TERMINATED, TRIALS_FAILED, NoResources
 from dsd_lab.estimates import cached_shape
 from dsd_lab.home import Home, locked
+from dsd_lab.ray_cluster import _SOCKET_PATH_ROOM
 from dsd_lab.short_paths import short_path
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.sweep import Plan, load_sweep
@@ -101,7 +102,7 @@ def swept(tmp_path_factory):
 
 def sessions(home: Home) -> list[str]:
     """Ray's sessions so far: one for each start."""
-    return sorted(path.name for path in (home.root / "ray").glob("session_2*"))
+    return sorted(path.name for path in (home.root / "ray").glob("u*/ray/session_2*"))
 
 
 def attempts(home: Home, plan: Plan) -> dict[str, Any]:
@@ -390,7 +391,7 @@ def test_a_sweep_runs_on_the_nodes_of_a_running_cluster_and_leaves_it_running(tm
     assert [home.trial(t.id).state() for t in plan.trials] == ["done"] * 3
     assert len({home.trial(t.id).status()["pid"] for t in plan.trials}) == 2
     assert stored_steps(home) == spooled_steps(home, [t.id for t in plan.trials])
-    assert not (home.root / "ray" / "session_latest").exists()
+    assert sessions(home) == []
 
 
 def test_an_address_where_no_cluster_answers_is_exit_code_4_in_one_line(tmp_path, capsys):
