@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dsd_lab.version import __version__
+
 if TYPE_CHECKING:
-    from dsd_lab.loading import LoadedTrial, export_latents, load_trial
+    from dsd_lab.api import LoadedTrial, export_latents, load_trial
 
 __all__ = ["LoadedTrial", "__version__", "export_latents", "load_trial"]
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     """`load_trial` and its like import torch when they are first asked for, not with the package."""
     if name in ("LoadedTrial", "export_latents", "load_trial"):
-        from dsd_lab import loading
+        from dsd_lab import api
 
-        return getattr(loading, name)
+        return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
 import sys
 
-from dsd_lab.cli import main
+from dsd_lab.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,8 +9,8 @@ from urllib.parse import unquote, urlparse
 
 from sweeping import events
 
-from dsd_lab.core.checkpoints import list_checkpoints
-from dsd_lab.home import Home
+from dsd_lab.core.training.checkpoints import list_checkpoints
+from dsd_lab.home.home import Home
 
 HISTORY = (
     "dsd.seconds",

@@ -10,8 +10,8 @@ from hypothesis import settings
 from sweeping import LONG, VARIANTS, outcome, train_here, write_spec
 
 from dsd_lab.core.data import load_data
-from dsd_lab.home import Home
-from dsd_lab.specs.fields import Data, Trial
+from dsd_lab.home.home import Home
+from dsd_lab.specs.trial import Data, Trial
 
 torch.set_num_threads(1)
 settings.register_profile("lab", deadline=None, derandomize=True, max_examples=30)

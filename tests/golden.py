@@ -23,9 +23,9 @@ from typing import Any
 import torch
 
 from dsd_lab.core.data import DataSet, load_data
-from dsd_lab.core.events import Logged
-from dsd_lab.core.trainer import Trainer
-from dsd_lab.specs.fields import Trial
+from dsd_lab.core.training.events import Logged
+from dsd_lab.core.training.trainer import Trainer
+from dsd_lab.specs.trial import Trial
 
 FOLDER = Path(__file__).parent / "golden"
 TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}

@@ -26,14 +26,15 @@ import yaml
 from mlflow.entities import Metric
 from PIL import Image
 
-from dsd_lab.files import write_json
-from dsd_lab.home import Home
+from dsd_lab.files.atomic import write_json
+from dsd_lab.home.home import Home
+from dsd_lab.home.lookup import manifest_of
 from dsd_lab.provenance import provenance
 from dsd_lab.specs.identity import canonical_fields
-from dsd_lab.specs.sweep import PlannedTrial, load_sweep
-from dsd_lab.store import Store
+from dsd_lab.specs.loading import load_sweep
+from dsd_lab.specs.sweep import PlannedTrial
+from dsd_lab.store.mlflow_store import Store
 from dsd_lab.training_code import training_code
-from dsd_lab.verbs.common import manifest_of
 
 TRAINING = ("train/loss", "train/reconstruction", "train/diffusion", "train/gradient_norm", "train/learning_rate")
 PROBED = (

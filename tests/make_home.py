@@ -12,11 +12,11 @@ from pathlib import Path
 
 from sweeping import EVALUATION, VARIANTS, write_spec
 
-from dsd_lab.core.checkpoints import list_checkpoints
-from dsd_lab.home import Home
-from dsd_lab.running import DataShelf, run_trial
-from dsd_lab.specs.sweep import load_sweep
-from dsd_lab.verbs.common import manifest_of
+from dsd_lab.core.training.checkpoints import list_checkpoints
+from dsd_lab.home.home import Home
+from dsd_lab.home.lookup import manifest_of
+from dsd_lab.runs.run_trial import DataShelf, run_trial
+from dsd_lab.specs.loading import load_sweep
 
 SMALL = {
     "network": {"width": 8, "heads": 1},

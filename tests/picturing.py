@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from PIL import Image
 
-from dsd_lab.specs.fields import Data
+from dsd_lab.specs.trial import Data
 
 
 def pictures(count, colour=True, size=8, seed=0):

@@ -20,9 +20,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dsd_lab.core import randomness, replay
+from dsd_lab.core import randomness
 from dsd_lab.core.data import DataSet
-from dsd_lab.core.data.images import Images
+from dsd_lab.core.data.splits import Images
+from dsd_lab.core.training import cuda_graphs as replay
 
 GPU = torch.device("cuda")
 _SOURCE = str(Path(randomness.__file__).parents[1])

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dsd_lab.home import Home
-from dsd_lab.specs.sweep import load_sweep
+from dsd_lab.home.home import Home
+from dsd_lab.specs.loading import load_sweep
 
 
 def recording(home: Home, spec: Path) -> list[dict[str, Any]]:

@@ -33,10 +33,11 @@ from sweeping import (
     write_spec,
 )
 
-from dsd_lab.core.checkpoints import list_checkpoints
+from dsd_lab.core.training.checkpoints import list_checkpoints
 from dsd_lab.errors import OK, TRIALS_FAILED
-from dsd_lab.home import ENDED, Home
-from dsd_lab.store import Store, StoreUnavailable
+from dsd_lab.home.home import ENDED, Home
+from dsd_lab.store.faults import StoreUnavailable
+from dsd_lab.store.mlflow_store import Store
 
 TRIAL = {
     "training": {"steps": 60, "batch_size": 8},

@@ -18,15 +18,16 @@ from typing import Any
 import numpy as np
 import yaml
 
-from dsd_lab.cli import main
-from dsd_lab.core.checkpoints import list_checkpoints
-from dsd_lab.home import Home
-from dsd_lab.running import DataShelf, run_trial
-from dsd_lab.specs.fields import Generation
-from dsd_lab.specs.sweep import Plan, PlannedTrial, load_sweep
-from dsd_lab.spool import read_spool
-from dsd_lab.stopping import TERMINATING
-from dsd_lab.verbs.common import manifest_of
+from dsd_lab.cli.main import main
+from dsd_lab.core.training.checkpoints import list_checkpoints
+from dsd_lab.home.home import Home
+from dsd_lab.home.lookup import manifest_of
+from dsd_lab.runs.run_trial import DataShelf, run_trial
+from dsd_lab.runs.signals import TERMINATING
+from dsd_lab.runs.spool_writer import read_spool
+from dsd_lab.specs.loading import load_sweep
+from dsd_lab.specs.sweep import Plan, PlannedTrial
+from dsd_lab.specs.trial import Generation
 
 DEADLINE = 240.0
 """Seconds after which something that a test waits for will not happen any more."""
@@ -99,7 +100,7 @@ def imported(*arguments: str, blocked: tuple[str, ...] = ()) -> tuple[set[str], 
     program = (
         "import sys\n"
         f"for name in {blocked!r}: sys.modules[name] = None\n"
-        "from dsd_lab.cli import main\n"
+        "from dsd_lab.cli.main import main\n"
         "try: code = main(sys.argv[1:])\n"
         "except SystemExit as end: code = end.code\n"
         "loaded = sorted({m.partition('.')[0] for m, x in sys.modules.items() if x is not None})\n"

@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 
-from dsd_lab.report.agreement import agreement_of, gap_record, scale_record, theory_table
-from dsd_lab.report.drawing import looks_of
+from dsd_lab.home.history import History
+from dsd_lab.report.figures.style import looks_of
+from dsd_lab.report.figures.theory import theory
 from dsd_lab.report.groups import groups_of
-from dsd_lab.report.results import History, Result
-from dsd_lab.report.theory import scale_gradient
-from dsd_lab.report.theory_figures import theory
-from dsd_lab.specs.fields import Trial
-from dsd_lab.specs.sweep import ReportSettings
+from dsd_lab.report.results import Result
+from dsd_lab.report.statistics.agreement import agreement_of, gap_record, scale_record, theory_table
+from dsd_lab.report.statistics.theory import scale_gradient
+from dsd_lab.specs.report import ReportSettings
+from dsd_lab.specs.trial import Trial
 
 SETTINGS = ReportSettings(probes=2)
 PROBED = (0, 10, 20, 30)

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from dsd_lab.core.augmentation import augmented, flipped, hidden_tokens, shifted_crop
-from dsd_lab.core.network import Network
-from dsd_lab.core.objectives import losses
-from dsd_lab.core.trainer import Trainer
+from dsd_lab.core.diffusion.objectives import losses
+from dsd_lab.core.model.network import Network
+from dsd_lab.core.training.augmentation import augmented, flipped, hidden_tokens, shifted_crop
+from dsd_lab.core.training.trainer import Trainer
 from dsd_lab.specs.auxiliary import Augmentation
-from dsd_lab.specs.fields import Trial
+from dsd_lab.specs.trial import Trial
 
 CPU = torch.device("cpu")
 ALL = {"flip": 0.5, "crop": 2, "mask": 0.4}

@@ -8,16 +8,17 @@ import torch
 from pydantic import ValidationError
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from dsd_lab.core.auxiliary import AUXILIARIES, Auxiliaries
-from dsd_lab.core.network import Network
-from dsd_lab.core.objectives import Draws, losses
-from dsd_lab.core.trainer import Trainer
-from dsd_lab.counting import count_bytes, count_shape
+from dsd_lab.core.diffusion.auxiliary import AUXILIARIES, Auxiliaries
+from dsd_lab.core.diffusion.objectives import losses
+from dsd_lab.core.model.network import Network
+from dsd_lab.core.randomness import Draws
+from dsd_lab.core.training.trainer import Trainer
 from dsd_lab.errors import BadInput
-from dsd_lab.estimates import Shape
+from dsd_lab.planning.estimates import Shape
+from dsd_lab.planning.flops import count_bytes, count_shape
 from dsd_lab.specs.auxiliary import Auxiliary
-from dsd_lab.specs.fields import Trial
 from dsd_lab.specs.identity import trial_id
+from dsd_lab.specs.trial import Trial
 
 CPU = torch.device("cpu")
 TIMM = {"alignment_to": "test_vit", "alignment_weights": "random"}

@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import save_file
 from sweeping import run, write_spec
 
-from dsd_lab.cli import main
-from dsd_lab.core.backbones import Backbone, read_weights
+from dsd_lab.cli.main import main
+from dsd_lab.core.model.backbones import Backbone, read_weights
 from dsd_lab.errors import BAD_INPUT, OK, BadInput
-from dsd_lab.specs.auxiliary import NamedBackbone
-from dsd_lab.specs.sweep import load_sweep
+from dsd_lab.specs.loading import load_sweep
+from dsd_lab.specs.sources import NamedBackbone
 
 CPU = torch.device("cpu")
 UNPUBLISHED = "resnetblur18"

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from test_bad_specs import HEAD, ROWS, Row
 
-from dsd_lab.cli import main
+from dsd_lab.cli.main import main
 from dsd_lab.errors import BAD_INPUT
-from dsd_lab.specs.sweep import load_sweep
+from dsd_lab.specs.loading import load_sweep
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)

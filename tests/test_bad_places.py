@@ -5,10 +5,10 @@ import os
 import pytest
 from sweeping import run, train_here, write_spec
 
-from dsd_lab.cli import main
+from dsd_lab.cli.main import main
 from dsd_lab.errors import BAD_INPUT, OK, UNEXPECTED
-from dsd_lab.home import Home
-from dsd_lab.specs.sweep import load_sweep
+from dsd_lab.home.home import Home
+from dsd_lab.specs.loading import load_sweep
 
 
 def refused(capsys, *arguments) -> str:

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from dsd_lab.errors import BAD_INPUT, BadInput
-from dsd_lab.specs.document import MAX_BYTES, MAX_DEPTH, MAX_NODES
-from dsd_lab.specs.layers import MAX_EXTENDS
-from dsd_lab.specs.sweep import MAX_TRIALS, load_sweep
+from dsd_lab.specs.inheritance import MAX_EXTENDS
+from dsd_lab.specs.loading import load_sweep
+from dsd_lab.specs.sweep import MAX_TRIALS
+from dsd_lab.specs.yaml_scalars import MAX_BYTES, MAX_DEPTH, MAX_NODES
 
 pytestmark = pytest.mark.timeout(60)
 

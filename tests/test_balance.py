@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from dsd_lab.core.balance import BALANCES, DELTA, LARGEST
-from dsd_lab.core.events import Checkpointed, Logged
-from dsd_lab.core.objectives import losses
-from dsd_lab.core.optimisation import tensors_of
-from dsd_lab.core.trainer import Trainer
+from dsd_lab.core.diffusion.balance import BALANCES, DELTA, LARGEST
+from dsd_lab.core.diffusion.objectives import losses
+from dsd_lab.core.training.checkpoints import tensors_of
+from dsd_lab.core.training.events import Checkpointed, Logged
+from dsd_lab.core.training.trainer import Trainer
 from dsd_lab.specs.auxiliary import Auxiliary
 
 CPU = torch.device("cpu")

@@ -7,24 +7,25 @@ import pytest
 import torch
 from sweeping import VARIANTS, imported, run, write_spec
 
-from dsd_lab.benchmarks import startup
-from dsd_lab.benchmarks.bare import BareLoop, by_hand
-from dsd_lab.benchmarks.clock import Clock, Taken
-from dsd_lab.benchmarks.parts import PARTS, Stopwatch, timed_parts
-from dsd_lab.benchmarks.saved import EVENTS, benched_seconds, cpu_name, event_counts, is_gpu, remember_figure
-from dsd_lab.benchmarks.shares import TARGETS, shares, verdicts
-from dsd_lab.benchmarks.showing import _targets
-from dsd_lab.cli import main
-from dsd_lab.consoles import table_console
+from dsd_lab.bench import startup
+from dsd_lab.bench.bare_loop import BareLoop, by_hand
+from dsd_lab.bench.clock import Clock, Taken
+from dsd_lab.bench.parts import PARTS, Stopwatch, timed_parts
+from dsd_lab.bench.summary import TARGETS, shares, verdicts
+from dsd_lab.cli.bench_tables import _targets
+from dsd_lab.cli.console import table_console
+from dsd_lab.cli.main import main
 from dsd_lab.core.data import load_data
-from dsd_lab.core.data.images import StreamedImages
-from dsd_lab.core.events import Checkpointed, Drew, Logged, Probed
-from dsd_lab.core.trainer import Trainer
-from dsd_lab.counting import count_shape
+from dsd_lab.core.data.splits import StreamedImages
+from dsd_lab.core.training.events import Checkpointed, Drew, Logged, Probed
+from dsd_lab.core.training.trainer import Trainer
 from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK
-from dsd_lab.home import Home, locked
-from dsd_lab.specs.fields import Trial
-from dsd_lab.specs.sweep import load_sweep
+from dsd_lab.files.locks import locked
+from dsd_lab.home.home import Home
+from dsd_lab.planning.flops import count_shape
+from dsd_lab.planning.measured import EVENTS, benched_seconds, cpu_name, event_counts, is_gpu, remember_figure
+from dsd_lab.specs.loading import load_sweep
+from dsd_lab.specs.trial import Trial
 
 QUICK = ("--steps", 2, "--repeats", 2)
 CPU = torch.device("cpu")

@@ -14,9 +14,9 @@ import pytest
 from browser import PROGRAM, Browser
 from sweeping import EVALUATION, VARIANTS, run, start, train_here, wait_until, write_spec
 
-from dsd_lab.home import Home
-from dsd_lab.store import Store
-from dsd_lab.verbs.ui import free_port
+from dsd_lab.cli.ui import free_port
+from dsd_lab.home.home import Home
+from dsd_lab.store.mlflow_store import Store
 
 pytestmark = [
     pytest.mark.slow,

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from sweeping import EVALUATION, VARIANTS, free_port, run, train_here, write_spec
 
-from dsd_lab.cli import main
+from dsd_lab.cli.main import main
+from dsd_lab.cli.parser import build_parser
 from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK, UNEXPECTED
-from dsd_lab.evaluation.weights import weights_path
-from dsd_lab.home import Home
-from dsd_lab.specs.sweep import load_sweep
-from dsd_lab.store import Store
-from dsd_lab.surface import build_parser
-from dsd_lab.verbs.common import manifest_of
+from dsd_lab.evaluation.pretrained import weights_path
+from dsd_lab.home.home import Home
+from dsd_lab.home.lookup import manifest_of
+from dsd_lab.specs.loading import load_sweep
+from dsd_lab.store.mlflow_store import Store
 
 
 class Malice:

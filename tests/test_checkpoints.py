@@ -9,8 +9,8 @@ import pickle
 import pytest
 import torch
 
-from dsd_lab.core import checkpoints
-from dsd_lab.core.checkpoints import (
+from dsd_lab.core.training import checkpoints
+from dsd_lab.core.training.checkpoints import (
     flatten_optimiser,
     list_checkpoints,
     load_checkpoint,
@@ -18,9 +18,9 @@ from dsd_lab.core.checkpoints import (
     restore_optimiser,
     save_checkpoint,
 )
-from dsd_lab.core.trainer import Trainer
+from dsd_lab.core.training.trainer import Trainer
 from dsd_lab.errors import BadInput, CorruptCheckpoint
-from dsd_lab.evaluation.generation import load_network
+from dsd_lab.evaluation.sampling import load_network
 
 CPU = torch.device("cpu")
 TENSORS, MANIFEST = "tensors.safetensors", "manifest.json"

@@ -17,16 +17,16 @@ import pytest
 import torch
 from sweeping import VARIANTS, command, imported, processes_in, run, start, train_here, wait_until, write_spec
 
-from dsd_lab.cli import main
-from dsd_lab.core.samplers import SAMPLERS
+from dsd_lab.cli.main import main
+from dsd_lab.cli.parser import SAMPLER_NAMES, build_parser
+from dsd_lab.cli.schema import spec_schema
+from dsd_lab.cli.ui import free_port
+from dsd_lab.core.diffusion.samplers import SAMPLERS
 from dsd_lab.errors import BAD_INPUT, OK
-from dsd_lab.home import STATES, Home, TrialFolder
-from dsd_lab.specs.fields import Generation
-from dsd_lab.specs.sweep import load_sweep
-from dsd_lab.surface import SAMPLER_NAMES, build_parser
-from dsd_lab.verbs.common import manifest_of
-from dsd_lab.verbs.schema import spec_schema
-from dsd_lab.verbs.ui import free_port
+from dsd_lab.home.home import STATES, Home, TrialFolder
+from dsd_lab.home.lookup import manifest_of
+from dsd_lab.specs.loading import load_sweep
+from dsd_lab.specs.trial import Generation
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -193,7 +193,7 @@ def test_a_bad_spec_is_one_line_and_exit_code_2_before_anything_heavy_is_importe
 
 
 def test_the_driver_of_a_sweep_leaves_torch_to_the_workers_and_mlflow_to_the_uploader():
-    program = "import dsd_lab.engine, dsd_lab.verbs.sweep, dsd_lab.uploader, sys; print(*sys.modules)"
+    program = "import dsd_lab.runs.ray_engine, dsd_lab.cli.sweep, dsd_lab.store.uploader, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     modules = set(done.stdout.split())
     assert "ray" in modules and not modules & {"torch", "timm", "mlflow"}

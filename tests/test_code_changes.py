@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 from sweeping import free_port, run
 
-from dsd_lab.cli import main
-from dsd_lab.code_changes import told_changes, trained_by
-from dsd_lab.device_changes import told_devices, trained_on
+from dsd_lab.cli.main import main
 from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK
-from dsd_lab.home import Home
+from dsd_lab.home.home import Home
 from dsd_lab.provenance import processor
-from dsd_lab.specs.sweep import load_sweep
+from dsd_lab.runs.continuity import told_changes, told_devices, trained_by, trained_on
+from dsd_lab.specs.loading import load_sweep
 from dsd_lab.training_code import training_code
 
 KEPT = Path(__file__).parent / "fixtures" / "home-schema1"

@@ -6,12 +6,12 @@ import pytest
 from scipy import stats
 from sweeping import VARIANTS, run, train_here, write_spec
 
-from dsd_lab.cli import main
+from dsd_lab.cli.compare import _some
+from dsd_lab.cli.main import main
 from dsd_lab.errors import BAD_INPUT, OK
-from dsd_lab.home import Home
-from dsd_lab.report.statistics import hedges_correction, sign_flip_p
-from dsd_lab.spool import read_spool
-from dsd_lab.verbs.compare import _some
+from dsd_lab.home.home import Home
+from dsd_lab.report.statistics.intervals import hedges_correction, sign_flip_p
+from dsd_lab.runs.spool_writer import read_spool
 
 PROFILES = {
     "short": {"seeds": [0, 1, 2]},

@@ -6,12 +6,12 @@ from golden import trial_of
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from dsd_lab.core.data import load_data
-from dsd_lab.core.events import Finished, Logged, Probed
-from dsd_lab.core.network import TanhGELU
-from dsd_lab.core.trainer import Trainer
-from dsd_lab.estimates import shape_key
-from dsd_lab.specs.fields import Trial
+from dsd_lab.core.model.blocks import TanhGELU
+from dsd_lab.core.training.events import Finished, Logged, Probed
+from dsd_lab.core.training.trainer import Trainer
+from dsd_lab.planning.estimates import shape_key
 from dsd_lab.specs.identity import canonical_fields, trial_id
+from dsd_lab.specs.trial import Trial
 
 CHANGES = {"training": {"compile": True}, "probe": {"every": 4}}
 

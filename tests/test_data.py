@@ -16,7 +16,7 @@ from PIL import Image
 
 from dsd_lab.core.data import Images, load_data
 from dsd_lab.errors import BadInput
-from dsd_lab.specs.fields import Data
+from dsd_lab.specs.trial import Data
 
 # -- The digits ------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from PIL import Image
 from dsd_lab.core.data import Images, StreamedImages, load_data
 from dsd_lab.core.data.decoding import framed
 from dsd_lab.errors import BadInput
-from dsd_lab.specs.fields import Data
+from dsd_lab.specs.trial import Data
 
 NAMES = ["b 'quoted'", "c\nbroken", "d,;#%", "e.jpg", "Äpfel und Birnen", "日本"]
 

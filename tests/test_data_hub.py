@@ -8,7 +8,7 @@ from picturing import changed, pictures, write_folder, write_parquet
 
 from dsd_lab.core.data import load_data
 from dsd_lab.errors import BadInput
-from dsd_lab.specs.fields import Data
+from dsd_lab.specs.trial import Data
 
 HUB = Data(source="datasets", hub="owner/set")
 

@@ -7,9 +7,9 @@ from picturing import deep, pictures, write_folder
 from sweeping import run, train_here, write_spec
 
 from dsd_lab.errors import BAD_INPUT, OK
-from dsd_lab.facts import known_facts
-from dsd_lab.home import Home
-from dsd_lab.specs.sweep import load_sweep
+from dsd_lab.home.data_facts import known_facts
+from dsd_lab.home.home import Home
+from dsd_lab.specs.loading import load_sweep
 
 
 @pytest.fixture

@@ -10,13 +10,14 @@ import pytest
 import torch
 from picturing import changed, encoded, pictures, write_folder, write_parquet
 
-from dsd_lab.core.data import BATCHES_AHEAD, Images, StreamedImages, load_data, loading, records, streaming
-from dsd_lab.core.events import Logged, Probed
+from dsd_lab.core.data import BATCHES_AHEAD, Images, StreamedImages, load_data, records, streaming
+from dsd_lab.core.data import assembly as loading
 from dsd_lab.core.randomness import batch_indices
-from dsd_lab.core.trainer import Trainer
+from dsd_lab.core.training.events import Logged, Probed
+from dsd_lab.core.training.trainer import Trainer
 from dsd_lab.errors import BadInput, NoResources
-from dsd_lab.evaluation.generation import evaluate_generation
-from dsd_lab.specs.fields import Generation
+from dsd_lab.evaluation.evaluate import evaluate_generation
+from dsd_lab.specs.trial import Generation
 
 CPU = torch.device("cpu")
 
@@ -280,7 +281,7 @@ def test_a_pack_that_was_broken_off_is_made_again(tmp_path, part):
 def test_a_real_set_streams_as_it_lies_in_memory(tmp_path, shared_data, name):
     if not (shared_data / name).is_dir():
         pytest.skip(f"no {name} in {shared_data}")
-    from dsd_lab.specs.fields import Data
+    from dsd_lab.specs.trial import Data
 
     spec = Data(source="parquet", path=str(shared_data / name), size=32, crop="centre")
     here, there = (load_data(changed(spec, memory=m), tmp_path) for m in ("stream", "resident"))
@@ -294,7 +295,7 @@ def test_a_process_ends_with_batches_under_way(tmp_path):
     code = (
         "import torch\n"
         "from dsd_lab.core.data import load_data\n"
-        "from dsd_lab.specs.fields import Data\n"
+        "from dsd_lab.specs.trial import Data\n"
         f"data = load_data(Data(source='folder', path={str(tmp_path / 'set')!r}, memory='stream', workers=2))\n"
         "data.train.prefetch(torch.arange(30).repeat(50).split(500))\n"
         "print(len(data.train._ahead))\n"

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from test_report import result
 
-from dsd_lab.report.difference_figures import differences
-from dsd_lab.report.drawing import looks_of
+from dsd_lab.report.figures.differences import differences
+from dsd_lab.report.figures.style import looks_of
 from dsd_lab.report.groups import groups_of
-from dsd_lab.specs.sweep import ReportSettings
+from dsd_lab.specs.report import ReportSettings
 
 SETTINGS = ReportSettings()
 FID = "fid/indomain-n8"

@@ -4,12 +4,12 @@ import re
 
 from sweeping import EVALUATION, free_port, train_here, write_spec
 
-from dsd_lab.cli import main
+from dsd_lab.cli.main import main
 from dsd_lab.errors import NO_RESOURCES
-from dsd_lab.home import Home
-from dsd_lab.housekeeping import size_of
-from dsd_lab.store import Store
-from dsd_lab.verbs.common import manifest_of
+from dsd_lab.files.atomic import size_of
+from dsd_lab.home.home import Home
+from dsd_lab.home.lookup import manifest_of
+from dsd_lab.store.mlflow_store import Store
 
 UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 

@@ -5,10 +5,10 @@ import io
 from rich.console import Console
 from sweeping import EVALUATION, train_here, write_spec
 
-from dsd_lab.cli import main
-from dsd_lab.display import SweepProgress
+from dsd_lab.cli.main import main
+from dsd_lab.cli.progress import SweepProgress
 from dsd_lab.errors import TRIALS_FAILED
-from dsd_lab.specs.sweep import load_sweep
+from dsd_lab.specs.loading import load_sweep
 
 
 def test_a_line_stays_whole_however_narrow_the_console(whole, home):
@@ -44,7 +44,9 @@ def test_a_sweep_shows_the_time_left_of_its_own_evaluations(home, tmp_path, monk
             asked.append(evaluations)
             super().__init__(home, trials, console, evaluations)
 
-    monkeypatch.setattr("dsd_lab.verbs.sweep.SweepProgress", Watched)
-    monkeypatch.setattr("dsd_lab.engine.run_trials", lambda *arguments: None)  # what is run is not the question
+    monkeypatch.setattr("dsd_lab.cli.sweep.SweepProgress", Watched)
+    monkeypatch.setattr(
+        "dsd_lab.runs.ray_engine.run_trials", lambda *arguments: None
+    )  # what is run is not the question
     assert main(["sweep", str(spec), "--home", str(home.root), "--no-tracking"]) == TRIALS_FAILED
     assert asked == [load_sweep(spec).spec.evaluate] and len(asked[0]) == 1

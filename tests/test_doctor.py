@@ -7,12 +7,13 @@ import sqlite3
 import pytest
 from sweeping import VARIANTS, run, train_here, write_spec
 
-from dsd_lab.cli import main
+from dsd_lab.cli.doctor import asked, check_packages
+from dsd_lab.cli.main import main
 from dsd_lab.errors import NO_RESOURCES, OK
-from dsd_lab.home import Home, locked
-from dsd_lab.store import Store
-from dsd_lab.verbs.common import manifest_of
-from dsd_lab.verbs.doctor import asked, check_packages
+from dsd_lab.files.locks import locked
+from dsd_lab.home.home import Home
+from dsd_lab.home.lookup import manifest_of
+from dsd_lab.store.mlflow_store import Store
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from sweeping import VARIANTS, imported, run, train_here, write_spec
 
-from dsd_lab.cli import main
+from dsd_lab.cli.main import main
 from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK, TRIALS_FAILED, BadInput
-from dsd_lab.evaluation import weights
-from dsd_lab.evaluation.weights import WEIGHTS, weights_path
-from dsd_lab.home import Home
-from dsd_lab.specs.evaluations import expanded
+from dsd_lab.evaluation import pretrained as weights
+from dsd_lab.evaluation.pretrained import WEIGHTS, weights_path
+from dsd_lab.home.home import Home
+from dsd_lab.specs.evaluate_list import expanded
 from dsd_lab.specs.identity import evaluation_id
-from dsd_lab.specs.sweep import load_sweep
-from dsd_lab.store import Store
+from dsd_lab.specs.loading import load_sweep
+from dsd_lab.store.mlflow_store import Store
 
 QUICK = ("--steps", 1, "--images", 20, "--metrics", "fid")
 
@@ -68,7 +68,7 @@ def test_evaluations_that_cannot_be_made_are_refused_with_their_line(tmp_path, e
 
 
 def test_a_document_without_lists_stays_as_it_is(tmp_path):
-    from dsd_lab.specs.layers import read_with_parents
+    from dsd_lab.specs.inheritance import read_with_parents
 
     document = read_with_parents(write_spec(tmp_path, evaluate=[{"steps": 3}, {"images": "all"}]))
     assert expanded(document).values == document.values and expanded(document).marks == document.marks
@@ -179,7 +179,7 @@ def test_a_reference_is_given_by_its_file(trained, tmp_path, monkeypatch):
 def test_a_failing_evaluation_leaves_the_trial_finished(trained, monkeypatch):
     home, ids = trained
     with monkeypatch.context() as patch:
-        patch.setattr("dsd_lab.running.evaluate_generation", lambda *_: 1 / 0)
+        patch.setattr("dsd_lab.runs.trial_evaluations.evaluate_generation", lambda *_: 1 / 0)
         code, answer = evaluate(home, ids["dsd", 0], "--steps", 3, "--no-tracking")
     assert code == TRIALS_FAILED and "ZeroDivisionError" in answer["trials"][0]["error"]
     assert home.trial(ids["dsd", 0]).state() == "done" and home.trial(ids["dsd", 0]).status()["error"] is None
@@ -240,7 +240,9 @@ def server(monkeypatch):
 
 def pin(monkeypatch, url, content=CONTENT):
     monkeypatch.setattr(weights, "STAND_IN", url, raising=False)
-    row = weights.Weights("weights.pth", hashlib.sha256(content).hexdigest(), "dsd_lab.evaluation.weights", "STAND_IN")
+    row = weights.Weights(
+        "weights.pth", hashlib.sha256(content).hexdigest(), "dsd_lab.evaluation.pretrained", "STAND_IN"
+    )
     monkeypatch.setitem(WEIGHTS, "inception", row)
 
 

@@ -8,14 +8,15 @@ import scipy.linalg
 import torch
 
 from dsd_lab.core.data import DataSet, Images
-from dsd_lab.core.trainer import Trainer
+from dsd_lab.core.training.trainer import Trainer
 from dsd_lab.evaluation import extractor as extractor_module
-from dsd_lab.evaluation import measuring
+from dsd_lab.evaluation import metrics as measuring
 from dsd_lab.evaluation.distances import fid, kid, nearest_train
+from dsd_lab.evaluation.evaluate import evaluate_generation
 from dsd_lab.evaluation.extractor import load_extractor
-from dsd_lab.evaluation.generation import evaluate_generation, sample_images
 from dsd_lab.evaluation.reconstruction import psnr, reconstructions
-from dsd_lab.specs.fields import Generation
+from dsd_lab.evaluation.sampling import sample_images
+from dsd_lab.specs.trial import Generation
 
 CPU = torch.device("cpu")
 
@@ -281,7 +282,7 @@ def test_what_real_images_score_is_measured_once_in_a_home_folder(trained, monke
 
 def test_figures_are_of_the_samples_they_say(trained, monkeypatch):
     trial, folder, data, device, cache = trained
-    monkeypatch.setattr("dsd_lab.evaluation.generation.sample_images", lambda *_, **__: data.holdout.pixels)
+    monkeypatch.setattr("dsd_lab.evaluation.workspace.sample_images", lambda *_, **__: data.holdout.pixels)
     metrics, _ = evaluate_generation(Generation(steps=2), trial, folder, data, device, cache)
     how = "indomain-n50-cfg1-heun2-holdout-ema0.95"
     for name in ("fid", "kid", "label_accuracy"):
@@ -296,7 +297,7 @@ def test_balanced_labels_ask_for_every_class_equally_often(trained, monkeypatch)
         asked.append(y)
         return sample_images(network, trial, y, *more, **settings)
 
-    monkeypatch.setattr("dsd_lab.evaluation.generation.sample_images", remember)
+    monkeypatch.setattr("dsd_lab.evaluation.workspace.sample_images", remember)
     evaluated(trained, steps=1, images=30)
     evaluated(trained, steps=1)
     assert asked[0].bincount().tolist() == [3] * 10

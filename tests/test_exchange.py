@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from sweeping import EVALUATION, VARIANTS, run, train_here, write_spec
 
-from dsd_lab.cli import main
-from dsd_lab.core.checkpoints import list_checkpoints, load_checkpoint
+from dsd_lab.cli.main import main
+from dsd_lab.core.training.checkpoints import list_checkpoints, load_checkpoint
 from dsd_lab.errors import BAD_INPUT, OK
-from dsd_lab.home import Home
-from dsd_lab.mark import MARK
+from dsd_lab.home.home import Home
+from dsd_lab.home.mark import MARK
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dsd_lab.cli import main
+from dsd_lab.cli.main import main
 from dsd_lab.core.data import load_data
-from dsd_lab.core.events import Finished
-from dsd_lab.core.trainer import Trainer
-from dsd_lab.counting import count_shape
-from dsd_lab.specs.fields import Data, Trial
-from dsd_lab.specs.sweep import load_sweep
+from dsd_lab.core.training.events import Finished
+from dsd_lab.core.training.trainer import Trainer
+from dsd_lab.planning.flops import count_shape
+from dsd_lab.specs.loading import load_sweep
+from dsd_lab.specs.trial import Data, Trial
 
 SPECS = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
 SMALL = {

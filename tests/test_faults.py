@@ -29,14 +29,14 @@ from sweeping import (
     write_spec,
 )
 
-from dsd_lab.cli import main
-from dsd_lab.core.checkpoints import list_checkpoints, load_checkpoint
+from dsd_lab.cli.main import main
+from dsd_lab.core.training.checkpoints import list_checkpoints, load_checkpoint
 from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK, TRIALS_FAILED
-from dsd_lab.running import DataShelf, run_trial
-from dsd_lab.specs.sweep import load_sweep
-from dsd_lab.spool import Spool
-from dsd_lab.store import Store
-from dsd_lab.verbs.common import manifest_of
+from dsd_lab.home.lookup import manifest_of
+from dsd_lab.runs.run_trial import DataShelf, run_trial
+from dsd_lab.runs.spool_writer import Spool
+from dsd_lab.specs.loading import load_sweep
+from dsd_lab.store.mlflow_store import Store
 
 CPU = torch.device("cpu")
 
@@ -265,7 +265,7 @@ def test_f14_a_trial_that_other_training_code_began_is_not_continued_silently(st
 
 @pytest.mark.slow
 def test_f15_a_package_that_is_not_there_is_one_line_and_exit_code_4(whole, home):
-    program = "import sys; sys.modules[sys.argv.pop(1)] = None; from dsd_lab.cli import main; sys.exit(main())"
+    program = "import sys; sys.modules[sys.argv.pop(1)] = None; from dsd_lab.cli.main import main; sys.exit(main())"
     sweep = ["sweep", str(whole.spec)]
     cases = [*((n, [*sweep, "--no-tracking"]) for n in ("timm", "ray")), ("mlflow", sweep), ("mlflow", ["report"])]
     for missing, verb in cases:

@@ -28,16 +28,17 @@ from sweeping import (
     write_spec,
 )
 
-from dsd_lab.core.checkpoints import list_checkpoints
 from dsd_lab.core.data import DataSet, Images, load_data
+from dsd_lab.core.training.checkpoints import list_checkpoints
 from dsd_lab.errors import OK
-from dsd_lab.evaluation.extractor import extractor_path, load_extractor
-from dsd_lab.home import Home
-from dsd_lab.running import DataShelf, run_trial
-from dsd_lab.specs.fields import Data
-from dsd_lab.specs.sweep import load_sweep
-from dsd_lab.store import Store
-from dsd_lab.verbs.common import manifest_of
+from dsd_lab.evaluation.extractor import load_extractor
+from dsd_lab.home.caches import extractor_path
+from dsd_lab.home.home import Home
+from dsd_lab.home.lookup import manifest_of
+from dsd_lab.runs.run_trial import DataShelf, run_trial
+from dsd_lab.specs.loading import load_sweep
+from dsd_lab.specs.trial import Data
+from dsd_lab.store.mlflow_store import Store
 
 CPU = torch.device("cpu")
 
@@ -101,7 +102,7 @@ def test_f23_an_evaluation_that_is_killed_is_made_again_and_nothing_is_trained_f
     load_extractor(load_data(Data()), home.cache, CPU)
 
     def work():
-        monkeypatch.setattr("dsd_lab.running._save_picture", lambda *_: die())
+        monkeypatch.setattr("dsd_lab.runs.trial_evaluations._save_picture", lambda *_: die())
         finish(home, whole.trial, evaluations)
 
     before = folder.spool.read_bytes()

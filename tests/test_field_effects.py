@@ -2,8 +2,8 @@
 
 import pytest
 
-from dsd_lab.specs.fields import Trial
 from dsd_lab.specs.identity import trial_id
+from dsd_lab.specs.trial import Trial
 
 CONTROL = {"objective": {"diffusion_weight": 0.0}}
 

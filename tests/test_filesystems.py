@@ -4,8 +4,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from dsd_lab import filesystems
-from dsd_lab.filesystems import filesystem_of, network_filesystem, shared_sqlite_warning
+from dsd_lab.files import mounts as filesystems
+from dsd_lab.files.mounts import filesystem_of, network_filesystem, shared_sqlite_warning
 
 MOUNTS = r"""
 22 1 254:0 / / rw,relatime - ext4 /dev/vda rw

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from dsd_lab.core.events import Checkpointed, Diverged, Logged
-from dsd_lab.core.finiteness import Finiteness
-from dsd_lab.core.trainer import Trainer
+from dsd_lab.core.training.events import Checkpointed, Diverged, Logged
+from dsd_lab.core.training.finiteness import Finiteness
+from dsd_lab.core.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")

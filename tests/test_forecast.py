@@ -7,25 +7,18 @@ import numpy as np
 import pytest
 from sweeping import events, run, train_here, write_spec
 
-from dsd_lab.cli import main
-from dsd_lab.engine import run_trials
+from dsd_lab.cli.forecast import load_forecast
+from dsd_lab.cli.main import main
 from dsd_lab.errors import BAD_INPUT, OK
-from dsd_lab.home import STOPPED, Home
-from dsd_lab.report.forecast import (
-    FEATURES,
-    Example,
-    Forecast,
-    early_history,
-    examples_of,
-    features,
-    fit,
-    judge_forecast,
-)
-from dsd_lab.report.results import History, Result
-from dsd_lab.report.verdicts import Judged
-from dsd_lab.specs.fields import Trial
-from dsd_lab.specs.sweep import load_sweep
-from dsd_lab.verbs.forecast import load_forecast
+from dsd_lab.home.history import History
+from dsd_lab.home.home import STOPPED, Home
+from dsd_lab.report.results import Result
+from dsd_lab.report.statistics.forecast_judged import Example, examples_of, fit, judge_forecast
+from dsd_lab.report.statistics.verdicts import Judged
+from dsd_lab.runs.early_stopping import FEATURES, Forecast, early_history, features
+from dsd_lab.runs.ray_engine import run_trials
+from dsd_lab.specs.loading import load_sweep
+from dsd_lab.specs.trial import Trial
 
 NAIVE = {"target": "live", "output": "velocity", "loss_space": "velocity"}
 

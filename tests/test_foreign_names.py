@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dsd_lab.cli import main
+from dsd_lab.cli.main import main
 from dsd_lab.errors import BAD_INPUT, OK, BadInput
-from dsd_lab.home import Home
+from dsd_lab.home.home import Home
 
 KEPT = Path(__file__).parent / "fixtures" / "home-schema1" / "home"
 

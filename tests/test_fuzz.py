@@ -8,10 +8,11 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dsd_lab.cli import main
+from dsd_lab.cli.main import main
 from dsd_lab.errors import BAD_INPUT, BadInput
-from dsd_lab.specs.fields import Trial
-from dsd_lab.specs.sweep import Plan, Sweep, load_sweep
+from dsd_lab.specs.loading import load_sweep
+from dsd_lab.specs.sweep import Plan, Sweep
+from dsd_lab.specs.trial import Trial
 
 HEAD = b"name: fuzzed\nvariants: {a: {}, b: {objective: {target: live}}}\n"
 SECTIONS = {name: list(field.annotation.model_fields) for name, field in Trial.model_fields.items()}

@@ -12,13 +12,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sweeping import run
 
-from dsd_lab.cli import main
-from dsd_lab.core.checkpoints import list_checkpoints, load_checkpoint, newest_checkpoint
+from dsd_lab.cli.logs import event_line
+from dsd_lab.cli.main import main
+from dsd_lab.core.training.checkpoints import list_checkpoints, load_checkpoint, newest_checkpoint
 from dsd_lab.errors import BAD_INPUT, OK, CorruptCheckpoint, LabError
-from dsd_lab.history import history_table
-from dsd_lab.home import Home
-from dsd_lab.spool_reader import read_spool
-from dsd_lab.verbs.logs import event_line
+from dsd_lab.home.history import history_table
+from dsd_lab.home.home import Home
+from dsd_lab.home.spool import read_spool
 
 KEPT = Path(__file__).parent / "fixtures" / "home-schema1" / "home"
 

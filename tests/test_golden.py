@@ -6,7 +6,7 @@ import golden
 import pytest
 
 from dsd_lab.core.data import load_data
-from dsd_lab.specs.fields import Trial
+from dsd_lab.specs.trial import Trial
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 from sweeping import VARIANTS, run, train_here, write_spec
 
-from dsd_lab.cli import main
-from dsd_lab.core.checkpoints import list_checkpoints, newest_checkpoint
+from dsd_lab.cli.main import main
+from dsd_lab.core.training.checkpoints import list_checkpoints, newest_checkpoint
 from dsd_lab.errors import BAD_INPUT, OK, BadInput
-from dsd_lab.evaluation.extractor import extractor_path
-from dsd_lab.home import Home, locked
-from dsd_lab.housekeeping import foreign_trials, garbage
-from dsd_lab.specs.sweep import load_sweep
-from dsd_lab.verbs.common import manifest_of
+from dsd_lab.files.locks import locked
+from dsd_lab.home.caches import extractor_path
+from dsd_lab.home.garbage import foreign_trials, garbage
+from dsd_lab.home.home import Home
+from dsd_lab.home.lookup import manifest_of
+from dsd_lab.specs.loading import load_sweep
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from pydantic import Field
 from sweeping import write_spec
 
 from dsd_lab.specs import identity
-from dsd_lab.specs.fields import SCHEMA_VERSION, Generation, Objective, Section, Trial
 from dsd_lab.specs.identity import TRAINING_SECTIONS, canonical_fields, evaluation_id, trial_id
-from dsd_lab.specs.sweep import load_sweep
+from dsd_lab.specs.loading import load_sweep
+from dsd_lab.specs.trial import SCHEMA_VERSION, Generation, Objective, Section, Trial
 
 COLLAPSE = Path(__file__).resolve().parents[1] / "experiments" / "collapse_ablation.yaml"
 PINNED = {

@@ -5,10 +5,10 @@ import json
 import pytest
 from sweeping import run
 
-from dsd_lab.cli import main
+from dsd_lab.cli.main import main
+from dsd_lab.cli.schema import spec_schema
 from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK
-from dsd_lab.specs.sweep import load_sweep
-from dsd_lab.verbs.schema import spec_schema
+from dsd_lab.specs.loading import load_sweep
 
 
 def test_the_starter_begins_with_the_schema_line_and_plan_accepts_it_in_every_profile(tmp_path):

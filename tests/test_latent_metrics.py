@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsd_lab.core import latent_metrics as lm
+from dsd_lab.core.observing import latent_metrics as lm
 
 
 def designed(rows, values, seed=0, mean=0.0):

@@ -9,12 +9,12 @@ import torch
 from sweeping import run, train_here, write_spec
 
 import dsd_lab
-from dsd_lab.cli import main
-from dsd_lab.core.checkpoints import list_checkpoints, load_checkpoint
+from dsd_lab.cli.main import main
 from dsd_lab.core.data import load_data
+from dsd_lab.core.training.checkpoints import list_checkpoints, load_checkpoint
 from dsd_lab.errors import BAD_INPUT, OK, BadInput, CorruptCheckpoint
-from dsd_lab.home import Home
-from dsd_lab.specs.fields import Data
+from dsd_lab.home.home import Home
+from dsd_lab.specs.trial import Data
 
 
 @pytest.fixture(scope="module")

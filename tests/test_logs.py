@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from sweeping import VARIANTS, run, train_here, write_spec
 
-from dsd_lab.cli import main
+from dsd_lab.cli.main import main
 from dsd_lab.errors import BAD_INPUT, OK
-from dsd_lab.home import Home
+from dsd_lab.home.home import Home
 
 
 @pytest.fixture(scope="module")

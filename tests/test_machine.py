@@ -7,8 +7,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from dsd_lab import machine
-from dsd_lab.machine import Sampler, gpu_metrics, read_samples
+from dsd_lab.store import system_metrics as machine
+from dsd_lab.store.system_metrics import Sampler, gpu_metrics, read_samples
 
 STAT = "cpu  {busy} 0 0 {idle} 0 0 0 0 0 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n"
 MEMINFO = "MemTotal:       1000000 kB\nMemFree:         100000 kB\nMemAvailable:    250000 kB\n"

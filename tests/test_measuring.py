@@ -12,9 +12,11 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from dsd_lab.core.data import DataSet, Images
-from dsd_lab.core.trainer import Trainer
+from dsd_lab.core.training.trainer import Trainer
 from dsd_lab.errors import BadInput
-from dsd_lab.evaluation import generation, real, weights
+from dsd_lab.evaluation import pretrained as weights
+from dsd_lab.evaluation import real_images as real
+from dsd_lab.evaluation import workspace
 from dsd_lab.evaluation.distances import (
     fid,
     flags,
@@ -25,16 +27,19 @@ from dsd_lab.evaluation.distances import (
     precision_recall,
     statistics,
 )
-from dsd_lab.evaluation.extractor import FEATURES, extractor_path, load_extractor
+from dsd_lab.evaluation.evaluate import evaluate_generation
+from dsd_lab.evaluation.extractor import FEATURES, load_extractor
 from dsd_lab.evaluation.features import INDOMAIN, extract, inception, indomain
-from dsd_lab.evaluation.generation import Bench, evaluate_generation, labels_of
-from dsd_lab.evaluation.real import matching
+from dsd_lab.evaluation.pretrained import WEIGHTS, weights_path
+from dsd_lab.evaluation.real_images import matching
 from dsd_lab.evaluation.reconstruction import psnr, representation, ssim, ssim_window
 from dsd_lab.evaluation.reference import DIMENSIONS, check_files, read_reference
-from dsd_lab.evaluation.weights import WEIGHTS, weights_path
-from dsd_lab.home import Home
-from dsd_lab.specs.evaluations import applies
-from dsd_lab.specs.fields import Generation, Trial
+from dsd_lab.evaluation.sampling import labels_of
+from dsd_lab.evaluation.workspace import Bench
+from dsd_lab.home.caches import extractor_path
+from dsd_lab.home.home import Home
+from dsd_lab.specs.evaluate_list import applies
+from dsd_lab.specs.trial import Generation, Trial
 
 CPU = torch.device("cpu")
 HOW = "cfg1-euler2-holdout-ema0.95"
@@ -226,13 +231,13 @@ def test_directions_that_real_images_lack_are_no_fault_of_the_samples():
 
 
 def test_a_constant_sample_set_is_measured_and_flagged(bench, monkeypatch):
-    monkeypatch.setattr(generation, "sample_images", lambda *_, **__: torch.zeros(80, 1, 8, 8, dtype=torch.uint8))
+    monkeypatch.setattr(workspace, "sample_images", lambda *_, **__: torch.zeros(80, 1, 8, 8, dtype=torch.uint8))
     found = evaluated(bench)
     assert found[f"fid_flag/constant/indomain-n80-{HOW}"] == 1 and found[f"fid/indomain-n80-{HOW}"] > 0
 
 
 def test_no_flag_where_there_is_nothing_to_flag(bench, data, monkeypatch):
-    monkeypatch.setattr(generation, "sample_images", lambda *_, **__: data.holdout.pixels)
+    monkeypatch.setattr(workspace, "sample_images", lambda *_, **__: data.holdout.pixels)
     assert not [name for name in evaluated(bench) if name.startswith("fid_flag/")]
 
 
@@ -415,8 +420,8 @@ def test_equal_samples_are_drawn_once_and_others_anew(bench, monkeypatch):
         drawn.append(given[5])
         return original(*given, **more)
 
-    original = generation.sample_images
-    monkeypatch.setattr(generation, "sample_images", remember)
+    original = workspace.sample_images
+    monkeypatch.setattr(workspace, "sample_images", remember)
     shared = Bench(bench.trial, bench.checkpoints, bench.data, CPU, bench.home)
     first = evaluated(bench, shared, guidance=2.0, metrics=["fid"])
     second = evaluated(bench, shared, guidance=2.0, metrics=["fid", "kid"])

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from dsd_lab.benchmarks.memory import tensor_bytes
-from dsd_lab.core.trainer import Trainer
-from dsd_lab.counting import count_bytes, count_shape
-from dsd_lab.estimates import Shape
-from dsd_lab.storages import Storages
+from dsd_lab.bench.machine import tensor_bytes
+from dsd_lab.core.training.trainer import Trainer
+from dsd_lab.planning.estimates import Shape
+from dsd_lab.planning.flops import count_bytes, count_shape
+from dsd_lab.planning.memory import Storages
 
 CPU = torch.device("cpu")
 VELOCITY = {"output": "velocity", "loss_space": "velocity"}

@@ -10,8 +10,8 @@ from leftovers import nothing_left
 from sweeping import DEADLINE, outcome, spooled_steps, start, stored_steps, wait_until
 
 from dsd_lab.errors import OK, TERMINATED
-from dsd_lab.home import Home
-from dsd_lab.stopping import _GRACE
+from dsd_lab.home.home import Home
+from dsd_lab.runs.signals import _GRACE
 
 AMBUSH = Path(__file__).parent / "ambush"
 TO_END = 20.0

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from dsd_lab.core.network import Block, Network, count_parameters
-from dsd_lab.core.normalisers import NORMALISERS
-from dsd_lab.core.trainer import Trainer
-from dsd_lab.specs.fields import Latent, Trial
+from dsd_lab.core.model.blocks import Block
+from dsd_lab.core.model.network import Network, count_parameters
+from dsd_lab.core.model.normalisers import NORMALISERS
+from dsd_lab.core.training.trainer import Trainer
+from dsd_lab.specs.trial import Latent, Trial
 
 LAYOUTS = ("modular", "coupled", "separate")
 

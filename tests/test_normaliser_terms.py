@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from dsd_lab.core.events import Logged
-from dsd_lab.core.network import Network
-from dsd_lab.core.normalisers import NORMALISERS, divergence_from_normal, gaussian_entropy
-from dsd_lab.core.objectives import Draws, losses
-from dsd_lab.core.trainer import Trainer
-from dsd_lab.counting import count_shape
-from dsd_lab.specs.fields import Latent
+from dsd_lab.core.diffusion.objectives import losses
+from dsd_lab.core.model.network import Network
+from dsd_lab.core.model.normalisers import NORMALISERS, divergence_from_normal, gaussian_entropy
+from dsd_lab.core.randomness import Draws
+from dsd_lab.core.training.events import Logged
+from dsd_lab.core.training.trainer import Trainer
+from dsd_lab.planning.flops import count_shape
+from dsd_lab.specs.trial import Latent
 
 CPU = torch.device("cpu")
 LAYOUTS = ("modular", "coupled")

@@ -7,11 +7,11 @@ import pytest
 import torch
 from sweeping import EVALUATION, run, train_here, write_spec
 
-from dsd_lab.core.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
-from dsd_lab.core.events import Diverged
-from dsd_lab.core.trainer import Trainer
+from dsd_lab.core.training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
+from dsd_lab.core.training.events import Diverged
+from dsd_lab.core.training.trainer import Trainer
 from dsd_lab.errors import OK
-from dsd_lab.home import Home
+from dsd_lab.home.home import Home
 from dsd_lab.report.groups import flags_of
 
 

@@ -8,9 +8,9 @@ import pytest
 from sweeping import EVALUATION, run, train_here, write_spec
 
 from dsd_lab.errors import OK, BadInput
-from dsd_lab.home import Home
-from dsd_lab.report.opened import open_sweep
-from dsd_lab.report.rendering import csv_cell
+from dsd_lab.home.home import Home
+from dsd_lab.report.notebook import open_sweep
+from dsd_lab.report.tables.rendering import csv_cell
 
 ANALYSIS = Path(__file__).resolve().parents[1] / "analysis"
 NOTEBOOKS = sorted(ANALYSIS.glob("*.ipynb"))

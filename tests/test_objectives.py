@@ -16,9 +16,10 @@ import torch
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from dsd_lab.core.network import Network
-from dsd_lab.core.objectives import RECONSTRUCTIONS, TARGETS, Draws, diffusion_loss, losses
-from dsd_lab.specs.fields import Objective
+from dsd_lab.core.diffusion.objectives import RECONSTRUCTIONS, TARGETS, diffusion_loss, losses
+from dsd_lab.core.model.network import Network
+from dsd_lab.core.randomness import Draws
+from dsd_lab.specs.trial import Objective
 
 SCALES = (0.5, 1.0, 2.0)
 UNCLAMPED = 1e-6

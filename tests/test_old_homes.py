@@ -8,13 +8,13 @@ import pytest
 import torch
 from sweeping import events, run
 
-from dsd_lab.cli import main
-from dsd_lab.core.checkpoints import list_checkpoints, newest_checkpoint
+from dsd_lab.api import load_trial
+from dsd_lab.cli.main import main
+from dsd_lab.core.training.checkpoints import list_checkpoints, newest_checkpoint
 from dsd_lab.errors import BAD_INPUT, OK
-from dsd_lab.home import ENDED, Home
-from dsd_lab.loading import load_trial
-from dsd_lab.running import DataShelf, run_trial
-from dsd_lab.specs.sweep import load_sweep
+from dsd_lab.home.home import ENDED, Home
+from dsd_lab.runs.run_trial import DataShelf, run_trial
+from dsd_lab.specs.loading import load_sweep
 from dsd_lab.training_code import training_code
 
 OLD = sorted((Path(__file__).parent / "fixtures").glob("home-schema*"))

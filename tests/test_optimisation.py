@@ -4,16 +4,18 @@ import pytest
 import torch
 from test_trainer import assert_equal, state
 
-from dsd_lab.core.checkpoints import flatten_optimiser, load_checkpoint
-from dsd_lab.core.objectives import Draws, losses
-from dsd_lab.core.optimisation import average_name, build_optimiser, clip_gradients
-from dsd_lab.core.trainer import Trainer
-from dsd_lab.counting import count_shape
+from dsd_lab.core.diffusion.objectives import losses
+from dsd_lab.core.randomness import Draws
+from dsd_lab.core.training.checkpoints import flatten_optimiser, load_checkpoint
+from dsd_lab.core.training.ema import average_name
+from dsd_lab.core.training.optimiser import build_optimiser, clip_gradients
+from dsd_lab.core.training.trainer import Trainer
 from dsd_lab.errors import BadInput
-from dsd_lab.estimates import Shape
-from dsd_lab.evaluation.generation import load_network
-from dsd_lab.specs.fields import Trial
-from dsd_lab.specs.sweep import load_sweep
+from dsd_lab.evaluation.sampling import load_network
+from dsd_lab.planning.estimates import Shape
+from dsd_lab.planning.flops import count_shape
+from dsd_lab.specs.loading import load_sweep
+from dsd_lab.specs.trial import Trial
 
 CPU = torch.device("cpu")
 OBJECTIVES = {

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from sweeping import run
 
-from dsd_lab.cli import main
+from dsd_lab.cli.main import main
 from dsd_lab.errors import BAD_INPUT, INTERRUPTED, OK
-from dsd_lab.home import Home
-from dsd_lab.mark import MARK, home_id, mark_home
-from dsd_lab.written import is_trial_id
+from dsd_lab.home.home import Home
+from dsd_lab.home.mark import MARK, home_id, mark_home
+from dsd_lab.home.names import is_trial_id
 
 KEPT = Path(__file__).parent / "fixtures" / "home-schema1" / "home"
 """A home that was made before homes were marked: one sweep, `old`, of four trials."""
@@ -173,7 +173,7 @@ def test_a_deletion_that_was_broken_off_is_ended(home, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("dsd_lab.ownership.remove", killed)
+        patch.setattr("dsd_lab.home.ownership.remove", killed)
         assert main(["gc", "--yes", "--home", str(home.root)]) == INTERRUPTED
     (left,) = home.root.glob("trials/.removing-*")
     gone(home)

@@ -5,14 +5,15 @@ import torch
 from pydantic import ValidationError
 from torch.nn.functional import interpolate
 
-from dsd_lab.core.auxiliary import Auxiliaries
-from dsd_lab.core.network import Network
-from dsd_lab.core.objectives import Draws, losses
-from dsd_lab.core.perceptual import Perceptual
-from dsd_lab.core.trainer import Trainer
-from dsd_lab.counting import count_shape
-from dsd_lab.specs.auxiliary import NamedBackbone
-from dsd_lab.specs.fields import Trial
+from dsd_lab.core.diffusion.auxiliary import Auxiliaries
+from dsd_lab.core.diffusion.objectives import losses
+from dsd_lab.core.model.network import Network
+from dsd_lab.core.model.perceptual import Perceptual
+from dsd_lab.core.randomness import Draws
+from dsd_lab.core.training.trainer import Trainer
+from dsd_lab.planning.flops import count_shape
+from dsd_lab.specs.sources import NamedBackbone
+from dsd_lab.specs.trial import Trial
 
 CPU = torch.device("cpu")
 ON = {"perceptual_weight": 0.5, "perceptual_backbone": "test_resnet", "perceptual_weights": "random"}

@@ -5,12 +5,12 @@ import torch
 from pydantic import ValidationError
 from test_trainer import assert_equal, differ, state
 
-from dsd_lab.core.events import Checkpointed, Probed
-from dsd_lab.core.network import ROLES
-from dsd_lab.core.trainer import Trainer
-from dsd_lab.counting import count_bytes, count_shape
-from dsd_lab.specs.fields import Trial
+from dsd_lab.core.model.blocks import ROLES
+from dsd_lab.core.training.events import Checkpointed, Probed
+from dsd_lab.core.training.trainer import Trainer
+from dsd_lab.planning.flops import count_bytes, count_shape
 from dsd_lab.specs.identity import trial_id
+from dsd_lab.specs.trial import Trial
 
 CPU = torch.device("cpu")
 NAIVE = {"target": "live", "output": "velocity", "loss_space": "velocity"}

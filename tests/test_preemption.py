@@ -20,10 +20,10 @@ from sweeping import (
     wait_until,
 )
 
-from dsd_lab.core.checkpoints import list_checkpoints
+from dsd_lab.core.training.checkpoints import list_checkpoints
 from dsd_lab.errors import INTERRUPTED, OK, TERMINATED
-from dsd_lab.home import Home
-from dsd_lab.stopping import StopFile
+from dsd_lab.home.home import Home
+from dsd_lab.runs.signals import StopFile
 
 ROOT = Path(__file__).resolve().parents[1]
 GRACE = 10.0

@@ -10,15 +10,15 @@ import torch
 from pretended_gpu import GPU, pretended_gpu, without_numbers
 from test_experiments import VARIANTS, small
 
-from dsd_lab.core import checkpoints
-from dsd_lab.core.data.images import Split
-from dsd_lab.core.events import Drew, Finished, Logged, Probed
-from dsd_lab.core.samplers import SAMPLERS
-from dsd_lab.core.trainer import Trainer
+from dsd_lab.core.data.splits import Split
+from dsd_lab.core.diffusion.samplers import SAMPLERS
+from dsd_lab.core.training import checkpoints
+from dsd_lab.core.training.events import Drew, Finished, Logged, Probed
+from dsd_lab.core.training.trainer import Trainer
 from dsd_lab.evaluation import extractor, features
-from dsd_lab.evaluation.generation import sample_images
 from dsd_lab.evaluation.reconstruction import latents, reconstructions
-from dsd_lab.specs.fields import Trial
+from dsd_lab.evaluation.sampling import sample_images
+from dsd_lab.specs.trial import Trial
 
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 

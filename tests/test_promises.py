@@ -32,15 +32,15 @@ from sweeping import (
     write_spec,
 )
 
-from dsd_lab.cli import main
-from dsd_lab.core.checkpoints import list_checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
+from dsd_lab.cli.main import main
 from dsd_lab.core.randomness import batch_indices
-from dsd_lab.core.trainer import Trainer
+from dsd_lab.core.training.checkpoints import list_checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
+from dsd_lab.core.training.trainer import Trainer
 from dsd_lab.errors import BAD_INPUT, INTERRUPTED, NO_RESOURCES, OK, TERMINATED, TRIALS_FAILED, UNEXPECTED
-from dsd_lab.home import Home
+from dsd_lab.home.home import Home
 from dsd_lab.specs.identity import SCHEMA_VERSION
-from dsd_lab.specs.sweep import load_sweep
-from dsd_lab.store import Store
+from dsd_lab.specs.loading import load_sweep
+from dsd_lab.store.mlflow_store import Store
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

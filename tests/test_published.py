@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from test_report import SETTINGS, result
 
+from dsd_lab.home.history import History
 from dsd_lab.report.groups import groups_of
-from dsd_lab.report.published import (
+from dsd_lab.report.tables.published import (
     _pretrained_model,
     collapse_table,
     our_rows,
@@ -20,9 +21,8 @@ from dsd_lab.report.published import (
     published_table,
     reference,
 )
-from dsd_lab.report.rendering import latex
-from dsd_lab.report.results import History
-from dsd_lab.specs.fields import Trial
+from dsd_lab.report.tables.rendering import latex
+from dsd_lab.specs.trial import Trial
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = "fid/indomain-n395-cfg1-heun25-holdout-ema0.99"
@@ -119,7 +119,7 @@ def test_an_installed_wheel_carries_the_published_rows(tmp_path):
     if re.search("No module named 'setuptools'|Cannot import 'setuptools", done.stderr):
         pytest.skip("setuptools is not installed here, and a build may not download it")
     assert done.returncode == 0, done.stderr
-    program = "from dsd_lab.report import published as p; print(p.__file__, len(p.published_rows()), len(p.reference('collapse')))"
+    program = "from dsd_lab.report.tables import published as p; print(p.__file__, len(p.published_rows()), len(p.reference('collapse')))"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     told = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, env=environment

@@ -10,10 +10,10 @@ import pytest
 import ray
 from sweeping import DEADLINE
 
-from dsd_lab import engine  # noqa: F401  sets what Ray reads at import
-from dsd_lab.child_environment import child_environment, safe_imports
-from dsd_lab.home import Home
-from dsd_lab.ray_cluster import connected
+from dsd_lab.home.home import Home
+from dsd_lab.runs import ray_engine as engine  # noqa: F401  sets what Ray reads at import
+from dsd_lab.runs.child_environment import child_environment, safe_imports
+from dsd_lab.runs.ray_cluster import connected
 
 CLIENT = """
 import sys

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dsd_lab.remaining import _STEP, Remaining, Seen, evaluation_work, step_work
-from dsd_lab.specs.sweep import load_sweep
+from dsd_lab.planning.eta import _STEP, Remaining, Seen, evaluation_work, step_work
+from dsd_lab.specs.loading import load_sweep
 
 HERE = Path(__file__).parent
 EXPERIMENTS = HERE.parent / "experiments"

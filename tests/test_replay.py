@@ -10,18 +10,18 @@ from test_pretended_gpu import MORE, covering, trial_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dsd_lab.benchmarks.clock import Clock
-from dsd_lab.benchmarks.measuring import _Block
-from dsd_lab.benchmarks.memory import tensor_bytes
-from dsd_lab.benchmarks.parts import Stopwatch, timed_parts
+from dsd_lab.bench.clock import Clock
+from dsd_lab.bench.machine import tensor_bytes
+from dsd_lab.bench.measure import _Block
+from dsd_lab.bench.parts import Stopwatch, timed_parts
 from dsd_lab.core.data import load_data
-from dsd_lab.core.events import Logged
-from dsd_lab.core.replay import WARM_UP, Replay
-from dsd_lab.core.trainer import Trainer
+from dsd_lab.core.training.cuda_graphs import WARM_UP, Replay
+from dsd_lab.core.training.events import Logged
+from dsd_lab.core.training.trainer import Trainer
 from dsd_lab.errors import BAD_INPUT
-from dsd_lab.estimates import shape_key
-from dsd_lab.specs.fields import Data, Trial
+from dsd_lab.planning.estimates import shape_key
 from dsd_lab.specs.identity import canonical_fields, trial_id
+from dsd_lab.specs.trial import Data, Trial
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 

@@ -12,19 +12,20 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from dsd_lab.report.comparisons import compare, conclusions
-from dsd_lab.report.drawing import looks_of
-from dsd_lab.report.factorial import STEPS, designs_of, effects_of, orders_of
+from dsd_lab.home.history import History
+from dsd_lab.report.figures.latents import curves
+from dsd_lab.report.figures.spectra import spectrum_maps
+from dsd_lab.report.figures.style import looks_of
 from dsd_lab.report.groups import LATENT_COLUMNS, columns_of, floors_of, groups_of
-from dsd_lab.report.latent_figures import curves
-from dsd_lab.report.narrative import answer, notices
-from dsd_lab.report.rendering import csv_cell, latex_text, markdown_text, shown
-from dsd_lab.report.report import write_report
-from dsd_lab.report.results import History, Result
-from dsd_lab.report.spectrum_figures import spectrum_maps
-from dsd_lab.report.verdicts import judge, row_key
-from dsd_lab.specs.fields import Training, Trial
-from dsd_lab.specs.sweep import ReportSettings
+from dsd_lab.report.page.narrative import answer, notices
+from dsd_lab.report.results import Result
+from dsd_lab.report.statistics.comparisons import compare, conclusions
+from dsd_lab.report.statistics.factorial import STEPS, designs_of, effects_of, orders_of
+from dsd_lab.report.statistics.verdicts import judge, row_key
+from dsd_lab.report.tables.rendering import csv_cell, latex_text, markdown_text, shown
+from dsd_lab.report.write import write_report
+from dsd_lab.specs.report import ReportSettings
+from dsd_lab.specs.trial import Training, Trial
 
 SETTINGS = ReportSettings()
 STEPS_PROBED = (0, 10, 20, 30)

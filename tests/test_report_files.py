@@ -12,10 +12,10 @@ from PIL import Image
 from sweeping import run, train_here, write_spec
 from test_report import KINDS, SETTINGS, Reader, manifest, report, result, written  # noqa: F401
 
-from dsd_lab.cli import main
-from dsd_lab.home import Home
-from dsd_lab.report.rendering import latex_text, markdown_text
-from dsd_lab.report.report import write_report
+from dsd_lab.cli.main import main
+from dsd_lab.home.home import Home
+from dsd_lab.report.tables.rendering import latex_text, markdown_text
+from dsd_lab.report.write import write_report
 
 GROUP = re.compile(r"\{\\scriptsize ((?:[^{}\\]|\\.|\{\})*)\}")
 

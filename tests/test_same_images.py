@@ -7,13 +7,13 @@ import pytest
 from picturing import pictures, write_folder
 from sweeping import run, train_here, write_spec
 
-from dsd_lab import file_index
-from dsd_lab.data_shelf import DataShelf, refuse_other_images
 from dsd_lab.errors import BAD_INPUT, BadInput
-from dsd_lab.facts import Images, known_images, other_images
-from dsd_lab.file_index import content_digest, known_digest, listing_of
-from dsd_lab.home import Home
-from dsd_lab.specs.sweep import load_sweep
+from dsd_lab.home import file_index
+from dsd_lab.home.data_facts import Images, known_images, other_images
+from dsd_lab.home.file_index import content_digest, known_digest, listing_of
+from dsd_lab.home.home import Home
+from dsd_lab.runs.data_shelf import DataShelf, refuse_other_images
+from dsd_lab.specs.loading import load_sweep
 
 LABELS = [i % 3 for i in range(24)]
 

@@ -12,10 +12,10 @@ import pytest
 import scipy.integrate
 import torch
 
-from dsd_lab.core.network import Network
-from dsd_lab.core.samplers import SAMPLERS, Solver, guided_velocity, sample_latents
-from dsd_lab.evaluation.generation import sample_images
-from dsd_lab.specs.fields import Objective
+from dsd_lab.core.diffusion.samplers import SAMPLERS, Solver, guided_velocity, sample_latents
+from dsd_lab.core.model.network import Network
+from dsd_lab.evaluation.sampling import sample_images
+from dsd_lab.specs.trial import Objective
 
 S = 0.6
 MEANS = torch.tensor([0.5, -1.5, 0.0], dtype=torch.float64)

@@ -5,9 +5,9 @@ import pytest
 from safetensors.numpy import save_file
 from test_report import SETTINGS, result
 
-from dsd_lab.report.drawing import looks_of
+from dsd_lab.report.figures.scaling import scaling, scaling_table
+from dsd_lab.report.figures.style import looks_of
 from dsd_lab.report.groups import groups_of
-from dsd_lab.report.scaling import scaling, scaling_table
 
 FID = "fid/indomain-n9-cfg1-heun25-holdout-ema0.99"
 

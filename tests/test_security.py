@@ -26,12 +26,13 @@ from sweeping import (
     write_spec,
 )
 
-from dsd_lab.cli import main
+from dsd_lab.cli.main import main
 from dsd_lab.errors import OK
-from dsd_lab.home import Home
-from dsd_lab.running import DataShelf, run_trial
-from dsd_lab.specs.sweep import load_sweep
-from dsd_lab.store import Store, StoreUnavailable
+from dsd_lab.home.home import Home
+from dsd_lab.runs.run_trial import DataShelf, run_trial
+from dsd_lab.specs.loading import load_sweep
+from dsd_lab.store.faults import StoreUnavailable
+from dsd_lab.store.mlflow_store import Store
 
 # -- The network ---------------------------------------------------------------------------------------
 
@@ -158,7 +159,9 @@ def test_the_uploader_is_told_the_store_where_no_other_user_sees_it(tmp_path, ca
         code = main(["sweep", str(spec), "--home", str(home), "--tracking-uri", uri])
         listening.shutdown(socket.SHUT_RDWR)
     assert code == OK and any(base64.b64encode(b"me:canary-5f3a9") in request for request in asked)
-    assert any("dsd_lab.uploader" in line for line in seen) and not [line for line in seen if "canary-5f3a9" in line]
+    assert any("dsd_lab.store.uploader" in line for line in seen) and not [
+        line for line in seen if "canary-5f3a9" in line
+    ]
     assert "canary-5f3a9" not in "".join(capsys.readouterr())
 
 
@@ -171,7 +174,7 @@ def test_a_password_in_the_address_of_a_store_is_not_said_by(verb, tmp_path, cap
 
 def test_usage_reports_are_off_before_anything_could_send_one():
     program = (
-        "import os, dsd_lab.engine, dsd_lab.store;"
+        "import os, dsd_lab.runs.ray_engine, dsd_lab.store.mlflow_store;"
         "print(os.environ['RAY_USAGE_STATS_ENABLED'], os.environ['MLFLOW_DISABLE_TELEMETRY'])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=DEADLINE)

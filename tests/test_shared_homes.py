@@ -28,8 +28,8 @@ from sweeping import (
 )
 
 from dsd_lab.errors import BAD_INPUT, OK
-from dsd_lab.home import Home
-from dsd_lab.specs.sweep import load_sweep
+from dsd_lab.home.home import Home
+from dsd_lab.specs.loading import load_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

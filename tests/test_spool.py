@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 
 from dsd_lab.core.data import DataSet, Images
-from dsd_lab.core.events import Checkpointed, Diverged, Drew, Finished, Logged, Probed
-from dsd_lab.home import Home
-from dsd_lab.running import DataShelf, run_trial
-from dsd_lab.specs.fields import Generation
+from dsd_lab.core.observing.pictures import tile
+from dsd_lab.core.training.events import Checkpointed, Diverged, Drew, Finished, Logged, Probed
+from dsd_lab.home.home import Home
+from dsd_lab.runs.run_trial import DataShelf, run_trial
+from dsd_lab.runs.spool_writer import Spool, read_spool
 from dsd_lab.specs.identity import evaluation_id, trial_id
 from dsd_lab.specs.sweep import PlannedTrial
-from dsd_lab.spool import Spool, read_spool, tile
+from dsd_lab.specs.trial import Generation
 
 STORY = [
     Probed(0, {"latent/variance": 1.0}, {"token": [1.0, 0.5]}, 0.1),
@@ -279,7 +280,7 @@ def test_a_failing_evaluation_leaves_the_training_result_standing(lab, monkeypat
     folder = home.trial(planned.id)
     before = folder.spool.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("dsd_lab.running.evaluate_generation", lambda *_: 1 / 0)
+        patch.setattr("dsd_lab.runs.trial_evaluations.evaluate_generation", lambda *_: 1 / 0)
         assert list(run_trial(home, planned, [GENERATION], shelf))[-1].state == "failed"
     assert list(run_trial(home, planned, [GENERATION], shelf))[-1].state == "done"
     assert plain(map(json.loads, before.splitlines())) == plain(read_spool(folder.spool))

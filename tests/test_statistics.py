@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dsd_lab.report.statistics import (
+from dsd_lab.report.statistics.intervals import (
     clopper_pearson,
     compare_paired,
     estimate,

@@ -17,18 +17,19 @@ import torch
 from safetensors.torch import load_file
 from sweeping import DEADLINE, EVALUATION, VARIANTS, events, free_port, mlflow_server, train_here, write_idx, write_spec
 
-from dsd_lab.core.checkpoints import list_checkpoints, load_checkpoint
 from dsd_lab.core.data import load_data
+from dsd_lab.core.training.checkpoints import list_checkpoints, load_checkpoint
 from dsd_lab.evaluation.extractor import load_extractor
-from dsd_lab.history import history_table, read_history, write_history
-from dsd_lab.home import Home
-from dsd_lab.running import DataShelf, run_trial
-from dsd_lab.specs.fields import Data
+from dsd_lab.home.history import history_table, read_history, write_history
+from dsd_lab.home.home import Home
+from dsd_lab.home.lookup import manifest_of
+from dsd_lab.runs.run_trial import DataShelf, run_trial
+from dsd_lab.runs.spool_writer import read_spool
 from dsd_lab.specs.identity import evaluation_id
-from dsd_lab.specs.sweep import load_sweep
-from dsd_lab.spool import read_spool
-from dsd_lab.store import Store, StoreUnavailable
-from dsd_lab.verbs.common import manifest_of
+from dsd_lab.specs.loading import load_sweep
+from dsd_lab.specs.trial import Data
+from dsd_lab.store.faults import StoreUnavailable
+from dsd_lab.store.mlflow_store import Store
 
 
 @pytest.fixture(scope="module")

@@ -26,9 +26,10 @@ from sweeping import (
 )
 
 from dsd_lab.errors import OK
-from dsd_lab.home import Home
-from dsd_lab.store import Store, StoreUnavailable
-from dsd_lab.verbs.common import manifest_of
+from dsd_lab.home.home import Home
+from dsd_lab.home.lookup import manifest_of
+from dsd_lab.store.faults import StoreUnavailable
+from dsd_lab.store.mlflow_store import Store
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -39,16 +39,18 @@ from sweeping import (
     write_spec,
 )
 
-from dsd_lab import engine
-from dsd_lab import running as trial_running
-from dsd_lab.engine import run_trials
 from dsd_lab.errors import BAD_INPUT, INTERRUPTED, NO_RESOURCES, OK, TERMINATED, TRIALS_FAILED, NoResources
-from dsd_lab.estimates import cached_shape
-from dsd_lab.home import Home, locked
-from dsd_lab.ray_cluster import _SOCKET_PATH_ROOM
-from dsd_lab.short_paths import short_path
+from dsd_lab.files.locks import locked
+from dsd_lab.files.short_paths import short_path
+from dsd_lab.home.home import Home
+from dsd_lab.planning.estimates import cached_shape
+from dsd_lab.runs import ray_engine as engine
+from dsd_lab.runs import run_trial as trial_running
+from dsd_lab.runs.ray_cluster import _SOCKET_PATH_ROOM
+from dsd_lab.runs.ray_engine import run_trials
 from dsd_lab.specs.identity import evaluation_id
-from dsd_lab.specs.sweep import Plan, load_sweep
+from dsd_lab.specs.loading import load_sweep
+from dsd_lab.specs.sweep import Plan
 from dsd_lab.training_code import training_code
 
 WORKERS_DIE = 15.0

@@ -7,11 +7,12 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from dsd_lab.core import latent_metrics, paths
-from dsd_lab.core.probes import ProbeSet
-from dsd_lab.core.trainer import Trainer
-from dsd_lab.report.theory import has_closed_form, scale_gradient, time_rule
-from dsd_lab.specs.fields import Trial
+from dsd_lab.core.diffusion import paths
+from dsd_lab.core.observing import latent_metrics
+from dsd_lab.core.observing.probes import ProbeSet
+from dsd_lab.core.training.trainer import Trainer
+from dsd_lab.report.statistics.theory import has_closed_form, scale_gradient, time_rule
+from dsd_lab.specs.trial import Trial
 
 CPU = torch.device("cpu")
 SCALES = (0.5, 1.0, 2.0)

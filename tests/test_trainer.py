@@ -8,23 +8,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsd_lab.core import trainer as trainer_module
 from dsd_lab.core.data import DataSet, Images
-from dsd_lab.core.events import Checkpointed, Diverged, Drew, Finished, Logged, Probed
-from dsd_lab.core.optimisation import (
-    Averaging,
-    build_optimiser,
-    learning_rate,
-    ramped_decay,
-    tensors_of,
-    warmed_decay,
-)
-from dsd_lab.core.paths import draw_times, shifted
-from dsd_lab.core.pictures import to_bytes
+from dsd_lab.core.diffusion.paths import draw_times, shifted
+from dsd_lab.core.observing.pictures import to_bytes
 from dsd_lab.core.randomness import batch_indices, generator
-from dsd_lab.core.trainer import Trainer, pick_device
+from dsd_lab.core.training import trainer as trainer_module
+from dsd_lab.core.training.checkpoints import tensors_of
+from dsd_lab.core.training.ema import Averaging, ramped_decay, warmed_decay
+from dsd_lab.core.training.events import Checkpointed, Diverged, Drew, Finished, Logged, Probed
+from dsd_lab.core.training.optimiser import build_optimiser, learning_rate
+from dsd_lab.core.training.trainer import Trainer, pick_device
 from dsd_lab.errors import BadInput, NoResources
-from dsd_lab.specs.fields import Optimiser, Time
+from dsd_lab.specs.trial import Optimiser, Time
 
 CPU = torch.device("cpu")
 BATCHNORM = {"latent": {"normaliser": "batchnorm"}}

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from dsd_lab import training_code as module
-from dsd_lab.code_changes import code_of
-from dsd_lab.home import Home
+from dsd_lab.home.home import Home
+from dsd_lab.runs.continuity import code_of
 from dsd_lab.training_code import SAME_RESULTS, is_current, same_results, training_code
 
 SOURCE = Path(module.__file__).parent

@@ -6,10 +6,11 @@ import pytest
 from test_report import manifest, result
 
 from dsd_lab.errors import BadInput
-from dsd_lab.report.opened import Opened
-from dsd_lab.report.report import write_report
-from dsd_lab.report.tuning import tune
-from dsd_lab.specs.sweep import ReportSettings, Tuning, load_sweep
+from dsd_lab.report.notebook import Opened
+from dsd_lab.report.statistics.tuning import tune
+from dsd_lab.report.write import write_report
+from dsd_lab.specs.loading import load_sweep
+from dsd_lab.specs.report import ReportSettings, Tuning
 
 LR = "optimiser.lr"
 FID = "fid/indomain-n8"

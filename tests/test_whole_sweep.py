@@ -6,11 +6,11 @@ import os
 import pytest
 from sweeping import run, write_spec
 
-from dsd_lab.benchmarks.shares import SWEEP_TARGETS, verdicts
-from dsd_lab.benchmarks.showing import print_sweeps
-from dsd_lab.benchmarks.whole_sweep import figures, whole_sweep
+from dsd_lab.bench.summary import SWEEP_TARGETS, verdicts
+from dsd_lab.bench.whole_sweep import figures, whole_sweep
+from dsd_lab.cli.bench_tables import print_sweeps
 from dsd_lab.errors import BAD_INPUT, OK, BadInput
-from dsd_lab.home import Home
+from dsd_lab.home.home import Home
 
 
 def test_occupancy_is_the_time_of_all_over_the_trials_own_a_slot(tmp_path):

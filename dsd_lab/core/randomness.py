@@ -7,6 +7,8 @@ the numbers of an uninterrupted one by construction, whatever drew before it.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import torch
@@ -38,3 +40,35 @@ def batch_indices(seed: int, step: int, batch_size: int, images: int) -> Tensor:
         parts.append(part)
         taken += len(part)
     return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one batch: times t [k B], noise e [k B, T, c], labels y [k B] after label drop.
+
+    k is the number of draws an image (`training.flow_steps`): draw j of image i is row j B + i. Noise
+    of the decoder's input and of the latents, both [B, T, c] ~ N(0, I), and the tokens hidden from the
+    online encoder [B, T], where the spec uses them. `labels` [B] are those before label drop.
+    """
+
+    t: Tensor
+    e: Tensor
+    y: Tensor
+    decoder_e: Tensor | None = None
+    latent_e: Tensor | None = None
+    hidden: Tensor | None = None
+    labels: Tensor | None = None
+
+    def tensors(self) -> list[Tensor]:
+        """Those that the spec uses, in order."""
+        return [value for part in fields(self) if (value := getattr(self, part.name)) is not None]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Draws:
+        """The same with every tensor changed."""
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        return Draws(**{name: None if value is None else change(value) for name, value in values.items()})  # type: ignore[arg-type]
+
+    def of_images(self, chosen: slice, batch: int) -> Draws:
+        """The rows of some of the batch's images."""
+
+        return self.map(lambda value: value.unflatten(0, (-1, batch))[:, chosen].flatten(0, 1))

@@ -14,17 +14,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from dsd_lab.core.data.images import as_floats
+from dsd_lab.core.data.splits import as_floats
 from dsd_lab.core.randomness import batch_indices, generator
-from dsd_lab.files import write_atomic
-from dsd_lab.home import locked
+from dsd_lab.files.atomic import write_atomic
+from dsd_lab.files.locks import locked
+from dsd_lab.home.caches import extractor_path
 
 if TYPE_CHECKING:
     from dsd_lab.core.data import DataSet, Split
 
 FEATURES = 64
-_VERSION = 1
-"""Part of the cache's file name; raised when the network or its training changes."""
 _WORKED_ON = 32
 """Pixels a side from twice of which on the first convolution has a stride."""
 _BATCH, _EPOCHS, _MAX_STEPS, _LR = 64, 20, 1500, 2e-3
@@ -74,11 +73,6 @@ def extractor_of(tensors: dict[str, Tensor]) -> Extractor:
     network = Extractor(tensors["body.0.weight"].shape[1], size, len(tensors["scores.weight"]))
     network.load_state_dict(tensors)
     return network.eval()
-
-
-def extractor_path(cache: Path, fingerprint: str) -> Path:
-    """Where the extractor of a data set is cached."""
-    return cache / "extractors" / f"{fingerprint[:16]}-v{_VERSION}.safetensors"
 
 
 def load_extractor(data: DataSet, cache: Path, device: torch.device) -> Extractor:

@@ -19,10 +19,10 @@ from torch_fidelity import register_feature_extractor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.utils import create_feature_extractor
 
-from dsd_lab.core.data.images import as_floats
+from dsd_lab.core.data.splits import as_floats
 from dsd_lab.errors import BadInput
 from dsd_lab.evaluation.extractor import FEATURES, extractor_of
-from dsd_lab.evaluation.weights import WEIGHTS
+from dsd_lab.evaluation.pretrained import WEIGHTS
 
 INDOMAIN, INCEPTION = "dsd-lab-indomain", "inception-v3-compat"
 _LAYERS = {INDOMAIN: [str(FEATURES), "scores"], INCEPTION: ["2048", "logits_unbiased"]}

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from dsd_lab.core.pictures import to_bytes
+from dsd_lab.core.observing.pictures import to_bytes
 from dsd_lab.core.randomness import generator
 
 if TYPE_CHECKING:
     from dsd_lab.core.data import DataSet, Split
-    from dsd_lab.core.network import Network
+    from dsd_lab.core.model.network import Network
 
 _BATCH, _STANDARD_WINDOW = 512, 11
 _NEIGHBOURS, _MOST_FITTED, _ITERATIONS = 20, 20_000, 500

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dsd_lab.errors import BadInput
-from dsd_lab.evaluation.weights import check_weights, weights_path
-from dsd_lab.specs.evaluations import sha256_of
+from dsd_lab.evaluation.pretrained import check_weights, weights_path
+from dsd_lab.specs.evaluate_list import sha256_of
 
 if TYPE_CHECKING:
     from dsd_lab.evaluation.distances import Statistics
-    from dsd_lab.home import Home
-    from dsd_lab.specs.fields import Generation
+    from dsd_lab.home.home import Home
+    from dsd_lab.specs.trial import Generation
 
 DIMENSIONS = {"indomain": 64, "inception": 2048}
 """Features of each extractor."""

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from dsd_lab.home.names import NOT_FINITE
 from dsd_lab.report.results import Result, point_name
-from dsd_lab.report.statistics import Estimate, clopper_pearson, estimate
-from dsd_lab.report.verdicts import VERDICTS, Judged, judge, row_key
-from dsd_lab.specs.sweep import ReportSettings
-from dsd_lab.written import NOT_FINITE
+from dsd_lab.report.statistics.intervals import Estimate, clopper_pearson, estimate
+from dsd_lab.report.statistics.verdicts import VERDICTS, Judged, judge, row_key
+from dsd_lab.specs.report import ReportSettings
 
 _SMALLEST_STD = 1e-6
 _NAMED = 8

@@ -10,71 +10,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
+from dsd_lab.home.history import History
+from dsd_lab.store.mlflow_store import Store
+from dsd_lab.training_code import is_current
 
-Floats = NDArray[np.float64]
 FINISHED = ("done", "stale")
 """States of a trial that has trained to its end: it has a verdict and its values are in the means."""
-
-
-class History:
-    """A trial's `history.parquet` by name, as arrays: a thousand trials are a few hundred megabytes.
-
-    Args:
-        steps: optimiser step of every row.
-        names: metric or `spectrum/...` name of every row.
-        index: which eigenvalue; -1 for metrics.
-        values: of every row.
-    """
-
-    def __init__(self, steps: NDArray, names: NDArray, index: NDArray, values: Floats) -> None:
-        known, codes = np.unique(names, return_inverse=True) if len(names) else (names, np.zeros(0, int))
-        self._fill([str(name) for name in known], codes, steps, index, values)
-
-    def _fill(self, known: list[str], codes: NDArray, steps: NDArray, index: NDArray, values: Floats) -> None:
-        # One stable sort by (name, step, index); every name is then a slice.
-        order = np.lexsort((index, steps, codes))
-        bounds = np.searchsorted(codes[order], np.arange(len(known) + 1))
-        self._slices = {name: slice(*bounds[i : i + 2]) for i, name in enumerate(known)}
-        self._steps, self._index, self._values = steps[order], index[order], values[order]
-
-    @classmethod
-    def empty(cls) -> History:
-        """The history of a trial that never started."""
-        return cls(np.zeros(0, np.int64), np.zeros(0, object), np.zeros(0, np.int64), np.zeros(0))
-
-    @classmethod
-    def read(cls, path: Path) -> History:
-        """The history that `dsd_lab.history.write_history` wrote."""
-        table = pq.read_table(path, columns=["step", "name", "index", "value"], memory_map=False, use_threads=False)
-        names = table["name"].combine_chunks().dictionary_encode()
-        made = cls.__new__(cls)
-        made._fill(
-            names.dictionary.to_pylist(),
-            names.indices.to_numpy(zero_copy_only=False).astype(np.int64),
-            table["step"].to_numpy(),
-            table["index"].cast(pa.int64()).fill_null(-1).to_numpy(),
-            table["value"].to_numpy(),
-        )
-        return made
-
-    def series(self, name: str) -> tuple[NDArray, Floats]:
-        """Steps and values of a metric; empty where it was not measured."""
-        part = self._slices.get(name, slice(0, 0))
-        return self._steps[part], self._values[part]
-
-    def spectrum(self, name: str) -> tuple[NDArray, Floats]:
-        """Steps [S] and eigenvalues [S, K] of a spectrum (`spectrum/token`, ...); empty where it was not measured."""
-        part = self._slices.get(name, slice(0, 0))
-        steps = np.unique(self._steps[part])
-        if not len(steps):
-            return steps, np.zeros((0, 0))
-        table = np.full((len(steps), int(self._index[part].max()) + 1), np.nan)
-        table[np.searchsorted(steps, self._steps[part]), self._index[part]] = self._values[part]
-        return steps, table
 
 
 @dataclass(frozen=True)
@@ -154,3 +95,14 @@ def result_of(
         code_changes=tags.get("dsd.code_changes"),
         device_changes=tags.get("dsd.device_changes"),
     )
+
+
+def results_of(store: Store, manifest: dict[str, Any], scratch: Path) -> list[Result]:
+    """The trials of a sweep as the store holds them; those that other training code trained are `stale`."""
+    results = []
+    for stored in store.read(manifest, scratch):
+        state = stored.tags.get("dsd.state", "pending")
+        if state == "done" and not is_current(stored.tags.get("dsd.code")):
+            state = "stale"
+        results.append(result_of(stored.entry, state, stored.tags, stored.metrics, stored.folder))
+    return results

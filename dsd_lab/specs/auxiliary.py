@@ -6,14 +6,14 @@ of any of them: every default here is ours, and switches the part off.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from dsd_lab.specs.section import Section
+from dsd_lab.specs.base import Section
 
 if TYPE_CHECKING:
-    from dsd_lab.specs.fields import Trial
+    pass
 
 EMA = "ema"
 NO_FILES = ("pretrained", "random")
@@ -62,80 +62,3 @@ class Auxiliary(Section):
     def needs_target_encoder(self) -> bool:
         """Whether a loss compares with the EMA copy; a new one that does is added here."""
         return self.representation > 0 or (self.alignment > 0 and self.alignment_to == EMA)
-
-
-class NamedBackbone(NamedTuple):
-    """A timm model that a trial names, and the keys that say so."""
-
-    key: str
-    name: str
-    weights_key: str
-    weights: str
-    layers_key: str
-
-    @property
-    def from_file(self) -> bool:
-        """Whether its weights are in a file that the spec names."""
-        return self.weights not in NO_FILES
-
-
-def named_backbones(trial: Trial) -> dict[str, NamedBackbone]:
-    """The timm models that a trial's losses use, by the loss."""
-    found = {}
-    auxiliary, objective = trial.auxiliary, trial.objective
-    if objective.perceptual_weight > 0:
-        found["perceptual"] = NamedBackbone(
-            "objective.perceptual_backbone",
-            str(objective.perceptual_backbone),
-            "objective.perceptual_weights",
-            str(objective.perceptual_weights),
-            "objective.perceptual_backbone",
-        )
-    if auxiliary.alignment > 0 and auxiliary.alignment_to != EMA:
-        found["alignment"] = NamedBackbone(
-            "auxiliary.alignment_to",
-            auxiliary.alignment_to,
-            "auxiliary.alignment_weights",
-            str(auxiliary.alignment_weights),
-            "auxiliary.alignment_target_layers",
-        )
-    return found
-
-
-def named_paths(trial: Trial) -> dict[tuple[str, str], str]:
-    """Folders and files that a trial reads, by section and field."""
-    found = {} if trial.data.path is None else {("data", "path"): trial.data.path}
-    for named in named_backbones(trial).values():
-        if named.from_file:
-            section, name = named.weights_key.split(".")
-            found[section, name] = named.weights
-    return found
-
-
-def blocks_of(trial: Trial, role: str) -> int:
-    """Blocks that a role runs through."""
-    shared = trial.network.layout == "coupled"
-    return int(getattr(trial.network, "shared_blocks" if shared else f"{role}_blocks"))
-
-
-def misfit(trial: Trial) -> str | None:
-    """What of augmentation and auxiliary losses does not fit the other sections, beginning with the key; or None."""
-    size, crop, spec = trial.network.image_size, trial.augmentation.crop, trial.auxiliary
-    if size is not None and crop >= size:
-        return f"augmentation.crop: {crop} is not below network.image_size ({size})"
-    if spec.alignment == 0:
-        return None
-    if len(spec.alignment_layers) != len(spec.alignment_target_layers):
-        return f"auxiliary.alignment_target_layers: {len(spec.alignment_target_layers)} layers for the {len(spec.alignment_layers)} of alignment_layers; each needs one"
-    if spec.alignment_from == "denoise" and trial.objective.diffusion_weight == 0:
-        return "auxiliary.alignment_from: the denoiser is not trained where objective.diffusion_weight is 0"
-    if spec.alignment_to != EMA and spec.alignment_weights is None:
-        return f"auxiliary.alignment_weights: {spec.alignment_to} needs a file, `pretrained` or `random`"
-    sides = [("alignment_layers", spec.alignment_from)]
-    sides += [("alignment_target_layers", "encode")] if spec.alignment_to == EMA else []
-    for name, role in sides:
-        count = blocks_of(trial, role)
-        for layer in getattr(spec, name):
-            if not -count <= layer < count:
-                return f"auxiliary.{name}: {layer} is no block of {role}, which has {count} ({-count} to {count - 1})"
-    return None

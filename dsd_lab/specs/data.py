@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dsd_lab.specs.section import Section
+from dsd_lab.specs.base import Section
 
 
 class Data(Section):

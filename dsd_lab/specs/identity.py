@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
-from dsd_lab.specs.auxiliary import EMA, blocks_of
-from dsd_lab.specs.fields import SCHEMA_VERSION, Generation, Objective, Trial, uses_target_encoder
+from dsd_lab.specs.auxiliary import EMA
+from dsd_lab.specs.trial import SCHEMA_VERSION, Generation, Objective, Trial, blocks_of, uses_target_encoder
 
 TRAINING_SECTIONS = (
     "data",
@@ -209,3 +209,21 @@ def _defaults(model: type[Trial]) -> dict[str, dict[str, Any]]:
     defaults = {name: getattr(trial, name).model_dump() for name in TRAINING_SECTIONS}
     defaults["data"]["name"] = data_name(trial)
     return defaults
+
+
+T = TypeVar("T")
+
+
+def once_for_seeds(make: Callable[[Trial], T]) -> Callable[[Trial], T]:
+    """The same function, called once for the fields that the seeds of a variant and grid point share.
+
+    They share one object; a hash of all fields would cost as much as most of what is computed from them.
+    """
+    found: dict[int, tuple[Trial, T]] = {}
+
+    def known(trial: Trial) -> T:
+        if id(trial) not in found:
+            found[id(trial)] = trial, make(trial)  # held, so that no other object gets its id
+        return found[id(trial)][1]
+
+    return known

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, create_model
+from pydantic import Field, create_model
 
-from dsd_lab.specs.method import Objective
-from dsd_lab.specs.section import Section
+from dsd_lab.specs.base import Section
+from dsd_lab.specs.objective import Objective
 
 if TYPE_CHECKING:
-    from dsd_lab.specs.fields import Trial
+    pass
 
 
 class Optimiser(Section):
@@ -88,79 +88,6 @@ class Training(Section):
     """Draws of noise and time an image for the diffusion loss, which is their mean; the encoder runs once (UNITE's k, arXiv 2603.22283, which sums them: multiply `diffusion_weight` by k)."""
     phases: list[Phase] = Field([], max_length=16)
     """Changes of the objective in mid-training, in order: staged training, and interventions. Each lays its changes on the phase before it."""
-
-
-def resolved_phases(training: Training, objective: Objective) -> list[tuple[int, Objective, frozenset[str]]]:
-    """First step, objective and frozen roles of every stretch of training, the first from step 0 on.
-
-    Raises:
-        ValueError: phases are not in order or not within the steps, or changes do not fit together.
-    """
-    steps, found = training.steps, [(0, objective, frozenset[str]())]
-    for index, phase in enumerate(training.phases):
-        where = f"training.phases.{index}"
-        start = round(phase.start * steps) if isinstance(phase.start, float) and phase.start < 1 else phase.start
-        if start != int(start) or not start < steps:
-            raise ValueError(f"{where}.start: {phase.start} is neither a step before {steps} nor a share below 1")
-        if index and start <= found[-1][0]:
-            raise ValueError(
-                f"{where}.start: step {start:g} is not after step {found[-1][0]}, where the phase before starts"
-            )
-        before = found[-1][1]
-        changes = {} if phase.objective is None else phase.objective.model_dump(exclude_none=True)
-        if changes.get("perceptual_weight", 0) > 0 and objective.perceptual_weight == 0:
-            raise ValueError(f"{where}.objective.perceptual_weight: a phase can switch it off, not on")
-        try:
-            changed = Objective.model_validate(before.model_dump() | changes)
-        except ValidationError as error:
-            raise ValueError(f"{where}.objective: {error.errors()[0]['msg']}") from None
-        stage = int(start), changed, frozenset(phase.frozen)
-        found = [stage] if start == 0 else [*found, stage]
-    return found
-
-
-def unfit(trial: Trial) -> str | None:
-    """What of training does not fit the other sections, beginning with the key; or None."""
-    training, coupled = trial.training, trial.network.layout == "coupled"
-    if training.batch_size % training.accumulate:
-        return f"training.accumulate: {training.accumulate} does not divide batch_size {training.batch_size}"
-    if training.cuda_graphs and trial.resources.gpus == 0:
-        return "training.cuda_graphs: needs a GPU, and resources.gpus is 0"
-    if training.cuda_graphs and trial.latent.entropy_weight > 0:
-        return "training.cuda_graphs: the entropy bonus takes a determinant, which cuSOLVER may refuse in a recording"
-    whole = {
-        "batchnorm": trial.latent.normaliser == "batchnorm",
-        "the entropy bonus": trial.latent.entropy_weight > 0,
-        "balance by gradient norms": any(s.trial.objective.balance != "none" for s in trial.stages()),
-    }
-    for name, used in whole.items():
-        if used and training.accumulate > 1:
-            return f"training.accumulate: {name} is taken over a whole batch, which parts do not give"
-    if coupled and trial.optimiser.encoder_lr_factor != 1:
-        return "optimiser.encoder_lr_factor: under layout 'coupled' the encoder has no blocks of its own"
-    if coupled and any(phase.frozen for phase in training.phases):
-        return "training.phases: under layout 'coupled' all roles share their blocks, so none can be frozen"
-    stages = trial.stages()
-    for index, stage in enumerate(stages[len(stages) - len(training.phases) :]):
-        if not trained_roles(stage.trial) - stage.frozen:
-            return f"training.phases.{index}.frozen: no loss of this phase reaches a role that is not frozen, so nothing would be trained"
-    if trial.auxiliary.alignment > 0 and trial.auxiliary.alignment_from == "denoise":
-        if training.flow_steps > 1:
-            return "auxiliary.alignment_from: the denoiser's tokens are aligned with flow_steps 1 alone"
-        if len({(s.trial.objective.noised, s.trial.objective.diffusion_weight > 0) for s in trial.stages()}) > 1:
-            return "auxiliary.alignment_from: with the denoiser's tokens, phases change neither noised nor whether there is a diffusion loss"
-    return None
-
-
-def trained_roles(trial: Trial) -> set[str]:
-    """Roles that the losses of a stage reach, were nothing frozen."""
-    objective, latent, auxiliary = trial.objective, trial.latent, trial.auxiliary
-    live = objective.diffusion_weight > 0 and "live" in (objective.target, objective.noised)
-    penalised = latent.entropy_weight > 0 or (latent.normaliser == "kl" and latent.kl_weight > 0)
-    beside = auxiliary.alignment > 0 or auxiliary.representation > 0 or auxiliary.classification > 0
-    decodes = objective.reconstruction_weight > 0 or objective.perceptual_weight > 0
-    reached = {"encode": live or penalised or decodes or beside, "denoise": objective.diffusion_weight > 0}
-    return {role for role, used in {**reached, "decode": decodes}.items() if used}
 
 
 def decay_of(weights: str, training: Training) -> float | None:

@@ -14,11 +14,11 @@ from dsd_lab.core.data.digits import load_digits
 from dsd_lab.core.data.folder import load_folder
 from dsd_lab.core.data.hub import load_hub
 from dsd_lab.core.data.idx import load_idx
-from dsd_lab.core.data.images import BATCHES_AHEAD, Images, Split, StreamedImages
 from dsd_lab.core.data.parquet import load_parquet
+from dsd_lab.core.data.splits import BATCHES_AHEAD, Images, Split, StreamedImages
 
 if TYPE_CHECKING:
-    from dsd_lab.specs.fields import Data
+    from dsd_lab.specs.trial import Data
 
 __all__ = ["BATCHES_AHEAD", "SOURCES", "DataSet", "Images", "Split", "StreamedImages", "load_data"]
 

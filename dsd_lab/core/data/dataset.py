@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsd_lab.core.data.images import Images, Split
+from dsd_lab.core.data.splits import Images, Split
 from dsd_lab.core.randomness import generator
 from dsd_lab.errors import BadInput
 

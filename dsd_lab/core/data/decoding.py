@@ -15,7 +15,7 @@ from dsd_lab.core.data.records import Item
 from dsd_lab.errors import BadInput
 
 if TYPE_CHECKING:
-    from dsd_lab.specs.fields import Data
+    from dsd_lab.specs.trial import Data
 
 Given = TypeVar("Given")
 Found = TypeVar("Found")

@@ -10,10 +10,10 @@ import torch
 
 from dsd_lab.core.data.dataset import DataSet, data_set, split
 from dsd_lab.core.data.decoding import framed_arrays
-from dsd_lab.core.data.images import Images
+from dsd_lab.core.data.splits import Images
 
 if TYPE_CHECKING:
-    from dsd_lab.specs.fields import Data
+    from dsd_lab.specs.trial import Data
 
 
 def load_digits(spec: Data, cache: Path | None) -> DataSet:

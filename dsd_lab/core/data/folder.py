@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dsd_lab.core.data.assembly import assemble
 from dsd_lab.core.data.dataset import DataSet
-from dsd_lab.core.data.loading import assemble
 from dsd_lab.core.data.records import FileRecords, shown
 from dsd_lab.errors import BadInput
 
 if TYPE_CHECKING:
-    from dsd_lab.specs.fields import Data
+    from dsd_lab.specs.trial import Data
 
 _HELD_OUT = ("val", "validation", "test")
 """Folders of held-out images; the first that is there is taken (ImageNet's `test` has no labels)."""

@@ -13,11 +13,11 @@ import torch
 
 from dsd_lab.core.data.dataset import DataSet, data_set
 from dsd_lab.core.data.decoding import framed_arrays
-from dsd_lab.core.data.images import Images
+from dsd_lab.core.data.splits import Images
 from dsd_lab.errors import BadInput
 
 if TYPE_CHECKING:
-    from dsd_lab.specs.fields import Data
+    from dsd_lab.specs.trial import Data
 
 
 def load_idx(spec: Data, cache: Path | None) -> DataSet:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from dsd_lab.core.data.assembly import assemble
 from dsd_lab.core.data.dataset import DataSet
-from dsd_lab.core.data.loading import assemble
 from dsd_lab.core.data.records import (
     Item,
     Records,
@@ -26,7 +26,7 @@ from dsd_lab.core.data.records import (
 from dsd_lab.errors import BadInput
 
 if TYPE_CHECKING:
-    from dsd_lab.specs.fields import Data
+    from dsd_lab.specs.trial import Data
 
 _ROWS = 64
 """Rows that are read at a time."""

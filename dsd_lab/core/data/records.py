@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from dsd_lab.errors import NoResources
-from dsd_lab.files import write_atomic
-from dsd_lab.home import locked
+from dsd_lab.files.atomic import write_atomic
+from dsd_lab.files.locks import locked
 
 if TYPE_CHECKING:
-    from dsd_lab.specs.fields import Data
+    from dsd_lab.specs.trial import Data
 
 Stamp = list[tuple[str, int, int]]
 """Path, size in bytes and time of change in nanoseconds of every file that a data set is read from."""

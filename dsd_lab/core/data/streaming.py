@@ -21,14 +21,14 @@ import torch
 
 from dsd_lab.core.data.dataset import DataSet, check_classes, count_classes, held_out
 from dsd_lab.core.data.decoding import DamagedImage, attempt, decoded, in_channels, in_order, mismatch, refusal
-from dsd_lab.core.data.images import StreamedImages
 from dsd_lab.core.data.records import Item, Records, StoredRecords, key_of, place_of
+from dsd_lab.core.data.splits import StreamedImages
 from dsd_lab.errors import BadInput
-from dsd_lab.files import write_json
-from dsd_lab.home import locked
+from dsd_lab.files.atomic import write_json
+from dsd_lab.files.locks import locked
 
 if TYPE_CHECKING:
-    from dsd_lab.specs.fields import Data
+    from dsd_lab.specs.trial import Data
 
 _VERSION = 1
 """Part of a survey's name; raised when what it finds changes."""

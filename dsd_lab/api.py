@@ -1,0 +1,112 @@
+"""A trained trial outside the lab: its network, and its latents and spectra as arrays. No MLflow, no Ray, no pickle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from dsd_lab.core.data import load_data
+from dsd_lab.core.model.network import Network
+from dsd_lab.core.training import checkpoints
+from dsd_lab.core.training.checkpoints import load_tensors
+from dsd_lab.errors import BadInput, CorruptCheckpoint
+from dsd_lab.home.home import Home
+from dsd_lab.home.lookup import find_trial
+from dsd_lab.home.spool import read_spool
+from dsd_lab.specs.trial import Trial
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_BATCH = 512
+
+
+@dataclass(frozen=True)
+class LoadedTrial:
+    """A finished trial: what was trained, and the network that came of it."""
+
+    id: str
+    network: Network
+    """With the averaged (EMA) weights, in evaluation mode, on the CPU, without gradients."""
+    fields: Trial
+    seed: int
+
+
+def load_trial(home: str | Path, trial_id: str) -> LoadedTrial:
+    """The network of a finished trial; weights come from its newest checkpoint (safetensors, checked by SHA-256).
+
+    Args:
+        home: the home folder.
+        trial_id: or its first characters.
+
+    Raises:
+        BadInput: there is no such trial, or it has not finished.
+        CorruptCheckpoint: it has no checkpoint, as after an import without weights, or a damaged one.
+    """
+    folder = find_trial(Home(Path(home)), trial_id)
+    description, state = folder.description(), folder.state()
+    if description is None or state != "done":
+        raise BadInput(f"{trial_id}: the trial is {state}; only a finished one can be loaded")
+    found = checkpoints.list_checkpoints(folder.checkpoints)
+    if not found:
+        raise CorruptCheckpoint(f"{folder.checkpoints}: no checkpoint to load weights from")
+    tensors, _ = checkpoints.load_checkpoint(found[0])
+    fields = Trial.model_validate(description["fields"])
+    network = Network(fields, _channels(tensors, fields, found[0]), int(description["data"]["classes"]))
+    load_tensors(network, "average", tensors, found[0])
+    return LoadedTrial(folder.id, network.requires_grad_(False).eval(), fields, int(description["seed"]))
+
+
+def _channels(tensors: dict[str, torch.Tensor], fields: Trial, path: Path) -> int:
+    """Colour channels of the images, from the first layer's weight [width, channels x patch^2]."""
+    weight, patch = tensors.get("average.patch_in.weight"), fields.network.patch_size
+    if weight is None or weight.dim() != 2 or patch is None or weight.shape[1] % patch**2:
+        raise CorruptCheckpoint(f"{path}: holds no network that reads patches of {patch} pixels")
+    return weight.shape[1] // patch**2
+
+
+def export_latents(home: str | Path, trial_id: str, path: str | Path, split: str = "holdout") -> dict[str, Any]:
+    """Write the latents of a data set's images and the spectra over training as one compressed `.npz`.
+
+    `z` [N, T, c] float32 (after the normaliser, EMA weights), `y` [N] labels, and for every spectrum that
+    was probed `<name>` [S, K] with its steps `<name>/step` [S], such as `spectrum/token`. Reading it needs
+    no pickle. A spectrum that was not finite at a probe has no row for it.
+
+    Args:
+        home: the home folder.
+        trial_id: or its first characters.
+        path: file to write.
+        split: `holdout` or `train`.
+
+    Returns:
+        Shapes of the arrays by name.
+
+    Raises:
+        BadInput: as `load_trial`; or the images at hand are not those of the trial.
+        CorruptCheckpoint: as `load_trial`.
+    """
+    loaded = load_trial(home, trial_id)
+    data, folder = load_data(loaded.fields.data), Home(Path(home)).trial(loaded.id)
+    description = folder.description() or {}
+    if data.fingerprint != description["data"]["fingerprint"]:
+        raise BadInput(f"{trial_id}: the images at hand are not those that it was trained on")
+    images = {"holdout": data.holdout, "train": data.train}[split]
+    parts = [
+        loaded.network.encode(images.at(i, torch.device("cpu"))[0]) for i in torch.arange(len(images)).split(_BATCH)
+    ]
+    arrays: dict[str, NDArray[Any]] = {"z": torch.cat(parts).numpy(), "y": images.labels.numpy()}
+    rows: dict[str, list[tuple[int, list[float]]]] = {}
+    for entry in read_spool(folder.spool):
+        for name, values in entry.get("spectra", {}).items():
+            rows.setdefault(f"spectrum/{name}", []).append((entry["step"], values))
+    for name, found in rows.items():
+        arrays[name] = np.array([values for _, values in found])
+        arrays[f"{name}/step"] = np.array([step for step, _ in found])
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with Path(path).open("wb") as file:  # a file, so that numpy adds no suffix to the name
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    return {name: list(array.shape) for name, array in arrays.items()}

@@ -1,0 +1,1 @@
+"""Measures training steps, evaluations and sweeps on this machine."""

@@ -1,0 +1,104 @@
+"""What a trial does beside its steps, timed by running it: records, probes, grids, checkpoints, and their lines in the spool."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from dsd_lab.bench.clock import Clock
+from dsd_lab.bench.parts import replaced
+from dsd_lab.core.training.events import Checkpointed, Diverged, Drew, Event, Logged, Probed
+from dsd_lab.core.training.trainer import Trainer
+from dsd_lab.errors import BadInput
+from dsd_lab.home.home import TrialFolder
+from dsd_lab.runs.spool_writer import Spool
+
+_KINDS: dict[type[Event], str] = {Logged: "record", Probed: "probe", Drew: "images", Checkpointed: "checkpoint"}
+
+
+@contextlib.contextmanager
+def _everything_at_every_step(trainer: Trainer, folder: Path, start: int) -> Iterator[None]:
+    """The trainer tells every kind of event at every step, checkpoints into a folder, until the block ends."""
+    before = trainer.trial, trainer.folder, trainer.step
+    trial = trainer.trial
+    watch = {"log_every": 1, "images_every": 1, "checkpoint_every": 1}
+    changes = {
+        "probe": trial.probe.model_copy(update={"every": 1}),
+        "observation": trial.observation.model_copy(update=watch),
+    }
+    trainer.trial, trainer.folder, trainer.step = trial.model_copy(update=changes), folder, start
+    try:
+        yield
+    finally:
+        trainer.trial, trainer.folder, trainer.step = before
+
+
+def event_seconds(
+    trainer: Trainer, clock: Clock, scratch: Path, start: int, repeats: int
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds of each kind of event by `made` (by the trainer) and `told` (to the spool), one value a repeat.
+
+    `status` is what one status file of the trial takes; there is at most one a second.
+
+    Args:
+        trainer: is trained on for some steps.
+        clock: of its device.
+        scratch: empty folder, on the disk where trials lie.
+        start: step from which it is run.
+        repeats: values of each; a first one of each is thrown away.
+
+    Raises:
+        BadInput: the trial diverges within these steps.
+    """
+    found: dict[str, dict[str, list[float]]] = {name: {"made": [], "told": []} for name in _KINDS.values()}
+    inside = 0.0
+
+    def outside_of_steps(step: Callable[..., Any]) -> Callable[..., Any]:
+        def told() -> Any:
+            nonlocal inside
+            began = clock.now()
+            try:
+                return step()
+            finally:
+                inside += clock.now() - began
+
+        return told
+
+    def enough() -> bool:
+        return len(found["record"]["made"]) > repeats
+
+    folder = TrialFolder(scratch / "trial")
+    folder.root.mkdir(parents=True)
+    spool = Spool(folder.spool, folder.images, None)
+    with (
+        contextlib.closing(spool),
+        _everything_at_every_step(trainer, folder.checkpoints, start),
+        replaced(trainer, "train_step", outside_of_steps),
+        contextlib.closing(trainer.run(enough)) as events,  # type: ignore[type-var]
+    ):
+        while True:
+            inside, began = 0.0, clock.now()
+            event = next(events, None)
+            ended = clock.now()
+            if event is None:
+                break
+            if isinstance(event, Diverged):
+                raise BadInput(f"{event.reason}; a trial that diverges at once cannot be timed")
+            spool.append(event)
+            if type(event) in _KINDS:
+                kind = found[_KINDS[type(event)]]
+                kind["made"].append(ended - began - inside)
+                kind["told"].append(clock.now() - ended)
+    for kind in found.values():
+        for values in kind.values():
+            values[:] = (values[1:] or values)[:repeats]
+    found["status"] = {"made": [0.0] * repeats, "told": [_status(folder, clock) for _ in range(repeats)]}
+    return found
+
+
+def _status(folder: TrialFolder, clock: Clock) -> float:
+    began = clock.now()
+    folder.write_status(state="running", step=1, seconds=1.0, updated=began, error=None)
+    return clock.now() - began

@@ -1,0 +1,85 @@
+"""What is measured: one trial for every shape of a spec, or a preset of the table of sizes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from dsd_lab.errors import BadInput
+from dsd_lab.planning.estimates import shape_key
+from dsd_lab.planning.requirements import missing_data, missing_weights
+from dsd_lab.specs.identity import canonical_fields
+from dsd_lab.specs.loading import load_sweep
+from dsd_lab.specs.messages import did_you_mean
+from dsd_lab.specs.network import SIZES
+from dsd_lab.specs.sweep import Plan, PlannedTrial
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trial to measure."""
+
+    spec: str
+    """The spec's file, or the size."""
+    plan: Plan
+    trial: PlannedTrial
+    random_images: bool
+    """Whether random pixels stand for the trial's own images."""
+
+    @property
+    def name(self) -> str:
+        """The trial's name without its seed."""
+        return self.trial.name.rsplit(" ", 1)[0]
+
+
+def chosen_subjects(arguments: argparse.Namespace) -> list[Subject]:
+    """The trials that the command line means; of those whose steps compute the same, the first.
+
+    Raises:
+        BadInput: a spec, a size or a variant is not there, or what a trial reads.
+    """
+    found: list[Subject] = []
+    for text in arguments.specs:
+        size = text in SIZES
+        plan = _plan_of_size(text, arguments) if size else _plan_of_spec(text, arguments)
+        plan = plan.only([f"variant={','.join(arguments.variant)}"]) if arguments.variant else plan
+        random = size or arguments.random_images
+        for missing in [] if random else missing_data(plan):
+            raise BadInput(f"{text}: data.path: no such folder {missing}; --random-images does without")
+        for missing in missing_weights(plan):
+            raise BadInput(f"{text}: {missing}")
+        first: dict[str, PlannedTrial] = {}
+        for trial in plan.trials:
+            first.setdefault(_sameness(trial), trial)
+        found += [Subject(text, plan, trial, random) for trial in first.values()]
+    return found
+
+
+def _plan_of_spec(text: str, arguments: argparse.Namespace) -> Plan:
+    if text != "-" and not Path(text).exists() and not text.endswith((".yaml", ".yml")):
+        raise BadInput(f"{text}: neither a spec file nor a size{did_you_mean(text, list(SIZES))}")
+    return load_sweep(Path(text), arguments.profile, arguments.set)
+
+
+def _plan_of_size(text: str, arguments: argparse.Namespace) -> Plan:
+    """The defaults of a trial, which are those of the method, at a size."""
+    if arguments.profile is not None:
+        raise BadInput(f"--profile {arguments.profile}: {text} is a size, which has no profiles")
+    content = {"name": text, "base": {"network": {"size": text}}, "variants": {"dsd": {}}, "seeds": [0]}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{text}.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return load_sweep(path, sets=arguments.set)
+
+
+def _sameness(trial: PlannedTrial) -> str:
+    """What all that is measured of a trial depends on."""
+    fields = trial.fields
+    rest = [part.model_dump() for part in (fields.data, fields.probe, fields.observation, fields.resources)]
+    steps = fields.training.steps
+    return json.dumps([shape_key(canonical_fields(fields)), *rest, steps], sort_keys=True)

@@ -1,0 +1,159 @@
+"""`dsd-lab evaluate`: measure finished trials again with other settings; nothing is trained."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from dsd_lab.cli.options import home_of, print_json
+from dsd_lab.errors import OK, TRIALS_FAILED, BadInput
+from dsd_lab.evaluation.reference import check_files
+from dsd_lab.home.home import Home, TrialFolder
+from dsd_lab.home.lookup import find_trial
+from dsd_lab.specs.evaluate_list import applies
+from dsd_lab.specs.identity import evaluation_id
+from dsd_lab.specs.loading import load_sweep
+from dsd_lab.specs.sweep import PlannedTrial
+from dsd_lab.specs.training import lacking_average
+from dsd_lab.specs.trial import Generation, Trial
+
+_SETTINGS = ("sampler", "steps", "guidance", "weights", "images", "labels", "extractor", "reference", "metrics")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluate trials and add what was found to their folders and to the store."""
+    home = home_of(arguments)
+    evaluations = _evaluations(arguments)
+    folders = list({f.id: f for f in (find_trial(home, prefix) for prefix in arguments.trials)}.values())
+    trials = [_planned(folder) for folder in folders]
+    for trial in trials:
+        if not any(applies(e, trial.fields) for e in evaluations):
+            raise BadInput(f"{trial.id}: {trial.variant!r} has no denoiser to sample from; ask for other --metrics")
+        for evaluation in evaluations:
+            lacking = lacking_average(evaluation.weights, trial.fields.training)
+            if lacking is not None:
+                raise BadInput(f"{trial.id}: weights {evaluation.weights!r}: {trial.name!r} {lacking}")
+    check_files(evaluations, home)
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from dsd_lab.runs.run_trial import DataShelf, run_trial
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    shelf, answers = DataShelf(), []
+    with Progress(*columns, disable=arguments.json) as bar:
+        for folder, trial in zip(folders, trials, strict=True):
+            wanted = {evaluation_id(e): e for e in evaluations if applies(e, trial.fields)}
+            before = folder.evaluations()
+            task = bar.add_task(trial.name, total=len(wanted.keys() - before.keys()))
+
+            def told(drawn: int, asked: int, task: Any = task, name: str = trial.name) -> None:
+                bar.update(task, description=f"{name}: {drawn:,}/{asked:,} images")
+
+            state = "done"
+            for progress in run_trial(home, trial, list(wanted.values()), shelf, told=told):
+                state = progress.state
+                bar.update(task, completed=len((folder.evaluations().keys() - before.keys()) & wanted.keys()))
+            error = folder.status().get("error")
+            if state == "failed":  # the evaluation did; what was trained stands
+                folder.write_status(state="done", error=None)
+            found = {key: content for key, content in folder.evaluations().items() if key in wanted}
+            answers.append(
+                {
+                    "id": folder.id,
+                    "variant": trial.variant,
+                    "seed": trial.seed,
+                    "state": state,
+                    "error": error,
+                    "new": sorted(found.keys() - before.keys()),
+                    "evaluations": found,
+                }
+            )
+    if not arguments.no_tracking:
+        _store(home, {folder.id for folder in folders}, arguments.tracking_uri)
+    if arguments.json:
+        print_json({"trials": answers})
+    else:
+        for answer in answers:
+            _print(answer)
+    return OK if all(a["state"] == "done" for a in answers) else TRIALS_FAILED
+
+
+def _evaluations(arguments: argparse.Namespace) -> list[Generation]:
+    """The entries of the spec, or the one or more that the options describe; the same rules read both."""
+    given = {name: getattr(arguments, name) for name in _SETTINGS if getattr(arguments, name) is not None}
+    if arguments.spec is not None:
+        if given:
+            raise BadInput(f"--{next(iter(given))}: with --spec, the entries of the spec's `evaluate` say everything")
+        entries = load_sweep(Path(arguments.spec), arguments.profile).spec.evaluate
+        if not entries:
+            raise BadInput(f"{arguments.spec}: has no `evaluate`")
+        return entries
+    if arguments.profile is not None:
+        raise BadInput("--profile: belongs to --spec")
+    return evaluations_from(given)
+
+
+def evaluations_from(given: dict[str, Any]) -> list[Generation]:
+    """Evaluations from options; what is wrong is said as of a spec, but by the option's name.
+
+    Raises:
+        BadInput: a value is not valid.
+    """
+    from pydantic import ValidationError
+
+    from dsd_lab.specs.evaluate_list import expanded, with_files
+    from dsd_lab.specs.messages import complaints
+    from dsd_lab.specs.yaml_document import Document
+
+    marks: dict[tuple[str, ...], str] = {("evaluate", "0", name): f"--{name}" for name in given}
+    document = expanded(Document({"evaluate": [given]}, marks))
+    made = []
+    for place, entry in enumerate(document.values["evaluate"]):
+        try:
+            made.append(Generation.model_validate(entry))
+        except ValidationError as error:
+            parts = Document(
+                entry, {path[2:]: mark for path, mark in document.marks.items() if path[1:2] == (str(place),)}
+            )
+            raise BadInput(complaints(error, Generation, parts)[0]) from None
+    return with_files(made, document, Path.cwd())
+
+
+def _planned(folder: TrialFolder) -> PlannedTrial:
+    """The trial of a folder, as its sweep planned it.
+
+    Raises:
+        BadInput: it is not finished.
+    """
+    described = folder.description()
+    if described is None or folder.state() != "done":
+        raise BadInput(f"{folder.id}: the trial is {folder.state()}; only a finished one can be evaluated")
+    fields = Trial.model_validate(described["fields"])
+    if fields.data.path is not None and not Path(fields.data.path).is_dir():
+        raise BadInput(f"{folder.id}: data.path: no such folder {fields.data.path}")
+    return PlannedTrial(
+        folder.id, described["variant"], described["seed"], fields, described["point"], described["overrides"]
+    )
+
+
+def _store(home: Home, ids: set[str], uri: str | None) -> None:
+    """Bring the store up to date for every sweep that names one of the trials."""
+    sweeps = [m for m in home.manifests().values() if ids & {t["id"] for t in m["trials"]}]
+    if sweeps:
+        from dsd_lab.store.mlflow_store import Store
+
+        store = Store(home, uri)
+        for manifest in sweeps:
+            store.sync(manifest)
+
+
+def _print(answer: dict[str, Any]) -> None:
+    new = len(answer["new"])
+    said = {"failed": f": {answer['error']}", "running": ": another process works on it"}.get(answer["state"], "")
+    print(f"{answer['variant']} s{answer['seed']} ({answer['id']}): {new} new of {len(answer['evaluations'])}{said}")
+    metrics = {k: v for content in answer["evaluations"].values() for k, v in content["metrics"].items()}
+    for name, value in sorted(metrics.items()):
+        if "_floor/" not in name:
+            print(f"  {name} {value:.4g}")

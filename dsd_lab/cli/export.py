@@ -1,0 +1,26 @@
+"""`dsd-lab export`: a sweep as a folder that another home folder can import."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dsd_lab.cli.options import home_of, print_json
+from dsd_lab.errors import OK
+from dsd_lab.home.exporting import export_sweep, index_summary
+from dsd_lab.home.lookup import find_manifest
+from dsd_lab.units import readable
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Export a sweep."""
+    home, out = home_of(arguments), Path(arguments.out)
+    manifest = find_manifest(home, arguments.sweep, None)
+    summary = index_summary(export_sweep(home, manifest, out, arguments.weights))
+    if arguments.json:
+        print_json(summary | {"folder": str(out.resolve())})
+        return OK
+    print(f"{summary['sweep']}: {summary['trials']} trials, {readable(summary['bytes'])} in {out.resolve()}")
+    if not arguments.weights:
+        print("without weights: the report can be made from it, samples cannot; --weights adds the newest checkpoints")
+    return OK

@@ -1,0 +1,38 @@
+"""`dsd-lab fetch-weights`: the one verb that downloads, and only what is pinned."""
+
+from __future__ import annotations
+
+import argparse
+
+from dsd_lab.cli.options import home_of, print_json
+from dsd_lab.errors import OK, BadInput
+from dsd_lab.evaluation.pretrained import WEIGHTS, check_weights, fetch, weights_path
+from dsd_lab.specs.messages import did_you_mean
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Put weights of others into the home folder, or see that they are there."""
+    home = home_of(arguments)
+    for name in arguments.names:
+        if name not in WEIGHTS:
+            raise BadInput(f"{name}: no such weights{did_you_mean(name, list(WEIGHTS))}")
+    files = {name: weights_path(name, home) for name in arguments.names or WEIGHTS}
+    present = [name for name, path in files.items() if path.exists()]
+    for name in present:
+        check_weights(name, files[name])
+    if len(present) < len(files):
+        home.prepare()
+
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, disable=arguments.json) as bar:
+        for name in [name for name in files if name not in present]:
+            task = bar.add_task(name, total=None)
+            fetch(name, files[name], lambda come, of, task=task: bar.update(task, completed=come, total=of))  # type: ignore[misc]
+    if arguments.json:
+        print_json({"weights": {n: {"path": str(p), "sha256": WEIGHTS[n].sha256} for n, p in files.items()}})
+        return OK
+    for name, path in files.items():
+        print(f"{name}: {'there already' if name in present else 'downloaded'}, hash as pinned: {path.resolve()}")
+    return OK

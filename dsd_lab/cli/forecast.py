@@ -1,0 +1,114 @@
+"""`dsd-lab forecast`: learn from the trials at hand which ones end collapsed, and say how well that can be told early."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dsd_lab.cli.options import home_of, print_json
+from dsd_lab.errors import OK, BadInput
+from dsd_lab.files.atomic import write_json
+from dsd_lab.home.home import Home
+from dsd_lab.specs.report import ReportSettings
+
+FILE = "forecast.json"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Fit, judge and write the forecast."""
+    from dsd_lab.report.statistics.forecast_judged import Example, fit, judge_forecast
+    from dsd_lab.runs.early_stopping import WINDOW
+
+    home = home_of(arguments)
+    homes = [home, *(Home(Path(other)) for other in arguments.more)]
+    for other in homes:
+        if not other.manifests():
+            raise BadInput(f"no sweep has been run in {other.root}; run `dsd-lab sweep SPEC` first")
+    examples: list[Example] = []
+    lacking = 0
+    for other in homes:
+        for manifest in other.manifests().values():
+            found, less = _examples(other, manifest)
+            examples += found
+            lacking += less
+    judgement, forecast = judge_forecast(examples), fit(examples)
+    said = list(judgement.said)
+    trials = {e.trial: e.collapsed for e in examples}
+    if lacking:
+        said.append(
+            f"{lacking} trials recorded too little in their first {WINDOW:.0%} of steps (a probe and a record) and are left out."
+        )
+    if forecast is None:
+        said.append("There is no forecast: it takes trials that collapsed and trials that did not.")
+    answer = {
+        "trials": len(trials),
+        "collapsed": sum(trials.values()),
+        "window": WINDOW,
+        "file": str((home.root / FILE).resolve()) if forecast else None,
+        "weights": dict(zip(forecast.features, forecast.weights, strict=True)) if forecast else {},
+        "leave_one_spec_out": {k: v for k, v in asdict(judgement).items() if k != "said"},
+        "said": said,
+    }
+    if forecast is not None:
+        write_json(home.root / FILE, forecast.as_json() | {"judged": answer["leave_one_spec_out"]})
+    if arguments.json:
+        print_json(answer)
+    else:
+        _print(answer)
+    return OK
+
+
+def load_forecast(home: Home) -> Any:
+    """The forecast of a home folder.
+
+    Raises:
+        BadInput: there is none, or it is of another version.
+    """
+    path = home.root / FILE
+    if not path.exists():
+        raise BadInput(f"{path}: no forecast yet; `dsd-lab forecast` makes it from finished sweeps")
+
+    from dsd_lab.runs.early_stopping import Forecast
+
+    try:
+        return Forecast.from_json(json.loads(path.read_text()))
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path}: cannot be used: {error}; make it anew with `dsd-lab forecast`") from None
+
+
+def _examples(home: Home, manifest: dict[str, Any]) -> tuple[list[Any], int]:
+    from dsd_lab.report.results import results_of
+    from dsd_lab.report.statistics.forecast_judged import examples_of
+    from dsd_lab.report.statistics.verdicts import judge, row_key
+    from dsd_lab.store.mlflow_store import Store
+
+    store = Store(home)
+    store.sync(manifest)
+    with tempfile.TemporaryDirectory() as scratch:
+        results = results_of(store, manifest, Path(scratch))
+    judged = judge(results, ReportSettings.model_validate(manifest["spec"]["report"]))
+    return examples_of(manifest["name"], results, [judged[row_key(r)] for r in results])
+
+
+def _print(answer: dict[str, Any]) -> None:
+    print(f"{answer['trials']} trials with a diffusion loss, {answer['collapsed']} of them collapsed")
+    for name, weight in answer["weights"].items():
+        print(f"  {weight:+.2f} a standard deviation of: {name}")
+    found = answer["leave_one_spec_out"]
+    if found["specs"]:
+        auc = "-" if found["auc"] is None else f"{found['auc']:.3f}"
+        print(f"forecast from the other specs ({', '.join(found['specs'])}): AUC {auc} over {found['trials']} trials")
+        print(f"  Brier score {found['brier']:.3f}; of the base rate alone {found['brier_base']:.3f}")
+        for row in found["calibration"]:
+            print(
+                f"  chance {row['low']:.0%} to {row['high']:.0%}: {row['trials']} trials, mean {row['mean_chance']:.0%}, "
+                f"{round(row['collapsed'] * row['trials'])} collapsed"
+            )
+    for line in answer["said"]:
+        print(line)
+    if answer["file"]:
+        print(f"written to {answer['file']}; `dsd-lab sweep --stop-collapsed CHANCE` uses it")

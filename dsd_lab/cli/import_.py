@@ -1,0 +1,24 @@
+"""`dsd-lab import`: take in a sweep that `dsd-lab export` wrote."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dsd_lab.cli.options import home_of, print_json, program
+from dsd_lab.errors import OK
+from dsd_lab.home.importing import import_sweep
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Import a sweep."""
+    home = home_of(arguments)
+    done = import_sweep(home, Path(arguments.folder))
+    if arguments.json:
+        print_json(vars(done))
+        return OK
+    skipped = f", {len(done.skipped)} were there already" if done.skipped else ""
+    print(f"{done.sweep}: {len(done.added)} trials added to {home.root}{skipped}")
+    command, at = program(arguments)
+    print(f"next: {command} report {done.sweep}{at}")
+    return OK

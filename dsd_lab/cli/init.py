@@ -1,0 +1,97 @@
+"""`dsd-lab init`: a commented spec to start from."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from dsd_lab.cli.options import print_json, program
+from dsd_lab.errors import OK, BadInput, NoResources
+from dsd_lab.files.atomic import write_json
+
+DEFAULT = "my_sweep.yaml"
+_SCHEMA = "spec.schema.json"
+_STARTER = """\
+# yaml-language-server: $schema=spec.schema.json
+# The line above lets an editor complete and check this file.
+#   dsd-lab plan {file}      what would run, how large it is and how long it takes
+#   dsd-lab sweep {file}     run what is not done; again after an interruption, it goes on
+#   dsd-lab report {file}    tables, figures and pages
+schema: 1
+name: {name}                         # folder of the sweep and its MLflow experiment
+why: >
+  The question that this sweep answers; the report opens with it.
+
+base:                                # fields of every trial; what is left out has a default
+  data: {{source: digits}}             # or {{source: folder, path: ../photos}}; idx and parquet too
+  network: {{size: nano8}}             # 8x8 images, 4 tokens x 8 channels: 32 latent numbers for 64 pixels
+  latent: {{normaliser: layernorm}}    # holds the scale of the latents; none lets it die or run away
+  time: {{distribution: logit_normal}}
+  optimiser: {{lr: 1e-3}}
+
+variants:                            # what is compared: named overrides of the base
+  control:
+    why: Reconstruction only; the others are judged against it, seed by seed.
+    objective: {{diffusion_weight: 0.0}}
+  naive:
+    why: One loss, gradients everywhere; the baseline that collapses.
+    objective: {{target: live, output: velocity, loss_space: velocity}}
+  dsd:
+    why: Stop-gradient on an EMA target, and clean prediction.
+    objective: {{target: ema, output: clean, loss_space: clean}}
+
+# grid:                              # every variant at every point
+#   latent.normaliser: [none, layernorm, batchnorm]
+
+evaluate:                            # of every finished trial; adding one retrains nothing
+  - {{sampler: heun, steps: 25, guidance: 1.0, weights: ema, images: holdout}}
+
+report: {{control: control}}           # and the thresholds of the verdict
+
+profile: quick                       # used where --profile names none
+profiles:
+  quick:
+    seeds: [0, 1, 2]                 # intervals, but no p-values: those come from 6 seeds on
+    base: {{training: {{steps: 800}}}}
+  full:
+    seeds: [0, 1, 2, 3, 4, 5]
+    base: {{training: {{steps: 3000}}, probe: {{every: 200}}}}
+"""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the spec, and beside it the schema that its first line names where there is none."""
+    path = Path(arguments.path)
+    if path.suffix not in (".yaml", ".yml"):
+        better = path / DEFAULT if path.is_dir() else path.with_name(f"{path.name}.yaml")
+        raise BadInput(f"{path}: a spec is a .yaml file; name one such as {better}")
+    schema = path.with_name(_SCHEMA)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:  # fails where anything is there, a link too
+            file.write(starter(path))
+        new_schema = not schema.exists()
+        if new_schema:
+            from dsd_lab.cli.schema import spec_schema
+
+            write_json(schema, spec_schema())
+    except FileExistsError:
+        if not path.parent.is_dir():
+            raise NoResources(f"{path}: cannot be written: {path.parent} is a file") from None
+        raise BadInput(f"{path}: is there already and stays as it is; name another file") from None
+    except OSError as error:
+        raise NoResources(f"{path}: cannot be written: {error.strerror}") from None
+    if arguments.json:
+        print_json({"spec": str(path), "schema": str(schema), "schema_written": new_schema})
+        return OK
+    print(f"{path}: a spec to edit" + (f", and {schema} for editors" if new_schema else ""))
+    command, at = program(arguments)
+    print(f"next: {command} plan {path}{at}")
+    return OK
+
+
+def starter(path: Path) -> str:
+    """The spec, named after its file where that is a name that a sweep can have."""
+    plain = re.sub(r"-{2,}", "-", re.sub(r"[^a-z0-9._-]", "_", path.stem.lower())).lstrip("._-")[:64]
+    return _STARTER.format(file=path.name if path.name.isprintable() else DEFAULT, name=plain or "my_sweep")

@@ -1,0 +1,30 @@
+"""`dsd-lab latents`: a trial's latents and spectra as one .npz."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dsd_lab.cli.options import home_of, print_json
+from dsd_lab.errors import OK, BadInput
+from dsd_lab.home.lookup import find_trial
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the file."""
+    home = home_of(arguments)
+    folder = find_trial(home, arguments.trial)
+    if folder.state() != "done":  # known before torch is imported
+        raise BadInput(f"{arguments.trial}: the trial is {folder.state()}; only a finished one can be loaded")
+    path = Path(arguments.out) if arguments.out else home.root / "latents" / f"{folder.id}-{arguments.split}.npz"
+    if path.is_dir():
+        raise BadInput(f"--out {path}: is a folder; name a file")
+
+    from dsd_lab.api import export_latents
+
+    arrays = export_latents(home.root, folder.id, path, arguments.split)
+    if arguments.json:
+        print_json({"trial": folder.id, "file": str(path.resolve()), "arrays": arrays})
+        return OK
+    print(f"{path.resolve()}: " + ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in arrays.items()))
+    return OK

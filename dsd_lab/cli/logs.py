@@ -1,0 +1,112 @@
+"""`dsd-lab logs`: what a trial recorded; reads its files only, so it answers while the trial runs."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from dsd_lab.cli.options import home_of, print_json
+from dsd_lab.errors import OK, BadInput
+from dsd_lab.home.home import Home, TrialFolder, named_by
+from dsd_lab.home.lookup import find_trial
+from dsd_lab.home.spool import read_spool
+from dsd_lab.runs.continuity import told_changes, told_devices
+from dsd_lab.training_code import training_code
+from dsd_lab.units import duration
+
+_SHOWN = ("latent/variance", "latent/effective_rank/token", "latent/effective_rank/image", "latent/capacity_bits/token")
+"""Of the dozens of metrics of a probe, those that the verdict is made of; `--json` has all."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show a trial."""
+    home = home_of(arguments)
+    folder = find_trial(home, arguments.trial)
+    answer = record_of(home, folder, arguments.lines)
+    if arguments.json:
+        print_json(answer)
+        return OK
+    state = answer["state"]
+    print(f"{answer['name'] or 'never started'}: {state}, trial {answer['id']} in {folder.root}")
+    attempts = f"{answer['attempts']} attempt{'s' if answer['attempts'] != 1 else ''}"
+    print(f"step {answer['step']:,} of {answer['steps']:,}, {attempts}, {duration(answer['seconds'])} of training")
+    print(f"sweeps: {', '.join(answer['sweeps']) or 'none that is recorded names it'}")
+    if answer["code_changes"]:
+        print(f"training code: {answer['code_changes']}")
+    if answer["damaged"]:
+        print(f"data: {answer['damaged']} damaged images were left out; trial.json names them")
+    if answer["error"]:
+        print(f"error: {_plain(answer['error'])}")
+    if answer["traceback"]:
+        print(f"traceback: {answer['traceback']}")
+    if answer["metrics"]:
+        print("last metrics:")
+        shown = {k: v for k, v in answer["metrics"].items() if not k.startswith("latent/") or k in _SHOWN}
+        for name, (step, value) in ((k, (v["step"], v["value"])) for k, v in shown.items()):
+            print(f"  {name:<60} {value:>12.6g}  at step {step:,}")
+    for entry in answer["events"]:
+        print(event_line(entry))
+    return OK
+
+
+def record_of(home: Home, folder: TrialFolder, lines: int) -> dict[str, Any]:
+    """What `--json` prints: state, attempts, error, last value of every metric, and the last events.
+
+    Raises:
+        BadInput: the spool is damaged.
+    """
+    status, state = folder.status(), folder.state(training_code())
+    metrics: dict[str, dict[str, Any]] = {}
+    events: list[dict[str, Any]] = []
+    try:
+        for entry in read_spool(folder.spool):
+            events = [*events, entry][-lines:]
+            metrics |= {k: {"step": entry["step"], "value": v} for k, v in entry.get("metrics", {}).items()}
+    except (ValueError, KeyError, AttributeError, TypeError):
+        after = f"after its line {events[-1]['n'] + 1}" if events and "n" in events[-1] else "in its first line"
+        raise BadInput(f"{folder.spool}: is damaged {after}; what comes later cannot be read") from None
+    for content in folder.evaluations().values():
+        metrics |= {k: {"step": status.get("step", 0), "value": v} for k, v in content["metrics"].items()}
+    names = [m for m in home.manifests().items() if folder.id in named_by(m[1])]
+    known = next((t["name"] for _, m in names for t in m["trials"] if t["id"] == folder.id), None)
+    traceback, described = folder.root / "error.txt", folder.description() or {}
+    return {
+        "id": folder.id,
+        "name": described.get("name") or known,
+        "sweeps": [key for key, _ in names],
+        "folder": str(folder.root.resolve()),
+        "state": state,
+        "step": int(status.get("step", 0)),
+        "steps": int(status.get("steps", 0)),
+        "attempts": int(status.get("attempt", 0)),
+        "seconds": float(status.get("seconds", 0.0)),
+        "error": status.get("error"),
+        "code_changes": told_changes(status),
+        "device_changes": told_devices(status),
+        "damaged": int(described.get("data", {}).get("damaged", 0)),
+        # A traceback outlives the attempt that it is from; it says something only about a trial that failed last.
+        "traceback": str(traceback.resolve()) if state == "failed" and traceback.exists() else None,
+        "metrics": metrics,
+        "events": events,
+    }
+
+
+def event_line(entry: dict[str, Any]) -> str:
+    """One event as one line: when, at which step, what."""
+    kind, metrics = entry["kind"], entry.get("metrics", {})
+    if kind == "probe":
+        metrics = {k: metrics[k] for k in _SHOWN if k in metrics}
+    parts = [f"{name} {value:.4g}" for name, value in metrics.items()]
+    parts += entry.get("files", [])
+    if "reason" in entry:
+        parts.append(_plain(entry["reason"]))
+    if "images_seen" in entry:
+        parts.append(f"{entry['images_seen']:,} images seen")
+    clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["time"]))
+    return f"{clock}  step {entry['step']:>7,}  {kind:<10}  {', '.join(parts)}".rstrip()
+
+
+def _plain(text: str) -> str:
+    """Text without what a terminal would act on."""
+    return "".join(c if c.isprintable() else " " for c in str(text))

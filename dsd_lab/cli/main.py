@@ -1,0 +1,60 @@
+"""The command line: `dsd-lab VERB`. Nothing heavy is imported here; each verb imports what it needs."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import keyword
+import os
+import sys
+from types import ModuleType
+
+from dsd_lab.cli.parser import build_parser
+from dsd_lab.errors import INTERRUPTED, NO_RESOURCES, UNEXPECTED, LabError, is_disk_full
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a verb; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: trials set their own threads
+    try:
+        return int(_loaded(module_of(arguments.verb), argv is None).run(arguments))
+    except LabError as error:
+        print(f"dsd-lab: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("dsd-lab: interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `dsd-lab plan | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNEXPECTED
+    except ModuleNotFoundError as error:
+        if (error.name or "dsd_lab").partition(".")[0] == "dsd_lab":
+            raise
+        print(f"dsd-lab: {error.name} is not installed; `dsd-lab doctor` names all that is missing", file=sys.stderr)
+        return NO_RESOURCES
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        print(f"dsd-lab: the disk is full: {error}; nothing that was finished is lost", file=sys.stderr)
+        return NO_RESOURCES
+
+
+def module_of(verb: str) -> str:
+    """The module of a command; `import` is a word of Python's, so that its file has another name."""
+    name = verb.replace("-", "_")
+    return f"dsd_lab.cli.{name}_" if keyword.iskeyword(name) else f"dsd_lab.cli.{name}"
+
+
+def _loaded(verb: str, whole_process: bool) -> ModuleType:
+    """A verb's module. Nothing of what an import makes is garbage, and looking for it takes a tenth of the time.
+
+    Where the process runs nothing else, what was imported is not looked at again either.
+    """
+    gc.disable()
+    try:
+        return importlib.import_module(verb)
+    finally:
+        if whole_process:
+            gc.freeze()
+        gc.enable()

@@ -1,0 +1,312 @@
+"""What the command line accepts: verbs and their options. Parsing imports nothing heavy (over 300 lines: one list that a test freezes)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from dsd_lab.cli.options import (
+    TRIAL,
+    add_verb,
+    allows_code_change,
+    answers_json,
+    chance,
+    count,
+    positive,
+    takes_only,
+    takes_spec,
+    takes_spec_options,
+    takes_tracking,
+    takes_trial,
+    takes_yes,
+)
+from dsd_lab.planning.gpus import DEFAULT_GPU, GPUS
+from dsd_lab.version import __version__
+
+_SPEC = "experiments/collapse_ablation.yaml"
+SAMPLER_NAMES = ("euler", "heun", "sde", "dopri5")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole surface of the command line; a test freezes it."""
+    parser = argparse.ArgumentParser(
+        prog="dsd-lab",
+        description="Ablation sweeps of end-to-end latent diffusion: do the latents collapse, which change stops it, how surely?",
+        epilog=f"example: dsd-lab sweep {_SPEC} && dsd-lab report",
+    )
+    parser.add_argument("--version", action="version", version=f"dsd-lab {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    _add_running(verbs)
+    _add_finished(verbs)
+    _add_keeping(verbs)
+    _add_exchanging(verbs)
+    _add_beside(verbs)
+    return parser
+
+
+def _add_running(verbs: argparse._SubParsersAction) -> None:
+    """What runs trials, or says how they would run."""
+    plan = add_verb(verbs, "plan", "show the trials of a spec without running them", f"dsd-lab plan {_SPEC}")
+    takes_spec(plan)
+    takes_only(plan)
+    plan.add_argument(
+        "--gpu",
+        choices=tuple(GPUS),
+        default=DEFAULT_GPU,
+        help=f"GPU that the time of trials with `resources.gpus` is told for (default: {DEFAULT_GPU})",
+    )
+    answers_json(plan)
+
+    sweep = add_verb(
+        verbs, "sweep", "run the trials of a spec that are not done", f"dsd-lab sweep {_SPEC} --profile full"
+    )
+    takes_spec(sweep)
+    takes_only(sweep)
+    sweep.add_argument(
+        "--max-concurrent", type=positive, metavar="N", help="trials at a time (default: as many as fit)"
+    )
+    sweep.add_argument(
+        "--address",
+        metavar="ADDRESS",
+        default=os.environ.get("RAY_ADDRESS"),
+        help="a running Ray cluster, such as auto or 10.0.0.1:6379; HOME must be on storage that its nodes share (default: $RAY_ADDRESS, else this machine)",
+    )
+    sweep.add_argument(
+        "--retry-failed", action="store_true", help="run failed trials again, from their last checkpoint"
+    )
+    allows_code_change(sweep)
+    sweep.add_argument("--fail-fast", action="store_true", help="stop everything at the first failure")
+    sweep.add_argument(
+        "--stop-collapsed",
+        type=chance,
+        metavar="CHANCE",
+        help="stop trials whose first 5%% give at least this chance of collapse, by HOME's forecast; they have no verdict, so not for ablations (default: none is stopped)",
+    )
+    sweep.add_argument(
+        "--no-tracking", action="store_true", help="do not store in MLflow now; report stores what is missing"
+    )
+    takes_tracking(sweep)
+    answers_json(sweep)
+
+    train = add_verb(
+        verbs,
+        "train",
+        "run one trial in this process, without Ray",
+        f"dsd-lab train {_SPEC} --variant dsd --seed 0 --no-tracking",
+    )
+    takes_spec(train)
+    train.add_argument("--variant", required=True, help="name of the variant")
+    train.add_argument("--seed", type=int, default=None, help="seed (default: the spec's first)")
+    allows_code_change(train)
+    train.add_argument("--no-tracking", action="store_true", help="do not store in MLflow")
+    takes_tracking(train)
+    answers_json(train)
+
+    bench = add_verb(
+        verbs,
+        "bench",
+        "measure how fast trials train on this machine, where the time goes, and what a bare loop would take",
+        f"dsd-lab bench {_SPEC} --variant dsd",
+    )
+    bench.add_argument(
+        "specs", nargs="+", metavar="SPEC|SIZE", help="YAML file, or a network size such as nano8 (on random images)"
+    )
+    takes_spec_options(bench)
+    bench.add_argument(
+        "--variant", action="append", metavar="NAME", help="only this variant; repeatable (default: all that differ)"
+    )
+    bench.add_argument("--repeats", type=positive, default=5, metavar="N", help="repeats of all times (default: 5)")
+    bench.add_argument(
+        "--steps", type=positive, metavar="N", help="steps of a repeat (default: as many as take half a second)"
+    )
+    bench.add_argument("--random-images", action="store_true", help="random pixels in the place of a spec's images")
+    bench.add_argument(
+        "--store", action="store_true", help="measure the store too, which works beside a sweep (imports MLflow)"
+    )
+    bench.add_argument(
+        "--sweep",
+        action="store_true",
+        help="measure whole sweeps of the specs in an empty home folder, not single trials",
+    )
+    answers_json(bench)
+
+
+def _add_finished(verbs: argparse._SubParsersAction) -> None:
+    """What reads, measures and draws from finished trials."""
+    report = add_verb(verbs, "report", "write tables, figures and pages of sweeps", f"dsd-lab report {_SPEC}")
+    report.add_argument(
+        "sweep",
+        nargs="*",
+        metavar="SPEC|SWEEP",
+        help="spec file or sweep name; several make one report (default: the sweep that ran last)",
+    )
+    report.add_argument("--profile", help="profile to report (default: the one that ran last)")
+    report.add_argument("--out", metavar="DIR", help="folder for the report (default: HOME/reports/SWEEP)")
+    takes_tracking(report)
+    answers_json(report)
+
+    sample = add_verb(
+        verbs, "sample", "draw images from a trained trial", "dsd-lab sample 3ddf1775b702 --n 16 --class 3 --guidance 2"
+    )
+    takes_trial(sample)
+    sample.add_argument("--n", type=positive, default=16, help="images (default: 16)")
+    sample.add_argument(
+        "--class", dest="label", type=int, default=None, metavar="K", help="class asked for (default: all in turn)"
+    )
+    sample.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance scale (default: 1, none)")
+    sample.add_argument("--sampler", choices=SAMPLER_NAMES, default="heun", help="solver (default: heun)")
+    sample.add_argument("--steps", type=positive, default=25, help="solver steps (default: 25)")
+    sample.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    sample.add_argument("--out", metavar="DIR", help="folder for the PNGs (default: HOME/samples/TRIAL)")
+    answers_json(sample)
+
+    evaluate = add_verb(
+        verbs,
+        "evaluate",
+        "measure finished trials again with other settings; trains nothing",
+        "dsd-lab evaluate 3ddf1775b702 --guidance 1 --guidance 2 --sampler dopri5 --images 1000",
+    )
+    evaluate.add_argument("trials", nargs="+", metavar="TRIAL", help=TRIAL)
+    evaluate.add_argument("--spec", metavar="SPEC", help="make all entries of this spec's `evaluate` instead of:")
+    evaluate.add_argument("--profile", help="profile of that spec")
+    evaluate.add_argument("--guidance", type=float, action="append", help="guidance scale; repeatable (default: 1)")
+    evaluate.add_argument("--sampler", choices=SAMPLER_NAMES, help="solver (default: heun)")
+    evaluate.add_argument("--steps", type=positive, help="solver steps (default: 25)")
+    evaluate.add_argument("--images", type=count, metavar="N", help="images, or holdout (default: holdout)")
+    evaluate.add_argument("--labels", choices=("balanced", "random"), help="of N images (default: balanced)")
+    evaluate.add_argument("--weights", action="append", help="ema, ema:DECAY or trained; repeatable (default: ema)")
+    evaluate.add_argument("--extractor", choices=("indomain", "inception"), help="features (default: indomain)")
+    evaluate.add_argument("--reference", metavar="NPZ", help="published statistics (mu, sigma) for FID")
+    evaluate.add_argument(
+        "--metrics",
+        type=lambda text: text.split(","),
+        metavar="NAME,...",
+        help="such as fid,kid,knn (default: a spec's)",
+    )
+    evaluate.add_argument("--no-tracking", action="store_true", help="do not store in MLflow now")
+    takes_tracking(evaluate)
+    answers_json(evaluate)
+
+    weights = add_verb(
+        verbs,
+        "fetch-weights",
+        "download pinned weights into the home folder",
+        "dsd-lab fetch-weights inception",
+    )
+    weights.add_argument("names", nargs="*", metavar="NAME", help="inception (default: all)")
+    answers_json(weights)
+    forecast = add_verb(
+        verbs,
+        "forecast",
+        "learn from finished trials to tell early which ones end collapsed, and judge it by leaving one spec out",
+        "dsd-lab forecast --json",
+    )
+    forecast.add_argument("more", nargs="*", metavar="HOME", help="other home folders to learn from")
+    answers_json(forecast)
+
+    latents = add_verb(
+        verbs,
+        "latents",
+        "write a trial's latents and spectra as one .npz",
+        "dsd-lab latents 3ddf1775b702 --out latents.npz",
+    )
+    takes_trial(latents)
+    latents.add_argument(
+        "--split", choices=("holdout", "train"), default="holdout", help="images that are encoded (default: holdout)"
+    )
+    latents.add_argument("--out", metavar="FILE", help="file to write (default: HOME/latents/TRIAL-SPLIT.npz)")
+    answers_json(latents)
+
+
+def _add_keeping(verbs: argparse._SubParsersAction) -> None:
+    """What looks after the home folder."""
+    status = add_verb(verbs, "status", "show every sweep in the home folder", "dsd-lab status")
+    answers_json(status)
+
+    logs = add_verb(verbs, "logs", "show what a trial recorded", "dsd-lab logs 3ddf1775b702 --lines 40")
+    takes_trial(logs)
+    logs.add_argument("--lines", type=positive, default=10, metavar="N", help="last events shown (default: 10)")
+    answers_json(logs)
+
+    doctor = add_verb(
+        verbs, "doctor", "check this machine, the home folder and the store, and close orphaned runs", "dsd-lab doctor"
+    )
+    doctor.add_argument("--dry-run", action="store_true", help="name orphaned MLflow runs without closing them")
+    takes_tracking(doctor)
+    answers_json(doctor)
+
+    gc = add_verb(
+        verbs, "gc", "free what no recorded sweep needs; shows it, and frees it with --yes", "dsd-lab gc --yes"
+    )
+    takes_yes(gc)
+    answers_json(gc)
+
+    rm = add_verb(
+        verbs,
+        "rm",
+        "forget a sweep and delete the trials that no other sweep names; shows them, and deletes with --yes",
+        "dsd-lab rm collapse_ablation--quick --yes",
+    )
+    rm.add_argument("sweep", metavar="SWEEP", help="sweep as `dsd-lab status` lists it")
+    takes_yes(rm)
+    answers_json(rm)
+
+
+def _add_exchanging(verbs: argparse._SubParsersAction) -> None:
+    """What sets two sweeps side by side, and lets one travel."""
+    compare = add_verb(
+        verbs,
+        "compare",
+        "compare two sweeps, or two profiles of one, variant by variant and paired by seed",
+        "dsd-lab compare collapse_ablation--quick collapse_ablation--full",
+    )
+    compare.add_argument("a", metavar="A", help="sweep as `dsd-lab status` lists it")
+    compare.add_argument("b", metavar="B", help="the other; differences are B minus A")
+    takes_tracking(compare)
+    answers_json(compare)
+
+    export = add_verb(
+        verbs,
+        "export",
+        "write a sweep as a folder that another home folder can import",
+        "dsd-lab export collapse_ablation --out review",
+    )
+    export.add_argument("sweep", metavar="SWEEP", help="sweep as `dsd-lab status` lists it")
+    export.add_argument("--out", metavar="DIR", required=True, help="new or empty folder to write")
+    export.add_argument("--weights", action="store_true", help="with the newest checkpoint of every trial")
+    answers_json(export)
+
+    take = add_verb(verbs, "import", "check an exported sweep and add it to the home folder", "dsd-lab import review")
+    take.add_argument("folder", metavar="DIR", help="folder that `dsd-lab export` wrote")
+    answers_json(take)
+
+
+def _add_beside(verbs: argparse._SubParsersAction) -> None:
+    """What is beside trials: pages, starter specs, editors, shells."""
+    ui = add_verb(verbs, "ui", "open MLflow's UI on this machine", "dsd-lab ui")
+    ui.add_argument(
+        "--port",
+        type=positive,
+        default=5000,
+        help="port on 127.0.0.1; the next free one if it is taken (default: 5000)",
+    )
+    takes_tracking(ui)
+    answers_json(ui)
+
+    init = add_verb(verbs, "init", "write a commented spec to start from", "dsd-lab init experiments/my_sweep.yaml")
+    init.add_argument(
+        "path", nargs="?", metavar="PATH", default="my_sweep.yaml", help="file to write (default: my_sweep.yaml)"
+    )
+    answers_json(init)
+
+    schema = add_verb(
+        verbs, "schema", "print the JSON Schema of a spec, for editors", "dsd-lab schema > experiments/spec.schema.json"
+    )
+    answers_json(schema)
+
+    completion = add_verb(
+        verbs, "completion", "print a script that completes dsd-lab in a shell", "dsd-lab completion bash"
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
+    answers_json(completion)

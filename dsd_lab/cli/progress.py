@@ -1,0 +1,163 @@
+"""Progress of a sweep: a live table in a terminal, plain lines elsewhere. Reads the home folder only."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from dsd_lab.home.home import Home
+from dsd_lab.planning.eta import Remaining, Seen, holdout_of
+from dsd_lab.specs.evaluate_list import applies
+from dsd_lab.specs.sweep import PlannedTrial
+from dsd_lab.specs.trial import Generation
+from dsd_lab.units import duration
+
+_COLOURS = {
+    "done": "green",
+    "running": "cyan",
+    "failed": "bold red",
+    "diverged": "yellow",
+    "interrupted": "magenta",
+    "stopped": "yellow",
+    "stale": "yellow",
+    "pending": "dim",
+}
+_OVER = ("done", "failed", "diverged", "stopped")
+"""States in which this run does no more for a trial."""
+_PLAIN_EVERY = 30.0
+
+
+class SweepProgress:
+    """Watches the trials of a sweep from a thread until the `with` block ends.
+
+    Args:
+        home: where the trials write their states.
+        trials: all trials of the sweep, finished ones too.
+        console: where to draw.
+        evaluations: of every finished trial.
+    """
+
+    def __init__(
+        self, home: Home, trials: list[PlannedTrial], console: Console, evaluations: Sequence[Generation]
+    ) -> None:
+        self._home, self._trials, self._console = home, trials, console
+        self._stop = threading.Event()
+        self._began = time.monotonic()
+        self._remaining = Remaining(trials, evaluations)
+        self._wanted = {t.id: sum(applies(e, t.fields) for e in evaluations) for t in trials}
+        self._evaluated: dict[str, list[float]] = {}
+        self._released: set[str] = set()
+        """Finished trials that nobody works on."""
+        self._holdout: int | None = None
+        self._ended: set[str] = set()
+        """Trials whose end was told, or came before."""
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> SweepProgress:
+        self._ended = {t.id for t, state, _ in self._look() if state not in ("running", "pending", "interrupted")}
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        if self._console.is_terminal:
+            with Live(self._table(self._look()), console=self._console, refresh_per_second=2) as live:
+                while not self._stop.wait(1.0):
+                    live.update(self._table(self._look()))
+                live.update(self._table(self._look()))
+        else:
+            self._plain()
+
+    def _plain(self) -> None:
+        told = time.monotonic()
+        while True:
+            last = self._stop.wait(1.0)
+            looked = self._look()
+            for trial, state, status in looked:
+                if trial.id not in self._ended and state in _OVER:
+                    self._ended.add(trial.id)
+                    note = f": {status.get('error')}" if status.get("error") else ""
+                    took = duration(float(status.get("seconds", 0)))
+                    self._say(f"{trial.name}: {state} after {took}{note}")
+            if not last and time.monotonic() - told > _PLAIN_EVERY:
+                told = time.monotonic()
+                said = [f"{t.name} {how_far}" for t, _, _ in looked if (how_far := self._home.trial(t.id).evaluating())]
+                self._say("; ".join([self._summary(looked), *said]))
+            if last:
+                return
+
+    def _say(self, line: str) -> None:
+        """One line, however long: it may go to a file, which has no width."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _look(self) -> list[tuple[PlannedTrial, str, dict[str, Any]]]:
+        looked = []
+        for trial in self._trials:
+            folder = self._home.trial(trial.id)
+            looked.append((trial, folder.state(), folder.status()))
+        return looked
+
+    def _summary(self, looked: list[tuple[PlannedTrial, str, dict[str, Any]]]) -> str:
+        counts = Counter(state for _, state, _ in looked)
+        parts = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+        left = self._time_left(looked)
+        spent = duration(time.monotonic() - self._began)
+        return f"{parts}; {spent} spent, {'about ' + duration(left) + ' left' if left is not None else 'time left not known yet'}"
+
+    def _time_left(self, looked: list[tuple[PlannedTrial, str, dict[str, Any]]]) -> float | None:
+        seen = []
+        for trial, state, status in looked:
+            folder = self._home.trial(trial.id)
+            if state == "done" and len(self._evaluated.get(trial.id, ())) < self._wanted[trial.id]:
+                self._evaluated[trial.id] = [float(e["seconds"]) for e in folder.evaluations().values()]
+            at_work = state == "running" or (state == "done" and trial.id not in self._released and folder.is_locked())
+            complete = len(self._evaluated.get(trial.id, ())) >= self._wanted[trial.id]
+            if state == "done" and not at_work and complete:
+                self._released.add(trial.id)
+            step, seconds = int(status.get("step", 0)), float(status.get("seconds", 0.0))
+            seen.append(Seen(trial, state, step, seconds, self._evaluated.get(trial.id, ()), at_work))
+            if self._holdout is None:
+                self._holdout = holdout_of(folder.description())
+        return self._remaining.seconds(seen, self._holdout)
+
+    def _table(self, looked: list[tuple[PlannedTrial, str, dict[str, Any]]]) -> Group:
+        table = Table(box=None, pad_edge=False)
+        for column in ("variant", "trials", "now"):
+            table.add_column(column)
+        groups: dict[str, list[tuple[PlannedTrial, str, dict[str, Any]]]] = {}
+        for row in looked:
+            groups.setdefault(row[0].name.rsplit(" ", 1)[0], []).append(row)
+        for name, rows in groups.items():
+            marks = Text()
+            for _, state, _ in rows:
+                marks.append(
+                    {"done": "●", "running": "◐", "pending": "○", "failed": "✗", "diverged": "▲", "stopped": "■"}.get(
+                        state, "◌"
+                    ),
+                    _COLOURS[state],
+                )
+            running = ", ".join(
+                f"s{t.seed} {int(s.get('step', 0)):,}/{t.fields.training.steps:,}"
+                for t, state, s in rows
+                if state == "running"
+            )
+            evaluating = ", ".join(
+                f"s{t.seed} {said}"
+                for t, state, _ in rows
+                if state == "done" and (said := self._home.trial(t.id).evaluating())
+            )
+            running = ", ".join(filter(None, (running, evaluating)))
+            failed = "; ".join(f"s{t.seed} {s.get('error')}" for t, state, s in rows if state in _OVER[1:])
+            table.add_row(name, marks, Text(running or failed, "red" if failed and not running else ""))
+        return Group(Text(self._summary(looked)), table)

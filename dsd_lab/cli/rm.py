@@ -1,0 +1,59 @@
+"""`dsd-lab rm`: forget a sweep and delete the trials that no other sweep names."""
+
+from __future__ import annotations
+
+import argparse
+
+from dsd_lab.cli.gc import print_foreign, print_items
+from dsd_lab.cli.options import home_of, print_json
+from dsd_lab.errors import OK, BadInput
+from dsd_lab.home.garbage import foreign_trials, forget_sweep, sweep_trials
+from dsd_lab.home.home import named_by
+from dsd_lab.specs.messages import did_you_mean
+from dsd_lab.units import readable
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show what would go, and with `--yes` let it go."""
+    home = home_of(arguments)
+    manifests = home.manifests()
+    named = [key for key, m in manifests.items() if arguments.sweep in (key, m["name"])]
+    # A deletion never guesses: `report` takes the profile that ran last, this wants the one that is meant.
+    if arguments.sweep in named:
+        named = [arguments.sweep]
+    if len(named) != 1:
+        what = (
+            f"{len(named)} sweeps have this name; say which: {', '.join(named)}"
+            if named
+            else f"no sweep of this name in {home.root}{did_you_mean(arguments.sweep, list(manifests))}"
+        )
+        raise BadInput(f"{arguments.sweep}: {what}")
+    key = named[0]
+    if home.sweep_is_running(key):
+        raise BadInput(f"sweep {key!r} is running in {home.root}; stop it first")
+    trials = sweep_trials(home, key)
+    held = [t for t in trials if home.trial(t.path.name).is_locked()]
+    going = [t for t in trials if t not in held]
+    shared = len(named_by(manifests[key])) - len(trials)
+    if arguments.yes:
+        left = forget_sweep(home, key, going)
+        held, going = [*held, *left], [t for t in going if t not in left]
+    total = sum(t.bytes for t in going)
+    if arguments.json:
+        rows = [t.row() for t in going]
+        answer = {"sweep": key, "freed": arguments.yes, "bytes": total, "items": rows}
+        print_json(answer | {"held": [t.path.name for t in held], "kept": shared})
+        return OK
+    print_items(home, going)
+    for trial in held:
+        print(f"left alone, since somebody works on it: {trial.path.name}")
+    print_foreign({trial: names for trial, names in foreign_trials(home).items() if trial in named_by(manifests[key])})
+    if shared:
+        print(
+            f"{shared} of its trials stay: another sweep names them, they never started, or their folders are not only ours"
+        )
+    if arguments.yes:
+        print(f"{key} is forgotten, {readable(total)} freed; its report and its runs in MLflow stay")
+    else:
+        print(f"{key} would be forgotten and {readable(total)} freed; nothing was touched, add --yes to do it")
+    return OK

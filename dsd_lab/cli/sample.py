@@ -1,0 +1,62 @@
+"""`dsd-lab sample`: draw images from a trained trial."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from dsd_lab.cli.options import home_of, print_json
+from dsd_lab.errors import OK, BadInput
+from dsd_lab.home.lookup import find_trial
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write PNGs and a grid."""
+    home = home_of(arguments)
+    folder = find_trial(home, arguments.trial)
+    description = folder.description()
+    if description is None or folder.state() != "done":
+        raise BadInput(f"{arguments.trial}: the trial is {folder.state()}; only a finished one can be sampled")
+
+    import torch
+    from PIL import Image
+
+    from dsd_lab.core.data import load_data
+    from dsd_lab.core.observing.pictures import tile
+    from dsd_lab.core.training.trainer import pick_device
+    from dsd_lab.evaluation.sampling import load_network, sample_images
+    from dsd_lab.specs.trial import Trial
+
+    trial = Trial.model_validate(description["fields"])
+    if not trial.has_denoiser:
+        raise BadInput(f"{arguments.trial}: {description['variant']!r} has no denoiser to sample from")
+    data = load_data(trial.data, home.cache / "data")
+    if arguments.label is not None and not 0 <= arguments.label < data.classes:
+        raise BadInput(f"--class {arguments.label}: the data has classes 0 to {data.classes - 1}")
+    gpus = trial.resources.gpus if torch.cuda.is_available() else 0.0
+    if gpus != trial.resources.gpus:
+        print("dsd-lab: this process sees no GPU: sampling on the CPU", file=sys.stderr)
+    device = pick_device(gpus)
+    network = load_network(trial, folder.checkpoints, data, device, "ema")
+    labels = (
+        torch.arange(arguments.n) % data.classes
+        if arguments.label is None
+        else torch.full((arguments.n,), arguments.label)
+    )
+    images = sample_images(
+        network, trial, labels, arguments.sampler, arguments.steps, arguments.guidance, arguments.seed, device
+    )
+    out = Path(arguments.out) if arguments.out else home.root / "samples" / folder.id
+    out.mkdir(parents=True, exist_ok=True)
+    files = []
+    for i, (image, label) in enumerate(zip([*images, tile(images, 10)], [*labels.tolist(), None], strict=True)):
+        array = image.permute(1, 2, 0).numpy()
+        path = out / ("grid.png" if label is None else f"{i:05d}-class{label}.png")
+        Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(path)
+        files.append(str(path))
+    if arguments.json:
+        print_json({"trial": folder.id, "files": files})
+    else:
+        print(f"{arguments.n} images and grid.png in {out.resolve()}")
+    return OK

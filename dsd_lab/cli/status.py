@@ -1,0 +1,49 @@
+"""`dsd-lab status`: every sweep in the home folder and the states of its trials."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from typing import Any
+
+from rich.table import Table
+
+from dsd_lab.cli.console import table_console
+from dsd_lab.cli.options import home_of, print_json
+from dsd_lab.errors import OK
+from dsd_lab.home.home import STATES
+from dsd_lab.training_code import training_code
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show states; reads files only."""
+    home, code = home_of(arguments), training_code()
+    sweeps: list[dict[str, Any]] = []
+    for key, manifest in home.manifests().items():
+        trials = []
+        for entry in manifest["trials"]:
+            folder = home.trial(entry["id"])
+            trials.append(
+                {
+                    "id": entry["id"],
+                    "name": entry["name"],
+                    "state": folder.state(code),
+                    "step": folder.status().get("step", 0),
+                    "steps": entry["steps"],
+                }
+            )
+        sweeps.append({"sweep": key, "states": dict(Counter(t["state"] for t in trials)), "trials": trials})
+    if arguments.json:
+        print_json({"home": str(home.root.resolve()), "sweeps": sweeps})
+        return OK
+    console = table_console()
+    if not sweeps:
+        console.print(f"no sweep has been run in {home.root}", highlight=False)
+    for sweep in sweeps:
+        counts = ", ".join(f"{sweep['states'][s]} {s}" for s in STATES if s in sweep["states"])
+        console.print(f"{sweep['sweep']}: {counts}", highlight=False)
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for trial in sweep["trials"]:
+            table.add_row(f"  {trial['id']}", trial["name"], trial["state"], f"{trial['step']:,}/{trial['steps']:,}")
+        console.print(table)
+    return OK

@@ -1,0 +1,206 @@
+"""`dsd-lab sweep`: run what is not done, store it, and say where to look."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+from rich.console import Console
+
+from dsd_lab.cli.forecast import load_forecast
+from dsd_lab.cli.options import home_of, plan_of, print_json, program
+from dsd_lab.cli.progress import SweepProgress
+from dsd_lab.errors import OK, TERMINATED, TRIALS_FAILED, UNEXPECTED, BadInput
+from dsd_lab.evaluation.reference import check_files
+from dsd_lab.files.locks import locked
+from dsd_lab.files.mounts import shared_sqlite_warning
+from dsd_lab.home.home import ENDED, STOPPED, Home
+from dsd_lab.home.lookup import manifest_of
+from dsd_lab.planning.disk import announce_need
+from dsd_lab.planning.requirements import missing_data, missing_weights
+from dsd_lab.runs.continuity import refuse_other_code
+from dsd_lab.runs.data_shelf import DataShelf, refuse_other_images
+from dsd_lab.runs.signals import TERMINATING, Terminated, handled, raise_terminated
+from dsd_lab.specs.evaluate_list import applies
+from dsd_lab.specs.identity import evaluation_id
+from dsd_lab.specs.sweep import Plan, PlannedTrial
+from dsd_lab.store.uri import chosen_uri
+from dsd_lab.training_code import training_code
+from dsd_lab.units import duration
+
+_UPLOAD_AFTER_STOP = 20.0
+"""Seconds that a sweep which was told to stop gives the store."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run a spec's unfinished trials."""
+    plan, home = plan_of(arguments), home_of(arguments)
+    _check_packages(tracking=not arguments.no_tracking)
+    _check_data(plan)
+    check_files(plan.spec.evaluate, home)
+    refuse_other_images(home, plan.trials, DataShelf())
+    stopping = None if arguments.stop_collapsed is None else (load_forecast(home), arguments.stop_collapsed)
+    home.prepare()
+    console = Console(stderr=arguments.json)
+    uri = chosen_uri(arguments.tracking_uri)
+    if not arguments.no_tracking and (told := shared_sqlite_warning(home.root, uri)):
+        _say(console, told)
+    with locked(home.sweep_folder(plan.key) / "lock", wait=False) as held:
+        if not held:
+            raise BadInput(f"sweep {plan.key!r} is already running in {home.root}; `dsd-lab status` shows it")
+        whole = plan_of(argparse.Namespace(**{**vars(arguments), "only": None})) if arguments.only else plan
+        manifest = manifest_of(whole)
+        home.write_manifest(plan.key, manifest)
+        todo = _unfinished(home, plan, arguments.retry_failed, stopping is not None)
+        refuse_other_code(home, todo, arguments.allow_code_change)
+        if todo:
+            _say(
+                console,
+                f"{plan.key}: {len(todo)} of {len(_distinct(plan))} trials to run, everything goes to {home.root}",
+            )
+            training = [t for t in todo if home.trial(t.id).state() not in ENDED]
+            _say(console, announce_need(home, training, training_code()))
+        code = _execute(home, plan, todo, stopping, arguments, console)
+    _summarise(home, plan, manifest, arguments, console)
+    ended = (*ENDED, STOPPED) if stopping else ENDED  # that a forecast stops a trial was asked for
+    if code == OK and any(home.trial(t.id).state() not in ended for t in plan.trials):
+        return TRIALS_FAILED
+    return code
+
+
+def _execute(
+    home: Home,
+    plan: Plan,
+    todo: list[PlannedTrial],
+    stopping: tuple[Any, float] | None,
+    arguments: argparse.Namespace,
+    console: Console,
+) -> int:
+    uploader = None if arguments.no_tracking else _start_uploader(home, plan.key, arguments.tracking_uri)
+    began = time.monotonic()
+    code = UNEXPECTED
+    try:
+        if todo:
+            try:
+                progress = SweepProgress(home, _distinct(plan), console, plan.spec.evaluate)
+                with handled(TERMINATING, raise_terminated), progress:
+                    from dsd_lab.runs.ray_engine import (
+                        run_trials,  # imports Ray: only here, and only where something runs
+                    )
+
+                    cluster = {"address": arguments.address} if arguments.address else None
+                    run_trials(
+                        home,
+                        todo,
+                        plan.spec.evaluate,
+                        arguments.max_concurrent,
+                        arguments.fail_fast,
+                        cluster,
+                        stopping,
+                    )
+                code = OK
+            except Terminated:
+                code = TERMINATED
+            _say(console, f"trained and evaluated in {duration(time.monotonic() - began)}")
+        else:
+            code = OK
+    finally:
+        if uploader is not None:
+            _finish_uploader(uploader, console, None if code == OK else _UPLOAD_AFTER_STOP)
+    return code
+
+
+def _unfinished(home: Home, plan: Plan, retry_failed: bool, stopping: bool) -> list[PlannedTrial]:
+    """Trials that are not ended, and ended ones that lack an evaluation.
+
+    A failed trial waits for `--retry-failed`, one that a forecast stopped for a sweep without `--stop-collapsed`.
+    """
+    todo = []
+    for trial in _distinct(plan):
+        folder = home.trial(trial.id)
+        state = folder.state()
+        if stopping and state == STOPPED:
+            continue
+        wanted = {evaluation_id(e) for e in plan.spec.evaluate if applies(e, trial.fields)}
+        lacking = state == "done" and not wanted <= set(folder.evaluations())
+        if state not in (*ENDED, "failed") or lacking or (state == "failed" and retry_failed):
+            todo.append(trial)
+    return todo
+
+
+def _distinct(plan: Plan) -> list[PlannedTrial]:
+    return list({t.id: t for t in reversed(plan.trials)}.values())[::-1]
+
+
+def _check_packages(tracking: bool) -> None:
+    """What only workers and the uploader import is missed here, once, and not by every trial."""
+    for name in ("ray", "torch", "timm", *(["mlflow"] if tracking else [])):
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def _check_data(plan: Plan) -> None:
+    for missing in missing_data(plan):
+        raise BadInput(f"{plan.path}: data.path: no such folder {missing}")
+    for missing in missing_weights(plan):
+        raise BadInput(f"{plan.path}: {missing}")
+
+
+def _start_uploader(home: Home, key: str, uri: str | None) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "dsd_lab.store.uploader", str(home.root), key]
+    # An address may hold a password, and everybody on a machine sees what its processes were called with.
+    environment = os.environ | ({"MLFLOW_TRACKING_URI": uri} if uri else {})
+    # A session of its own: Ctrl-C reaches this process, which then lets the uploader finish.
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+
+
+def _finish_uploader(uploader: subprocess.Popen[bytes], console: Console, patience: float | None) -> None:
+    """Let the uploader catch up; after a signal only for so long, since the machine may be taken away."""
+    assert uploader.stdin is not None
+    uploader.stdin.close()
+    began = time.monotonic()
+    try:
+        code = uploader.wait(patience)
+    except subprocess.TimeoutExpired:
+        uploader.kill()
+        uploader.wait()
+        _say(console, "the store is behind; nothing is lost, `dsd-lab report` or the next sweep stores the rest")
+        return
+    if code == 0 and time.monotonic() - began > 1:
+        _say(console, f"stored in {duration(time.monotonic() - began)}")
+
+
+def _summarise(
+    home: Home, plan: Plan, manifest: dict[str, Any], arguments: argparse.Namespace, console: Console
+) -> None:
+    states = {t.id: home.trial(t.id).state(training_code()) for t in plan.trials}
+    counts = Counter(states[t.id] for t in _distinct(plan))
+    if arguments.json:
+        print_json(
+            {
+                "sweep": plan.key,
+                "states": dict(counts),
+                "trials": [{"id": t.id, "name": t.name, "state": states[t.id]} for t in plan.trials],
+            }
+        )
+        return
+    _say(console, f"{plan.key}: " + ", ".join(f"{n} {state}" for state, n in sorted(counts.items())))
+    for trial in _distinct(plan):
+        if states[trial.id] in ("failed", "diverged", STOPPED):
+            _say(console, f"  {trial.name} {states[trial.id]}: {home.trial(trial.id).status().get('error')}")
+        if damaged := home.trial(trial.id).status().get("damaged"):
+            _say(console, f"  {trial.name} passed over damaged checkpoints: {', '.join(damaged)}")
+    command, at = program(arguments)
+    _say(console, f"next: {command} report {arguments.spec}{at}, and {command} ui{at} for MLflow")
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,91 @@
+"""`dsd-lab train`: one trial in this process. Ray is not needed, and with `--no-tracking` MLflow is not either."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from dsd_lab.cli.options import home_of, plan_of, print_json
+from dsd_lab.errors import OK, TRIALS_FAILED, BadInput
+from dsd_lab.evaluation.reference import check_files
+from dsd_lab.home.lookup import manifest_of
+from dsd_lab.planning.requirements import missing_data, missing_weights
+from dsd_lab.runs.continuity import refuse_other_code
+from dsd_lab.runs.data_shelf import DataShelf, refuse_other_images
+from dsd_lab.runs.signals import StopSignals
+from dsd_lab.specs.messages import did_you_mean
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train one trial and make its evaluations."""
+    plan, home = plan_of(arguments), home_of(arguments)
+    variants = [t for t in plan.trials if t.variant == arguments.variant]
+    if not variants:
+        known = list(plan.spec.variants)
+        raise BadInput(
+            f"--variant {arguments.variant}: no such variant in this spec{did_you_mean(arguments.variant, known)}"
+        )
+    chosen = [t for t in variants if arguments.seed is None or t.seed == arguments.seed]
+    if not chosen:
+        raise BadInput(
+            f"--seed {arguments.seed}: not a seed of this spec; known: {', '.join(str(s) for s in plan.spec.seeds)}"
+        )
+    trial = chosen[0]
+    for missing in missing_data(plan):
+        raise BadInput(f"{plan.path}: data.path: no such folder {missing}")
+    for missing in missing_weights(plan):
+        raise BadInput(f"{plan.path}: {missing}")
+    check_files(plan.spec.evaluate, home)
+    shelf = DataShelf()
+    refuse_other_images(home, plan.trials, shelf)
+    home.prepare()
+    refuse_other_code(home, [trial], arguments.allow_code_change)
+    if home.trial(trial.id).is_locked():
+        raise BadInput(f"{trial.name}: another process trains it now; `dsd-lab logs {trial.id}` shows how far it is")
+
+    manifest = manifest_of(plan)
+    recorded = home.keep_trial(trial.id, manifest)  # a trial that no sweep names is garbage
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from dsd_lab.runs.run_trial import run_trial
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    state = "pending"
+    with Progress(*columns, disable=arguments.json) as bar, StopSignals() as stop:
+        task = bar.add_task(trial.name, total=trial.fields.training.steps)
+        for progress in run_trial(home, trial, plan.spec.evaluate, shelf, stop):
+            state = progress.state
+            bar.update(task, completed=progress.step)
+    if not arguments.no_tracking and state != "interrupted":
+        from dsd_lab.store.faults import StoreUnavailable
+        from dsd_lab.store.mlflow_store import Store
+
+        try:
+            Store(home, arguments.tracking_uri).sync(manifest)
+        except StoreUnavailable as error:
+            print(f"dsd-lab: {error}; nothing is lost, `dsd-lab report` stores it", file=sys.stderr)
+    folder = home.trial(trial.id)
+    answer: dict[str, Any] = {
+        "id": trial.id,
+        "variant": trial.variant,
+        "seed": trial.seed,
+        "state": state,
+        "folder": str(folder.root),
+    }
+    answer |= {"error": folder.status().get("error"), "evaluations": folder.evaluations()}
+    if arguments.json:
+        print_json(answer)
+    else:
+        print(f"{trial.name}: {state}" + (f": {answer['error']}" if answer["error"] else ""))
+        print(f"trial {trial.id} in {folder.root}")
+        if damaged := folder.status().get("damaged"):
+            print(f"it passed over damaged checkpoints: {', '.join(damaged)}")
+        if trial.id not in {entry["id"] for entry in recorded["trials"]}:
+            print(
+                f"it is beside the trials of sweep {plan.key} as it last ran: in no report of it, and kept until `rm`"
+            )
+    if state == "interrupted":
+        return stop.exit_code
+    return TRIALS_FAILED if state == "failed" else OK

@@ -1,0 +1,103 @@
+"""From encoded images to a data set: decoded into memory, or surveyed once and streamed."""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from dsd_lab.core.data.dataset import DataSet, check_classes, data_set, split
+from dsd_lab.core.data.decoding import DamagedImage, attempt, decoded, in_channels, in_order, mismatch, refusal
+from dsd_lab.core.data.records import Records, place_of
+from dsd_lab.core.data.splits import Images
+from dsd_lab.core.data.streaming import streamed
+from dsd_lab.errors import BadInput
+
+if TYPE_CHECKING:
+    from dsd_lab.specs.trial import Data
+
+RESIDENT_BYTES = 2 * 2**30
+"""Under `memory: auto`, images that take more than this once decoded are streamed."""
+
+
+def assemble(
+    spec: Data, train: Records, holdout: Records | None, class_names: tuple[str, ...], cache: Path | None
+) -> DataSet:
+    """The data set of some records; without held-out ones, a fraction of the training images is held out.
+
+    Args:
+        spec: how they are decoded, and whether they stay in memory.
+        train: encoded training images.
+        holdout: encoded held-out images.
+        class_names: by class number.
+        cache: folder that keeps what a stream needs; None keeps nothing.
+
+    Raises:
+        BadInput: an image is damaged or of another size than the others; the message names it.
+        NoResources: there is no room for what a stream needs.
+    """
+    count = len(train) + (0 if holdout is None else len(holdout))
+    if spec.memory == "stream" or (spec.memory == "auto" and count * _image_bytes(spec, train) > RESIDENT_BYTES):
+        return streamed(spec, train, holdout, class_names, cache)
+    return _resident(spec, train, holdout, class_names)
+
+
+def _image_bytes(spec: Data, records: Records) -> int:
+    """Bytes of the first image that can be decoded."""
+    for where, read in records.items():
+        try:
+            return decoded(read, where, spec).size
+        except DamagedImage as damage:
+            if spec.damaged == "refuse":
+                raise refusal(damage) from None
+    raise BadInput(f"{place_of(spec)}: every image is damaged")
+
+
+def _resident(spec: Data, train: Records, holdout: Records | None, class_names: tuple[str, ...]) -> DataSet:
+    damaged: list[str] = []
+    first = _stacked(spec, train, damaged)
+    check_classes(train.labels, first.labels, class_names)
+    if holdout is None:
+        return data_set(*split(first, spec.holdout), class_names, tuple(damaged))
+    second = _stacked(spec, holdout, damaged)
+    if first.shape[1:] != second.shape[1:]:
+        raise BadInput(
+            f"{place_of(spec)}: training images are {list(first.shape)}, held-out images {list(second.shape)}"
+        )
+    channels = max(first.shape[0], second.shape[0])
+    return data_set(_in(channels, first), _in(channels, second), class_names, tuple(damaged))
+
+
+def _in(channels: int, images: Images) -> Images:
+    if images.shape[0] == channels:
+        return images
+    return Images(images.pixels.repeat(1, channels, 1, 1), images.labels)
+
+
+def _stacked(spec: Data, records: Records, damaged: list[str]) -> Images:
+    pixels: np.ndarray | None = None
+    shape: tuple[int, ...] = ()
+    kept: list[int] = []
+    with contextlib.closing(in_order(partial(attempt, spec), records.items(), spec.workers)) as looked:
+        for i, (where, array) in enumerate(looked):
+            if isinstance(array, DamagedImage):
+                if spec.damaged == "refuse":
+                    raise refusal(array)
+                damaged.append(str(array))
+                continue
+            if pixels is None:
+                shape = array.shape
+                pixels = np.empty((len(records), 3 if array.ndim == 3 else 1, *shape[:2]), dtype=np.uint8)
+            elif array.shape[:2] != shape[:2]:
+                raise mismatch(where, array.shape, shape)
+            elif array.ndim == 3 and pixels.shape[1] == 1:  # the first one in colour
+                pixels, shape = np.repeat(pixels, 3, axis=1), array.shape
+            pixels[len(kept)] = in_channels(array, pixels.shape[1])
+            kept.append(i)
+    if pixels is None:
+        raise BadInput(f"{place_of(spec)}: every image is damaged")
+    return Images(torch.from_numpy(pixels[: len(kept)]), records.labels[kept])

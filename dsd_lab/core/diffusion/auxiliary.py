@@ -1,0 +1,230 @@
+"""Auxiliary losses: what the paper adds to reconstruction and diffusion (arXiv 2511.14716), each with heads of its own.
+
+The heads lie outside `Network`: they are trained and checkpointed beside it, and nothing that is
+deployed has them. A new loss is a class here, a row of `AUXILIARIES`, and its weight under the same
+name in the spec's section `auxiliary`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dsd_lab.core.diffusion.paths import noised
+from dsd_lab.core.model.backbones import Backbone
+from dsd_lab.core.model.perceptual import Perceptual
+from dsd_lab.core.randomness import generator
+from dsd_lab.specs.auxiliary import EMA
+from dsd_lab.specs.sources import named_backbones
+
+if TYPE_CHECKING:
+    from dsd_lab.core.model.network import Network
+    from dsd_lab.core.randomness import Draws
+    from dsd_lab.specs.trial import Trial
+
+
+@dataclass
+class Tokens:
+    """Outputs [B, T, width] of the blocks of each pass, first to last; None where nothing asks for them.
+
+    `encode` is the online encoder's pass, `denoise` the diffusion loss's, `target` the EMA copy's encoder.
+    """
+
+    encode: list[Tensor] | None = None
+    denoise: list[Tensor] | None = None
+    target: list[Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an auxiliary loss can read of a step: images [B, C, H, W], latents [B, T, c], draws and tokens."""
+
+    network: Network
+    x: Tensor
+    z: Tensor
+    draws: Draws
+    tokens: Tokens = field(default_factory=Tokens)
+
+
+class Auxiliary(nn.Module):
+    """A loss term with its trained heads; `reads` names the passes whose tokens it needs."""
+
+    reads: frozenset[str] = frozenset()
+    backbone: Backbone | None = None
+
+    def __init__(self, trial: Trial, network: Network, classes: int, device: torch.device) -> None:
+        super().__init__()
+
+    def forward(self, seen: Seen) -> Tensor:
+        """The loss, a scalar, before its weight."""
+        raise NotImplementedError
+
+
+def _mlp(inside: int, hidden: int, outside: int, layers: int) -> nn.Sequential:
+    widths = [inside, *[hidden] * (layers - 1), outside]
+    parts: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        parts += [nn.Linear(before, after), nn.SiLU()]
+    return nn.Sequential(*parts[:-1])
+
+
+class Alignment(Auxiliary):
+    """REPA's loss (Yu et al., arXiv 2410.06940): -mean over tokens of cos(h(tokens), target), h an MLP of three layers.
+
+    The paper's "ViT layer alignment". Tokens are the online encoder's or the denoiser's, targets the
+    EMA copy's encoder tokens or the features of a frozen vision model, brought to the grid of the
+    tokens; no gradient reaches a target. With several layers, the mean over them.
+
+    With the denoiser's tokens the loss reaches the encoder through z_t whatever the diffusion loss
+    does, where the spec says so: REPA-E's alignment arm (Leng et al., arXiv 2504.10483).
+    """
+
+    def __init__(self, trial: Trial, network: Network, classes: int, device: torch.device) -> None:
+        super().__init__(trial, network, classes, device)
+        spec, width = trial.auxiliary, trial.network.width
+        assert width is not None
+        self.role, self.noised = spec.alignment_from, spec.alignment_noised
+        self.layers, self.target_layers = spec.alignment_layers, spec.alignment_target_layers
+        self.own_pass = self.role == "denoise" and self.noised != trial.objective.noised
+        widths = [width] * len(self.layers)
+        if spec.alignment_to != EMA:
+            named = named_backbones(trial)["alignment"]
+            self.backbone = Backbone(named, self.target_layers, lambda reduction: network.side * reduction, device)
+            widths = self.backbone.channels
+        reads = set() if self.own_pass else {self.role}
+        self.reads = frozenset(reads | {"target"} if self.backbone is None else reads)
+        self.heads = nn.ModuleList(_mlp(width, spec.head_width, outside, layers=3) for outside in widths)
+
+    def forward(self, seen: Seen) -> Tensor:
+        tokens, targets = self._tokens(seen), self._targets(seen)
+        cosines = [
+            functional.cosine_similarity(head(tokens[layer]).float(), target.float(), dim=-1).mean()
+            for head, layer, target in zip(self.heads, self.layers, targets, strict=True)
+        ]
+        return -torch.stack(cosines).mean()
+
+    def _tokens(self, seen: Seen) -> list[Tensor]:
+        if not self.own_pass:
+            found = getattr(seen.tokens, self.role)
+            assert found is not None
+            return found
+        kept: list[Tensor] = []
+        z = seen.z if self.noised == "live" else seen.z.detach()
+        seen.network.denoise(noised(z, seen.draws.e, seen.draws.t), seen.draws.t, seen.draws.y, kept)
+        return kept
+
+    @torch.no_grad()
+    def _targets(self, seen: Seen) -> list[Tensor]:
+        if self.backbone is None:
+            assert seen.tokens.target is not None
+            return [seen.tokens.target[layer] for layer in self.target_layers]
+        side = (seen.network.side, seen.network.side)
+        features = self.backbone.features(seen.x)
+        return [functional.adaptive_avg_pool2d(part, side).flatten(2).transpose(1, 2) for part in features]
+
+
+class Representation(Auxiliary):
+    """BYOL's loss (Grill et al., arXiv 2006.07733, eq. 2) on mean encoder tokens: 2 - 2 cos(q(h), sg(h')).
+
+    h is the online encoder's, of the tokens that augmentation leaves it, h' the EMA copy's, of all
+    of them; the predictor q is an MLP of two layers. No projector and no second view (ours).
+    """
+
+    reads = frozenset({"encode", "target"})
+
+    def __init__(self, trial: Trial, network: Network, classes: int, device: torch.device) -> None:
+        super().__init__(trial, network, classes, device)
+        width = trial.network.width
+        assert width is not None
+        self.predictor = _mlp(width, trial.auxiliary.head_width, width, layers=2)
+
+    def forward(self, seen: Seen) -> Tensor:
+        assert seen.tokens.encode is not None and seen.tokens.target is not None
+        online, target = (tokens[-1].mean(1) for tokens in (seen.tokens.encode, seen.tokens.target))
+        cosine = functional.cosine_similarity(self.predictor(online).float(), target.detach().float(), dim=-1)
+        return (2 - 2 * cosine).mean()
+
+
+class Classification(Auxiliary):
+    """Cross entropy of a linear classifier on the mean latent, or on the encoder's mean token, in nats."""
+
+    def __init__(self, trial: Trial, network: Network, classes: int, device: torch.device) -> None:
+        super().__init__(trial, network, classes, device)
+        width = trial.network.width
+        assert width is not None
+        self.source = trial.auxiliary.classification_from
+        self.reads = frozenset({"encode"} if self.source == "encode" else ())
+        self.classifier = nn.Linear(width if self.source == "encode" else network.latent_channels, classes)
+
+    def forward(self, seen: Seen) -> Tensor:
+        assert seen.draws.labels is not None
+        if self.source == "latent":
+            features = seen.z
+        else:
+            assert seen.tokens.encode is not None
+            features = seen.tokens.encode[-1]
+        return functional.cross_entropy(self.classifier(features.mean(1)).float(), seen.draws.labels)
+
+
+AUXILIARIES: dict[str, type[Auxiliary]] = {
+    "alignment": Alignment,
+    "representation": Representation,
+    "classification": Classification,
+}
+
+
+class Auxiliaries(nn.Module):
+    """The losses of `AUXILIARIES` whose weight is not zero, and the perceptual one; its parameters are their heads.
+
+    Args:
+        trial: `auxiliary` and `objective.perceptual_weight` name the losses.
+        network: for its sizes.
+        classes: number of classes.
+        device: where frozen models compute; heads are moved as any module is.
+        seed: of the heads.
+
+    Raises:
+        BadInput: a frozen model cannot be had.
+    """
+
+    def __init__(self, trial: Trial, network: Network, classes: int, device: torch.device, seed: int = 0) -> None:
+        super().__init__()
+        losses: dict[str, Auxiliary] = {}
+        with torch.random.fork_rng(devices=[]):
+            for name, make in AUXILIARIES.items():
+                if getattr(trial.auxiliary, name) > 0:
+                    torch.manual_seed(generator(seed, f"auxiliary/{name}").initial_seed())
+                    losses[name] = make(trial, network, classes, device)
+        self.losses = losses
+        self.heads = nn.ModuleDict(losses)
+        named = named_backbones(trial).get("perceptual")
+        self.perceptual = None if named is None else Perceptual(named, network.side * network.patch, device)
+        self.weights = {name: float(getattr(trial.auxiliary, name)) for name in losses}
+
+    def tokens(self) -> Tokens:
+        """Lists for the tokens that some loss reads."""
+        read = {name for loss in self.losses.values() for name in loss.reads}
+        return Tokens(**{name: [] for name in read})
+
+    def terms(self, seen: Seen, target_encoder: Network | None) -> dict[str, tuple[float, Tensor]]:
+        """Weight and value of each loss, by name."""
+        if seen.tokens.target == []:  # the diffusion loss had no use for the target encoder
+            assert target_encoder is not None
+            with torch.no_grad():
+                target_encoder.encode_raw(seen.x, kept=seen.tokens.target)
+        return {name: (self.weights[name], loss(seen)) for name, loss in self.losses.items()}
+
+    def frozen_parameters(self) -> int:
+        """Number of weights of the frozen models."""
+        return sum(backbone.parameters() for backbone in self.backbones())
+
+    def backbones(self) -> list[Backbone]:
+        """The frozen models."""
+        found = [loss.backbone for loss in self.losses.values()]
+        found += [] if self.perceptual is None else [self.perceptual.backbone]
+        return [backbone for backbone in found if backbone is not None]

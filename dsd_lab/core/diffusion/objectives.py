@@ -1,0 +1,206 @@
+"""The objectives: reconstruction and diffusion in every combination that the specs can name.
+
+The diffusion loss of a clean image x with latent z, noise e and time t (z_t = t z + (1 - t) e):
+
+    velocity space   | v - (z2 - e) |^2                  v: velocity prediction
+    clean space      w(t) | f - z2 |^2                   f: clean prediction, w = 1 or 1 / max(1-t, c)^2
+
+The weighted clean space is the loss that JiT and UNITE (arXiv 2603.22283) write in velocity space,
+|(f - z_t) / max(1-t, c) - (z2 - z_t) / max(1-t, c)|^2. UNITE sums the losses of its k draws of noise
+and time an image; here they are averaged, so that its objective has k as `diffusion_weight`.
+
+z2 is the target (live, stop-gradient, or the EMA encoder's latent). Naive joint training is a live
+target in velocity space. Decoupling (arXiv 2511.14716, root cause 1) is the stop-gradient; loss
+transformation (root cause 2) is the clean space; DSD is both with an EMA target encoder. Derivatives
+of these losses with respect to the latents' scale have closed forms, which the tests check.
+
+Squares are means over tokens and channels; losses are means over the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dsd_lab.core.diffusion import paths
+from dsd_lab.core.diffusion.auxiliary import Seen, Tokens
+from dsd_lab.core.diffusion.balance import BALANCES
+from dsd_lab.core.model.normalisers import gaussian_entropy
+from dsd_lab.core.randomness import Draws
+
+if TYPE_CHECKING:
+    from dsd_lab.core.diffusion.auxiliary import Auxiliaries
+    from dsd_lab.core.model.network import Network
+    from dsd_lab.specs.trial import Objective, Trial
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Unweighted losses of a batch, their weighted sum, and the latents they were computed from.
+
+    `multipliers` holds weight times factor of each term that was balanced.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    z: Tensor
+    multipliers: dict[str, Tensor] = field(default_factory=dict)
+
+
+Kept = list[Tensor] | None
+"""Where a pass leaves the output of each of its blocks."""
+
+# -- The target z2 -------------------------------------------------------------------------------
+
+
+def _live(
+    z: Tensor, x: Tensor, target_encoder: Network | None, noise: Tensor | None = None, kept: Kept = None
+) -> Tensor:
+    return z
+
+
+def _stop_gradient(
+    z: Tensor, x: Tensor, target_encoder: Network | None, noise: Tensor | None = None, kept: Kept = None
+) -> Tensor:
+    return z.detach()
+
+
+def _ema(
+    z: Tensor, x: Tensor, target_encoder: Network | None, noise: Tensor | None = None, kept: Kept = None
+) -> Tensor:
+    """The noise is that of z, so that an EMA copy equal to the encoder is a stop-gradient."""
+    assert target_encoder is not None
+    with torch.no_grad():
+        return target_encoder.encode(x, noise, kept)
+
+
+TARGETS: dict[str, Callable[..., Tensor]] = {
+    "live": _live,
+    "stop_gradient": _stop_gradient,
+    "ema": _ema,
+}
+
+# -- The latent that is noised -------------------------------------------------------------------
+
+NOISED: dict[str, Callable[[Tensor], Tensor]] = {"live": lambda z: z, "detached": lambda z: z.detach()}
+
+# -- What the network's output means: (f, v) ------------------------------------------------------
+
+
+def _from_velocity(out: Tensor, z_t: Tensor, t: Tensor, clamp: float) -> tuple[Tensor, Tensor]:
+    return paths.clean_from_velocity(out, z_t, t), out
+
+
+def _from_clean(out: Tensor, z_t: Tensor, t: Tensor, clamp: float) -> tuple[Tensor, Tensor]:
+    return out, paths.velocity_from_clean(out, z_t, t, clamp)
+
+
+OUTPUTS: dict[str, Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]] = {
+    "velocity": _from_velocity,
+    "clean": _from_clean,
+}
+
+# -- The space of the loss, and its weight ----------------------------------------------------------
+
+WEIGHTINGS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "none": lambda t, clamp: torch.ones_like(t),
+    "velocity": lambda t, clamp: (1 - t).clamp_min(clamp) ** -2,
+}
+
+
+def _velocity_space(f: Tensor, v: Tensor, z2: Tensor, e: Tensor, t: Tensor, spec: Objective) -> Tensor:
+    return (v - (z2 - e)).square().mean()
+
+
+def _clean_space(f: Tensor, v: Tensor, z2: Tensor, e: Tensor, t: Tensor, spec: Objective) -> Tensor:
+    w = WEIGHTINGS[spec.weighting](t, spec.clamp)
+    return (w * (f - z2).square().flatten(1).mean(1)).mean()
+
+
+LOSS_SPACES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Objective], Tensor]] = {
+    "velocity": _velocity_space,
+    "clean": _clean_space,
+}
+
+RECONSTRUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "l1": torch.nn.functional.l1_loss,
+    "l2": torch.nn.functional.mse_loss,
+}
+
+# -- The objective -------------------------------------------------------------------------------
+
+
+def diffusion_loss(
+    denoise: Callable[[Tensor, Tensor, Tensor], Tensor], z: Tensor, z2: Tensor, draws: Draws, spec: Objective
+) -> Tensor:
+    """Diffusion loss of latents z [B, T, c] against the target z2 [B, T, c]; a scalar.
+
+    Args:
+        denoise: (z_t, t, y) -> network output, as `spec.output` says.
+        z: latents that are noised.
+        z2: target, with or without gradient.
+        draws: times, noise and labels.
+        spec: fields `noised`, `output`, `loss_space`, `weighting`, `clamp`.
+    """
+    z_t = paths.noised(NOISED[spec.noised](z), draws.e, draws.t)
+    out = denoise(z_t, draws.t, draws.y).float()
+    f, v = OUTPUTS[spec.output](out, z_t, draws.t, spec.clamp)
+    return LOSS_SPACES[spec.loss_space](f, v, z2, draws.e, draws.t, spec)
+
+
+def losses(
+    network: Network,
+    target_encoder: Network | None,
+    x: Tensor,
+    draws: Draws,
+    trial: Trial,
+    auxiliaries: Auxiliaries | None = None,
+) -> Losses:
+    """All losses of a batch of images x [B, C, H, W] in [-1, 1].
+
+    total = reconstruction_weight * reconstruction + diffusion_weight * diffusion
+            + the normaliser's weighted penalties - entropy_weight * entropy
+            + the weighted auxiliary losses + perceptual_weight * perceptual
+
+    with diffusion, auxiliary and perceptual losses multiplied by the factors of `balance` too. Terms
+    whose weight is zero are left out of `terms`; without `auxiliaries`, theirs and the perceptual one.
+    """
+    spec = trial.objective
+    tokens = Tokens() if auxiliaries is None else auxiliaries.tokens()
+    perceptual = None if auxiliaries is None or spec.perceptual_weight == 0 else auxiliaries.perceptual
+    raw = network.encode_raw(x, draws.hidden, tokens.encode)
+    z = network.normaliser(raw, draws.latent_e).float()
+    weighted: dict[str, tuple[float, Tensor]] = {}
+    others: dict[str, tuple[float, Tensor]] = {}
+    if spec.reconstruction_weight > 0 or perceptual is not None:
+        decoder_in = z if draws.decoder_e is None else z + trial.latent.decoder_noise * draws.decoder_e
+        image = network.decode(decoder_in).float()
+        if spec.reconstruction_weight > 0:
+            weighted["reconstruction"] = spec.reconstruction_weight, RECONSTRUCTIONS[spec.reconstruction](image, x)
+        if perceptual is not None:
+            others["perceptual"] = spec.perceptual_weight, perceptual(image, x)
+    if spec.diffusion_weight > 0:
+        z2 = TARGETS[spec.target](z, x, target_encoder, draws.latent_e, tokens.target).float()
+        denoise, again = partial(network.denoise, kept=tokens.denoise), len(draws.t) // len(x)
+        diffusion = diffusion_loss(denoise, z.repeat(again, 1, 1), z2.repeat(again, 1, 1), draws, spec)
+        weighted["diffusion"] = spec.diffusion_weight, diffusion
+    if auxiliaries is not None:
+        others |= auxiliaries.terms(Seen(network, x, z, draws, tokens), target_encoder)
+    balanced = {name: term for name, (_, term) in (weighted | others).items() if name != "reconstruction"}
+    factors = BALANCES[spec.balance](weighted.get("reconstruction", (0, None))[1], balanced, z)
+    weighted |= {name: pair for name, pair in network.normaliser.penalties(raw).items() if pair[0] > 0}
+    if trial.latent.entropy_weight > 0:
+        weighted["entropy"] = -trial.latent.entropy_weight, gaussian_entropy(z, trial.latent.entropy_floor)
+    total = z.new_zeros(())
+    multipliers: dict[str, Tensor] = {}
+    for name, (weight, term) in (weighted | others).items():
+        multiplier: float | Tensor = weight
+        if name in factors:
+            multiplier = multipliers[name] = weight * factors[name]
+        total = total + multiplier * term
+    return Losses(total, {name: term for name, (_, term) in (weighted | others).items()}, z, multipliers)

@@ -1,0 +1,1 @@
+"""The network, its normalisers, and pretrained backbones."""

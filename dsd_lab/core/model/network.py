@@ -1,0 +1,225 @@
+"""One vision transformer that encodes images, denoises latents and decodes them.
+
+Three roles, told apart by the blocks they run through (`modular`) or by a role embedding alone
+(`coupled`); under `separate` they share no weight at all: three networks in one module. All blocks are conditioned by adaLN-Zero (Peebles and Xie 2023, arXiv 2212.09748) on
+time, class and role. Attention and MLP are timm's; `Block` is the only place that knows them.
+
+Shapes: images x [B, C, H, W] in [-1, 1]; latents z [B, T, c]; times t [B], t = 1 clean; labels y
+[B], with `classes` standing for "no class".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from timm.layers import Attention
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dsd_lab.core.model.blocks import ROLES, Block, Condition, Head, RoleCondition, sine_positions
+from dsd_lab.core.model.normalisers import NORMALISERS
+
+if TYPE_CHECKING:
+    from dsd_lab.specs.trial import Trial
+
+_SHAPES_COMPILED = 1024
+"""Shapes of tokens that a process compiles blocks for. After torch's own 8, two sizes of network, the rest runs uncompiled."""
+
+
+class Network(nn.Module):
+    """The deployed network: encoder, denoiser and decoder in one set of weights.
+
+    Args:
+        trial: fields `network` and `latent` are read.
+        channels: colour channels of the images.
+        classes: number of classes; label `classes` means none.
+    """
+
+    position: Tensor
+
+    def __init__(self, trial: Trial, channels: int, classes: int) -> None:
+        super().__init__()
+        spec = trial.network
+        assert spec.image_size and spec.patch_size and spec.latent_channels and spec.width and spec.heads
+        self.channels, self.classes, self.patch = channels, classes, spec.patch_size
+        self.side = spec.image_size // spec.patch_size
+        self.tokens, self.latent_channels = self.side**2, spec.latent_channels
+        width, pixels = spec.width, channels * spec.patch_size**2
+
+        self.frozen: frozenset[str] = frozenset()
+        self.recompute = False
+        """Whether the backward pass computes blocks again instead of keeping what happened in them."""
+        self.condition = Condition(width, classes)
+        separate = spec.layout == "separate"
+        self.own_conditions = nn.ModuleDict(
+            {role: RoleCondition(width) for role in ("encode", "decode")} if separate else {}
+        )
+        self.register_buffer("position", sine_positions(self.side, width), persistent=False)
+        self.patch_in = nn.Linear(pixels, width)
+        self.noisy_in = nn.Linear(spec.latent_channels, width)
+        self.latent_in = nn.Linear(spec.latent_channels, width)
+        self.blocks = nn.ModuleList()
+        self.ranges: dict[str, range] = {}
+        if spec.layout == "coupled":
+            self._add_blocks(ROLES, spec.shared_blocks, width, spec.heads)
+        else:
+            for role, count in zip(ROLES, (spec.encode_blocks, spec.denoise_blocks, spec.decode_blocks), strict=True):
+                self._add_blocks((role,), count, width, spec.heads)
+        self.heads = nn.ModuleDict(
+            {
+                "encode": Head(width, spec.latent_channels * NORMALISERS[trial.latent.normaliser].inputs),
+                "denoise": Head(width, spec.latent_channels),
+                "decode": Head(width, pixels),
+            }
+        )
+        self.normaliser = NORMALISERS[trial.latent.normaliser](spec.latent_channels, trial.latent)
+        self._initialise()
+
+    def _add_blocks(self, roles: tuple[str, ...], count: int | None, width: int, heads: int) -> None:
+        assert count is not None
+        start = len(self.blocks)
+        self.blocks.extend(Block(width, heads) for _ in range(count))
+        for role in roles:
+            self.ranges[role] = range(start, start + count)
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        for part in [*self.blocks, *self.heads.values()]:  # adaLN-Zero: every block starts as the identity
+            nn.init.zeros_(part.modulation.weight)
+            nn.init.zeros_(part.modulation.bias)
+
+    def _condition(self, role: str, t: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+        if role in self.own_conditions:
+            condition: Tensor = self.own_conditions[role](role, t, y)
+        else:
+            condition = self.condition(role, t, y)
+        # The table of roles trains on for others: through it, autograd would go through all of a frozen role.
+        return condition.detach() if role in self.frozen else condition
+
+    def _run(self, role: str, tokens: Tensor, condition: Tensor, kept: list[Tensor] | None = None) -> Tensor:
+        tokens = tokens + self.position
+        for index in self.ranges[role]:
+            tokens = self._through(self.blocks[index], tokens, condition)
+            if kept is not None:
+                kept.append(tokens)
+        return self.heads[role](tokens, condition)
+
+    def _through(self, block: nn.Module, tokens: Tensor, condition: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            again: Tensor = checkpoint(block, tokens, condition, use_reentrant=False, preserve_rng_state=False)
+            return again
+        out: Tensor = block(tokens, condition)
+        return out
+
+    def encode_raw(self, x: Tensor, hidden: Tensor | None = None, kept: list[Tensor] | None = None) -> Tensor:
+        """Images [B, C, H, W] -> what the normaliser takes: [B, T, c], or means and log variances [B, T, 2c] (`kl`).
+
+        Tokens where `hidden` [B, T] holds enter the first block as zeros, with their position alone.
+        Every block's output [B, T, width] is added to `kept`, as in `encode` and `denoise`.
+        """
+        tokens = self.patch_in(self.patchify(x))
+        tokens = tokens if hidden is None else tokens.masked_fill(hidden[..., None], 0)
+        return self._run("encode", tokens, self._condition("encode"), kept)
+
+    def encode(self, x: Tensor, noise: Tensor | None = None, kept: list[Tensor] | None = None) -> Tensor:
+        """Images [B, C, H, W] -> latents [B, T, c], normalised; noise [B, T, c] is for normalisers that add some."""
+        return self.normaliser(self.encode_raw(x, kept=kept), noise)
+
+    def denoise(self, z_t: Tensor, t: Tensor, y: Tensor, kept: list[Tensor] | None = None) -> Tensor:
+        """Noised latents [B, T, c] at times [B] with labels [B] -> clean latent or velocity [B, T, c]."""
+        return self._run("denoise", self.noisy_in(z_t), self._condition("denoise", t, y), kept)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents [B, T, c] -> images [B, C, H, W]."""
+        return self.unpatchify(self._run("decode", self.latent_in(z), self._condition("decode")))
+
+    def patchify(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, T, C p p]."""
+        b, s, p = len(x), self.side, self.patch
+        return x.reshape(b, self.channels, s, p, s, p).permute(0, 2, 4, 1, 3, 5).reshape(b, s * s, -1)
+
+    def unpatchify(self, patches: Tensor) -> Tensor:
+        """[B, T, C p p] -> [B, C, H, W]."""
+        b, s, p = len(patches), self.side, self.patch
+        return (
+            patches.reshape(b, s, s, self.channels, p, p)
+            .permute(0, 3, 1, 4, 2, 5)
+            .reshape(b, self.channels, s * p, s * p)
+        )
+
+    def role_parameters(self, role: str) -> list[nn.Parameter]:
+        """Weights that a role runs through; under `coupled` all roles have the blocks.
+
+        Not among them: `modular`'s table of role vectors, whose rows belong to one role each.
+        """
+        entry: dict[str, list[nn.Module]] = {
+            "encode": [self.patch_in],
+            "denoise": [self.noisy_in, self.condition.time, self.condition.label],
+            "decode": [self.latent_in],
+        }
+        own = [self.own_conditions[role]] if role in self.own_conditions else []
+        normaliser = [self.normaliser] if role == "encode" else []
+        parts = [*entry[role], *own, self.heads[role], *normaliser, *(self.blocks[i] for i in self.ranges[role])]
+        return [p for part in parts for p in part.parameters()]
+
+    def attend_fused(self, fused: bool) -> None:
+        """Whether attention runs as torch's fused kernel, which is the default, or as products and a softmax."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.fused_attn = fused
+
+    def compile_blocks(self) -> None:
+        """Have torch compile the blocks, each for the shapes that it meets; all blocks of one width share the code."""
+        torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = _SHAPES_COMPILED
+        for block in self.blocks:
+            block.compile(dynamic=False)
+
+    def freeze(self, roles: frozenset[str]) -> None:
+        """Compute gradients for the weights of all roles but these, until the next call.
+
+        Their rows in a common table of roles keep `requires_grad`, since other rows train.
+        """
+        self.frozen = roles
+        self.requires_grad_(True)
+        for role in roles:
+            for parameter in self.role_parameters(role):
+                parameter.requires_grad_(False)
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Weights between image and latent; under `coupled` the other roles read the blocks too."""
+        return self.role_parameters("encode")
+
+
+def attends_fused(precision: str, on_gpu: bool) -> bool:
+    """Whether torch's fused attention is the faster one.
+
+    Forward and backward, that of torch 2.14 takes 1.7 to 5 times as long as its parts in bfloat16 on a CPU
+    (an EPYC with AVX512-BF16; 4 to 256 tokens); in float32 it is the faster one.
+    """
+    return on_gpu or precision == "fp32"
+
+
+def count_parameters(network: Network) -> dict[str, int]:
+    """Trained weights by role, each counted once: total = encode + denoise + decode + heads + shared.
+
+    `heads` are the maps between pixels, latents and tokens; `shared` is read by more than one role.
+    """
+
+    def size(*parts: nn.Module) -> int:
+        return sum(p.numel() for part in parts for p in part.parameters())
+
+    coupled = network.ranges["encode"] == network.ranges["decode"]
+    blocks = {role: 0 if coupled else size(*(network.blocks[i] for i in network.ranges[role])) for role in ROLES}
+    heads = size(network.patch_in, network.noisy_in, network.latent_in, network.heads, network.normaliser)
+    heads += size(network.own_conditions)
+    shared = size(network.condition) + (size(network.blocks) if coupled else 0)
+    if network.own_conditions:  # three networks: the only condition with time and class is the denoiser's
+        blocks["denoise"], shared = blocks["denoise"] + shared, 0
+    return {"total": size(network), **blocks, "heads": heads, "shared": shared}

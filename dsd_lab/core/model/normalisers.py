@@ -1,0 +1,151 @@
+"""Normalisers of the latents: what fixes, or does not fix, their scale before noise is added.
+
+Each is a module built from the number of latent channels and the spec's section `latent`. A new one
+is a class here, a row of `NORMALISERS`, and its name in the spec's `latent.normaliser`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from dsd_lab.specs.trial import Latent
+
+
+class Normaliser(nn.Module):
+    """Maps the encoder's output [B, T, inputs * c] to latents [B, T, c].
+
+    `inputs` is the number of encoder outputs a latent channel, `noisy` whether training draws noise
+    [B, T, c] ~ N(0, I) for it. Without noise, as in probes and samples, the map is deterministic.
+    """
+
+    inputs = 1
+    noisy = False
+
+    def __init__(self, channels: int, spec: Latent) -> None:
+        super().__init__()
+
+    def forward(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
+    def penalties(self, raw: Tensor) -> dict[str, tuple[float, Tensor]]:
+        """Weight and value (a scalar, before the weight) of each loss term that belongs to the normaliser, by name."""
+        return {}
+
+
+class NoNormaliser(Normaliser):
+    """Latents as the encoder gives them; their scale is free."""
+
+    def forward(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
+        return raw
+
+
+class LatentLayerNorm(Normaliser):
+    """Zero mean and unit variance over the channels of each token (UNITE's choice, without affine)."""
+
+    affine = False
+
+    def __init__(self, channels: int, spec: Latent) -> None:
+        super().__init__(channels, spec)
+        self.norm = nn.LayerNorm(channels, elementwise_affine=self.affine, eps=1e-6)
+
+    def forward(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
+        return self.norm(raw)
+
+
+class AffineLatentLayerNorm(LatentLayerNorm):
+    """LayerNorm with a trained scale and shift a channel: the scale is free again, at one speed for all tokens."""
+
+    affine = True
+
+
+class LatentBatchNorm(Normaliser):
+    """Zero mean and unit variance of each channel over batch and tokens, without affine.
+
+    Running statistics are used outside training (momentum 0.1 and eps 1e-5, as torch's defaults).
+    """
+
+    def __init__(self, channels: int, spec: Latent) -> None:
+        super().__init__(channels, spec)
+        self.norm = nn.BatchNorm1d(channels, affine=False)
+
+    def forward(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
+        return self.norm(raw.flatten(0, 1)).view_as(raw)
+
+
+class FixedNoise(Normaliser):
+    """z = raw + std * noise in training: the scale is free, but latents much below std carry no information.
+
+    Unlike `decoder_noise`, it is part of the latent: it is noised further, decoded, and regressed on.
+    """
+
+    noisy = True
+
+    def __init__(self, channels: int, spec: Latent) -> None:
+        super().__init__(channels, spec)
+        self.std = spec.noise
+
+    def forward(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
+        return raw if noise is None else raw + self.std * noise
+
+
+class KLNormaliser(Normaliser):
+    """z = mean + std * noise with KL(N(mean, std^2) | N(0, 1)) as a loss term (Kingma and Welling, arXiv 1312.6114).
+
+    The encoder's output is the mean [B, T, c] and then the log variance [B, T, c], clamped to
+    [-30, 20] as latent diffusion does (Rombach et al., arXiv 2112.10752). Without noise, the mean.
+    """
+
+    inputs = 2
+    noisy = True
+
+    def __init__(self, channels: int, spec: Latent) -> None:
+        super().__init__(channels, spec)
+        self.weight = spec.kl_weight
+
+    def forward(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
+        mean, log_variance = _moments(raw)
+        return mean if noise is None else mean + (0.5 * log_variance).exp() * noise
+
+    def penalties(self, raw: Tensor) -> dict[str, tuple[float, Tensor]]:
+        return {"kl": (self.weight, divergence_from_normal(*_moments(raw.float())))}
+
+
+def _moments(raw: Tensor) -> tuple[Tensor, Tensor]:
+    mean, log_variance = raw.chunk(2, dim=-1)
+    return mean, log_variance.clamp(-30, 20)
+
+
+def divergence_from_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(m, s^2) | N(0, 1)) = (m^2 + s^2 - 1 - ln s^2) / 2 in nats, a mean over all elements."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+
+
+NORMALISERS: dict[str, type[Normaliser]] = {
+    "none": NoNormaliser,
+    "layernorm": LatentLayerNorm,
+    "layernorm_affine": AffineLatentLayerNorm,
+    "batchnorm": LatentBatchNorm,
+    "fixed_noise": FixedNoise,
+    "kl": KLNormaliser,
+}
+
+
+def gaussian_entropy(z: Tensor, floor: float) -> Tensor:
+    """Differential entropy in nats a channel of a Gaussian with the covariance of the tokens of z [B, T, c]; a scalar.
+
+    H / c = (ln(2 pi e) + logdet(S + floor I) / c) / 2 with S the covariance [c, c] over the batch's
+    B T tokens (divided by B T). Among densities with that covariance the Gaussian's is the largest,
+    so this bounds the latents' entropy from above. Computed in float64: small eigenvalues matter most.
+    """
+    tokens = z.double().flatten(0, 1)
+    centred = tokens - tokens.mean(0)
+    covariance = centred.T @ centred / len(tokens)
+    size = covariance.shape[0]
+    eye = torch.eye(size, dtype=covariance.dtype, device=covariance.device)
+    logdet = torch.linalg.slogdet(covariance + floor * eye).logabsdet  # NaN, not an error, where z is not finite
+    return 0.5 * (math.log(2 * math.pi * math.e) + logdet / size)

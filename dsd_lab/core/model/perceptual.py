@@ -1,0 +1,40 @@
+"""The perceptual reconstruction loss: how far images are apart in the features of a frozen vision model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dsd_lab.core.model.backbones import Backbone
+
+if TYPE_CHECKING:
+    from dsd_lab.specs.sources import NamedBackbone
+
+
+class Perceptual:
+    """Feature reconstruction (Johnson, Alahi and Fei-Fei, arXiv 1603.08155, eq. 2): |phi_j(a) - phi_j(b)|^2 a feature.
+
+    Each stage's squares are a mean over its channels and positions, and the loss is the mean over
+    the stages that timm gives by default (ours). Images are scaled up to the next multiple of the
+    model's deepest reduction where theirs is none.
+
+    Args:
+        named: the model, which is frozen.
+        image_size: pixels a side of the images.
+        device: where it computes.
+
+    Raises:
+        BadInput: the model or its weights cannot be had.
+    """
+
+    def __init__(self, named: NamedBackbone, image_size: int, device: torch.device) -> None:
+        self.backbone = Backbone(named, None, lambda reduction: -(-image_size // reduction) * reduction, device)
+
+    def __call__(self, image: Tensor, x: Tensor) -> Tensor:
+        """The loss, a scalar, of decoded images against x, both [B, C, H, W] in [-1, 1]; the gradient is the image's."""
+        with torch.no_grad():
+            wanted = self.backbone.features(x)
+        found = self.backbone.features(image)
+        return torch.stack([(a.float() - b.float()).square().mean() for a, b in zip(found, wanted, strict=True)]).mean()

@@ -1,0 +1,1 @@
+"""Latent metrics, probes and pictures: what is measured while training and changes no result."""

@@ -1,0 +1,73 @@
+"""Pictures of a network: held-out images, their reconstructions, and samples, as bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dsd_lab.core.diffusion.samplers import sample_latents
+
+if TYPE_CHECKING:
+    from dsd_lab.core.model.network import Network
+    from dsd_lab.core.observing.probes import ProbeSet
+    from dsd_lab.specs.trial import Trial
+
+_STEPS = 20
+"""Heun steps of the samples drawn while training; evaluations have settings of their own."""
+
+
+@torch.no_grad()
+def draw_pictures(network: Network, probe_set: ProbeSet, trial: Trial) -> dict[str, Tensor]:
+    """Held-out images beside their reconstructions, and samples with the same images' labels, where there is a denoiser.
+
+    Args:
+        network: whose weights are shown.
+        probe_set: images, labels and noise, the same at every step and for every variant.
+        trial: with the objective of the stage at hand.
+
+    Returns:
+        uint8 [B, C, H, W] by name: `reconstruction` (image and reconstruction by turns), `samples`.
+    """
+    count = min(trial.observation.images, len(probe_set.x))
+    x, y = probe_set.x[:count], probe_set.y[:count]
+    pictures = {"reconstruction": torch.stack([x, network.decode(network.encode(x))], 1).flatten(0, 1)}
+    if trial.objective.diffusion_weight > 0:
+        z = sample_latents(network, probe_set.e[:count], y, "heun", _STEPS, 1.0, trial.objective)
+        pictures["samples"] = network.decode(z)
+    return {name: to_bytes(value) for name, value in pictures.items()}
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Float images [..., H, W] in [-1, 1] -> uint8 on the CPU, rounded; pixels that are not finite form a chessboard."""
+    rows, columns = (torch.arange(side, device=images.device) for side in images.shape[-2:])
+    chessboard = (rows[:, None] + columns) % 2 * 2.0 - 1
+    shown = torch.where(images.isfinite(), images.float(), chessboard)
+    return ((shown + 1) * 127.5).round().clamp(0, 255).byte().cpu()
+
+
+def save_grid(folder: Path, name: str, step: int, images: Tensor) -> str:
+    """Save images uint8 [N, C, H, W] as one PNG below a folder; returns its name."""
+    from PIL import Image
+
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}-{step:09d}.png"
+    grid = tile(images, columns=10)
+    array = grid.permute(1, 2, 0).numpy()
+    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(path)
+    return path.name
+
+
+def tile(images: Tensor, columns: int, gap: int = 1) -> Tensor:
+    """[N, C, H, W] uint8 -> one picture [C, h, w] with white gaps, small images enlarged to about 32 pixels."""
+    scale = max(1, 32 // images.shape[-1])
+    images = images.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+    n, c, h, w = images.shape
+    rows = -(-n // columns)
+    picture = torch.full((c, rows * (h + gap) + gap, columns * (w + gap) + gap), 255, dtype=torch.uint8)
+    for i, image in enumerate(images):
+        y, x = gap + (i // columns) * (h + gap), gap + (i % columns) * (w + gap)
+        picture[:, y : y + h, x : x + w] = image
+    return picture

@@ -1,0 +1,181 @@
+"""Probes: what is measured on a fixed set of held-out images while a trial trains."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dsd_lab.core.diffusion import paths
+from dsd_lab.core.diffusion.objectives import OUTPUTS, TARGETS, diffusion_loss, losses
+from dsd_lab.core.observing import latent_metrics
+from dsd_lab.core.randomness import Draws, generator
+
+if TYPE_CHECKING:
+    from dsd_lab.core.data import DataSet
+    from dsd_lab.core.model.network import Network
+    from dsd_lab.specs.trial import Trial
+
+_TIMES_A_DRAW = 64
+"""Draws from the time distribution for each quantile that is kept: any distribution can be drawn from."""
+
+
+class ProbeSet:
+    """Fixed held-out images with fixed noise and times, the same for every trial of a data set.
+
+    Times are spread evenly over [0, 1] in random order, so that every bin of t has its share.
+    """
+
+    def __init__(self, trial: Trial, data: DataSet, network: Network, device: torch.device) -> None:
+        source = generator(0, "probe")
+        count = min(trial.probe.images, len(data.holdout))
+        chosen = torch.randperm(len(data.holdout), generator=source)[:count]
+        self.x, self.y = data.holdout.at(chosen, device)
+        self.t = ((torch.randperm(count, generator=source) + 0.5) / count).to(device)
+        self.e = torch.randn(count, network.tokens, network.latent_channels, generator=source).to(device)
+        self.stage = trial.stages()[0]
+        """The stretch of training whose objective is in force."""
+        self.training_t = self._training_times(min(trial.probe.scale_images, count)).to(device)
+
+    @property
+    def trial(self) -> Trial:
+        return self.stage.trial
+
+    def _training_times(self, count: int) -> Tensor:
+        """Times [count] from the training distribution, evenly spread over its quantiles, in random order."""
+        source = generator(0, "probe/times")
+        drawn = paths.draw_times(self.trial.time, _TIMES_A_DRAW * count, source).sort().values
+        return drawn[_TIMES_A_DRAW // 2 :: _TIMES_A_DRAW][torch.randperm(count, generator=source)]
+
+    def measure(
+        self, network: Network, target_encoder: Network | None
+    ) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """Metrics and covariance spectra of the networks as they stand; modes and gradients are left as found."""
+        networks = [network] if target_encoder is None else [network, target_encoder]
+        modes = [(module, module.training) for part in networks for module in part.modules()]
+        for part in networks:
+            part.eval()
+        try:
+            with torch.no_grad():
+                raw = network.encode_raw(self.x).float()
+                z = network.normaliser(raw).float()
+                metrics, spectra = latent_metrics.latent_metrics(z, network.side)
+                location = raw[..., : network.latent_channels]  # means come first where there are variances too
+                before, spectra_before = latent_metrics.latent_metrics(location, network.side, "/pre")
+                metrics |= before | {"latent/probe_images": float(len(z))}
+                spectra |= spectra_before
+                if self.trial.objective.diffusion_weight > 0:
+                    metrics |= self._rank_gaps(network, target_encoder, z)
+            if self.trial.objective.diffusion_weight > 0 and self.trial.probe.scale_images:
+                gradients, by_direction = self._scale_gradients(network, target_encoder, raw)
+                metrics |= gradients
+                spectra |= by_direction
+            if self.trial.probe.gradient_images:
+                metrics |= self._interference(network, target_encoder)
+        finally:
+            for module, training in modes:
+                module.training = training
+        return metrics, spectra
+
+    def _rank_gaps(self, network: Network, target_encoder: Network | None, z: Tensor) -> dict[str, float]:
+        """Effective rank of the clean target minus that of the clean prediction, token level, in bins of t.
+
+        Positive: the prediction has the lower rank, as the rank differential mechanism asks
+        (Zhuo et al., arXiv 2303.02387). Bins with fewer than two images are left out.
+        """
+        spec = self.trial.objective
+        z2 = TARGETS[spec.target](z, self.x, target_encoder, None).float()
+        z_t = paths.noised(z, self.e, self.t)
+        f, _ = OUTPUTS[spec.output](network.denoise(z_t, self.t, self.y).float(), z_t, self.t, spec.clamp)
+        bins = self.trial.probe.t_bins
+        gaps = {}
+        for b in range(bins):
+            inside = (self.t * bins).long().clamp_max(bins - 1) == b
+            if int(inside.sum()) >= 2:
+                target, prediction = (latent_metrics.token_matrix(part[inside]) for part in (z2, f))
+                gaps[f"rank_gap/t{b}"] = latent_metrics.effective_rank(target) - latent_metrics.effective_rank(
+                    prediction
+                )
+        return gaps
+
+    def _scale_gradients(
+        self, network: Network, target_encoder: Network | None, raw: Tensor
+    ) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """Derivative of the unweighted diffusion loss with respect to the scale of the latents that are noised.
+
+        `theory/scale_gradient/token` is that of one factor on all of them, the weights held fixed, through
+        z_t and, where it is live, the target; times are from the training distribution. The spectra
+        `scale_gradient/token` have it for a factor on each principal direction, times the channels, so
+        that each is the derivative of that direction's own loss, and `scale_std/token` its standard
+        deviation; factors act about the mean. `/pre`: they are before the normaliser, which acts as in
+        training, and the one on all of them takes the mean along, as a scale of the encoder's output does.
+        """
+        spec, count = self.trial.objective, len(self.training_t)
+        draws = Draws(self.training_t, self.e[:count], self.y[:count])
+        normaliser = copy.deepcopy(network.normaliser).train()  # a copy keeps the running statistics as they are
+        with torch.enable_grad():
+            raw = raw[:count].detach().requires_grad_()
+            z = normaliser(raw).float()
+            z2 = TARGETS[spec.target](z, self.x[:count], target_encoder, None).float()
+            loss = diffusion_loss(network.denoise, z, z2, draws, spec)
+            if not loss.requires_grad:
+                return {}, {}
+            found = torch.autograd.grad(loss, [z, raw], allow_unused=True)
+        metrics, spectra = {}, {}
+        channels = network.latent_channels
+        for suffix, latents, gradient in (("", z, found[0]), ("/pre", raw, found[1])):
+            if gradient is None:
+                continue  # no path from the loss to them: absent, not zero
+            latents, gradient = latents[..., :channels].detach(), gradient[..., :channels]  # means come first, as above
+            std, slope = latent_metrics.scale_gradient(latents, gradient)
+            total = slope.sum() if suffix == "" else (gradient.double() * latents.double()).sum()
+            metrics[f"theory/scale_gradient/token{suffix}"] = float(total)
+            spectra[f"scale_gradient/token{suffix}"] = (channels * slope).tolist()
+            spectra[f"scale_std/token{suffix}"] = std.tolist()
+        return metrics, spectra
+
+    def _interference(self, network: Network, target_encoder: Network | None) -> dict[str, float]:
+        """Cosine and norm ratio (diffusion over reconstruction) of the two weighted losses' gradients.
+
+        With respect to the latents z, and to the encoder's weights under `interference/encoder`.
+        Absent where a loss does not reach them: a detached path interferes with nothing.
+        """
+        count = min(self.trial.probe.gradient_images, len(self.x))
+        x, spec = self.x[:count], self.trial.objective
+        draws = Draws(self.t[:count], self.e[:count], self.y[:count])
+        with torch.enable_grad():
+            found = losses(network, target_encoder, x, draws, self.trial)
+            if not {"diffusion", "reconstruction"} <= found.terms.keys():
+                return {}
+            weighted = (
+                spec.diffusion_weight * found.terms["diffusion"],
+                spec.reconstruction_weight * found.terms["reconstruction"],
+            )
+            if not found.z.requires_grad:
+                return {}
+            weights = network.encoder_parameters()
+            gradients = [
+                torch.autograd.grad(loss, [found.z, *weights], retain_graph=i == 0, allow_unused=True)
+                for i, loss in enumerate(weighted)
+            ]
+        metrics = {}
+        for name, part in (("interference", slice(0, 1)), ("interference/encoder", slice(1, None))):
+            pair = [_flat(gradient[part], [found.z, *weights][part]) for gradient in gradients]
+            if pair[0] is None or pair[1] is None:
+                continue
+            norms = [float(g.norm()) for g in pair if g is not None]
+            if min(norms) > 0:
+                metrics[f"{name}/cosine"] = float(pair[0] @ pair[1]) / (norms[0] * norms[1])
+            if norms[1] > 0:
+                metrics[f"{name}/norm_ratio"] = norms[0] / norms[1]
+        return metrics
+
+
+def _flat(gradients: tuple[Tensor | None, ...], like: list[Tensor]) -> Tensor | None:
+    if all(g is None for g in gradients):
+        return None
+    return torch.cat(
+        [torch.zeros_like(p).flatten() if g is None else g.flatten() for g, p in zip(gradients, like, strict=True)]
+    ).double()

@@ -1,0 +1,1 @@
+"""The trainer: batches, optimiser, averages, checkpoints, events."""

@@ -1,0 +1,169 @@
+"""Checkpoints: a folder a step, safetensors and JSON, complete or invisible; nothing is ever unpickled.
+
+`step-N/tensors.safetensors` holds every tensor, `step-N/manifest.json` the rest together with the
+size and SHA-256 of the tensors, and with its own. The folder is written under a temporary name, flushed, and renamed
+last, so a crash leaves either a whole checkpoint or none that a reader would take for one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from dsd_lab.errors import BadInput, CorruptCheckpoint
+from dsd_lab.files.atomic import sync_folder
+from dsd_lab.files.sealed import is_intact, sealed
+
+if TYPE_CHECKING:
+    from dsd_lab.core.training.optimiser import Optimisers
+
+FORMAT = 1
+_TENSORS, _MANIFEST = "tensors.safetensors", "manifest.json"
+
+
+def save_checkpoint(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int
+) -> Path:
+    """Write `folder/step-N` and remove all but the newest `keep` checkpoints.
+
+    Args:
+        folder: the trial's checkpoint folder; made where it is missing.
+        step: optimiser steps done.
+        tensors: by name, on any device.
+        state: JSON content.
+        keep: checkpoints kept, this one included.
+
+    Raises:
+        OSError: the disk is full or not writable; older checkpoints are intact.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".writing-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    final, writing = folder / f"step-{step:09d}", folder / f".writing-{step:09d}"
+    writing.mkdir()
+    try:
+        raw = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        _write_durably(writing / _TENSORS, raw)
+        manifest = {
+            "format": FORMAT,
+            "step": step,
+            "state": dict(state),
+            "bytes": len(raw),
+            "sha256": hashlib.sha256(raw).hexdigest(),
+        }
+        _write_durably(writing / _MANIFEST, json.dumps(sealed(manifest), allow_nan=False).encode())
+        sync_folder(writing)
+        if final.exists():
+            shutil.rmtree(final)
+        writing.rename(final)
+    except BaseException:
+        shutil.rmtree(writing, ignore_errors=True)
+        raise
+    sync_folder(folder)
+    for old in list_checkpoints(folder)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def _write_durably(path: Path, raw: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(raw)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, newest first."""
+    return sorted((p for p in folder.glob("step-*") if p.is_dir()), reverse=True)
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and state of one checkpoint.
+
+    Raises:
+        CorruptCheckpoint: a file is missing, altered, or not safetensors.
+        BadInput: it is newer than this program.
+    """
+    try:
+        manifest = json.loads((path / _MANIFEST).read_bytes())
+        raw = (path / _TENSORS).read_bytes()
+        if isinstance(manifest["format"], int) and manifest["format"] > FORMAT:
+            raise BadInput(
+                f"{path}: format {manifest['format']} is newer than this program reads, which is {FORMAT}; update dsd-lab"
+            )
+        if manifest["format"] != FORMAT:
+            raise CorruptCheckpoint(f"{path}: there is no format {manifest['format']!r}")
+        if not is_intact(manifest):
+            raise CorruptCheckpoint(f"{path}: the manifest is not the one that was written")
+        if len(raw) != manifest["bytes"] or hashlib.sha256(raw).hexdigest() != manifest["sha256"]:
+            raise CorruptCheckpoint(f"{path}: the tensors are not those that were written")
+        return load(raw), dict(manifest["state"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CorruptCheckpoint(f"{path}: {type(error).__name__}: {error}") from None
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]] | None:
+    """The newest checkpoint that is whole, walking back over damaged ones; None where there is none.
+
+    A damaged checkpoint is renamed to `damaged-...`, so that it can be looked at and is not tried again.
+    """
+    for path in list_checkpoints(folder):
+        try:
+            tensors, state = load_checkpoint(path)
+            return path, tensors, state
+        except CorruptCheckpoint:
+            _set_aside(path)
+    return None
+
+
+def _set_aside(path: Path) -> None:
+    aside = path.with_name(f"damaged-{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)  # one that the same step left before
+    path.rename(aside)
+
+
+def flatten_optimiser(optimiser: torch.optim.Optimizer | Optimisers) -> dict[str, Tensor]:
+    """The optimiser's state tensors, named `<parameter index>.<name>`."""
+    return {
+        f"{index}.{name}": value
+        for index, entry in optimiser.state_dict()["state"].items()
+        for name, value in entry.items()
+    }
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer | Optimisers, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `flatten_optimiser` gave; hyper-parameters come from the spec."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def tensors_of(module: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """A module's state with a prefix on every name."""
+    return {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
+
+
+def load_tensors(module: nn.Module, prefix: str, tensors: dict[str, Tensor], source: Path) -> None:
+    """Put back what `tensors_of` gave; every name must be there.
+
+    Raises:
+        CorruptCheckpoint: names or shapes are another network's; the message names `source`.
+    """
+    ours = {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
+    try:
+        module.load_state_dict(ours)
+    except RuntimeError as error:
+        first = (str(error).splitlines()[1:] or [str(error)])[0].strip()
+        raise CorruptCheckpoint(f"{source}: the weights of another network: {first}") from None

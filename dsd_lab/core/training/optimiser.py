@@ -1,0 +1,141 @@
+"""The optimiser, its schedule, and averages of weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from dsd_lab.core.model.network import Network
+    from dsd_lab.specs.trial import Optimiser
+
+
+class Optimisers:
+    """Several optimisers, each of its own weights, under the interface of one."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of all; their learning rate may be set."""
+        return [group for part in self.parts for group in part.param_groups]
+
+    @property
+    def can_skip(self) -> bool:
+        """Whether all parts read `found_inf`, as fused ones do."""
+        return all(part.defaults.get("fused", False) for part in self.parts)
+
+    def skip_where(self, found_inf: Tensor) -> None:
+        """Have a step do nothing while a scalar on the device, kept from here on, is 1 (`GradScaler`'s convention)."""
+        for part in self.parts:
+            part.grad_scale, part.found_inf = None, found_inf  # type: ignore[attr-defined]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def state_of(self, weight: Tensor) -> dict[str, Tensor]:
+        """The state tensors of a weight, as they are stored; none before its first step."""
+        return next((part.state[weight] for part in self.parts if weight in part.state), {})
+
+    def state_dict(self) -> dict[str, Any]:
+        """States by index of the weight, counted through all parts; hyper-parameters are the spec's."""
+        state: dict[int, dict[str, Tensor]] = {}
+        offset = 0
+        for part in self.parts:
+            state |= {offset + index: entry for index, entry in part.state_dict()["state"].items()}
+            offset += _count(part)
+        return {"state": state, "param_groups": []}
+
+    def load_state_dict(self, found: dict[str, Any]) -> None:
+        """Put back the states that `state_dict` gave; hyper-parameters stay as they are."""
+        offset = 0
+        for part in self.parts:
+            mine = {i - offset: entry for i, entry in found["state"].items() if 0 <= i - offset < _count(part)}
+            part.load_state_dict({"state": mine, "param_groups": part.state_dict()["param_groups"]})
+            offset += _count(part)
+
+
+def _count(optimiser: torch.optim.Optimizer) -> int:
+    return sum(len(group["params"]) for group in optimiser.param_groups)
+
+
+def build_optimiser(network: Network, spec: Optimiser, heads: nn.Module | None = None) -> Optimisers:
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101), with weight decay on matrices only.
+
+    Under `muon` the matrices of attention and MLP are moved by Muon (Jordan et al. 2024; updates
+    scaled to AdamW's size as Liu et al., arXiv 2502.16982), the rest by AdamW at the same rate. A
+    group's `scale` multiplies the learning rate: the encoder's own weights have that of the spec.
+
+    Args:
+        network: what is deployed.
+        spec: section `optimiser`.
+        heads: what is trained beside it.
+    """
+    muon = {id(p) for p in hidden_matrices(network)} if spec.kind == "muon" else set()
+    slow = {id(p) for p in network.encoder_parameters()} if spec.encoder_lr_factor != 1 else set()
+    everything = [*network.parameters(), *(heads.parameters() if heads is not None else ())]
+    parts: list[torch.optim.Optimizer] = []
+    rest = [p for p in everything if id(p) not in muon]
+    groups = _groups([p for p in rest if p.dim() >= 2], slow, spec, spec.weight_decay)
+    groups += _groups([p for p in rest if p.dim() < 2], slow, spec, 0.0)
+    parts.append(torch.optim.AdamW(groups, lr=spec.lr, betas=(spec.beta1, spec.beta2), fused=True))
+    if muon:
+        groups = _groups([p for p in everything if id(p) in muon], slow, spec, spec.weight_decay)
+        parts.append(torch.optim.Muon(groups, lr=spec.lr, momentum=spec.momentum, adjust_lr_fn="match_rms_adamw"))
+    return Optimisers(*parts)
+
+
+def _groups(parameters: list[nn.Parameter], slow: set[int], spec: Optimiser, decay: float) -> list[dict[str, Any]]:
+    split = (
+        ([p for p in parameters if id(p) not in slow], 1.0),
+        ([p for p in parameters if id(p) in slow], spec.encoder_lr_factor),
+    )
+    return [{"params": ps, "weight_decay": decay, "scale": scale} for ps, scale in split if ps]
+
+
+def hidden_matrices(network: Network) -> list[nn.Parameter]:
+    """Matrices of attention and MLP; not adaLN's, which start at zero and which an orthogonal step would throw open."""
+    parts = [part for block in network.blocks for name, part in block.named_children() if name in ("attention", "mlp")]
+    return [p for part in parts for p in part.parameters() if p.dim() == 2]
+
+
+def clip_gradients(parts: list[list[nn.Parameter]], limit: float) -> Tensor:
+    """Scale the gradients of each part to a norm of at most `limit`; returns the norm of all before."""
+    norms = [_clipped(part, limit) for part in parts]
+    return norms[0] if len(norms) == 1 else torch.stack(norms).square().sum().sqrt()
+
+
+def _clipped(part: list[nn.Parameter], limit: float) -> Tensor:
+    """Its norm; that of a part without gradients lies with its weights, where torch would have it on the CPU."""
+    if all(weight.grad is None for weight in part):
+        return part[0].new_zeros(())
+    return torch.nn.utils.clip_grad_norm_(part, limit)
+
+
+def _tail(progress: float, tail: float) -> float:
+    return min(1.0, (1 - progress) / tail)
+
+
+SCHEDULES: dict[str, Callable[[float, float], float]] = {
+    "constant": lambda progress, tail: 1.0,
+    "cosine": lambda progress, tail: 0.5 * (1 + math.cos(math.pi * progress)),
+    "tail": _tail,
+}
+
+
+def learning_rate(spec: Optimiser, step: int, steps: int) -> float:
+    """Learning rate of the step that follows `step` done ones, of `steps`."""
+    if step < spec.warmup_steps:
+        return spec.lr * (step + 1) / spec.warmup_steps
+    progress = (step - spec.warmup_steps) / max(1, steps - spec.warmup_steps)
+    return spec.lr * SCHEDULES[spec.schedule](progress, spec.tail)

@@ -1,0 +1,336 @@
+"""The trainer: one loop of fixed order that yields events (over 300 lines: state and loop are read together).
+
+At every step: probe, draw, checkpoint, then the optimiser step, then the record. The loop never
+asks which variant it runs; everything that differs is in the objective that the spec names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dsd_lab.core.data import BATCHES_AHEAD
+from dsd_lab.core.diffusion.auxiliary import Auxiliaries
+from dsd_lab.core.diffusion.objectives import losses
+from dsd_lab.core.model.blocks import ROLES
+from dsd_lab.core.model.network import Network, attends_fused
+from dsd_lab.core.observing.pictures import draw_pictures
+from dsd_lab.core.observing.probes import ProbeSet
+from dsd_lab.core.randomness import Draws, generator
+from dsd_lab.core.training import checkpoints
+from dsd_lab.core.training.batches import draw_batch, indices_of
+from dsd_lab.core.training.checkpoints import load_tensors, tensors_of
+from dsd_lab.core.training.cuda_graphs import Replay
+from dsd_lab.core.training.ema import Averaging, average_name, ramped_decay, warmed_decay
+from dsd_lab.core.training.events import Checkpointed, Diverged, Drew, Event, Finished, Logged, Probed
+from dsd_lab.core.training.finiteness import Finiteness
+from dsd_lab.core.training.optimiser import build_optimiser, clip_gradients, learning_rate
+from dsd_lab.errors import BadInput, NoResources
+
+if TYPE_CHECKING:
+    from dsd_lab.core.data import DataSet
+    from dsd_lab.specs.trial import Stage, Trial
+
+
+def pick_device(gpus: float) -> torch.device:
+    """The GPU that this process was given, or the CPU where the spec asks for none.
+
+    Raises:
+        NoResources: a GPU was asked for and there is none.
+    """
+    if gpus == 0:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise NoResources(f"resources.gpus is {gpus:g}, but this process sees no GPU")
+    return torch.device("cuda")
+
+
+class Trainer:
+    """Trains one trial.
+
+    Args:
+        trial: all fields.
+        seed: of weights, batches, noise and times.
+        data: images, whose size the trial's network must have.
+        device: where to train.
+        folder: where checkpoints go; None keeps none (the events `Checkpointed` are left out).
+
+    Raises:
+        BadInput: the images are not square, or not of the size that the network takes.
+    """
+
+    def __init__(
+        self, trial: Trial, seed: int, data: DataSet, device: torch.device, folder: Path | None = None
+    ) -> None:
+        _, height, width = data.train.shape
+        if height != width:
+            raise BadInput(f"the images of {trial.data.source!r} are {height} x {width} pixels; only square ones train")
+        if trial.network.image_size != data.image_size:
+            raise BadInput(
+                f"network.image_size is {trial.network.image_size}, but the images of {trial.data.source!r} are {data.image_size} pixels a side"
+            )
+        self.trial, self.seed, self.data, self.device, self.folder = trial, seed, data, device, folder
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator(seed, "weights").initial_seed())
+            self.network = Network(trial, data.channels, data.classes).to(device)
+        self.network.attend_fused(attends_fused(trial.training.precision, on_gpu=device.type != "cpu"))
+        self.network.recompute = trial.training.recompute
+        self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
+        self.more_averages = {decay: copy.deepcopy(self.average) for decay in trial.training.more_emas}
+        self.target_encoder = copy.deepcopy(self.network).requires_grad_(False) if trial.needs_target_encoder else None
+        averages = {trial.training.weight_ema: self.average, **self.more_averages}
+        self.averaging = {decay: Averaging(average, self.network) for decay, average in averages.items()}
+        self.target_averaging = (
+            Averaging(self.target_encoder, self.network) if self.target_encoder is not None else None
+        )
+        self.auxiliaries = Auxiliaries(trial, self.network, data.classes, device, seed).to(device)
+        self.kept: dict[str, torch.nn.Module] = {"network": self.network, "auxiliary": self.auxiliaries}
+        """What a checkpoint keeps, by the name that its tensors begin with."""
+        self.kept |= {average_name(decay, trial.training.weight_ema): part for decay, part in averages.items()}
+        self.kept |= {} if self.target_encoder is None else {"target": self.target_encoder}
+        self.trained = torch.nn.ModuleList([self.network, self.auxiliaries])
+        self.optimiser = build_optimiser(self.network, trial.optimiser, self.auxiliaries)
+        self.finiteness = Finiteness(device, self.optimiser)
+        if trial.training.compile:
+            for network in filter(None, (self.network, self.target_encoder)):
+                network.compile_blocks()
+        heads = list(self.auxiliaries.parameters())
+        apart = [self.network.role_parameters(role) for role in ROLES] + ([heads] if heads else [])
+        together = [list(self.trained.parameters())]
+        self.clipped_apart = apart if trial.network.layout == "separate" else together
+        self.probe_set = ProbeSet(trial, data, self.network, device)
+        self.step = 0
+        self.stages = trial.stages()
+        self._frozen_rows: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._enter(self.stages[0])
+        self._sums: dict[str, Tensor] = {}
+        self._summed, self._resumed_at = 0, -1
+        self.resumed_told = True
+        """Whether an event told of the checkpoint that was resumed from."""
+
+    # -- One step ----------------------------------------------------------------------------------
+
+    def _enter(self, stage: Stage) -> None:
+        """Begin a stage of training: its objective from here on, and what does not move in it."""
+        self.stage = self.probe_set.stage = stage
+        self.replay = Replay() if self.trial.training.cuda_graphs else None
+        self.network.freeze(stage.frozen)
+        for network in (self.network, self.target_encoder):
+            if network is not None:
+                network.normaliser.train("encode" not in stage.frozen)
+        # The table of role vectors is one parameter: frozen rows have no gradient, but momentum would move them.
+        table = self.network.condition.role.weight
+        moments = [v for v in self.optimiser.state_of(table).values() if v.shape == table.shape]
+        held = [table, *moments] if stage.frozen else []
+        rows = torch.tensor([ROLES.index(role) for role in sorted(stage.frozen)], dtype=torch.int64, device=self.device)
+        self._frozen_rows = [(tensor, rows, tensor.detach()[rows]) for tensor in held]
+
+    def _hold_frozen_rows(self) -> None:
+        with torch.no_grad():
+            for tensor, rows, before in self._frozen_rows:
+                tensor.index_copy_(0, rows, before)
+
+    def draw(self, step: int) -> tuple[Tensor, Draws]:
+        """Images [B, C, H, W] and random numbers of the global batch of a step; the next ones are fetched ahead."""
+        train, steps = self.data.train, self.trial.training.steps
+        batch = draw_batch(self.trial, self.seed, step, self.data, self.network, self.device)
+        coming = range(step + 1, min(step + 1 + BATCHES_AHEAD, steps))
+        train.prefetch(indices_of(self.trial, self.seed, later, len(train)) for later in coming)
+        return batch
+
+    def gradients(self, x: Tensor, draws: Draws) -> dict[str, Tensor]:
+        """Backward through the losses of a global batch; returns the loss and its terms."""
+        return self._gradients(x, draws) if self.replay is None else self.replay(self._gradients, x, draws)
+
+    def _gradients(self, x: Tensor, draws: Draws) -> dict[str, Tensor]:
+        """Part by part, kernel by kernel."""
+        self.optimiser.zero_grad(set_to_none=True)
+        training, batch = self.trial.training, len(x)
+        part = batch // training.accumulate
+        sums: dict[str, Tensor] = {}
+        for start in range(0, batch, part):
+            chosen = slice(start, start + part)
+            its_draws = draws if part == batch else draws.of_images(chosen, batch)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
+                found = losses(
+                    self.network, self.target_encoder, x[chosen], its_draws, self.stage.trial, self.auxiliaries
+                )
+            share = part / batch
+            (found.total if share == 1 else found.total * share).backward()
+            balance = {f"balance/{name}": value for name, value in found.multipliers.items()}
+            for name, value in {"loss": found.total, **found.terms, **balance}.items():
+                sums[name] = sums.get(name, 0) + value.detach() * share
+        return sums
+
+    def train_step(self) -> Diverged | None:
+        """One optimiser step; none is taken, and the event returned, where loss or gradient is not finite.
+
+        On a GPU the host hears of a step that was not taken at the next one; weights and moments are then
+        still those before it, averages have moved on towards them once.
+        """
+        trial = self.trial
+        x, draws = self.draw(self.step)
+        found = self.gradients(x, draws)
+        norm = clip_gradients(self.clipped_apart, trial.optimiser.clip)
+        self.finiteness.watch(self.step, found["loss"], norm)
+        if (diverged := self.diverged()) is not None:
+            return diverged
+        rate = learning_rate(trial.optimiser, self.step, trial.training.steps)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate * group["scale"]
+        self.optimiser.step()
+        self._hold_frozen_rows()
+        for decay, average in self.averaging.items():
+            average.follow(warmed_decay(decay, self.step))
+        if self.target_averaging is not None:
+            objective = self.stage.trial.objective
+            self.target_averaging.follow(ramped_decay(objective.target_decay, objective.target_warmup, self.step))
+        self.step += 1
+        self._record({**found, "gradient_norm": norm, "learning_rate": torch.tensor(rate)})
+        return None
+
+    def diverged(self, wait: bool = False) -> Diverged | None:
+        """The step that was not finite, which is then the next one to take again, or None as far as is known; `wait` to know."""
+        found = self.finiteness.diverged(wait)
+        self.step = self.step if found is None else found.step
+        return found
+
+    def _record(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():  # each sum is a new tensor: a replay overwrites its own
+            self._sums[name] = self._sums.get(name, 0) + value.detach().double()
+        self._summed += 1
+
+    # -- The loop ----------------------------------------------------------------------------------
+
+    def run(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+        """Train from `self.step` to the end, yielding events.
+
+        Args:
+            stop: asked before every step; where it says so, a checkpoint is saved and no `Finished` told.
+        """
+        watch, steps = self.trial.observation, self.trial.training.steps
+        seconds = 0.0
+        while True:
+            last = self.step == steps
+            self._stage_of_step()
+            if self.step != self._resumed_at:
+                if self.step % self.trial.probe.every == 0 or last:
+                    yield self._probed()
+                if (self.step % watch.images_every == 0 and self.step > 0) or last:
+                    yield Drew(self.step, draw_pictures(self.average, self.probe_set, self.stage.trial))
+                if self.folder is not None and ((self.step % watch.checkpoint_every == 0 and self.step > 0) or last):
+                    started = time.perf_counter()
+                    self.save()
+                    yield Checkpointed(self.step, time.perf_counter() - started)
+            if last:
+                yield Finished(self.step, self.step * self.trial.training.batch_size)
+                return
+            if stop():
+                if (diverged := self.diverged(wait=True)) is not None:
+                    yield diverged
+                elif self.folder is not None and self.step % watch.checkpoint_every and self.step != self._resumed_at:
+                    self.save(told=False)
+                return
+            started = time.perf_counter()
+            diverged = self.train_step()
+            if diverged is None and self._is_watched():
+                diverged = self.diverged(wait=True)
+            seconds += time.perf_counter() - started
+            if diverged is not None:
+                yield diverged
+                return
+            if self.step % watch.log_every == 0 or self.step == steps:
+                yield self._logged(seconds)
+                seconds = 0.0
+
+    def _is_watched(self) -> bool:
+        """Whether something is told or kept of the present step, and the next one has to wait."""
+        watch = self.trial.observation
+        often = (watch.log_every, self.trial.probe.every, watch.images_every, watch.checkpoint_every)
+        return self.step == self.trial.training.steps or any(self.step % every == 0 for every in often)
+
+    def _stage_of_step(self) -> None:
+        """Enter the stage that the next step belongs to, where it is another."""
+        stage = next(s for s in reversed(self.stages) if s.start <= self.step)
+        if stage is not self.stage:
+            self._enter(stage)
+
+    def _probed(self) -> Probed:
+        started = time.perf_counter()
+        # Batches of probes have other shapes than those of steps, and would each be compiled too.
+        eager = torch.compiler.set_stance("force_eager") if self.trial.training.compile else contextlib.nullcontext()
+        with eager:
+            metrics, spectra = self.probe_set.measure(self.network, self.target_encoder)
+        return Probed(self.step, metrics, spectra, time.perf_counter() - started)
+
+    def _logged(self, seconds: float) -> Logged:
+        metrics = {f"train/{name}": float(total) / self._summed for name, total in self._sums.items()}
+        self._sums, self._summed = {}, 0
+        return Logged(self.step, metrics, seconds)
+
+    # -- State -------------------------------------------------------------------------------------
+
+    def save(self, folder: Path | None = None, told: bool = True, **more: Any) -> None:
+        """Write a checkpoint of everything that the next step depends on.
+
+        Args:
+            folder: where, if not among the trial's own.
+            told: an event tells of it; one that is saved because training was asked to stop has none.
+            more: further state.
+        """
+        folder = folder or self.folder
+        assert folder is not None
+        tensors = {k: v for name, part in self.kept.items() for k, v in tensors_of(part, name).items()}
+        tensors |= {f"optimiser.{k}": v for k, v in checkpoints.flatten_optimiser(self.optimiser).items()}
+        tensors |= {f"sums.{k}": v for k, v in self._sums.items()}
+        state = {
+            "summed": self._summed,
+            "data": self.data.fingerprint,
+            "device": self.device.type,
+            "told": told,
+            **more,
+        }
+        checkpoints.save_checkpoint(folder, self.step, tensors, state, self.trial.observation.checkpoints_kept)
+
+    def save_crash(self, folder: Path, reason: str) -> None:
+        """What a step that was not taken can be done again with: weights, images; its random numbers follow from seed and step."""
+        batch = indices_of(self.trial, self.seed, self.step, len(self.data.train))
+        self.save(folder, reason=reason, seed=self.seed, batch=batch.tolist())
+
+    def resume(self) -> bool:
+        """Go on from the newest whole checkpoint; False where there is none.
+
+        Raises:
+            BadInput: the checkpoint was trained on other images.
+            CorruptCheckpoint: it is whole but of another network.
+        """
+        found = checkpoints.newest_checkpoint(self.folder) if self.folder is not None else None
+        if found is None:
+            return False
+        path, tensors, state = found
+        if state["data"] != self.data.fingerprint:
+            raise BadInput(f"{path}: trained on other images than those at hand; declare a new data.revision")
+        if state["device"] != self.device.type:
+            raise BadInput(
+                f"{path}: trained on {state['device']} so far and would go on on {self.device.type}; set resources.gpus as it was, or remove the trial's folder to train it anew"
+            )
+        for name, part in self.kept.items():
+            load_tensors(part, name, tensors, path)
+        checkpoints.restore_optimiser(self.optimiser, _part(tensors, "optimiser"))
+        self._sums = {k: v.to(self.device) for k, v in _part(tensors, "sums").items()}
+        self._summed, self.resumed_told = int(state["summed"]), bool(state.get("told", True))
+        self.step = self._resumed_at = int(path.name.removeprefix("step-"))
+        self._enter(self.stage)  # its frozen rows are those that were just read
+        self._stage_of_step()
+        return True
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Any]:
+    return {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}

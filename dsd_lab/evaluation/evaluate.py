@@ -1,0 +1,68 @@
+"""One trial evaluated: weights from its checkpoint, samples of them, and the metrics that an evaluation asks for.
+
+Samples are compared with the training images, or with published statistics. The real-against-real
+floor is the same comparison for real images: all held-out ones, and as many as there are samples.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dsd_lab.evaluation.sampling import labels_of
+from dsd_lab.evaluation.workspace import Bench
+from dsd_lab.home.home import Home
+from dsd_lab.home.names import NOT_FINITE, finite
+from dsd_lab.specs.trial import OF_ENCODER, OF_IMAGES
+
+if TYPE_CHECKING:
+    from dsd_lab.core.data import DataSet
+    from dsd_lab.specs.trial import Generation, Trial
+
+_SHOWN = 50
+
+
+def evaluate_generation(
+    evaluation: Generation,
+    trial: Trial,
+    checkpoints: Path,
+    data: DataSet,
+    device: torch.device,
+    cache: Path,
+    bench: Bench | None = None,
+) -> tuple[dict[str, float], Tensor]:
+    """Metrics by name and the first images [n, C, H, W] uint8 that they are of.
+
+    Names end in how they were measured (`indomain-n395-cfg1-heun25-holdout-ema0.99`), so that two
+    different measurements never share a name. `psnr` and `ssim` are of held-out reconstructions. What
+    has no finite value, or is of weights that are not finite, is left out, and a name below `not_finite/` says so.
+
+    Args:
+        evaluation: what is measured.
+        trial: fields of the finished trial.
+        checkpoints: its folder of them.
+        data: its images.
+        device: that it is evaluated on.
+        cache: of the home folder; extractors and statistics of real images are kept there.
+        bench: what evaluations of the same trial have found before.
+    """
+    from dsd_lab.evaluation.metrics import floors, of_encoder, of_images  # imports torch-fidelity
+
+    bench = bench or Bench(trial, checkpoints, data, device, Home(cache.parent))
+    metrics: dict[str, float] = {}
+    shown = None
+    if not all(bool(p.isfinite().all()) for p in bench.network(evaluation.weights).parameters()):
+        # Their images are a chessboard, which is an image like another to an extractor.
+        weights = {f"{NOT_FINITE}weights/{evaluation.weights.replace(':', '')}": 1.0}
+        return weights, bench.reconstructions(evaluation.weights)[:_SHOWN]
+    if set(evaluation.measured) & set(OF_IMAGES):
+        y = labels_of(evaluation, data)
+        shown = bench.samples(evaluation, y)
+        metrics |= of_images(evaluation, bench, shown, y)
+        metrics |= floors(evaluation, bench, y)
+    if set(evaluation.measured) & set(OF_ENCODER):
+        metrics |= of_encoder(evaluation, bench)
+    return finite(metrics), (bench.reconstructions(evaluation.weights) if shown is None else shown)[:_SHOWN]

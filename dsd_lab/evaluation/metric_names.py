@@ -1,0 +1,37 @@
+"""Names of what was measured: they say how, so that two different measurements never share a name or a column."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dsd_lab.specs.training import decay_of
+
+if TYPE_CHECKING:
+    from dsd_lab.specs.trial import Generation, Trial
+
+
+def sampling_name(evaluation: Generation) -> str:
+    """How samples were drawn: `cfg1.5-heun25-holdout`, `cfg2in0.1to0.9-dopri5rtol1e-05atol1e-05-balanced`."""
+    guidance = f"cfg{exact(evaluation.guidance)}"
+    if evaluation.guidance != 1 and evaluation.guidance_interval is not None:
+        guidance += "in{}to{}".format(*map(exact, evaluation.guidance_interval))
+    tolerance = f"rtol{exact(evaluation.rtol)}atol{exact(evaluation.atol)}"
+    solver = evaluation.sampler + (tolerance if evaluation.sampler == "dopri5" else str(evaluation.steps))
+    return f"{guidance}-{solver}-{'holdout' if evaluation.images == 'holdout' else evaluation.labels}"
+
+
+def extractor_name(evaluation: Generation) -> str:
+    """What FID is measured on, and against: `indomain`, `inception`, or `inception-ref1a2b3c4d` with published statistics."""
+    against = f"-ref{(evaluation.reference_sha256 or '')[:8]}" if evaluation.reference is not None else ""
+    return evaluation.extractor + against
+
+
+def weights_name(evaluation: Generation, trial: Trial) -> str:
+    """Whose weights: `ema0.99` or `trained`."""
+    decay = decay_of(evaluation.weights, trial.training)
+    return "trained" if decay is None else f"ema{exact(decay)}"
+
+
+def exact(number: float) -> str:
+    """As short as tells it from every other number: 1, 1.25, 0.999."""
+    return repr(float(number)).removesuffix(".0")

@@ -1,0 +1,1 @@
+"""The home folder on disk: states, records, caches, garbage, export and import."""

@@ -1,0 +1,94 @@
+"""Cached files that nothing needs: counts, extractors, packed images, killed benchmarks."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from dsd_lab.files.atomic import size_of, write_json
+from dsd_lab.files.locks import is_held
+from dsd_lab.home.freeable import Freeable, is_own_folder
+from dsd_lab.home.home import Home
+from dsd_lab.home.ownership import below, remove
+
+_EXTRACTOR, _STATISTICS = re.compile(r"[0-9a-f]{16}-v\d+\.safetensors"), re.compile(r"[0-9a-f]{16}-.+\.safetensors")
+
+
+_PACK = re.compile(r"[0-9a-f]{24}\.pack|\.[0-9a-f]{24}\.pack\.[a-z0-9_]{8}")
+
+
+_BENCH = re.compile(r"bench-[a-z0-9_]{8}")
+
+
+def unused_counts(home: Home, code: str) -> Iterator[Freeable]:
+    """Counts of networks that other training code made."""
+    folder = below(home, "cache")
+    if folder is None or (folder / "shapes.json").is_symlink():
+        return
+    path = folder / "shapes.json"
+    try:
+        known = json.loads(path.read_text())
+        kept = {key: value for key, value in known.items() if json.loads(key)[0] == code}
+    except (OSError, ValueError, AttributeError, LookupError, TypeError):
+        return
+    if len(kept) == len(known):
+        return
+
+    def free() -> bool:
+        write_json(path, kept)
+        return True
+
+    why = f"{len(known) - len(kept)} counts of networks, made by other training code"
+    yield Freeable("cache", path, why, path.stat().st_size - len(json.dumps(kept, indent=1)) - 1, free)
+
+
+def unused_extractors(home: Home, named: set[str]) -> Iterator[Freeable]:
+    """Extractors and statistics that no recorded trial's data has."""
+    files, kept = _cached(home, "extractors", _EXTRACTOR), _cached(home, "statistics", _STATISTICS)
+    if not files and not kept:
+        return
+    from dsd_lab.home.caches import extractor_path  # imports torch: only where there is one
+
+    described = [d for d in (home.trial(i).description() for i in named) if d is not None]
+    prints = {d["data"]["fingerprint"] for d in described}
+    needed = {extractor_path(home.cache, fingerprint) for fingerprint in prints}
+    needed |= {path for path in kept if any(path.name.startswith(f"{p[:16]}-") for p in prints)}
+    for path in (*files, *kept):
+        lock = path.with_suffix(".lock")
+        if path not in needed and not is_held(lock):
+            why = "features of data that no recorded trial has, or made by other code"
+            yield Freeable("cache", path, why, size_of(path), partial(remove, path))
+
+
+def unused_packs(home: Home, named: set[str]) -> Iterator[Freeable]:
+    """Rows of parquet files that were unpacked to be streamed, and what was left where that was broken off."""
+    described = [d for d in (home.trial(i).description() for i in named) if d is not None]
+    streams = any(not d["data"].get("resident", True) for d in described)
+    for path in _cached(home, "data", _PACK):
+        whole = path.suffix == ".pack"
+        lock = path.parent / f"{path.name.removeprefix('.').partition('.')[0]}.lock"
+        if not (whole and streams) and not is_held(lock):
+            why = (
+                "images of parquet files that no recorded trial streams" if whole else "left where unpacking broke off"
+            )
+            yield Freeable("cache", path, why, size_of(path), partial(remove, path))
+
+
+def killed_bench_folders(home: Home) -> Iterator[Freeable]:
+    """Folders of killed benchmarks."""
+    for path in [] if is_held(home.cache / "bench" / "lock") else killed_benches(home):
+        yield Freeable("cache", path, "left by a benchmark that was killed", size_of(path), partial(remove, path))
+
+
+def killed_benches(home: Home) -> list[Path]:
+    """Folders that benchmarks wrote into; where none runs, those of killed ones."""
+    return [path for path in _cached(home, "bench", _BENCH) if is_own_folder(path)]
+
+
+def _cached(home: Home, name: str, pattern: re.Pattern[str]) -> list[Path]:
+    """What a folder of the cache holds under names that we give, in order."""
+    folder = below(home, "cache", name)
+    return [] if folder is None else sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))

@@ -1,0 +1,263 @@
+"""What is known about images without decoding them, and which trials of a home folder were trained on others.
+
+A data set is known by its declared name and revision. What the images are is known by their fingerprint, which
+every trial records. `refuse_other_images` holds the two together: one declared data set has one fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from dsd_lab.errors import BadInput
+from dsd_lab.files.atomic import read_cache, write_json
+from dsd_lab.home.file_index import Listing, content_digest, known_digest, listing_of
+from dsd_lab.home.home import ENDED, STOPPED, Home
+from dsd_lab.specs.identity import canonical_fields, data_name
+from dsd_lab.specs.trial import Data, Trial
+
+_READERS = ("pillow", "pyarrow", "scikit-learn", "datasets")
+"""Packages that decode images; another version of one may read other pixels."""
+_NOT_READ = {"path", "name", "revision", "memory", "workers"}
+"""Fields that do not change which pixels are read from the same files."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a data set: what they are and where they lie."""
+
+    fingerprint: str
+    place: str
+    train: int
+    holdout: int
+    class_names: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.place} ({self.train:,} training and {self.holdout:,} held-out images)"
+
+    def is_of(self, other: Images) -> bool:
+        """Whether pixels, labels and the order of the classes are the same; a class may have been given another name."""
+        numbers = {name: number for number, name in enumerate(other.class_names)}
+        moved = any(numbers.get(name, number) != number for number, name in enumerate(self.class_names))
+        return self.fingerprint == other.fingerprint and not moved
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a trial was trained on."""
+
+    trial: str
+    images: Images
+
+
+# -- What the images are -----------------------------------------------------------------------------------
+
+
+def remember_facts(home: Home, data: Data, facts: dict[str, Any]) -> None:
+    """Keep what was read from the images of a data set."""
+    path = _path(home, data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, facts)
+
+
+def known_facts(home: Home, data: Data) -> dict[str, Any] | None:
+    """What was read when the data set was last loaded in this home folder; None before that."""
+    try:
+        facts: dict[str, Any] = json.loads(_path(home, data).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return facts
+
+
+def skipped(trial: Trial, facts: dict[str, Any] | None) -> str:
+    """One line about the damaged images that were left out of a trial's data; empty where there are none."""
+    if not facts or not facts.get("damaged"):
+        return ""
+    return f"data {data_name(trial)}: {facts['damaged']} damaged images are left out, first {facts['damaged_named'][0]}"
+
+
+def place_of(data: Data) -> str:
+    """Where the images lie, as messages name it."""
+    return data.path or data.hub or data.source
+
+
+def list_files(data: Data) -> Listing | None:
+    """The files that a data set is read from, as they are now; None where it is not read from a folder."""
+    try:
+        return None if data.path is None else listing_of(Path(data.path))
+    except OSError:  # the reader says which folder it is
+        return None
+
+
+def remember_images(home: Home, data: Data, before: Listing | None, fingerprint: str, facts: dict[str, Any]) -> None:
+    """Keep what the images are by the content of their files, so that they need not be decoded to be known again.
+
+    Args:
+        home: whose cache keeps it.
+        data: what was read.
+        before: its files as they were when reading began; nothing is kept where they have changed since.
+        fingerprint: of the images.
+        facts: of the images.
+    """
+    after = list_files(data)
+    if (before is None) != (after is None) or (before and after and before.digest != after.digest):
+        return
+    folder = home.cache / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    content = _content(data, folder, after, reads=True)
+    if content is not None:
+        names = list(facts["class_names"])
+        kept = {"fingerprint": fingerprint, "train": facts["train"], "holdout": facts["holdout"], "class_names": names}
+        write_json(_images_path(folder, data, content), kept)
+
+
+def known_images(home: Home, data: Data, reads: bool = False) -> Images | None:
+    """The images at hand, where they are known without decoding them.
+
+    Args:
+        home: whose cache is asked.
+        data: the data set.
+        reads: whether files that changed are read to see whether their content has; else nothing but the listing is.
+    """
+    folder = home.cache / "data"
+    content = _content(data, folder, list_files(data), reads) if folder.is_dir() else None
+    kept = {} if content is None else read_cache(_images_path(folder, data, content))
+    try:
+        names = tuple(str(name) for name in kept["class_names"])
+        return Images(str(kept["fingerprint"]), place_of(data), int(kept["train"]), int(kept["holdout"]), names)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _content(data: Data, folder: Path, listing: Listing | None, reads: bool) -> str | None:
+    """What tells the files of a data set from others; None where that is not known."""
+    if data.source == "digits":
+        return "digits"  # the package's version is in the reader's
+    if listing is None:
+        return None
+    try:
+        return content_digest(listing, folder) if reads else known_digest(listing, folder)
+    except OSError:
+        return None
+
+
+def _images_path(folder: Path, data: Data, content: str) -> Path:
+    read = json.dumps([content, data.model_dump(exclude=_NOT_READ), _reader()], sort_keys=True)
+    return folder / f"images-{hashlib.sha256(read.encode()).hexdigest()[:24]}.json"
+
+
+@cache
+def _reader() -> list[str]:
+    """What turns files into images: the readers' code and the versions of the packages that they use."""
+    digest = hashlib.sha256()
+    for path in sorted((Path(__file__).parent / "core" / "data").rglob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return [digest.hexdigest(), *map(_version, _READERS)]
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _path(home: Home, data: Data) -> Path:
+    text = data.model_dump_json(exclude={"memory", "workers"})
+    return home.cache / "data" / f"facts-{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+
+
+# -- What trials were trained on ---------------------------------------------------------------------------
+
+
+def images_of(description: dict[str, Any]) -> Images:
+    """What a trial was trained on, from its description."""
+    data, fields = description["data"], description["fields"]["data"]
+    place = fields.get("path") or fields.get("hub") or fields.get("source") or data["name"]
+    names = tuple(data.get("class_names", ()))
+    return Images(data["fingerprint"], str(place), int(data["train"]), int(data["holdout"]), names)
+
+
+def declared_by(canonical_data: dict[str, Any]) -> str:
+    """The declared identity of a data set: all fields of `data` that are part of a trial's identity."""
+    defaults = {k: v.default for k, v in Data.model_fields.items() if k not in ("source", "path", "hub", "memory", "workers")}  # fmt: skip
+    return json.dumps(defaults | canonical_data, sort_keys=True)
+
+
+def declared_in(description: dict[str, Any]) -> str | None:
+    """The declared identity of the data set that a trial was trained on; None where its description is damaged."""
+    try:
+        images_of(description)
+        return declared_by(description["canonical"]["data"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def trained_images(home: Home) -> dict[str, list[Trained]]:
+    """What the trials of a home folder that hold a result, or a part of one, were trained on, by declared identity."""
+    found: dict[str, list[Trained]] = {}
+    for path in sorted(home.root.glob("trials/*/trial.json")):
+        folder = home.trial(path.parent.name)
+        described = folder.description()
+        if described is None:
+            continue
+        # A trial that failed before its first checkpoint begins anew, on whatever images are there then.
+        if folder.state() in (*ENDED, STOPPED) or folder.is_locked() or any(folder.checkpoints.glob("step-*")):
+            declared = declared_in(described)
+            if declared is not None:
+                found.setdefault(declared, []).append(Trained(folder.id, images_of(described)))
+    return found
+
+
+def declared_of(trial: Trial) -> str:
+    """The declared identity of a trial's data set."""
+    return declared_by(canonical_fields(trial)["data"])
+
+
+def refuse_other(trial: Trial, here: Images, trained: Iterable[Trained]) -> None:
+    """One declared data set has one fingerprint and one order of classes.
+
+    Args:
+        trial: whose data set it is.
+        here: the images at hand.
+        trained: trials of the same declared data set.
+
+    Raises:
+        BadInput: one of them was trained on other images; the message names both places and what to write.
+    """
+    for other in trained:
+        if here.is_of(other.images):
+            continue
+        what = "other images" if here.fingerprint != other.images.fingerprint else "other order of classes"
+        raise BadInput(
+            f"data {data_name(trial)!r} revision {trial.data.revision!r}: {here} has {what} than {other.images}, on which trial {other.trial} was trained; write another data.name or data.revision"
+        )
+
+
+def other_images(descriptions: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Trials whose images are not those of the others with the same declared data set, each with a line about them.
+
+    The images that most trials were trained on stay; of equally many, those of the first trial.
+
+    Args:
+        descriptions: of trials that were started, by id.
+    """
+    declared: dict[str, dict[str, Images]] = {}
+    for trial, described in descriptions.items():
+        if (key := declared_in(described)) is not None:
+            declared.setdefault(key, {})[trial] = images_of(described)
+    found = {}
+    for trials in declared.values():
+        most = Counter(images.fingerprint for images in trials.values()).most_common(1)[0][0]
+        usual = next(images for images in trials.values() if images.fingerprint == most)
+        for trial, images in trials.items():
+            if images.fingerprint != most:
+                found[trial] = f"{images}, fingerprint {images.fingerprint[:12]}, not {usual}, fingerprint {most[:12]}"
+    return found

@@ -1,0 +1,101 @@
+"""Write a sweep as a folder that another home can import."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from dsd_lab.errors import BadInput
+from dsd_lab.files.atomic import write_json
+from dsd_lab.home.garbage import whole_checkpoint
+from dsd_lab.home.home import Home, TrialFolder
+from dsd_lab.home.parameter_count import average_parameters
+from dsd_lab.home.records import FORMAT, INDEX, kind_of
+from dsd_lab.home.spool import complete_lines
+from dsd_lab.specs.trial import SCHEMA_VERSION
+from dsd_lab.training_code import training_code
+from dsd_lab.version import __version__
+
+
+def export_sweep(home: Home, manifest: dict[str, Any], out: Path, weights: bool) -> dict[str, Any]:
+    """Write everything that a reviewer of a sweep needs; returns the index, which is written last.
+
+    Args:
+        home: where the sweep ran.
+        manifest: of the sweep.
+        out: a new or empty folder.
+        weights: whether the newest whole checkpoint of every trial goes with it.
+
+    Raises:
+        BadInput: the folder is in use, or a trial is running.
+    """
+    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
+        raise BadInput(f"--out {out}: is there already; name a new or an empty folder")
+    folders = [home.trial(i) for i in dict.fromkeys(t["id"] for t in manifest["trials"])]
+    _refuse_running(folders)
+    sweep = out / "sweeps" / manifest["key"]
+    sweep.mkdir(parents=True)
+    # The folder that the spec lay in is of no use elsewhere, and trials beside the sweep's own do not go with it.
+    own = {k: v for k, v in manifest.items() if k != "kept"}
+    write_json(sweep / "manifest.json", own | {"spec_path": Path(manifest["spec_path"]).name})
+    write_json(sweep / "spec.json", manifest["spec"])
+    for folder in folders:
+        if folder.status():
+            _copy_trial(folder, out / "trials" / folder.id, weights)
+    _refuse_running(folders)
+    index = {
+        "format": FORMAT,
+        "sweep": manifest["key"],
+        "weights": weights,
+        "schema_version": SCHEMA_VERSION,
+        "made_by": {"dsd-lab": __version__, "code": training_code()},
+        "files": {str(p.relative_to(out)): _listed(p) for p in sorted(out.rglob("*")) if p.is_file()},
+    }
+    unknown = [name for name in index["files"] if kind_of(name) is None]
+    if unknown:
+        raise BadInput(f"{unknown[0]}: a file of this name cannot be exported; rename it in {home.root}")
+    write_json(out / INDEX, index)
+    return index
+
+
+def _refuse_running(folders: list[TrialFolder]) -> None:
+    running = [folder.id for folder in folders if folder.is_locked()]
+    if running:
+        raise BadInput(f"{len(running)} trials are running, such as {running[0]}; export when they have ended")
+
+
+def _copy_trial(folder: TrialFolder, target: Path, weights: bool) -> None:
+    target.mkdir(parents=True)
+    for name in ("trial.json", "status.json", "parameters.json"):
+        if (folder.root / name).exists():
+            shutil.copyfile(folder.root / name, target / name)
+    if folder.spool.exists():
+        (target / "spool.jsonl").write_bytes(b"".join(complete_lines(folder.spool)))
+    for pattern in ("images/*.png", "evaluations/*.json"):
+        for path in sorted(folder.root.glob(pattern)):
+            place = target / path.relative_to(folder.root)
+            place.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, place)
+    newest = whole_checkpoint(folder.checkpoints)
+    if newest is None:
+        return
+    if weights:
+        shutil.copytree(newest, target / "checkpoints" / newest.name)
+    else:
+        write_json(target / "parameters.json", {"parameters": average_parameters(newest / "tensors.safetensors")})
+
+
+def _listed(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+
+
+def index_summary(index: dict[str, Any]) -> dict[str, Any]:
+    """What `--json` says of an export."""
+    trials = {name.split("/")[1] for name in index["files"] if name.startswith("trials/")}
+    size = sum(entry["bytes"] for entry in index["files"].values())
+    summary = {k: index[k] for k in ("format", "sweep", "weights")}
+    return summary | {"trials": len(trials), "files": len(index["files"]), "bytes": size + len(json.dumps(index))}

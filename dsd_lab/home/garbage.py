@@ -1,0 +1,245 @@
+"""What can be freed in a home folder, and freeing it: nothing that a recorded sweep needs, nothing that somebody holds."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from dsd_lab.errors import BadInput
+from dsd_lab.files.atomic import size_of
+from dsd_lab.files.locks import is_held, locked
+from dsd_lab.files.sealed import is_intact
+from dsd_lab.home.cached_garbage import killed_bench_folders, unused_counts, unused_extractors, unused_packs
+from dsd_lab.home.freeable import Freeable, is_own_folder
+from dsd_lab.home.home import ENDED, Home, TrialFolder, named_by
+from dsd_lab.home.names import SWEEP_ENTRIES, is_trial_id
+from dsd_lab.home.ownership import (
+    below,
+    delete_trial,
+    foreign_entries,
+    is_trial,
+    remove,
+    require_home,
+    trial_folders,
+    was_trial,
+)
+
+_GOING = ".removing-"
+"""A trial is renamed before it is deleted, so that what an interruption leaves is never taken for a trial."""
+_STEP, _DAMAGED = re.compile(r"step-\d{9}"), re.compile(r"damaged-step-\d{9}(-\d+)?")
+_RAY = re.compile(r"session_\d{4}(-\d\d){2}_(\d\d-){2}\d\d_\d+_\d+|tune")
+
+
+def garbage(home: Home, code: str) -> list[Freeable]:
+    """What no recorded sweep names or needs, as far as it is provably ours.
+
+    Args:
+        home: where to look.
+        code: hash of the present training code; counts that other code made are not asked for again.
+
+    Raises:
+        BadInput: the folder is no home.
+    """
+    require_home(home)
+    named = named_trials(home)
+    return [
+        *_unnamed_trials(home, named),
+        *_leftovers(home),
+        *_checkpoints(home, named),
+        *unused_counts(home, code),
+        *unused_extractors(home, named),
+        *unused_packs(home, named),
+        *killed_bench_folders(home),
+        *_ray_logs(home),
+    ]
+
+
+def named_trials(home: Home, but: str | None = None) -> set[str]:
+    """Ids of the trials that recorded sweeps name.
+
+    Args:
+        home: whose sweeps.
+        but: key of a sweep that is left out.
+    """
+    return {trial for key, manifest in home.manifests().items() if key != but for trial in named_by(manifest)}
+
+
+def sweep_trials(home: Home, key: str) -> list[Freeable]:
+    """The trials that a sweep names and no other recorded sweep does."""
+    own = named_by(home.manifests()[key]) - named_trials(home, but=key)
+    return [_trial(home, home.trial(p.name), key, "no other sweep names it") for p in _trials(home) if p.name in own]
+
+
+def forget_sweep(home: Home, key: str, trials: list[Freeable]) -> list[Freeable]:
+    """Delete trials, then the record of their sweep; returns those that somebody held, which stay.
+
+    Raises:
+        BadInput: the sweep is running, or its folder is reached through a link.
+    """
+    folder = home.sweep_folder(key)
+    if below(home, "sweeps", key) is None:
+        raise BadInput(f"{folder}: is reached through a link, and nothing is deleted through one; remove it yourself")
+    with locked(folder / "lock", wait=False) as held:
+        if not held:
+            raise BadInput(f"sweep {key!r} is running in {home.root}; stop it first")
+        left = [trial for trial in trials if not trial.free()]
+        for name in SWEEP_ENTRIES:  # the record first: from there on the sweep is forgotten
+            (folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody keeps files there
+            folder.rmdir()
+    return left
+
+
+def held_trials(home: Home) -> list[str]:
+    """Ids of trials that somebody works on."""
+    return [path.name for path in trial_folders(home) if home.trial(path.name).is_locked()]
+
+
+def foreign_trials(home: Home) -> dict[str, list[str]]:
+    """Names that no trial has, by the id of the trial in whose folder they are: such a folder is never deleted."""
+    found = {path.name: foreign_entries(path) for path in trial_folders(home) if is_trial(path, path.name)}
+    return {trial: names for trial, names in found.items() if names}
+
+
+def linked_folders(home: Home) -> list[str]:
+    """Folders of the home that are links: nothing is deleted through them."""
+    names = (
+        "trials",
+        "sweeps",
+        "ray",
+        "cache",
+        *(f"cache/{name}" for name in ("extractors", "statistics", "data", "bench")),
+    )
+    return [name for name in names if (home.root / name).is_symlink()]
+
+
+# -- Kinds -------------------------------------------------------------------------------------------
+
+
+def _trials(home: Home) -> list[Path]:
+    """Folders of trials that hold nothing but what trials write."""
+    return [path for path in trial_folders(home) if is_trial(path, path.name) and not foreign_entries(path)]
+
+
+def _unnamed_trials(home: Home, named: set[str]) -> Iterator[Freeable]:
+    for path in _trials(home):
+        folder = home.trial(path.name)
+        if path.name not in named and not folder.is_locked():
+            yield _trial(home, folder, None, "no recorded sweep names it")
+
+
+def _leftovers(home: Home) -> Iterator[Freeable]:
+    trials = below(home, "trials")
+    for path in sorted(trials.glob(f"{_GOING}*")) if trials is not None else ():
+        if _was_going(path) and not is_held(path / "lock"):
+            yield Freeable("trial", path, "its deletion was interrupted", size_of(path), partial(_free_rest, path))
+
+
+def _was_going(path: Path) -> bool:
+    trial_id = path.name.removeprefix(_GOING)
+    ours = is_trial_id(trial_id) and is_own_folder(path)
+    return ours and was_trial(path, trial_id) and not foreign_entries(path)
+
+
+def _checkpoints(home: Home, named: set[str]) -> Iterator[Freeable]:
+    for path in trial_folders(home):
+        folder = home.trial(path.name)
+        if (
+            path.name not in named
+            or not is_trial(path, path.name)
+            or folder.is_locked()
+            or not is_own_folder(folder.checkpoints)
+        ):
+            continue
+        found = [(p, "damaged") for p in sorted(folder.checkpoints.iterdir()) if _DAMAGED.fullmatch(p.name)]
+        if folder.state() in ENDED:
+            found += [(p, "superseded, the trial has ended") for p in _superseded(folder.checkpoints)]
+        for checkpoint, why in found:
+            if is_own_folder(checkpoint):
+                free = partial(_free_held, folder, checkpoint)
+                yield Freeable("checkpoint", checkpoint, why, size_of(checkpoint), free)
+
+
+def _superseded(checkpoints: Path) -> list[Path]:
+    """Checkpoints older than the newest that is whole; none where that cannot be told."""
+    steps = _steps(checkpoints)
+    newest = whole_checkpoint(checkpoints) if len(steps) > 1 else None
+    return [] if newest is None else steps[steps.index(newest) + 1 :]
+
+
+def whole_checkpoint(checkpoints: Path) -> Path | None:
+    """The newest checkpoint that is what was written; nothing is renamed, unlike when one is loaded."""
+    return next((path for path in _steps(checkpoints) if _is_whole(path)), None)
+
+
+def _steps(checkpoints: Path) -> list[Path]:
+    return sorted((p for p in checkpoints.glob("step-*") if _STEP.fullmatch(p.name) and p.is_dir()), reverse=True)
+
+
+def _is_whole(path: Path) -> bool:
+    """Without torch, which would read the tensors into memory."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+        with (path / "tensors.safetensors").open("rb") as file:
+            same = hashlib.file_digest(file, "sha256").hexdigest() == manifest.get("sha256")
+        return same and is_intact(manifest)  # which NaN, that no manifest was written with, makes a ValueError
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _ray_logs(home: Home) -> Iterator[Freeable]:
+    ray = below(home, "ray")
+    if ray is None or _sweep_runs(home):
+        return  # a running sweep's Ray has its sockets in there
+    users = [path / "ray" for path in sorted(ray.glob("u*")) if is_own_folder(path) and is_own_folder(path / "ray")]
+    for path in (path for folder in (ray, *users) for path in sorted(folder.iterdir())):
+        latest = path.name == "session_latest" and path.is_symlink()
+        if latest or (_RAY.fullmatch(path.name) and is_own_folder(path)):
+            yield Freeable("ray", path, "logs of a Ray that has ended", size_of(path), partial(_free_log, home, path))
+
+
+def _sweep_runs(home: Home) -> bool:
+    return any(is_held(path) for path in home.root.glob("sweeps/*/lock"))
+
+
+# -- Freeing -----------------------------------------------------------------------------------------
+
+
+def _trial(home: Home, folder: TrialFolder, forgetting: str | None, why: str) -> Freeable:
+    free = partial(_free_trial, home, folder, forgetting)
+    return Freeable("trial", folder.root, why, size_of(folder.root), free)
+
+
+def _free_trial(home: Home, folder: TrialFolder, forgetting: str | None) -> bool:
+    if not is_own_folder(folder.root):
+        return True
+    with folder.lock() as held:
+        if not held or folder.id in named_trials(home, but=forgetting):  # a sweep may have begun since it was found
+            return False
+        going = folder.root.with_name(f"{_GOING}{folder.id}")
+        if going.is_symlink() or (going.exists() and not (_was_going(going) and _free_rest(going))):
+            return False
+        folder.root.rename(going)
+        delete_trial(going)
+    return True
+
+
+def _free_rest(path: Path) -> bool:
+    delete_trial(path)
+    return True
+
+
+def _free_held(folder: TrialFolder, path: Path) -> bool:
+    with folder.lock() as held:
+        if held:
+            remove(path)
+        return held
+
+
+def _free_log(home: Home, path: Path) -> bool:
+    return not _sweep_runs(home) and remove(path)  # one may have begun since it was found

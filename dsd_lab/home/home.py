@@ -1,0 +1,292 @@
+"""The home folder: where every trial, sweep, report and cache lies, and what state each trial is in.
+
+    home/trials/<id>/     trial.json  status.json  spool.jsonl  checkpoints/  images/  evaluations/
+    home/sweeps/<key>/    manifest.json
+    home/dsd-lab-home.json (the mark)
+    home/reports/<key>/   home/cache/   home/weights/   home/mlflow.db   home/ray/
+
+A trial's state is what its files say now: a status of `running` whose lock nobody holds is
+`interrupted`, and a finished trial whose training code has changed since is `stale`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dsd_lab.errors import BadInput, NoResources
+from dsd_lab.files.atomic import write_json
+from dsd_lab.files.locks import is_held, locked
+from dsd_lab.home.mark import MARK, mark_home
+from dsd_lab.home.names import SWEEP_KEY, are_metrics, is_trial_id
+from dsd_lab.training_code import same_results
+
+STATES = ("pending", "running", "done", "failed", "diverged", "interrupted", "stopped", "stale")
+ENDED = ("done", "diverged")
+"""States of a trial whose result stands."""
+STOPPED = "stopped"
+"""State of a trial that a forecast ended early: no result; a sweep that does not stop trials goes on with it."""
+FORMAT = 1
+"""Version of the files below a home folder; one that says none is of the first."""
+_LOCK_TRIES = 20
+
+
+@dataclass(frozen=True)
+class Home:
+    """A home folder; nothing is made until something is written."""
+
+    root: Path
+
+    def trial(self, trial_id: str) -> TrialFolder:
+        # Whoever asks, and whatever file the name is from: what is below it may be written, and deleted.
+        if trial_id in ("", ".", "..") or Path(trial_id).name != trial_id:
+            raise BadInput(f"{trial_id[:200]!r} is not the id of a trial")
+        return TrialFolder(self.root / "trials" / trial_id)
+
+    def sweep_folder(self, key: str) -> Path:
+        return self.root / "sweeps" / key
+
+    def sweep_is_running(self, key: str) -> bool:
+        """Whether a living process runs the sweep."""
+        return is_held(self.sweep_folder(key) / "lock")
+
+    def report_folder(self, key: str) -> Path:
+        return self.root / "reports" / key
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+    def prepare(self) -> None:
+        """Make the folder, and mark it as a home where it has no mark.
+
+        Raises:
+            BadInput: it is a file.
+            NoResources: it cannot be written to.
+        """
+        self.check_writable()
+        try:
+            mark_home(self.root)
+        except OSError as error:
+            raise NoResources(f"--home {self.root / MARK}: cannot be written: {error.strerror}") from None
+
+    def check_writable(self) -> None:
+        """Make the folder, and try to write in it.
+
+        Raises:
+            BadInput: it is a file.
+            NoResources: it cannot be written to.
+        """
+        if self.root.exists() and not self.root.is_dir():
+            raise BadInput(f"--home {self.root}: is a file; name a folder")
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe = self.root / f".writable-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise NoResources(f"--home {self.root}: cannot be written: {error.strerror}") from None
+
+    def write_manifest(self, key: str, manifest: dict[str, Any]) -> None:
+        """Record a sweep: its spec, profile and trials. Trials of earlier runs of it that are no longer named are forgotten here, not deleted.
+
+        Trials that were trained one by one stay named.
+        """
+        path = self.sweep_folder(key) / "manifest.json"
+        with locked(path.with_suffix(".lock")):
+            kept = _kept(path)
+            write_json(path, {"format": FORMAT, **manifest, **({"kept": kept} if kept else {})}, durable=True)
+
+    def keep_trial(self, trial_id: str, manifest: dict[str, Any]) -> dict[str, Any]:
+        """Name a trial beside those of a sweep: nobody who trained a single trial wants to be offered it as garbage.
+
+        Args:
+            trial_id: of the trial.
+            manifest: of its sweep, which is recorded where the sweep has no record; else its record stays as it is.
+
+        Returns:
+            The sweep's record.
+
+        Raises:
+            BadInput: that record is damaged, or newer than this program.
+        """
+        path = self.sweep_folder(manifest["key"]) / "manifest.json"
+        with locked(path.with_suffix(".lock")):
+            recorded = _manifest(path) if path.exists() else {"format": FORMAT, **manifest}
+            recorded["kept"] = [*(i for i in recorded.get("kept", []) if i != trial_id), trial_id]
+            write_json(path, recorded, durable=True)
+            return recorded
+
+    def manifests(self) -> dict[str, dict[str, Any]]:
+        """All recorded sweeps by key, the one that ran last at the end.
+
+        Raises:
+            BadInput: a manifest is damaged, or newer than this program.
+        """
+        found = {path.parent.name: _manifest(path) for path in self.root.glob("sweeps/*/manifest.json")}
+        return dict(sorted(found.items(), key=lambda item: item[1]["run_at"]))
+
+
+@dataclass(frozen=True)
+class TrialFolder:
+    """The folder of one trial."""
+
+    root: Path
+
+    @property
+    def id(self) -> str:
+        return self.root.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def spool(self) -> Path:
+        return self.root / "spool.jsonl"
+
+    @property
+    def images(self) -> Path:
+        return self.root / "images"
+
+    def description(self) -> dict[str, Any] | None:
+        """What the trial is (fields, seed, provenance); None before it first started.
+
+        Raises:
+            BadInput: it is newer than this program.
+        """
+        path = self.root / "trial.json"
+        content = _read_json(path)
+        return None if content is None else readable(content, path)
+
+    def status(self) -> dict[str, Any]:
+        """The recorded status; empty before the trial first started."""
+        return _read_json(self.root / "status.json") or {}
+
+    def write_status(self, **entries: Any) -> None:
+        """Replace entries of the status."""
+        write_json(self.root / "status.json", self.status() | entries)
+
+    def state(self, code: str | None = None) -> str:
+        """One of `STATES`.
+
+        Args:
+            code: hash of the present training code; where it is given, a finished trial of other code is `stale`.
+        """
+        status = self.status()
+        recorded = status.get("state", "pending")
+        if recorded == "running" and not self.is_locked():
+            return "interrupted"
+        if recorded in ENDED and code is not None and same_results(status.get("code")) != same_results(code):
+            return "stale"
+        return str(recorded)
+
+    def is_locked(self) -> bool:
+        """Whether a living process works on the trial."""
+        return is_held(self.root / "lock")
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[bool]:
+        """Hold the trial; yields False where another process holds it. Death of the process frees it."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        for _ in range(_LOCK_TRIES):
+            with locked(self.root / "lock", wait=False) as held:
+                if held:
+                    yield True
+                    return
+            time.sleep(0.01)  # `is_locked` elsewhere may have held it, which takes microseconds
+        yield False
+
+    def say_evaluating(self, how_far: str | None) -> None:
+        """Record in words how far the evaluations are; None when they have ended."""
+        if how_far is None:
+            (self.root / "evaluating.json").unlink(missing_ok=True)
+        else:
+            write_json(self.root / "evaluating.json", how_far)
+
+    def evaluating(self) -> str | None:
+        """What a living process last said of its evaluations."""
+        try:
+            return str(json.loads((self.root / "evaluating.json").read_text())) if self.is_locked() else None
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def evaluations(self) -> dict[str, dict[str, Any]]:
+        """Finished evaluations by id; one that is damaged is not finished."""
+        found = {path.stem: _read_json(path) for path in sorted((self.root / "evaluations").glob("*.json"))}
+        return {key: content for key, content in found.items() if content and are_metrics(content.get("metrics"))}
+
+
+def named_by(manifest: dict[str, Any]) -> set[str]:
+    """Ids of the trials that a recorded sweep names: its own, and those that were trained one by one beside them."""
+    return {entry["id"] for entry in manifest["trials"]} | set(manifest.get("kept", []))
+
+
+def readable(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The content of a file, where this program can read its version.
+
+    Raises:
+        BadInput: it is newer.
+    """
+    version = content.get("format", 1)
+    if isinstance(version, int) and version > FORMAT:
+        raise BadInput(f"{path}: format {version} is newer than this program reads, which is {FORMAT}; update dsd-lab")
+    return content
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        content = _read_json(path)
+    except OSError:
+        content = None
+    wrong = "is damaged" if content is None else _wrong_in(readable(content, path), path.parent.name)
+    if content is None or wrong:
+        raise BadInput(f"{path}: {wrong}; move it away and run its sweep again, which trains nothing anew")
+    return content
+
+
+def _wrong_in(manifest: dict[str, Any], folder: str) -> str | None:
+    """What a manifest lacks, or what in it would lead to another place than those of its sweep and its trials: it may be anybody's file."""
+    if lacking := [key for key in ("key", "name", "run_at", "spec", "trials") if key not in manifest]:
+        return f"has no {lacking[0]!r}"
+    key, name, trials, kept = manifest["key"], manifest["name"], manifest["trials"], manifest.get("kept", [])
+    if key != folder or not re.fullmatch(SWEEP_KEY, folder):
+        return f"its key {str(key)[:200]!r} is not the name of its folder"
+    if key not in (name, f"{name}--{manifest.get('profile')}"):
+        return f"{str(name)[:200]!r} is not the name of sweep {key}"
+    if not (isinstance(trials, list) and isinstance(kept, list) and all(isinstance(entry, dict) for entry in trials)):
+        return "its trials are not a list of trials"
+    ids = [*(entry.get("id") for entry in trials), *kept]
+    wrong = [i for i in ids if not is_trial_id(i)]
+    return f"{str(wrong[0])[:200]!r} is not the id of a trial" if wrong else None
+
+
+def _kept(path: Path) -> list[str]:
+    """The trials that a manifest names beside its sweep's own; none where it is damaged.
+
+    Raises:
+        BadInput: it is newer than this program.
+    """
+    content = _read_json(path)
+    damaged = content is None or _wrong_in(readable(content, path), path.parent.name)
+    kept: list[str] = [] if content is None or damaged else content.get("kept", [])
+    return kept
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text())
+    except (
+        FileNotFoundError,
+        ValueError,
+        RecursionError,
+    ):  # a power cut can leave a file empty or torn: it is as if never written
+        return None
+    return content if isinstance(content, dict) else None

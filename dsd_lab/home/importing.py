@@ -1,0 +1,215 @@
+"""Take an exported sweep into a home folder. The folder comes from somebody else: nothing in it is believed.
+
+Everything is checked on a copy in the home folder, whose bytes are the ones that were hashed, before
+any of it is moved to its place. Trials are moved first and the sweep's record last, so that an
+interrupted import can be done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dsd_lab.errors import BadInput
+from dsd_lab.home.home import Home
+from dsd_lab.home.records import INDEX, Index, kind_of, parsed, parsed_index
+from dsd_lab.home.spool import complete_lines
+from dsd_lab.specs.identity import trial_id
+from dsd_lab.specs.trial import SCHEMA_VERSION
+from dsd_lab.specs.yaml_document import one_line
+
+_CHUNK = 2**20
+_LARGEST_TEXT = 256 * 2**20
+"""Bytes of a JSON file that are still read into memory."""
+_PNG = b"\x89PNG\r\n\x1a\n"
+_OWN = ("format", "spec_path", "run_at", "kept")
+"""Entries of a manifest that say where and when, not what, and what is beside the sweep's own trials."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import did."""
+
+    sweep: str
+    added: list[str]
+    skipped: list[str]
+    """Trials that the home folder had already, the same."""
+
+
+def import_sweep(home: Home, source: Path) -> Imported:
+    """Check an exported folder and add its sweep and trials to a home folder.
+
+    Raises:
+        BadInput: it is not exactly what its index lists, it says what no export says, or the home folder
+            has another trial or sweep of the same name; nothing was added.
+    """
+    index = _index(source)
+    _check_tree(source, index)
+    home.prepare()
+    staging = Path(tempfile.mkdtemp(dir=home.root, prefix=".importing-"))
+    try:
+        documents = {name: _copy(source, name, staging, index) for name in index.files}
+        _check_documents(index, documents)
+        ids = sorted({name.split("/")[1] for name in index.files if name.startswith("trials/")})
+        there = [i for i in ids if os.path.lexists(home.trial(i).root)]
+        for trial in there:
+            _refuse_other_trial(home, trial, staging, index)
+        _refuse_other_sweep(home, index.sweep, staging)
+        added = [i for i in ids if i not in there]
+        for trial in added:
+            home.trial(trial).root.parent.mkdir(exist_ok=True)
+            (staging / "trials" / trial).rename(home.trial(trial).root)
+        if index.sweep not in home.manifests():
+            manifest = json.loads((staging / "sweeps" / index.sweep / "manifest.json").read_bytes())
+            home.write_manifest(index.sweep, manifest)
+        return Imported(index.sweep, added, there)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+# -- The folder ----------------------------------------------------------------------------------------
+
+
+def _index(source: Path) -> Index:
+    path = source / INDEX
+    if not source.is_dir():
+        raise BadInput(f"{source}: no such folder; name one that `dsd-lab export` wrote")
+    if path.is_symlink() or not path.is_file():
+        raise BadInput(f"{source}: has no {INDEX}: not an export, or one that was interrupted")
+    if path.stat().st_size > _LARGEST_TEXT:
+        raise BadInput(f"{path}: is too large for an index")
+    return parsed_index(str(path), path.read_bytes())
+
+
+def _check_tree(source: Path, index: Index) -> None:
+    """Every path stays in the folder, every file is listed and every listed file is there; none is a link."""
+    for name in index.files:
+        if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/"):
+            raise BadInput(f"{source / INDEX}: the path {name[:200]!r} leaves the export")
+        if kind_of(name) is None:
+            raise BadInput(f"{source / INDEX}: an export has no file {name[:200]!r}")
+    found = set()
+    for folder, folders, files in os.walk(source):
+        for name in (*folders, *files):
+            path = Path(folder) / name
+            mode = path.lstat().st_mode
+            if stat.S_ISLNK(mode):
+                raise BadInput(f"{one_line(str(path), 500)}: is a link; an export has none")
+            if not stat.S_ISDIR(mode):
+                if not stat.S_ISREG(mode):
+                    raise BadInput(f"{one_line(str(path), 500)}: is not a plain file")
+                found.add(path.relative_to(source).as_posix())
+    for what, names in (
+        (f"is not listed in {INDEX}", found - set(index.files) - {INDEX}),
+        (f"is listed in {INDEX} and not there", set(index.files) - found),
+    ):
+        if names:
+            raise BadInput(f"{one_line(str(source / min(names)), 500)}: {what}")
+
+
+def _copy(source: Path, name: str, staging: Path, index: Index) -> Any:
+    """Copy a file while hashing it, and check the copy; returns what it says where it is JSON."""
+    listed, target, path = index.files[name], staging / name, source / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    digest, size = hashlib.sha256(), 0
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+    with os.fdopen(handle, "rb") as file, target.open("xb") as copy:
+        while size <= listed.bytes and (chunk := file.read(_CHUNK)):
+            digest.update(chunk)
+            copy.write(chunk)
+            size += len(chunk)
+    if size != listed.bytes or digest.hexdigest() != listed.sha256:
+        raise BadInput(f"{path}: is not the file that was exported: size or SHA-256 differ from {INDEX}")
+    kind = str((kind_of(name) or ("", None))[0])
+    if kind == "png":
+        with target.open("rb") as file:
+            if file.read(len(_PNG)) != _PNG:
+                raise BadInput(f"{path}: is not a PNG")
+        return None
+    if kind == "tensors":
+        _check_tensors(path, target)
+        return None
+    if size > _LARGEST_TEXT:
+        raise BadInput(f"{path}: is too large for JSON")
+    return parsed(kind, str(path), target.read_bytes())
+
+
+def _check_tensors(path: Path, copy: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(copy, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise BadInput(f"{path}: is not safetensors: {str(error).splitlines()[0]}") from None
+
+
+# -- What the files say ----------------------------------------------------------------------------------
+
+
+def _check_documents(index: Index, documents: dict[str, Any]) -> None:
+    """The files agree with each other: the sweep with its trials, a trial's identity with its fields."""
+    where = f"sweeps/{index.sweep}/manifest.json"
+    manifests = {name for name in documents if name.startswith("sweeps/")}
+    if not {where} <= manifests <= {where, f"sweeps/{index.sweep}/spec.json"} or documents[where].key != index.sweep:
+        raise BadInput(f"{INDEX}: the sweep {index.sweep!r} is not the one of its manifest")
+    known = {entry.id for entry in documents[where].trials}
+    for name, content in documents.items():
+        kind, trial = kind_of(name) or ("", None)
+        if trial is None:
+            continue
+        if trial not in known:
+            raise BadInput(f"{name}: the sweep has no trial {trial}")
+        if f"trials/{trial}/status.json" not in documents:
+            raise BadInput(f"trials/{trial}: has no status.json")
+        if kind == "trial":
+            own = trial_id(content.fields, content.seed) if index.schema_version == SCHEMA_VERSION else trial
+            if not content.id == own == trial:
+                raise BadInput(f"{name}: its fields are those of trial {own}, not of {trial}")
+        if kind == "status" and content.state == "done" and f"trials/{trial}/trial.json" not in documents:
+            raise BadInput(f"{name}: a finished trial without a trial.json")
+        if kind == "checkpoint":
+            tensors = index.files.get(name.replace("manifest.json", "tensors.safetensors"))
+            if tensors is None or (tensors.sha256, tensors.bytes) != (content.sha256, content.bytes):
+                raise BadInput(f"{name}: its tensors are not those that the trial wrote")
+
+
+def _refuse_other_trial(home: Home, trial: str, staging: Path, index: Index) -> None:
+    """A trial that is there already must hold every file that comes, the same."""
+    folder = home.trial(trial)
+    for name in index.files:
+        if not name.startswith(f"trials/{trial}/"):
+            continue
+        mine = home.root / name
+        if name.endswith("/parameters.json") and not mine.exists():
+            continue  # it only stands in for weights
+        whole = b"".join(complete_lines(mine)) if name.endswith("/spool.jsonl") else _bytes(mine)
+        if whole != _bytes(staging / name):
+            raise BadInput(
+                f"{folder.root}: is another run of this trial ({Path(name).name} differs); nothing is overwritten: import into another --home"
+            )
+
+
+def _refuse_other_sweep(home: Home, key: str, staging: Path) -> None:
+    mine = home.manifests().get(key)
+    if mine is None:
+        return
+    theirs = json.loads((staging / "sweeps" / key / "manifest.json").read_bytes())
+    if {k: v for k, v in mine.items() if k not in _OWN} != {k: v for k, v in theirs.items() if k not in _OWN}:
+        raise BadInput(
+            f"{home.sweep_folder(key)}: is another sweep of this name; nothing is overwritten: import into another --home"
+        )
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None

@@ -1,0 +1,101 @@
+"""What in a home folder is provably ours: `gc` and `rm` delete nothing else, and never through a link.
+
+A home is known by its mark. One that was made before there were marks is known by a trial or a sweep whose
+records parse. A trial is known by the records in its folder, a cache by its name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dsd_lab.errors import BadInput
+from dsd_lab.home.home import STATES, Home
+from dsd_lab.home.mark import MARK, home_id
+from dsd_lab.home.names import TRIAL_ENTRIES, is_trial_id
+
+_RECORDS = {"trial.json", "status.json", "lock"}
+
+
+def require_home(home: Home) -> None:
+    """Refuse to free anything in a folder that is no home; one that is empty or not there has nothing to free.
+
+    Raises:
+        BadInput: the folder holds files, and none says that dsd-lab made it.
+    """
+    if not home.root.is_dir() or not any(home.root.iterdir()) or home_id(home.root) is not None:
+        return
+    if any(is_trial(path, path.name) for path in trial_folders(home)) or home.manifests():
+        return
+    raise BadInput(
+        f"--home {home.root}: is no home of dsd-lab: it has no {MARK}, and no trial or sweep whose records can be read; nothing was touched"
+    )
+
+
+def below(home: Home, *names: str) -> Path | None:
+    """A folder below the home that is reached without a link; None where it is not there."""
+    path = home.root
+    for name in names:
+        path = path / name
+        if path.is_symlink() or not path.is_dir():
+            return None
+    return path
+
+
+def trial_folders(home: Home) -> Iterator[Path]:
+    """Folders below `trials` that are named as trials are; no links, and not through one."""
+    trials = below(home, "trials")
+    for path in sorted(trials.iterdir()) if trials is not None else ():
+        if is_trial_id(path.name) and path.is_dir() and not path.is_symlink():
+            yield path
+
+
+def is_trial(folder: Path, trial_id: str) -> bool:
+    """Whether a record in a folder says that it is this trial's: `trial.json` by its id, `status.json` by a state."""
+    described = _record(folder / "trial.json")
+    if described.get("id") == trial_id:
+        return True
+    return not described and _record(folder / "status.json").get("state") in STATES
+
+
+def foreign_entries(folder: Path) -> list[str]:
+    """Names in a trial's folder that no trial has: somebody keeps files there."""
+    # Atomic writes that were killed leave `.name.xxxxxxxx` behind.
+    names = [path.name for path in folder.iterdir()]
+    known = re.compile(rf"\.({'|'.join(map(re.escape, sorted(TRIAL_ENTRIES)))})\.[a-z0-9_]{{8}}")
+    return sorted(name for name in names if name not in TRIAL_ENTRIES and not known.fullmatch(name))
+
+
+def delete_trial(folder: Path) -> None:
+    """Delete a trial's folder; its records go last, so that what an interruption leaves still proves what it was."""
+    for path in folder.iterdir():
+        if path.name not in _RECORDS:
+            remove(path)
+    shutil.rmtree(folder)
+
+
+def was_trial(folder: Path, trial_id: str) -> bool:
+    """Whether a folder that is being deleted was this trial's: its records say so, or nothing else is left in it."""
+    return is_trial(folder, trial_id) or {path.name for path in folder.iterdir()} <= _RECORDS
+
+
+def remove(path: Path) -> bool:
+    """Delete a file, a link (not what it leads to) or a folder; returns True."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    return True
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """A record as JSON; empty where it is missing, damaged, or a link."""
+    try:
+        content = None if path.is_symlink() else json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}

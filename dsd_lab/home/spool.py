@@ -1,0 +1,82 @@
+"""Reading a trial's spool: apart from the writer, so that nothing that only reads has to import torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dsd_lab.errors import BadInput
+from dsd_lab.home.home import readable
+from dsd_lab.home.names import are_metrics, is_number, is_picture
+
+_NEEDS = {
+    "train": ("metrics", "seconds"),
+    "probe": ("metrics", "spectra", "seconds"),
+    "images": ("files",),
+    "checkpoint": (),
+    "diverged": (),
+    "finished": (),
+}
+"""What a line of each kind has beside its number, time and step."""
+_MOST = 10**11
+"""Above every step and every second since 1970 that will be written."""
+
+
+def read_spool(path: Path) -> Iterator[dict[str, Any]]:
+    """Complete lines of a spool; a torn last line is not there yet.
+
+    Raises:
+        BadInput: a line is damaged, or newer than this program.
+    """
+    return parsed_lines(complete_lines(path), path)
+
+
+def parsed_lines(lines: list[bytes], path: Path) -> Iterator[dict[str, Any]]:
+    """What lines of a spool say.
+
+    Raises:
+        BadInput: as `read_spool`.
+    """
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line, parse_constant=_no_constant)
+        except (ValueError, RecursionError):
+            entry = None
+        if isinstance(entry, dict):
+            readable(entry, path)  # a newer line may well look otherwise
+        if not _is_whole(entry):
+            raise BadInput(f"{path}:{number}: is damaged; remove the trial's folder to train it anew")
+        yield entry
+
+
+def complete_lines(path: Path) -> list[bytes]:
+    """The raw lines that were written to their end; none where the file is not there."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    return [line + b"\n" for line in raw.split(b"\n")[:-1]]
+
+
+def _is_whole(entry: Any) -> bool:
+    """Whether a line is one that a trial writes, so far as its readers rely on it."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("kind"), str) or entry["kind"] not in _NEEDS:
+        return False
+    if not {"n", "time", "step", *_NEEDS[entry["kind"]]} <= entry.keys():
+        return False
+    spectra, files = entry.get("spectra", {}), entry.get("files", [])
+    return (
+        all(isinstance(entry[name], int) and 0 <= entry[name] < _MOST for name in ("n", "step"))
+        and all(is_number(n) and 0 <= n < _MOST for n in (entry["time"], entry.get("seconds", 0)))
+        and are_metrics(entry.get("metrics", {}))
+        and isinstance(spectra, dict)
+        and all(isinstance(values, list) and all(map(is_number, values)) for values in spectra.values())
+        and isinstance(files, list)
+        and all(map(is_picture, files))
+    )
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")

@@ -1,0 +1,1 @@
+"""What a trial will need: time, memory, disk, files."""

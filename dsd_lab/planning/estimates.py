@@ -1,0 +1,127 @@
+"""What a trial will need: parameters by role, training FLOPs, memory and time, without training it.
+
+The counts come from the code that trains (`dsd_lab.planning.flops`) and are remembered in the home
+folder. The time is FLOPs over what this machine's matrix products reach, times a stated efficiency,
+until a trial of the same shape has been timed in the home folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from dsd_lab.files.atomic import read_cache, write_json
+from dsd_lab.home.data_facts import known_facts
+from dsd_lab.home.home import Home
+from dsd_lab.specs.identity import canonical_fields
+from dsd_lab.specs.training import Training
+from dsd_lab.specs.trial import Trial
+
+EFFICIENCY = 0.25
+"""Share of the matrix-product ceiling that a training step is taken to reach (ours; measured steps replace it)."""
+_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Counts that depend on the network and the objective, not on the data's values."""
+
+    params: dict[str, int]
+    """Trained weights of the deployed network by role; copies (target, average) are not in it."""
+    copies: dict[str, int]
+    """Weights kept beside them: the EMA average and, where there is one, the EMA target encoder."""
+    moments: int
+    """Numbers that the optimiser keeps: two a weight under AdamW, one for each that Muon moves."""
+    flops_per_image: int
+    """Forward and backward FLOPs of a training step for one image, all passes that the variant makes."""
+    role_flops: dict[str, int]
+    """FLOPs of one forward pass of each role for one image."""
+    auxiliary: int = 0
+    """Trained weights of the auxiliary losses' heads, which are no part of the deployed network."""
+    frozen: int = 0
+    """Weights of the timm models that losses compare with."""
+
+    def memory(self, training: Training, bytes_per_image: int) -> int:
+        """Bytes that tensors hold at most in a step, within 15 % of what was measured on the CPU.
+
+        Weights, moments and copies in float32, and beside them the larger of what forward and backward hold
+        (`cached_bytes` an image, weights in bfloat16, gradients of earlier parts of the batch), which are there
+        first, and gradients.
+        """
+        trained = self.params["total"] + self.auxiliary
+        weights = trained + self.moments + sum(self.copies.values()) + self.frozen
+        passes = training.batch_size // training.accumulate * bytes_per_image
+        passes += 2 * trained * (training.precision == "bf16") + 4 * trained * (training.accumulate > 1)
+        return 4 * weights + max(passes, 4 * trained)
+
+
+def cached_shape(trial: Trial, home: Home, code: str) -> Shape:
+    """`count_shape`, remembered in the home folder's cache where there is one (keyed by fields and training code)."""
+    fields = canonical_fields(trial)
+
+    def count(channels: int, classes: int) -> dict[str, Any]:
+        from dsd_lab.planning.flops import count_shape  # imports torch: only where something is counted
+
+        return count_shape(trial, channels, classes)
+
+    return Shape(**_cached(home, trial, [code, *_shape_fields(fields), fields["optimiser"]["kind"]], count))
+
+
+def cached_bytes(trial: Trial, home: Home, code: str) -> int:
+    """`count_bytes`, remembered as `cached_shape` is."""
+    fields = canonical_fields(trial)
+
+    def count(channels: int, classes: int) -> int:
+        from dsd_lab.planning.flops import count_bytes
+
+        return count_bytes(trial, channels, classes)
+
+    kind = ["bytes", trial.training.precision, trial.resources.gpus > 0]
+    return int(_cached(home, trial, [code, *_shape_fields(fields), *kind], count))
+
+
+def _cached(home: Home, trial: Trial, parts: list[Any], count: Callable[[int, int], Any]) -> Any:
+    """What was counted for a data set's channels and classes."""
+    facts = known_facts(home, trial.data)
+    channels, classes = (1, 10) if trial.data.source in ("digits", "idx") else (3, _CLASSES)
+    if facts is not None:
+        channels, classes = facts["shape"][0], facts["classes"]
+    key = json.dumps([*parts, channels, classes], sort_keys=True)
+    path = home.cache / "shapes.json"
+    known = read_cache(path)
+    if key not in known:
+        known[key] = count(channels, classes)
+        if home.root.is_dir():
+            home.cache.mkdir(exist_ok=True)
+            write_json(path, known)
+    return known[key]
+
+
+def timed_seconds(home: Home, entries: list[dict[str, Any]]) -> dict[str, float]:
+    """Seconds a step by canonical shape, from trials that have been trained in this home folder."""
+    found: dict[str, float] = {}
+    for entry in entries:
+        status = home.trial(entry["id"]).status()
+        if status.get("state") == "done" and status.get("seconds") and status.get("step"):
+            found[shape_key(entry["canonical"])] = float(status["seconds"]) / int(status["step"])
+    return found
+
+
+def shape_key(canonical: dict[str, Any]) -> str:
+    """What the time of a step depends on."""
+    training = {k: canonical["training"].get(k) for k in ("batch_size", "precision", "accumulate")}
+    training |= {key: True for key in ("compile", "cuda_graphs") if canonical["training"].get(key)}
+    return json.dumps([*_shape_fields(canonical), training, canonical["optimiser"].get("kind")], sort_keys=True)
+
+
+def _shape_fields(canonical: dict[str, Any]) -> list[Any]:
+    """The fields that decide what a step computes."""
+    training = canonical["training"]
+    phases = training.get("phases") or []
+    rest = {"phases": phases, "flow_steps": training.get("flow_steps"), "more_emas": training.get("more_emas")}
+    rest |= {"recompute": True} if training.get("recompute") else {}
+    steps = training["steps"] if phases else None  # shares of the steps
+    sections = (canonical.get(k) for k in ("network", "latent", "objective", "auxiliary"))
+    return [*sections, (canonical.get("augmentation") or {}).get("mask"), rest, steps]

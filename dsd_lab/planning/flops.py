@@ -1,0 +1,177 @@
+"""Counts of a training step from the code that trains, on tensors without data: no weight is made."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dsd_lab.core.diffusion.auxiliary import Auxiliaries
+from dsd_lab.core.diffusion.objectives import losses
+from dsd_lab.core.model.network import Network, attends_fused, count_parameters
+from dsd_lab.core.randomness import Draws
+from dsd_lab.core.training.optimiser import hidden_matrices
+from dsd_lab.planning.memory import Storages
+from dsd_lab.specs.trial import uses_target_encoder
+
+if TYPE_CHECKING:
+    from dsd_lab.specs.trial import Stage, Trial
+
+_COUNTED_BATCH = 2
+_MANY = 1024
+"""Images of a step whose bytes are counted: so many that the weights' gradients are the smaller part."""
+_META, _CPU = torch.device("meta"), torch.device("cpu")
+
+
+def count_shape(trial: Trial, channels: int, classes: int) -> dict[str, Any]:
+    """Counts of one training step: the fields of `dsd_lab.planning.estimates.Shape`; with phases, FLOPs are the mean over all steps."""
+    flops = 0.0
+    for stage, share in _stages(trial):
+        network = _network(trial, channels, classes, _META)
+        network.freeze(stage.frozen)
+        network.recompute = trial.training.recompute
+        flops += share * _count_flops(network, stage.trial, channels, classes)
+    network = _network(trial, channels, classes, _META)
+    params, auxiliaries = count_parameters(network), _auxiliaries(network, trial, classes)
+    copies = {"average": params["total"]} | {f"average@{d!r}": params["total"] for d in trial.training.more_emas}
+    copies |= {"target": params["total"]} if trial.needs_target_encoder else {}
+    heads = sum(p.numel() for p in auxiliaries.parameters())
+    muon = sum(p.numel() for p in hidden_matrices(network)) if trial.optimiser.kind == "muon" else 0
+    return {
+        "params": params,
+        "copies": copies,
+        "auxiliary": heads,
+        "frozen": auxiliaries.frozen_parameters(),
+        "moments": 2 * (params["total"] + heads) - muon,
+        "flops_per_image": round(flops),
+        "role_flops": _count_roles(network, trial, channels),
+    }
+
+
+def count_bytes(trial: Trial, channels: int, classes: int) -> int:
+    """Bytes an image that forward and backward hold at most at once beside the weights, in the phase that holds most.
+
+    Counted with fake tensors of the CPU, where autocast and the fused attention work as on a GPU; on the meta
+    device they do not.
+    """
+    # Imported here: it takes a second, which a sweep, that counts no bytes, need not wait.
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    most = 0
+    for stage, _ in _stages(trial):
+        auxiliaries = _auxiliaries(_network(trial, channels, classes, _META), trial, classes)
+        with FakeTensorMode():
+            network = _network(trial, channels, classes, _CPU)
+            network.freeze(stage.frozen)
+            network.recompute = trial.training.recompute
+            network.attend_fused(attends_fused(trial.training.precision, on_gpu=trial.resources.gpus > 0))
+            for module in (auxiliaries, *(backbone.model for backbone in auxiliaries.backbones())):
+                _place(module, _CPU)
+            target = network if _has_target(stage.trial) else None
+            x, draws = _images(trial, channels, _MANY, _CPU), _draws(network, stage.trial, _MANY, _CPU)
+            reduced = trial.training.precision == "bf16"
+            with Storages() as storages, torch.autocast(_CPU.type, torch.bfloat16, enabled=reduced):
+                losses(network, target, x, draws, stage.trial, auxiliaries).total.backward()
+        most = max(most, storages.most)
+    return most // _MANY
+
+
+def _stages(trial: Trial) -> list[tuple[Stage, float]]:
+    """Stages of training and the share of the steps that each has."""
+    stages, steps = trial.stages(), trial.training.steps
+    ends = [*(stage.start for stage in stages[1:]), steps]
+    return [(stage, (end - stage.start) / steps) for stage, end in zip(stages, ends, strict=True)]
+
+
+def _network(trial: Trial, channels: int, classes: int, device: torch.device) -> Network:
+    with device:
+        return Network(trial, channels, classes)
+
+
+def _auxiliaries(network: Network, trial: Trial, classes: int) -> Auxiliaries:
+    with _META:
+        return Auxiliaries(trial, network, classes, _META)
+
+
+def _images(trial: Trial, channels: int, count: int = _COUNTED_BATCH, device: torch.device = _META) -> torch.Tensor:
+    size = trial.network.image_size
+    assert size is not None
+    return torch.zeros(count, channels, size, size, device=device)
+
+
+def _draws(network: Network, trial: Trial, count: int, device: torch.device) -> Draws:
+    again = trial.training.flow_steps
+    with device:
+        noise = torch.zeros(count, network.tokens, network.latent_channels)
+        return Draws(
+            torch.zeros(again * count),
+            noise.repeat(again, 1, 1),
+            torch.zeros(again * count, dtype=torch.long),
+            noise if trial.latent.decoder_noise else None,
+            noise if network.normaliser.noisy else None,
+            torch.zeros(count, network.tokens, dtype=torch.bool) if trial.augmentation.mask else None,
+            torch.zeros(count, dtype=torch.long),
+        )
+
+
+def _has_target(trial: Trial) -> bool:
+    return uses_target_encoder(trial.objective) or trial.auxiliary.needs_target_encoder
+
+
+def _count_flops(network: Network, trial: Trial, channels: int, classes: int) -> int:
+    """FLOPs an image, forward and backward, with what `training.recompute` computes again."""
+    draws, auxiliaries = _draws(network, trial, _COUNTED_BATCH, _META), _auxiliaries(network, trial, classes)
+    target = network if _has_target(trial) else None
+    with FlopCounterMode(display=False) as counter:
+        losses(network, target, _images(trial, channels), draws, trial, auxiliaries).total.backward()
+    return counter.get_total_flops() // _COUNTED_BATCH
+
+
+def _place(module: torch.nn.Module, device: torch.device) -> None:
+    """Put weights without data on a device. `Module.to_empty` swaps tensors, which fake ones do not bear."""
+    for part in module.modules():
+        for name, weight in part.named_parameters(recurse=False):
+            placed = torch.nn.Parameter(torch.empty(weight.shape, device=device), weight.requires_grad)
+            part.register_parameter(name, placed)
+        for name, buffer in part.named_buffers(recurse=False):
+            setattr(part, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=device))
+
+
+def _count_roles(network: Network, trial: Trial, channels: int) -> dict[str, int]:
+    """FLOPs of one forward pass of each role for one image."""
+    found = {}
+    with torch.no_grad(), torch.device("meta"):
+        x = _images(trial, channels)
+        z = torch.zeros(_COUNTED_BATCH, network.tokens, network.latent_channels)
+        t, y = torch.zeros(_COUNTED_BATCH), torch.zeros(_COUNTED_BATCH, dtype=torch.long)
+        passes = {
+            "encode": lambda: network.encode(x),
+            "denoise": lambda: network.denoise(z, t, y),
+            "decode": lambda: network.decode(z),
+        }
+        for role, run in passes.items():
+            with FlopCounterMode(display=False) as counter:
+                run()
+            found[role] = counter.get_total_flops() // _COUNTED_BATCH
+    return found
+
+
+def matrix_ceiling(threads: int) -> float:
+    """FLOPs a second that float32 matrix products reach here with this many threads: the best of some moments of 5 ms, since other work may have the rest."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        a, b = torch.randn(512, 512), torch.randn(512, 512)
+        a @ b
+        fastest = 0.0
+        for _ in range(20):
+            began, count = time.perf_counter(), 0
+            while time.perf_counter() - began < 0.005:
+                a @ b
+                count += 1
+            fastest = max(fastest, count * 2 * 512**3 / (time.perf_counter() - began))
+        return fastest
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,108 @@
+"""What was measured on this machine, kept in the home folder for `dsd-lab plan`. What is kept is read without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from dsd_lab.files.atomic import read_cache, write_json
+from dsd_lab.home.home import Home
+from dsd_lab.planning.estimates import shape_key
+from dsd_lab.provenance import processor
+from dsd_lab.specs.identity import canonical_fields
+from dsd_lab.specs.trial import Trial
+
+EVENTS = ("record", "probe", "images", "checkpoint")
+"""What a trial does beside its steps: means of losses, latent metrics, grids of images, checkpoints."""
+
+
+def cpu_name() -> str:
+    """This machine's processor and the number of its logical CPUs."""
+    return f"{processor()} x{os.cpu_count()}"
+
+
+def event_counts(trial: Trial) -> dict[str, int]:
+    """How often each of `EVENTS` happens in a whole trial; all happen at its end, probes at its start too."""
+    steps, watch = trial.training.steps, trial.observation
+    everies = {"record": watch.log_every, "images": watch.images_every, "checkpoint": watch.checkpoint_every}
+    counts = {name: 1 + (steps - 1) // every for name, every in everies.items()}
+    return counts | {"probe": 2 + (steps - 1) // trial.probe.every}
+
+
+def whole_seconds(trial: Trial, step: float, events: dict[str, float]) -> float:
+    """Seconds of a whole trial.
+
+    Args:
+        trial: how many steps and events it has.
+        step: seconds of one step.
+        events: seconds of one of each of `EVENTS`.
+    """
+    counts = event_counts(trial)
+    return step * trial.training.steps + sum(counts[name] * events[name] for name in EVENTS)
+
+
+def remember_figure(home: Home, trial: Trial, device: str, figure: dict[str, Any]) -> None:
+    """Keep what was measured of a trial's shape; it takes the place of what was measured before.
+
+    Args:
+        home: whose cache keeps it.
+        trial: what was measured.
+        device: the GPU's name, or `cpu_name`.
+        figure: `step` and `events` as `whole_seconds` takes them, `code` that was timed and `measured_at`.
+    """
+    path = _path(home)
+    known = read_cache(path)
+    known[_key(trial)] = known.get(_key(trial), {}) | {device: figure}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, known)
+
+
+def benched_seconds(home: Home, trial: Trial, gpu: str) -> tuple[float, str] | None:
+    """Seconds of a whole trial by the figure that was kept of its shape, and the device; None where none was.
+
+    Args:
+        home: whose cache is read.
+        trial: on the CPU, a figure counts if this machine's processor gave it.
+        gpu: name of the GPU (a key of `dsd_lab.planning.gpus.GPUS`) that trials on one are planned for.
+    """
+    for device, figure in read_cache(_path(home)).get(_key(trial), {}).items():
+        share = min(1.0, trial.resources.gpus)
+        wanted = is_gpu(device, gpu) if share else device == cpu_name()
+        try:
+            if wanted:
+                return whole_seconds(trial, float(figure["step"]), figure["events"]) / (share or 1.0), device
+        except (KeyError, TypeError, ValueError):
+            continue  # damaged: as one that is not there
+    return None
+
+
+def machine_ceiling(home: Home, threads: int) -> float:
+    """FLOP/s of this machine's float32 matrix products with so many threads, measured once for a home folder."""
+    path, key = home.cache / "ceilings.json", f"{cpu_name()}, {threads} threads"
+    known = read_cache(path)
+    if not isinstance(known.get(key), float):
+        from dsd_lab.planning.flops import matrix_ceiling  # imports torch: only where it was not measured yet
+
+        known[key] = matrix_ceiling(threads)
+        if home.root.is_dir():
+            home.cache.mkdir(exist_ok=True)
+            write_json(path, known)
+    ceiling: float = known[key]
+    return ceiling
+
+
+def is_gpu(device: str, name: str) -> bool:
+    """Whether a driver's name of a GPU (`NVIDIA GeForce RTX 4090`) means one of ours (`rtx4090`)."""
+    words = device.lower().replace("-", " ").split()
+    return name in {*words, *(a + b for a, b in pairwise(words))}
+
+
+def _key(trial: Trial) -> str:
+    return json.dumps([shape_key(canonical_fields(trial)), trial.resources.threads])
+
+
+def _path(home: Home) -> Path:
+    return home.cache / "benchmarks.json"

@@ -1,0 +1,40 @@
+"""Files that a plan needs and that are missing: images and weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dsd_lab.errors import BadInput
+from dsd_lab.specs.auxiliary import NO_FILES
+from dsd_lab.specs.messages import did_you_mean
+from dsd_lab.specs.sources import named_backbones
+from dsd_lab.specs.sweep import Plan
+
+
+def missing_data(plan: Plan) -> list[str]:
+    """Folders of images that the trials name and that are not there."""
+    paths = dict.fromkeys(t.fields.data.path for t in plan.trials if t.fields.data.path is not None)
+    return [path for path in paths if not Path(path).is_dir()]
+
+
+def missing_weights(plan: Plan) -> list[str]:
+    """`key: no such file PATH` for each file of a timm model's weights that the trials name and that is not there.
+
+    Raises:
+        BadInput: timm knows no model of a name.
+    """
+    every = dict.fromkeys(named for t in plan.trials for named in named_backbones(t.fields).values())
+    for named in every:
+        from dsd_lab.core.model.backbones import check_name  # imports torch: only where a model is named
+
+        try:
+            check_name(named)
+        except BadInput as error:
+            raise BadInput(f"{plan.path}: {error}") from None
+    missing = []
+    for named in every:
+        if named.from_file and not Path(named.weights).is_file():
+            near = did_you_mean(Path(named.weights).name, list(NO_FILES))
+            meant = near if "did you mean" in near else ""
+            missing.append(f"{named.weights_key}: no such file {named.weights}{meant}")
+    return missing

@@ -1,0 +1,79 @@
+"""Figures of images: reconstructions and samples of every variant side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from dsd_lab.report.figures.style import WIDTH, Look, narrow_title, shown_points
+from dsd_lab.report.groups import Group
+from dsd_lab.report.results import Result
+from dsd_lab.specs.report import ReportSettings
+
+_MOST_ROWS = 12
+"""Rows of pictures in a figure; a larger grid shows fewer grid points."""
+
+
+def reconstructions(groups: list[Group], looks: dict[str, Look], settings: ReportSettings) -> Figure | None:
+    """Held-out images and their reconstructions."""
+    return _side_by_side(groups, "reconstruction")
+
+
+def samples(groups: list[Group], looks: dict[str, Look], settings: ReportSettings) -> Figure | None:
+    """Samples from the same noise and labels."""
+    return _side_by_side(groups, "evaluation")
+
+
+def _side_by_side(groups: list[Group], name: str) -> Figure | None:
+    """One picture a variant, and one row a grid point where there is a grid."""
+    points = shown_points(groups)
+    shown = {g.name: found for members in points.values() for g in members if (found := _first(g, name)) is not None}
+    if not shown:
+        return None
+    variants = list(dict.fromkeys(g.variant for g in groups if g.name in shown))
+    points = {p: m for p, m in points.items() if any(g.name in shown for g in m)}
+    with Image.open(next(iter(shown.values()))[1]) as first:
+        ratio = first.height / first.width
+    rows: list[list[tuple[str, tuple[int, Path] | None]]] = []
+    if len(points) == 1:
+        columns = min(3, len(variants))
+        cells = [(g.variant, shown[g.name]) for g in next(iter(points.values())) if g.name in shown]
+        rows += [[*cells[i : i + columns]] for i in range(0, len(cells), columns)]
+        names = [""] * len(rows)
+    else:
+        columns, names = len(variants), list(points)[:_MOST_ROWS]
+        for point in names:
+            there = {g.variant: shown[g.name] for g in points[point] if g.name in shown}
+            rows.append([(v, there[v]) if v in there else ("", None) for v in variants])
+    width = max(WIDTH, 1.35 * columns)
+    figure = Figure(figsize=(width, len(rows) * (width / columns * ratio + 0.28)), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for part in grid.flat:
+        part.set(xticks=[], yticks=[], frame_on=False)
+    for parts, row, label in zip(grid, rows, names, strict=True):
+        parts[0].set_ylabel(narrow_title(label), fontsize=6.5)
+        for part, (variant, picture) in zip(parts, row, strict=False):
+            if picture is not None:
+                seed, path = picture
+                with Image.open(path) as image:
+                    part.imshow(np.asarray(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+                part.set_title(f"{variant}, seed {seed}", fontsize=8 if columns < 6 else 6)
+    return figure
+
+
+def _first(group: Group, name: str) -> tuple[int, Path] | None:
+    """Seed and picture of the first seed that has one."""
+    for result in sorted(group.finished, key=lambda r: r.seed):
+        found = _final(result, name)
+        if found is not None:
+            return result.seed, found
+    return None
+
+
+def _final(result: Result, name: str) -> Path | None:
+    if result.folder is None:
+        return None
+    return next(iter(sorted((result.folder / "final").glob(f"{name}*.png"))), None)

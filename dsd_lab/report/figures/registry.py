@@ -1,0 +1,121 @@
+"""The figures of a report: one a question, with small multiples over the grid points."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from dsd_lab.report.figures import differences as difference_figures
+from dsd_lab.report.figures import latents as latent_figures
+from dsd_lab.report.figures import pictures as picture_figures
+from dsd_lab.report.figures import scaling
+from dsd_lab.report.figures import spectra as spectrum_figures
+from dsd_lab.report.figures import theory as theory_figures
+from dsd_lab.report.figures.style import MOST_POINTS, Look, looks_of, save_figure, style
+from dsd_lab.report.groups import Group, effective_control, points_of
+from dsd_lab.report.page.page import Drawn
+from dsd_lab.report.statistics.agreement import ASSUMED
+from dsd_lab.specs.report import ReportSettings
+
+_Draw = Callable[[list[Group], dict[str, Look], ReportSettings], Figure | None]
+FIGURES: tuple[tuple[str, str, _Draw], ...] = (
+    (
+        "verdicts",
+        "Scale and rank of the latents of every trial, against the control of its seed where there is one, with the regions of the verdicts (capacity, the third measure, is in the table).",
+        latent_figures.verdict_map,
+    ),
+    (
+        "curves",
+        "Scale, ranks and capacity of the latents over training. Line: mean over seeds; band: smallest to largest seed; thin: trials that diverged or have not finished.",
+        latent_figures.curves,
+    ),
+    (
+        "survival",
+        "Time to collapse: share of seeds whose latents have not collapsed for good by a step (Kaplan-Meier). Curves are set slightly apart, so that those that coincide are seen.",
+        latent_figures.survival,
+    ),
+    (
+        "differences",
+        "Every variant minus the reference, paired by seed. Large mark: mean; bar: 95 % interval of the mean (normal differences assumed); small marks: seeds. Long bars leave the panel. An interval that holds 0 shows neither a difference nor that there is none.",
+        difference_figures.differences,
+    ),
+    (
+        "spectrum_maps",
+        "Covariance spectrum of the latent tokens over training, geometric mean over seeds. White line in the colour bar: the unit noise of diffusion; a direction below it is drowned.",
+        spectrum_figures.spectrum_maps,
+    ),
+    (
+        "spectra",
+        "Covariance spectra of the latents at the end of training; line: mean over seeds, band: smallest to largest. Dotted: the unit noise of diffusion, which drowns what is below it.",
+        spectrum_figures.spectra,
+    ),
+    (
+        "rank_gap",
+        "Rank differential: effective rank of the clean target minus that of the clean prediction, token level, by time. Line: mean over seeds; band: smallest to largest seed.",
+        spectrum_figures.rank_gap,
+    ),
+    (
+        "scaling",
+        "Scale, rank and capacity of the latents, and samples, against the number of trained weights. Mark: mean over seeds; bar: smallest to largest seed.",
+        scaling.scaling,
+    ),
+    (
+        "theory",
+        "Theory against measurement. Derivative of the diffusion loss with respect to the latents' scale over training (line: measured, mean over seeds, with its band; dotted: closed form), "
+        "the same of every principal direction at the end (positive: gradient descent shrinks it), and the change of effective rank that follows a rank gap. "
+        + ASSUMED,
+        theory_figures.theory,
+    ),
+    (
+        "reconstructions",
+        "Held-out images (odd columns) and their reconstructions by the averaged weights (even columns).",
+        picture_figures.reconstructions,
+    ),
+    (
+        "samples",
+        "Samples of the averaged weights; all variants start from the same noise and labels.",
+        picture_figures.samples,
+    ),
+)
+
+
+def draw_all(groups: list[Group], settings: ReportSettings, folder: Path) -> list[Drawn]:
+    """Draw every figure that the data allow, in reading order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not groups:
+        return []
+    looks = looks_of(groups, effective_control(groups, settings))
+    count = len(points_of(groups))
+    limit = f" The first {MOST_POINTS} of {count} grid points." if count > MOST_POINTS else ""
+    shared = (groups, looks, settings, folder)
+    cores = min(len(os.sched_getaffinity(0)), len(FIGURES))
+    # Forked, so that the histories of a thousand trials are shared and not copied; Matplotlib draws on one core.
+    with ProcessPoolExecutor(cores, multiprocessing.get_context("fork"), _share, shared) as pool:
+        done = list(pool.map(_draw_one, range(len(FIGURES))))
+    return [Drawn(stem, caption + limit) for (stem, caption, _), there in zip(FIGURES, done, strict=True) if there]
+
+
+_shared: tuple[Any, ...] = ()
+"""In a process that draws: what it was forked with."""
+
+
+def _share(*arguments: Any) -> None:
+    global _shared
+    _shared = arguments
+
+
+def _draw_one(number: int) -> bool:
+    """Draw a figure and save it; tells whether the data allowed it."""
+    groups, looks, settings, folder = _shared
+    stem, _, draw = FIGURES[number]
+    with style():
+        figure = draw(groups, looks, settings)
+        if figure is not None:
+            save_figure(figure, folder / stem)
+    return figure is not None

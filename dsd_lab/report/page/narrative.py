@@ -1,0 +1,163 @@
+"""What a report says in words, made from its numbers: notices, the answer, the method, provenance."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from dsd_lab.report.groups import Group, effective_control, flags_of, points_of
+from dsd_lab.report.results import Result
+from dsd_lab.report.statistics.intervals import clopper_pearson
+from dsd_lab.specs.report import ReportSettings
+
+_UNFINISHED = ("pending", "running", "interrupted", "failed")
+
+
+def notices(groups: list[Group], settings: ReportSettings) -> list[str]:
+    """What a reader must know before the numbers: trials that are missing, failed, diverged or of older code."""
+    results = [r for g in groups for r in g.results]
+    states = Counter(r.state for r in results)
+    unfinished = {s: states[s] for s in _UNFINISHED if states[s]}
+    told = []
+    if unfinished:
+        parts = ", ".join(f"{n} {s}" for s, n in unfinished.items())
+        ended = len(results) - sum(unfinished.values())
+        told.append(f"This report is partial: {ended} of {len(results)} trials have ended ({parts}).")
+    if states["diverged"]:
+        told.append(
+            f"{_trials(states['diverged'])} diverged (a loss was not finite): no verdict, and in no mean; see the table of trials."
+        )
+    if states["stopped"]:
+        told.append(
+            f"{_trials(states['stopped'])} stopped early by a forecast of collapse: no verdict, and in no mean; see the table of trials."
+        )
+    if states["stale"]:
+        told.append(
+            f"{_trials(states['stale'])} of older training code than today's: shown and counted, not retrained."
+        )
+    if changed := sum(r.code_changes is not None for r in results):
+        told.append(
+            f"{_trials(changed)} went on with other training code than at the beginning, as was asked for; see the provenance."
+        )
+    if moved := sum(r.device_changes is not None for r in results):
+        told.append(f"{_trials(moved)} went on on another device than at the beginning; see the provenance.")
+    control = effective_control(groups, settings)
+    judged = [(g, j) for g in groups if g.variant != control for j in g.judged.values() if j.verdict is not None]
+    alone = sum(not j.by_control for _, j in judged)
+    if control is not None and alone:
+        told.append(
+            f"{_trials(alone)} judged against fixed bounds, because {control!r} of the same seed has no finished trial."
+        )
+    return told + flags_of(results)
+
+
+def _trials(count: int) -> str:
+    return f"{count} trial" if count == 1 else f"{count} trials"
+
+
+def answer(groups: list[Group]) -> list[str]:
+    """The sweep's answer, one sentence or two a grid point, made from the verdict counts alone."""
+    points = points_of(groups)
+    told = []
+    for point, members in points.items():
+        sentences = " ".join(_answer_at(members))
+        told.append(f"{point}: {sentences}" if point and len(points) > 1 else sentences)
+    return told
+
+
+def _answer_at(groups: list[Group]) -> list[str]:
+    always: dict[int, list[str]] = {}
+    never: dict[int, list[str]] = {}
+    mixed, missing = [], []
+    for group in groups:
+        judged = group.with_verdict
+        ways = " and ".join(f"{v} {n} of {judged}" for v, n in group.counts.items() if v != "healthy")
+        if not judged:
+            states = ", ".join(f"{n} {s}" for s, n in group.states.items())
+            missing.append(f"{group.variant} ({states})")
+        elif group.healthy == judged:
+            always.setdefault(judged, []).append(group.variant)
+        elif group.healthy == 0:
+            never.setdefault(judged, []).append(f"{group.variant} ({ways})")
+        else:
+            low, high = group.healthy_interval or (0.0, 1.0)
+            mixed.append(
+                f"{group.variant} (healthy {group.healthy} of {judged}, 95 % interval of the share: {low:.0%} to {high:.0%}; {ways})"
+            )
+    told = [f"Latents stay healthy in every seed of {_listed(names)}: {_how_surely(n)}." for n, names in always.items()]
+    told += [f"Latents collapse in every seed of {_listed(names)}: {_how_surely(n)}." for n, names in never.items()]
+    if mixed:
+        told.append(f"Seeds disagree in {_listed(mixed)}.")
+    if missing:
+        told.append(f"There is no verdict on {_listed(missing)}.")
+    return told
+
+
+def _how_surely(seeds: int) -> str:
+    low, high = clopper_pearson(seeds, seeds)
+    return f"{seeds} of {seeds} seeds (95 % interval of the share: {low:.0%} to {high:.0%})"
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def method_note(groups: list[Group], settings: ReportSettings) -> str:
+    """How the table of verdicts was made."""
+    seeds = sorted({r.seed for g in groups for r in g.results})
+    listed = ", ".join(map(str, seeds[:12])) + (", ..." if len(seeds) > 12 else "")
+    control = effective_control(groups, settings)
+    bounds = (
+        f"shrunk below a std of {settings.shrunk_std:g}, rank-collapsed below {settings.rank_bound:g} of the rank's bound, "
+        f"scale-runaway above a std of {settings.runaway_std:g}"
+    )
+    against = (
+        f"Verdicts compare a trial with {control!r} of the same seed: scale-runaway above {settings.runaway:g} x its std, shrunk below "
+        f"{settings.shrunk:g} x its std or {settings.capacity:g} x its capacity, rank-collapsed below {settings.rank:g} x its effective "
+        f"rank (tokens or images), in this order; the control itself is judged against fixed bounds ({bounds})."
+        if control
+        else f"The sweep has no control, so verdicts are judged against fixed bounds: {bounds}."
+    )
+    count = "1 seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
+    return (
+        f"Means over {count} ({listed}) with 95 % intervals (Student's t below 10 seeds, which knows no bounds of a quantity, so that the interval of "
+        "an accuracy may reach beyond 1; BCa bootstrap from 10 on); shares of healthy seeds with Clopper-Pearson intervals. "
+        f"Latent values are medians of the last {settings.probes} probes on held-out images. {against} "
+        "Collapsed at step: the first probe from which the verdict, made in the same way at every step, stays unhealthy; median over "
+        "collapsed seeds, below it first and last."
+    )
+
+
+def provenance_lines(results: list[Result], manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    """Code, versions, machines, data and settings behind the numbers; nothing for what no trial has told yet."""
+    described = [r.description for r in results if r.description]
+    origins = [d["provenance"] for d in described]
+    told = {
+        "commit": (
+            f"{o['git_commit'] or 'not from git'}{' with uncommitted changes' if o['git_dirty'] else ''}"
+            for o in origins
+        ),
+        "training code": (o["code"] for o in origins),
+        "training code that changed": (f"{r.variant} s{r.seed}: {r.code_changes}" for r in results if r.code_changes),
+        "device that changed": (f"{r.variant} s{r.seed}: {r.device_changes}" for r in results if r.device_changes),
+        "versions": (", ".join(f"{k} {v}" for k, v in o["versions"].items()) for o in origins),
+        "machines": (
+            f"{o['device']}: {o['machine']['processor']}, {o['machine']['system']}, Python {o['python']}"
+            for o in origins
+        ),
+        "data": (
+            f"{d['data']['name']}: {d['data']['train']} training and {d['data']['holdout']} held-out images, "
+            f"{d['data']['classes']} classes, sha256 {d['data']['fingerprint'][:16]}"
+            + (f", {d['data']['damaged']} damaged images left out" if d["data"].get("damaged") else "")
+            for d in described
+        ),
+        "latent": (_compression(d["fields"]["network"]) for d in described),
+    }
+    lines = [("sweep", f"{manifest['name']}, profile {manifest['profile'] or 'none'}")]
+    joined = [(name, "; ".join(sorted(set(values)))) for name, values in told.items()]
+    return lines + [(name, values) for name, values in joined if values]
+
+
+def _compression(network: dict[str, Any]) -> str:
+    numbers = (network["image_size"] // network["patch_size"]) ** 2 * network["latent_channels"]
+    return f"{numbers} numbers for {network['image_size'] ** 2} pixels a channel, size {network['size']}, {network['layout']}"

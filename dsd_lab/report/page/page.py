@@ -1,0 +1,123 @@
+"""The pages of a report: one self-contained HTML file and the same in Markdown."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from dsd_lab.report.tables.rendering import Table, markdown, markdown_text
+from dsd_lab.version import __version__
+
+_DOTS, _SCALE = 200, 114
+"""Dots an inch of the figures' bitmaps, and CSS pixels an inch."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure that was drawn."""
+
+    stem: str
+    """Its files are `figures/<stem>.svg` and `.png`."""
+    caption: str
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Pictures of one kind over training: a frame a step, a picture a row of the tables."""
+
+    name: str
+    caption: str
+    steps: list[int]
+    shots: list[list[tuple[str, str]]]
+    """By step, what each picture is of and its data address; empty where there is none at that step."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything that both pages show of a sweep, in reading order."""
+
+    key: str
+    """Of the sweep."""
+    title: str
+    why: str
+    notices: list[str]
+    answer: list[str]
+    method: str
+    tables: list[Table]
+    """The first stands with the first figure, before all other figures."""
+    figures: list[Drawn]
+    frames: list[Frames]
+    columns: list[tuple[str, str, str]]
+    """Label, metric and meaning of the first table's columns."""
+    variants: list[tuple[str, str]]
+    """Name and what its spec says of it."""
+    provenance: list[tuple[str, str]]
+
+
+def write_html(pages: list[Page], folder: Path) -> None:
+    """`report.html`: makes no external request, and everything that comes from a spec is escaped."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((Path(__file__).parent / "page.html").read_text())
+    several = len(pages) > 1
+    files = {p.key: {d.stem: _place(folder, p, several) / f"{d.stem}.png" for d in p.figures} for p in pages}
+    images = {key: {stem: (_inline(f), _width(f)) for stem, f in found.items()} for key, found in files.items()}
+    most = max((len(f.steps) for p in pages for f in p.frames), default=1)
+    shown = template.render(pages=pages, most=most, images=images, several=several, made=_now(), version=__version__)
+    (folder / "report.html").write_text(shown)
+
+
+def _place(folder: Path, page: Page, several: bool) -> Path:
+    """Where a page's figures are: each of several sweeps has a folder of its own."""
+    return folder / page.key / "figures" if several else folder / "figures"
+
+
+def write_markdown(pages: list[Page], folder: Path) -> None:
+    """`report.md`: figures by relative path."""
+    parts = [f"# {markdown_text(', '.join(p.title for p in pages))}"] if len(pages) > 1 else []
+    for page in pages:
+        parts += _md_parts(page, _place(Path(), page, len(pages) > 1).as_posix())
+    parts.append(f"Made {_now()} by dsd-lab {__version__}.")
+    (folder / "report.md").write_text("\n\n".join(filter(None, parts)) + "\n")
+
+
+def _md_parts(page: Page, place: str) -> list[str]:
+    lead = page.figures[:1]
+    parts = [f"# {markdown_text(page.title)}", markdown_text(page.why)]
+    parts += [f"> {markdown_text(n)}" for n in page.notices]
+    parts += [f"**{markdown_text(a)}**" for a in page.answer]
+    parts += [_md_figure(d, place) for d in lead]
+    for table in page.tables[:1]:
+        parts += [f"## {markdown_text(table.title)}", markdown(table), markdown_text(page.method)]
+    if page.figures[1:]:
+        parts += ["## Figures", *(_md_figure(d, place) for d in page.figures[1:])]
+    for table in page.tables[1:]:
+        parts += [f"## {markdown_text(table.title)}", markdown(table)]
+        parts += [markdown_text(table.note)] if table.note else []
+    return [*parts, "## Variants", _md_list(page.variants), "## Provenance", _md_list(page.provenance)]
+
+
+def _md_figure(drawn: Drawn, place: str) -> str:
+    caption = markdown_text(drawn.caption)
+    return f"![{caption}]({place}/{drawn.stem}.png)\n\n*{caption}*"
+
+
+def _md_list(pairs: list[tuple[str, str]]) -> str:
+    return "\n".join(f"- **{markdown_text(name)}**: {markdown_text(text)}" for name, text in pairs)
+
+
+def _inline(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _width(path: Path) -> int:
+    """CSS pixels at which a figure is shown: letters have the same size in all, and the widest fill the page."""
+    pixels = int.from_bytes(path.read_bytes()[16:20])
+    return round(pixels / _DOTS * _SCALE)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")

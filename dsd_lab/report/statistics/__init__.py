@@ -1,0 +1,1 @@
+"""Intervals, verdicts, comparisons and effects."""

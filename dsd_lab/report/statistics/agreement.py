@@ -1,0 +1,212 @@
+"""Theory against measurement: derivatives by the latents' scale, and rank gaps beside the ranks they should drive."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from dsd_lab.home.history import Floats
+from dsd_lab.report.groups import Group
+from dsd_lab.report.results import Result
+from dsd_lab.report.statistics.intervals import Estimate, estimate
+from dsd_lab.report.statistics.theory import has_closed_form, scale_gradient
+from dsd_lab.report.tables.rendering import Cell, Table, estimate_cell, shown
+from dsd_lab.specs.report import ReportSettings
+
+_RANK = "latent/effective_rank/token"
+_MOST_PROBES = 40
+"""Probes of a trial that are compared, spread over its training: a thousand trials take seconds."""
+_DEAD = 1e-3
+"""Directions whose std is below this part of the largest are of a subspace that the normaliser removes."""
+_FEWEST = 5
+"""Trials from which a rank correlation over them is given."""
+
+ASSUMED = (
+    "The closed forms assume a denoiser frozen at the posterior mean of independent Gaussian directions with the measured standard "
+    "deviations; a trained network is neither frozen nor that mean, and sees all tokens at once."
+)
+
+
+@dataclass(frozen=True)
+class ScaleRecord:
+    """A trial's derivatives of the diffusion loss by the scale of each principal direction, over training."""
+
+    steps: NDArray
+    """[S]; the first is before training."""
+    std: Floats
+    """[S, K], descending."""
+    measured: Floats
+    """[S, K]."""
+    predicted: Floats
+    """[S, K]."""
+
+    @property
+    def alive(self) -> NDArray:
+        """[S, K]: directions that the normaliser leaves."""
+        return self.std > _DEAD * self.std[:, :1]
+
+
+def scale_record(result: Result) -> ScaleRecord | None:
+    """What was measured beside what the closed forms say; None where either is missing."""
+    steps, measured = result.history.spectrum("spectrum/scale_gradient/token")
+    at, std = result.history.spectrum("spectrum/scale_std/token")
+    if not len(steps) or not np.array_equal(steps, at) or not result.description:
+        return None
+    if not has_closed_form(result.description["fields"]):
+        return None
+    kept = np.unique(np.linspace(0, len(steps) - 1, _MOST_PROBES).round().astype(int))
+    predicted = scale_gradient(result.description["fields"], std[kept])
+    return ScaleRecord(steps[kept], std[kept], measured[kept], predicted)
+
+
+def sign_agreement(record: ScaleRecord) -> float | None:
+    """Share of live directions at probes after the first whose measured sign is the predicted one; None without any."""
+    compared = record.alive[1:] & (record.predicted[1:] != 0)
+    if not compared.any():
+        return None
+    same = np.sign(record.measured[1:]) == np.sign(record.predicted[1:])
+    return float(same[compared].mean())
+
+
+def gap_record(result: Result) -> tuple[Floats, Floats] | None:
+    """Rank gap at every probe after the first but the last, mean over bins of t, and the change of effective rank to the next probe.
+
+    The first probe is before training, where a prediction has no meaning yet. None with fewer than three probes.
+    """
+    names = [name for name in result.metrics if name.startswith("rank_gap/t")]
+    series = [result.history.series(name) for name in names]
+    steps, rank = result.history.series(_RANK)
+    if len(steps) < 3 or not series or not all(np.array_equal(steps, s) for s, _ in series):
+        return None
+    gap = np.mean([values for _, values in series], axis=0)
+    return gap[1:-1], np.diff(rank)[1:]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One trial's numbers of the table."""
+
+    predicted: float | None
+    measured: float | None
+    """Means over directions; medians of the last probes."""
+    before: float | None
+    """Measured for the scale of the encoder's output."""
+    signs: float | None
+    scale_change: float | None
+    """log10 of the std at the end over that after the first probe interval."""
+    gap: float | None
+    rank_change: float | None
+    gap_signs: float | None
+    """Share of the intervals between probes in which the rank moved as the gap's sign says."""
+
+
+def agreement_of(result: Result, settings: ReportSettings) -> Agreement:
+    """What the theory says of a trial beside what happened in it."""
+    record, gaps, last = scale_record(result), gap_record(result), settings.probes
+    predicted = measured = signs = None
+    if record is not None:
+        predicted = _median(record.predicted.mean(1)[-last:])
+        measured = _median(record.measured.mean(1)[-last:])
+        signs = sign_agreement(record)
+    elif (
+        has_closed_form(result.description["fields"])
+        and result.description["fields"]["objective"]["noised"] == "detached"
+    ):
+        predicted = 0.0 if result.description["fields"]["objective"]["target"] != "live" else None
+    gap_signs = gap = None
+    if gaps is not None:
+        gap = float(gaps[0].mean())
+        gap_signs = float((np.sign(gaps[0]) == np.sign(gaps[1])).mean())
+    std = _change(result, "latent/variance", last, np.log10)
+    before = result.last_probes("theory/scale_gradient/token/pre", last)
+    rank = _change(result, _RANK, last, np.asarray)
+    return Agreement(predicted, measured, before, signs, None if std is None else std / 2, gap, rank, gap_signs)
+
+
+def _median(values: Floats) -> float | None:
+    middle = float(np.median(values))
+    return middle if math.isfinite(middle) else None
+
+
+def _change(result: Result, name: str, last: int, transform) -> float | None:  # type: ignore[no-untyped-def]
+    """Median of the last probes minus the second probe, of a metric that is positive."""
+    _, values = result.history.series(name)
+    if len(values) < 3 or not np.all(values > 0):
+        return None
+    return float(transform(np.median(values[-last:])) - transform(values[1]))
+
+
+_COLUMNS: tuple[tuple[str, str, int, bool], ...] = (
+    ("predicted", "d loss / d scale: closed form", 3, True),
+    ("measured", "d loss / d scale: measured", 3, True),
+    ("signs", "signs agree", 0, False),
+    ("before", "measured before the normaliser", 3, True),
+    ("scale_change", "log10 std, change", 2, True),
+    ("gap", "rank gap, mean over training", 2, True),
+    ("rank_change", "effective rank, tokens, change", 2, True),
+    ("gap_signs", "rank moved with the gap", 0, False),
+)
+"""Field of `Agreement`, label, digits, signed; shares are shown in per cent."""
+
+
+def theory_table(groups: list[Group], settings: ReportSettings, looks: dict[str, str]) -> Table | None:
+    """One row a group with a diffusion loss; None where no trial has measured what the closed forms are about."""
+    rows, numbers, dots = [], [], []
+    trials: list[Agreement] = []
+    for group in groups:
+        diffused = [r for r in group.described if r.description["fields"]["objective"]["diffusion_weight"] > 0]
+        found = {r.seed: agreement_of(r, settings) for r in diffused}
+        if not found:
+            continue
+        trials += found.values()
+        present = {name: _present(found, name) for name, *_ in _COLUMNS}
+        estimates = {name: estimate(list(values.values()), values) for name, values in present.items()}
+        rows.append([Cell(group.name), *(_cell(estimates[name], d, s, p) for name, d, s, p in _formats())])
+        numbers += [
+            {"variant": group.variant, **group.point, "quantity": name, **vars(value)}
+            for name, value in estimates.items()
+            if value is not None
+        ]
+        dots.append(looks[group.variant])
+    if not any(t.measured is not None for t in trials):
+        return None
+    header = ["variant", *(label for _, label, _, _ in _COLUMNS)]
+    frame = pd.DataFrame(numbers)
+    return Table("theory", "Theory against measurement", header, rows, frame, _note(trials, settings), dots)
+
+
+def _formats() -> list[tuple[str, int, bool, bool]]:
+    return [(name, digits, signed, digits == 0) for name, _, digits, signed in _COLUMNS]
+
+
+def _present(found: dict[int, Agreement], name: str) -> dict[int, float]:
+    return {seed: value for seed, a in found.items() if (value := getattr(a, name)) is not None}
+
+
+def _cell(value: Estimate | None, digits: int, signed: bool, share: bool) -> Cell:
+    if value is None or not share:
+        return estimate_cell(value, digits, signed)
+    return Cell(f"{shown(100 * value.mean, 0)} %")
+
+
+def _note(trials: list[Agreement], settings: ReportSettings) -> str:
+    """What the columns are, and where theory and measurement agree, made from the numbers."""
+    both = [(t.predicted, t.measured) for t in trials if t.predicted and t.measured is not None]
+    same = sum(np.sign(p) == np.sign(m) for p, m in both)
+    told = (
+        f"The sign of the mean derivative agrees in {same} of {len(both)} trials. "
+        "Derivatives are of the unweighted diffusion loss a direction with respect to a factor on the noised latents' principal "
+        f"directions, mean over directions, median of the last {settings.probes} probes; positive: gradient descent shrinks them. {ASSUMED} "
+        "Signs agree: share of directions and probes after the first. Before the normaliser: a factor on the encoder's output. "
+        "Changes are from the second probe to the end. Rank moved with the gap: share of the intervals between probes in which the "
+        "effective rank rose where the gap (target minus prediction) was positive and fell where it was negative."
+    )
+    pairs = [(t.gap, t.rank_change) for t in trials if t.gap is not None and t.rank_change is not None]
+    if len(pairs) >= _FEWEST and all(np.ptp(c) > 0 for c in np.transpose(pairs)):
+        correlation = float(pd.DataFrame(pairs).corr("spearman").iloc[0, 1])
+        told += f" Over {len(pairs)} trials, Spearman's correlation of mean rank gap and change of rank is {correlation:+.2f}."
+    return told

@@ -1,0 +1,144 @@
+"""Variants compared with a reference variant, paired by seed: difference, interval, effect size, permutation test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from dsd_lab.report.groups import LOG_STD, Column, Group, points_of, reference_of, short_labels, value_of
+from dsd_lab.report.statistics.intervals import TEST_FROM, Paired, compare_paired, holm, seeds_needed, smallest_p
+from dsd_lab.report.tables.rendering import Cell, Table, estimate_cell, shown
+from dsd_lab.specs.report import ReportSettings
+
+_SHOWN_EVALUATIONS = ("fid/", "label_accuracy/")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A group against the reference at the same grid point, in one quantity."""
+
+    group: Group
+    reference: Group
+    column: Column
+    paired: Paired
+    adjusted_p: float | None
+    """Holm over all comparisons of the quantity; None where the seeds are too few for it to reach 0.05."""
+
+
+def paired_differences(group: Group, reference: Group, column: Column, settings: ReportSettings) -> dict[int, float]:
+    """Group minus reference by seed, over the seeds that both have."""
+    there = {
+        r.seed: v for r in reference.finished if (v := value_of(r, column.name, settings)) is not None
+    }  # a seed names the same data order and initial weights in every variant
+    return {
+        r.seed: v - there[r.seed]
+        for r in group.finished
+        if r.seed in there and (v := value_of(r, column.name, settings)) is not None
+    }
+
+
+def compare(groups: list[Group], columns: list[Column], settings: ReportSettings) -> list[Comparison]:
+    """Every group against the reference of its grid point, quantity by quantity; std as its logarithm."""
+    reference = reference_of(groups, settings)
+    compared = [LOG_STD if c.name == "latent/std" else c for c in columns]
+    found = []
+    for column in compared:
+        family: list[tuple[Group, Group, Paired]] = []
+        for members in points_of(groups).values():
+            against = next((g for g in members if g.variant == reference), None)
+            for group in members:
+                if against is None or group is against:
+                    continue
+                differences = paired_differences(group, against, column, settings)
+                paired = compare_paired(list(differences.values()), differences)
+                if paired is not None:
+                    family.append((group, against, paired))
+        tested = [p.p for _, _, p in family if p.p is not None]
+        adjusted = iter(holm(tested))
+        enough = seeds_needed(len(tested)) if tested else 0
+        for group, against, paired in family:
+            own = next(adjusted) if paired.p is not None else None
+            found.append(Comparison(group, against, column, paired, own if paired.difference.n >= enough else None))
+    return found
+
+
+def conclusions(comparisons: list[Comparison]) -> str:
+    """What the number of seeds lets one conclude, in words."""
+    if not comparisons:
+        return ""
+    seeds = max(c.paired.difference.n for c in comparisons)
+    family = sum(c.column == comparisons[0].column for c in comparisons)
+    if seeds == 1:
+        return "One seed gives differences but no interval and no test: nothing can be said about other seeds."
+    compared = "the 1 comparison" if family == 1 else f"the {family} comparisons"
+    limit = f"The smallest p that a two-sided sign-flip test over {seeds} seeds can give is {smallest_p(seeds):.2g}"
+    if seeds < TEST_FROM:
+        return (
+            f"{limit}, so no p-values are given: they could not fall below 0.05 however large the differences are. "
+            f"What {seeds} seeds give are intervals, which take the differences to be normal over seeds; an interval that "
+            f"holds 0 does not show that there is no difference. p-values come from {TEST_FROM} seeds on."
+        )
+    if seeds < seeds_needed(family):
+        return (
+            f"{limit}; Holm's correction over {compared} of a quantity would raise it to "
+            f"{min(1.0, smallest_p(seeds) * family):.2g}, so no single difference can be called significant at 5 % among them, "
+            f"and p is given uncorrected. That takes {seeds_needed(family)} seeds."
+        )
+    return f"{limit}. p is from that test; in brackets after Holm's correction over {compared} of a quantity."
+
+
+def comparison_table(comparisons: list[Comparison], looks: dict[str, str]) -> Table | None:
+    """One row a group, one column a quantity; None where nothing can be compared."""
+    if not comparisons:
+        return None
+    columns = list(dict.fromkeys(c.column for c in comparisons))
+    visible = [c for c in columns if c.is_latent or c.name.startswith(_SHOWN_EVALUATIONS)]
+    labels = short_labels(visible)
+    by_row: dict[str, dict[str, Comparison]] = {}
+    for comparison in comparisons:
+        by_row.setdefault(comparison.group.name, {})[comparison.column.name] = comparison
+    rows = []
+    for name, found in by_row.items():
+        seeds = str(max(c.paired.difference.n for c in found.values()))
+        rows.append([Cell(name), Cell(seeds), *(_cell(found.get(c.name)) for c in visible)])
+    dots = [looks[next(iter(found.values())).group.variant] for found in by_row.values()]
+    frame = pd.DataFrame([comparison_row(c) for c in comparisons])
+    reference = comparisons[0].reference.variant
+    note = (
+        "Differences are taken seed by seed, with 95 % intervals of their mean; a difference of 1 in log10 std is a factor of 10. "
+        "d is the mean difference over the standard deviation of the differences, with Hedges' correction. "
+    )
+    title = f"Every variant minus {reference}, paired by seed"
+    return Table(
+        "comparisons", title, ["variant", "seeds", *labels.values()], rows, frame, note + conclusions(comparisons), dots
+    )
+
+
+def _cell(comparison: Comparison | None) -> Cell:
+    if comparison is None:
+        return Cell("-")
+    paired, more = comparison.paired, []
+    if paired.effect is not None:
+        more.append(f"d {shown(paired.effect, 1, signed=True)}")
+    if paired.p is not None:
+        holm_p = "" if comparison.adjusted_p is None else f" ({comparison.adjusted_p:.2g})"
+        more.append(f"p {paired.p:.2g}{holm_p}")
+    return estimate_cell(paired.difference, comparison.column.digits, signed=True, more="; ".join(more))
+
+
+def comparison_row(comparison: Comparison) -> dict[str, Any]:
+    """The numbers of a comparison, for CSV and JSON."""
+    paired = comparison.paired
+    return {
+        "variant": comparison.group.variant,
+        **comparison.group.point,
+        "reference": comparison.reference.variant,
+        "metric": comparison.column.name,
+        **vars(paired.difference),
+        "d_z": paired.effect,
+        "p": paired.p,
+        "p_holm": comparison.adjusted_p,
+        "smallest_p": paired.smallest_p,
+    }

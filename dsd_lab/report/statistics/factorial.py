@@ -1,0 +1,227 @@
+"""Effects of DSD's changes where a sweep holds the nested design target {live, stop-gradient, EMA} x output {velocity, clean}.
+
+The cells are found by the fields of the trials, not by the variants' names. An EMA target carries no
+gradient by nature, so EMA comes after the stop-gradient: three levels of one factor, not a third one.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+import pandas as pd
+
+from dsd_lab.report.groups import EFFECT_COLUMNS, Column, Group, points_of, value_of
+from dsd_lab.report.statistics.intervals import Estimate, estimate
+from dsd_lab.report.tables.rendering import Cell, Table, estimate_cell
+from dsd_lab.specs.identity import TRAINING_SECTIONS
+from dsd_lab.specs.report import ReportSettings
+
+Place = tuple[str, str]
+"""Target and network output."""
+NAIVE, STOPPED, CLEAN, BOTH, FULL = (
+    ("live", "velocity"),
+    ("stop_gradient", "velocity"),
+    ("live", "clean"),
+    ("stop_gradient", "clean"),
+    ("ema", "clean"),
+)
+STEPS = ("stop-gradient", "clean prediction", "EMA target")
+_EFFECTS: tuple[tuple[str, dict[Place, int]], ...] = (
+    ("stop-gradient alone", {STOPPED: 1, NAIVE: -1}),
+    ("clean prediction alone", {CLEAN: 1, NAIVE: -1}),
+    ("both together", {BOTH: 1, NAIVE: -1}),
+    ("interaction: together beyond the sum", {BOTH: 1, STOPPED: -1, CLEAN: -1, NAIVE: 1}),
+    ("EMA target on top of both", {FULL: 1, BOTH: -1}),
+    ("all three: naive to DSD", {FULL: 1, NAIVE: -1}),
+)
+_AGAINST = 0.05
+"""Share by which a step may work against the recovery and still count as part of it."""
+_DEPENDENT = ("target", "target_decay", "output", "loss_space", "weighting", "clamp")
+"""Objective fields that may differ between the cells of a design: the factors and what has a meaning in some cells only."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """An effect in one quantity, from differences within seeds."""
+
+    point: dict[str, Any]
+    name: str
+    column: Column
+    estimate: Estimate
+    share: float | None = None
+    """Of Shapley values: the part of the whole recovery; None where its interval holds 0 or a step works against it."""
+
+
+def designs_of(groups: list[Group]) -> list[dict[Place, Group]]:
+    """The cells of every grid point that has at least the 2 x 2 of live / stop-gradient and velocity / clean.
+
+    Trials of one design agree in all other fields. Where two variants fill the same cell, the first counts.
+    """
+    found = []
+    for members in points_of(groups).values():
+        designs: dict[str, dict[Place, Group]] = {}
+        for group in members:
+            fields = next((r.description["fields"] for r in group.results if r.description), None)
+            if fields is None or fields["objective"]["noised"] != "live" or not fields["objective"]["diffusion_weight"]:
+                continue
+            objective = fields["objective"]
+            same = {k: v for k, v in objective.items() if k not in _DEPENDENT}
+            trained = {k: fields.get(k) for k in TRAINING_SECTIONS if k != "objective"}
+            place = (objective["target"], objective["output"])
+            designs.setdefault(json.dumps([same, trained], sort_keys=True), {}).setdefault(place, group)
+        found += [d for d in designs.values() if {NAIVE, STOPPED, CLEAN, BOTH} <= d.keys()][:1]
+    return found
+
+
+def effects_of(design: dict[Place, Group], settings: ReportSettings) -> list[Effect]:
+    """Every effect that the design's cells allow, in every quantity."""
+    point, found = design[NAIVE].point, []
+    for column in EFFECT_COLUMNS:
+        values = {place: _by_seed(group, column, settings) for place, group in design.items()}
+        for name, signs in _EFFECTS:
+            if signs.keys() <= design.keys():
+                seeds = sorted(set.intersection(*(set(values[p]) for p in signs)))
+                total = estimate([sum(sign * values[p][s] for p, sign in signs.items()) for s in seeds], seeds)
+                if total is not None:
+                    found.append(Effect(point, name, column, total))
+        found += _shapley(point, column, values)
+    return found
+
+
+def _by_seed(group: Group, column: Column, settings: ReportSettings) -> dict[int, float]:
+    return {r.seed: v for r in group.finished if (v := value_of(r, column.name, settings)) is not None}
+
+
+def orders_of(places: set[Place]) -> list[tuple[str, ...]]:
+    """The orders of the three steps from naive to DSD whose every stage is a cell that was trained."""
+    return [order for order in permutations(STEPS) if _path(order) is not None and set(_path(order) or ()) <= places]
+
+
+def _path(order: tuple[str, ...]) -> list[Place] | None:
+    """The cells that an order goes through; None where EMA would come before the stop-gradient."""
+    target, output, path = "live", "velocity", [NAIVE]
+    for step in order:
+        if step == "EMA target" and target == "live":
+            return None
+        target = {"stop-gradient": "stop_gradient", "EMA target": "ema"}.get(step, target)
+        output = "clean" if step == "clean prediction" else output
+        path.append((target, output))
+    return path
+
+
+def _shapley(point: dict[str, Any], column: Column, values: dict[Place, dict[int, float]]) -> list[Effect]:
+    """Each step's contribution to the recovery from naive to DSD, averaged over the possible orders."""
+    orders = orders_of(set(values))
+    if not orders:
+        return []
+    paths = {order: _path(order) or [] for order in orders}
+    seeds = sorted(set.intersection(*(set(values[p]) for path in paths.values() for p in path)))
+    whole = estimate([values[FULL][s] - values[NAIVE][s] for s in seeds], seeds)
+    if whole is None:
+        return []
+    certain = whole.ci_low is not None and whole.ci_high is not None and whole.ci_low * whole.ci_high > 0
+    parts = {step: _gain(step, paths, values, seeds) for step in STEPS}
+    shares = {step: part.mean / whole.mean for step, part in parts.items() if part is not None and certain}
+    if not all(-_AGAINST <= share <= 1 + _AGAINST for share in shares.values()):
+        shares = {}
+    return [
+        Effect(point, f"Shapley value of {step}", column, part, shares.get(step))
+        for step, part in parts.items()
+        if part is not None
+    ]
+
+
+def _gain(
+    step: str, paths: dict[tuple[str, ...], list[Place]], values: dict[Place, dict[int, float]], seeds: list[int]
+) -> Estimate | None:
+    """What a step adds where it comes, averaged over the orders, seed by seed."""
+    gains = []
+    for seed in seeds:
+        steps = [
+            values[path[order.index(step) + 1]][seed] - values[path[order.index(step)]][seed]
+            for order, path in paths.items()
+        ]
+        gains.append(sum(steps) / len(steps))
+    return estimate(gains, seeds)
+
+
+def effect_table(groups: list[Group], settings: ReportSettings) -> Table | None:
+    """Effects by grid point; None where no grid point holds the design."""
+    designs = designs_of(groups)
+    several = len(designs) > 1
+    effects: list[Effect] = []
+    by_row: dict[tuple[str, str], dict[str, Effect]] = {}
+    for design in designs:
+        for effect in effects_of(design, settings):
+            effects.append(effect)
+            where = design[NAIVE].point_name if several else ""
+            by_row.setdefault((where, effect.name), {})[effect.column.name] = effect
+    if not effects:
+        return None
+    rows = []
+    for (where, name), found in by_row.items():
+        seeds = str(max(e.estimate.n for e in found.values()))
+        cells = [_cell(found.get(c.name), c.digits) for c in EFFECT_COLUMNS]
+        rows.append([*([Cell(where)] if several else []), Cell(name), Cell(seeds), *cells])
+    header = [*(["at"] if several else []), "effect", "seeds", *(c.label for c in EFFECT_COLUMNS)]
+    names = ", ".join(
+        f"{g.variant} = {_words(p)}" for p, g in designs[0].items() if p in (NAIVE, STOPPED, CLEAN, BOTH, FULL)
+    )
+    orders = orders_of(set(designs[0]))
+    note = (
+        f"Differences within seeds, with 95 % intervals of their mean. Cells: {names}. "
+        "Interaction: what both do together beyond the sum of what each does alone. "
+    )
+    if orders:
+        note += (
+            f"Shapley value: a step's gain averaged over the {len(orders)} orders of the three steps whose every stage was trained "
+            f"({'; '.join(', '.join(order) for order in orders)}); EMA cannot come before the stop-gradient. "
+            "Its share is of the recovery from naive to DSD, and is given where the interval of that recovery does not hold 0 and no step works against it."
+        )
+    frame = pd.DataFrame([effect_row(e) for e in effects])
+    return Table("effects", "What each change does, alone and together", header, rows, frame, note)
+
+
+def _cell(effect: Effect | None, digits: int) -> Cell:
+    if effect is None:
+        return Cell("-")
+    share = "" if effect.share is None else f"{effect.share:.0%} of the recovery"
+    return estimate_cell(effect.estimate, digits, signed=True, more=share)
+
+
+def _words(place: Place) -> str:
+    target = {"live": "live target", "stop_gradient": "stop-gradient", "ema": "EMA target"}[place[0]]
+    return f"{target}, {place[1]}"
+
+
+def effect_row(effect: Effect) -> dict[str, Any]:
+    """The numbers of an effect, for CSV and JSON."""
+    return {
+        **effect.point,
+        "effect": effect.name,
+        "metric": effect.column.name,
+        **vars(effect.estimate),
+        "share": effect.share,
+    }
+
+
+def effects_sentence(table: Table | None) -> str:
+    """The effects on capacity in one sentence; empty where there is no design or several."""
+    if table is None or "at" in table.header:
+        return ""
+    at = table.header.index(EFFECT_COLUMNS[0].label)
+    gains = {row[0].text: row[at].text for row in table.rows}
+    told = [
+        text.format(gains[name])
+        for name, text in (
+            ("stop-gradient alone", "stop-gradient alone {}"),
+            ("clean prediction alone", "clean prediction alone {}"),
+            ("both together", "both together {} against naive training"),
+            ("EMA target on top of both", "an EMA target on top of both {}"),
+        )
+        if gains.get(name, "-") != "-"
+    ]
+    return f"Capacity, in bits a token: {', '.join(told)}." if told else ""

@@ -1,0 +1,138 @@
+"""Every variant at its own best value of one axis, chosen without looking at the seed that is reported.
+
+A sweep over learning rates that reports the best row would reward variants for luck. Here a seed's
+value is that of the axis value which the *other* seeds rank best (leave-one-out selection), so that
+the seed that is reported had no say in the choice.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dsd_lab.report.results import Result, point_name
+from dsd_lab.report.statistics.intervals import Estimate, estimate
+from dsd_lab.report.tables.rendering import Cell, Table, estimate_cell
+from dsd_lab.specs.report import ReportSettings, Tuning
+
+_FALLBACK = "train/reconstruction"
+"""What is compared where a variant has no samples to judge: the last record of its reconstruction loss."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A variant (at one point of the other axes) on the tuned axis."""
+
+    variant: str
+    point: dict[str, Any]
+    metric: str
+    by_value: dict[Any, Estimate | None]
+    """The metric at every value of the axis, over seeds."""
+    chosen: dict[int, Any]
+    """The value chosen for every seed."""
+    left_out: bool
+    """Whether the choice for a seed was made by the others; with one seed it cannot be."""
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether a choice lies at an end of the axis, beyond which it might be better still."""
+        values = list(self.by_value)
+        return len(values) > 2 and any(v in (values[0], values[-1]) for v in self.chosen.values())
+
+
+def tuned_results(results: list[Result], settings: ReportSettings) -> tuple[list[Result], list[Tuned]]:
+    """`tune` where the spec asks for it and the results have the axis; else the results as they are."""
+    if settings.tuned is None or not all(settings.tuned.axis in r.point for r in results):
+        return results, []
+    return tune(results, settings.tuned)
+
+
+def tune(results: list[Result], settings: Tuning) -> tuple[list[Result], list[Tuned]]:
+    """The results at the chosen values, the axis taken out of their points, and how they were chosen.
+
+    A trial that diverged or has no figure ranks last; where no value has a figure, the first is taken.
+    """
+    families: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        rest = {k: v for k, v in result.point.items() if k != settings.axis}
+        families.setdefault((result.variant, repr(rest)), []).append(result)
+    kept, tuned = [], []
+    for (variant, _), members in families.items():
+        rest = {k: v for k, v in members[0].point.items() if k != settings.axis}
+        values = list(dict.fromkeys(r.point[settings.axis] for r in members))
+        seeds = list(dict.fromkeys(r.seed for r in members))
+        metric = _metric(members, settings)
+        sign = -1 if settings.higher_is_better and metric != _FALLBACK else 1
+        figures = {(r.point[settings.axis], r.seed): f for r in members if (f := _figure(r, metric)) is not None}
+        chosen = {seed: _best(figures, sign, values, [s for s in seeds if s != seed] or seeds) for seed in seeds}
+        kept += [replace(r, point=rest) for r in members if r.point[settings.axis] == chosen[r.seed]]
+        by_value = {}
+        for value in values:
+            known = [s for s in seeds if (value, s) in figures]
+            by_value[value] = estimate([figures[value, s] for s in known], known)
+        tuned.append(Tuned(variant, rest, metric, by_value, chosen, len(seeds) > 1))
+    return kept, tuned
+
+
+def _metric(members: list[Result], settings: Tuning) -> str:
+    names = sorted({n for r in members for n in r.metrics if n.startswith(f"{settings.by}/")})
+    return names[0] if names else _FALLBACK
+
+
+def _figure(result: Result, metric: str) -> float | None:
+    value = result.metrics.get(metric, math.nan) if result.finished else math.nan
+    return value if math.isfinite(value) else None
+
+
+def _best(figures: dict[tuple[Any, int], float], sign: int, values: list[Any], seeds: list[int]) -> Any:
+    """The value with the lowest mean of sign * figure over these seeds; one missing figure ranks it last."""
+    return min(values, key=lambda v: float(np.mean([sign * figures.get((v, s), sign * math.inf) for s in seeds])))
+
+
+def tuning_table(tuned: list[Tuned], settings: Tuning) -> Table | None:
+    """One row a variant: the metric at every value of the axis, and what was chosen; None where nothing was tuned."""
+    if not tuned:
+        return None
+    values = list(dict.fromkeys(v for t in tuned for v in t.by_value))
+    rows = []
+    for t in tuned:
+        choice = ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in dict.fromkeys(t.chosen.values()))
+        edge = "an end of the grid" if t.at_edge else ""
+        name = ", ".join(filter(None, [t.variant, point_name(t.point)]))
+        cells = [estimate_cell(t.by_value.get(v), 4 if t.metric == _FALLBACK else 2) for v in values]
+        rows.append(
+            [
+                Cell(name),
+                Cell("reconstruction" if t.metric == _FALLBACK else t.metric.partition("/")[0]),
+                *cells,
+                Cell(choice, edge),
+            ]
+        )
+    frame = pd.DataFrame(
+        {
+            "variant": t.variant,
+            **t.point,
+            "metric": t.metric,
+            settings.axis: value,
+            **(vars(found) if found else {}),
+            "chosen_for_seeds": " ".join(str(s) for s, v in t.chosen.items() if v == value),
+        }
+        for t in tuned
+        for value, found in t.by_value.items()
+    )
+    axis = settings.axis.rsplit(".", 1)[-1]
+    how = (
+        "A seed is reported at the value that the other seeds rank best, so that it had no say in the choice. "
+        if all(t.left_out for t in tuned)
+        else "With one seed the value is chosen and reported on the same trial, which flatters every variant. "
+    )
+    note = (
+        f"{how}All other tables and figures show every variant so chosen; trials that were not chosen are counted in the cost. "
+        "A choice at an end of the grid says that the grid may have been too narrow."
+    )
+    header = ["variant", "chosen by", *(f"{axis}={v:g}" if isinstance(v, float) else f"{axis}={v}" for v in values)]
+    return Table("tuning", f"Each variant's own best {axis}", [*header, "chosen"], rows, frame, note)

@@ -1,0 +1,1 @@
+"""Running trials: one in this process, or many through Ray."""

@@ -1,0 +1,112 @@
+"""Opening the images of trials: loaded once a process, and held against what trials of their home were trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dsd_lab.home.data_facts import (
+    Images,
+    Trained,
+    declared_of,
+    images_of,
+    known_images,
+    list_files,
+    place_of,
+    refuse_other,
+    remember_facts,
+    remember_images,
+    trained_images,
+)
+from dsd_lab.home.home import Home, TrialFolder
+from dsd_lab.specs.sweep import PlannedTrial
+from dsd_lab.specs.trial import Data, Trial
+
+if TYPE_CHECKING:
+    from dsd_lab.core.data import DataSet
+
+
+@dataclass
+class DataShelf:
+    """Data sets that a process has loaded; trials of one data set share it."""
+
+    sets: dict[str, DataSet] = field(default_factory=dict)
+    _agreed: set[str] = field(default_factory=set)
+    """Declared data sets that were held against the other trials of the home: once a process, since it keeps its images."""
+
+    def get(self, trial: PlannedTrial, home: Home) -> DataSet:
+        """The images of a trial, whatever others were trained on."""
+        return self.load(trial.fields.data, home)
+
+    def load(self, data: Data, home: Home) -> DataSet:
+        """A data set, which is remembered with what its files are."""
+        key = data.model_dump_json()
+        if key not in self.sets:
+            from dsd_lab.core.data import load_data  # imports torch
+
+            before = list_files(data)
+            made = self.sets[key] = load_data(data, home.cache / "data")
+            remember_facts(home, data, made.facts)
+            remember_images(home, data, before, made.fingerprint, made.facts)
+        return self.sets[key]
+
+    def for_training(self, trial: PlannedTrial, home: Home) -> DataSet:
+        """The images of a trial that is to be trained.
+
+        Raises:
+            BadInput: a trial of the same declared data set was trained on others.
+        """
+        made, declared, folder = self.get(trial, home), declared_of(trial.fields), home.trial(trial.id)
+        here = _images(trial.fields.data, made)
+        if any(folder.checkpoints.glob("step-*")):
+            refuse_other(trial.fields, here, _own(folder))
+        if declared not in self._agreed:
+            refuse_other(trial.fields, here, [t for t in trained_images(home).get(declared, []) if t.trial != trial.id])
+            self._agreed.add(declared)
+        return made
+
+    def of_trial(self, folder: TrialFolder, fields: Trial, home: Home) -> DataSet:
+        """The images that a trial was trained on.
+
+        Raises:
+            BadInput: the images at hand are others.
+        """
+        made = self.load(fields.data, home)
+        refuse_other(fields, _images(fields.data, made), _own(folder))
+        return made
+
+    def images(self, data: Data, home: Home) -> Images:
+        """What the images at hand are; they are decoded only where their files are not known."""
+        known = None if data.model_dump_json() in self.sets else known_images(home, data, reads=True)
+        return known or _images(data, self.load(data, home))
+
+
+def refuse_other_images(home: Home, trials: Iterable[PlannedTrial], shelf: DataShelf) -> None:
+    """Nothing is trained, taken for done or put into one table across two sets of images.
+
+    Where no trial of a declared data set is there to compare with, its images are not looked at.
+
+    Raises:
+        BadInput: a trial of this home, or of the plan itself, has the same declared data set and other images.
+    """
+    fields = {trial.fields.data.model_dump_json(exclude={"memory", "workers"}): trial.fields for trial in trials}
+    declared: dict[str, list[Trial]] = {}
+    for entry in fields.values():
+        declared.setdefault(declared_of(entry), []).append(entry)
+    trained = trained_images(home)
+    for key, entries in declared.items():
+        others = list(trained.get(key, []))
+        for entry in entries if others or len(entries) > 1 else []:
+            here = shelf.images(entry.data, home)
+            refuse_other(entry, here, others)
+            others.append(Trained("this spec", here))
+
+
+def _own(folder: TrialFolder) -> list[Trained]:
+    described = folder.description()
+    return [] if described is None else [Trained(folder.id, images_of(described))]
+
+
+def _images(data: Data, made: DataSet) -> Images:
+    return Images(made.fingerprint, place_of(data), len(made.train), len(made.holdout), made.class_names)

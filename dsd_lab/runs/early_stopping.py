@@ -1,0 +1,117 @@
+"""A forecast of collapse from the first steps of a trial."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsd_lab.home.history import History
+from dsd_lab.home.spool import read_spool
+
+WINDOW = 0.05
+"""Share of a trial's steps that a forecast sees."""
+
+
+FORMAT = 1
+
+
+Fields = Mapping[str, Mapping[str, Any]]
+
+
+def _last(history: History, name: str, until: int) -> float | None:
+    steps, values = history.series(name)
+    seen = values[steps <= until]
+    return float(seen[-1]) if len(seen) and math.isfinite(seen[-1]) else None
+
+
+def _log_std(history: History, fields: Fields, until: int) -> float | None:
+    variance = _last(history, "latent/variance", until)
+    return 0.5 * math.log10(variance) if variance else None
+
+
+def _scale_gradient(history: History, fields: Fields, until: int) -> float | None:
+    """asinh of the measured derivative; where the loss does not reach the latents it is not measured, and 0."""
+    if fields["objective"]["noised"] == "detached" and fields["objective"]["target"] != "live":
+        return 0.0
+    value = _last(history, "theory/scale_gradient/token", until)
+    return None if value is None else math.asinh(10 * value)
+
+
+def _rank_gap(history: History, fields: Fields, until: int) -> float | None:
+    bins = [_last(history, f"rank_gap/t{b}", until) for b in range(int(fields["probe"]["t_bins"]))]
+    known = [value for value in bins if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _log_loss(history: History, fields: Fields, until: int) -> float | None:
+    loss = _last(history, "train/diffusion", until)
+    return math.log10(loss) if loss else None
+
+
+FEATURES: dict[str, Callable[[History, Fields, int], float | None]] = {
+    "log10 latent std": _log_std,
+    "derivative of the diffusion loss by the latents' scale": _scale_gradient,
+    "rank gap": _rank_gap,
+    "log10 diffusion loss": _log_loss,
+}
+
+
+def seen_steps(steps: int) -> int:
+    """Steps of a trial of so many that a forecast sees."""
+    return int(WINDOW * steps)
+
+
+def features(history: History, fields: Fields) -> list[float] | None:
+    """The numbers of `FEATURES` over the first `WINDOW` of a trial; None where one of them was not recorded."""
+    until = seen_steps(fields["training"]["steps"])
+    found = [feature(history, fields, until) for feature in FEATURES.values()]
+    return None if any(v is None for v in found) else [float(v) for v in found if v is not None]
+
+
+def early_history(spool: Path, until: int) -> History:
+    """The metrics of a spool up to a step, while the trial may still be writing it."""
+    rows = [
+        (entry["step"], name, value)
+        for entry in read_spool(spool)
+        if entry["step"] <= until
+        for name, value in entry.get("metrics", {}).items()
+    ]
+    if not rows:
+        return History.empty()
+    steps, names, values = zip(*rows, strict=True)
+    return History(np.array(steps), np.array(names, dtype=object), np.full(len(rows), -1), np.array(values))
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A logistic regression on standardised features."""
+
+    features: list[str]
+    mean: list[float]
+    scale: list[float]
+    weights: list[float]
+    intercept: float
+
+    def chance(self, seen: list[float]) -> float:
+        """Chance of collapse, 0 to 1."""
+        x = (np.asarray(seen) - self.mean) / self.scale
+        return float(1 / (1 + math.exp(-np.clip(x @ np.asarray(self.weights) + self.intercept, -500, 500))))
+
+    def as_json(self) -> dict[str, Any]:
+        return {"format": FORMAT, "window": WINDOW, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Forecast:
+        """A forecast that `as_json` gave.
+
+        Raises:
+            ValueError: it is of another version of this program.
+        """
+        if (content.get("format"), content.get("window"), content.get("features")) != (FORMAT, WINDOW, list(FEATURES)):
+            raise ValueError("it was made by another version")
+        return cls(*(content[name] for name in ("features", "mean", "scale", "weights", "intercept")))

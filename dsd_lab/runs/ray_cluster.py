@@ -1,0 +1,184 @@
+"""Start a Ray of our own inside the home folder, or join a running one.
+
+Whoever reaches a Ray's ports can run code as its user, so our own one listens on loopback alone and asks every
+client for a random token that only this sweep's processes know. Its folders are private, and neither its processes
+nor a cluster's logs are given more of the environment than they need.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private import ray_constants
+from ray._private.node import Node
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray.job_config import JobConfig
+
+from dsd_lab.errors import NoResources
+from dsd_lab.files.short_paths import short_path
+from dsd_lab.home.home import Home
+from dsd_lab.runs.child_environment import child_environment
+
+_PATIENCE = 10.0
+"""Seconds in which a cluster must answer."""
+_SOCKET_PATH_ROOM = 43
+"""Characters that Ray's socket paths leave for its folder: Linux takes 107, Ray's own part has up to 64."""
+
+
+@contextlib.contextmanager
+def connected(home: Home, cluster: dict[str, Any]) -> Iterator[None]:
+    """Ray as it is needed: a running cluster where an address is given, else one of our own inside the home folder.
+
+    While the block lasts, this process has no more of its environment than Ray's processes may see: Tune copies
+    credentials from it into the cluster's logs.
+
+    Raises:
+        NoResources: no cluster answers at the address, or it asks for a token that this process does not have.
+    """
+    # It prints the traceback of every worker that is lost; states, `error.txt` and the summary tell of it.
+    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
+    handler = signal.getsignal(signal.SIGTERM)
+    with _joined(cluster) if "address" in cluster else _started(home, cluster):
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray has just set its own, which end this process at once
+        yield
+
+
+@contextlib.contextmanager
+def _joined(cluster: dict[str, Any]) -> Iterator[None]:
+    address = cluster["address"]
+    named = "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") == address else "--address"
+    host, colon, port = address.rpartition(":")
+    with _environment(_token_of_user()):
+        try:
+            if colon and port.isdecimal() and "/" not in host:  # Ray itself tries a dead address for minutes
+                socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
+            ray.init(**{"log_to_driver": False, "logging_level": logging.ERROR, "job_config": _job(), **cluster})
+        except (OSError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            hint = "" if isinstance(error, ConnectionRefusedError) else f" ({_token_hint()})"
+            raise NoResources(f"{named} {address}: no Ray cluster answers: {reason}{hint}") from None
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _token_of_user() -> dict[str, str]:
+    """`RAY_AUTH_MODE=token` where the user has a token and has set no mode, which is what `ray start` does."""
+    if "RAY_AUTH_MODE" in os.environ or not AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
+        return {}
+    return {"RAY_AUTH_MODE": "token"}
+
+
+def _token_hint() -> str:
+    if os.environ.get("RAY_AUTH_MODE") == "token":
+        return "a token was sent: the cluster's may be another"
+    return "no token was sent: where the cluster asks for one, set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to its file"
+
+
+@contextlib.contextmanager
+def _started(home: Home, cluster: dict[str, Any]) -> Iterator[None]:
+    folder = _private_folder(home)
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    with short_path(folder, _SOCKET_PATH_ROOM) as short, _environment(token, without=("RAY_AUTH_TOKEN_PATH",)):
+        try:
+            with _loopback():
+                ray.init(
+                    **{
+                        "address": "local",
+                        "include_dashboard": False,
+                        "log_to_driver": False,
+                        "logging_level": logging.ERROR,
+                        "object_store_memory": 200 * 1024**2,
+                        "job_config": _job(),
+                        "_temp_dir": str(short),
+                        **cluster,
+                    }
+                )
+            yield
+        finally:
+            ray.shutdown()
+            _close(folder)
+
+
+@contextlib.contextmanager
+def _environment(changes: dict[str, str], without: tuple[str, ...] = ()) -> Iterator[None]:
+    """Give this process the environment of its children, and let Ray read it again, now and at the end."""
+    before = dict(os.environ)
+    kept = child_environment(before) | changes
+    try:
+        _replace_environment({name: value for name, value in kept.items() if name not in without})
+        yield
+    finally:
+        _replace_environment(before)
+
+
+def _replace_environment(content: dict[str, str]) -> None:
+    for name in set(os.environ) - set(content):
+        del os.environ[name]
+    os.environ.update(content)
+    Config.initialize("")  # first: a thread of Ray's that still runs would miss the token that its mode asks for
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+class _NoPaths(list):  # type: ignore[type-arg]
+    """Ray adds the current folder to the paths from which its workers import; there may be anybody's `numpy.py`."""
+
+    def extend(self, paths: Any) -> None:
+        return
+
+
+def _job() -> JobConfig:
+    job = JobConfig()
+    job._py_driver_sys_path = _NoPaths()
+    return job
+
+
+def _private_folder(home: Home) -> Path:
+    """This user's folder for Ray's sessions, inside one that nobody else may enter: Ray opens its own to everybody."""
+    shared = home.root.resolve() / "ray"
+    folder = shared / f"u{os.getuid()}" / "ray"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.chmod(0o700)
+    with contextlib.suppress(OSError):  # another user's
+        shared.chmod(shared.stat().st_mode & 0o775)  # earlier versions left it, and their sessions, open to everybody
+    for left in shared.glob("session_*"):
+        _close(left)
+    return folder
+
+
+def _close(folder: Path) -> None:
+    """Take back the right to write that Ray gives to everybody."""
+    for path in (folder, *folder.rglob("*")):
+        with contextlib.suppress(OSError):  # another user's, or removed meanwhile
+            if path.is_dir() and not path.is_symlink() and path.stat().st_mode & 0o002:
+                path.chmod(0o700)
+
+
+@contextlib.contextmanager
+def _loopback() -> Iterator[None]:
+    """Let Ray's servers listen on 127.0.0.1 alone, as they do on systems where it has no clusters.
+
+    Nor is its API server started: without a dashboard it serves nobody, and it asks the network which
+    cloud it is in even where usage reports are off.
+    """
+    changed = ((ray_constants, "ENABLE_RAY_CLUSTER", False), (Node, "start_api_server", lambda self, **asked: None))
+    before = [getattr(place, name) for place, name, _ in changed]
+    for place, name, value in changed:
+        setattr(place, name, value)
+    try:
+        yield
+    finally:
+        for (place, name, _), value in zip(changed, before, strict=True):
+            setattr(place, name, value)

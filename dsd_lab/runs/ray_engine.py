@@ -1,0 +1,180 @@
+"""The engine: Ray Tune is here; how Ray is started or joined is in `ray_cluster.py`.
+
+Ray Tune executes a list of unfinished trials; what is finished is decided by the home folder, before
+Ray starts. Workers are reused from trial to trial, so that a process imports torch and loads its data
+once. Tune's own logs, results and checkpoints are off or inside the home folder.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+# Read by Ray at import: no usage reports, no own Ctrl-C handling, no loggers, few snapshots of its state.
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "300"
+os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
+
+import ray
+from ray import tune
+
+from dsd_lab.errors import NoResources
+from dsd_lab.home.home import Home
+from dsd_lab.runs.early_stopping import Forecast, seen_steps
+from dsd_lab.runs.ray_callbacks import RETRIES, RecordFailures, SignalCheck, StopCollapsed, TrialFailed
+from dsd_lab.runs.ray_cluster import connected
+from dsd_lab.runs.signals import HeldSignals, StopFile
+from dsd_lab.specs.sweep import PlannedTrial
+from dsd_lab.specs.trial import Generation, Trial
+
+_REPORT_EVERY = 5.0
+"""Seconds between a worker's reports to Tune, which cannot take many."""
+
+
+class TrialWorker(tune.Trainable):  # type: ignore[misc]
+    """A process that runs trials one after the other."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Called once a process."""
+        from dsd_lab.runs import run_trial as running  # imports torch, which the driver does without
+        from dsd_lab.runs.data_shelf import DataShelf
+
+        self._shelf, self._running = DataShelf(), running
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Called when a finished worker is given its next trial."""
+        self._progress.close()
+        self._running.free_memory()
+        self._begin(new_config)
+        return True
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        job = config["job"]
+        content = job["trial"]
+        trial = PlannedTrial(**{**content, "fields": Trial.model_validate(content["fields"])})
+        evaluations = [Generation.model_validate(e) for e in job["evaluate"]]
+        home, stop = Home(Path(job["home"])), StopFile(Path(job["stop"]))
+        self._progress = self._running.run_when_free(home, trial, evaluations, self._shelf, stop)
+        self._decided_at: int | None = job["decided_at"]
+
+    def step(self) -> dict[str, Any]:
+        """Go on for a few seconds, to the step at which a stopper decides, or to the trial's end.
+
+        Raises:
+            RuntimeError: the process can use its GPU no more, so that Tune gives it no other trial.
+        """
+        until = time.monotonic() + _REPORT_EVERY
+        for progress in self._progress:
+            decide = self._decided_at is not None and self._decided_at <= progress.step < progress.steps
+            if decide or time.monotonic() > until:
+                self._decided_at = None if decide else self._decided_at
+                return {"state": progress.state, "step": progress.step, "done": False}
+        if self._running.gpu_is_lost():
+            raise RuntimeError("CUDA has failed in this process")
+        return {"done": True}
+
+    def cleanup(self) -> None:
+        """Called before the process ends."""
+        self._progress.close()
+
+
+def run_trials(
+    home: Home,
+    trials: list[PlannedTrial],
+    evaluations: list[Generation],
+    max_concurrent: int | None = None,
+    fail_fast: bool = False,
+    cluster: dict[str, Any] | None = None,
+    stop_collapsed: tuple[Forecast, float] | None = None,
+) -> None:
+    """Run trials to their ends; their states are in the home folder afterwards.
+
+    Args:
+        home: where everything is written.
+        trials: unfinished ones, in the order in which they start.
+        evaluations: of every finished trial.
+        max_concurrent: trials at a time; None fills the cluster.
+        fail_fast: stop all at the first failure.
+        cluster: arguments for `ray.init`: the `address` of a running cluster, or other resources than this machine's own.
+        stop_collapsed: a forecast, and the chance of collapse from which it ends a trial as `stopped`; None ends none.
+
+    Raises:
+        NoResources: a trial asks for more than the cluster has, or no cluster answers at its address.
+        KeyboardInterrupt: Ctrl-C; trials that ran are `interrupted` and go on at the next call.
+    """
+    stop = home.root.resolve() / "ray" / f"stop-{uuid.uuid4().hex[:12]}"  # on every node that sees the home folder
+    stop.parent.mkdir(parents=True, exist_ok=True)
+    folders = [home.trial(t.id) for t in trials]
+    with connected(home, cluster or {}), HeldSignals(stop, lambda: any(f.is_locked() for f in folders)) as signals:
+        _check_resources(trials)
+        common = {
+            "home": str(home.root.resolve()),
+            "stop": str(stop),
+            "evaluate": [e.model_dump() for e in evaluations],
+        }
+        decided = {t.id: None if stop_collapsed is None else seen_steps(t.fields.training.steps) for t in trials}
+        # One after the other, where Tune asks for them: it copies a grid whole for every trial of it.
+        jobs = iter([{"trial": _payload(t), "decided_at": decided[t.id], **common} for t in trials])
+        callbacks = [SignalCheck(signals), RecordFailures(home, fail_fast)]
+        tuner = tune.Tuner(
+            tune.with_resources(TrialWorker, lambda config: _request(config["job"]["trial"]["fields"]["resources"])),
+            param_space={"job": tune.sample_from(lambda: next(jobs))},
+            tune_config=tune.TuneConfig(
+                num_samples=len(trials), max_concurrent_trials=max_concurrent or 0, reuse_actors=True
+            ),
+            run_config=tune.RunConfig(
+                name="trials",
+                storage_path=str(home.root.resolve() / "ray" / "tune"),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials have their own
+                failure_config=tune.FailureConfig(max_failures=RETRIES),
+                callbacks=callbacks,
+                stop=None if stop_collapsed is None else StopCollapsed(home, *stop_collapsed),
+                verbose=0,
+            ),
+        )
+        try:
+            tuner.fit()
+        except TrialFailed:
+            return
+
+
+def _payload(trial: PlannedTrial) -> dict[str, Any]:
+    return {
+        "id": trial.id,
+        "variant": trial.variant,
+        "seed": trial.seed,
+        "point": trial.point,
+        "overrides": trial.overrides,
+        "fields": trial.fields.model_dump(),
+    }
+
+
+def _request(resources: dict[str, float]) -> dict[str, float]:
+    return {"cpu": resources["cpus"], "gpu": resources["gpus"]}
+
+
+def _check_resources(trials: list[PlannedTrial]) -> None:
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    where = "here" if len(machines) == 1 else "on the machine that has most"
+    for trial in trials:
+        wanted = {"CPU": trial.fields.resources.cpus, "GPU": trial.fields.resources.gpus}
+        for name, count in wanted.items():
+            has = max((machine.get(name, 0) for machine in machines), default=0)
+            if count > has:
+                raise NoResources(
+                    f"resources.{name.lower()}s: trial {trial.name!r} asks for {count:g}, but there are {has:g} {where}"
+                )
+        if not any(all(machine.get(name, 0) >= count for name, count in wanted.items()) for machine in machines):
+            asked = " and ".join(f"{count:g} {name}s" for name, count in wanted.items())
+            raise NoResources(
+                f"resources: trial {trial.name!r} asks for {asked}, which no one machine of the cluster has"
+            )

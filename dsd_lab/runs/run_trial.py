@@ -1,0 +1,216 @@
+"""Run one trial in this process: train, spool, evaluate. Neither Ray nor MLflow is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import time
+import traceback
+from collections.abc import Callable, Generator
+
+import torch
+
+from dsd_lab.core.data import DataSet
+from dsd_lab.core.training.checkpoints import list_checkpoints
+from dsd_lab.core.training.events import Diverged, Finished, Logged
+from dsd_lab.core.training.trainer import Trainer, pick_device
+from dsd_lab.errors import LabError, NoResources, is_disk_full
+from dsd_lab.files.atomic import write_json
+from dsd_lab.home.home import ENDED, FORMAT, STOPPED, Home, TrialFolder
+from dsd_lab.planning.estimates import cached_shape
+from dsd_lab.provenance import device_name, provenance
+from dsd_lab.runs.continuity import code_of, trained_by, trained_on
+from dsd_lab.runs.data_shelf import DataShelf as DataShelf
+from dsd_lab.runs.spool_writer import Spool
+from dsd_lab.runs.trial_evaluations import STATUS_EVERY, Progress, make_evaluations
+from dsd_lab.runs.watchdog import Watchdog
+from dsd_lab.specs.identity import canonical_fields, data_name
+from dsd_lab.specs.sweep import PlannedTrial
+from dsd_lab.specs.trial import Generation
+from dsd_lab.training_code import training_code
+
+_LOOK_AGAIN = 1.0
+"""Seconds between looks at a trial that another sweep holds."""
+
+
+def run_trial(
+    home: Home,
+    trial: PlannedTrial,
+    evaluations: list[Generation],
+    shelf: DataShelf,
+    stop: Callable[[], bool] = lambda: False,
+    told: Callable[[int, int], None] | None = None,
+) -> Generator[Progress]:
+    """Bring a trial to its end, resuming it where it stopped, then do the evaluations that are missing.
+
+    A failure of the trial is recorded as its status and yielded as `failed`; it is not raised. Closing
+    the generator records `interrupted`. Where another process holds the trial, yields `running` once.
+
+    Args:
+        home: where everything is written.
+        trial: what is run.
+        evaluations: done on the final weights; none are done on a diverged trial.
+        shelf: data sets already in memory.
+        stop: asked at every step; where it says so, a checkpoint is saved and the trial ends as `interrupted`.
+        told: called while an evaluation draws, with the images drawn so far and the number asked for.
+    """
+    folder, steps = home.trial(trial.id), trial.fields.training.steps
+    with folder.lock() as held:
+        if not held:
+            yield Progress("running", int(folder.status().get("step", 0)), steps)
+            return
+        try:
+            if folder.state() not in ENDED:
+                yield from _train(home, folder, trial, shelf, stop)
+            if folder.state() == "done":
+                yield from make_evaluations(home, folder, trial, evaluations, shelf, told)
+            yield Progress(folder.state(), int(folder.status()["step"]), steps)
+        except GeneratorExit:
+            if folder.state() not in (*ENDED, STOPPED):
+                folder.write_status(state="interrupted")
+            raise
+        except Exception as error:  # the boundary of a trial: whatever went wrong is its result, the sweep goes on
+            _record_failure(folder, error)
+            yield Progress("failed", int(folder.status().get("step", 0)), steps)
+
+
+def gpu_is_lost() -> bool:
+    """Whether CUDA has failed in this process for good, as after an illegal access: every later call fails as well."""
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except Exception:  # torch raises several kinds
+        return True
+    return False
+
+
+def free_memory() -> None:
+    """Give a GPU's memory that ended trials have left back, so that a process beside this one can have it."""
+    if torch.cuda.is_initialized():
+        gc.collect()  # compiled blocks refer to themselves
+        torch.cuda.empty_cache()
+
+
+def run_when_free(
+    home: Home, trial: PlannedTrial, evaluations: list[Generation], shelf: DataShelf, stop: Callable[[], bool]
+) -> Generator[Progress]:
+    """Run a trial; where another sweep holds it, wait until that has finished it or died."""
+    while not stop():
+        last = None
+        with contextlib.closing(run_trial(home, trial, evaluations, shelf, stop)) as progress:
+            for last in progress:
+                yield last
+        if last is None or last.state != "running":
+            return
+        time.sleep(_LOOK_AGAIN)
+
+
+def _record_failure(folder: TrialFolder, error: Exception) -> None:
+    reason = str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}"
+    if is_disk_full(error):
+        reason = f"{folder.root}: the disk is full ({error}); older checkpoints are intact: free space, then run it with --retry-failed"
+    with contextlib.suppress(OSError):  # on a full disk the status alone may still fit in its place
+        (folder.root / "error.txt").write_text(traceback.format_exc())
+    try:
+        folder.write_status(state="failed", error=reason)
+    except OSError as fault:
+        raise NoResources(f"{reason} (nor can its state be written: {fault})") from error
+
+
+def _train(
+    home: Home, folder: TrialFolder, trial: PlannedTrial, shelf: DataShelf, stop: Callable[[], bool]
+) -> Generator[Progress]:
+    steps = trial.fields.training.steps
+    torch.set_num_threads(trial.fields.resources.threads)
+    attempt = int(folder.status().get("attempt", 0)) + 1
+    now = time.time()
+    saved = list_checkpoints(folder.checkpoints)
+    reached = int(saved[0].name.removeprefix("step-")) if saved else 0
+    folder.write_status(
+        state="running",
+        step=reached,
+        steps=steps,
+        attempt=attempt,
+        error=None,
+        # In one file with the code that it follows: whatever is killed here, neither is known without the other.
+        trained_by=trained_by(folder, reached),
+        code=code_of(folder),
+        pid=os.getpid(),
+        devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        started=folder.status().get("started", now),
+        updated=now,
+    )
+    yield Progress("running", reached, steps)
+    with Watchdog(folder.root / "hang.txt", trial.fields.resources.patience) as watchdog:
+        data, device = shelf.for_training(trial, home), pick_device(trial.fields.resources.gpus)
+        if trial.fields.training.compile:  # what was compiled is there for other processes, and for later sweeps
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home.cache.resolve() / "compiled"))
+        folder.write_status(trained_on=trained_on(folder, reached, device_name(device)))
+        _describe(home, folder, trial, data, device)
+        trainer = Trainer(trial.fields, trial.seed, data, device, folder.checkpoints)
+        resumed = trainer.resume()
+        # The newest checkpoint may be damaged.
+        at = trainer.step if resumed else 0
+        on = trained_on(folder, at, device_name(device))
+        folder.write_status(step=trainer.step, trained_by=trained_by(folder, at), trained_on=on)
+        if damaged := sorted(path.name for path in folder.checkpoints.glob("damaged-*")):
+            folder.write_status(damaged=damaged)  # passed over, and looked at by nobody yet
+        spool = Spool(folder.spool, folder.images, trainer.step if resumed else None, trainer.resumed_told)
+        with contextlib.closing(spool):
+            busy = float(folder.status().get("seconds", 0.0)) if resumed else 0.0
+            yield from _follow(folder, trainer, spool, busy, watchdog, stop)
+
+
+def _follow(
+    folder: TrialFolder, trainer: Trainer, spool: Spool, busy: float, watchdog: Watchdog, stop: Callable[[], bool]
+) -> Generator[Progress]:
+    """Spool what the trainer tells, and keep the status up to it."""
+
+    def passing() -> bool:
+        watchdog.beat()
+        return stop()
+
+    steps, began, written = trainer.trial.training.steps, time.perf_counter(), 0.0
+    state, reason = "running", None
+    for event in trainer.run(passing):
+        watchdog.beat()
+        spool.append(event)
+        if isinstance(event, Diverged):
+            state, reason = "diverged", event.reason
+            trainer.save_crash(folder.root / "crash", event.reason)
+        elif isinstance(event, Finished):
+            state = "done"
+        now = time.time()
+        if state != "running" or (isinstance(event, Logged) and now - written >= STATUS_EVERY):
+            written = now
+            folder.write_status(
+                state=state, step=event.step, seconds=busy + time.perf_counter() - began, updated=now, error=reason
+            )
+        yield Progress(state, event.step, steps)
+    if state == "running":
+        seconds = busy + time.perf_counter() - began
+        folder.write_status(state="interrupted", step=trainer.step, seconds=seconds, updated=time.time())
+
+
+def _describe(home: Home, folder: TrialFolder, trial: PlannedTrial, data: DataSet, device: torch.device) -> None:
+    name = device_name(device) if device.type == "cuda" else "cpu"
+    write_json(
+        folder.root / "trial.json",
+        {
+            "format": FORMAT,
+            "id": trial.id,
+            "variant": trial.variant,
+            "point": trial.point,
+            "seed": trial.seed,
+            "size": trial.fields.network.size,
+            "name": trial.name,
+            "overrides": trial.overrides,
+            "fields": trial.fields.model_dump(),
+            "canonical": canonical_fields(trial.fields),
+            "flops_per_image": cached_shape(trial.fields, home, training_code()).flops_per_image,
+            "data": {"name": data_name(trial.fields), "fingerprint": data.fingerprint, **data.facts},
+            "provenance": provenance() | {"device": name},
+        },
+    )

@@ -1,0 +1,99 @@
+"""A trial's spool: one JSON line an event, on local disk, before anything else hears of it.
+
+The spool is the truth that the store replays. Lines are numbered; since events are a function of
+(trial, seed, step), a resumed trial that rewrites its tail writes the same numbers for the same
+events, and a reader that has seen line n never needs it again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from dsd_lab.core.observing.pictures import save_grid
+from dsd_lab.core.training.events import Checkpointed, Diverged, Drew, Event, Finished, Logged, Probed
+from dsd_lab.home.home import FORMAT
+from dsd_lab.home.names import NOT_FINITE, finite
+from dsd_lab.home.spool import complete_lines, parsed_lines, read_spool
+
+__all__ = ["Spool", "read_spool"]
+
+
+class Spool:
+    """Appends events to a file; used by the one process that runs the trial.
+
+    Args:
+        path: the spool file.
+        images: folder for drawn images.
+        resumed_at: step of the checkpoint that the trial resumes from; None starts it anew.
+        told: whether that checkpoint has a line.
+    """
+
+    def __init__(self, path: Path, images: Path, resumed_at: int | None, told: bool = True) -> None:
+        kept = [] if resumed_at is None else _until_checkpoint(path, resumed_at)
+        self._images = images
+        self._file = path.open("r+b" if path.exists() else "w+b")
+        self._file.truncate(sum(len(line) for line in kept))
+        self._file.seek(0, os.SEEK_END)
+        self._next = len(kept)
+        last = json.loads(kept[-1]) if kept else {}
+        if resumed_at is not None and told and (last.get("kind"), last.get("step")) != ("checkpoint", resumed_at):
+            # Killed between the checkpoint and its line: the line is all that is missing.
+            self._write(_entry(Checkpointed(resumed_at, 0.0), images))
+
+    def append(self, event: Event) -> None:
+        """Write one event; it outlives this process from here on."""
+        self._write(_entry(event, self._images))
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        version = {} if self._next else {"format": FORMAT}
+        line = json.dumps({"n": self._next, **version, "time": time.time(), **entry}, allow_nan=False)
+        self._file.write(line.encode() + b"\n")
+        self._file.flush()
+        self._next += 1
+
+    def close(self) -> None:
+        """Close the file; what was appended stays."""
+        self._file.close()
+
+
+def _until_checkpoint(path: Path, step: int) -> list[bytes]:
+    kept: list[bytes] = []
+    lines = complete_lines(path)
+    for line, entry in zip(lines, parsed_lines(lines, path), strict=True):
+        if entry["step"] > step:
+            break
+        kept.append(line)
+        if entry["kind"] == "checkpoint" and entry["step"] == step:
+            break
+    return kept
+
+
+def _entry(event: Event, images: Path) -> dict[str, Any]:
+    base: dict[str, Any] = {"step": event.step}
+    if isinstance(event, Logged):
+        return base | {"kind": "train", "metrics": finite(event.metrics), "seconds": event.seconds}
+    if isinstance(event, Probed):
+        damaged = [name for name, values in event.spectra.items() if not all(map(math.isfinite, values))]
+        return base | {
+            "kind": "probe",
+            "metrics": finite(event.metrics) | {f"{NOT_FINITE}spectrum/{name}": 1.0 for name in damaged},
+            "spectra": {name: values for name, values in event.spectra.items() if name not in damaged},
+            "seconds": event.seconds,
+        }
+    if isinstance(event, Drew):
+        return base | {
+            "kind": "images",
+            "files": [save_grid(images, name, event.step, grid) for name, grid in event.images.items()],
+        }
+    if isinstance(event, Checkpointed):
+        return base | {"kind": "checkpoint", "seconds": event.seconds}
+    if isinstance(event, Diverged):
+        return base | {"kind": "diverged", "reason": event.reason}
+    if isinstance(event, Finished):
+        return base | {"kind": "finished", "images_seen": event.images_seen}
+    raise TypeError(f"no spool entry for {type(event).__name__}")

@@ -1,0 +1,97 @@
+"""The evaluations of a finished trial that are still missing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dsd_lab.core.training.trainer import pick_device
+from dsd_lab.evaluation.evaluate import evaluate_generation
+from dsd_lab.evaluation.metric_names import sampling_name
+from dsd_lab.evaluation.reference import check_files
+from dsd_lab.evaluation.workspace import Bench
+from dsd_lab.files.atomic import write_json
+from dsd_lab.home.home import Home, TrialFolder
+from dsd_lab.runs.data_shelf import DataShelf as DataShelf
+from dsd_lab.specs.evaluate_list import applies
+from dsd_lab.specs.identity import evaluation_id
+from dsd_lab.specs.sweep import PlannedTrial
+from dsd_lab.specs.trial import Generation
+
+STATUS_EVERY = 1.0
+"""Seconds between status files while training."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a trial is."""
+
+    state: str
+    step: int
+    steps: int
+
+
+def make_evaluations(
+    home: Home,
+    folder: TrialFolder,
+    trial: PlannedTrial,
+    evaluations: list[Generation],
+    shelf: DataShelf,
+    told: Callable[[int, int], None] | None,
+) -> Generator[Progress]:
+    """Make the evaluations of a finished trial that are missing; yields its progress after each."""
+    done = folder.evaluations()
+    wanted = {evaluation_id(e): e for e in evaluations if evaluation_id(e) not in done and applies(e, trial.fields)}
+    if not wanted:
+        return
+    check_files(list(wanted.values()), home)
+    torch.set_num_threads(trial.fields.resources.threads)
+    data, device = shelf.of_trial(folder, trial.fields, home), pick_device(trial.fields.resources.gpus)
+    said = _Said(folder, len(wanted), told)
+    bench = Bench(trial.fields, folder.checkpoints, data, device, home, said)
+    try:
+        # Evaluations of the same samples follow each other: the bench keeps the last ones.
+        for key, e in sorted(
+            wanted.items(), key=lambda item: (item[1].weights, str(item[1].images), sampling_name(item[1]))
+        ):
+            started = time.perf_counter()
+            metrics, samples = evaluate_generation(e, trial.fields, folder.checkpoints, data, device, home.cache, bench)
+            (folder.root / "evaluations").mkdir(exist_ok=True)
+            content = {"settings": e.model_dump(), "metrics": metrics, "seconds": time.perf_counter() - started}
+            _save_picture(folder.images / f"evaluation-{key}.png", samples)
+            write_json(folder.root / "evaluations" / f"{key}.json", content)
+            said.one_more()
+            yield Progress("done", trial.fields.training.steps, trial.fields.training.steps)
+    finally:
+        folder.say_evaluating(None)
+
+
+class _Said:
+    """Tells the trial's folder how far its evaluations are, at most once a second."""
+
+    def __init__(self, folder: TrialFolder, of: int, told: Callable[[int, int], None] | None) -> None:
+        self._folder, self._of, self._told = folder, of, told
+        self._done, self._written = 0, 0.0
+
+    def __call__(self, drawn: int, asked: int) -> None:
+        if self._told is not None:
+            self._told(drawn, asked)
+        if time.monotonic() - self._written >= STATUS_EVERY:
+            self._written = time.monotonic()
+            self._folder.say_evaluating(f"evaluation {self._done + 1}/{self._of}, {drawn:,}/{asked:,} images")
+
+    def one_more(self) -> None:
+        self._done += 1
+
+
+def _save_picture(path: Path, samples: torch.Tensor) -> None:
+    from PIL import Image
+
+    from dsd_lab.core.observing.pictures import tile
+
+    array = tile(samples, columns=10).permute(1, 2, 0).numpy()
+    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(path)

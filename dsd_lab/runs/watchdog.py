@@ -1,0 +1,53 @@
+"""Ends a process whose training hangs, and leaves its stacks in a file."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import sys
+import threading
+from pathlib import Path
+
+
+class Watchdog:
+    """Ends a process that makes no step for too long, having written where each of its threads stands.
+
+    Seconds are counted while the process runs, so that one that was stopped, or a machine that slept,
+    is not taken for one that hangs.
+
+    Args:
+        report: file for the stacks.
+        patience: seconds without a step.
+    """
+
+    def __init__(self, report: Path, patience: float) -> None:
+        self._report, self._patience = report, patience
+        self._beats, self._ended = 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Watchdog:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def beat(self) -> None:
+        """A step was made."""
+        self._beats += 1
+
+    def _watch(self) -> None:
+        tick = min(1.0, self._patience / 4)
+        beats, waited = self._beats, 0.0
+        while not self._ended.wait(tick):
+            waited = waited + tick if beats == self._beats else 0.0
+            beats = self._beats
+            if waited >= self._patience:
+                with contextlib.suppress(OSError), self._report.open("w") as file:
+                    faulthandler.dump_traceback(file, all_threads=True)
+                print(
+                    f"dsd-lab: no step in {waited:g} s; the stacks are in {self._report}", file=sys.stderr, flush=True
+                )
+                os._exit(1)

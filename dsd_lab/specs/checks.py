@@ -1,0 +1,75 @@
+"""What parts of a spec ask of each other: names in the report, sources of trials, averages that evaluations want."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dsd_lab.errors import BadInput
+from dsd_lab.specs.evaluation import recorded_as
+from dsd_lab.specs.messages import did_you_mean
+from dsd_lab.specs.sources import named_paths
+from dsd_lab.specs.training import lacking_average
+from dsd_lab.specs.yaml_document import Document, one_line
+
+if TYPE_CHECKING:
+    from dsd_lab.specs.sweep import PlannedTrial, Sweep
+    from dsd_lab.specs.trial import Trial
+
+_WHILE_TRAINING = ("train", "latent", "rank_gap", "theory", "interference")
+"""First parts of the names of what every trial records."""
+
+
+def check_report(spec: Sweep, document: Document) -> None:
+    """The report can name only axes, metrics and variants that this spec has."""
+    tuned = spec.report.tuned
+    if tuned is not None and tuned.axis not in spec.grid:
+        where = document.where(("report", "tuned", "axis"))
+        raise BadInput(
+            f"{where}: report.tuned.axis: {one_line(tuned.axis)!r} is no axis of this spec's grid{did_you_mean(tuned.axis, list(spec.grid))}"
+        )
+    known = [*dict.fromkeys(recorded_as(m) for e in spec.evaluate for m in e.measured), *_WHILE_TRAINING]
+    if tuned is not None and tuned.by.partition("/")[0] not in known:
+        where = document.where(("report", "tuned", "by"))
+        raise BadInput(
+            f"{where}: report.tuned.by: nothing in this spec measures {one_line(tuned.by)!r}{did_you_mean(tuned.by, known)}"
+        )
+    for key in ("control", "reference"):
+        named = getattr(spec.report, key)
+        if named is not None and named not in spec.variants and key in spec.report.model_fields_set:
+            raise BadInput(
+                f"{document.where(('report', key))}: report.{key}: no variant {one_line(named)!r} in this spec{did_you_mean(named, list(spec.variants))}"
+            )
+
+
+def check_sources(trials: list[PlannedTrial], document: Document) -> None:
+    """Two folders or files of one name would pass for the same, and one trial's result for the other's."""
+    first: dict[str, PlannedTrial] = {}
+    for trial in trials:
+        other = first.setdefault(trial.id, trial)
+        ours, theirs = _sources(trial.fields), _sources(other.fields)
+        for section, name in ours.keys() | theirs.keys():
+            if ours.get((section, name)) != theirs.get((section, name)):
+                where = document.where(("variants", trial.variant, section, name))
+                what, cure = (
+                    ("folders", "tell them apart with data.name") if section == "data" else ("files", "rename one")
+                )
+                raise BadInput(
+                    f"{where}: {section}.{name}: {other.name!r} and {trial.name!r} read different {what} under one name; {cure}"
+                )
+
+
+def _sources(fields: Trial) -> dict[tuple[str, str], str | None]:
+    """What a trial reads that is not in its id."""
+    return {("data", "source"): fields.data.source, ("data", "hub"): fields.data.hub, **named_paths(fields)}
+
+
+def check_averages(spec: Sweep, trials: list[PlannedTrial], document: Document) -> None:
+    """An evaluation can ask only for averages of weights that every trial keeps."""
+    for index, evaluation in enumerate(spec.evaluate):
+        for trial in trials:
+            lacking = lacking_average(evaluation.weights, trial.fields.training)
+            if lacking is not None:
+                where = document.where(("evaluate", str(index), "weights"))
+                raise BadInput(
+                    f"{where}: evaluate.{index}.weights: {trial.name!r} {lacking}; add it to training.more_emas"
+                )

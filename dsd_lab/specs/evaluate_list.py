@@ -1,0 +1,90 @@
+"""The `evaluate` list of a spec: lists of scales or weights become one evaluation each, files become paths and hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+from dsd_lab.errors import BadInput
+from dsd_lab.specs.trial import OF_IMAGES, Generation, Trial
+from dsd_lab.specs.yaml_document import Document, one_line
+
+MAX_EVALUATIONS = 1000
+_LISTS = ("guidance", "weights")
+
+
+def expanded(document: Document) -> Document:
+    """The document with every entry of `evaluate` whose guidance or weights are lists replaced by one entry a value.
+
+    Raises:
+        BadInput: a list is empty, or there are more than `MAX_EVALUATIONS`.
+    """
+    entries = document.values.get("evaluate")
+    if not isinstance(entries, list):
+        return document
+    made: list[Any] = []
+    marks = {path: mark for path, mark in document.marks.items() if path[:1] != ("evaluate",) or len(path) == 1}
+    for place, entry in enumerate(entries):
+        at = ("evaluate", str(place))
+        lists = {key: entry[key] for key in _LISTS if isinstance(entry, dict) and isinstance(entry.get(key), list)}
+        for key, values in lists.items():
+            if not values:
+                where = f"{document.where((*at, key))}: {'.'.join((*at, key))}"
+                raise BadInput(f"{where}: [] is not valid; it must be given at least one entry")
+        if len(made) + math.prod(map(len, lists.values())) > MAX_EVALUATIONS:
+            raise BadInput(f"{document.where(at)}: evaluate: more than {MAX_EVALUATIONS:,} evaluations a trial")
+        inner = {path[2:]: mark for path, mark in document.marks.items() if path[:2] == at}
+        for chosen in itertools.product(*lists.values()):
+            marks |= {("evaluate", str(len(made)), *path): mark for path, mark in inner.items()}
+            made.append({**entry, **dict(zip(lists, chosen, strict=True))} if lists else entry)
+    return Document({**document.values, "evaluate": made}, marks)
+
+
+def with_files(evaluations: list[Generation], document: Document, folder: Path) -> list[Generation]:
+    """The evaluations with their files' paths made absolute and the hash of each reference filled in.
+
+    A reference that is not there keeps the hash that the spec gives, or none: `sweep` refuses it, `plan` need not.
+
+    Args:
+        evaluations: of a validated spec.
+        document: where they were written.
+        folder: that paths are relative to.
+
+    Raises:
+        BadInput: a reference has another hash than the spec says, or cannot be read.
+    """
+    return [_with_files(e, document, ("evaluate", str(i)), folder) for i, e in enumerate(evaluations)]
+
+
+def _with_files(evaluation: Generation, document: Document, at: tuple[str, ...], folder: Path) -> Generation:
+    found: dict[str, Any] = {}
+    for key in ("reference", "inception_weights"):
+        given = getattr(evaluation, key)
+        if given is None:
+            continue
+        where = f"{document.where((*at, key))}: {'.'.join((*at, key))}"
+        try:
+            path = folder.absolute() / Path(given).expanduser()
+            found[key] = str(path)
+            if key == "reference" and path.is_file():
+                found["reference_sha256"] = sha256_of(path)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise BadInput(f"{where}: {one_line(given)!r} cannot be read: {error}") from None
+        wanted = evaluation.reference_sha256
+        if key == "reference" and wanted is not None and found.get("reference_sha256", wanted) != wanted:
+            raise BadInput(f"{where}: {path} has the SHA-256 {found['reference_sha256']}, not {wanted}")
+    return evaluation.model_copy(update=found) if found else evaluation
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def applies(evaluation: Generation, trial: Trial) -> bool:
+    """Whether a trial has what an evaluation measures: a control has no denoiser to sample from."""
+    return trial.has_denoiser or not set(evaluation.measured) & set(OF_IMAGES)

@@ -1,0 +1,107 @@
+"""Fields of an evaluation: how samples are drawn, and what is measured on them and on held-out images."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from dsd_lab.specs.base import Section
+
+Metric = Literal[
+    "fid",
+    "kid",
+    "is",
+    "precision",
+    "recall",
+    "label_accuracy",
+    "nearest_train",
+    "rfid",
+    "psnr",
+    "ssim",
+    "knn",
+    "linear",
+]
+OF_IMAGES: tuple[Metric, ...] = ("fid", "kid", "is", "precision", "recall", "label_accuracy", "nearest_train")
+"""Metrics of generated images."""
+OF_ENCODER: tuple[Metric, ...] = ("rfid", "psnr", "ssim", "knn", "linear")
+"""Metrics of held-out images' reconstructions and latents."""
+
+
+_RECORDED = {"nearest_train": "memorisation", "knn": "probe", "linear": "probe"}
+
+
+def recorded_as(metric: str) -> str:
+    """First part of the name that a metric is recorded under."""
+    return _RECORDED.get(metric, metric)
+
+
+def _or_list(schema: dict[str, Any]) -> None:
+    """For editors: the value, or a list of such values, which is expanded before validation."""
+    notes: dict[str, Any] = {k: schema.pop(k) for k in ("default", "description", "title") if k in schema}
+    one = dict(schema)
+    schema.clear()
+    schema |= notes | {"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]}
+
+
+class Generation(Section):
+    """An evaluation of a finished trial: how samples are drawn, and what is measured on them and on held-out images."""
+
+    sampler: Literal["euler", "heun", "sde", "dopri5"] = "heun"
+    """Solver of the probability-flow equation; `sde`: Euler-Maruyama on the SDE of the same marginals; `dopri5`: adaptive."""
+    steps: int = Field(25, ge=1, le=10_000)
+    """Solver steps; Heun calls the network twice in each but the last. `dopri5` chooses its own."""
+    rtol: float = Field(1e-5, gt=0, le=1)
+    """Relative error of a step of `dopri5` (ours)."""
+    atol: float = Field(1e-5, gt=0, le=1)
+    """Absolute error of a step of `dopri5`, in units of the latents (ours)."""
+    guidance: float = Field(1.0, ge=0, le=100, json_schema_extra=_or_list)
+    """Classifier-free guidance scale; 1 is no guidance. A list makes one evaluation of each."""
+    guidance_interval: list[float] | None = Field(None, min_length=2, max_length=2)
+    """[lo, hi] in t: guidance only where lo <= t <= hi. Default: everywhere."""
+    weights: Literal["ema", "trained"] | Annotated[str, Field(pattern=r"^ema:0?\.\d{1,12}$")] = Field(
+        "ema", json_schema_extra=_or_list
+    )
+    """Averaged weights, those of the last step, or `ema:DECAY`: the average of one of `training.more_emas`. A list makes one evaluation of each."""
+    images: int | Literal["holdout"] = "holdout"
+    """`holdout`: as many as there are held-out images, with their labels, so that the real-against-real floor has the same N and class mix. A number: that many, with `labels`."""
+    labels: Literal["balanced", "random"] = "balanced"
+    """Labels of a number of images: every class equally often, or drawn uniformly."""
+
+    extractor: Literal["indomain", "inception"] = "indomain"
+    """Features that samples are compared on: a classifier trained on the data set itself, or Inception-v3, whose weights `dsd-lab fetch-weights` provides. Never one column."""
+    inception_weights: str | None = None
+    """File of Inception's weights, relative to the spec's file; its SHA-256 is checked. Default: the one in the home folder. Not part of an evaluation's identity."""
+    reference: str | None = None
+    """Statistics that FID is measured against instead of the training images: an .npz with `mu` and `sigma`, as ADM and pytorch-fid write it, relative to the spec's file. Its hash is part of the identity, its path is not."""
+    reference_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 of that file; checked where it is given, filled in where it is not."""
+    metrics: list[Metric] | None = Field(None, min_length=1)
+    """What is measured. Default: everything but `knn` and `linear`, which encode and fit the training images."""
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The metrics, in a fixed order."""
+        left_out = {"knn", "linear", *(() if self.extractor == "indomain" else ("label_accuracy",))}
+        chosen = set(self.metrics) if self.metrics is not None else {*OF_IMAGES, *OF_ENCODER} - left_out
+        return tuple(m for m in (*OF_IMAGES, *OF_ENCODER) if m in chosen)
+
+    @model_validator(mode="after")
+    def _enough(self) -> Generation:
+        if isinstance(self.images, int) and not 2 <= self.images <= 10**6:
+            raise ValueError(f"images: {self.images} is not between 2 and 1,000,000")
+        if self.guidance_interval is not None:
+            low, high = self.guidance_interval
+            if not 0 <= low < high <= 1:
+                raise ValueError(f"guidance_interval: {self.guidance_interval} is not [lo, hi] with 0 <= lo < hi <= 1")
+        if self.extractor != "indomain" and "label_accuracy" in (self.metrics or ()):
+            raise ValueError(
+                "metrics: label_accuracy needs `extractor: indomain`; Inception does not know these classes"
+            )
+        if self.extractor != "inception" and self.inception_weights is not None:
+            raise ValueError("inception_weights: belongs to `extractor: inception`")
+        if self.reference is None and self.reference_sha256 is not None:
+            raise ValueError("reference_sha256: belongs to a `reference`")
+        if self.reference is not None and "fid" not in self.measured:
+            raise ValueError("reference: only `fid` is measured against statistics, and `metrics` leaves it out")
+        return self

@@ -1,0 +1,142 @@
+"""From a YAML file to a plan: inheritance, profiles, grids, overrides."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dsd_lab.errors import BadInput
+from dsd_lab.specs.checks import check_averages, check_report, check_sources
+from dsd_lab.specs.evaluate_list import expanded, with_files
+from dsd_lab.specs.identity import trial_ids
+from dsd_lab.specs.inheritance import edited, parse_set, read_with_parents, resolved_path
+from dsd_lab.specs.messages import complaints, did_you_mean, summary
+from dsd_lab.specs.sources import named_paths
+from dsd_lab.specs.sweep import MAX_TRIALS, Plan, PlannedTrial, Sweep
+from dsd_lab.specs.trial import Section, Trial
+from dsd_lab.specs.yaml_document import Document, one_line
+
+
+def load_sweep(path: Path, profile: str | None = None, sets: list[str] | None = None) -> Plan:
+    """Read, inherit, override, validate and resolve a spec.
+
+    Args:
+        path: the YAML file, or `-` for standard input.
+        profile: name of a profile, instead of the spec's own choice.
+        sets: `key.path=value` overrides. A path that starts with a section of a trial
+            (`training.steps=100`) overrides every trial, after its variant and the grid, of which
+            it takes that axis away; any other path edits the file, after the profile (`seeds=[0]`,
+            `variants.naive.optimiser.lr=1e-4`, `grid.training.steps=[10, 20]`).
+
+    Raises:
+        BadInput: one line with the file, line, key and value, and what would be right.
+    """
+    document = read_with_parents(path)
+    everywhere, edits = Document({}), []
+    known_keys = [*Trial.model_fields, *(f.alias or name for name, f in Sweep.model_fields.items())]
+    for text in sets or []:
+        key_path, value, mark = parse_set(text, known_keys)
+        if key_path[0] in Trial.model_fields:
+            everywhere = everywhere.with_value(key_path, value, mark)
+        elif key_path[0] in ("profile", "profiles"):
+            document = edited(document, key_path, value, mark)
+        else:
+            edits.append((key_path, value, mark))
+    chosen = profile or document.values.get("profile")
+    if chosen is not None:
+        profiles = document.values.get("profiles")
+        known = list(profiles) if isinstance(profiles, dict) else []
+        if chosen not in known:
+            where = f"--profile {one_line(chosen)}" if profile else f"{document.where(('profile',))}: profile"
+            meant = did_you_mean(str(chosen), known) or "; it has none"
+            raise BadInput(f"{where}: no profile {one_line(str(chosen))!r} in this spec{meant}")
+        document = document.merged(document.part(("profiles", chosen)).without("profiles", "profile"))
+    for edit in edits:
+        document = edited(document, *edit)
+    document = expanded(document)
+    spec = _validated(document)
+    spec = spec.model_copy(update={"evaluate": with_files(spec.evaluate, document, path.parent)})
+    return Plan(spec, path, chosen, _resolve(spec, document, everywhere, path))
+
+
+def _validated(document: Document) -> Sweep:
+    try:
+        return Sweep.model_validate(document.values)
+    except ValidationError as error:
+        faults: dict[str, list[str]] = {line: [] for line in complaints(error, Sweep, document)}
+        raise BadInput(summary(faults, [])) from None
+
+
+def _resolve(spec: Sweep, document: Document, everywhere: Document, path: Path) -> list[PlannedTrial]:
+    axes = {key: values for key, values in spec.grid.items() if not _holds(everywhere.values, key)}
+    factors = (len(spec.variants), *map(len, axes.values()), len(spec.seeds))
+    if math.prod(factors) > MAX_TRIALS:
+        raise BadInput(
+            f"{document.where(('grid',))}: variants x grid x seeds = {' x '.join(map(str, factors))} = {math.prod(factors):,} trials; at most {MAX_TRIALS:,} are planned at once"
+        )
+    check_report(spec, document)
+    base, trials = document.part(("base",)), []
+    faults: dict[str, list[str]] = {}
+    for variant in spec.variants:
+        over = document.part(("variants", variant))
+        if not isinstance(over.values.get("why", ""), str):
+            raise BadInput(f"{over.where(('why',))}: variants.{variant}.why: {over.values['why']!r} is not text")
+        over = over.without("why")
+        under = base.merged(over)
+        for places in itertools.product(*(range(len(values)) for values in axes.values())):
+            resolved, point = under, {}
+            for key, place in zip(axes, places, strict=True):
+                mark, point[key] = document.where(("grid", key, str(place))), axes[key][place]
+                resolved = resolved.with_value(tuple(key.split(".")), point[key], mark)
+            resolved = resolved.merged(everywhere)
+            try:
+                fields = _with_absolute_paths(Trial.model_validate(resolved.values), resolved, path)
+            except ValidationError as error:
+                for line in complaints(error, Trial, resolved):
+                    faults.setdefault(line, []).append(variant)
+                continue
+            overrides = {**_flat(over.values), **point}
+            trials += [
+                PlannedTrial(name, variant, seed, fields, point, overrides)
+                for name, seed in zip(trial_ids(fields, spec.seeds), spec.seeds, strict=True)
+            ]
+    if faults:
+        raise BadInput(summary(faults, list(spec.variants)))
+    check_sources(trials, document)
+    check_averages(spec, trials, document)
+    return trials
+
+
+def _holds(values: Any, key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(values, dict) or part not in values:
+            return False
+        values = values[part]
+    return True
+
+
+def _with_absolute_paths(fields: Trial, document: Document, spec_path: Path) -> Trial:
+    """The trial with its folder and files made absolute; a link keeps its name, which names the data set."""
+    sections: dict[str, Section] = {}
+    for (section, name), written in named_paths(fields).items():
+        where = f"{document.where((section, name))}: {section}.{name}"
+        try:
+            found = spec_path.parent / Path(written).expanduser()
+        except RuntimeError:
+            raise BadInput(f"{where}: no such user in {one_line(written)!r}") from None
+        if found.name == "..":
+            found = resolved_path(found, where)
+        absolute = str(resolved_path(found.parent, where) / found.name)
+        sections[section] = sections.get(section, getattr(fields, section)).model_copy(update={name: absolute})
+    return fields.model_copy(update=sections) if sections else fields
+
+
+def _flat(values: dict[str, Any], at: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{at}{key}.") if isinstance(value, dict) else {f"{at}{key}": value}
+    return flat

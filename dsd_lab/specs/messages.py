@@ -1,0 +1,161 @@
+"""Turn Pydantic's errors into one line a person can act on: file:line, key, value, what would be right."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from dsd_lab.specs.trial import Trial
+from dsd_lab.specs.yaml_document import Document, KeyPath, one_line
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """`; did you mean 'x'?`, or the list of known names where none is near."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {one_line(near[0])!r}?"
+    shown = sorted(one_line(k) for k in known)[:20]
+    return f"; known: {', '.join(shown)}{', ...' if len(known) > 20 else ''}" if known else ""
+
+
+def complaints(error: ValidationError, model: type[BaseModel], document: Document) -> list[str]:
+    """The errors of a validation, one line for each key at fault, in the order of the fields.
+
+    Args:
+        error: what Pydantic raised.
+        model: the model that was validated.
+        document: the values with their lines.
+    """
+    beginnings: dict[KeyPath, str] = {}
+    wanted: dict[KeyPath, list[str]] = {}
+    for detail in error.errors(include_url=False):
+        path, text = _key_and_text(detail, document.values)
+        where, shown, kind = document.where(path), one_line(".".join(path)), detail["type"]
+        if kind == "extra_forbidden":
+            beginnings[path] = f"{where}: unknown key {shown!r}{_meant(model, path)}"
+        elif kind == "missing":
+            beginnings[path] = f"{where}: the key {shown!r} is missing"
+        elif kind == "value_error":
+            beginnings.setdefault(path, f"{_nearest_mark(document, path, text)}: {shown}: {text}")
+        else:  # the branches of a union (a whole number or 'holdout') complain one by one of the same key
+            beginnings.setdefault(path, f"{where}: {shown}: {_as_written(detail['input'])} is not valid; it must be ")
+            wanted.setdefault(path, []).append(_wanted(detail))
+    return [beginning + " or ".join(wanted.get(path, [])) for path, beginning in beginnings.items()]
+
+
+def _key_and_text(detail: ErrorDetails, values: Any) -> tuple[KeyPath, str]:
+    path: list[str] = []
+    for part in detail["loc"]:
+        inside = dict(enumerate(values)) if isinstance(values, list) else values if isinstance(values, dict) else {}
+        if part in inside or detail["type"] == "missing":
+            path.append(str(part))
+            values = inside.get(part)
+        # else Pydantic's name for the branch of a union ("int") or for the key of a mapping ("[key]")
+    text = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "value_error":
+        # Validators of several fields begin with the key at fault.
+        key, colon, rest = text.partition(": ")
+        if colon and " " not in key:
+            return (*path, *key.split(".")), rest
+    return tuple(path), text
+
+
+def _nearest_mark(document: Document, path: KeyPath, text: str) -> str:
+    """Where to look: the key at fault, or one that the text names where the spec leaves that at its default."""
+    beside = [(*path[:-1], word) for word in re.findall(r"[a-z_]+", text)]
+    return next((document.marks[p] for p in (path, *beside) if p in document.marks), document.where(path))
+
+
+def _as_written(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return one_line(repr(value))
+
+
+def _wanted(detail: ErrorDetails) -> str:
+    kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
+    bounds = {
+        "greater_than": ("above", "gt"),
+        "greater_than_equal": ("at least", "ge"),
+        "less_than": ("below", "lt"),
+        "less_than_equal": ("at most", "le"),
+    }
+    if kind in bounds:
+        word, bound = bounds[kind][0], context[bounds[kind][1]]
+        return f"{word} {bound:,.0f}" if bound == int(bound) else f"{word} {bound:g}"
+    if kind == "literal_error":
+        known = re.findall(r"'([^']*)'", context["expected"])
+        near = did_you_mean(value, known) if isinstance(value, str) and known else ""
+        return context["expected"] + (near if "did you mean" in near else "")
+    if kind in ("int_type", "int_from_float"):
+        return "a whole number" + (f": write {value:.0f}" if isinstance(value, float) and value == value // 1 else "")
+    if kind == "float_type":
+        return "a number" + (
+            " (without quotes)" if isinstance(value, str) and re.fullmatch(r"[-+.\deE]+", value) else ""
+        )
+    if kind == "string_type":
+        return "text" + (f": write '{value}' in quotes" if isinstance(value, int | float) else "")
+    if kind == "list_type":
+        return "a list" + (f": write [{one_line(str(value))}]" if isinstance(value, int | float | str) else "")
+    if kind == "string_pattern_mismatch" and context["pattern"].startswith("^ema:"):
+        return "'ema:' with a decay below 1, as in ema:0.999"
+    if kind == "string_pattern_mismatch":  # all other patterns of the specs are names
+        letters = "letters" if "A-Z" in context["pattern"] else "lower-case letters"
+        return f"at most 64 {letters}, digits, '.', '_' or '-', the first a letter or a digit"
+    if kind in ("dict_type", "model_type"):
+        return "a mapping of keys to values" + (": write {} for an empty one" if value is None else "")
+    fixed = {
+        "too_short": "given at least one entry",
+        "finite_number": "a finite number",
+        "string_unicode": "text that Unicode has, without half a surrogate pair",
+    }
+    return fixed.get(kind, detail["msg"][0].lower() + detail["msg"][1:])
+
+
+def _meant(model: type[BaseModel], path: KeyPath) -> str:
+    inside, key = ".".join((*path[:-1], "")), path[-1]
+    if model is not Trial and len(path) == 1 and key in Trial.model_fields:
+        return "; it belongs under 'base' or a variant"
+    if path == ("extends",):
+        return "; a file extends another, a profile cannot"
+    elsewhere = places_of(key)
+    if elsewhere and (model is Trial or len(path) == 1):
+        return f"; did you mean {' or '.join(map(repr, elsewhere))}?"
+    return did_you_mean(inside + key, [inside + name for name in _known_keys(model, path[:-1])])
+
+
+def summary(faults: dict[str, list[str]], variants: Sequence[str]) -> str:
+    """The first of the lines that `complaints` gave for some trials, and how many more there are.
+
+    Args:
+        faults: each line, and the variants that it concerns.
+        variants: all variants; a line that concerns them all names none.
+    """
+    line, concerned = next(iter(faults.items()))
+    variant = "" if set(concerned) >= set(variants) else f" (variant {concerned[0]!r})"
+    return line + variant + (f" (and {len(faults) - 1} more)" if len(faults) > 1 else "")
+
+
+def places_of(key: str) -> list[str]:
+    """The sections of a trial that have a field of this name, as key paths."""
+    sections = ((name, field.annotation) for name, field in Trial.model_fields.items())
+    return [f"{name}.{key}" for name, section in sections if section and key in section.model_fields]
+
+
+def _known_keys(model: type[BaseModel], path: KeyPath) -> list[str]:
+    current: Any = model
+    for part in path:
+        if part.isdecimal():  # a place in a list, whose annotation is already that of its entries
+            continue
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            current = current.model_fields[part].annotation if part in current.model_fields else None
+        inner = [a for a in get_args(current) if isinstance(a, type) and issubclass(a, BaseModel)]
+        current = inner[0] if inner else current
+    if not (isinstance(current, type) and issubclass(current, BaseModel)):
+        return []
+    return [f.alias or name for name, f in current.model_fields.items()]

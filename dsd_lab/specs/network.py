@@ -1,0 +1,90 @@
+"""Fields of the network, and the named sizes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from dsd_lab.specs.base import Section
+
+
+class Network(Section):
+    """One vision transformer in three roles: encode, denoise, decode."""
+
+    size: Literal["nano8", "nano28", "nano32", "nano64", "tiny64", "tiny128", "small256", "middle256", "base256"] = (
+        "nano8"
+    )
+    """A row of the table of sizes; each of the fields below overrides one column of it."""
+    layout: Literal["modular", "coupled", "separate"] = "modular"
+    """`modular`: each role has its own range of blocks. `coupled`: all blocks serve all roles. `separate`: three networks, whose gradients are clipped apart."""
+    image_size: int | None = Field(None, ge=2, le=1024)
+    """Pixels a side."""
+    patch_size: int | None = Field(None, ge=1, le=64)
+    """Pixels a side of a patch; one latent token a patch."""
+    latent_channels: int | None = Field(None, ge=1, le=1024)
+    """Channels of a latent token."""
+    width: int | None = Field(None, ge=8, le=8192)
+    """Channels of a transformer token."""
+    heads: int | None = Field(None, ge=1, le=128)
+    """Attention heads."""
+    encode_blocks: int | None = Field(None, ge=1, le=128)
+    """Blocks that encode (modular)."""
+    denoise_blocks: int | None = Field(None, ge=1, le=128)
+    """Blocks that denoise (modular)."""
+    decode_blocks: int | None = Field(None, ge=1, le=128)
+    """Blocks that decode (modular)."""
+    shared_blocks: int | None = Field(None, ge=1, le=128)
+    """Blocks of the shared stack (coupled)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_size(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        size = values.get("size", "nano8")
+        row = SIZES.get(size, {}) if isinstance(size, str) else {}
+        return {**row, **{k: v for k, v in values.items() if v is not None or k == "size"}}
+
+    @model_validator(mode="after")
+    def _divides(self) -> Network:
+        if self.image_size is None or self.patch_size is None or self.width is None or self.heads is None:
+            return self  # the size was refused: its own error says so
+        if self.image_size % self.patch_size:
+            raise ValueError(f"patch_size: {self.patch_size} does not divide image_size {self.image_size}")
+        if self.width % self.heads:
+            raise ValueError(f"heads: {self.heads} does not divide width {self.width}")
+        if self.width % 4:
+            raise ValueError(f"width: {self.width} is not a multiple of 4, as 2D sine position codes need")
+        return self
+
+
+_COLUMNS = (
+    "image_size",
+    "patch_size",
+    "latent_channels",
+    "width",
+    "heads",
+    "encode_blocks",
+    "denoise_blocks",
+    "decode_blocks",
+    "shared_blocks",
+)
+
+
+# fmt: off
+#               pixels patch chans width heads enc den dec shared
+_TABLE = {
+    "nano8":     (   8,    4,    8,   64,    4,  2,  2,  2,   3),
+    "nano28":    (  28,    4,    4,   96,    4,  2,  3,  2,   4),
+    "nano32":    (  32,    4,    8,  128,    4,  2,  4,  2,   5),
+    "nano64":    (  64,    8,   16,  128,    4,  2,  3,  2,   5),
+    "tiny64":    (  64,    8,   16,  256,    4,  2,  6,  2,   6),
+    "tiny128":   ( 128,   16,   32,  256,    4,  2,  6,  2,   6),
+    "small256":  ( 256,   16,   16,  384,    6,  3,  9,  3,  15),
+    "middle256": ( 256,   16,   16,  648,    9,  3,  9,  3,  15),
+    "base256":   ( 256,   16,   16,  768,   12,  4, 11,  4,  19),
+}
+
+
+SIZES: dict[str, dict[str, Any]] = {name: dict(zip(_COLUMNS, row, strict=True)) for name, row in _TABLE.items()}

@@ -1,0 +1,96 @@
+"""Fields of the method: network, latents, objective, times and labels.
+
+Where the paper (arXiv 2511.14716) publishes no value, the default is ours and its description says so.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from dsd_lab.specs.base import Section
+
+
+class Latent(Section):
+    """What is done to the encoder's output before it is noised and decoded."""
+
+    normaliser: Literal["none", "layernorm", "layernorm_affine", "batchnorm", "fixed_noise", "kl"] = "layernorm"
+    """`layernorm`: over the channels of a token. `batchnorm`: per channel over batch and tokens, no affine. `fixed_noise`: free latents plus noise in training. `kl`: a sampled mean and variance (ours: layernorm)."""
+    noise: float = Field(0.1, gt=0, le=10)
+    """Standard deviation of the Gaussian noise that `fixed_noise` adds to the latents in training (ours)."""
+    kl_weight: float = Field(1e-3, ge=0, le=1e6)
+    """Weight of KL(N(mean, variance) | N(0, 1)) under `kl`, the divergence being a mean over tokens and channels (ours)."""
+    entropy_weight: float = Field(0.0, ge=0, le=1e6)
+    """Weight of a bonus on the latents' Gaussian differential entropy, in nats a channel; with any normaliser; 0 leaves it out."""
+    entropy_floor: float = Field(1e-4, gt=0, le=1)
+    """Variance added to every direction in that entropy, so that a lost direction costs a finite amount (ours)."""
+    decoder_noise: float = Field(0.0, ge=0, le=10)
+    """Standard deviation of Gaussian noise added to the decoder's input in training."""
+
+
+class Objective(Section):
+    """reconstruction_weight * reconstruction + diffusion_weight * diffusion + perceptual_weight * perceptual."""
+
+    reconstruction: Literal["l1", "l2"] = "l2"
+    """Pixel loss, mean over pixels in [-1, 1] (ours)."""
+    reconstruction_weight: float = Field(1.0, ge=0, le=1e6)
+    """Weight of the pixel loss."""
+    perceptual_weight: float = Field(0.0, ge=0, le=1e6)
+    """Weight of the squared distance of decoded and real images in features of a frozen model, a mean over features and stages; 0 leaves it out (ours)."""
+    perceptual_backbone: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """The name of that model in timm, such as vgg16."""
+    perceptual_weights: str | None = Field(None, min_length=1)
+    """Its weights: a safetensors or PyTorch file, relative to the spec's file, or `pretrained` (timm downloads them), or `random`. Only the file's name is in a trial's identity."""
+    diffusion_weight: float = Field(1.0, ge=0, le=1e6)
+    """Weight of the diffusion loss; 0 leaves a reconstruction-only control."""
+    target: Literal["live", "stop_gradient", "ema"] = "ema"
+    """Where the regression target z2 comes from: the encoder with gradient (joint), without, or its EMA copy."""
+    target_decay: float = Field(0.99, ge=0, lt=1)
+    """Decay a step of the EMA target encoder (ours)."""
+    target_warmup: int = Field(0, ge=0, le=10**9)
+    """Steps n over which that decay ramps up: target_decay * min(1, n / target_warmup). 0: no ramp."""
+    noised: Literal["live", "detached"] = "live"
+    """Whether the diffusion loss reaches the encoder through z_t."""
+    output: Literal["velocity", "clean"] = "clean"
+    """What the network outputs: v = z - e, or the clean latent f."""
+    loss_space: Literal["velocity", "clean"] = "clean"
+    """`velocity`: |v - (z2 - e)|^2. `clean`: w(t) |f - z2|^2."""
+    weighting: Literal["none", "velocity"] = "none"
+    """w(t) in clean space: 1, or 1 / max(1 - t, clamp)^2."""
+    clamp: float = Field(0.05, gt=0, le=1)
+    """Smallest 1 - t that is divided by (ours; JiT and UNITE use 0.05)."""
+    balance: Literal["none", "gradient_norm"] = "none"
+    """`gradient_norm`: at every step, diffusion, auxiliary and perceptual losses are scaled so that their gradients with respect to the latents have the norm of the reconstruction's, before their weights (VQGAN's adaptive weight, arXiv 2012.09841; ours here)."""
+
+    @model_validator(mode="after")
+    def _something_to_train(self) -> Objective:
+        if self.reconstruction_weight == 0 and self.diffusion_weight == 0 and self.perceptual_weight == 0:
+            raise ValueError("reconstruction_weight: both loss weights are 0, so nothing would be trained")
+        if self.perceptual_weight > 0 and self.perceptual_backbone is None:
+            raise ValueError("perceptual_backbone: perceptual_weight needs the name of a timm model, such as vgg16")
+        if self.perceptual_weight > 0 and self.perceptual_weights is None:
+            raise ValueError(
+                f"perceptual_weights: perceptual_backbone {self.perceptual_backbone} needs a file, `pretrained` or `random`"
+            )
+        return self
+
+
+class Time(Section):
+    """Distribution of the training time t; t = 1 is clean."""
+
+    distribution: Literal["uniform", "logit_normal"] = "uniform"
+    """Uniform on [0, 1], or the logistic function of a normal variable."""
+    mean: float = Field(0.0, ge=-10, le=10)
+    """Mean of logit t."""
+    std: float = Field(1.0, gt=0, le=10)
+    """Standard deviation of logit t."""
+    shift: float = Field(1.0, gt=0, le=1000)
+    """Drawn times become t / (t + shift (1 - t)), SD3's shift with t = 1 clean (arXiv 2403.03206): above 1 more noise, 1 none. Samplers keep equal steps."""
+
+
+class Labels(Section):
+    """Class conditioning of the denoiser."""
+
+    drop: float = Field(0.1, ge=0, le=1)
+    """Probability that a label is replaced by "no class", which guidance needs; 1 trains without classes."""

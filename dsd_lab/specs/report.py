@@ -1,0 +1,45 @@
+"""Fields of the report: reference, thresholds of verdicts, tuned axes."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from dsd_lab.specs.trial import Section
+
+
+class Tuning(Section):
+    """Report every variant at its own best value of one grid axis."""
+
+    axis: str = "optimiser.lr"
+    """The axis of `grid` that is tuned."""
+    by: str = "fid"
+    """First part of the name of the metric that chooses, such as `fid`, `kid`, `label_accuracy`; variants without it are chosen by reconstruction loss."""
+    higher_is_better: bool = False
+    """Whether that metric is better when higher."""
+
+
+class ReportSettings(Section):
+    """Thresholds of the collapse verdict and what the report shows."""
+
+    control: str | None = "control"
+    """Variant that the others are judged against, seed by seed; null judges against fixed bounds."""
+    reference: str | None = None
+    """Variant that the others are compared with, seed by seed; null takes `dsd`, else the control, else the first."""
+    runaway: float = Field(5.0, gt=1, le=1e6)
+    """scale-runaway: latent std above this multiple of the control's."""
+    shrunk: float = Field(0.2, gt=0, lt=1)
+    """shrunk: latent std below this fraction of the control's."""
+    capacity: float = Field(0.25, gt=0, lt=1)
+    """shrunk: capacity in bits below this fraction of the control's."""
+    rank: float = Field(0.5, gt=0, lt=1)
+    """rank-collapsed: effective rank (token or image) below this fraction of the control's."""
+    runaway_std: float = Field(10.0, gt=0, le=1e9)
+    """Without a control: scale-runaway above this std."""
+    shrunk_std: float = Field(0.1, gt=0, le=1e9)
+    """Without a control: shrunk below this std."""
+    rank_bound: float = Field(0.25, gt=0, lt=1)
+    """Without a control: rank-collapsed below this fraction of the rank's bound."""
+    probes: int = Field(3, ge=1, le=1000)
+    """A verdict is on the median of this many last probes."""
+    tuned: Tuning | None = None
+    """Where set, a seed is reported at the axis value that the other seeds rank best."""

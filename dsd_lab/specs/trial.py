@@ -1,0 +1,254 @@
+"""Every field of a trial, with its default, unit and range: the sections, and what they must be together.
+
+Where the paper (arXiv 2511.14716) publishes no value, the default is ours and its description
+says so. A field is accepted only where something reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import Field, ValidationError, model_validator
+
+from dsd_lab.specs.auxiliary import EMA, Augmentation, Auxiliary
+from dsd_lab.specs.base import Section as Section
+from dsd_lab.specs.data import Data as Data
+from dsd_lab.specs.evaluation import OF_ENCODER as OF_ENCODER
+from dsd_lab.specs.evaluation import OF_IMAGES as OF_IMAGES
+from dsd_lab.specs.evaluation import Generation as Generation
+from dsd_lab.specs.network import Network as Network
+from dsd_lab.specs.objective import Labels as Labels
+from dsd_lab.specs.objective import Latent as Latent
+from dsd_lab.specs.objective import Objective as Objective
+from dsd_lab.specs.objective import Time as Time
+from dsd_lab.specs.training import Optimiser as Optimiser
+from dsd_lab.specs.training import Training as Training
+from dsd_lab.specs.training import decay_of as decay_of
+
+SCHEMA_VERSION = 1
+"""Part of every trial's identity; raised when a default or the meaning of a field changes."""
+
+
+class Probe(Section):
+    """Latent metrics on a fixed set of held-out images."""
+
+    every: int = Field(100, ge=1, le=10**9)
+    """Steps between probes; the first and the last step are always probed."""
+    images: int = Field(256, ge=2, le=10**5)
+    """Held-out images in the probe set (all of them where there are fewer)."""
+    t_bins: int = Field(5, ge=1, le=100)
+    """Equal bins of t in which the rank gap is measured."""
+    gradient_images: int = Field(32, ge=0, le=4096)
+    """Images in the batch on which gradients are compared; 0 leaves the comparison out."""
+    scale_images: int = Field(128, ge=0, le=10**5)
+    """Images (of `images`) on which the diffusion loss' derivative by the latents' scale is measured; 0 leaves it out."""
+
+
+class Observation(Section):
+    """What is recorded while training; none of it changes the result."""
+
+    log_every: int = Field(20, ge=1, le=10**9)
+    """Steps between loss records; a record is the mean since the last one."""
+    checkpoint_every: int = Field(500, ge=1, le=10**9)
+    """Steps between checkpoints; a killed trial loses at most these."""
+    checkpoints_kept: int = Field(2, ge=1, le=1000)
+    """Complete checkpoints kept while training."""
+    images_every: int = Field(500, ge=1, le=10**9)
+    """Steps between grids of reconstructions and samples; always drawn at the end."""
+    images: int = Field(20, ge=1, le=400)
+    """Images in a grid."""
+
+
+class Resources(Section):
+    """What one trial occupies."""
+
+    cpus: float = Field(1.0, gt=0, le=4096)
+    """Logical CPUs."""
+    gpus: float = Field(0.0, ge=0, le=64)
+    """GPUs; a fraction shares one."""
+    threads: int = Field(1, ge=1, le=1024)
+    """Threads of a trial's matrix products. Fixed here, since sums on a CPU depend on it in the last bit."""
+
+    patience: float = Field(3600.0, gt=0, le=1e7)
+    """Seconds without an optimiser step after which a trial is taken for one that hangs: its stacks go to `hang.txt`, its process ends, a sweep takes it up again."""
+
+    @model_validator(mode="after")
+    def _whole_or_fraction(self) -> Resources:
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError(f"gpus: {self.gpus} is neither a fraction of one GPU nor a whole number of them")
+        return self
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training with one objective."""
+
+    start: int
+    trial: Trial
+    """The trial with the objective of this stretch."""
+    frozen: frozenset[str]
+
+
+class Trial(Section):
+    """All fields of one trial."""
+
+    data: Data = Data()
+    network: Network = Network()
+    latent: Latent = Latent()
+    objective: Objective = Objective()
+    time: Time = Time()
+    labels: Labels = Labels()
+    augmentation: Augmentation = Augmentation()
+    auxiliary: Auxiliary = Auxiliary()
+    optimiser: Optimiser = Optimiser()
+    training: Training = Training()
+    probe: Probe = Probe()
+    observation: Observation = Observation()
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Trial:
+        training = self.training
+        if self.optimiser.warmup_steps > training.steps:
+            raise ValueError(
+                f"optimiser.warmup_steps: {self.optimiser.warmup_steps} is more than training.steps ({training.steps})"
+            )
+        self.stages()
+        wrong = unfit(self) or misfit(self)
+        if wrong is not None:
+            raise ValueError(wrong)
+        return self
+
+    def stages(self) -> list[Stage]:
+        """The stretches of training, the first from step 0 on.
+
+        Raises:
+            ValueError: phases are not in order or not within the steps, or changes do not fit together.
+        """
+        return [
+            Stage(start, self.model_copy(update={"objective": objective}), frozen)
+            for start, objective, frozen in resolved_phases(self.training, self.objective)
+        ]
+
+    @property
+    def needs_target_encoder(self) -> bool:
+        """Whether any stage takes something from an EMA copy of the encoder."""
+        return self.auxiliary.needs_target_encoder or any(uses_target_encoder(s.trial.objective) for s in self.stages())
+
+    @property
+    def has_denoiser(self) -> bool:
+        """Whether any stage trains one, so that there is something to sample."""
+        return any(s.trial.objective.diffusion_weight > 0 for s in self.stages())
+
+    @property
+    def sampled_objective(self) -> Objective:
+        """The objective that the denoiser was last trained with, which says what its output means."""
+        objectives = [s.trial.objective for s in self.stages()]
+        return next((o for o in reversed(objectives) if o.diffusion_weight > 0), objectives[-1])
+
+
+def uses_target_encoder(objective: Objective) -> bool:
+    """Whether the diffusion loss regresses on the EMA encoder's latents."""
+    return objective.diffusion_weight > 0 and objective.target == "ema"
+
+
+def resolved_phases(training: Training, objective: Objective) -> list[tuple[int, Objective, frozenset[str]]]:
+    """First step, objective and frozen roles of every stretch of training, the first from step 0 on.
+
+    Raises:
+        ValueError: phases are not in order or not within the steps, or changes do not fit together.
+    """
+    steps, found = training.steps, [(0, objective, frozenset[str]())]
+    for index, phase in enumerate(training.phases):
+        where = f"training.phases.{index}"
+        start = round(phase.start * steps) if isinstance(phase.start, float) and phase.start < 1 else phase.start
+        if start != int(start) or not start < steps:
+            raise ValueError(f"{where}.start: {phase.start} is neither a step before {steps} nor a share below 1")
+        if index and start <= found[-1][0]:
+            raise ValueError(
+                f"{where}.start: step {start:g} is not after step {found[-1][0]}, where the phase before starts"
+            )
+        before = found[-1][1]
+        changes = {} if phase.objective is None else phase.objective.model_dump(exclude_none=True)
+        if changes.get("perceptual_weight", 0) > 0 and objective.perceptual_weight == 0:
+            raise ValueError(f"{where}.objective.perceptual_weight: a phase can switch it off, not on")
+        try:
+            changed = Objective.model_validate(before.model_dump() | changes)
+        except ValidationError as error:
+            raise ValueError(f"{where}.objective: {error.errors()[0]['msg']}") from None
+        stage = int(start), changed, frozenset(phase.frozen)
+        found = [stage] if start == 0 else [*found, stage]
+    return found
+
+
+def unfit(trial: Trial) -> str | None:
+    """What of training does not fit the other sections, beginning with the key; or None."""
+    training, coupled = trial.training, trial.network.layout == "coupled"
+    if training.batch_size % training.accumulate:
+        return f"training.accumulate: {training.accumulate} does not divide batch_size {training.batch_size}"
+    if training.cuda_graphs and trial.resources.gpus == 0:
+        return "training.cuda_graphs: needs a GPU, and resources.gpus is 0"
+    if training.cuda_graphs and trial.latent.entropy_weight > 0:
+        return "training.cuda_graphs: the entropy bonus takes a determinant, which cuSOLVER may refuse in a recording"
+    whole = {
+        "batchnorm": trial.latent.normaliser == "batchnorm",
+        "the entropy bonus": trial.latent.entropy_weight > 0,
+        "balance by gradient norms": any(s.trial.objective.balance != "none" for s in trial.stages()),
+    }
+    for name, used in whole.items():
+        if used and training.accumulate > 1:
+            return f"training.accumulate: {name} is taken over a whole batch, which parts do not give"
+    if coupled and trial.optimiser.encoder_lr_factor != 1:
+        return "optimiser.encoder_lr_factor: under layout 'coupled' the encoder has no blocks of its own"
+    if coupled and any(phase.frozen for phase in training.phases):
+        return "training.phases: under layout 'coupled' all roles share their blocks, so none can be frozen"
+    stages = trial.stages()
+    for index, stage in enumerate(stages[len(stages) - len(training.phases) :]):
+        if not trained_roles(stage.trial) - stage.frozen:
+            return f"training.phases.{index}.frozen: no loss of this phase reaches a role that is not frozen, so nothing would be trained"
+    if trial.auxiliary.alignment > 0 and trial.auxiliary.alignment_from == "denoise":
+        if training.flow_steps > 1:
+            return "auxiliary.alignment_from: the denoiser's tokens are aligned with flow_steps 1 alone"
+        if len({(s.trial.objective.noised, s.trial.objective.diffusion_weight > 0) for s in trial.stages()}) > 1:
+            return "auxiliary.alignment_from: with the denoiser's tokens, phases change neither noised nor whether there is a diffusion loss"
+    return None
+
+
+def trained_roles(trial: Trial) -> set[str]:
+    """Roles that the losses of a stage reach, were nothing frozen."""
+    objective, latent, auxiliary = trial.objective, trial.latent, trial.auxiliary
+    live = objective.diffusion_weight > 0 and "live" in (objective.target, objective.noised)
+    penalised = latent.entropy_weight > 0 or (latent.normaliser == "kl" and latent.kl_weight > 0)
+    beside = auxiliary.alignment > 0 or auxiliary.representation > 0 or auxiliary.classification > 0
+    decodes = objective.reconstruction_weight > 0 or objective.perceptual_weight > 0
+    reached = {"encode": live or penalised or decodes or beside, "denoise": objective.diffusion_weight > 0}
+    return {role for role, used in {**reached, "decode": decodes}.items() if used}
+
+
+def blocks_of(trial: Trial, role: str) -> int:
+    """Blocks that a role runs through."""
+    shared = trial.network.layout == "coupled"
+    return int(getattr(trial.network, "shared_blocks" if shared else f"{role}_blocks"))
+
+
+def misfit(trial: Trial) -> str | None:
+    """What of augmentation and auxiliary losses does not fit the other sections, beginning with the key; or None."""
+    size, crop, spec = trial.network.image_size, trial.augmentation.crop, trial.auxiliary
+    if size is not None and crop >= size:
+        return f"augmentation.crop: {crop} is not below network.image_size ({size})"
+    if spec.alignment == 0:
+        return None
+    if len(spec.alignment_layers) != len(spec.alignment_target_layers):
+        return f"auxiliary.alignment_target_layers: {len(spec.alignment_target_layers)} layers for the {len(spec.alignment_layers)} of alignment_layers; each needs one"
+    if spec.alignment_from == "denoise" and trial.objective.diffusion_weight == 0:
+        return "auxiliary.alignment_from: the denoiser is not trained where objective.diffusion_weight is 0"
+    if spec.alignment_to != EMA and spec.alignment_weights is None:
+        return f"auxiliary.alignment_weights: {spec.alignment_to} needs a file, `pretrained` or `random`"
+    sides = [("alignment_layers", spec.alignment_from)]
+    sides += [("alignment_target_layers", "encode")] if spec.alignment_to == EMA else []
+    for name, role in sides:
+        count = blocks_of(trial, role)
+        for layer in getattr(spec, name):
+            if not -count <= layer < count:
+                return f"auxiliary.{name}: {layer} is no block of {role}, which has {count} ({-count} to {count - 1})"
+    return None

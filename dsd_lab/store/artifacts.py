@@ -1,0 +1,89 @@
+"""What the store keeps of a trial beside its metrics, made from the trial's folder: parameters, tags and files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dsd_lab.errors import CorruptCheckpoint
+from dsd_lab.home.history import write_history
+from dsd_lab.home.home import ENDED, TrialFolder
+from dsd_lab.runs.continuity import told_changes, told_devices
+
+
+def differing(trials: list[dict[str, Any]]) -> list[str]:
+    """Key paths of the training fields that are not the same in all trials of a manifest."""
+    flats = [flat(t["canonical"]) for t in trials]
+    keys = dict.fromkeys(k for fields in flats for k in fields)
+    return [k for k in keys if len({json.dumps(fields.get(k)) for fields in flats}) > 1]
+
+
+def flat(sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """`{"training": {"steps": 8}}` -> `{"training.steps": 8}`."""
+    return {f"{section}.{name}": value for section, fields in sections.items() for name, value in fields.items()}
+
+
+def status_tags(folder: TrialFolder, state: str) -> dict[str, str]:
+    """How far a trial is and what went wrong, and where its result comes from: that once its data was loaded."""
+    status, description = folder.status(), folder.description()
+    tags = {
+        "dsd.state": state,
+        "dsd.step": status.get("step", 0),
+        "dsd.seconds": status.get("seconds", 0.0),
+        "dsd.attempt": status.get("attempt", 1),
+        "dsd.code": status.get("code", "unknown"),
+    }
+    if changes := told_changes(status):
+        tags["dsd.code_changes"] = changes
+    if devices := told_devices(status):
+        tags["dsd.device_changes"] = devices
+    if status.get("error"):
+        tags["dsd.error"] = str(status["error"])[:500]
+    if description is not None:
+        origin = description["provenance"]
+        tags |= {
+            "dsd.device": origin["device"],
+            "dsd.git_dirty": str(origin["git_dirty"]).lower(),
+            "dsd.data": description["data"]["fingerprint"][:16],
+            **({"mlflow.source.git.commit": origin["git_commit"]} if origin["git_commit"] else {}),
+            **{f"dsd.version.{name}": version for name, version in origin["versions"].items()},
+        }
+    return {name: str(value) for name, value in tags.items()}
+
+
+def write_artifacts(folder: TrialFolder, state: str, target: Path) -> None:
+    """Write below `target` what the report reads: the history, `trial.json` and, of an ended trial, `final/`.
+
+    A trial that failed before its data was loaded, or whose `trial.json` is damaged, has none of it.
+    """
+    if folder.description() is None:
+        return
+    (target / "trial.json").write_bytes((folder.root / "trial.json").read_bytes())
+    write_history(folder.spool, target / "history.parquet")
+    if state in ENDED:
+        _write_final(folder, target / "final")
+
+
+def _write_final(folder: TrialFolder, final: Path) -> None:
+    """The last grids under fixed names, and the averaged weights as safetensors."""
+    # Imports torch: only where a trial has ended, so that a report on a store that has everything does not wait for it.
+    from safetensors.torch import save_file
+
+    from dsd_lab.core.training.checkpoints import list_checkpoints, load_checkpoint
+
+    final.mkdir()
+    for name in ("reconstruction", "samples"):
+        grids = sorted(folder.images.glob(f"{name}-*.png"))
+        if grids:
+            (final / f"{name}.png").write_bytes(grids[-1].read_bytes())
+    counted = folder.root / "parameters.json"
+    if counted.exists():  # an imported trial whose weights stayed behind
+        (final / "parameters.json").write_bytes(counted.read_bytes())
+    for path in list_checkpoints(folder.checkpoints)[:1]:
+        try:
+            tensors, _ = load_checkpoint(path)
+        except CorruptCheckpoint:
+            return
+        average = {k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")}
+        save_file(average, final / "weights.safetensors")

@@ -1,0 +1,142 @@
+"""One trial's files into its MLflow run: metrics, pictures, evaluations, the data set, its state.
+
+The tag `dsd.lines` counts the spool lines that a run holds and is written after their metrics; a
+process that has not written them itself, or that saw the store fail, asks the run which steps it
+holds before it adds to them, so that replaying a spool duplicates nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run, RunTag
+from PIL import Image
+
+from dsd_lab.home.home import TrialFolder
+from dsd_lab.home.spool import read_spool
+from dsd_lab.store.artifacts import status_tags, write_artifacts
+
+RUN_STATUS = {
+    "done": "FINISHED",
+    "diverged": "FINISHED",
+    "failed": "FAILED",
+    "interrupted": "KILLED",
+    "stopped": "KILLED",
+}
+BATCH = 900
+"""Metrics a call; MLflow takes at most 1,000."""
+
+
+def bring_up(client: MlflowClient, run: Run, folder: TrialFolder, state: str, seen: str, certain: set[str]) -> int:
+    """Add to a trial's run all that its folder has and the run lacks; returns the spool lines that were new.
+
+    Args:
+        client: of the store.
+        run: the trial's, as it is now.
+        folder: the trial's.
+        state: of the trial.
+        seen: what its files were when its state was asked for; the tag `dsd.settled` of a run that has all of them.
+        certain: runs whose tag `dsd.lines` is known to be true; this one is added to them.
+    """
+    new = _replay(client, run, folder, certain)
+    _evaluations(client, run, folder)
+    _data_set(client, run, folder)
+    _settle(client, run, folder, state, seen)
+    return new
+
+
+def set_state(client: MlflowClient, run_id: str, state: str, ended: float | None = None) -> None:
+    """Give a run the status that goes with a trial's or a sweep's state."""
+    if state in RUN_STATUS:
+        client.set_terminated(run_id, RUN_STATUS[state], int(1000 * (ended or time.time())))
+    else:
+        client.update_run(run_id, "RUNNING")
+
+
+def _replay(client: MlflowClient, run: Run, folder: TrialFolder, certain: set[str]) -> int:
+    lines, run_id = list(read_spool(folder.spool)), run.info.run_id
+    held = counted = int(run.data.tags.get("dsd.lines", 0))
+    known: set[tuple[str, int]] = set()
+    if run_id not in certain and counted != len(lines):
+        known = {(key, m.step) for key in run.data.metrics for m in client.get_metric_history(run_id, key)}
+        held = 0  # metrics may have been stored without the count, or other lines been counted
+        certain.add(run_id)
+    metrics: list[Metric] = []
+    for entry in lines[held:]:
+        stamp, step = int(entry["time"] * 1000), entry["step"]
+        if entry["kind"] == "images":
+            _upload_images(client, run_id, folder, entry, stamp)
+        fresh = {k: v for k, v in entry.get("metrics", {}).items() if (k, step) not in known}
+        if len(metrics) + len(fresh) > BATCH:
+            _flush(client, run_id, metrics, entry["n"])
+            metrics = []
+        metrics += [Metric(name, value, stamp, step) for name, value in fresh.items()]
+    if len(lines) > held:
+        _flush(client, run_id, metrics, len(lines))
+    return max(0, len(lines) - counted)
+
+
+def _flush(client: MlflowClient, run_id: str, metrics: list[Metric], lines: int) -> None:
+    client.log_batch(run_id, metrics=metrics, tags=[RunTag("dsd.lines", str(lines))])
+
+
+def _upload_images(client: MlflowClient, run_id: str, folder: TrialFolder, entry: dict[str, Any], stamp: int) -> None:
+    there = [Path(item.path).name for item in client.list_artifacts(run_id, "images")]
+    for name in entry["files"]:
+        key, path = name.rsplit("-", 1)[0], folder.images / name
+        marked = (f"{key}%step%{entry['step']}%", f"{key}+step+{entry['step']}+")
+        if path.exists() and not any(file.startswith(marked) for file in there):
+            place = {"key": key, "step": entry["step"], "timestamp": stamp}
+            client.log_image(run_id, Image.open(path), synchronous=True, **place)
+
+
+def _evaluations(client: MlflowClient, run: Run, folder: TrialFolder) -> None:
+    held = set(filter(None, run.data.tags.get("dsd.evaluations", "").split(",")))
+    known, run_id = set(run.data.metrics), run.info.run_id
+    step, stamp = int(folder.status().get("step", 0)), int(time.time() * 1000)
+    for key, content in folder.evaluations().items():
+        if key in held:
+            continue
+        picture = folder.images / f"evaluation-{key}.png"
+        if picture.exists():
+            client.log_artifact(run_id, str(picture), "final")
+        client.log_dict(run_id, content, f"evaluations/{key}.json")
+        held.add(key)
+        fresh = {k: v for k, v in content["metrics"].items() if k not in known}  # evaluations share floors
+        metrics = [Metric(k, v, stamp, step) for k, v in fresh.items()]
+        known |= set(fresh)
+        client.log_batch(run_id, metrics=metrics, tags=[RunTag("dsd.evaluations", ",".join(sorted(held)))])
+
+
+def _data_set(client: MlflowClient, run: Run, folder: TrialFolder) -> None:
+    """The data set as MLflow's pages show one: an input of the run, with its digest."""
+    description = folder.description()
+    if description is None or run.inputs.dataset_inputs:
+        return
+    data, fields = description["data"], description["fields"]["data"]
+    source: dict[str, Any]
+    if fields["path"] is None:
+        kind, source = "code", {"tags": {"mlflow.source.name": "sklearn.datasets.load_digits"}}
+    else:
+        kind, source = "local", {"uri": str(fields["path"])}
+    profile = {"num_rows": data["train"], "num_holdout": data["holdout"], "num_classes": data["classes"]}
+    found = Dataset(data["name"], data["fingerprint"][:16], kind, json.dumps(source), profile=json.dumps(profile))
+    client.log_inputs(run.info.run_id, [DatasetInput(found, [InputTag("mlflow.data.context", "training")])])
+
+
+def _settle(client: MlflowClient, run: Run, folder: TrialFolder, state: str, seen: str) -> None:
+    """Record the state and the files that go with it."""
+    run_id = run.info.run_id
+    with tempfile.TemporaryDirectory() as scratch:
+        write_artifacts(folder, state, Path(scratch))
+        client.log_artifacts(run_id, scratch)
+    tags = status_tags(folder, state) | ({} if state == "running" else {"dsd.settled": seen})
+    if "dsd.error" in run.data.tags and "dsd.error" not in tags:
+        client.delete_tag(run_id, "dsd.error")  # it was tried again
+    set_state(client, run_id, state, folder.status().get("updated"))
+    client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])

@@ -1,0 +1,157 @@
+"""The load of this machine, sampled beside a sweep under the names that MLflow gives its system metrics.
+
+MLflow's own sampler is a thread in the training process and needs psutil; here the uploader samples,
+from Linux's /proc and, where there is one, from `nvidia-smi`, so that no trial waits for it. The
+numbers are the machine's, not a trial's: they belong to the sweep. On a cluster they are those of the
+machine where `sweep` runs.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from dsd_lab.errors import BadInput
+from dsd_lab.home.spool import complete_lines
+
+EVERY = 10.0
+"""Seconds between samples, as MLflow's default."""
+_PATIENCE = 5.0
+_GPU = ("memory_usage_megabytes", "memory_total", "utilization_percentage", "power_usage_watts", "power_limit")
+_QUERY = "index,memory.used,memory.total,utilization.gpu,power.draw,enforced.power.limit"
+_MIB = 2**20 / 1e6
+
+
+class Sampler:
+    """Appends a sample to the sweep's folder when one is due.
+
+    Args:
+        sweep: folder of the sweep.
+        proc: where the kernel tells its counters.
+    """
+
+    def __init__(self, sweep: Path, proc: Path = Path("/proc")) -> None:
+        self._sweep, self._proc, self._due = sweep, proc, time.monotonic() + EVERY
+        self._cpu, self._net = self._processor(), self._network()
+        self._file = sweep / "machine.jsonl"
+        if self._file.exists():  # a sampler that was killed may have left half a line
+            self._file.write_bytes(b"".join(complete_lines(self._file)))
+
+    def sample_when_due(self) -> bool:
+        """Append a sample if the last one is old enough; tells whether it did."""
+        if time.monotonic() < self._due:
+            return False
+        self._due = time.monotonic() + EVERY
+        line = json.dumps({"time": time.time(), "metrics": {f"system/{k}": round(v, 1) for k, v in self.now().items()}})
+        with self._file.open("a") as file:
+            file.write(line + "\n")
+        return True
+
+    def now(self) -> dict[str, float]:
+        """The load since the last call; what this machine does not tell is absent."""
+        return self._load() | self._memory() | self._traffic() | self._disk() | gpus()
+
+    def _load(self) -> dict[str, float]:
+        before, self._cpu = self._cpu, self._processor()
+        if before is None or self._cpu is None or self._cpu[1] == before[1]:
+            return {}
+        idle, total = self._cpu[0] - before[0], self._cpu[1] - before[1]
+        return {"cpu_utilization_percentage": 100 * (1 - idle / total)}
+
+    def _memory(self) -> dict[str, float]:
+        path = self._proc / "meminfo"
+        if not path.exists():
+            return {}
+        sizes = {name: int(size.split()[0]) * 1024 for name, _, size in (x.partition(":") for x in _lines(path))}
+        used = sizes["MemTotal"] - sizes["MemAvailable"]
+        return {
+            "system_memory_usage_megabytes": used / 1e6,
+            "system_memory_usage_percentage": 100 * used / sizes["MemTotal"],
+        }
+
+    def _traffic(self) -> dict[str, float]:
+        now = self._network()
+        if now is None or self._net is None:
+            return {}
+        names = ("network_receive_megabytes", "network_transmit_megabytes")
+        return {name: (b - a) / 1e6 for name, a, b in zip(names, self._net, now, strict=True)}
+
+    def _disk(self) -> dict[str, float]:
+        disk = shutil.disk_usage(self._sweep)  # the disk that fills is the home folder's
+        return {
+            "disk_usage_percentage": 100 * disk.used / (disk.used + disk.free),
+            "disk_usage_megabytes": disk.used / 1e6,
+            "disk_available_megabytes": disk.free / 1e6,
+        }
+
+    def _processor(self) -> tuple[int, int] | None:
+        """Idle and all ticks of all cores since the machine started."""
+        path = self._proc / "stat"
+        if not path.exists():
+            return None
+        ticks = [int(n) for n in _lines(path)[0].split()[1:9]]
+        return ticks[3] + ticks[4], sum(ticks)
+
+    def _network(self) -> tuple[int, int] | None:
+        """Bytes received and sent by all interfaces since the machine started."""
+        path = self._proc / "net" / "dev"
+        if not path.exists():
+            return None
+        counters = [line.partition(":")[2].split() for line in _lines(path)[2:]]
+        return sum(int(c[0]) for c in counters), sum(int(c[8]) for c in counters)
+
+
+def gpus() -> dict[str, float]:
+    """Memory, load and power of every NVIDIA GPU; nothing where there is none or its driver does not answer."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return {}
+    try:
+        asked = [program, f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
+        told = subprocess.run(asked, capture_output=True, text=True, timeout=_PATIENCE, check=True).stdout
+    except (subprocess.SubprocessError, OSError):
+        return {}
+    return gpu_metrics(told)
+
+
+def gpu_metrics(told: str) -> dict[str, float]:
+    """What `nvidia-smi` told, by MLflow's names; a column that a GPU does not know is left out."""
+    found: dict[str, float] = {}
+    for line in told.splitlines():
+        index, *texts = (part.strip() for part in line.split(","))
+        if len(texts) != len(_GPU):  # words, not figures
+            continue
+        known = {name: float(text) for name, text in zip(_GPU, texts, strict=True) if text[:1].isdigit()}
+        total, limit = known.pop("memory_total", None), known.pop("power_limit", None)
+        if total and "memory_usage_megabytes" in known:
+            known["memory_usage_percentage"] = 100 * known["memory_usage_megabytes"] / total
+            known["memory_usage_megabytes"] *= _MIB
+        if limit and "power_usage_watts" in known:
+            known["power_usage_percentage"] = 100 * known["power_usage_watts"] / limit
+        found |= {f"gpu_{index}_{name}": value for name, value in known.items()}
+    return found
+
+
+def read_samples(sweep: Path) -> list[dict[str, Any]]:
+    """All samples of a sweep, in their order; a torn last line is not there yet.
+
+    Raises:
+        BadInput: a line is damaged.
+    """
+    path, found = sweep / "machine.jsonl", []
+    for number, line in enumerate(complete_lines(path), 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            raise BadInput(
+                f"{path}:{number}: is damaged; remove the file, which only says how busy machines were"
+            ) from None
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines()

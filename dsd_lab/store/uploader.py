@@ -1,0 +1,76 @@
+"""The uploader: a process beside a sweep that brings the store up to the trials' files every few seconds.
+
+Which store that is comes from the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsd_lab.errors import LabError
+from dsd_lab.home.home import Home
+from dsd_lab.store.system_metrics import Sampler
+
+if TYPE_CHECKING:
+    from dsd_lab.store.mlflow_store import Store
+
+_POLL, _PATIENCE = 2.0, 60.0
+"""Seconds between passes, and at most between tries where the store is down."""
+_LOOK = 0.5
+"""Seconds between looks at a sweep that has recorded nothing yet."""
+_NICE = 10
+"""Training goes first where both want the CPU."""
+
+
+def upload(home: Path, key: str) -> int:
+    """Replay until standard input closes, which the driver's death does too, then once more.
+
+    Returns 0 where everything is stored.
+    """
+    finished = threading.Event()
+    threading.Thread(target=_wait_for_end, args=(finished,), daemon=True).start()
+    store: Store | None = None
+    sampler, pause = Sampler(Home(home).sweep_folder(key)), _LOOK
+    while True:
+        last = finished.is_set()
+        sampler.sample_when_due()
+        try:
+            manifest = Home(home).manifests()[key]
+            if store is not None or last or _recorded(Home(home), manifest):
+                store = store or _opened(Home(home))
+                store.sync(manifest)
+                pause = _POLL
+        except LabError as error:  # the store is down, or a spool damaged: neither is the training's concern
+            if last:
+                later = "nothing is lost, `dsd-lab report` or the next sweep replays it"
+                print(f"dsd-lab: {error}; {later}", file=sys.stderr)
+                return 1
+            pause = min(_PATIENCE, 2 * pause)
+        if last:
+            return 0
+        finished.wait(pause)
+
+
+def _recorded(home: Home, manifest: dict[str, Any]) -> bool:
+    """Whether any trial of the sweep has records."""
+    return any(home.trial(entry["id"]).spool.exists() for entry in manifest["trials"])
+
+
+def _opened(home: Home) -> Store:
+    from dsd_lab.store.mlflow_store import Store  # MLflow, seconds of a CPU that the first workers need to start
+
+    return Store(home)
+
+
+def _wait_for_end(finished: threading.Event) -> None:
+    sys.stdin.read()
+    finished.set()
+
+
+if __name__ == "__main__":
+    os.nice(_NICE)
+    sys.exit(upload(Path(sys.argv[1]), sys.argv[2]))

@@ -1,1 +1,0 @@
-"""The verbs of the command line; each imports what it needs when it runs."""
