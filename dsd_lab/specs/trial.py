@@ -64,19 +64,13 @@ class Resources(Section):
 
     cpus: float = Field(1.0, gt=0, le=4096)
     """Logical CPUs."""
-    gpus: float = Field(0.0, ge=0, le=64)
-    """GPUs; a fraction shares one."""
+    gpus: float = Field(0.0, ge=0, le=1)
+    """Share of a GPU: 1 is a whole one, a fraction shares it; a trial uses one GPU at most."""
     threads: int = Field(1, ge=1, le=1024)
     """Threads of a trial's matrix products. Fixed here, since sums on a CPU depend on it in the last bit."""
 
     patience: float = Field(3600.0, gt=0, le=1e7)
     """Seconds without an optimiser step after which a trial is taken for one that hangs: its stacks go to `hang.txt`, its process ends, a sweep takes it up again."""
-
-    @model_validator(mode="after")
-    def _whole_or_fraction(self) -> Resources:
-        if self.gpus > 1 and self.gpus != int(self.gpus):
-            raise ValueError(f"gpus: {self.gpus} is neither a fraction of one GPU nor a whole number of them")
-        return self
 
 
 @dataclass(frozen=True)
