@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -56,7 +58,6 @@ def run(arguments: argparse.Namespace) -> int:
             raise BadInput(f"sweep {plan.key!r} is already running in {home.root}; `dsd-lab status` shows it")
         whole = plan_of(argparse.Namespace(**{**vars(arguments), "only": None})) if arguments.only else plan
         manifest = manifest_of(whole)
-        home.write_manifest(plan.key, manifest)
         todo = _unfinished(home, plan, arguments.retry_failed, stopping is not None)
         refuse_other_code(home, todo, arguments.allow_code_change)
         if todo:
@@ -66,7 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
             )
             training = [t for t in todo if home.trial(t.id).state() not in ENDED]
             _say(console, announce_need(home, training, training_code()))
-        code = _execute(home, plan, todo, stopping, arguments, console)
+        record = partial(home.write_manifest, plan.key, manifest)
+        code = _execute(home, plan, todo, stopping, arguments, console, record)
     _summarise(home, plan, manifest, arguments, console)
     ended = (*ENDED, STOPPED) if stopping else ENDED  # that a forecast stops a trial was asked for
     if code == OK and any(home.trial(t.id).state() not in ended for t in plan.trials):
@@ -81,7 +83,9 @@ def _execute(
     stopping: tuple[Any, float] | None,
     arguments: argparse.Namespace,
     console: Console,
+    record: Callable[[], None],
 ) -> int:
+    """Run what is to do; `record` is called once nothing refuses the sweep any more."""
     uploader = None if arguments.no_tracking else _start_uploader(home, plan.key, arguments.tracking_uri)
     began = time.monotonic()
     code = UNEXPECTED
@@ -103,12 +107,14 @@ def _execute(
                         arguments.fail_fast,
                         cluster,
                         stopping,
+                        record,
                     )
                 code = OK
             except Terminated:
                 code = TERMINATED
             _say(console, f"trained and evaluated in {duration(time.monotonic() - began)}")
         else:
+            record()
             code = OK
     finally:
         if uploader is not None:

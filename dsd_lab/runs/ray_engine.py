@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,7 @@ def run_trials(
     fail_fast: bool = False,
     cluster: dict[str, Any] | None = None,
     stop_collapsed: tuple[Forecast, float] | None = None,
+    accepted: Callable[[], None] = lambda: None,
 ) -> None:
     """Run trials to their ends; their states are in the home folder afterwards.
 
@@ -106,6 +108,7 @@ def run_trials(
         fail_fast: stop all at the first failure.
         cluster: arguments for `ray.init`: the `address` of a running cluster, or other resources than this machine's own.
         stop_collapsed: a forecast, and the chance of collapse from which it ends a trial as `stopped`; None ends none.
+        accepted: called once, when the cluster answers and can hold every trial, before the first one starts.
 
     Raises:
         NoResources: a trial asks for more than the cluster has, or no cluster answers at its address.
@@ -116,6 +119,7 @@ def run_trials(
     folders = [home.trial(t.id) for t in trials]
     with connected(home, cluster or {}), HeldSignals(stop, lambda: any(f.is_locked() for f in folders)) as signals:
         _check_resources(trials)
+        accepted()
         common = {
             "home": str(home.root.resolve()),
             "stop": str(stop),

@@ -39,8 +39,8 @@ def upload(home: Path, key: str) -> int:
         last = finished.is_set()
         sampler.sample_when_due()
         try:
-            manifest = Home(home).manifests()[key]
-            if store is not None or last or _recorded(Home(home), manifest):
+            manifest = Home(home).manifests().get(key)  # recorded once nothing refuses the sweep any more
+            if manifest is not None and (store is not None or last or _recorded(Home(home), manifest)):
                 store = store or _opened(Home(home))
                 store.sync(manifest)
                 pause = _POLL
