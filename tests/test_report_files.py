@@ -141,27 +141,6 @@ def test_one_step_needs_no_slider_and_many_are_thinned_out_between_the_first_and
 # -- The folder ----------------------------------------------------------------------------------------
 
 
-def test_a_smaller_report_leaves_no_old_files_in_a_used_folder_and_touches_no_others(tmp_path):
-    full = [result(name, seed, spectra=True, **more) for name, more in KINDS.items() for seed in range(3)]
-    small = [result("dsd", s, "pending") for s in range(3)]
-    write_report(small, SETTINGS, manifest(["dsd"]), tmp_path / "new")
-    write_report(full, SETTINGS, manifest(KINDS), tmp_path / "used")
-    (tmp_path / "used" / "figures" / "mine.png").write_text("mine")
-    (tmp_path / "used" / "notes.md").write_text("mine")
-    write_report(small, SETTINGS, manifest(["dsd"]), tmp_path / "used")
-    left = written(tmp_path / "used")
-    assert left.pop("notes.md") == left.pop("figures/mine.png") == b"mine"
-    assert left == written(tmp_path / "new")
-
-
-def test_files_of_a_report_that_kept_no_list_are_removed_too(tmp_path):
-    full = [result(name, seed, spectra=True, **more) for name, more in KINDS.items() for seed in range(3)]
-    write_report(full, SETTINGS, manifest(KINDS), tmp_path)
-    (tmp_path / ".report-files").unlink()
-    write_report([result("dsd", 0, "pending")], SETTINGS, manifest(["dsd"]), tmp_path)
-    assert not list(tmp_path.glob("figures/*"))
-
-
 def test_several_sweeps_make_one_report_with_a_folder_each_and_tables_under_their_own_anchors(tmp_path, capsys):
     home = Home(tmp_path / "home")
     specs = [write_spec(tmp_path / name, name=name, why=f"Why {name}?") for name in ("first", "second")]

@@ -11,9 +11,10 @@ from typing import Any
 
 from dsd_lab.cli.options import home_of, print_json, program
 from dsd_lab.errors import OK, BadInput
+from dsd_lab.home.home import ENDED
 from dsd_lab.home.lookup import find_manifest
+from dsd_lab.home.outputs import Output
 from dsd_lab.report.page.page import Page, write_html, write_markdown
-from dsd_lab.report.page.tidying import only_new_files
 from dsd_lab.report.results import results_of
 from dsd_lab.report.write import write_part
 from dsd_lab.specs.report import ReportSettings
@@ -31,16 +32,21 @@ def run(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.out) if arguments.out else home.report_folder(_folder_name([m["key"] for m in manifests]))
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"--out {folder}: is a file; name a folder")
+    output = Output(home, folder, f"--out {folder}", aside=arguments.out is None)
+    output.check(["report.html", "report.md"])
     store = Store(home, arguments.tracking_uri)
-    with only_new_files(folder):
-        made = [_part(store, m, folder / m["key"] if len(manifests) > 1 else folder) for m in manifests]
-        pages = [page for page, _ in made]
-        write_html(pages, folder)
-        write_markdown(pages, folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        drawn = Path(scratch)
+        parts = [drawn / m["key"] if len(manifests) > 1 else drawn for m in manifests]
+        made = [_part(store, m, part) for m, part in zip(manifests, parts, strict=True)]
+        pages = [page for page, _, _ in made]
+        write_html(pages, drawn)
+        write_markdown(pages, drawn)
+        output.publish(drawn, {m["key"]: finished for m, (_, _, finished) in zip(manifests, made, strict=True)})
     for manifest in manifests:
         store.attach_report(manifest, folder, "report" if len(manifests) == 1 else f"reports/{folder.name}")
     if arguments.json:
-        contents = [content for _, content in made]
+        contents = [content for _, content, _ in made]
         print_json(contents[0] if len(contents) == 1 else {"sweeps": contents})
         return OK
     for page in pages:
@@ -52,13 +58,15 @@ def run(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _part(store: Store, manifest: dict[str, Any], folder: Path) -> tuple[Page, dict[str, Any]]:
+def _part(store: Store, manifest: dict[str, Any], folder: Path) -> tuple[Page, dict[str, Any], int]:
+    """Write a sweep's tables and figures; returns its page, its JSON and its number of finished trials."""
     settings = ReportSettings.model_validate(manifest["spec"]["report"])
     store.sync(manifest)
     with tempfile.TemporaryDirectory() as scratch:
         results = results_of(store, manifest, Path(scratch))
         print(f"dsd-lab: drawing the figures of {len(results)} trials", file=sys.stderr)
-        return write_part(results, settings, manifest, folder)
+        finished = sum(result.finished or result.state in ENDED for result in results)
+        return *write_part(results, settings, manifest, folder), finished
 
 
 def _folder_name(keys: list[str]) -> str:

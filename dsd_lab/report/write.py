@@ -13,7 +13,6 @@ from dsd_lab.report.groups import Group, columns_of, effective_control, groups_o
 from dsd_lab.report.page.frames import frames_of
 from dsd_lab.report.page.narrative import answer, method_note, notices, provenance_lines
 from dsd_lab.report.page.page import Page, write_html, write_markdown
-from dsd_lab.report.page.tidying import only_new_files
 from dsd_lab.report.results import Result
 from dsd_lab.report.statistics.agreement import theory_table
 from dsd_lab.report.statistics.comparisons import Comparison, compare, comparison_row, comparison_table, conclusions
@@ -28,15 +27,13 @@ from dsd_lab.specs.report import ReportSettings
 def write_report(
     results: list[Result], settings: ReportSettings, manifest: dict[str, Any], folder: Path
 ) -> tuple[Page, dict[str, Any]]:
-    """Write pages, tables and figures below a folder; returns what the pages show and what `--json` prints.
+    """Write pages, tables and figures below an empty folder; returns what the pages show and what `--json` prints.
 
-    The same results give the same bytes but for the date at the end of the pages. What an earlier report
-    left in the folder is removed.
+    The same results give the same bytes but for the date at the end of the pages.
     """
-    with only_new_files(folder):
-        page, content = write_part(results, settings, manifest, folder)
-        write_html([page], folder)
-        write_markdown([page], folder)
+    page, content = write_part(results, settings, manifest, folder)
+    write_html([page], folder)
+    write_markdown([page], folder)
     return page, content
 
 

@@ -1,0 +1,158 @@
+"""Folders that commands write for the user: only what is provably ours is replaced or deleted there.
+
+The home records for every such folder the names and the SHA-256 of the files that were written. A file is ours while
+its content is what was recorded; a list that lies in the folder itself has no power. Links are not followed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from dsd_lab.errors import BadInput
+from dsd_lab.files.atomic import read_cache, write_json
+from dsd_lab.files.locks import locked
+from dsd_lab.home.home import Home
+
+
+class Output:
+    """A folder that a command writes into, now and again.
+
+    Args:
+        home: its folder `written` holds the record.
+        folder: where the files go; made where it is not there.
+        option: how messages call it, such as `--out DIR`.
+        aside: where something is in the way, rename the whole folder instead of refusing; for folders of the home.
+    """
+
+    def __init__(self, home: Home, folder: Path, option: str, aside: bool = False) -> None:
+        self._given, self._option, self._aside = folder, option, aside
+        self.folder = folder.resolve()
+        root = home.root.resolve()
+        inside = self.folder.is_relative_to(root)  # so that a home that is moved still knows it
+        self._key = self.folder.relative_to(root).as_posix() if inside else str(self.folder)
+        self._record = home.root / "written" / f"{hashlib.sha256(self._key.encode()).hexdigest()[:24]}.json"
+
+    def check(self, names: Iterable[str]) -> None:
+        """See that nothing is in the way of files, before work is spent on them.
+
+        Raises:
+            BadInput: something is there that is not provably ours.
+        """
+        obstacle = self._obstacle(names, self._read())
+        if obstacle is not None and not self._aside:
+            raise BadInput(f"{self._option}: {obstacle}; move it away, or name another folder")
+
+    def publish(self, made: Path, results: dict[str, int]) -> None:
+        """Put the files below `made` into the folder, and remove those of the last time that are not among them.
+
+        Args:
+            made: a folder of finished files.
+            results: finished trials by sweep; files made from fewer never replace files made from more.
+
+        Raises:
+            BadInput: something in the way is not provably ours, or the folder holds a report of more results.
+        """
+        names = sorted(path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file())
+        with locked(self._record.with_suffix(".lock")):
+            record = self._read()
+            obstacle = self._obstacle(names, record) or self._better(results, record)
+            if obstacle is not None:
+                if not self._aside:
+                    raise BadInput(f"{self._option}: {obstacle}; move it away, or name another folder")
+                record = self._set_aside(obstacle)
+            before = record["files"]
+            new = {name: [_digest(made / name)] for name in names}
+            # Both, while neither is there for certain: whatever is killed here, the next call knows its files.
+            both = {name: [*before.get(name, []), *new.get(name, [])] for name in {*before, *new}}
+            self._write(both, record["results"])
+            for name in names:
+                self._put(made / name, name)
+            for name in before.keys() - new.keys():
+                self._remove(name, before)
+            self._write(new, results)
+
+    def _obstacle(self, names: Iterable[str], record: dict[str, Any]) -> str | None:
+        """What is in the way of files; None where nothing is."""
+        for name in names:
+            path = self.folder
+            for part in PurePosixPath(name).parts[:-1]:
+                path = path / part
+                if path.is_symlink() or (path.exists() and not path.is_dir()):
+                    return f"{path} is no folder but a link or a file"
+            path = self.folder / name
+            if path.is_symlink():
+                return f"{path} is a link"
+            if path.exists() and not self._is_ours(name, record["files"]):
+                return f"{path} was not written by dsd-lab, or has changed since"
+        return None
+
+    @staticmethod
+    def _better(results: dict[str, int], record: dict[str, Any]) -> str | None:
+        for key, count in record["results"].items():
+            if key in results and results[key] < count:
+                return f"it holds a report of {count} finished trials of sweep {key!r}, and this one has {results[key]}"
+        return None
+
+    def _set_aside(self, why: str) -> dict[str, Any]:
+        number = 1
+        while (place := self._given.with_name(f"{self._given.name}.before-{number}")).exists() or place.is_symlink():
+            number += 1
+        self._given.rename(place)
+        self.folder = self._given.absolute()
+        print(f"dsd-lab: {why}; that folder is kept as {place}", file=sys.stderr)
+        return {"files": {}, "results": {}}
+
+    def _is_ours(self, name: str, files: dict[str, list[str]]) -> bool:
+        """Whether a file is what we wrote under its name, reached through no link."""
+        path = self.folder
+        for part in PurePosixPath(name).parts:
+            path = path / part
+            if path.is_symlink():
+                return False
+        return path.is_file() and _digest(path) in files.get(name, [])
+
+    def _put(self, source: Path, name: str) -> None:
+        target = self.folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file, source.open("rb") as content:
+                shutil.copyfileobj(content, file)
+                os.fchmod(file.fileno(), source.stat().st_mode & 0o777)  # the umask's, where mkstemp gives 0600
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    def _remove(self, name: str, files: dict[str, list[str]]) -> None:
+        if self._is_ours(name, files):
+            (self.folder / name).unlink()
+            for parent in PurePosixPath(name).parents:
+                with contextlib.suppress(OSError):  # not empty
+                    if parent.parts:
+                        (self.folder / parent).rmdir()
+
+    def _read(self) -> dict[str, Any]:
+        """The record; empty where there is none, or a damaged one."""
+        content = read_cache(self._record)
+        files, results = content.get("files"), content.get("results")
+        if content.get("folder") != self._key or not isinstance(files, dict) or not isinstance(results, dict):
+            return {"files": {}, "results": {}}
+        known = {n: d for n, d in files.items() if isinstance(d, list) and not {"..", "/"} & {*PurePosixPath(n).parts}}
+        return {"files": known, "results": {k: n for k, n in results.items() if isinstance(n, int)}}
+
+    def _write(self, files: dict[str, list[str]], results: dict[str, int]) -> None:
+        write_json(self._record, {"format": 1, "folder": self._key, "files": files, "results": results}, durable=True)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,177 @@
+"""Folders that commands write for the user: nothing there is overwritten or deleted that is not provably ours."""
+
+import os
+import stat
+
+import pytest
+from sweeping import run, train_here, write_spec
+
+from dsd_lab.cli.main import main
+from dsd_lab.errors import BAD_INPUT, OK, BadInput
+from dsd_lab.home.home import Home
+from dsd_lab.home.outputs import Output
+
+MORE, FEWER = {"tiny": 6}, {"tiny": 2}
+
+
+def write(folder, **files):
+    for name, text in files.items():
+        path = folder / name.replace("__", "/").replace("_", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def tree(folder):
+    return {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def publish(tmp_path):
+    """publish(results=..., **files): what a report of these files does to `tmp_path/out`."""
+    home, count = Home(tmp_path / "home"), iter(range(100))
+
+    def put(results=None, folder="out", aside=False, **files):
+        output = Output(home, tmp_path / folder, f"--out {folder}", aside)
+        output.publish(write(tmp_path / f"made-{next(count)}", **files), results or {})
+        return tree(tmp_path / folder)
+
+    return put
+
+
+def test_what_was_written_before_and_is_not_written_again_goes_and_nothing_else_does(publish, tmp_path):
+    publish(report_html="1", tables__a_csv="1", figures__a_png="1")
+    write(tmp_path / "out", notes_md="mine", figures__mine_png="mine")
+    assert publish(report_html="2", tables__b_csv="2") == {
+        "report.html": "2",
+        "tables/b.csv": "2",
+        "notes.md": "mine",
+        "figures/mine.png": "mine",
+    }
+    assert publish(report_html="3") == {"report.html": "3", "notes.md": "mine", "figures/mine.png": "mine"}
+    assert not (tmp_path / "out" / "tables").exists()
+
+
+@pytest.mark.parametrize("name", ["report_html", "tables__a_csv"])
+def test_a_file_of_the_user_s_under_a_name_of_ours_is_refused_and_nothing_is_touched(name, publish, tmp_path):
+    write(tmp_path / "out", **{name: "mine"}, tables__mine_csv="mine")
+    before = tree(tmp_path / "out")
+    with pytest.raises(BadInput, match=r"--out out: .* was not written by dsd-lab, or has changed since"):
+        publish(report_html="1", tables__a_csv="1")
+    assert tree(tmp_path / "out") == before
+
+
+def test_a_file_that_was_changed_after_we_wrote_it_is_neither_deleted_nor_overwritten(publish, tmp_path):
+    publish(report_html="1", report_md="1", tables__a_csv="1")
+    write(tmp_path / "out", tables__a_csv="edited")
+    assert publish(report_html="2")["tables/a.csv"] == "edited"
+    write(tmp_path / "out", report_html="edited")
+    with pytest.raises(BadInput, match="changed since"):
+        publish(report_html="3")
+    assert tree(tmp_path / "out") == {"report.html": "edited", "tables/a.csv": "edited"}
+
+
+def test_a_list_in_the_folder_has_no_power(publish, tmp_path):
+    write(tmp_path / "out", src__main_py="mine", figures__a_png="mine")
+    (tmp_path / "out" / ".env").write_text("mine")
+    (tmp_path / "out" / ".report-files").write_text("src/main.py\n.env\nfigures/a.png\nreport.html\n")
+    before = tree(tmp_path / "out")
+    assert publish(report_html="1") == before | {"report.html": "1"}
+
+
+def test_links_are_followed_neither_for_writing_nor_for_deletion(publish, tmp_path):
+    publish(report_html="1", tables__a_csv="1", figures__a_png="1")
+    out, disk = tmp_path / "out", write(tmp_path / "disk", a_csv="1", a_png="1", letter_txt="mine")
+    (out / "tables" / "a.csv").unlink()
+    (out / "tables").rmdir()
+    (out / "tables").symlink_to(disk)  # with the very content that we wrote
+    (out / "figures" / "a.png").unlink()
+    (out / "figures" / "a.png").symlink_to(disk / "a.png")
+    before = tree(disk)
+    publish(report_html="2")
+    assert tree(disk) == before and (out / "figures" / "a.png").is_symlink()
+    with pytest.raises(BadInput, match="is no folder but a link"):
+        publish(tables__b_csv="3")
+    (out / "report.html").unlink()
+    (out / "report.html").symlink_to(disk / "letter.txt")
+    with pytest.raises(BadInput, match="is a link"):
+        publish(report_html="3")
+    assert tree(disk) == before
+
+
+def test_a_record_of_names_that_lead_out_of_the_folder_deletes_nothing(publish, tmp_path):
+    import hashlib
+    import json
+
+    publish(report_html="1")
+    victim = write(tmp_path, victim_txt="mine") / "victim.txt"
+    (record,) = (tmp_path / "home" / "written").glob("*.json")
+    content, digest = json.loads(record.read_text()), hashlib.sha256(b"mine").hexdigest()
+    content["files"] |= {"../victim.txt": [digest], str(victim): [digest]}
+    record.write_text(json.dumps(content))
+    publish(report_html="2")
+    assert victim.read_text() == "mine"
+
+
+def test_files_keep_the_rights_that_the_umask_gives(publish, tmp_path):
+    before = os.umask(0o022)
+    try:
+        publish(report_html="1")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "out" / "report.html").stat().st_mode) == 0o644
+
+
+def test_a_call_that_was_killed_half_way_is_followed_by_one_that_knows_its_files(publish, tmp_path, monkeypatch):
+    publish(report_html="1", report_md="1")
+    put = Output._put
+
+    def killed(self, source, name):
+        if name == "report.md":
+            raise KeyboardInterrupt
+        put(self, source, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Output, "_put", killed)
+        with pytest.raises(KeyboardInterrupt):
+            publish(report_html="2", report_md="2")
+    assert tree(tmp_path / "out") == {"report.html": "2", "report.md": "1"}
+    assert publish(report_html="3", report_md="3") == {"report.html": "3", "report.md": "3"}
+
+
+def test_fewer_results_never_replace_more_in_silence(publish, tmp_path, capsys):
+    publish(MORE, report_html="six")
+    with pytest.raises(BadInput, match=r"6 finished trials of sweep 'tiny', and this one has 2"):
+        publish(FEWER, report_html="two")
+    assert tree(tmp_path / "out") == {"report.html": "six"}
+    assert publish({"other": 1}, report_html="other") == {"report.html": "other"}
+
+
+def test_in_the_home_what_is_in_the_way_is_set_aside_whole(publish, tmp_path, capsys):
+    place = "home/reports/tiny"
+    write(tmp_path / place, report_html="of an older version", figures__a_png="old")
+    assert publish(MORE, place, aside=True, report_html="six") == {"report.html": "six"}
+    assert tree(tmp_path / f"{place}.before-1") == {"report.html": "of an older version", "figures/a.png": "old"}
+    assert f"{place}.before-1" in capsys.readouterr().err
+    assert publish(FEWER, place, aside=True, report_html="two") == {"report.html": "two"}
+    assert tree(tmp_path / f"{place}.before-2") == {"report.html": "six"}
+    assert "6 finished trials" in capsys.readouterr().err
+    assert publish(MORE, place, aside=True, report_html="six again") == {"report.html": "six again"}
+    assert not (tmp_path / f"{place}.before-3").exists()
+
+
+def test_report_refuses_a_folder_of_the_user_s_and_writes_its_own_again(tmp_path, capsys):
+    home, spec, out = Home(tmp_path / "home"), write_spec(tmp_path), tmp_path / "paper"
+    train_here(home, spec)
+    write(out, report_html="mine", tables__mine_csv="mine", figures__mine_png="mine")
+    before = tree(out)
+    assert main(["report", "--home", str(home.root), "--out", str(out)]) == BAD_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        line.startswith(f"dsd-lab: --out {out}: {out}/report.html was not written by dsd-lab") and tree(out) == before
+    )
+    (out / "report.html").unlink()
+    for _ in range(2):
+        assert run("report", "--home", home.root, "--out", out)[0] == OK
+        assert (out / "tables" / "mine.csv").read_text() == "mine" and (out / "tables" / "verdicts.csv").exists()
+    assert not (out / ".report-files").exists()
