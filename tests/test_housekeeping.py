@@ -53,7 +53,7 @@ def gc(home, *more):
 
 
 def forget(home, key):
-    (home.sweep_folder(key) / "manifest.json").unlink()
+    shutil.rmtree(home.sweep_folder(key))
 
 
 def test_only_superseded_checkpoints_of_finished_trials_can_go_from_a_home_that_is_in_order(home, ids):

@@ -1,12 +1,18 @@
-"""A sweep's record: what is refused is not recorded."""
+"""A sweep's record: what is refused is not recorded, and nothing that was ever recorded is forgotten."""
 
 import contextlib
+import shutil
+import sys
 
 import pytest
 from sweeping import VARIANTS, run, train_here, write_spec
 
-from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK
+from dsd_lab.cli.main import main
+from dsd_lab.cli.options import command_line
+from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK, BadInput
 from dsd_lab.home.home import Home
+from dsd_lab.home.lookup import manifest_of
+from dsd_lab.home.revisions import revisions
 from dsd_lab.runs import ray_engine as engine
 from dsd_lab.specs.loading import load_sweep
 
@@ -47,8 +53,8 @@ def test_a_first_sweep_that_is_refused_leaves_no_record(machine, tmp_path):
     assert Home(tmp_path / "home").manifests() == {}
 
 
-def test_a_sweep_whose_trials_began_with_other_code_leaves_its_record_as_it_was(trained, machine, capsys):
-    home, spec, _ = trained
+def test_a_sweep_whose_trials_began_with_other_code_leaves_its_record_as_it_was(kept, machine, capsys):
+    home, spec, _ = kept
     path = home.sweep_folder("tiny") / "manifest.json"
     before = path.read_bytes()
     (trial,) = load_sweep(spec, sets=["seeds=[1]"]).trials
@@ -56,3 +62,70 @@ def test_a_sweep_whose_trials_began_with_other_code_leaves_its_record_as_it_was(
     home.trial(trial.id).write_status(state="interrupted", code="another", step=4, steps=12)
     assert run("sweep", spec, "--home", home.root, "--no-tracking", "--set", "seeds=[1]")[0] == BAD_INPUT
     assert "other training code" in capsys.readouterr().err and path.read_bytes() == before
+
+
+# -- Revisions -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(trained, tmp_path):
+    """A copy of the finished sweep."""
+    home, spec, trial = trained
+    shutil.copytree(home.root, tmp_path / "home")
+    return Home(tmp_path / "home"), spec, trial
+
+
+EDITS = [["base.network.width=32"], ["seeds=[3,4]"], ["base.data.path=/nowhere", "base.data.source=idx"]]
+
+
+@pytest.mark.parametrize("edits", EDITS)
+def test_gc_never_offers_a_finished_trial_that_the_sweep_named_before(edits, kept):
+    home, spec, trial = kept
+    home.write_manifest("tiny", manifest_of(load_sweep(spec, sets=edits)))
+    assert trial not in {entry["id"] for entry in home.manifests()["tiny"]["trials"]}
+    _, answer = run("gc", "--yes", "--home", home.root)
+    assert not any(item["kind"] == "trial" for item in answer["items"]) and home.trial(trial).state() == "done"
+    assert run("rm", "tiny", "--yes", "--home", home.root)[0] == OK  # it goes with its sweep
+    assert not home.trial(trial).root.exists()
+
+
+def test_a_record_that_was_made_before_there_was_a_history_is_its_first_revision(kept):
+    home, spec, trial = kept
+    (home.sweep_folder("tiny") / "revisions.json").unlink()
+    home.write_manifest("tiny", manifest_of(load_sweep(spec, sets=["seeds=[1]"])), "dsd-lab sweep")
+    assert [trial in r["trials"] for r in revisions(home.sweep_folder("tiny"))] == [True, False]
+
+
+def test_the_history_says_what_was_asked_when_by_which_command_and_what_changed(kept):
+    home, spec, _ = kept
+
+    def ask(*sets):
+        manifest = manifest_of(load_sweep(spec, sets=list(sets)))
+        return home.write_manifest("tiny", manifest, f"dsd-lab sweep {' '.join(sets)}"), manifest["run_at"]
+
+    same, _ = ask()
+    wider, at = ask("base.network.width=32")
+    again, _ = ask("base.network.width=32")
+    back, _ = ask()
+    assert same is again is None
+    assert wider == "revision 2 of its settings: base.network.width 16 -> 32"
+    assert back == "revision 1 of its settings: asked for before; base.network.width 32 -> 16"
+    found = {r["number"]: r for r in revisions(home.sweep_folder("tiny"))}
+    assert list(found) == [2, 1] and [len(found[n]["runs"]) for n in (1, 2)] == [3, 2]
+    assert found[2]["runs"][0] == {"at": at, "command": "dsd-lab sweep base.network.width=32"}
+    assert found[2]["changes"] == "base.network.width 16 -> 32"
+
+
+def test_a_history_that_cannot_be_read_stops_gc_and_sweep(kept, capsys):
+    home, spec, _ = kept
+    (home.sweep_folder("tiny") / "revisions.json").write_text('{"format": 1, "revisions": [{"trials": ["../a"]}]}')
+    for verb in (["gc", "--yes"], ["rm", "tiny", "--yes"]):
+        assert main([*verb, "--home", str(home.root)]) == BAD_INPUT
+        assert "revisions.json: is damaged" in capsys.readouterr().err
+    with pytest.raises(BadInput, match="is damaged"):
+        home.write_manifest("tiny", manifest_of(load_sweep(spec)))
+
+
+def test_passwords_do_not_go_into_a_command_line(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/bin/dsd-lab", "sweep", "a b.yaml", "--tracking-uri", "http://me:secret@host"])
+    assert command_line().startswith("dsd-lab sweep 'a b.yaml' --tracking-uri ") and "secret" not in command_line()

@@ -14,6 +14,7 @@ from typing import Any
 from dsd_lab.home.home import Home
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.sweep import Plan
+from dsd_lab.store.uri import without_password
 
 TRIAL = "trial id (the first characters do)"
 
@@ -122,6 +123,11 @@ def program(arguments: argparse.Namespace) -> tuple[str, str]:
     typed = sys.argv[0] if Path(sys.argv[0]).name == "dsd-lab" else f"{sys.executable} -m dsd_lab"
     home = "" if arguments.home is None else f" --home {shlex.quote(arguments.home)}"
     return ("dsd-lab" if shutil.which("dsd-lab") else typed), home
+
+
+def command_line() -> str:
+    """The command line of this process as a shell takes it; passwords in addresses are left out."""
+    return without_password(shlex.join(["dsd-lab", *sys.argv[1:]]))
 
 
 def plan_of(arguments: argparse.Namespace) -> Plan:

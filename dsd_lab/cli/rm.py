@@ -9,6 +9,7 @@ from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.home.garbage import foreign_trials, forget_sweep, sweep_trials
 from dsd_lab.home.home import named_by
+from dsd_lab.home.revisions import ever_named
 from dsd_lab.specs.messages import did_you_mean
 from dsd_lab.units import readable
 
@@ -34,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     trials = sweep_trials(home, key)
     held = [t for t in trials if home.trial(t.path.name).is_locked()]
     going = [t for t in trials if t not in held]
-    shared = len(named_by(manifests[key])) - len(trials)
+    shared = len(named_by(manifests[key]) | ever_named(home.root).get(key, set())) - len(trials)
     if arguments.yes:
         left = forget_sweep(home, key, going)
         held, going = [*held, *left], [t for t in going if t not in left]

@@ -10,13 +10,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from rich.console import Console
 
 from dsd_lab.cli.forecast import load_forecast
-from dsd_lab.cli.options import home_of, plan_of, print_json, program
+from dsd_lab.cli.options import command_line, home_of, plan_of, print_json, program
 from dsd_lab.cli.progress import SweepProgress
 from dsd_lab.errors import OK, TERMINATED, TRIALS_FAILED, UNEXPECTED, BadInput
 from dsd_lab.evaluation.reference import check_files
@@ -67,7 +66,11 @@ def run(arguments: argparse.Namespace) -> int:
             )
             training = [t for t in todo if home.trial(t.id).state() not in ENDED]
             _say(console, announce_need(home, training, training_code()))
-        record = partial(home.write_manifest, plan.key, manifest)
+
+        def record() -> None:
+            if changes := home.write_manifest(plan.key, manifest, command_line()):
+                _say(console, f"{plan.key}: {changes}")
+
         code = _execute(home, plan, todo, stopping, arguments, console, record)
     _summarise(home, plan, manifest, arguments, console)
     ended = (*ENDED, STOPPED) if stopping else ENDED  # that a forecast stops a trial was asked for

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from dsd_lab.cli.options import home_of, plan_of, print_json
+from dsd_lab.cli.options import command_line, home_of, plan_of, print_json
 from dsd_lab.errors import OK, TRIALS_FAILED, BadInput
 from dsd_lab.evaluation.reference import check_files
 from dsd_lab.home.lookup import manifest_of
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise BadInput(f"{trial.name}: another process trains it now; `dsd-lab logs {trial.id}` shows how far it is")
 
     manifest = manifest_of(plan)
-    recorded = home.keep_trial(trial.id, manifest)  # a trial that no sweep names is garbage
+    recorded = home.keep_trial(trial.id, manifest, command_line())  # a trial that no sweep names is garbage
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -28,6 +28,7 @@ from dsd_lab.home.ownership import (
     trial_folders,
     was_trial,
 )
+from dsd_lab.home.revisions import ever_named
 
 _GOING = ".removing-"
 """A trial is renamed before it is deleted, so that what an interruption leaves is never taken for a trial."""
@@ -60,18 +61,20 @@ def garbage(home: Home, code: str) -> list[Freeable]:
 
 
 def named_trials(home: Home, but: str | None = None) -> set[str]:
-    """Ids of the trials that recorded sweeps name.
+    """Ids of the trials that recorded sweeps name, or ever named.
 
     Args:
         home: whose sweeps.
         but: key of a sweep that is left out.
     """
-    return {trial for key, manifest in home.manifests().items() if key != but for trial in named_by(manifest)}
+    now = {key: named_by(manifest) for key, manifest in home.manifests().items()}
+    named = [*now.items(), *ever_named(home.root).items()]
+    return {trial for key, trials in named if key != but for trial in trials}
 
 
 def sweep_trials(home: Home, key: str) -> list[Freeable]:
     """The trials that a sweep names and no other recorded sweep does."""
-    own = named_by(home.manifests()[key]) - named_trials(home, but=key)
+    own = (named_by(home.manifests()[key]) | ever_named(home.root).get(key, set())) - named_trials(home, but=key)
     return [_trial(home, home.trial(p.name), key, "no other sweep names it") for p in _trials(home) if p.name in own]
 
 

@@ -1,7 +1,7 @@
 """The home folder: where every trial, sweep, report and cache lies, and what state each trial is in.
 
     home/trials/<id>/     trial.json  status.json  spool.jsonl  checkpoints/  images/  evaluations/
-    home/sweeps/<key>/    manifest.json
+    home/sweeps/<key>/    manifest.json  revisions.json (everything that was ever asked)
     home/dsd-lab-home.json (the mark)
     home/reports/<key>/   home/cache/   home/weights/   home/mlflow.db   home/ray/
 
@@ -26,6 +26,7 @@ from dsd_lab.files.atomic import write_json
 from dsd_lab.files.locks import is_held, locked
 from dsd_lab.home.mark import MARK, mark_home
 from dsd_lab.home.names import SWEEP_KEY, are_metrics, is_trial_id
+from dsd_lab.home.revisions import record_revision
 from dsd_lab.training_code import same_results
 
 STATES = ("pending", "running", "done", "failed", "diverged", "interrupted", "stopped", "stale")
@@ -94,22 +95,33 @@ class Home:
         except OSError as error:
             raise NoResources(f"--home {self.root}: cannot be written: {error.strerror}") from None
 
-    def write_manifest(self, key: str, manifest: dict[str, Any]) -> None:
-        """Record a sweep: its spec, profile and trials. Trials of earlier runs of it that are no longer named are forgotten here, not deleted.
+    def write_manifest(self, key: str, manifest: dict[str, Any], command: str | None = None) -> str | None:
+        """Record a sweep: its spec, profile and trials, and in its history what was asked, when and by which command.
 
         Trials that were trained one by one stay named.
+
+        Returns:
+            A line that says how the settings differ from those that stood; None where they do not.
+
+        Raises:
+            BadInput: the record is newer than this program, or the history cannot be read.
         """
         path = self.sweep_folder(key) / "manifest.json"
         with locked(path.with_suffix(".lock")):
-            kept = _kept(path)
+            before = _undamaged(path)
+            kept = before.get("kept", []) if before else []
+            trials = [entry["id"] for entry in manifest["trials"]]
+            changes = record_revision(path.parent, before, manifest, trials, command)
             write_json(path, {"format": FORMAT, **manifest, **({"kept": kept} if kept else {})}, durable=True)
+            return changes
 
-    def keep_trial(self, trial_id: str, manifest: dict[str, Any]) -> dict[str, Any]:
+    def keep_trial(self, trial_id: str, manifest: dict[str, Any], command: str | None = None) -> dict[str, Any]:
         """Name a trial beside those of a sweep: nobody who trained a single trial wants to be offered it as garbage.
 
         Args:
             trial_id: of the trial.
             manifest: of its sweep, which is recorded where the sweep has no record; else its record stays as it is.
+            command: the command line that asks for it.
 
         Returns:
             The sweep's record.
@@ -120,6 +132,7 @@ class Home:
         path = self.sweep_folder(manifest["key"]) / "manifest.json"
         with locked(path.with_suffix(".lock")):
             recorded = _manifest(path) if path.exists() else {"format": FORMAT, **manifest}
+            record_revision(path.parent, _undamaged(path), manifest, [trial_id], command)
             recorded["kept"] = [*(i for i in recorded.get("kept", []) if i != trial_id), trial_id]
             write_json(path, recorded, durable=True)
             return recorded
@@ -268,16 +281,14 @@ def _wrong_in(manifest: dict[str, Any], folder: str) -> str | None:
     return f"{str(wrong[0])[:200]!r} is not the id of a trial" if wrong else None
 
 
-def _kept(path: Path) -> list[str]:
-    """The trials that a manifest names beside its sweep's own; none where it is damaged.
+def _undamaged(path: Path) -> dict[str, Any] | None:
+    """A manifest; None where there is none, or a damaged one.
 
     Raises:
         BadInput: it is newer than this program.
     """
     content = _read_json(path)
-    damaged = content is None or _wrong_in(readable(content, path), path.parent.name)
-    kept: list[str] = [] if content is None or damaged else content.get("kept", [])
-    return kept
+    return None if content is None or _wrong_in(readable(content, path), path.parent.name) else content
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

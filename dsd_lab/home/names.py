@@ -25,7 +25,7 @@ TRIAL_ENTRIES = frozenset(
     ]
 )
 """What a trial's folder may hold; `gc` and `rm` leave a folder alone that holds anything else."""
-SWEEP_ENTRIES = ("manifest.json", "manifest.lock", "machine.jsonl", "lock")
+SWEEP_ENTRIES = ("manifest.json", "revisions.json", "manifest.lock", "machine.jsonl", "lock")
 """What a sweep's folder may hold."""
 PICTURE_STEM, METRIC = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", r"[A-Za-z0-9_./ -]{1,250}"
 _METRIC = re.compile(METRIC)
