@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dsd_lab.core.data import load_data
 from dsd_lab.core.model.network import Network
 from dsd_lab.core.training import checkpoints
 from dsd_lab.core.training.checkpoints import load_tensors
@@ -17,6 +16,7 @@ from dsd_lab.errors import BadInput, CorruptCheckpoint
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import find_trial
 from dsd_lab.home.spool import read_spool
+from dsd_lab.runs.data_shelf import DataShelf
 from dsd_lab.specs.trial import Trial
 
 if TYPE_CHECKING:
@@ -90,10 +90,8 @@ def export_latents(home: str | Path, trial_id: str, path: str | Path, split: str
         CorruptCheckpoint: as `load_trial`.
     """
     loaded = load_trial(home, trial_id)
-    data, folder = load_data(loaded.fields.data), Home(Path(home)).trial(loaded.id)
-    description = folder.description() or {}
-    if data.fingerprint != description["data"]["fingerprint"]:
-        raise BadInput(f"{trial_id}: the images at hand are not those that it was trained on")
+    folder = Home(Path(home)).trial(loaded.id)
+    data = DataShelf().of_trial(folder, loaded.fields, Home(Path(home)))
     images = {"holdout": data.holdout, "train": data.train}[split]
     parts = [
         loaded.network.encode(images.at(i, torch.device("cpu"))[0]) for i in torch.arange(len(images)).split(_BATCH)

@@ -7,11 +7,12 @@ import pytest
 from picturing import pictures, write_folder
 from sweeping import run, train_here, write_spec
 
-from dsd_lab.errors import BAD_INPUT, BadInput
+from dsd_lab.errors import BAD_INPUT, OK, BadInput
+from dsd_lab.files.atomic import write_json
 from dsd_lab.home import file_index
 from dsd_lab.home.data_facts import Images, known_images, other_images
 from dsd_lab.home.file_index import content_digest, known_digest, listing_of
-from dsd_lab.home.home import Home
+from dsd_lab.home.home import OTHER_IMAGES, Home
 from dsd_lab.runs.data_shelf import DataShelf, refuse_other_images
 from dsd_lab.specs.loading import load_sweep
 
@@ -19,18 +20,18 @@ LABELS = [i % 3 for i in range(24)]
 
 
 def spec_on(folder, place, **data):
-    """A spec of one tiny trial with two seeds on a folder of images."""
-    return write_spec(folder, base={"data": {"source": "folder", "path": str(place)} | data}, seeds=[0, 1])
+    """A spec of one tiny trial with three seeds on a folder of images."""
+    return write_spec(folder, base={"data": {"source": "folder", "path": str(place)} | data}, seeds=[0, 1, 2])
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A home with a trial that was trained on `a/raw`; `b/raw` has the same last name and other images."""
+    """A home with trials of two seeds that were trained on `a/raw`; `b/raw` has the same last name and other images."""
     folder = tmp_path_factory.mktemp("images")
     write_folder(folder / "a" / "raw", pictures(24), LABELS)
     write_folder(folder / "b" / "raw", 255 - pictures(24), LABELS)
-    plan = train_here(Home(folder / "home"), spec_on(folder, folder / "a" / "raw"), "seeds=[0]")
-    assert Home(folder / "home").trial(plan.trials[0].id).state() == "done"
+    plan = train_here(Home(folder / "home"), spec_on(folder, folder / "a" / "raw"), "seeds=[0,1]")
+    assert [Home(folder / "home").trial(t.id).state() for t in plan.trials] == ["done", "done"]
     return folder
 
 
@@ -41,7 +42,7 @@ def copy(trained, tmp_path):
     return tmp_path / "copy"
 
 
-@pytest.mark.parametrize("verb", [("sweep",), ("train", "--variant", "dsd", "--seed", 1)])
+@pytest.mark.parametrize("verb", [("sweep",), ("train", "--variant", "dsd", "--seed", 2)])
 def test_other_images_of_the_same_declared_name_are_refused(copy, verb, capsys):
     before = sorted(p for p in (copy / "home").rglob("*") if "cache" not in p.parts)
     spec = spec_on(copy, copy / "b" / "raw")
@@ -68,11 +69,11 @@ def test_the_same_images_elsewhere_touched_or_under_an_own_name_go_on(copy, monk
 def test_a_trial_that_failed_before_its_first_checkpoint_binds_nobody(copy):
     home = Home(copy / "home")
     trials = load_sweep(spec_on(copy, copy / "b" / "raw")).trials
-    folder = home.trial(trials[0].id)
-    folder.write_status(state="failed")
-    with pytest.raises(BadInput):  # it has checkpoints
-        refuse_other_images(home, trials, DataShelf())
-    shutil.rmtree(folder.checkpoints)
+    for trial in trials[:2]:
+        home.trial(trial.id).write_status(state="failed")
+        with pytest.raises(BadInput):  # it has checkpoints
+            refuse_other_images(home, trials, DataShelf())
+        shutil.rmtree(home.trial(trial.id).checkpoints)
     refuse_other_images(home, trials, DataShelf())
 
 
@@ -106,7 +107,11 @@ def test_links_are_listed_once(tmp_path):
     (tmp_path / "b").symlink_to(tmp_path / "a")
     (tmp_path / "nothing.png").symlink_to("nowhere")
     (tmp_path / ".hidden").write_bytes(b"h")
-    assert [path for path, _ in listing_of(tmp_path).rows] == [b"a/x.png", b"b/x.png", b"nothing.png"]
+    os.mkfifo(tmp_path / "pipe")
+    assert [path for path, _ in listing_of(tmp_path).rows] == [b"a/x.png", b"b/x.png", b"nothing.png", b"pipe"]
+    cache = tmp_path / ".cache"
+    cache.mkdir()
+    assert content_digest(listing_of(tmp_path), cache) == known_digest(listing_of(tmp_path), cache)
 
 
 def test_another_order_of_the_same_classes_is_another_set():
@@ -114,6 +119,72 @@ def test_another_order_of_the_same_classes_is_another_set():
     assert here.is_of(Images("f", "there", 2, 1, ("cat", "dog"))) and here.is_of(Images("f", "there", 2, 1))
     assert here.is_of(Images("f", "there", 2, 1, ("cat", "hound")))  # the second class has another name
     assert not here.is_of(Images("f", "there", 2, 1, ("dog", "cat"))) and not here.is_of(Images("g", "there", 2, 1))
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "sample", "latents"])
+def test_a_trial_is_not_measured_on_other_images(copy, verb, capsys):
+    plan = load_sweep(spec_on(copy, copy / "a" / "raw"))
+    trial = Home(copy / "home").trial(plan.trials[0].id)
+    more = {"evaluate": ("--metrics", "psnr", "--no-tracking"), "sample": ("--n", 1, "--steps", 1), "latents": ()}[verb]
+    record = trial.description()
+    record["fields"]["data"]["path"] = str(copy / "b" / "raw")  # as if the images in its place had changed
+    write_json(trial.root / "trial.json", record)
+    assert run(verb, trial.id, *more, "--home", copy / "home")[0] == BAD_INPUT
+    assert f"has other images than {copy / 'b' / 'raw'} (18 training" in capsys.readouterr().err
+    record["fields"]["data"]["path"] = str(copy / "a" / "raw")
+    names = record["data"]["class_names"]
+    write_json(trial.root / "trial.json", record | {"data": record["data"] | {"class_names": names[::-1]}})
+    assert run(verb, trial.id, *more, "--home", copy / "home")[0] == BAD_INPUT
+    assert "has another order of classes than" in capsys.readouterr().err
+    write_json(trial.root / "trial.json", record)
+    assert run(verb, trial.id, *more, "--home", copy / "home")[0] == OK
+
+
+def test_plan_says_that_a_sweep_would_be_refused(copy, capsys):
+    code, shown = run("plan", spec_on(copy, copy / "b" / "raw"), "--home", copy / "home")
+    assert code == OK and [t["status"] for t in shown["trials"]] == [OTHER_IMAGES, OTHER_IMAGES, "pending"]
+    assert "has other images than" in (line := capsys.readouterr().err) and "`sweep` will refuse" in line
+    shown = run("plan", spec_on(copy, copy / "a" / "raw"), "--home", copy / "home")[1]
+    assert [t["status"] for t in shown["trials"]] == ["done", "done", "pending"] and not capsys.readouterr().err
+
+
+@pytest.fixture
+def mixed(copy):
+    """A home in which one sweep has a trial of other images, as it could be made once."""
+    home = Home(copy / "home")
+    (manifest,) = home.manifests().values()
+    odd = home.trial(manifest["trials"][1]["id"])
+    record = odd.description()
+    write_json(odd.root / "trial.json", record | {"data": record["data"] | {"fingerprint": "f" * 64}})
+    return home, manifest["key"], odd.id
+
+
+def test_a_table_has_one_set_of_images(mixed, tmp_path, capsys):
+    home, key, odd = mixed
+    content = run("report", key, "--home", home.root, "--out", tmp_path / "report")[1]
+    (line,) = [text for text in content["notices"] if odd in text]
+    assert "was trained on other images and is in no table" in line and "fingerprint ffffffffffff" in line
+    assert [s["state"] for s in content["variants"][0]["seeds"]] == ["done", OTHER_IMAGES]
+    assert all(len(e["seeds"]) == 1 for e in content["variants"][0]["metrics"].values() if "seeds" in e)
+    assert {e["n"] for e in content["variants"][0]["metrics"].values()} == {1}
+    (sweep,) = run("status", "--home", home.root)[1]["sweeps"]
+    assert sweep["states"] == {"done": 1, OTHER_IMAGES: 1}
+    assert run("export", key, "--home", home.root, "--out", tmp_path / "out")[0] == BAD_INPUT
+    assert f"trial {odd} was trained on other images" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_what_is_imported_has_the_images_of_the_home(copy, mixed, trained, tmp_path, capsys):
+    home, key, odd = mixed
+    run("export", key, "--home", trained / "home", "--out", tmp_path / "out")
+    shutil.rmtree(home.root / "sweeps")
+    for trial in [p.name for p in (home.root / "trials").iterdir() if p.name != odd]:
+        shutil.rmtree(home.root / "trials" / trial)
+    (home.root / "trials" / odd).rename(home.root / "trials" / "0123456789ab")  # such as another variant's
+    capsys.readouterr()
+    assert run("import", tmp_path / "out", "--home", home.root)[0] == BAD_INPUT
+    line = capsys.readouterr().err
+    assert "trial 0123456789ab" in line and "import into another --home" in line and "\n" not in line.strip()
+    assert not list(home.root.glob("sweeps/*/manifest.json")) and len(list((home.root / "trials").iterdir())) == 1
 
 
 def described(fingerprint, revision="1"):

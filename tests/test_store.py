@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from mlflow.data.dataset_source_registry import get_dataset_source_from_json
 from safetensors.torch import load_file
 from sweeping import DEADLINE, EVALUATION, VARIANTS, events, free_port, mlflow_server, train_here, write_idx, write_spec
 
@@ -30,6 +31,7 @@ from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.trial import Data
 from dsd_lab.store.faults import StoreUnavailable
 from dsd_lab.store.mlflow_store import Store
+from dsd_lab.store.replay import source_of
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +280,23 @@ def test_the_data_set_is_an_input_of_every_run_whose_data_was_loaded_with_its_di
         assert (given.dataset.name, given.dataset.digest) == (data["name"], data["fingerprint"][:16])
         assert json.loads(given.dataset.profile)["num_rows"] == data["train"]
         assert {tag.key: tag.value for tag in given.tags} == {"mlflow.data.context": "training"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "source"),
+    [
+        ({"source": "digits"}, "code", {"tags": {"mlflow.source.name": "sklearn.datasets.load_digits"}}),
+        ({"source": "datasets", "hub": "owner/set"}, "hugging_face", {"path": "owner/set"}),
+        ({"source": "folder", "path": "/images"}, "local", {"uri": "/images"}),
+    ],
+)
+def test_the_source_of_a_data_set_is_the_one_that_was_read(fields, kind, source):
+    assert source_of(Data(**fields).model_dump()) == (kind, source)
+    theirs = get_dataset_source_from_json(json.dumps(source), kind)  # MLflow reads it as a source of its own
+    assert theirs.to_dict().items() >= source.items()
+    old = {"source": fields["source"], "path": fields.get("path")}  # a record from before there was `hub`
+    if "hub" not in fields:
+        assert source_of(old) == (kind, source)
 
 
 def test_samples_of_the_machine_are_system_metrics_of_the_sweeps_run_once_each(home, manifest):

@@ -15,6 +15,7 @@ from rich.text import Text
 from dsd_lab.cli.console import table_console
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK, BadInput
+from dsd_lab.home.data_facts import other_images
 from dsd_lab.home.lookup import find_manifest
 from dsd_lab.report.groups import LOG_STD, Column, Group, columns_of, groups_of
 from dsd_lab.report.results import Result, results_of
@@ -61,6 +62,11 @@ def run(arguments: argparse.Namespace) -> int:
         own = ReportSettings.model_validate(manifest["spec"]["report"])
         sides.append(Side(manifest["key"], manifest, results, {g.name: g for g in groups_of(results, own)}))
     a, b = sides
+    if across := other_images({r.id: r.description for side in sides for r in side.results if r.description}):
+        trial, what = next(iter(across.items()))
+        raise BadInput(
+            f"{a.key} and {b.key} have one declared data set and {len(across)} trials of other images, such as {trial} ({what}); write another data.name or data.revision in one of them"
+        )
     both = [name for name in a.groups if name in b.groups]
     if not both:
         raise BadInput(f"{a.key} and {b.key} share no variant: {_some(a.groups)} against {_some(b.groups)}")

@@ -11,6 +11,7 @@ from dsd_lab.errors import OK, TRIALS_FAILED, BadInput
 from dsd_lab.evaluation.reference import check_files
 from dsd_lab.home.home import Home, TrialFolder
 from dsd_lab.home.lookup import find_trial
+from dsd_lab.runs.data_shelf import DataShelf, refuse_changed_images
 from dsd_lab.specs.evaluate_list import applies
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.loading import load_sweep
@@ -35,13 +36,16 @@ def run(arguments: argparse.Namespace) -> int:
             if lacking is not None:
                 raise BadInput(f"{trial.id}: weights {evaluation.weights!r}: {trial.name!r} {lacking}")
     check_files(evaluations, home)
+    shelf = DataShelf()
+    for folder, trial in zip(folders, trials, strict=True):
+        refuse_changed_images(home, folder, trial.fields, shelf)
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from dsd_lab.runs.run_trial import DataShelf, run_trial
+    from dsd_lab.runs.run_trial import run_trial
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    shelf, answers = DataShelf(), []
+    answers = []
     with Progress(*columns, disable=arguments.json) as bar:
         for folder, trial in zip(folders, trials, strict=True):
             wanted = {evaluation_id(e): e for e in evaluations if applies(e, trial.fields)}

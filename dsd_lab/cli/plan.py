@@ -16,13 +16,14 @@ from dsd_lab.cli.options import home_of, plan_of, print_json
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.evaluation.reference import check_files
 from dsd_lab.home.data_facts import known_facts, skipped
-from dsd_lab.home.home import Home
+from dsd_lab.home.home import OTHER_IMAGES, Home
 from dsd_lab.home.lookup import manifest_of
 from dsd_lab.planning.disk import need_of
 from dsd_lab.planning.estimates import EFFICIENCY, Shape, cached_bytes, cached_shape, shape_key, timed_seconds
 from dsd_lab.planning.gpus import GPUS
 from dsd_lab.planning.measured import benched_seconds, machine_ceiling
 from dsd_lab.planning.requirements import missing_data, missing_weights
+from dsd_lab.runs.data_shelf import DataShelf, refuse_other_images, trained_on_others
 from dsd_lab.specs.evaluate_list import applies
 from dsd_lab.specs.identity import canonical_fields, evaluation_id, once_for_seeds
 from dsd_lab.specs.sweep import Plan, PlannedTrial
@@ -53,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_files(plan.spec.evaluate, home)
     except BadInput as error:
         print(f"dsd-lab: warning: {error}; `sweep` will refuse", file=sys.stderr)
+    changed = _other_images(home, plan)
     code = training_code()
     manifest = manifest_of(plan)
     timed = timed_seconds(home, manifest["trials"])
@@ -67,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "point": trial.point,
                 "seed": trial.seed,
                 "size": trial.fields.network.size,
-                "status": folder.state(code),
+                "status": OTHER_IMAGES if trial.id in changed else folder.state(code),
                 "evaluations_missing": _missing(plan, folder.evaluations(), trial),
                 "overrides": trial.overrides,
                 **needs(trial.fields),
@@ -86,6 +88,19 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print(plan, rows)
     return OK
+
+
+def _other_images(home: Home, plan: Plan) -> set[str]:
+    """Trials that were trained on other images than those at hand, after a warning; what is not at hand is not asked for."""
+    missing = missing_data(plan)
+    there = [t for t in plan.trials if t.fields.data.path not in missing]
+    shelf = DataShelf()
+    try:
+        refuse_other_images(home, there, shelf)
+    except BadInput as error:
+        print(f"dsd-lab: warning: {error}; `sweep` will refuse", file=sys.stderr)
+        return trained_on_others(home, there)
+    return set()
 
 
 def _needs(

@@ -28,6 +28,7 @@ _COLOURS = {
     "interrupted": "magenta",
     "stopped": "yellow",
     "stale": "yellow",
+    "other images": "bold red",
     "pending": "dim",
 }
 _OVER = ("done", "failed", "diverged", "stopped")

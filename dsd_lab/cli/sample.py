@@ -9,6 +9,7 @@ from pathlib import Path
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.home.lookup import find_trial
+from dsd_lab.runs.data_shelf import DataShelf
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -22,7 +23,6 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
     from PIL import Image
 
-    from dsd_lab.core.data import load_data
     from dsd_lab.core.observing.pictures import tile
     from dsd_lab.core.training.trainer import pick_device
     from dsd_lab.evaluation.sampling import load_network, sample_images
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     trial = Trial.model_validate(description["fields"])
     if not trial.has_denoiser:
         raise BadInput(f"{arguments.trial}: {description['variant']!r} has no denoiser to sample from")
-    data = load_data(trial.data, home.cache / "data")
+    data = DataShelf().of_trial(folder, trial, home)
     if arguments.label is not None and not 0 <= arguments.label < data.classes:
         raise BadInput(f"--class {arguments.label}: the data has classes 0 to {data.classes - 1}")
     gpus = trial.resources.gpus if torch.cuda.is_available() else 0.0

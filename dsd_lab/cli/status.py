@@ -11,7 +11,8 @@ from rich.table import Table
 from dsd_lab.cli.console import table_console
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK
-from dsd_lab.home.home import STATES
+from dsd_lab.home.data_facts import other_images
+from dsd_lab.home.home import OTHER_IMAGES, STATES
 from dsd_lab.training_code import training_code
 
 
@@ -21,13 +22,15 @@ def run(arguments: argparse.Namespace) -> int:
     sweeps: list[dict[str, Any]] = []
     for key, manifest in home.manifests().items():
         trials = []
+        described = {entry["id"]: home.trial(entry["id"]).description() for entry in manifest["trials"]}
+        others = other_images({key: d for key, d in described.items() if d is not None})
         for entry in manifest["trials"]:
             folder = home.trial(entry["id"])
             trials.append(
                 {
                     "id": entry["id"],
                     "name": entry["name"],
-                    "state": folder.state(code),
+                    "state": OTHER_IMAGES if entry["id"] in others else folder.state(code),
                     "step": folder.status().get("step", 0),
                     "steps": entry["steps"],
                 }

@@ -235,7 +235,7 @@ def refuse_other(trial: Trial, here: Images, trained: Iterable[Trained]) -> None
     for other in trained:
         if here.is_of(other.images):
             continue
-        what = "other images" if here.fingerprint != other.images.fingerprint else "other order of classes"
+        what = "other images" if here.fingerprint != other.images.fingerprint else "another order of classes"
         raise BadInput(
             f"data {data_name(trial)!r} revision {trial.data.revision!r}: {here} has {what} than {other.images}, on which trial {other.trial} was trained; write another data.name or data.revision"
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 from dsd_lab.errors import BadInput
 from dsd_lab.files.atomic import write_json
+from dsd_lab.home.data_facts import other_images
 from dsd_lab.home.garbage import whole_checkpoint
 from dsd_lab.home.home import Home, TrialFolder
 from dsd_lab.home.parameter_count import average_parameters
@@ -30,12 +31,17 @@ def export_sweep(home: Home, manifest: dict[str, Any], out: Path, weights: bool)
         weights: whether the newest whole checkpoint of every trial goes with it.
 
     Raises:
-        BadInput: the folder is in use, or a trial is running.
+        BadInput: the folder is in use, a trial is running, or the trials were trained on different images.
     """
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise BadInput(f"--out {out}: is there already; name a new or an empty folder")
     folders = [home.trial(i) for i in dict.fromkeys(t["id"] for t in manifest["trials"])]
     _refuse_running(folders)
+    described = {folder.id: folder.description() for folder in folders}
+    for trial, what in other_images({key: d for key, d in described.items() if d is not None}).items():
+        raise BadInput(
+            f"{manifest['key']}: trial {trial} was trained on other images than the others: {what}; remove it with `dsd-lab rm`, then export"
+        )
     sweep = out / "sweeps" / manifest["key"]
     sweep.mkdir(parents=True)
     # The folder that the spec lay in is of no use elsewhere, and trials beside the sweep's own do not go with it.

@@ -122,7 +122,7 @@ def _parts(rows: list[tuple[bytes, bytes]]) -> Iterator[tuple[int, list[tuple[by
 
 
 def _hashed(path: bytes) -> bytes:
-    if not os.path.exists(path):
+    if not os.path.isfile(path):  # a link into nothing, or a pipe, which would be waited for
         return bytes(_CONTENT)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").digest()

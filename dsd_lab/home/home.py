@@ -29,11 +29,13 @@ from dsd_lab.home.names import SWEEP_KEY, are_metrics, is_trial_id
 from dsd_lab.home.revisions import record_revision
 from dsd_lab.training_code import same_results
 
-STATES = ("pending", "running", "done", "failed", "diverged", "interrupted", "stopped", "stale")
+STATES = ("pending", "running", "done", "failed", "diverged", "interrupted", "stopped", "stale", "other images")
 ENDED = ("done", "diverged")
 """States of a trial whose result stands."""
 STOPPED = "stopped"
 """State of a trial that a forecast ended early: no result; a sweep that does not stop trials goes on with it."""
+OTHER_IMAGES = "other images"
+"""What a trial of a sweep is called whose images are not those of the sweep's other trials; its own state stays."""
 FORMAT = 1
 """Version of the files below a home folder; one that says none is of the first."""
 _LOCK_TRIES = 20

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_lab.errors import BadInput
+from dsd_lab.home.data_facts import declared_in, other_images, trained_images
 from dsd_lab.home.home import Home
 from dsd_lab.home.records import INDEX, Index, kind_of, parsed, parsed_index
 from dsd_lab.home.spool import complete_lines
@@ -62,6 +63,7 @@ def import_sweep(home: Home, source: Path) -> Imported:
         for trial in there:
             _refuse_other_trial(home, trial, staging, index)
         _refuse_other_sweep(home, index.sweep, staging)
+        _refuse_other_images(home, ids, staging)
         added = [i for i in ids if i not in there]
         for trial in added:
             home.trial(trial).root.parent.mkdir(exist_ok=True)
@@ -198,6 +200,19 @@ def _refuse_other_trial(home: Home, trial: str, staging: Path, index: Index) -> 
             raise BadInput(
                 f"{folder.root}: is another run of this trial ({Path(name).name} differs); nothing is overwritten: import into another --home"
             )
+
+
+def _refuse_other_images(home: Home, ids: list[str], staging: Path) -> None:
+    """What comes must have one set of images under a declared name and revision, the same as the trials of this home."""
+    paths = {i: staging / "trials" / i / "trial.json" for i in ids}
+    theirs = {i: json.loads(path.read_bytes()) for i, path in paths.items() if path.exists()}
+    declared = {declared_in(description) for description in theirs.values()}
+    known = [entry.trial for key, trained in trained_images(home).items() if key in declared for entry in trained]
+    mine = {i: d for i in known if i not in theirs and (d := home.trial(i).description()) is not None}
+    for trial, what in other_images(mine | theirs).items():
+        raise BadInput(
+            f"trial {trial}: the trials of this declared data set that come and those of {home.root} would be of two sets of images: {what}; import into another --home"
+        )
 
 
 def _refuse_other_sweep(home: Home, key: str, staging: Path) -> None:

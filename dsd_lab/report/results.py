@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from dsd_lab.home.data_facts import other_images
 from dsd_lab.home.history import History
+from dsd_lab.home.home import OTHER_IMAGES
 from dsd_lab.store.mlflow_store import Store
 from dsd_lab.training_code import is_current
 
@@ -97,12 +99,21 @@ def result_of(
     )
 
 
+def without_values(result: Result, state: str, why: str) -> Result:
+    """The row of a trial whose values must not be compared with those of the others."""
+    return replace(result, state=state, error=why, metrics={}, history=History.empty(), description={}, folder=None)
+
+
 def results_of(store: Store, manifest: dict[str, Any], scratch: Path) -> list[Result]:
-    """The trials of a sweep as the store holds them; those that other training code trained are `stale`."""
+    """The trials of a sweep as the store holds them; those that other training code trained are `stale`.
+
+    A trial of other images than the rest has nothing but that state: its values are in no table.
+    """
     results = []
     for stored in store.read(manifest, scratch):
         state = stored.tags.get("dsd.state", "pending")
         if state == "done" and not is_current(stored.tags.get("dsd.code")):
             state = "stale"
         results.append(result_of(stored.entry, state, stored.tags, stored.metrics, stored.folder))
-    return results
+    others = other_images({r.id: r.description for r in results if r.description})
+    return [without_values(r, OTHER_IMAGES, others[r.id]) if r.id in others else r for r in results]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from dsd_lab.home.data_facts import (
     Images,
     Trained,
+    declared_in,
     declared_of,
     images_of,
     known_images,
@@ -45,6 +47,9 @@ class DataShelf:
         if key not in self.sets:
             from dsd_lab.core.data import load_data  # imports torch
 
+            if not os.access(home.root, os.W_OK):  # somebody else's home can be read
+                self.sets[key] = load_data(data)
+                return self.sets[key]
             before = list_files(data)
             made = self.sets[key] = load_data(data, home.cache / "data")
             remember_facts(home, data, made.facts)
@@ -59,7 +64,7 @@ class DataShelf:
         """
         made, declared, folder = self.get(trial, home), declared_of(trial.fields), home.trial(trial.id)
         here = _images(trial.fields.data, made)
-        if any(folder.checkpoints.glob("step-*")):
+        if any(folder.checkpoints.glob("step-*")):  # else it begins anew
             refuse_other(trial.fields, here, _own(folder))
         if declared not in self._agreed:
             refuse_other(trial.fields, here, [t for t in trained_images(home).get(declared, []) if t.trial != trial.id])
@@ -88,7 +93,7 @@ def refuse_other_images(home: Home, trials: Iterable[PlannedTrial], shelf: DataS
     Where no trial of a declared data set is there to compare with, its images are not looked at.
 
     Raises:
-        BadInput: a trial of this home, or of the plan itself, has the same declared data set and other images.
+        BadInput: a trial of this home has the same declared data set and other images.
     """
     fields = {trial.fields.data.model_dump_json(exclude={"memory", "workers"}): trial.fields for trial in trials}
     declared: dict[str, list[Trial]] = {}
@@ -96,16 +101,35 @@ def refuse_other_images(home: Home, trials: Iterable[PlannedTrial], shelf: DataS
         declared.setdefault(declared_of(entry), []).append(entry)
     trained = trained_images(home)
     for key, entries in declared.items():
-        others = list(trained.get(key, []))
-        for entry in entries if others or len(entries) > 1 else []:
-            here = shelf.images(entry.data, home)
-            refuse_other(entry, here, others)
-            others.append(Trained("this spec", here))
+        for entry in entries if key in trained else []:
+            refuse_other(entry, shelf.images(entry.data, home), trained[key])
+
+
+def trained_on_others(home: Home, trials: Iterable[PlannedTrial]) -> set[str]:
+    """Ids of the trials that are known to have been trained on other images than those at hand; decodes nothing."""
+    found, known = set(), dict[str, Images | None]()
+    for trial in trials:
+        key = trial.fields.data.model_dump_json()
+        if key not in known:
+            known[key] = known_images(home, trial.fields.data)
+        here = known[key]
+        if here is not None and any(not here.is_of(own.images) for own in _own(home.trial(trial.id))):
+            found.add(trial.id)
+    return found
+
+
+def refuse_changed_images(home: Home, folder: TrialFolder, fields: Trial, shelf: DataShelf) -> None:
+    """A trial is measured on the images that it was trained on.
+
+    Raises:
+        BadInput: the images at hand are others.
+    """
+    refuse_other(fields, shelf.images(fields.data, home), _own(folder))
 
 
 def _own(folder: TrialFolder) -> list[Trained]:
     described = folder.description()
-    return [] if described is None else [Trained(folder.id, images_of(described))]
+    return [] if described is None or declared_in(described) is None else [Trained(folder.id, images_of(described))]
 
 
 def _images(data: Data, made: DataSet) -> Images:

@@ -119,14 +119,19 @@ def _data_set(client: MlflowClient, run: Run, folder: TrialFolder) -> None:
     if description is None or run.inputs.dataset_inputs:
         return
     data, fields = description["data"], description["fields"]["data"]
-    source: dict[str, Any]
-    if fields["path"] is None:
-        kind, source = "code", {"tags": {"mlflow.source.name": "sklearn.datasets.load_digits"}}
-    else:
-        kind, source = "local", {"uri": str(fields["path"])}
+    kind, source = source_of(fields)
     profile = {"num_rows": data["train"], "num_holdout": data["holdout"], "num_classes": data["classes"]}
     found = Dataset(data["name"], data["fingerprint"][:16], kind, json.dumps(source), profile=json.dumps(profile))
     client.log_inputs(run.info.run_id, [DatasetInput(found, [InputTag("mlflow.data.context", "training")])])
+
+
+def source_of(data: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """MLflow's type of a data set's source and what it holds, from a trial's `data` fields."""
+    if data["path"] is not None:
+        return "local", {"uri": str(data["path"])}
+    if data.get("hub") is not None:
+        return "hugging_face", {"path": data["hub"]}  # as MLflow's own HuggingFaceDatasetSource
+    return "code", {"tags": {"mlflow.source.name": "sklearn.datasets.load_digits"}}
 
 
 def _settle(client: MlflowClient, run: Run, folder: TrialFolder, state: str, seen: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from dsd_lab.home.home import OTHER_IMAGES
 from dsd_lab.report.groups import Group, effective_control, flags_of, points_of
 from dsd_lab.report.results import Result
 from dsd_lab.report.statistics.intervals import clopper_pearson
@@ -35,6 +36,11 @@ def notices(groups: list[Group], settings: ReportSettings) -> list[str]:
         told.append(
             f"{_trials(states['stale'])} of older training code than today's: shown and counted, not retrained."
         )
+    told += [
+        f"Trial {r.id} ({r.group}, seed {r.seed}) was trained on other images and is in no table: {r.error}; remove it with `dsd-lab rm`, or declare its images with another data.name or data.revision."
+        for r in results
+        if r.state == OTHER_IMAGES
+    ]
     if changed := sum(r.code_changes is not None for r in results):
         told.append(
             f"{_trials(changed)} went on with other training code than at the beginning, as was asked for; see the provenance."
