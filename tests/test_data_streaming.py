@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from picturing import changed, encoded, pictures, write_folder, write_parquet
 
 from dsd_lab.core.data import BATCHES_AHEAD, Images, StreamedImages, load_data, records, streaming
 from dsd_lab.core.data import assembly as loading
+from dsd_lab.core.data.progress import listening
 from dsd_lab.core.randomness import batch_indices
 from dsd_lab.core.training.events import Logged, Probed
 from dsd_lab.core.training.trainer import Trainer
@@ -222,6 +224,36 @@ def test_a_survey_is_made_once_for_unchanged_files(tmp_path, streamed, source, m
     assert torch.equal(next(again.train.batches(50))[0], next(first.train.batches(50))[0])
 
 
+def test_a_survey_holds_for_other_times_and_another_place_of_the_same_files(tmp_path, monkeypatch):
+    spec, cache = changed(written(tmp_path, "folder"), memory="stream"), tmp_path / "cache"
+    first = load_data(spec, cache)
+    shutil.copytree(tmp_path / "set", tmp_path / "elsewhere")
+    for path in (tmp_path / "set").rglob("*.png"):
+        os.utime(path, (1, 1))
+    monkeypatch.setattr(streaming, "survey", None)
+    assert load_data(spec, cache).fingerprint == first.fingerprint
+    moved = load_data(changed(spec, path=str(tmp_path / "elsewhere")), cache)
+    assert torch.equal(next(moved.train.batches(50))[0], next(first.train.batches(50))[0])
+    monkeypatch.undo()
+    (tmp_path / "elsewhere" / "class001" / "00001.png").rename(tmp_path / "elsewhere" / "class001" / "99999.png")
+    assert load_data(changed(spec, path=str(tmp_path / "elsewhere")), cache).fingerprint != first.fingerprint
+
+
+def test_reading_says_how_far_it_is_to_whoever_listens(tmp_path, monkeypatch):
+    spec, heard = written(tmp_path, "folder"), []
+    monkeypatch.setattr(streaming, "_TELL_EVERY", 10)
+    monkeypatch.setattr(loading, "_TELL_EVERY", 10)
+    with listening(lambda *word: heard.append(word)):
+        load_data(changed(spec, memory="stream"), tmp_path / "cache")
+        assert {("images decoded", 10, 40), ("images decoded", 40, 40), ("files hashed", 40, 40)} <= set(heard)
+        heard.clear()
+        load_data(spec)
+        assert heard == [("images decoded", done, 40) for done in (0, 10, 20, 30)]
+    heard.clear()
+    load_data(spec)
+    assert heard == []
+
+
 def test_a_file_that_changed_makes_another_survey_and_is_refused_at_resume(tmp_path, tiny_trial):
     spec, cache = changed(written(tmp_path, "folder"), memory="stream"), tmp_path / "cache"
     Trainer(tiny_trial(), 0, load_data(spec, cache), CPU, tmp_path / "trial").save()
@@ -236,9 +268,9 @@ def test_other_settings_make_a_survey_of_their_own(tmp_path, fields):
     spec, cache = changed(written(tmp_path, "folder"), memory="stream"), tmp_path / "cache"
     load_data(spec, cache)
     load_data(changed(spec, workers=1), cache)
-    assert len(list(cache.glob("*.json"))) == 1
+    assert len(list(cache.glob("survey-*.json"))) == 1
     load_data(changed(spec, **fields), cache)
-    assert len(list(cache.glob("*.json"))) == 2
+    assert len(list(cache.glob("survey-*.json"))) == 2
 
 
 def test_an_image_that_goes_away_while_training_is_named(tmp_path, streamed):

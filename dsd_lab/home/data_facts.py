@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -96,7 +96,14 @@ def list_files(data: Data) -> Listing | None:
         return None
 
 
-def remember_images(home: Home, data: Data, before: Listing | None, fingerprint: str, facts: dict[str, Any]) -> None:
+def remember_images(
+    home: Home,
+    data: Data,
+    before: Listing | None,
+    fingerprint: str,
+    facts: dict[str, Any],
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
     """Keep what the images are by the content of their files, so that they need not be decoded to be known again.
 
     Args:
@@ -105,13 +112,14 @@ def remember_images(home: Home, data: Data, before: Listing | None, fingerprint:
         before: its files as they were when reading began; nothing is kept where they have changed since.
         fingerprint: of the images.
         facts: of the images.
+        on_progress: called with the files done and their number while they are hashed.
     """
     after = list_files(data)
     if (before is None) != (after is None) or (before and after and before.digest != after.digest):
         return
     folder = home.cache / "data"
     folder.mkdir(parents=True, exist_ok=True)
-    content = _content(data, folder, after, reads=True)
+    content = _content(data, folder, after, True, on_progress)
     if content is not None:
         names = list(facts["class_names"])
         kept = {"fingerprint": fingerprint, "train": facts["train"], "holdout": facts["holdout"], "class_names": names}
@@ -136,14 +144,20 @@ def known_images(home: Home, data: Data, reads: bool = False) -> Images | None:
         return None
 
 
-def _content(data: Data, folder: Path, listing: Listing | None, reads: bool) -> str | None:
+def _content(
+    data: Data,
+    folder: Path,
+    listing: Listing | None,
+    reads: bool,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> str | None:
     """What tells the files of a data set from others; None where that is not known."""
     if data.source == "digits":
         return "digits"  # the package's version is in the reader's
     if listing is None:
         return None
     try:
-        return content_digest(listing, folder) if reads else known_digest(listing, folder)
+        return content_digest(listing, folder, on_progress) if reads else known_digest(listing, folder)
     except OSError:
         return None
 

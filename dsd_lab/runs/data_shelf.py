@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dsd_lab.home.data_facts import (
@@ -24,9 +27,14 @@ from dsd_lab.home.data_facts import (
 from dsd_lab.home.home import Home, TrialFolder
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.specs.trial import Data, Trial
+from dsd_lab.units import duration
 
 if TYPE_CHECKING:
     from dsd_lab.core.data import DataSet
+
+
+_TELL_EVERY = 10.0
+"""Seconds between two lines on how far reading is; what takes less says nothing."""
 
 
 @dataclass
@@ -46,14 +54,16 @@ class DataShelf:
         key = data.model_dump_json()
         if key not in self.sets:
             from dsd_lab.core.data import load_data  # imports torch
+            from dsd_lab.core.data.progress import listening, tell
 
             if not os.access(home.root, os.W_OK):  # somebody else's home can be read
                 self.sets[key] = load_data(data)
                 return self.sets[key]
             before = list_files(data)
-            made = self.sets[key] = load_data(data, home.cache / "data")
-            remember_facts(home, data, made.facts)
-            remember_images(home, data, before, made.fingerprint, made.facts)
+            with listening(_Teller(place_of(data))):
+                made = self.sets[key] = load_data(data, home.cache / "data")
+                remember_facts(home, data, made.facts)
+                remember_images(home, data, before, made.fingerprint, made.facts, partial(tell, "files hashed"))
         return self.sets[key]
 
     def for_training(self, trial: PlannedTrial, home: Home) -> DataSet:
@@ -85,6 +95,21 @@ class DataShelf:
         """What the images at hand are; they are decoded only where their files are not known."""
         known = None if data.model_dump_json() in self.sets else known_images(home, data, reads=True)
         return known or _images(data, self.load(data, home))
+
+
+class _Teller:
+    """Says on standard error how far reading images is, where it takes long."""
+
+    def __init__(self, place: str) -> None:
+        self._place, self._what, self._began, self._said = place, "", 0.0, 0.0
+
+    def __call__(self, what: str, done: int, of: int) -> None:
+        now = time.monotonic()
+        if what != self._what:
+            self._what, self._began, self._said = what, now, now
+        elif done and now - self._said >= _TELL_EVERY:
+            self._said, left = now, (now - self._began) * (of - done) / done
+            print(f"dsd-lab: {self._place}: {done:,} of {of:,} {what}, about {duration(left)} left", file=sys.stderr)
 
 
 def refuse_other_images(home: Home, trials: Iterable[PlannedTrial], shelf: DataShelf) -> None:

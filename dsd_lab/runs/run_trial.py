@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator
 import torch
 
 from dsd_lab.core.data import DataSet
+from dsd_lab.core.data.progress import listening
 from dsd_lab.core.training.checkpoints import list_checkpoints
 from dsd_lab.core.training.events import Diverged, Finished, Logged
 from dsd_lab.core.training.trainer import Trainer, pick_device
@@ -144,7 +145,9 @@ def _train(
     )
     yield Progress("running", reached, steps)
     with Watchdog(folder.root / "hang.txt", trial.fields.resources.patience) as watchdog:
-        data, device = shelf.for_training(trial, home), pick_device(trial.fields.resources.gpus)
+        with listening(lambda *_: watchdog.beat()):
+            data = shelf.for_training(trial, home)
+        device = pick_device(trial.fields.resources.gpus)
         if trial.fields.training.compile:  # what was compiled is there for other processes, and for later sweeps
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home.cache.resolve() / "compiled"))
         folder.write_status(trained_on=trained_on(folder, reached, device_name(device)))

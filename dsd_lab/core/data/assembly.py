@@ -12,6 +12,7 @@ import torch
 
 from dsd_lab.core.data.dataset import DataSet, check_classes, data_set, split
 from dsd_lab.core.data.decoding import DamagedImage, attempt, decoded, in_channels, in_order, mismatch, refusal
+from dsd_lab.core.data.progress import tell
 from dsd_lab.core.data.records import Records, place_of
 from dsd_lab.core.data.splits import Images
 from dsd_lab.core.data.streaming import streamed
@@ -20,6 +21,8 @@ from dsd_lab.errors import BadInput
 if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
 
+_TELL_EVERY = 256
+"""Images between two words on how far decoding is."""
 RESIDENT_BYTES = 2 * 2**30
 """Under `memory: auto`, images that take more than this once decoded are streamed."""
 
@@ -84,6 +87,8 @@ def _stacked(spec: Data, records: Records, damaged: list[str]) -> Images:
     kept: list[int] = []
     with contextlib.closing(in_order(partial(attempt, spec), records.items(), spec.workers)) as looked:
         for i, (where, array) in enumerate(looked):
+            if i % _TELL_EVERY == 0:
+                tell("images decoded", i, len(records))
             if isinstance(array, DamagedImage):
                 if spec.damaged == "refuse":
                     raise refusal(array)

@@ -149,7 +149,7 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def key_of(stamp: Stamp, *more: object) -> str:
+def key_of(stamp: Stamp | list[str], *more: object) -> str:
     """Names what was made from these files, as they are, in this way."""
     return hashlib.sha256(json.dumps([stamp, more]).encode()).hexdigest()[:24]
 

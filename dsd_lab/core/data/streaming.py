@@ -2,7 +2,8 @@
 
 The survey finds out all that must be known before the first step: which images are damaged, that the
 others are of one shape, how often each level occurs, and the fingerprint that the same images would
-have in memory. It is remembered in the cache for as long as no file changes its size or its time.
+have in memory. It is remembered in the cache under the relative paths and the content of the files: other times, and
+another place of the same files, leave it valid.
 """
 
 from __future__ import annotations
@@ -14,24 +15,28 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from dsd_lab.core.data.dataset import DataSet, check_classes, count_classes, held_out
 from dsd_lab.core.data.decoding import DamagedImage, attempt, decoded, in_channels, in_order, mismatch, refusal
+from dsd_lab.core.data.progress import tell
 from dsd_lab.core.data.records import Item, Records, StoredRecords, key_of, place_of
 from dsd_lab.core.data.splits import StreamedImages
 from dsd_lab.errors import BadInput
 from dsd_lab.files.atomic import write_json
 from dsd_lab.files.locks import locked
+from dsd_lab.home.file_index import content_digest, listing_of
 
 if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
 
 _VERSION = 1
 """Part of a survey's name; raised when what it finds changes."""
+_TELL_EVERY = 256
+"""Images between two words on how far the survey is."""
 Counted = tuple[str, np.ndarray | DamagedImage, np.ndarray]
 """What messages call an image, its pixels or what is wrong with it, and how often each level occurs in each channel."""
 Part = tuple[StoredRecords, list[int]]
@@ -111,7 +116,7 @@ def _remembered(spec: Data, records: Sequence[StoredRecords], cache: Path | None
 
     fields = spec.model_dump(include={"source", "holdout", "size", "crop", "damaged", "image_column", "label_column"})
     labels = [hashlib.sha256(part.labels.numpy().tobytes()).hexdigest() for part in records]
-    path = cache / f"{key_of([s for part in records for s in part.stamp()], _VERSION, pillow, fields, labels)}.json"
+    path = cache / f"survey-{key_of(_content(spec, records, cache), _VERSION, pillow, fields, labels)}.json"
     with locked(path.with_suffix(".lock")):
         if path.exists():
             content = json.loads(path.read_text())
@@ -119,6 +124,24 @@ def _remembered(spec: Data, records: Sequence[StoredRecords], cache: Path | None
         found = survey(spec, records)
         write_json(path, asdict(found))
     return found
+
+
+def _content(spec: Data, records: Sequence[StoredRecords], cache: Path) -> list[Any]:
+    """What tells the images from others: their order and the content of all files of the set, wherever it lies."""
+    stamps = [stamp for part in records for stamp in part.stamp()]
+    if spec.path is None:
+        return stamps
+    try:
+        digest = content_digest(listing_of(Path(spec.path)), cache, partial(tell, "files hashed"))
+    except OSError:  # decoding names the file
+        return stamps
+    root = spec.path.rstrip("/") + "/"
+    return [
+        digest,
+        hashlib.sha256(
+            "\0".join(path.removeprefix(root) for path, _, _ in stamps).encode(errors="surrogateescape")
+        ).hexdigest(),
+    ]
 
 
 def survey(spec: Data, records: Sequence[StoredRecords]) -> Survey:
@@ -130,7 +153,7 @@ def survey(spec: Data, records: Sequence[StoredRecords]) -> Survey:
     damaged: list[dict[str, str]] = [{} for _ in records]
     channels = 1
     while True:
-        looked = _Look(spec, damaged, channels)
+        looked = _Look(spec, damaged, channels, sum(len(part) for part in records))
         parts = _parts(spec, records, damaged)
         for number, part in enumerate(parts):
             looked.at(number, *part)
@@ -147,8 +170,9 @@ def survey(spec: Data, records: Sequence[StoredRecords]) -> Survey:
 class _Look:
     """One pass over all images that are thought to be sound, in so many channels."""
 
-    def __init__(self, spec: Data, damaged: list[dict[str, str]], channels: int) -> None:
+    def __init__(self, spec: Data, damaged: list[dict[str, str]], channels: int, of: int) -> None:
         self.spec, self.channels = spec, channels
+        self._of, self._done = of, 0
         self.digest = hashlib.sha256()
         self.levels = np.zeros((channels, 256), dtype=np.int64)
         self.shape: tuple[int, int, int] = (0, 0, 0)
@@ -165,6 +189,9 @@ class _Look:
     def _look(self, split: int, looked: Iterable[tuple[int, Counted]], count: int) -> None:
         began = False
         for i, (where, array, levels) in looked:
+            self._done += 1
+            if self._done % _TELL_EVERY == 0:
+                tell("images decoded", self._done, self._of)
             if isinstance(array, DamagedImage):
                 if self.spec.damaged == "refuse":
                     raise refusal(array)
