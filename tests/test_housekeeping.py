@@ -12,6 +12,7 @@ from dsd_lab.core.training.checkpoints import list_checkpoints, newest_checkpoin
 from dsd_lab.errors import BAD_INPUT, OK, BadInput
 from dsd_lab.files.locks import locked
 from dsd_lab.home.caches import extractor_path
+from dsd_lab.home.file_index import index_path
 from dsd_lab.home.garbage import foreign_trials, garbage
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import manifest_of
@@ -170,6 +171,21 @@ def test_unpacked_images_go_where_no_trial_streams_them(home, ids):
     assert [p for p in gc(home)[0] if "pack" in p] == [str(broken.relative_to(home.root))]
     description.write_text(json.dumps(content))
     assert len([p for p in gc(home, "--yes")[0] if "pack" in p]) == 2 and not whole.exists() and not broken.exists()
+
+
+def test_what_is_known_of_files_goes_where_no_trial_reads_them(home, ids, tmp_path):
+    folder = home.cache / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    known = [index_path(folder, tmp_path).with_suffix(suffix) for suffix in (".index", ".json")]
+    for path in known:
+        path.write_bytes(b"{}")
+    description = home.trial(ids[0]).root / "trial.json"
+    content = json.loads(description.read_text())
+    place = content["fields"] | {"data": content["fields"]["data"] | {"path": str(tmp_path)}}
+    description.write_text(json.dumps(content | {"fields": place}))
+    assert not any("files-" in path for path in gc(home, "--yes")[0]) and all(path.exists() for path in known)
+    description.write_text(json.dumps(content))
+    assert len([p for p in gc(home, "--yes")[0] if "files-" in p]) == 2 and not any(path.exists() for path in known)
 
 
 def test_logs_of_ray_go_unless_a_sweep_is_running(home):

@@ -130,12 +130,16 @@ def test_a_trial_is_not_measured_on_other_images(copy, verb, capsys):
     record["fields"]["data"]["path"] = str(copy / "b" / "raw")  # as if the images in its place had changed
     write_json(trial.root / "trial.json", record)
     assert run(verb, trial.id, *more, "--home", copy / "home")[0] == BAD_INPUT
-    assert f"has other images than {copy / 'b' / 'raw'} (18 training" in capsys.readouterr().err
+    line = capsys.readouterr().err
+    assert (
+        f"{copy / 'b' / 'raw'} (18 training and 6 held-out images) has other images than when trial {trial.id}" in line
+    )
+    assert "(18 and 6 then)" in line
     record["fields"]["data"]["path"] = str(copy / "a" / "raw")
     names = record["data"]["class_names"]
     write_json(trial.root / "trial.json", record | {"data": record["data"] | {"class_names": names[::-1]}})
     assert run(verb, trial.id, *more, "--home", copy / "home")[0] == BAD_INPUT
-    assert "has another order of classes than" in capsys.readouterr().err
+    assert "has another order of classes than when trial" in capsys.readouterr().err
     write_json(trial.root / "trial.json", record)
     assert run(verb, trial.id, *more, "--home", copy / "home")[0] == OK
 

@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise BadInput(f"{plan.path}: {missing}")
     check_files(plan.spec.evaluate, home)
     shelf = DataShelf()
-    refuse_other_images(home, plan.trials, shelf)
+    refuse_other_images(home, [trial], shelf)
     home.prepare()
     refuse_other_code(home, [trial], arguments.allow_code_change)
     if home.trial(trial.id).is_locked():

@@ -250,8 +250,12 @@ def refuse_other(trial: Trial, here: Images, trained: Iterable[Trained]) -> None
         if here.is_of(other.images):
             continue
         what = "other images" if here.fingerprint != other.images.fingerprint else "another order of classes"
+        if here.place == other.images.place:
+            where = f"{here} has {what} than when trial {other.trial} was trained on it ({other.images.train:,} and {other.images.holdout:,} then)"
+        else:
+            where = f"{here} has {what} than {other.images}, on which trial {other.trial} was trained"
         raise BadInput(
-            f"data {data_name(trial)!r} revision {trial.data.revision!r}: {here} has {what} than {other.images}, on which trial {other.trial} was trained; write another data.name or data.revision"
+            f"data {data_name(trial)!r} revision {trial.data.revision!r}: {where}; write another data.name or data.revision"
         )
 
 

@@ -77,7 +77,7 @@ def _list(folder: bytes, prefix: bytes, rows: list[tuple[bytes, bytes]], above: 
 
 def known_digest(listing: Listing, cache: Path) -> str | None:
     """The digest of the folder's content, where nothing changed since it was last indexed; reads no file of it."""
-    entry = read_cache(_place(cache, listing.root).with_suffix(".json"))
+    entry = read_cache(index_path(cache, listing.root).with_suffix(".json"))
     digest = entry.get("content") if entry.get("listing") == listing.digest else None
     return digest if isinstance(digest, str) else None
 
@@ -95,7 +95,7 @@ def content_digest(listing: Listing, cache: Path, on_progress: Callable[[int, in
     """
     if (known := known_digest(listing, cache)) is not None:
         return known
-    place = _place(cache, listing.root)
+    place = index_path(cache, listing.root)
     index, digest, written = _read_index(place), hashlib.sha256(), io.BytesIO()
     with ThreadPoolExecutor(_THREADS) as pool:
         for done, part in _parts(listing.rows):
@@ -140,5 +140,6 @@ def _read_index(place: Path) -> dict[bytes, bytes]:
     return {table[at : at + _KEY]: table[at + _KEY : at + width] for at in range(0, len(table), width)}
 
 
-def _place(cache: Path, root: Path) -> Path:
+def index_path(cache: Path, root: Path) -> Path:
+    """The index of a folder, without a suffix: `.index` holds the files, `.json` the digests."""
     return cache / f"files-{hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:24]}"

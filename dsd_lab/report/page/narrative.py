@@ -41,6 +41,10 @@ def notices(groups: list[Group], settings: ReportSettings) -> list[str]:
         for r in results
         if r.state == OTHER_IMAGES
     ]
+    sets = {(d["data"]["name"], d["canonical"]["data"]["revision"]) for r in results if (d := r.description)}
+    if len(sets) > 1:
+        named = ", ".join(f"{name} (revision {revision})" for name, revision in sorted(sets))
+        told.append(f"Rows are of {len(sets)} data sets, {named}: differences between them are of the images too.")
     if changed := sum(r.code_changes is not None for r in results):
         told.append(
             f"{_trials(changed)} went on with other training code than at the beginning, as was asked for; see the provenance."
