@@ -41,7 +41,8 @@ def notices(groups: list[Group], settings: ReportSettings) -> list[str]:
         for r in results
         if r.state == OTHER_IMAGES
     ]
-    sets = {(d["data"]["name"], d["canonical"]["data"]["revision"]) for r in results if (d := r.description)}
+    recorded = [r.description for r in results if r.description]
+    sets = {(d["data"]["name"], d.get("canonical", {}).get("data", {}).get("revision", "1")) for d in recorded}
     if len(sets) > 1:
         named = ", ".join(f"{name} (revision {revision})" for name, revision in sorted(sets))
         told.append(f"Rows are of {len(sets)} data sets, {named}: differences between them are of the images too.")
