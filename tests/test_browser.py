@@ -6,15 +6,13 @@ With DSD_LAB_SCREENSHOTS=DIR the pictures are kept there, to be looked at.
 import json
 import os
 import re
-import urllib.request
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 from browser import PROGRAM, Browser
-from sweeping import EVALUATION, VARIANTS, run, start, train_here, wait_until, write_spec
+from sweeping import EVALUATION, VARIANTS, run, start, train_here, write_spec
 
-from dsd_lab.cli.ui import free_port
 from dsd_lab.home.home import Home
 from dsd_lab.store.mlflow_store import Store
 
@@ -90,11 +88,13 @@ def test_mlflow_lists_trials_under_their_sweep_draws_ranks_and_shows_images(home
     store = Store(home)
     experiment = store.client.get_experiment_by_name("tiny").experiment_id
     runs = {r.info.run_name: r.info.run_id for r in store.client.search_runs([experiment])}
-    port = free_port(5700)
-    process, at = start("ui", "--home", home.root, "--port", port), f"http://127.0.0.1:{port}"
+    process = start("ui", "--home", home.root, "--port", 5700, "--json")
     try:
-        wait_until(lambda: answers(at), "MLflow answers", process)
+        url = json.loads("".join(iter(process.stdout.readline, "}\n")) + "}")["url"]
+        at = url.partition("/?")[0]
         browser.look(1600, 1000)
+        browser.open(url)  # sets the cookie
+        browser.wait("location.search === '' && document.readyState === 'complete'")
         browser.open(f"{at}/#/experiments/{experiment}/runs")
         row = f"document.querySelector('[row-id=\"{runs['tiny']}\"]')"
         browser.wait(row)
@@ -128,11 +128,3 @@ def test_mlflow_lists_trials_under_their_sweep_draws_ranks_and_shows_images(home
         process.communicate(timeout=60)
     assert [c for c in browser.complaints if not NOT_OURS.search(c)] == []
     assert [a for a in browser.asked if not a.startswith((at, "data:", f"blob:{at}", "about:"))] == []
-
-
-def answers(at):
-    try:
-        with urllib.request.urlopen(f"{at}/health", timeout=5) as answer:
-            return answer.status == 200
-    except OSError:
-        return False

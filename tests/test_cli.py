@@ -9,18 +9,17 @@ import shutil
 import socket
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
-from sweeping import VARIANTS, command, imported, processes_in, run, start, train_here, wait_until, write_spec
+from sweeping import VARIANTS, command, imported, run, train_here, write_spec
 
 from dsd_lab.cli.main import main
 from dsd_lab.cli.parser import SAMPLER_NAMES, build_parser
 from dsd_lab.cli.schema import spec_schema
-from dsd_lab.cli.ui import free_port
+from dsd_lab.cli.ui import listening
 from dsd_lab.core.diffusion.samplers import SAMPLERS
 from dsd_lab.errors import BAD_INPUT, OK
 from dsd_lab.home.home import STATES, Home, TrialFolder
@@ -420,35 +419,5 @@ def test_the_next_free_port_is_taken_where_the_usual_one_is_not_free():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-        assert port < free_port(port) <= port + 100
-
-
-@pytest.mark.slow
-def test_ui_serves_mlflow_on_this_machine_only_and_ends_with_its_process(trained):
-    home, _ = trained
-    assert run("report", "--home", home.root)[0] == OK  # makes the store
-    port = free_port(5600)
-    process = start("ui", "--home", home.root, "--port", port)
-    try:
-        wait_until(lambda: _answers(port), "MLflow answers", process)
-        listening = [f"{a:02X}" for a in (1, 0, 0, 127)]
-        sockets = [line.split()[1:4:2] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-        addresses = {a for a, state in sockets if a.endswith(f":{port:04X}") and _listens(a)}
-        assert addresses == {"".join(listening) + f":{port:04X}"}
-    finally:
-        process.terminate()
-        process.communicate(timeout=60)
-    wait_until(lambda: not processes_in(home.root), "nothing of the server is left")
-
-
-def _answers(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
-
-
-def _listens(address: str) -> bool:
-    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return any(parts[1] == address and parts[3] == "0A" for parts in lines)
+        with listening(port) as found:
+            assert port < found.getsockname()[1] <= port + 100

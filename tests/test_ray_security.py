@@ -1,13 +1,13 @@
 """Nobody else on a machine gets at a sweep's Ray: its token, its folders, and what its processes know."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import ray
+from neighbours import neighbour
 from sweeping import DEADLINE
 
 from dsd_lab.home.home import Home
@@ -20,15 +20,6 @@ import sys
 from ray._raylet import GcsClient
 print(len(GcsClient(address=sys.argv[1]).get_all_node_info(timeout=5)))
 """
-NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
-
-
-def neighbour() -> list[str]:
-    """What makes a command another user's: nothing where this machine, or where Python lies, does not allow it."""
-    if os.getuid() != 0 or shutil.which("setpriv") is None:
-        return []
-    tried = subprocess.run([*NOBODY, sys.executable, "-c", "import ray"], capture_output=True, timeout=DEADLINE)
-    return [] if tried.returncode else NOBODY
 
 
 def asks(address: str, as_user: list[str], **environment: str) -> subprocess.CompletedProcess[str]:

@@ -49,6 +49,6 @@ def start_up(repeats: int, spec: str | None, options: list[str], home: Home) -> 
 
 
 def _run(program: tuple[str, ...], expected: int) -> None:
-    done = subprocess.run([sys.executable, *program], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    done = subprocess.run([sys.executable, "-P", *program], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     if done.returncode != expected:
         raise subprocess.CalledProcessError(done.returncode, program, stderr=done.stderr)

@@ -52,7 +52,7 @@ def whole_sweep(spec: str, options: list[str], home: Home) -> dict[str, Any]:
     Raises:
         BadInput: the sweep did not end with all trials done or diverged; its last words are told.
     """
-    command = [sys.executable, "-m", "dsd_lab", "sweep", spec, "--home", str(home.root), *options]
+    command = [sys.executable, "-P", "-m", "dsd_lab", "sweep", spec, "--home", str(home.root), *options]
     told, looks = home.root / "told.txt", []
     began = time.time()
     with told.open("w") as file, _running(command, file) as process:

@@ -25,6 +25,7 @@ from dsd_lab.home.home import ENDED, STOPPED, Home
 from dsd_lab.home.lookup import manifest_of
 from dsd_lab.planning.disk import announce_need
 from dsd_lab.planning.requirements import missing_data, missing_weights
+from dsd_lab.runs.child_environment import safe_imports
 from dsd_lab.runs.continuity import refuse_other_code
 from dsd_lab.runs.data_shelf import DataShelf, refuse_other_images
 from dsd_lab.runs.signals import TERMINATING, Terminated, handled, raise_terminated
@@ -162,9 +163,9 @@ def _check_data(plan: Plan) -> None:
 
 
 def _start_uploader(home: Home, key: str, uri: str | None) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "dsd_lab.store.uploader", str(home.root), key]
+    command = [sys.executable, "-P", "-m", "dsd_lab.store.uploader", str(home.root), key]
     # An address may hold a password, and everybody on a machine sees what its processes were called with.
-    environment = os.environ | ({"MLFLOW_TRACKING_URI": uri} if uri else {})
+    environment = os.environ | safe_imports(os.environ) | ({"MLFLOW_TRACKING_URI": uri} if uri else {})
     # A session of its own: Ctrl-C reaches this process, which then lets the uploader finish.
     return subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True

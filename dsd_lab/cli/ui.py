@@ -1,10 +1,11 @@
-"""`dsd-lab ui`: MLflow's own UI, on this machine only."""
+"""`dsd-lab ui`: MLflow's own UI, on this machine and for this user only."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import sys
 
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import INTERRUPTED, OK, TERMINATED, BadInput
+from dsd_lab.runs.child_environment import safe_imports
 from dsd_lab.runs.signals import Terminated, raise_terminated
 from dsd_lab.store.uri import chosen_uri, without_password
 
@@ -31,16 +33,21 @@ def run(arguments: argparse.Namespace) -> int:
         shown = without_password(uri)
         _tell(arguments, {"url": shown}, [f"the store is a server already: {shown}"])
         return OK
-    port = free_port(arguments.port)
-    url = f"http://127.0.0.1:{port}"
-    ssh = f"ssh -N -L {port}:127.0.0.1:{port} {os.environ.get('USER', 'you')}@{socket.gethostname()}"
-    _tell(arguments, {"url": url, "ssh": ssh}, [f"MLflow on {url} (Ctrl-C ends it)", f"from another machine: {ssh}"])
-    # Its job runners, seven processes for judging chatbots, do nothing here.
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    environment["MLFLOW_BACKEND_STORE_URI"] = uri  # not among the arguments, which everybody on the machine sees
-    where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command = [sys.executable, "-m", "mlflow", "server", *where]
-    return _serve(command, environment)
+    with listening(arguments.port) as bound:  # held from here on: no other program can take the address's place
+        port, token = bound.getsockname()[1], secrets.token_urlsafe(32)
+        url = f"http://127.0.0.1:{port}/?token={token}"
+        ssh = f"ssh -N -L {port}:127.0.0.1:{port} {os.environ.get('USER', 'you')}@{socket.gethostname()}"
+        _tell(
+            arguments,
+            {"url": url, "ssh": ssh},
+            [f"MLflow on {url} (Ctrl-C ends it)", f"from another machine: {ssh}, then the same address there"],
+        )
+        # Not among the arguments, which everybody on the machine sees.
+        hidden = {"DSD_LAB_UI_TOKEN": token, "MLFLOW_BACKEND_STORE_URI": uri}
+        # Its job runners, seven processes for judging chatbots, do nothing here.
+        less = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        command = [sys.executable, "-P", "-m", "dsd_lab.store.ui_server", str(bound.fileno())]
+        return _serve(command, {**os.environ, **safe_imports(os.environ), **less, **hidden}, bound.fileno())
 
 
 def _tell(arguments: argparse.Namespace, answer: dict[str, str], lines: list[str]) -> None:
@@ -51,9 +58,9 @@ def _tell(arguments: argparse.Namespace, answer: dict[str, str], lines: list[str
     sys.stdout.flush()
 
 
-def _serve(command: list[str], environment: dict[str, str]) -> int:
+def _serve(command: list[str], environment: dict[str, str], handle: int) -> int:
     """Run a server until it ends or this process is told to; it and the processes that it started end with us."""
-    server = subprocess.Popen(command, env=environment, start_new_session=True)
+    server = subprocess.Popen(command, env=environment, pass_fds=(handle,), start_new_session=True)
     previous = signal.signal(signal.SIGTERM, raise_terminated)
     try:
         return server.wait()
@@ -68,13 +75,13 @@ def _serve(command: list[str], environment: dict[str, str]) -> int:
         server.wait()
 
 
-def free_port(wanted: int) -> int:
-    """The wanted port of 127.0.0.1, or the next of 100 that is free."""
+def listening(wanted: int) -> socket.socket:
+    """A socket that listens on the wanted port of 127.0.0.1, or on the next of 100 that is free.
+
+    Raises:
+        BadInput: none of them is.
+    """
     for port in range(wanted, min(wanted + 100, 65536)):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
+        with contextlib.suppress(OSError):
+            return socket.create_server(("127.0.0.1", port), backlog=100)
     raise BadInput(f"--port {wanted}: neither it nor the next 100 are free")
