@@ -126,6 +126,17 @@ def start(*arguments: object, output: Any = subprocess.PIPE, **options: Any) -> 
             signal.signal(number, signal.SIG_IGN)
 
 
+def answer_of(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """The answer in JSON of a verb that goes on afterwards."""
+    assert process.stdout is not None
+    printed = []
+    for line in process.stdout:
+        printed.append(line)
+        if line == "}\n":
+            return json.loads("".join(printed))
+    raise AssertionError(f"the process ended without an answer: {''.join(printed)}")
+
+
 def train_here(home: Home, path: Path, *overrides: str) -> Plan:
     """Run the trials of a spec in this process, one after the other, and record the sweep as `sweep` does."""
     plan = load_sweep(path, sets=list(overrides))

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 from browser import PROGRAM, Browser
-from sweeping import EVALUATION, VARIANTS, run, start, train_here, write_spec
+from sweeping import EVALUATION, VARIANTS, answer_of, run, start, train_here, write_spec
 
 from dsd_lab.home.home import Home
 from dsd_lab.store.mlflow_store import Store
@@ -90,7 +90,7 @@ def test_mlflow_lists_trials_under_their_sweep_draws_ranks_and_shows_images(home
     runs = {r.info.run_name: r.info.run_id for r in store.client.search_runs([experiment])}
     process = start("ui", "--home", home.root, "--port", 5700, "--json")
     try:
-        url = json.loads("".join(iter(process.stdout.readline, "}\n")) + "}")["url"]
+        url = answer_of(process)["url"]
         at = url.partition("/?")[0]
         browser.look(1600, 1000)
         browser.open(url)  # sets the cookie

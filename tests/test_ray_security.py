@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import ray
-from neighbours import neighbour
+from neighbours import neighbour, plant_modules
 from sweeping import DEADLINE
 
 from dsd_lab.home.home import Home
@@ -60,8 +61,13 @@ def user(tmp_path, monkeypatch):
     return folder
 
 
-def test_a_neighbour_is_refused_and_ray_leaves_nothing_outside_the_home_and_nothing_open_in_it(tmp_path, user):
+def test_a_neighbour_is_refused_and_ray_leaves_nothing_outside_the_home_and_nothing_open_in_it(
+    tmp_path, user, monkeypatch
+):
     home = Home(tmp_path / "home")
+    (tmp_path / "planted").mkdir()
+    imported = plant_modules(tmp_path / "planted")
+    monkeypatch.chdir(tmp_path / "planted")
     (home.root / "ray" / "session_old" / "logs").mkdir(parents=True)
     for path in (home.root / "ray", home.root / "ray" / "session_old"):  # as earlier versions left them
         path.chmod(0o777)
@@ -70,11 +76,12 @@ def test_a_neighbour_is_refused_and_ray_leaves_nothing_outside_the_home_and_noth
         address, token = ray.get_runtime_context().gcs_address, os.environ["RAY_AUTH_TOKEN"]
         refused = [asks(address, neighbour()), asks(address, [], RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64)]
         let_in = asks(address, [], RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
-        seen = ray.get(ray.remote(lambda: dict(os.environ)).remote())
+        seen, numpy = ray.get(ray.remote(lambda: (dict(os.environ), __import__("numpy").__file__)).remote())
         assert open_to_others(home.root) == []
     assert let_in.stdout.strip() == "1", let_in.stderr
     for answer in refused:
         assert answer.returncode != 0 and not answer.stdout and "InvalidAuthToken" in answer.stderr, answer
+    assert numpy == find_spec("numpy").origin and not imported.exists()
     assert "canary-5f3a9" not in seen.values() and seen["PYTHONSAFEPATH"] == "1"
     assert dict(os.environ) == before and list(user.iterdir()) == []
     folders = [path for path in (home.root / "ray").rglob("*") if path.is_dir() and not path.is_symlink()]

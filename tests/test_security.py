@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from neighbours import plant_modules
 from sweeping import (
     DEADLINE,
     LONG,
@@ -33,6 +34,7 @@ from dsd_lab.runs.run_trial import DataShelf, run_trial
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.store.faults import StoreUnavailable
 from dsd_lab.store.mlflow_store import Store
+from dsd_lab.store.uri import without_password
 
 # -- The network ---------------------------------------------------------------------------------------
 
@@ -128,6 +130,34 @@ def test_a_password_in_the_address_of_a_store_is_not_shown(tmp_path):
     assert "canary-5f3a9" not in str(caught.value) and "http://me:***@127.0.0.1:9" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("http://me:canary-5f3a9@host:5000/a", "http://me:***@host:5000/a"),
+        ("http://me:ca/nary-5f3a9@host", "http://me:***@host"),
+        ("http://me:ca@nary-5f3a9@host", "http://me:***@host"),
+        ("http://me:ca?n#ary-5f3a9@host", "http://me:***@host"),
+        ("http://me:ca nary-5f3a9@host", "http://me:***@host"),
+        ("http://me:can%40ary-5f3a9@host", "http://me:***@host"),
+        ("https://canary-5f3a9@host/x", "https://***@host/x"),
+        (
+            "postgresql+psycopg2://host/db?user=me&password=canary-5f3a9",
+            "postgresql+psycopg2://host/db?user=me&password=***",
+        ),
+        ("https://host/x?X-Amz-Signature=canary-5f3a9&a=1", "https://host/x?X-Amz-Signature=***&a=1"),
+        ("https://host/x?access_token=ca nary-5f3a9", "https://host/x?access_token=***"),
+        ("sqlite:////home/me@work/a:b@c/mlflow.db", "sqlite:////home/me@work/a:b@c/mlflow.db"),
+        ("http://host:5000", "http://host:5000"),
+    ],
+)
+def test_no_kind_of_secret_in_an_address_is_shown(address, shown):
+    assert without_password(address, address) == shown
+    told = without_password(f"the store {address} does not answer: no host {address} there", address)
+    assert told == f"the store {shown} does not answer: no host {shown} there"
+    if " " not in address:  # an address that nobody has named
+        assert without_password(f"it says {address} too") == f"it says {shown} too"
+
+
 def called_with(word):
     """The arguments of every process of this machine that name something, as `ps` shows them."""
     found = []
@@ -139,10 +169,13 @@ def called_with(word):
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="needs Linux's list of processes")
-def test_the_uploader_is_told_the_store_where_no_other_user_sees_it(tmp_path, capsys):
+def test_the_uploader_is_told_the_store_where_no_other_user_sees_it(tmp_path, capsys, monkeypatch):
     """A sweep without anything to train stores what there is, at a server that looks at the processes before it answers."""
     spec, home, seen, asked = write_spec(tmp_path), tmp_path / "home", [], []
     train_here(Home(home), spec)
+    (tmp_path / "planted").mkdir()
+    imported = plant_modules(tmp_path / "planted")
+    monkeypatch.chdir(tmp_path / "planted")
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def serve():
@@ -159,6 +192,7 @@ def test_the_uploader_is_told_the_store_where_no_other_user_sees_it(tmp_path, ca
         code = main(["sweep", str(spec), "--home", str(home), "--tracking-uri", uri])
         listening.shutdown(socket.SHUT_RDWR)
     assert code == OK and any(base64.b64encode(b"me:canary-5f3a9") in request for request in asked)
+    assert not imported.exists()
     assert any("dsd_lab.store.uploader" in line for line in seen) and not [
         line for line in seen if "canary-5f3a9" in line
     ]
@@ -179,6 +213,21 @@ def test_usage_reports_are_off_before_anything_could_send_one():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=DEADLINE)
     assert done.stdout.split() == ["0", "true"], done.stderr
+
+
+@pytest.mark.parametrize("verb", ["plan", "train"])
+def test_the_command_imports_nothing_from_the_current_folder(verb, tmp_path):
+    (tmp_path / "planted").mkdir()
+    spec, imported = write_spec(tmp_path / "planted"), plant_modules(tmp_path / "planted")
+    options = ["--variant", "dsd", "--no-tracking"] if verb == "train" else []
+    done = subprocess.run(
+        command(verb, spec.name, *options, "--home", tmp_path / "home"),
+        cwd=tmp_path / "planted",
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+    assert done.returncode == OK and not imported.exists(), done.stderr
 
 
 # -- Numbers that are none -----------------------------------------------------------------------------

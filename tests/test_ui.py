@@ -10,8 +10,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from neighbours import neighbour
-from sweeping import DEADLINE, processes_in, start, wait_until
+from neighbours import neighbour, plant_modules
+from sweeping import DEADLINE, answer_of, processes_in, start, wait_until
 
 from dsd_lab.home.home import Home
 from dsd_lab.store.mlflow_store import Store
@@ -104,9 +104,13 @@ def test_a_neighbour_reads_nothing_and_the_printed_address_opens_in_one_click(tm
     secret = tmp_path / "private"
     secret.mkdir(mode=0o700)
     (secret / "secret.txt").write_text("canary-5f3a9")
-    process = start("ui", "--home", home.root, "--port", 5600, "--json", cwd=tmp_path)
+    planted = tmp_path / "planted"
+    planted.mkdir()
+    imported = plant_modules(planted)
+    before = sorted(planted.iterdir())
+    process = start("ui", "--home", home.root, "--port", 5600, "--json", cwd=planted)
     try:
-        url = json.loads("".join(iter(process.stdout.readline, "}\n")) + "}")["url"]
+        url = answer_of(process)["url"]
         at, _, token = url.partition("/?token=")
         listening = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
         port = f":{int(at.rpartition(':')[2]):04X}"
@@ -130,4 +134,4 @@ def test_a_neighbour_reads_nothing_and_the_printed_address_opens_in_one_click(tm
         process.terminate()
         process.communicate(timeout=60)
     wait_until(lambda: not processes_in(home.root), "nothing of the server is left")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "private"]
+    assert not imported.exists() and sorted(planted.iterdir()) == before

@@ -178,7 +178,9 @@ def _check_store(home: Home, uri: str | None, dry_run: bool) -> Iterator[Finding
         return
     try:
         store = Store(home, uri)  # an SQLite file of another schema is refused here
-        yield Finding("store", True, f"{without_password(str(store.uri))} answers, its schema is this MLflow's")
+        yield Finding(
+            "store", True, f"{without_password(str(store.uri), str(store.uri))} answers, its schema is this MLflow's"
+        )
         orphans = store.close_orphans(dry_run)
     except LabError as error:
         yield Finding("store", False, str(error))

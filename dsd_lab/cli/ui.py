@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
             )
         uri = f"sqlite:///{database}"
     if uri.startswith(("http://", "https://")):
-        shown = without_password(uri)
+        shown = without_password(uri, uri)
         _tell(arguments, {"url": shown}, [f"the store is a server already: {shown}"])
         return OK
     with listening(arguments.port) as bound:  # held from here on: no other program can take the address's place

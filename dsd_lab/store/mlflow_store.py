@@ -75,7 +75,8 @@ class Store:
                 memory.clear()
             lines = [line for line in str(error).splitlines() if line and not line.startswith("(raised as a result of")]
             reason = (lines or [type(error).__name__])[0][:300]
-            raise StoreUnavailable(without_password(f"the store {self.uri} does not answer: {reason}")) from None
+            told = without_password(f"the store {self.uri} does not answer: {reason}", str(self.uri))
+            raise StoreUnavailable(told) from None
 
     # -- Writing -------------------------------------------------------------------------------------
 
