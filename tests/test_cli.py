@@ -86,7 +86,7 @@ SURFACE = {
     "gc": {"--yes", "--json"},
     "rm": {"SWEEP", "--yes", "--json"},
     "compare": {"A", "B", "--tracking-uri", "--json"},
-    "export": {"SWEEP", "--out", "--weights", "--json"},
+    "export": {"SWEEP", "--out", "--weights", "--anonymous", "--json"},
     "import": {"DIR", "--json"},
     "ui": {"--port", "--tracking-uri", "--json"},
     "init": {"PATH", "--json"},

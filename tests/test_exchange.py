@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import pickle
+import platform
+import re
 import shutil
 from pathlib import Path
 
@@ -322,3 +324,26 @@ def test_an_index_that_is_none_is_refused(folder, content, capsys):
 def test_a_folder_that_is_no_export_is_refused(tmp_path, capsys):
     refused(capsys, tmp_path / "none", tmp_path / "home", "no such folder")
     refused(capsys, tmp_path, tmp_path / "home", "has no export.json")
+
+
+def test_an_anonymous_export_names_no_place_no_process_and_no_machine_and_can_be_imported(trained, tmp_path):
+    source, ids = trained
+    home = Home(shutil.copytree(source / "home", tmp_path / "copied home"))
+    status = home.trial(ids["broken s0"]).root / "status.json"
+    edit(
+        status, error=f"{home.root}/trials/x: {platform.node()}: /srv/data of mine/a.png and /opt/lab/b.py are damaged"
+    )
+    out = tmp_path / "review"
+    assert run("export", "tiny", "--home", home.root, "--out", out, "--weights", "--anonymous")[0] == OK
+    texts = {path: path.read_text() for path in out.rglob("*.json*")}
+    assert len(texts) > 10
+    for path, text in texts.items():
+        for named in (str(tmp_path), str(source), str(home.root), platform.node(), "/opt/lab", '"pid"', "/srv"):
+            assert named not in text, (path, named)
+        values = re.findall(r'"((?:/|~)[^"]*)"', text)
+        assert not values, (path, values)
+    assert json.loads((out / "trials" / ids["dsd s0"] / "trial.json").read_text())["provenance"]["machine"]["host"] == (
+        "anonymous"
+    )
+    assert run("import", out, "--home", tmp_path / "reviewer")[0] == OK
+    assert Home(tmp_path / "reviewer").trial(ids["dsd s0"]).state() == "done"

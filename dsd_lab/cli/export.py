@@ -16,7 +16,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Export a sweep."""
     home, out = home_of(arguments), Path(arguments.out)
     manifest = find_manifest(home, arguments.sweep, None)
-    summary = index_summary(export_sweep(home, manifest, out, arguments.weights))
+    summary = index_summary(export_sweep(home, manifest, out, arguments.weights, arguments.anonymous))
     if arguments.json:
         print_json(summary | {"folder": str(out.resolve())})
         return OK

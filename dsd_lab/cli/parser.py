@@ -275,6 +275,9 @@ def _add_exchanging(verbs: argparse._SubParsersAction) -> None:
     export.add_argument("sweep", metavar="SWEEP", help="sweep as `dsd-lab status` lists it")
     export.add_argument("--out", metavar="DIR", required=True, help="new or empty folder to write")
     export.add_argument("--weights", action="store_true", help="with the newest checkpoint of every trial")
+    export.add_argument(
+        "--anonymous", action="store_true", help="without absolute paths, process ids, host and user names"
+    )
     answers_json(export)
 
     take = add_verb(verbs, "import", "check an exported sweep and add it to the home folder", "dsd-lab import review")

@@ -10,6 +10,7 @@ from typing import Any
 
 from dsd_lab.errors import BadInput
 from dsd_lab.files.atomic import write_json
+from dsd_lab.home.anonymous import anonymous, names_of
 from dsd_lab.home.data_facts import other_images
 from dsd_lab.home.garbage import whole_checkpoint
 from dsd_lab.home.home import Home, TrialFolder
@@ -21,7 +22,9 @@ from dsd_lab.training_code import training_code
 from dsd_lab.version import __version__
 
 
-def export_sweep(home: Home, manifest: dict[str, Any], out: Path, weights: bool) -> dict[str, Any]:
+def export_sweep(
+    home: Home, manifest: dict[str, Any], out: Path, weights: bool, nameless: bool = False
+) -> dict[str, Any]:
     """Write everything that a reviewer of a sweep needs; returns the index, which is written last.
 
     Args:
@@ -29,6 +32,7 @@ def export_sweep(home: Home, manifest: dict[str, Any], out: Path, weights: bool)
         manifest: of the sweep.
         out: a new or empty folder.
         weights: whether the newest whole checkpoint of every trial goes with it.
+        nameless: whether absolute paths, process ids, host and user names are left out, as anonymous review asks.
 
     Raises:
         BadInput: the folder is in use, a trial is running, or the trials were trained on different images.
@@ -52,6 +56,8 @@ def export_sweep(home: Home, manifest: dict[str, Any], out: Path, weights: bool)
         if folder.status():
             _copy_trial(folder, out / "trials" / folder.id, weights)
     _refuse_running(folders)
+    if nameless:
+        _make_anonymous(home, out)
     index = {
         "format": FORMAT,
         "sweep": manifest["key"],
@@ -65,6 +71,14 @@ def export_sweep(home: Home, manifest: dict[str, Any], out: Path, weights: bool)
         raise BadInput(f"{unknown[0]}: a file of this name cannot be exported; rename it in {home.root}")
     write_json(out / INDEX, index)
     return index
+
+
+def _make_anonymous(home: Home, out: Path) -> None:
+    names = names_of([json.loads(path.read_text()) for path in out.glob("trials/*/trial.json")])
+    roots = (home.root.resolve(), Path.home())
+    for pattern in ("sweeps/*/*.json", "trials/*/*.json", "trials/*/evaluations/*.json"):
+        for path in out.glob(pattern):
+            write_json(path, anonymous(json.loads(path.read_text()), names, roots))
 
 
 def _refuse_running(folders: list[TrialFolder]) -> None:

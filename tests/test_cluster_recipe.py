@@ -1,0 +1,85 @@
+"""The README's recipe for a cluster, word for word, on one machine: open, and with a token."""
+
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+import pytest
+from sweeping import DEADLINE, LONG, write_spec
+
+from dsd_lab.home.home import Home
+from dsd_lab.specs.loading import load_sweep
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+PROGRAMS = {"ray": "from ray.scripts.scripts import main", "dsd-lab": "from dsd_lab.cli.main import main"}
+
+
+def recipe(*words: str) -> list[str]:
+    """The commands of the README's paragraph that begin with these words, in their order."""
+    paragraph = next(line for line in README.splitlines() if line.startswith("**Use a cluster.**"))
+    return [command for command in re.findall(r"`([^`]+)`", paragraph) if command.startswith(words)]
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """What runs a command as the user of a machine with a home of its own; Ray's processes end afterwards."""
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", 6379)) == 0:
+            pytest.skip("port 6379 of this machine is in use")
+    (tmp_path / "bin").mkdir()
+    for name, program in PROGRAMS.items():
+        path = tmp_path / "bin" / name
+        path.write_text(f"#!{sys.executable} -P\nimport sys\n{program}\nsys.exit(main())\n")
+        path.chmod(0o755)
+    (tmp_path / "user").mkdir()
+    with tempfile.TemporaryDirectory(prefix="dsd-", dir="/tmp") as short:  # Ray's sockets lie there
+        own = {"HOME": str(tmp_path / "user"), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "RAY_TMPDIR": short}
+        known = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+
+        def told(command: str) -> str:
+            done = subprocess.run(
+                shlex.split(command), env=known | own, capture_output=True, text=True, cwd=tmp_path, timeout=DEADLINE
+            )
+            assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+            return done.stdout + done.stderr
+
+        yield told
+        mine = [p for p in psutil.process_iter() if short in " ".join(cmdline(p))]
+        for process in mine:
+            process.terminate()
+        for process in psutil.wait_procs(mine, timeout=20)[1]:
+            process.kill()
+
+
+def cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_token", [False, True], ids=["open", "token"])
+def test_the_recipe_for_a_cluster_works_as_it_is_written(cluster, tmp_path, with_token):
+    spec, home = write_spec(tmp_path, seeds=[0, 1], base=LONG), Home(tmp_path / "shared runs")
+    if with_token:
+        (make,) = recipe("ray get-auth-token")
+        cluster(make)
+    head, node = recipe("ray start")
+    (sweep,) = recipe("dsd-lab sweep")
+    named = {"SPEC": shlex.quote(str(spec)), "HEAD": "127.0.0.1", "/shared/runs": shlex.quote(str(home.root))}
+    printed = cluster(f"{head} --num-cpus=1")
+    assert ("is disabled" in printed) != with_token
+    for command in (f"{node} --num-cpus=1", sweep):
+        for word, meant in named.items():
+            command = command.replace(word, meant)
+        printed = cluster(command)
+    assert [home.trial(t.id).state() for t in load_sweep(spec).trials] == ["done"] * 2, printed
+    token = tmp_path / "user" / ".ray" / "auth_token"
+    assert token.exists() == with_token
