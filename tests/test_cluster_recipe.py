@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from sweeping import DEADLINE, LONG, write_spec
+from sweeping import DEADLINE, write_spec
 
 from dsd_lab.home.home import Home
 from dsd_lab.specs.loading import load_sweep
@@ -67,7 +67,7 @@ def cmdline(process: psutil.Process) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("with_token", [False, True], ids=["open", "token"])
 def test_the_recipe_for_a_cluster_works_as_it_is_written(cluster, tmp_path, with_token):
-    spec, home = write_spec(tmp_path, seeds=[0, 1], base=LONG), Home(tmp_path / "shared runs")
+    spec, home = write_spec(tmp_path, seeds=[0, 1]), Home(tmp_path / "shared runs")
     if with_token:
         (make,) = recipe("ray get-auth-token")
         cluster(make)

@@ -123,6 +123,18 @@ def test_no_secret_of_the_environment_is_written_down(tmp_path, monkeypatch):
     assert written and not [path for path in written if b"canary-5f3a9" in path.read_bytes()]
 
 
+def test_files_follow_the_umask_and_what_can_hold_a_secret_is_private(tmp_path):
+    home, before = Home(tmp_path / "home"), os.umask(0o027)
+    try:
+        train_here(home, write_spec(tmp_path, {"dsd": {}, "broken": VARIANTS["broken"]}))
+    finally:
+        os.umask(before)
+    modes = {path: path.stat().st_mode & 0o777 for path in home.root.rglob("*") if path.is_file()}
+    private = {path for path in modes if path.name == "error.txt"}
+    assert private and {modes[path] for path in private} == {0o600}
+    assert {path: f"{mode:o}" for path, mode in modes.items() if path not in private and mode != 0o640} == {}
+
+
 def test_a_password_in_the_address_of_a_store_is_not_shown(tmp_path):
     home = Home(tmp_path)
     with pytest.raises(StoreUnavailable) as caught:

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import importlib
 import os
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsd_lab.errors import BadInput, NoResources
+from dsd_lab.files.atomic import create_beside
 from dsd_lab.home.home import Home
 from dsd_lab.specs.evaluate_list import sha256_of
 
@@ -84,7 +84,7 @@ def fetch(name: str, path: Path, told: Callable[[int, int | None], None] | None 
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = create_beside(path)
         digest, come = hashlib.sha256(), 0
         with os.fdopen(handle, "wb") as file, urllib.request.urlopen(WEIGHTS[name].url(), timeout=_PATIENCE) as answer:
             length = answer.headers.get("Content-Length")

@@ -5,21 +5,25 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
+import secrets
 from pathlib import Path
 from typing import Any
 
+PRIVATE = 0o600
+"""Mode of a file that can hold a secret, such as a traceback; every other one follows the umask."""
 
-def write_atomic(path: Path, content: bytes | str, durable: bool = False) -> None:
+
+def write_atomic(path: Path, content: bytes | str, durable: bool = False, mode: int = 0o666) -> None:
     """Replace `path` in one step.
 
     Args:
         path: its folder must exist.
         content: text is written as UTF-8.
         durable: also survive a power cut (costs a disk flush of the file and of its folder).
+        mode: of the file, from which the umask takes away.
     """
     raw = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = create_beside(path, mode)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(raw)
@@ -32,6 +36,15 @@ def write_atomic(path: Path, content: bytes | str, durable: bool = False) -> Non
         raise
     if durable:
         sync_folder(path.parent)
+
+
+def create_beside(path: Path, mode: int = 0o666) -> tuple[int, str]:
+    """A new file, opened for writing, that will be renamed to `path`: its handle and its name.
+
+    Not `mkstemp`, whose files nobody but the user can read: a home folder may be a group's.
+    """
+    temporary = f"{path.parent}/.{path.name}.{secrets.token_hex(4)}"
+    return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), temporary
 
 
 def write_json(path: Path, content: Any, durable: bool = False) -> None:

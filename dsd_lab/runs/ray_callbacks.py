@@ -7,6 +7,7 @@ from typing import Any
 
 from ray import tune
 
+from dsd_lab.files.atomic import PRIVATE, write_atomic
 from dsd_lab.home.home import STOPPED, Home
 from dsd_lab.runs.early_stopping import Forecast, early_history, features, seen_steps
 from dsd_lab.runs.signals import HeldSignals
@@ -88,7 +89,7 @@ def _record_lost_worker(home: Home, trial_id: str, failures: str | None) -> None
     folder = home.trial(trial_id)
     folder.root.mkdir(parents=True, exist_ok=True)
     told = Path(failures).read_text().strip() if failures else "nothing is known of why"
-    (folder.root / "error.txt").write_text(f"{told}\n")
+    write_atomic(folder.root / "error.txt", f"{told}\n", mode=PRIVATE)
     reason = told.splitlines()[-1][:300]
     if (folder.root / "hang.txt").exists():
         reason = f"it hung, its stacks are in {folder.root / 'hang.txt'}"

@@ -17,7 +17,7 @@ from dsd_lab.core.training.checkpoints import list_checkpoints
 from dsd_lab.core.training.events import Diverged, Finished, Logged
 from dsd_lab.core.training.trainer import Trainer, pick_device
 from dsd_lab.errors import LabError, NoResources, is_disk_full
-from dsd_lab.files.atomic import write_json
+from dsd_lab.files.atomic import PRIVATE, write_atomic, write_json
 from dsd_lab.home.home import ENDED, FORMAT, STOPPED, Home, TrialFolder
 from dsd_lab.planning.estimates import cached_shape
 from dsd_lab.provenance import device_name, provenance
@@ -113,7 +113,7 @@ def _record_failure(folder: TrialFolder, error: Exception) -> None:
     if is_disk_full(error):
         reason = f"{folder.root}: the disk is full ({error}); older checkpoints are intact: free space, then run it with --retry-failed"
     with contextlib.suppress(OSError):  # on a full disk the status alone may still fit in its place
-        (folder.root / "error.txt").write_text(traceback.format_exc())
+        write_atomic(folder.root / "error.txt", traceback.format_exc(), mode=PRIVATE)
     try:
         folder.write_status(state="failed", error=reason)
     except OSError as fault:
