@@ -193,10 +193,12 @@ def test_logs_of_ray_go_unless_a_sweep_is_running(home):
     (home.root / "ray" / session / "logs").mkdir(parents=True)
     (home.root / "ray" / session / "logs" / "raylet.out").write_text("a log")
     (home.root / "ray" / "session_latest").symlink_to(home.root / "ray" / session)
+    (home.root / "ray" / "u1000" / "ray" / session).mkdir(parents=True)
     with locked(home.sweep_folder("first") / "lock") as held:
         assert held and not any(p.startswith("ray/") for p in gc(home, "--yes")[0])
-    assert {p for p in gc(home, "--yes")[0] if p.startswith("ray/")} == {f"ray/{session}", "ray/session_latest"}
-    assert list((home.root / "ray").iterdir()) == []
+    freed = {p for p in gc(home, "--yes")[0] if p.startswith("ray/")}
+    assert freed == {f"ray/{session}", "ray/session_latest", f"ray/u1000/ray/{session}"}
+    assert [path.name for path in (home.root / "ray").rglob("*")] == ["u1000", "ray"]
 
 
 def test_a_link_in_the_place_of_a_trial_is_left_alone_with_what_it_leads_to(home, tmp_path):

@@ -188,6 +188,9 @@ def test_a_short_path_is_used_as_it_is_and_a_long_one_through_a_link_of_our_own(
     long.mkdir()
     with short_path(short, _SOCKET_PATH_ROOM) as path:
         assert path == short
+    for odd in ("/srv/jos\u00e9", "/srv/a b", "/srv/a?b", "/srv/a%41"):
+        with short_path(Path(odd), _SOCKET_PATH_ROOM) as path:
+            assert os.readlink(path) == odd and str(path).isascii()
     for place in ("/tmp", str(tmp_path / ("y" * 40))):
         monkeypatch.setattr(tempfile, "tempdir", place)
         with short_path(long, _SOCKET_PATH_ROOM) as first, short_path(long, _SOCKET_PATH_ROOM) as second:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,18 +12,20 @@ from pathlib import Path
 
 from dsd_lab.files.locks import locked
 
+_PLAIN = re.compile(r"[A-Za-z0-9_./+=@,-]+")
+"""What Ray takes in the path of its folder: it reads others as addresses, or as text of another encoding."""
 _PREFIX, _LINK, _LOCK = "dsd-", "ray", "lock"
 
 
 @contextlib.contextmanager
 def short_path(folder: Path, room: int) -> Iterator[Path]:
-    """The folder, or while the block lasts a link to it whose path is short enough for sockets below it.
+    """The folder, or while the block lasts a link to it whose path is short and plain enough for sockets below it.
 
     Args:
         folder: is there.
         room: bytes that its path may have.
     """
-    if len(os.fsencode(folder)) <= room:
+    if len(os.fsencode(folder)) <= room and _PLAIN.fullmatch(str(folder)):
         yield folder
         return
     # Our own folder: a fixed name under /tmp could be taken by another user, or by a sweep beside this one.
