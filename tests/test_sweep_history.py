@@ -29,7 +29,7 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def machine(monkeypatch):
     """Ray on a machine of two processors; nothing is started."""
-    monkeypatch.setattr(engine, "_ray", lambda home, cluster: contextlib.nullcontext())
+    monkeypatch.setattr(engine, "connected", lambda home, cluster: contextlib.nullcontext())
     monkeypatch.setattr(engine.ray, "nodes", lambda: [{"Resources": {"CPU": 2.0}, "Alive": True}])
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dsd_lab.files.atomic import size_of, write_json
 from dsd_lab.files.locks import is_held
+from dsd_lab.home.file_index import index_path
 from dsd_lab.home.freeable import Freeable, is_own_folder
 from dsd_lab.home.home import Home
 from dsd_lab.home.ownership import below, remove
@@ -17,6 +18,7 @@ from dsd_lab.home.ownership import below, remove
 _EXTRACTOR, _STATISTICS = re.compile(r"[0-9a-f]{16}-v\d+\.safetensors"), re.compile(r"[0-9a-f]{16}-.+\.safetensors")
 
 
+_INDEX = re.compile(r"files-[0-9a-f]{24}\.(index|json)")
 _PACK = re.compile(r"[0-9a-f]{24}\.pack|\.[0-9a-f]{24}\.pack\.[a-z0-9_]{8}")
 
 
@@ -60,6 +62,17 @@ def unused_extractors(home: Home, named: set[str]) -> Iterator[Freeable]:
         lock = path.with_suffix(".lock")
         if path not in needed and not is_held(lock):
             why = "features of data that no recorded trial has, or made by other code"
+            yield Freeable("cache", path, why, size_of(path), partial(remove, path))
+
+
+def unused_indexes(home: Home, named: set[str]) -> Iterator[Freeable]:
+    """What is known of the files of folders that no recorded trial reads; it is found out anew where one does."""
+    described = [d for d in (home.trial(i).description() for i in named) if d is not None]
+    places = {d["fields"]["data"].get("path") for d in described} - {None}
+    needed = {index_path(home.cache / "data", Path(place)).name for place in places}
+    for path in _cached(home, "data", _INDEX):
+        if path.stem not in needed:
+            why = "contents of files that no recorded trial reads"
             yield Freeable("cache", path, why, size_of(path), partial(remove, path))
 
 

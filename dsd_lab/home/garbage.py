@@ -14,8 +14,13 @@ from dsd_lab.errors import BadInput
 from dsd_lab.files.atomic import size_of
 from dsd_lab.files.locks import is_held, locked
 from dsd_lab.files.sealed import is_intact
-from dsd_lab.home.cached_garbage import killed_bench_folders, unused_counts, unused_extractors, unused_packs
-from dsd_lab.home.file_index import index_path
+from dsd_lab.home.cached_garbage import (
+    killed_bench_folders,
+    unused_counts,
+    unused_extractors,
+    unused_indexes,
+    unused_packs,
+)
 from dsd_lab.home.freeable import Freeable, is_own_folder
 from dsd_lab.home.home import ENDED, Home, TrialFolder, named_by
 from dsd_lab.home.names import SWEEP_ENTRIES, is_trial_id
@@ -56,7 +61,7 @@ def garbage(home: Home, code: str) -> list[Freeable]:
         *unused_counts(home, code),
         *unused_extractors(home, named),
         *unused_packs(home, named),
-        *_indexes(home, named),
+        *unused_indexes(home, named),
         *killed_bench_folders(home),
         *_ray_logs(home),
     ]
@@ -195,17 +200,6 @@ def _is_whole(path: Path) -> bool:
         return same and is_intact(manifest)  # which NaN, that no manifest was written with, makes a ValueError
     except (OSError, ValueError, AttributeError):
         return False
-
-
-def _indexes(home: Home, named: set[str]) -> Iterator[Freeable]:
-    """What is known of the files of folders that no recorded trial reads; it is found out anew where one does."""
-    described = [d for d in (home.trial(i).description() for i in named) if d is not None]
-    places = {d["fields"]["data"].get("path") for d in described} - {None}
-    needed = {index_path(home.cache / "data", Path(place)).name for place in places}
-    for path in sorted((home.cache / "data").glob("files-*")):
-        if path.stem not in needed:
-            why = "contents of files that no recorded trial reads"
-            yield Freeable("cache", path, why, size_of(path), partial(_remove, path))
 
 
 def _ray_logs(home: Home) -> Iterator[Freeable]:
