@@ -47,7 +47,13 @@ def main(home: str, *names: str) -> None:
     """Run notebooks in place."""
     for name in names or NAMES:
         path = FOLDER / f"{name}.ipynb"
-        path.write_text(nbformat.writes(execute(path, Path(home))).rstrip() + "\n")
+        if path.parent != FOLDER or not path.is_file() or path.is_symlink():
+            sys.exit(f"{name}: is no notebook of {FOLDER}")
+        before = path.read_bytes()
+        text = nbformat.writes(execute(path, Path(home))).rstrip() + "\n"
+        if path.read_bytes() != before:
+            sys.exit(f"{path}: was edited while it ran, and stays as it is; run it again")
+        path.write_text(text)
         print(f"{path.name}: {path.stat().st_size // 1024} KiB")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from dsd_lab.core.training.checkpoints import load_tensors
 from dsd_lab.errors import BadInput, CorruptCheckpoint
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import find_trial
+from dsd_lab.home.outputs import Output
 from dsd_lab.home.spool import read_spool
 from dsd_lab.runs.data_shelf import DataShelf
 from dsd_lab.specs.trial import Trial
@@ -69,6 +71,11 @@ def _channels(tensors: dict[str, torch.Tensor], fields: Trial, path: Path) -> in
     return weight.shape[1] // patch**2
 
 
+def latents_output(home: Home, path: Path) -> Output:
+    """Where `export_latents` writes: only a file that it wrote itself is written over."""
+    return Output(home, path.parent, f"--out {path}", file=path.name)
+
+
 def export_latents(home: str | Path, trial_id: str, path: str | Path, split: str = "holdout") -> dict[str, Any]:
     """Write the latents of a data set's images and the spectra over training as one compressed `.npz`.
 
@@ -86,7 +93,7 @@ def export_latents(home: str | Path, trial_id: str, path: str | Path, split: str
         Shapes of the arrays by name.
 
     Raises:
-        BadInput: as `load_trial`; or the images at hand are not those of the trial.
+        BadInput: as `load_trial`; the images at hand are not those of the trial; or another file is at `path`.
         CorruptCheckpoint: as `load_trial`.
     """
     loaded = load_trial(home, trial_id)
@@ -104,7 +111,8 @@ def export_latents(home: str | Path, trial_id: str, path: str | Path, split: str
     for name, found in rows.items():
         arrays[name] = np.array([values for _, values in found])
         arrays[f"{name}/step"] = np.array([step for step, _ in found])
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with Path(path).open("wb") as file:  # a file, so that numpy adds no suffix to the name
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory() as scratch:
+        with (Path(scratch) / Path(path).name).open("wb") as file:  # a file, so that numpy adds no suffix to the name
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        latents_output(Home(Path(home)), Path(path)).publish(Path(scratch), {})
     return {name: list(array.shape) for name, array in arrays.items()}

@@ -352,7 +352,21 @@ def test_sample_writes_the_asked_number_of_images_of_the_asked_class_and_a_grid(
         "sample", ids["dsd"][:6], "--n", 3, "--class", 4, "--steps", 2, "--out", tmp_path, "--home", home.root
     )
     assert code == OK and answer
-    assert sorted(p.name for p in tmp_path.glob("*.png")) == [*(f"{i:05d}-class4.png" for i in range(3)), "grid.png"]
+    assert sorted(pictures(tmp_path)) == [*(f"{i:05d}-class4.png" for i in range(3)), "grid.png"]
+    assert [p.name for p in tmp_path.glob("*.png")] == ["grid.png"]  # apart from the samples
+
+
+def test_sample_leaves_no_earlier_samples_among_new_ones_and_touches_no_pictures_of_others(trained, tmp_path, capsys):
+    home, ids = trained
+    out = tmp_path / "out"
+    given = ("sample", ids["dsd"], "--steps", 1, "--out", out, "--home", home.root)
+    for more in (("--n", 3), ("--n", 2, "--class", 4)):
+        assert run(*given, *more)[0] == OK
+    assert sorted(pictures(out)) == ["00000-class4.png", "00001-class4.png", "grid.png"]
+    (out / "images" / "mine.png").write_text("mine")
+    before = pictures(out)
+    assert main([*map(str, given), "--n", "1"]) == BAD_INPUT
+    assert "images/mine.png would lie among the new files" in capsys.readouterr().err and pictures(out) == before
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is on this machine")
@@ -371,7 +385,7 @@ def test_a_trial_of_a_gpu_is_sampled_on_the_cpu_where_there_is_none_and_says_so(
 
 
 def pictures(folder):
-    return {path.name: path.read_bytes() for path in folder.glob("*.png")}
+    return {path.name: path.read_bytes() for path in folder.rglob("*.png")}
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -2,12 +2,15 @@
 
 import os
 import stat
+from pathlib import Path
 
+import nbformat
 import pytest
 from sweeping import run, train_here, write_spec
 
 from dsd_lab.cli.main import main
 from dsd_lab.errors import BAD_INPUT, OK, BadInput
+from dsd_lab.evaluation.pretrained import fetch, weights_path
 from dsd_lab.home.home import Home
 from dsd_lab.home.outputs import Output
 
@@ -175,3 +178,64 @@ def test_report_refuses_a_folder_of_the_user_s_and_writes_its_own_again(tmp_path
         assert run("report", "--home", home.root, "--out", out)[0] == OK
         assert (out / "tables" / "mine.csv").read_text() == "mine" and (out / "tables" / "verdicts.csv").exists()
     assert not (out / ".report-files").exists()
+
+
+# -- Other commands ------------------------------------------------------------------------------------
+
+
+def test_a_file_among_others_replaces_itself_and_no_neighbour(tmp_path):
+    home, out = Home(tmp_path / "home"), write(tmp_path / "out", mine_npz="mine")
+    for name in ("a.npz", "b.npz", "a.npz"):
+        Output(home, out, "--out", file=name).publish(
+            write(tmp_path / name / "made", **{name.replace(".", "_"): name}), {}
+        )
+    assert tree(out) == {"mine.npz": "mine", "a.npz": "a.npz", "b.npz": "b.npz"}
+    with pytest.raises(BadInput, match=r"mine\.npz was not written by dsd-lab"):
+        Output(home, out, "--out", file="mine.npz").check(["mine.npz"])
+
+
+def test_latents_refuse_a_file_of_the_user_s(tmp_path, capsys):
+    home, spec = Home(tmp_path / "home"), write_spec(tmp_path)
+    (trial,) = train_here(home, spec).trials
+    write(tmp_path, mine_npz="mine")
+    (tmp_path / "link.npz").symlink_to(tmp_path / "mine.npz")
+    for name in ("mine.npz", "link.npz"):
+        assert main(["latents", trial.id, "--home", str(home.root), "--out", str(tmp_path / name)]) == BAD_INPUT
+        assert f"--out {tmp_path / name}: " in capsys.readouterr().err
+    assert (tmp_path / "mine.npz").read_text() == "mine"
+    for _ in range(2):
+        assert run("latents", trial.id, "--home", home.root, "--out", tmp_path / "new.npz")[0] == OK
+
+
+def test_init_and_fetch_weights_replace_no_link_that_leads_nowhere(tmp_path):
+    (tmp_path / "spec.schema.json").symlink_to(tmp_path / "unmounted" / "spec.schema.json")
+    assert run("init", tmp_path / "mine.yaml")[1]["schema_written"] is False
+    assert (tmp_path / "spec.schema.json").is_symlink()
+    path = weights_path("inception", Home(tmp_path))
+    path.parent.mkdir()
+    path.symlink_to(tmp_path / "unmounted" / "weights.pth")
+    with pytest.raises(BadInput, match="is a link that leads nowhere"):
+        fetch("inception", path)
+    assert path.is_symlink()
+
+
+def test_a_notebook_that_was_edited_while_it_ran_stays_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "analysis")
+    import execute
+
+    notebook = tmp_path / "a.ipynb"
+    notebook.write_text("before")
+    monkeypatch.setattr(execute, "FOLDER", tmp_path)
+
+    def edited(path, home):
+        path.write_text("edited")
+        return nbformat.v4.new_notebook()
+
+    monkeypatch.setattr(execute, "execute", edited)
+    with pytest.raises(SystemExit, match="was edited while it ran"):
+        execute.main(str(tmp_path), "a")
+    assert notebook.read_text() == "edited"
+    (tmp_path / "link.ipynb").symlink_to(notebook)
+    for name in ("link", "../a"):
+        with pytest.raises(SystemExit, match="is no notebook of"):
+            execute.main(str(tmp_path), name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:  # fails where anything is there, a link too
             file.write(starter(path))
-        new_schema = not schema.exists()
+        new_schema = not os.path.lexists(schema)  # a link that leads nowhere is somebody's too
         if new_schema:
             from dsd_lab.cli.schema import spec_schema
 

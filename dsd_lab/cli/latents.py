@@ -8,6 +8,7 @@ from pathlib import Path
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.home.lookup import find_trial
+from dsd_lab.home.outputs import Output
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -19,6 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
     path = Path(arguments.out) if arguments.out else home.root / "latents" / f"{folder.id}-{arguments.split}.npz"
     if path.is_dir():
         raise BadInput(f"--out {path}: is a folder; name a file")
+    Output(home, path.parent, f"--out {path}", file=path.name).check([path.name])
 
     from dsd_lab.api import export_latents
 

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.home.lookup import find_trial
+from dsd_lab.home.outputs import Output
 from dsd_lab.runs.data_shelf import DataShelf
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write PNGs and a grid."""
+    """Write PNGs into a folder of their own, and a grid beside it: scores of a folder of samples count no grid."""
     home = home_of(arguments)
     folder = find_trial(home, arguments.trial)
     description = folder.description()
     if description is None or folder.state() != "done":
         raise BadInput(f"{arguments.trial}: the trial is {folder.state()}; only a finished one can be sampled")
+
+    place = Path(arguments.out) if arguments.out else home.root / "samples" / folder.id
+    if place.exists() and not place.is_dir():
+        raise BadInput(f"--out {place}: is a file; name a folder")
+    output = Output(home, place, f"--out {place}", aside=arguments.out is None)
+    output.check(["grid.png"], alone="images")
 
     import torch
     from PIL import Image
@@ -47,16 +55,17 @@ def run(arguments: argparse.Namespace) -> int:
     images = sample_images(
         network, trial, labels, arguments.sampler, arguments.steps, arguments.guidance, arguments.seed, device
     )
-    out = Path(arguments.out) if arguments.out else home.root / "samples" / folder.id
-    out.mkdir(parents=True, exist_ok=True)
-    files = []
-    for i, (image, label) in enumerate(zip([*images, tile(images, 10)], [*labels.tolist(), None], strict=True)):
-        array = image.permute(1, 2, 0).numpy()
-        path = out / ("grid.png" if label is None else f"{i:05d}-class{label}.png")
-        Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(path)
-        files.append(str(path))
+    names = [f"images/{i:05d}-class{label}.png" for i, label in enumerate(labels.tolist())]
+    with tempfile.TemporaryDirectory() as scratch:
+        drawn = Path(scratch)
+        (drawn / "images").mkdir()
+        for name, image in zip([*names, "grid.png"], [*images, tile(images, 10)], strict=True):
+            array = image.permute(1, 2, 0).numpy()
+            Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(drawn / name)
+        output.publish(drawn, {}, alone="images")
+    out, files = output.folder, [str(output.folder / name) for name in (*names, "grid.png")]
     if arguments.json:
         print_json({"trial": folder.id, "files": files})
     else:
-        print(f"{arguments.n} images and grid.png in {out.resolve()}")
+        print(f"{arguments.n} images in {out / 'images'}, and {out / 'grid.png'}")
     return OK

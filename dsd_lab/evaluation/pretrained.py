@@ -80,6 +80,8 @@ def fetch(name: str, path: Path, told: Callable[[int, int | None], None] | None 
     if path.exists():
         check_weights(name, path)
         return False
+    if path.is_symlink():
+        raise BadInput(f"{path}: is a link that leads nowhere; remove it, or put {WEIGHTS[name].file} where it leads")
     by_hand = f"get {WEIGHTS[name].file} (SHA-256 {WEIGHTS[name].sha256}) in another way and put it at {path}"
     temporary = None
     try:

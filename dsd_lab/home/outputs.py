@@ -29,33 +29,41 @@ class Output:
         home: its folder `written` holds the record.
         folder: where the files go; made where it is not there.
         option: how messages call it, such as `--out DIR`.
+        file: of a single file that is written there: its neighbours are others'.
         aside: where something is in the way, rename the whole folder instead of refusing; for folders of the home.
     """
 
-    def __init__(self, home: Home, folder: Path, option: str, aside: bool = False) -> None:
+    def __init__(self, home: Home, folder: Path, option: str, aside: bool = False, file: str = "") -> None:
         self._given, self._option, self._aside = folder, option, aside
         self.folder = folder.resolve()
         root = home.root.resolve()
         inside = self.folder.is_relative_to(root)  # so that a home that is moved still knows it
         self._key = self.folder.relative_to(root).as_posix() if inside else str(self.folder)
+        self._key += f"/{file}" if file else ""
         self._record = home.root / "written" / f"{hashlib.sha256(self._key.encode()).hexdigest()[:24]}.json"
 
-    def check(self, names: Iterable[str]) -> None:
+    def check(self, names: Iterable[str], alone: str | None = None) -> None:
         """See that nothing is in the way of files, before work is spent on them.
+
+        Args:
+            names: relative ones.
+            alone: a folder below, in which no other files may lie beside ours.
 
         Raises:
             BadInput: something is there that is not provably ours.
         """
-        obstacle = self._obstacle(names, self._read())
+        record = self._read()
+        obstacle = self._obstacle(names, record) or self._beside(alone, record)
         if obstacle is not None and not self._aside:
             raise BadInput(f"{self._option}: {obstacle}; move it away, or name another folder")
 
-    def publish(self, made: Path, results: dict[str, int]) -> None:
+    def publish(self, made: Path, results: dict[str, int], alone: str | None = None) -> None:
         """Put the files below `made` into the folder, and remove those of the last time that are not among them.
 
         Args:
             made: a folder of finished files.
             results: finished trials by sweep; files made from fewer never replace files made from more.
+            alone: as for `check`.
 
         Raises:
             BadInput: something in the way is not provably ours, or the folder holds a report of more results.
@@ -63,7 +71,7 @@ class Output:
         names = sorted(path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file())
         with locked(self._record.with_suffix(".lock")):
             record = self._read()
-            obstacle = self._obstacle(names, record) or self._better(results, record)
+            obstacle = self._obstacle(names, record) or self._beside(alone, record) or self._better(results, record)
             if obstacle is not None:
                 if not self._aside:
                     raise BadInput(f"{self._option}: {obstacle}; move it away, or name another folder")
@@ -93,6 +101,15 @@ class Output:
             if path.exists() and not self._is_ours(name, record["files"]):
                 return f"{path} was not written by dsd-lab, or has changed since"
         return None
+
+    def _beside(self, alone: str | None, record: dict[str, Any]) -> str | None:
+        """A file in a folder that is to hold ours alone."""
+        folder = None if alone is None else self.folder / alone
+        if folder is None or not folder.is_dir():
+            return None
+        names = sorted(path.relative_to(self.folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+        theirs = [name for name in names if not self._is_ours(name, record["files"])]
+        return f"{self.folder / theirs[0]} would lie among the new files" if theirs else None
 
     @staticmethod
     def _better(results: dict[str, int], record: dict[str, Any]) -> str | None:
