@@ -276,6 +276,13 @@ def test_a_trial_that_was_trained_alone_is_no_garbage_and_no_part_of_the_sweep(h
     assert not any(other in path for path in gc(home, "--yes")[0]) and home.trial(other).description() is not None
     assert {t["id"] for t in home.manifests()["first"]["trials"]} == {ids[0], ids[1]}
     assert run("logs", other, "--home", home.root)[1]["sweeps"] == ["first"]
+    (sweep,) = [s for s in run("status", "--home", home.root)[1]["sweeps"] if s["sweep"] == "first"]
+    (row,) = [t for t in sweep["trials"] if t["id"] == other]
+    assert (
+        row["state"] == "interrupted"
+        and row["name"].endswith("(trained alone)")
+        and (row["step"], row["steps"]) == (1, 1)
+    )
 
 
 def test_a_trial_that_was_trained_alone_stays_when_its_sweep_runs_anew_and_goes_with_it(home, alone, tmp_path):

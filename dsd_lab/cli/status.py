@@ -12,8 +12,16 @@ from dsd_lab.cli.console import table_console
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK
 from dsd_lab.home.data_facts import other_images
-from dsd_lab.home.home import OTHER_IMAGES, STATES
+from dsd_lab.home.home import OTHER_IMAGES, STATES, TrialFolder
 from dsd_lab.training_code import training_code
+
+
+def _alone(folder: TrialFolder, code: str) -> dict[str, Any]:
+    """A trial that `train` trained with other settings than its sweep's; its step and name are those of its own files."""
+    status, described = folder.status(), folder.description() or {}
+    name = f"{described.get('name', folder.id)} (trained alone)"
+    steps = int(status.get("steps", 0))
+    return {"id": folder.id, "name": name, "state": folder.state(code), "step": status.get("step", 0), "steps": steps}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -35,6 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
                     "steps": entry["steps"],
                 }
             )
+        named = {entry["id"] for entry in manifest["trials"]}
+        trials += [_alone(home.trial(i), code) for i in manifest.get("kept", []) if i not in named]
         sweeps.append({"sweep": key, "states": dict(Counter(t["state"] for t in trials)), "trials": trials})
     if arguments.json:
         print_json({"home": str(home.root.resolve()), "sweeps": sweeps})
