@@ -2,10 +2,12 @@
 
 import contextlib
 import shutil
+import signal
 import sys
+import threading
 
 import pytest
-from sweeping import VARIANTS, run, train_here, write_spec
+from sweeping import VARIANTS, die, finish, in_child, run, train_here, write_spec
 
 from dsd_lab.cli.main import main
 from dsd_lab.cli.options import command_line
@@ -14,6 +16,7 @@ from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import manifest_of
 from dsd_lab.home.revisions import revisions
 from dsd_lab.runs import ray_engine as engine
+from dsd_lab.runs.data_shelf import DataShelf
 from dsd_lab.specs.loading import load_sweep
 
 
@@ -129,3 +132,24 @@ def test_a_history_that_cannot_be_read_stops_gc_and_sweep(kept, capsys):
 def test_passwords_do_not_go_into_a_command_line(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/bin/dsd-lab", "sweep", "a b.yaml", "--tracking-uri", "http://me:secret@host"])
     assert command_line().startswith("dsd-lab sweep 'a b.yaml' --tracking-uri ") and "secret" not in command_line()
+
+
+# -- Trials whose process ended ------------------------------------------------------------------------
+
+
+def test_a_trial_that_hangs_reads_failed_and_one_that_is_killed_interrupted(tmp_path, monkeypatch):
+    home, spec = Home(tmp_path / "home"), write_spec(tmp_path, base={"resources": {"patience": 0.2}})
+    (trial,) = load_sweep(spec).trials
+    home.write_manifest("tiny", manifest_of(load_sweep(spec)))
+
+    def hang(*_):
+        threading.Event().wait()
+
+    monkeypatch.setattr(DataShelf, "get", hang)
+    assert in_child(lambda: finish(home, trial)) == 1
+    (row,) = run("status", "--home", home.root)[1]["sweeps"][0]["trials"]
+    assert row["state"] == "failed" and home.trial(trial.id).status()["error"].startswith("hang: no step in ")
+    monkeypatch.setattr(DataShelf, "get", lambda *_: die())
+    assert in_child(lambda: finish(home, trial)) == -signal.SIGKILL
+    (row,) = run("status", "--home", home.root)[1]["sweeps"][0]["trials"]
+    assert row["state"] == "interrupted"

@@ -144,7 +144,11 @@ def _train(
         updated=now,
     )
     yield Progress("running", reached, steps)
-    with Watchdog(folder.root / "hang.txt", trial.fields.resources.patience) as watchdog:
+
+    def hung(why: str) -> None:
+        folder.write_status(state="failed", error=why, updated=time.time())
+
+    with Watchdog(folder.root / "hang.txt", trial.fields.resources.patience, hung) as watchdog:
         with listening(lambda *_: watchdog.beat()):
             data = shelf.for_training(trial, home)
         device = pick_device(trial.fields.resources.gpus)

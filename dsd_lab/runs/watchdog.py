@@ -7,6 +7,7 @@ import faulthandler
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -19,10 +20,11 @@ class Watchdog:
     Args:
         report: file for the stacks.
         patience: seconds without a step.
+        record: called with what happened before the process ends.
     """
 
-    def __init__(self, report: Path, patience: float) -> None:
-        self._report, self._patience = report, patience
+    def __init__(self, report: Path, patience: float, record: Callable[[str], None] = lambda why: None) -> None:
+        self._report, self._patience, self._record = report, patience, record
         self._beats, self._ended = 0, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -50,4 +52,6 @@ class Watchdog:
                 print(
                     f"dsd-lab: no step in {waited:g} s; the stacks are in {self._report}", file=sys.stderr, flush=True
                 )
+                with contextlib.suppress(Exception):  # a full disk: the process ends in any case
+                    self._record(f"hang: no step in {waited:g} s, the stacks are in {self._report}")
                 os._exit(1)
