@@ -117,7 +117,9 @@ def test_a_trial_is_resumed_onto_a_gpu(digits, tmp_path, monkeypatch):
         before.save(tmp_path)
         _, step, tensors, state, _ = saved
         read = {name: torch.empty_like(value, device="cpu") for name, value in tensors.items()}
-        monkeypatch.setattr(checkpoints, "newest_checkpoint", lambda folder: (folder / f"step-{step}", read, state))
+        monkeypatch.setattr(
+            checkpoints, "newest_checkpoint", lambda folder, usable: (folder / f"step-{step}", read, state)
+        )
         after.folder = tmp_path
         assert after.resume() and after.step == 2
         assert after.train_step() is None

@@ -76,7 +76,7 @@ def event_seconds(
         contextlib.closing(spool),
         _everything_at_every_step(trainer, folder.checkpoints, start),
         replaced(trainer, "train_step", outside_of_steps),
-        contextlib.closing(trainer.run(enough)) as events,  # type: ignore[type-var]
+        contextlib.closing(trainer.run(enough, spool.flush)) as events,  # type: ignore[type-var]
     ):
         while True:
             inside, began = 0.0, clock.now()
@@ -100,5 +100,5 @@ def event_seconds(
 
 def _status(folder: TrialFolder, clock: Clock) -> float:
     began = clock.now()
-    folder.write_status(state="running", step=1, seconds=1.0, updated=began, error=None)
+    folder.write_progress(step=1, seconds=1.0, updated=began)
     return clock.now() - began

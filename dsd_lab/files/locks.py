@@ -7,11 +7,13 @@ import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
+from dsd_lab.files.atomic import make_folder
+
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
     """Hold an advisory file lock; without `wait`, yields False at once where it is taken."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with path.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

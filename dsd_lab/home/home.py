@@ -1,6 +1,6 @@
 """The home folder: where every trial, sweep, report and cache lies, and what state each trial is in.
 
-    home/trials/<id>/     trial.json  status.json  spool.jsonl  checkpoints/  images/  evaluations/
+    home/trials/<id>/     trial.json  status.json  progress.json  spool.jsonl  checkpoints/  images/  evaluations/
     home/sweeps/<key>/    manifest.json  revisions.json (everything that was ever asked)
     home/dsd-lab-home.json (the mark)
     home/reports/<key>/   home/cache/   home/weights/   home/mlflow.db   home/ray/
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_lab.errors import BadInput, NoResources
-from dsd_lab.files.atomic import write_json
+from dsd_lab.files.atomic import make_folder, write_json
 from dsd_lab.files.locks import is_held, locked
 from dsd_lab.home.mark import MARK, mark_home
 from dsd_lab.home.names import SWEEP_KEY, are_metrics, is_trial_id
@@ -90,7 +90,7 @@ class Home:
         if self.root.exists() and not self.root.is_dir():
             raise BadInput(f"--home {self.root}: is a file; name a folder")
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            make_folder(self.root)
             probe = self.root / f".writable-{os.getpid()}"
             probe.touch()
             probe.unlink()
@@ -183,11 +183,24 @@ class TrialFolder:
 
     def status(self) -> dict[str, Any]:
         """The recorded status; empty before the trial first started."""
-        return _read_json(self.root / "status.json") or {}
+        status = _read_json(self.root / "status.json") or {}
+        if status.get("state") == "running":
+            progress = _read_json(self.root / "progress.json") or {}
+            if progress.get("attempt") == status.get("attempt"):
+                return status | progress
+        return status
 
     def write_status(self, **entries: Any) -> None:
-        """Replace entries of the status."""
-        write_json(self.root / "status.json", self.status() | entries)
+        """Replace entries of the status; it survives a power cut."""
+        write_json(self.root / "status.json", self.status() | entries, durable=True)
+
+    def write_progress(self, **entries: Any) -> None:
+        """Say how far a running trial is, about once a second, in a file of its own that is not flushed.
+
+        A power cut can leave it empty. The status beside it, which says what trained the trial, stays whole.
+        """
+        attempt = (_read_json(self.root / "status.json") or {}).get("attempt")
+        write_json(self.root / "progress.json", {"attempt": attempt, **entries})
 
     def state(self, code: str | None = None) -> str:
         """One of `STATES`.
@@ -210,7 +223,7 @@ class TrialFolder:
     @contextlib.contextmanager
     def lock(self) -> Iterator[bool]:
         """Hold the trial; yields False where another process holds it. Death of the process frees it."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_folder(self.root)
         for _ in range(_LOCK_TRIES):
             with locked(self.root / "lock", wait=False) as held:
                 if held:

@@ -40,15 +40,54 @@ def parsed_lines(lines: list[bytes], path: Path) -> Iterator[dict[str, Any]]:
         BadInput: as `read_spool`.
     """
     for number, line in enumerate(lines, 1):
-        try:
-            entry = json.loads(line, parse_constant=_no_constant)
-        except (ValueError, RecursionError):
-            entry = None
-        if isinstance(entry, dict):
-            readable(entry, path)  # a newer line may well look otherwise
-        if not _is_whole(entry):
+        entry = _parsed(line, path)
+        if entry is None:
             raise BadInput(f"{path}:{number}: is damaged; remove the trial's folder to train it anew")
         yield entry
+
+
+def _parsed(line: bytes, path: Path) -> dict[str, Any] | None:
+    """What a line says; None where it is damaged."""
+    try:
+        entry = json.loads(line, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(entry, dict):
+        readable(entry, path)  # a newer line may well look otherwise
+    return entry if _is_whole(entry) else None
+
+
+def sound_lines(path: Path, images: Path | None = None) -> int:
+    """Lines from the first one on that are whole, and whose pictures are; a power cut damages only what follows.
+
+    Args:
+        path: the spool.
+        images: folder of its pictures; None does not look at them. One that is not there was removed by somebody.
+
+    Raises:
+        BadInput: a line is newer than this program.
+    """
+    lines = complete_lines(path)
+    for number, line in enumerate(lines):
+        entry = _parsed(line, path)
+        if entry is None:
+            return number
+        pictures = [] if images is None else [images / name for name in entry.get("files", [])]
+        if not all(is_whole_picture(picture) for picture in pictures if picture.exists()):
+            return number
+    return len(lines)
+
+
+def is_whole_picture(path: Path) -> bool:
+    """Whether a file is a PNG whose every part is as it was written; a power cut can leave it empty or torn."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            picture.verify()  # the sums of all parts
+    except (OSError, SyntaxError, ValueError):
+        return False
+    return True
 
 
 def complete_lines(path: Path) -> list[bytes]:

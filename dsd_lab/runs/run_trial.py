@@ -12,13 +12,13 @@ from collections.abc import Callable, Generator
 import torch
 
 from dsd_lab.core.data import DataSet
-from dsd_lab.core.data.progress import listening
 from dsd_lab.core.training.checkpoints import list_checkpoints
 from dsd_lab.core.training.events import Diverged, Finished, Logged
 from dsd_lab.core.training.trainer import Trainer, pick_device
 from dsd_lab.errors import LabError, NoResources, is_disk_full
 from dsd_lab.files.atomic import PRIVATE, write_atomic, write_json
 from dsd_lab.home.home import ENDED, FORMAT, STOPPED, Home, TrialFolder
+from dsd_lab.home.spool import sound_lines
 from dsd_lab.planning.estimates import cached_shape
 from dsd_lab.provenance import device_name, provenance
 from dsd_lab.runs.continuity import code_of, trained_by, trained_on
@@ -144,30 +144,31 @@ def _train(
         updated=now,
     )
     yield Progress("running", reached, steps)
+    data, device = shelf.for_training(trial, home), pick_device(trial.fields.resources.gpus)
+    if trial.fields.training.compile:  # what was compiled is there for other processes, and for later sweeps
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home.cache.resolve() / "compiled"))
+    folder.write_status(trained_on=trained_on(folder, reached, device_name(device)))
+    _describe(home, folder, trial, data, device)
+    trainer = Trainer(trial.fields, trial.seed, data, device, folder.checkpoints)
+    # Training goes on from a checkpoint whose records are all there: a power cut may have taken the last ones.
+    sound = sound_lines(folder.spool, folder.images)
+    resumed = trainer.resume(lambda state: state.get("lines", 0) <= sound)
+    # The newest checkpoint may be damaged.
+    at = trainer.step if resumed else 0
+    changed = {"trained_by": trained_by(folder, at), "trained_on": trained_on(folder, at, device_name(device))}
+    if damaged := sorted(path.name for path in folder.checkpoints.glob("damaged-*")):
+        changed["damaged"] = damaged  # passed over, and looked at by nobody yet
+    folder.write_status(step=at, **changed)
+    spool = Spool(folder.spool, folder.images, at if resumed else None, trainer.resumed_told, trainer.resumed_lines)
+    busy = float(folder.status().get("seconds", 0.0)) if resumed else 0.0
 
     def hung(why: str) -> None:
         folder.write_status(state="failed", error=why, updated=time.time())
 
-    with Watchdog(folder.root / "hang.txt", trial.fields.resources.patience, hung) as watchdog:
-        with listening(lambda *_: watchdog.beat()):
-            data = shelf.for_training(trial, home)
-        device = pick_device(trial.fields.resources.gpus)
-        if trial.fields.training.compile:  # what was compiled is there for other processes, and for later sweeps
-            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home.cache.resolve() / "compiled"))
-        folder.write_status(trained_on=trained_on(folder, reached, device_name(device)))
-        _describe(home, folder, trial, data, device)
-        trainer = Trainer(trial.fields, trial.seed, data, device, folder.checkpoints)
-        resumed = trainer.resume()
-        # The newest checkpoint may be damaged.
-        at = trainer.step if resumed else 0
-        on = trained_on(folder, at, device_name(device))
-        folder.write_status(step=trainer.step, trained_by=trained_by(folder, at), trained_on=on)
-        if damaged := sorted(path.name for path in folder.checkpoints.glob("damaged-*")):
-            folder.write_status(damaged=damaged)  # passed over, and looked at by nobody yet
-        spool = Spool(folder.spool, folder.images, trainer.step if resumed else None, trainer.resumed_told)
-        with contextlib.closing(spool):
-            busy = float(folder.status().get("seconds", 0.0)) if resumed else 0.0
-            yield from _follow(folder, trainer, spool, busy, watchdog, stop)
+    # It begins with the first step: data may take longer to read than a step ever does.
+    watchdog = Watchdog(folder.root / "hang.txt", trial.fields.resources.patience, hung)
+    with contextlib.closing(spool), watchdog:
+        yield from _follow(folder, trainer, spool, busy, watchdog, stop)
 
 
 def _follow(
@@ -181,7 +182,7 @@ def _follow(
 
     steps, began, written = trainer.trial.training.steps, time.perf_counter(), 0.0
     state, reason = "running", None
-    for event in trainer.run(passing):
+    for event in trainer.run(passing, spool.flush):
         watchdog.beat()
         spool.append(event)
         if isinstance(event, Diverged):
@@ -189,12 +190,13 @@ def _follow(
             trainer.save_crash(folder.root / "crash", event.reason)
         elif isinstance(event, Finished):
             state = "done"
-        now = time.time()
-        if state != "running" or (isinstance(event, Logged) and now - written >= STATUS_EVERY):
+        now, seconds = time.time(), busy + time.perf_counter() - began
+        if state != "running":
+            spool.flush()  # whoever reads that the trial has ended finds all of its records
+            folder.write_status(state=state, step=event.step, seconds=seconds, updated=now, error=reason)
+        elif isinstance(event, Logged) and now - written >= STATUS_EVERY:
             written = now
-            folder.write_status(
-                state=state, step=event.step, seconds=busy + time.perf_counter() - began, updated=now, error=reason
-            )
+            folder.write_progress(step=event.step, seconds=seconds, updated=now)
         yield Progress(state, event.step, steps)
     if state == "running":
         seconds = busy + time.perf_counter() - began
@@ -220,4 +222,5 @@ def _describe(home: Home, folder: TrialFolder, trial: PlannedTrial, data: DataSe
             "data": {"name": data_name(trial.fields), "fingerprint": data.fingerprint, **data.facts},
             "provenance": provenance() | {"device": name},
         },
+        durable=True,
     )

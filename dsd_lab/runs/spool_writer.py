@@ -7,6 +7,7 @@ events, and a reader that has seen line n never needs it again.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -14,13 +15,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dsd_lab.core.observing.pictures import save_grid
+from torch import Tensor
+
+from dsd_lab.core.observing.pictures import save_grid, tile
 from dsd_lab.core.training.events import Checkpointed, Diverged, Drew, Event, Finished, Logged, Probed
+from dsd_lab.files.atomic import sync_file, sync_folder
 from dsd_lab.home.home import FORMAT
 from dsd_lab.home.names import NOT_FINITE, finite
-from dsd_lab.home.spool import complete_lines, parsed_lines, read_spool
+from dsd_lab.home.spool import complete_lines, parsed_lines, read_spool, sound_lines
 
-__all__ = ["Spool", "read_spool"]
+__all__ = ["Spool", "encoded", "read_spool", "tile"]
 
 
 class Spool:
@@ -31,12 +35,17 @@ class Spool:
         images: folder for drawn images.
         resumed_at: step of the checkpoint that the trial resumes from; None starts it anew.
         told: whether that checkpoint has a line.
+        lines: lines that precede that checkpoint; None, of an older checkpoint: found by their steps.
     """
 
-    def __init__(self, path: Path, images: Path, resumed_at: int | None, told: bool = True) -> None:
-        kept = [] if resumed_at is None else _until_checkpoint(path, resumed_at)
+    def __init__(
+        self, path: Path, images: Path, resumed_at: int | None, told: bool = True, lines: int | None = None
+    ) -> None:
+        kept = [] if resumed_at is None else _until_checkpoint(path, resumed_at, lines)
         self._images = images
+        self._unflushed: list[Path] = []
         self._file = path.open("r+b" if path.exists() else "w+b")
+        sync_folder(path.parent)
         self._file.truncate(sum(len(line) for line in kept))
         self._file.seek(0, os.SEEK_END)
         self._next = len(kept)
@@ -46,8 +55,21 @@ class Spool:
             self._write(_entry(Checkpointed(resumed_at, 0.0), images))
 
     def append(self, event: Event) -> None:
-        """Write one event; it outlives this process from here on."""
-        self._write(_entry(event, self._images))
+        """Write one event; it outlives this process from here on, and a power cut from the next `flush` on."""
+        entry = _entry(event, self._images)
+        self._unflushed += [self._images / name for name in entry.get("files", [])]
+        self._write(entry)
+
+    def flush(self) -> dict[str, Any]:
+        """Make everything that was appended survive a power cut; returns how many lines that is."""
+        for path in self._unflushed:
+            sync_file(path)
+        if self._unflushed:
+            sync_folder(self._images)
+            sync_folder(self._images.parent)
+        self._unflushed = []
+        os.fsync(self._file.fileno())
+        return {"lines": self._next}
 
     def _write(self, entry: dict[str, Any]) -> None:
         version = {} if self._next else {"format": FORMAT}
@@ -61,9 +83,11 @@ class Spool:
         self._file.close()
 
 
-def _until_checkpoint(path: Path, step: int) -> list[bytes]:
-    kept: list[bytes] = []
+def _until_checkpoint(path: Path, step: int, count: int | None) -> list[bytes]:
+    """The lines before a checkpoint and its own, where it is there; what a power cut left after them is dropped."""
     lines = complete_lines(path)
+    lines = lines if count is None else lines[: max(count, sound_lines(path))]
+    kept: list[bytes] = []
     for line, entry in zip(lines, parsed_lines(lines, path), strict=True):
         if entry["step"] > step:
             break
@@ -97,3 +121,13 @@ def _entry(event: Event, images: Path) -> dict[str, Any]:
     if isinstance(event, Finished):
         return base | {"kind": "finished", "images_seen": event.images_seen}
     raise TypeError(f"no spool entry for {type(event).__name__}")
+
+
+def encoded(samples: Tensor) -> bytes:
+    """The PNG of images [N, C, H, W] uint8 as one picture of ten columns."""
+    from PIL import Image
+
+    array = tile(samples, columns=10).permute(1, 2, 0).numpy()
+    file = io.BytesIO()
+    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(file, format="PNG")
+    return file.getvalue()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -14,9 +13,11 @@ from dsd_lab.evaluation.evaluate import evaluate_generation
 from dsd_lab.evaluation.metric_names import sampling_name
 from dsd_lab.evaluation.reference import check_files
 from dsd_lab.evaluation.workspace import Bench
-from dsd_lab.files.atomic import write_json
+from dsd_lab.files.atomic import make_folder, write_atomic, write_json
 from dsd_lab.home.home import Home, TrialFolder
+from dsd_lab.runs.data_shelf import DataShelf
 from dsd_lab.runs.data_shelf import DataShelf as DataShelf
+from dsd_lab.runs.spool_writer import encoded
 from dsd_lab.specs.evaluate_list import applies
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.sweep import PlannedTrial
@@ -60,10 +61,10 @@ def make_evaluations(
         ):
             started = time.perf_counter()
             metrics, samples = evaluate_generation(e, trial.fields, folder.checkpoints, data, device, home.cache, bench)
-            (folder.root / "evaluations").mkdir(exist_ok=True)
+            make_folder(folder.root / "evaluations")
             content = {"settings": e.model_dump(), "metrics": metrics, "seconds": time.perf_counter() - started}
-            _save_picture(folder.images / f"evaluation-{key}.png", samples)
-            write_json(folder.root / "evaluations" / f"{key}.json", content)
+            write_atomic(folder.images / f"evaluation-{key}.png", encoded(samples), durable=True)
+            write_json(folder.root / "evaluations" / f"{key}.json", content, durable=True)
             said.one_more()
             yield Progress("done", trial.fields.training.steps, trial.fields.training.steps)
     finally:
@@ -86,12 +87,3 @@ class _Said:
 
     def one_more(self) -> None:
         self._done += 1
-
-
-def _save_picture(path: Path, samples: torch.Tensor) -> None:
-    from PIL import Image
-
-    from dsd_lab.core.observing.pictures import tile
-
-    array = tile(samples, columns=10).permute(1, 2, 0).numpy()
-    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(path)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dsd_lab.core.diffusion.samplers import sample_latents
+from dsd_lab.runs.spool_writer import encoded
 
 if TYPE_CHECKING:
     from dsd_lab.core.model.network import Network
@@ -50,13 +51,9 @@ def to_bytes(images: Tensor) -> Tensor:
 
 def save_grid(folder: Path, name: str, step: int, images: Tensor) -> str:
     """Save images uint8 [N, C, H, W] as one PNG below a folder; returns its name."""
-    from PIL import Image
-
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}-{step:09d}.png"
-    grid = tile(images, columns=10)
-    array = grid.permute(1, 2, 0).numpy()
-    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(path)
+    path.write_bytes(encoded(images))
     return path.name
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dsd_lab.errors import BadInput, CorruptCheckpoint
-from dsd_lab.files.atomic import sync_folder
+from dsd_lab.files.atomic import make_folder, sync_folder
 from dsd_lab.files.sealed import is_intact, sealed
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def save_checkpoint(
     Raises:
         OSError: the disk is full or not writable; older checkpoints are intact.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for leftover in folder.glob(".writing-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     final, writing = folder / f"step-{step:09d}", folder / f".writing-{step:09d}"
@@ -112,17 +112,25 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CorruptCheckpoint(f"{path}: {type(error).__name__}: {error}") from None
 
 
-def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]] | None:
-    """The newest checkpoint that is whole, walking back over damaged ones; None where there is none.
+def newest_checkpoint(
+    folder: Path, usable: Callable[[dict[str, Any]], bool] = lambda state: True
+) -> tuple[Path, dict[str, Tensor], dict[str, Any]] | None:
+    """The newest checkpoint that is whole and usable, walking back over the others; None where there is none.
 
     A damaged checkpoint is renamed to `damaged-...`, so that it can be looked at and is not tried again.
+
+    Args:
+        folder: the trial's checkpoint folder.
+        usable: asked with a checkpoint's state.
     """
     for path in list_checkpoints(folder):
         try:
             tensors, state = load_checkpoint(path)
-            return path, tensors, state
         except CorruptCheckpoint:
             _set_aside(path)
+            continue
+        if usable(state):
+            return path, tensors, state
     return None
 
 

@@ -114,6 +114,8 @@ class Trainer:
         self._summed, self._resumed_at = 0, -1
         self.resumed_told = True
         """Whether an event told of the checkpoint that was resumed from."""
+        self.resumed_lines: int | None = None
+        """Lines that the records had before the checkpoint that was resumed from, where its state says so."""
 
     # -- One step ----------------------------------------------------------------------------------
 
@@ -209,11 +211,15 @@ class Trainer:
 
     # -- The loop ----------------------------------------------------------------------------------
 
-    def run(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+    def run(
+        self, stop: Callable[[], bool] = lambda: False, flush: Callable[[], dict[str, Any]] = dict
+    ) -> Iterator[Event]:
         """Train from `self.step` to the end, yielding events.
 
         Args:
             stop: asked before every step; where it says so, a checkpoint is saved and no `Finished` told.
+            flush: called before a checkpoint is written, to make the records of earlier events survive a power
+                cut; what it returns becomes part of the checkpoint's state.
         """
         watch, steps = self.trial.observation, self.trial.training.steps
         seconds = 0.0
@@ -227,7 +233,7 @@ class Trainer:
                     yield Drew(self.step, draw_pictures(self.average, self.probe_set, self.stage.trial))
                 if self.folder is not None and ((self.step % watch.checkpoint_every == 0 and self.step > 0) or last):
                     started = time.perf_counter()
-                    self.save()
+                    self.save(**flush())
                     yield Checkpointed(self.step, time.perf_counter() - started)
             if last:
                 yield Finished(self.step, self.step * self.trial.training.batch_size)
@@ -236,7 +242,7 @@ class Trainer:
                 if (diverged := self.diverged(wait=True)) is not None:
                     yield diverged
                 elif self.folder is not None and self.step % watch.checkpoint_every and self.step != self._resumed_at:
-                    self.save(told=False)
+                    self.save(told=False, **flush())
                 return
             started = time.perf_counter()
             diverged = self.train_step()
@@ -304,14 +310,17 @@ class Trainer:
         batch = indices_of(self.trial, self.seed, self.step, len(self.data.train))
         self.save(folder, reason=reason, seed=self.seed, batch=batch.tolist())
 
-    def resume(self) -> bool:
+    def resume(self, usable: Callable[[dict[str, Any]], bool] = lambda state: True) -> bool:
         """Go on from the newest whole checkpoint; False where there is none.
+
+        Args:
+            usable: asked with a checkpoint's state; where it says no, an older one is taken.
 
         Raises:
             BadInput: the checkpoint was trained on other images.
             CorruptCheckpoint: it is whole but of another network.
         """
-        found = checkpoints.newest_checkpoint(self.folder) if self.folder is not None else None
+        found = checkpoints.newest_checkpoint(self.folder, usable) if self.folder is not None else None
         if found is None:
             return False
         path, tensors, state = found
@@ -326,6 +335,7 @@ class Trainer:
         checkpoints.restore_optimiser(self.optimiser, _part(tensors, "optimiser"))
         self._sums = {k: v.to(self.device) for k, v in _part(tensors, "sums").items()}
         self._summed, self.resumed_told = int(state["summed"]), bool(state.get("told", True))
+        self.resumed_lines = state.get("lines")
         self.step = self._resumed_at = int(path.name.removeprefix("step-"))
         self._enter(self.stage)  # its frozen rows are those that were just read
         self._stage_of_step()
