@@ -32,7 +32,7 @@ from dsd_lab.runs.signals import TERMINATING, Terminated, handled, raise_termina
 from dsd_lab.specs.evaluate_list import applies
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.sweep import Plan, PlannedTrial
-from dsd_lab.store.uri import chosen_uri
+from dsd_lab.store.uri import chosen_uri, refuse_unsuitable
 from dsd_lab.training_code import training_code
 from dsd_lab.units import duration
 
@@ -51,8 +51,10 @@ def run(arguments: argparse.Namespace) -> int:
     home.prepare()
     console = Console(stderr=arguments.json)
     uri = chosen_uri(arguments.tracking_uri)
-    if not arguments.no_tracking and (told := shared_sqlite_warning(home.root, uri)):
-        _say(console, told)
+    if not arguments.no_tracking:
+        refuse_unsuitable(uri)
+        if told := shared_sqlite_warning(home.root, uri):
+            _say(console, told)
     with locked(home.sweep_folder(plan.key) / "lock", wait=False) as held:
         if not held:
             raise BadInput(f"sweep {plan.key!r} is already running in {home.root}; `dsd-lab status` shows it")

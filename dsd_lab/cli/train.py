@@ -15,6 +15,7 @@ from dsd_lab.runs.continuity import refuse_other_code
 from dsd_lab.runs.data_shelf import DataShelf, refuse_other_images
 from dsd_lab.runs.signals import StopSignals
 from dsd_lab.specs.messages import did_you_mean
+from dsd_lab.store.uri import chosen_uri, refuse_unsuitable
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -39,6 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
     check_files(plan.spec.evaluate, home)
     shelf = DataShelf()
     refuse_other_images(home, [trial], shelf)
+    if not arguments.no_tracking:
+        refuse_unsuitable(chosen_uri(arguments.tracking_uri))
     home.prepare()
     refuse_other_code(home, [trial], arguments.allow_code_change)
     if home.trial(trial.id).is_locked():

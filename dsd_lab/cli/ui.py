@@ -15,6 +15,7 @@ from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import INTERRUPTED, OK, TERMINATED, BadInput
 from dsd_lab.runs.child_environment import safe_imports
 from dsd_lab.runs.signals import Terminated, raise_terminated
+from dsd_lab.store.moved import relocate
 from dsd_lab.store.uri import chosen_uri, without_password
 
 
@@ -28,6 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise BadInput(
                 f"no store in {home.root} yet; run `dsd-lab sweep SPEC` first, or name its folder with --home"
             )
+        relocate(database, home.root, home.id, own=True)
         uri = f"sqlite:///{database}"
     if uri.startswith(("http://", "https://")):
         shown = without_password(uri, uri)

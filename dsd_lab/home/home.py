@@ -67,6 +67,11 @@ class Home:
     def cache(self) -> Path:
         return self.root / "cache"
 
+    @property
+    def id(self) -> str:
+        """What tells this home folder from all others, wherever it lies: 32 random hexadecimal digits, made once."""
+        return mark_home(self.root)
+
     def prepare(self) -> None:
         """Make the folder, and mark it as a home where it has no mark.
 

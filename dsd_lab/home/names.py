@@ -12,6 +12,9 @@ TRIAL_ENTRIES = frozenset(
     [
         "trial.json",
         "status.json",
+        "progress.json",
+        "code.diff",
+        "imported.json",
         "spool.jsonl",
         "lock",
         "evaluating.json",

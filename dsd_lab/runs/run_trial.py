@@ -8,6 +8,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Generator
+from typing import Any
 
 import torch
 
@@ -155,7 +156,10 @@ def _train(
     resumed = trainer.resume(lambda state: state.get("lines", 0) <= sound)
     # The newest checkpoint may be damaged.
     at = trainer.step if resumed else 0
-    changed = {"trained_by": trained_by(folder, at), "trained_on": trained_on(folder, at, device_name(device))}
+    changed: dict[str, Any] = {
+        "trained_by": trained_by(folder, at),
+        "trained_on": trained_on(folder, at, device_name(device)),
+    }
     if damaged := sorted(path.name for path in folder.checkpoints.glob("damaged-*")):
         changed["damaged"] = damaged  # passed over, and looked at by nobody yet
     folder.write_status(step=at, **changed)

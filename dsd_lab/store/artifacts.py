@@ -9,6 +9,7 @@ from typing import Any
 from dsd_lab.errors import CorruptCheckpoint
 from dsd_lab.home.history import write_history
 from dsd_lab.home.home import ENDED, TrialFolder
+from dsd_lab.home.spool import is_whole_picture
 from dsd_lab.runs.continuity import told_changes, told_devices
 
 
@@ -74,9 +75,9 @@ def _write_final(folder: TrialFolder, final: Path) -> None:
 
     final.mkdir()
     for name in ("reconstruction", "samples"):
-        grids = sorted(folder.images.glob(f"{name}-*.png"))
-        if grids:
-            (final / f"{name}.png").write_bytes(grids[-1].read_bytes())
+        grids = sorted(folder.images.glob(f"{name}-*.png"), reverse=True)
+        if newest := next(filter(is_whole_picture, grids), None):
+            (final / f"{name}.png").write_bytes(newest.read_bytes())
     counted = folder.root / "parameters.json"
     if counted.exists():  # an imported trial whose weights stayed behind
         (final / "parameters.json").write_bytes(counted.read_bytes())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
+
 import requests
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from dsd_lab.errors import LabError
 
-STORE_ERRORS = (MlflowException, SQLAlchemyError, requests.RequestException, OSError)
+STORE_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error, requests.RequestException, OSError)
 
 
 class StoreUnavailable(LabError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,14 +21,17 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 
+from dsd_lab.errors import BadInput
 from dsd_lab.files.locks import locked
-from dsd_lab.home.home import ENDED, Home
+from dsd_lab.home.home import ENDED, Home, TrialFolder
 from dsd_lab.store.artifacts import differing, flat
 from dsd_lab.store.faults import STORE_ERRORS, StoreUnavailable
-from dsd_lab.store.reading import StoredTrial, SweepRuns, all_runs, stored_trial
+from dsd_lab.store.moved import artifacts_uri, relocate
+from dsd_lab.store.reading import StoredTrial, SweepRuns, local_folder, stored_trial
 from dsd_lab.store.replay import BATCH, bring_up, set_state
+from dsd_lab.store.shared import Ours
 from dsd_lab.store.system_metrics import read_samples
-from dsd_lab.store.uri import default_uri, own_uri, without_password
+from dsd_lab.store.uri import default_uri, own_uri, refuse_files, without_password
 
 _FOLLOWING = ("dsd.settled", "dsd.evaluations")
 """Tags of a pointer that follow those of the run that it points to."""
@@ -42,6 +46,7 @@ class Store:
         uri: tracking URI; None takes `default_uri`.
 
     Raises:
+        BadInput: the address is none of a store that can be used.
         StoreUnavailable: the store does not answer.
     """
 
@@ -62,9 +67,14 @@ class Store:
             logging.getLogger(name).setLevel(logging.WARNING)
         # It prints the traceback of every fault of a database, which `_answering` tells of in one line.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+        refuse_files(self.uri)
         with locked(self.home.root / ".mlflow.lock"), self._answering():
+            own = self.uri == own_uri(self.home.root)
+            if self.uri.startswith("sqlite:///"):
+                relocate(Path(self.uri.removeprefix("sqlite:///")), self.home.root, self.home.id, own)
             self.client = MlflowClient(tracking_uri=self.uri)
             self.client.search_experiments(max_results=1)
+            self.ours = Ours(self.client, self.home, own, _say)
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:
@@ -88,9 +98,16 @@ class Store:
         """
         with locked(self.home.root / ".upload.lock"), self._answering():
             sweep = self._sweep(manifest)
-            new = sum(self._sync_trial(sweep, entry) for entry in manifest["trials"])
+            new, faults = 0, []
+            for entry in manifest["trials"]:
+                try:
+                    new += self._sync_trial(sweep, entry)
+                except BadInput as error:  # a damaged file of one trial keeps no other from being stored
+                    faults.append(error)
             self._sync_machine(sweep)
             self._settle_sweep(sweep, manifest)
+            if faults:
+                raise faults[0]
             return new
 
     def attach_report(self, manifest: dict[str, Any], folder: Path, place: str = "report") -> None:
@@ -105,18 +122,11 @@ class Store:
 
     def _sweep(self, manifest: dict[str, Any]) -> SweepRuns:
         key, name, why = manifest["key"], manifest["name"], manifest["why"]
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
-            local = str(self.uri).startswith("sqlite:")
-            artifacts = (self.home.root.resolve() / "mlartifacts" / name).as_uri() if local else None
-            # The kind makes MLflow's pages open on training runs instead of traces.
-            tags = {"mlflow.note.content": why, "mlflow.experimentKind": "custom_model_development"}
-            experiment = str(self.client.create_experiment(name, artifacts, tags))
-        else:
-            experiment = str(found.experiment_id)
+        local = str(self.uri).startswith("sqlite:")
+        experiment = self.ours.experiment(name, why, artifacts_uri(self.home.root) if local else None)
         parent = self._find([experiment], "sweep", f"tags.`dsd.sweep` = '{key}'")
         if parent is None:
-            tags = {"dsd.kind": "sweep", "dsd.sweep": key, "mlflow.note.content": why}
+            tags = {"dsd.kind": "sweep", "dsd.sweep": key, "dsd.home": self.home.id, "mlflow.note.content": why}
             began = int(1000 * manifest["run_at"])
             parent = str(self.client.create_run(experiment, start_time=began, tags=tags, run_name=key).info.run_id)
         spec = json.dumps(manifest["spec"], indent=1)
@@ -125,18 +135,25 @@ class Store:
             self._seen[f"{key} spec"] = spec
         trials: dict[tuple[str, str], Run] = {}
         pointers: dict[str, Run] = {}
+        everywhere = self.ours.experiments()
         if f"{key} state" not in self._seen:
-            self._current = list(all_runs(self.client, "tags.`dsd.kind` = 'trial'"))
+            self._current = self.ours.runs("tags.`dsd.kind` = 'trial'", everywhere)
             for run in self._current:
                 trials.setdefault((run.data.tags["dsd.trial"], run.data.tags["dsd.code"]), run)
             condition = f"tags.`dsd.kind` = 'pointer' and tags.`dsd.sweep` = '{key}'"
-            pointers = {run.data.tags["dsd.points_to"]: run for run in all_runs(self.client, condition)}
-        return SweepRuns(key, experiment, parent, differing(manifest["trials"]), trials, pointers)
+            pointers = {run.data.tags["dsd.points_to"]: run for run in self.ours.runs(condition, everywhere)}
+        return SweepRuns(key, experiment, parent, differing(manifest["trials"]), trials, pointers, everywhere)
 
     def _find(self, experiments: list[str], kind: str, condition: str) -> str | None:
         slot = f"{kind} {condition}"
         if slot not in self._runs:
-            runs = self.client.search_runs(experiments, f"tags.`dsd.kind` = '{kind}' and {condition}", max_results=1)
+            wanted = f"tags.`dsd.kind` = '{kind}' and {condition}"
+            runs = self.ours.runs(wanted, experiments)
+            if not runs:
+                runs = self.ours.runs(wanted, experiments, deleted=True)
+                for run in runs[:1]:
+                    self.client.restore_run(run.info.run_id)
+                    _say(f"the run {run.info.run_name!r} had been deleted from the store; it is restored")
             if not runs:
                 return None
             self._runs[slot] = runs[0].info.run_id
@@ -155,8 +172,13 @@ class Store:
             self._current = None
             run = self.client.get_run(self._trial_run(sweep, entry, code))
             self._parameters(sweep, entry, run)
-            if run.data.tags.get("dsd.settled") != seen:
-                new = bring_up(self.client, run, folder, state, seen, self._certain)
+            if self._is_orphaned(sweep, run):
+                self.client.set_tag(run.info.run_id, "mlflow.parentRunId", sweep.parent)
+            lost = _has_lost_artifacts(run, folder)
+            if lost:
+                _say(f"the artifacts of {entry['name']!r} were gone from the store; they are written anew")
+            if run.data.tags.get("dsd.settled") != seen or lost:
+                new = bring_up(self.client, run, folder, state, seen, self._certain, lost)
             if run.data.tags["dsd.sweep"] != sweep.key and state in ENDED:
                 self._pointer(sweep, entry, run.info.run_id)
         self._seen[slot] = seen
@@ -166,6 +188,8 @@ class Store:
         """Whether the first look at all runs showed that nothing of a trial is lacking."""
         run = sweep.trials.get((entry["id"], code))
         if run is None or run.data.tags.get("dsd.settled") != seen or self._lacking(sweep, entry, run):
+            return False
+        if self._is_orphaned(sweep, run) or _has_lost_artifacts(run, self.home.trial(entry["id"])):
             return False
         if run.data.tags["dsd.sweep"] == sweep.key or state not in ENDED:
             return True
@@ -177,10 +201,16 @@ class Store:
             and not self._lacking(sweep, entry, pointer)
         )
 
+    def _is_orphaned(self, sweep: SweepRuns, run: Run) -> bool:
+        """Whether a run of this sweep has another parent: one that was deleted for good."""
+        tags = run.data.tags
+        return tags["dsd.sweep"] == sweep.key and tags.get("mlflow.parentRunId") != sweep.parent
+
     def _trial_run(self, sweep: SweepRuns, entry: dict[str, Any], code: str) -> str:
         """The run of a trial in whichever experiment this code first trained it; made where there is none."""
-        everywhere = [e.experiment_id for e in self.client.search_experiments()]
-        found = self._find(everywhere, "trial", f"tags.`dsd.trial` = '{entry['id']}' and tags.`dsd.code` = '{code}'")
+        found = self._find(
+            sweep.everywhere, "trial", f"tags.`dsd.trial` = '{entry['id']}' and tags.`dsd.code` = '{code}'"
+        )
         if found is None:
             found = self._create_child(sweep, entry, "trial", {"dsd.code": code})
             self._certain.add(found)
@@ -188,6 +218,7 @@ class Store:
 
     def _create_child(self, sweep: SweepRuns, entry: dict[str, Any], kind: str, tags: dict[str, str]) -> str:
         tags = tags | {"mlflow.parentRunId": sweep.parent, "dsd.kind": kind, "dsd.sweep": sweep.key}
+        tags["dsd.home"] = self.home.id
         tags |= {"dsd.trial": entry["id"]} | {f"dsd.{k}": str(entry[k]) for k in ("variant", "size", "seed")}
         started = int(1000 * self.home.trial(entry["id"]).status().get("started", time.time()))
         run = self.client.create_run(sweep.experiment, start_time=started, tags=tags, run_name=entry["name"])
@@ -258,7 +289,7 @@ class Store:
             StoreUnavailable: the store does not answer.
         """
         with locked(self.home.root / ".upload.lock"), self._answering():
-            orphans = [run for run in all_runs(self.client, "attributes.status = 'RUNNING'") if self._is_orphan(run)]
+            orphans = [run for run in self.ours.runs("attributes.status = 'RUNNING'") if self._is_orphan(run)]
             for run in [] if dry_run else orphans:
                 ended = self.home.trial(run.data.tags.get("dsd.trial", "-")).status().get("updated", time.time())
                 self.client.set_terminated(run.info.run_id, "KILLED", int(1000 * ended))
@@ -271,9 +302,7 @@ class Store:
         sweep, trial = tags.get("dsd.sweep"), tags.get("dsd.trial")
         if sweep is None or self.home.sweep_is_running(sweep):
             return False
-        folder = self.home.sweep_folder(sweep) if trial is None else self.home.trial(trial).root
-        ours = self.uri == own_uri(self.home.root) or folder.exists()
-        return ours and not (trial is not None and self.home.trial(trial).is_locked())
+        return not (trial is not None and self.home.trial(trial).is_locked())
 
     # -- Reading -------------------------------------------------------------------------------------
 
@@ -286,7 +315,33 @@ class Store:
         with self._answering():
             trials, self._current = self._current, None
             if trials is None:
-                trials = list(all_runs(self.client, "tags.`dsd.kind` = 'trial'"))
+                trials = self.ours.runs("tags.`dsd.kind` = 'trial'")
             # of two runs of one trial, the later one
             runs = {run.data.tags["dsd.trial"]: run for run in trials}
-            return [stored_trial(self.client, entry, runs.get(entry["id"]), scratch) for entry in manifest["trials"]]
+            return [self._stored(entry, runs.get(entry["id"]), scratch) for entry in manifest["trials"]]
+
+    def _stored(self, entry: dict[str, Any], run: Run | None, scratch: Path) -> StoredTrial:
+        """A trial as the store holds it; files that a server has lost are written anew."""
+        found = stored_trial(self.client, entry, run, scratch)
+        folder = self.home.trial(entry["id"])
+        lost = found.folder is not None and not (found.folder / "history.parquet").exists()
+        if run is None or not lost or folder.description() is None or folder.is_locked():
+            return found
+        _say(f"the artifacts of {entry['name']!r} were gone from the store; they are written anew")
+        bring_up(
+            self.client, run, folder, folder.state(), str(run.data.tags.get("dsd.settled")), self._certain, anew=True
+        )
+        return stored_trial(self.client, entry, self.client.get_run(run.info.run_id), scratch)
+
+
+def _has_lost_artifacts(run: Run, folder: TrialFolder) -> bool:
+    """Whether a run that had all of its trial's files has them no more; asks no server."""
+    place = local_folder(run)
+    if place is None or "dsd.settled" not in run.data.tags or folder.description() is None:
+        return False
+    names = ("trial.json", "history.parquet", *(["final"] if run.data.tags.get("dsd.state") in ENDED else []))
+    return not all((place / name).exists() for name in names)
+
+
+def _say(line: str) -> None:
+    print(f"dsd-lab: {line}", file=sys.stderr)

@@ -1,8 +1,7 @@
-"""What a store holds, as its readers see it: runs page by page, and a trial's run with its files."""
+"""What a store holds, as its readers see it: a trial's run with its files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,24 +26,18 @@ class StoredTrial:
     """Downloaded artifacts: history.parquet, trial.json, final/*.png; None where the trial never started."""
 
 
-def all_runs(client: MlflowClient, condition: str) -> Iterator[Run]:
-    """All runs that meet a condition; what began later comes later."""
-    experiments, token = [e.experiment_id for e in client.search_experiments()], None
-    while experiments:
-        page = client.search_runs(experiments, condition, 1, 1000, ["attributes.start_time ASC"], token)
-        yield from page
-        token = page.token
-        if not token:
-            return
+def local_folder(run: Run) -> Path | None:
+    """Where the artifacts of a run lie on this machine; None where they are behind a server."""
+    place = urlparse(run.info.artifact_uri)
+    return Path(unquote(place.path)) if place.scheme in ("", "file") else None
 
 
 def stored_trial(client: MlflowClient, entry: dict[str, Any], run: Run | None, scratch: Path) -> StoredTrial:
     """A trial from its run; artifacts are fetched below `scratch` where they are remote."""
     if run is None:
         return StoredTrial(entry, {"dsd.state": "pending"}, {}, None)
-    place = urlparse(run.info.artifact_uri)
-    folder = Path(unquote(place.path))
-    if place.scheme not in ("", "file") or not folder.is_dir():
+    folder = local_folder(run)
+    if folder is None or not folder.is_dir():
         folder = scratch / entry["id"]
         folder.mkdir(parents=True, exist_ok=True)
         for item in client.list_artifacts(run.info.run_id):
@@ -65,3 +58,5 @@ class SweepRuns:
     """Runs of trials by trial and code as the first pass found them, so that it asks once and not for each trial."""
     pointers: dict[str, Run]
     """The same of this sweep's pointers, by the run that they point to."""
+    everywhere: list[str]
+    """Experiments in which runs of this home may be."""

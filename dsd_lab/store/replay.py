@@ -18,7 +18,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run, RunTag
 from PIL import Image
 
 from dsd_lab.home.home import TrialFolder
-from dsd_lab.home.spool import read_spool
+from dsd_lab.home.spool import is_whole_picture, read_spool
 from dsd_lab.store.artifacts import status_tags, write_artifacts
 
 RUN_STATUS = {
@@ -32,7 +32,9 @@ BATCH = 900
 """Metrics a call; MLflow takes at most 1,000."""
 
 
-def bring_up(client: MlflowClient, run: Run, folder: TrialFolder, state: str, seen: str, certain: set[str]) -> int:
+def bring_up(
+    client: MlflowClient, run: Run, folder: TrialFolder, state: str, seen: str, certain: set[str], anew: bool = False
+) -> int:
     """Add to a trial's run all that its folder has and the run lacks; returns the spool lines that were new.
 
     Args:
@@ -42,9 +44,12 @@ def bring_up(client: MlflowClient, run: Run, folder: TrialFolder, state: str, se
         state: of the trial.
         seen: what its files were when its state was asked for; the tag `dsd.settled` of a run that has all of them.
         certain: runs whose tag `dsd.lines` is known to be true; this one is added to them.
+        anew: whether its artifacts are gone, and are all written again.
     """
+    if anew:
+        _pictures(client, run, folder)
     new = _replay(client, run, folder, certain)
-    _evaluations(client, run, folder)
+    _evaluations(client, run, folder, anew)
     _data_set(client, run, folder)
     _settle(client, run, folder, state, seen)
     return new
@@ -85,25 +90,32 @@ def _flush(client: MlflowClient, run_id: str, metrics: list[Metric], lines: int)
     client.log_batch(run_id, metrics=metrics, tags=[RunTag("dsd.lines", str(lines))])
 
 
+def _pictures(client: MlflowClient, run: Run, folder: TrialFolder) -> None:
+    """All pictures that the run should hold by its count of lines."""
+    for entry in list(read_spool(folder.spool))[: int(run.data.tags.get("dsd.lines", 0))]:
+        if entry["kind"] == "images":
+            _upload_images(client, run.info.run_id, folder, entry, int(entry["time"] * 1000))
+
+
 def _upload_images(client: MlflowClient, run_id: str, folder: TrialFolder, entry: dict[str, Any], stamp: int) -> None:
     there = [Path(item.path).name for item in client.list_artifacts(run_id, "images")]
     for name in entry["files"]:
         key, path = name.rsplit("-", 1)[0], folder.images / name
         marked = (f"{key}%step%{entry['step']}%", f"{key}+step+{entry['step']}+")
-        if path.exists() and not any(file.startswith(marked) for file in there):
+        if is_whole_picture(path) and not any(file.startswith(marked) for file in there):
             place = {"key": key, "step": entry["step"], "timestamp": stamp}
             client.log_image(run_id, Image.open(path), synchronous=True, **place)
 
 
-def _evaluations(client: MlflowClient, run: Run, folder: TrialFolder) -> None:
-    held = set(filter(None, run.data.tags.get("dsd.evaluations", "").split(",")))
+def _evaluations(client: MlflowClient, run: Run, folder: TrialFolder, anew: bool) -> None:
+    held = set() if anew else set(filter(None, run.data.tags.get("dsd.evaluations", "").split(",")))
     known, run_id = set(run.data.metrics), run.info.run_id
     step, stamp = int(folder.status().get("step", 0)), int(time.time() * 1000)
     for key, content in folder.evaluations().items():
         if key in held:
             continue
         picture = folder.images / f"evaluation-{key}.png"
-        if picture.exists():
+        if is_whole_picture(picture):
             client.log_artifact(run_id, str(picture), "final")
         client.log_dict(run_id, content, f"evaluations/{key}.json")
         held.add(key)

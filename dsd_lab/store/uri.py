@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
+import socket
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
+
+from dsd_lab.errors import BadInput, NoResources
 
 _SECRET = r"[^=&#?\s]*(?:passw|pwd|token|secret|key|sig|credential|auth)[^=&#\s]*"
 _QUERY = re.compile(rf"([?&;]{_SECRET}=)([^&#]*)", re.IGNORECASE)
@@ -41,6 +45,58 @@ def _secrets(address: str) -> list[str]:
         name, colon, password = user.partition(":")
         found.append(password if colon else name)
     return [secret for secret in found if secret]
+
+
+_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_DRIVERS = {"postgresql": "psycopg2", "mysql": "pymysql", "mssql": "pymssql"}
+_PATIENCE = 5.0
+"""Seconds in which a store has to take a connection."""
+
+
+def refuse_files(uri: str | None) -> None:
+    """MLflow's folders of text files take no part of what is stored here: refuse their addresses.
+
+    Raises:
+        BadInput: the address is a folder, or of a kind that MLflow has no store for.
+    """
+    if uri is None or uri.startswith(("databricks", "sqlite:")):
+        return
+    scheme = urlsplit(uri).scheme
+    if scheme in ("", "file") or scheme.partition("+")[0] not in _PORTS:
+        name = "mlflow.db" if scheme in ("", "file") else "PATH/mlflow.db"
+        raise BadInput(
+            f"--tracking-uri {without_password(uri)}: is not a store that sweeps can use; take a database "
+            f"(sqlite:///{name}, postgresql://...) or a server (http://...), or leave it out for SQLite in HOME"
+        )
+
+
+def refuse_unsuitable(uri: str | None) -> None:
+    """Refuse a store before anything is trained for it, where nobody is at its address or nothing can speak with it.
+
+    Raises:
+        BadInput: as `refuse_files`.
+        NoResources: its folder or its driver is not there, or nothing takes a connection at its address.
+    """
+    refuse_files(uri)
+    if uri is None or uri.startswith("databricks"):
+        return
+    shown = f"--tracking-uri {without_password(uri)}"
+    later = "or sweep with --no-tracking, after which `dsd-lab report` stores everything"
+    if uri.startswith("sqlite:"):
+        folder = Path(uri.removeprefix("sqlite:///")).parent
+        if uri.startswith("sqlite:///") and not uri.startswith("sqlite:///file:") and not folder.is_dir():
+            raise NoResources(f"{shown}: there is no folder {folder}; make it, {later}")
+        return
+    place = urlsplit(uri)
+    kind, _, named = place.scheme.partition("+")
+    driver = named or _DRIVERS.get(kind, "socket")
+    if importlib.util.find_spec(driver) is None:
+        raise NoResources(f"{shown}: {driver} is not installed; `pip install {driver}`, {later}")
+    try:
+        port = place.port or _PORTS[kind]
+        socket.create_connection((place.hostname or "127.0.0.1", port), timeout=_PATIENCE).close()
+    except (OSError, ValueError) as error:
+        raise NoResources(f"{shown}: nobody answers: {error}; start the server, {later}") from None
 
 
 def default_uri(home: Path) -> str:

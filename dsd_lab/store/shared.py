@@ -1,0 +1,126 @@
+"""Which experiments and runs of a store are a home folder's own; it may hold those of many homes, and of other programs.
+
+The tag `dsd.home` says it. What an earlier version stored has none: in the home's own database it is the home's,
+elsewhere a trial's run is, where it began at the very millisecond that the trial's status says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from mlflow import MlflowClient
+from mlflow.entities import Experiment, Run, ViewType
+
+from dsd_lab.home.home import Home
+from dsd_lab.home.names import is_trial_id
+
+_AT_ONCE = 500
+"""Experiments that one search of runs names."""
+
+
+@dataclass(frozen=True)
+class Ours:
+    """Finds what is a home's own.
+
+    Args:
+        client: of the store.
+        home: the home folder.
+        own: whether the store is the database in that folder.
+        say: called with one line about what was missing and is found again or made anew.
+    """
+
+    client: MlflowClient
+    home: Home
+    own: bool
+    say: Callable[[str], None]
+
+    def is_ours(self, run: Run) -> bool:
+        """Whether a run is this home's."""
+        tags = run.data.tags
+        if "dsd.home" in tags or self.own:
+            return bool(tags.get("dsd.home", self.home.id) == self.home.id)
+        trial = tags.get("dsd.trial")
+        started = self.home.trial(trial).status().get("started") if is_trial_id(trial) else None
+        return isinstance(started, (int, float)) and run.info.start_time == int(1000 * started)
+
+    def runs(self, condition: str, experiments: list[str] | None = None, deleted: bool = False) -> list[Run]:
+        """This home's runs that meet a condition; what began later comes later."""
+        named = self.experiments() if experiments is None else experiments
+        view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
+        found = []
+        for start in range(0, len(named), _AT_ONCE):
+            some, token = named[start : start + _AT_ONCE], None
+            while True:
+                page = self.client.search_runs(some, condition, view, 1000, ["attributes.start_time ASC"], token)
+                found += [run for run in page if self.is_ours(run)]
+                token = page.token
+                if not token:
+                    break
+        return sorted(found, key=lambda run: run.info.start_time or 0)
+
+    def experiments(self) -> list[str]:
+        """Ids of the experiments that may hold runs of this home."""
+        return [str(e.experiment_id) for e in self._experiments(ViewType.ACTIVE_ONLY)]
+
+    def experiment(self, name: str, why: str, artifacts: str | None) -> str:
+        """The experiment of a spec, whatever it is called now; made where there is none.
+
+        Args:
+            name: of the spec.
+            why: its question, the experiment's description.
+            artifacts: URI of the folder for its artifacts; None leaves it to the server.
+        """
+        mine = [e for e in self._experiments(ViewType.ALL) if e.tags.get("dsd.experiment", e.name) == name]
+        mine = [e for e in mine if self._is_mine(e)]
+        mine.sort(key=lambda e: e.lifecycle_stage != "active")
+        if not mine:
+            return self._made(name, why, artifacts)
+        found = mine[0]
+        if found.lifecycle_stage != "active":
+            self.client.restore_experiment(found.experiment_id)
+            self.say(f"the experiment {found.name!r} had been deleted from the store; it is restored")
+        for key, value in (("dsd.home", self.home.id), ("dsd.experiment", name)):
+            if found.tags.get(key) != value:
+                self.client.set_experiment_tag(found.experiment_id, key, value)
+        return str(found.experiment_id)
+
+    def _made(self, name: str, why: str, artifacts: str | None) -> str:
+        free = name
+        if self.client.get_experiment_by_name(name) is not None:
+            free = f"{name}-{self.home.id[:8]}"
+            self.say(f"the experiment {name!r} of the store belongs to others; this home's runs go to {free!r}")
+        # The kind makes MLflow's pages open on training runs instead of traces.
+        tags = {"mlflow.note.content": why, "mlflow.experimentKind": "custom_model_development"}
+        tags |= {"dsd.home": self.home.id, "dsd.experiment": name}
+        place = None if artifacts is None else f"{artifacts}/{free}"
+        return str(self.client.create_experiment(free, place, tags))
+
+    def _experiments(self, view: int) -> Iterator[Experiment]:
+        """Experiments in which this home's runs are looked for."""
+        if self.own:
+            yield from self._search(view, None)
+            return
+        yield from self._search(view, f"tags.`dsd.home` = '{self.home.id}'")
+        for name in dict.fromkeys(manifest["name"] for manifest in self.home.manifests().values()):
+            found = self.client.get_experiment_by_name(name)
+            if found is None or "dsd.home" in found.tags:
+                continue
+            if view == ViewType.ALL or found.lifecycle_stage == "active":
+                yield found
+
+    def _search(self, view: int, condition: str | None) -> Iterator[Experiment]:
+        token = None
+        while True:
+            page = self.client.search_experiments(view, filter_string=condition, page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _is_mine(self, experiment: Experiment) -> bool:
+        """Whether an experiment is this home's; one that says nothing is, where any of its runs is."""
+        if "dsd.home" in experiment.tags:
+            return bool(experiment.tags["dsd.home"] == self.home.id)
+        deleted = experiment.lifecycle_stage != "active"
+        return bool(self.runs("tags.`dsd.kind` = 'trial'", [str(experiment.experiment_id)], deleted))

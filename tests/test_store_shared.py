@@ -1,0 +1,283 @@
+"""A store that is old, large or shared, and a home that was moved: every run is found again, and nobody else's is touched."""
+
+import contextlib
+import shutil
+import socket
+import sqlite3
+from pathlib import Path
+
+import pytest
+from sweeping import VARIANTS, mlflow_server, spooled_steps, stored_steps, train_here, write_spec
+
+from dsd_lab.cli.main import main
+from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, BadInput, NoResources
+from dsd_lab.home.home import Home
+from dsd_lab.home.lookup import manifest_of
+from dsd_lab.store.mlflow_store import Store
+from dsd_lab.store.uri import refuse_unsuitable
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A home with two finished trials and no store; copied by every test."""
+    folder = tmp_path_factory.mktemp("trained")
+    home = Home(folder / "home")
+    plan = train_here(home, write_spec(folder, {k: VARIANTS[k] for k in ("dsd", "control")}))
+    with contextlib.suppress(AttributeError):
+        assert home.id
+    return home.root, manifest_of(plan), [t.id for t in plan.trials]
+
+
+@pytest.fixture
+def home(trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "home")
+    return Home(tmp_path / "home")
+
+
+def other_home(trained, place):
+    """A home with the same trials, as somebody else has trained them."""
+    shutil.copytree(trained[0], place)
+    (place / ".dsd-lab-home").unlink(missing_ok=True)
+    for folder in (place / "trials").iterdir():
+        status = Home(place).trial(folder.name).status()
+        Home(place).trial(folder.name).write_status(started=status["started"] + 100)
+    return Home(place)
+
+
+def rows(database, query):
+    with contextlib.closing(sqlite3.connect(database)) as opened:
+        return opened.execute(query).fetchall()
+
+
+def runs_of(home, active=True):
+    stage = "active" if active else "deleted"
+    return rows(home.root / "mlflow.db", f"select name, run_uuid from runs where lifecycle_stage = '{stage}'")
+
+
+def assert_all_there(home, trained, tmp_path):
+    """Every run once, with every metric and artifact."""
+    assert sorted(name for name, _ in runs_of(home)) == ["control s0", "dsd s0", "tiny"]
+    assert stored_steps(home) == spooled_steps(home, trained[2])
+    for found in Store(home).read(trained[1], tmp_path / "scratch"):
+        assert found.tags["dsd.state"] == "done"
+        assert {"history.parquet", "trial.json", "final"} <= {path.name for path in found.folder.iterdir()}
+
+
+# -- Old and large -----------------------------------------------------------------------------------
+
+
+def test_behind_a_thousand_other_experiments_and_runs_every_run_is_found_again(home, trained, tmp_path):
+    _, manifest, _ = trained
+    Store(home).sync(manifest)
+    with sqlite3.connect(home.root / "mlflow.db") as database:
+        later = 2**42
+        database.executemany(
+            "insert into experiments (experiment_id, name, lifecycle_stage, creation_time, last_update_time)"
+            " values (?, ?, 'active', ?, ?)",
+            [(n, f"other {n}", later, later) for n in range(10_000, 11_100)],
+        )
+        columns = [row[1] for row in database.execute("pragma table_info(runs)")]
+        wanted = ", ".join(columns)
+        taken = ", ".join({"run_uuid": "?", "name": "?", "start_time": "1"}.get(c, c) for c in columns)
+        first = database.execute("select run_uuid from runs where name = 'tiny'").fetchone()[0]
+        for n in range(1_100):
+            query = f"insert into runs ({wanted}) select {taken} from runs where run_uuid = '{first}'"
+            database.execute(query, (f"{n:032d}", f"other {n}"))
+        tags = [("dsd.kind", "trial", f"{n:032d}") for n in range(1_100)]
+        tags += [("dsd.trial", "0" * 12, f"{n:032d}") for n in range(1_100)]
+        tags += [("dsd.code", "x", f"{n:032d}") for n in range(1_100)]
+        database.executemany("insert into tags (key, value, run_uuid) values (?, ?, ?)", tags)
+    assert Store(home).sync(manifest) == 0
+    other = manifest | {"name": "second", "key": "second"}
+    Store(home).sync(other)
+    Store(home).sync(other)
+    names = [name for name, _ in runs_of(home) if not name.startswith("other")]
+    assert sorted(names) == ["control s0", "control s0", "dsd s0", "dsd s0", "second", "tiny"]  # two are pointers
+    assert stored_steps(home) == spooled_steps(home, trained[2])
+
+
+def test_an_experiment_that_was_deleted_or_renamed_is_found_again(home, trained, tmp_path, capsys):
+    _, manifest, _ = trained
+    store = Store(home)
+    store.sync(manifest)
+    experiment = store.client.get_experiment_by_name("tiny").experiment_id
+    store.client.delete_experiment(experiment)
+    Store(home).sync(manifest)
+    assert capsys.readouterr().err.count("'tiny' had been deleted from the store; it is restored") == 1
+    assert_all_there(home, trained, tmp_path)
+    store.client.rename_experiment(experiment, "better name")
+    Store(home).sync(manifest)
+    assert store.client.get_experiment_by_name("tiny") is None
+    assert_all_there(home, trained, tmp_path)
+
+
+def test_an_experiment_of_the_same_name_that_belongs_to_others_is_left_alone(home, trained, tmp_path, capsys):
+    uri = f"sqlite:///{tmp_path / 'shared.db'}"
+    store = Store(home, uri)
+    theirs = store.client.create_experiment("tiny", tags={"team": "vision"})
+    for _ in range(2):
+        Store(home, uri).sync(trained[1])
+    assert capsys.readouterr().err.count("belongs to others; this home's runs go to") == 1
+    assert len(store.client.search_runs([theirs])) == 0
+    mine = store.client.get_experiment_by_name(f"tiny-{home.id[:8]}")
+    assert len(store.client.search_runs([mine.experiment_id])) == 3
+
+
+@pytest.mark.parametrize("forever", [False, True], ids=["deleted", "deleted for good"])
+@pytest.mark.parametrize("which", ["tiny", "dsd s0"])
+def test_a_run_that_was_deleted_is_restored_or_made_anew(which, forever, home, trained, tmp_path, capsys):
+    _, manifest, _ = trained
+    store = Store(home)
+    store.sync(manifest)
+    run = dict(runs_of(home))[which]
+    store.client.delete_run(run)
+    if forever:  # as `mlflow gc` does
+        with sqlite3.connect(home.root / "mlflow.db") as database:
+            for table in ("metrics", "latest_metrics", "params", "tags", "runs"):
+                database.execute(f"delete from {table} where run_uuid = '{run}'")
+    capsys.readouterr()
+    Store(home).sync(manifest)
+    Store(home).sync(manifest)
+    told = f"the run '{which}' had been deleted from the store; it is restored"
+    assert capsys.readouterr().err.count(told) == (0 if forever else 1)
+    assert_all_there(home, trained, tmp_path)
+    parents = rows(home.root / "mlflow.db", "select distinct value from tags where key = 'mlflow.parentRunId'")
+    assert parents == [(dict(runs_of(home))["tiny"],)]
+    assert runs_of(home, active=False) == []
+
+
+@pytest.mark.parametrize("gone", ["history.parquet", "trial.json", "final", "."])
+def test_artifacts_that_are_gone_are_written_anew_and_that_is_told(gone, home, trained, tmp_path, capsys):
+    _, manifest, _ = trained
+    store = Store(home)
+    store.sync(manifest)
+    (place,) = rows(home.root / "mlflow.db", "select artifact_uri from runs where name = 'dsd s0'")
+    folder = Path(place[0].removeprefix("file://"))
+    before = {p.relative_to(folder).name.split("%")[0].split("+")[0] for p in folder.rglob("*") if p.is_file()}
+    path = folder / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    capsys.readouterr()
+    for _ in range(2):
+        Store(home).sync(manifest)
+    assert capsys.readouterr().err.count("the artifacts of 'dsd s0' were gone from the store") == 1
+    assert {p.relative_to(folder).name.split("%")[0].split("+")[0] for p in folder.rglob("*") if p.is_file()} == before
+    assert_all_there(home, trained, tmp_path)
+
+
+@pytest.mark.parametrize("left", [b"", b"\x89PNG\r\n\x1a\nhalf"], ids=["empty", "torn"])
+def test_a_damaged_picture_keeps_neither_its_trial_nor_later_ones_from_being_stored(left, home, trained, tmp_path):
+    for picture in home.trial(trained[2][0]).images.glob("*-000000012.png"):
+        picture.write_bytes(left)
+    Store(home).sync(trained[1])
+    assert_all_there(home, trained, tmp_path)
+
+
+def test_a_damaged_spool_keeps_no_later_trial_from_being_stored(home, trained):
+    home.trial(trained[2][0]).spool.write_bytes(b"{damaged\n")
+    store = Store(home)
+    with pytest.raises(BadInput, match="is damaged"):
+        store.sync(trained[1])
+    assert stored_steps(home) == spooled_steps(home, trained[2][1:])
+
+
+# -- Shared ------------------------------------------------------------------------------------------
+
+
+def test_two_homes_in_one_store_have_runs_of_their_own_and_leave_each_others_alone(home, trained, tmp_path):
+    _, manifest, ids = trained
+    other = other_home(trained, tmp_path / "other")
+    uri = f"sqlite:///{tmp_path / 'shared.db'}"
+    Store(home, uri).sync(manifest)
+    mine = rows(tmp_path / "shared.db", "select run_uuid, status, end_time, start_time, artifact_uri from runs")
+    Store(home, uri).client.update_run(mine[0][0], "RUNNING")
+    mine = rows(tmp_path / "shared.db", "select run_uuid, status, end_time, start_time, artifact_uri from runs")
+    for trial in ids:
+        other.trial(trial).write_status(state="failed", error="here it failed")
+    Store(other, uri).sync(manifest)
+    assert Store(other, uri).close_orphans() == []
+    everything = rows(tmp_path / "shared.db", "select run_uuid, status, end_time, start_time, artifact_uri from runs")
+    assert len(everything) == 2 * len(mine) and set(mine) <= set(everything)
+    assert [s.tags["dsd.state"] for s in Store(other, uri).read(manifest, tmp_path)] == ["failed", "failed"]
+    assert [s.tags["dsd.state"] for s in Store(home, uri).read(manifest, tmp_path)] == ["done", "done"]
+    assert Store(home, uri).close_orphans() != []  # its own are
+
+
+# -- Moved -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["moved", "copied"])
+def test_a_home_elsewhere_reports_and_goes_on_and_writes_nothing_to_the_old_place(how, home, trained, tmp_path):
+    _, manifest, _ = trained
+    Store(home).sync(manifest)
+    new = Home(tmp_path / "new place é" / "home")
+    new.root.parent.mkdir()
+    before = {p: p.stat().st_mtime_ns for p in home.root.rglob("*") if p.is_file()}
+    (shutil.move if how == "moved" else shutil.copytree)(home.root, new.root)
+    store = Store(new)
+    assert store.sync(manifest) == 0
+    for found in store.read(manifest, tmp_path / "scratch"):
+        assert found.folder.is_relative_to(new.root) and (found.folder / "history.parquet").exists()
+    for trial in trained[2]:
+        new.trial(trial).write_status(error="changed", attempt=7)
+    Store(new).sync(manifest | {"name": "second", "key": "second"})
+    Store(new).sync(manifest)
+    places = rows(new.root / "mlflow.db", "select artifact_uri from runs")
+    assert all(place.startswith(new.root.as_uri()) for (place,) in places) and len(places) == 6
+    if how == "moved":
+        assert not home.root.exists()
+    else:
+        assert {p: p.stat().st_mtime_ns for p in home.root.rglob("*") if p.is_file()} == before
+
+
+# -- Unsuitable --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("uri", ["./mlruns", "mlruns", "/tmp/mlruns", "file:///tmp/mlruns", "ftp://somewhere/store"])
+def test_a_store_of_files_is_refused_with_the_remedy_before_anything_is_trained(uri, tmp_path, capsys):
+    spec = write_spec(tmp_path)
+    for verb in (["sweep", spec], ["train", spec, "--variant", "dsd"]):
+        code = main([*map(str, verb), "--home", str(tmp_path / "home"), "--tracking-uri", uri])
+        assert code == BAD_INPUT
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"--tracking-uri {uri}: is not a store that sweeps can use; take a database (sqlite:///" in line
+    assert not (tmp_path / "home" / "trials").exists()
+
+
+def test_a_dead_address_is_refused_with_the_remedy_before_anything_is_trained(tmp_path, capsys):
+    spec = write_spec(tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        dead = f"http://me:secret@127.0.0.1:{free.getsockname()[1]}"
+        code = main(["sweep", str(spec), "--home", str(tmp_path / "home"), "--tracking-uri", dead])
+    assert code == NO_RESOURCES
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "nobody answers" in line and "--no-tracking" in line and "secret" not in line
+    assert not (tmp_path / "home" / "trials").exists()
+
+
+def test_a_database_whose_folder_or_driver_is_missing_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(NoResources, match="there is no folder"):
+        refuse_unsuitable(f"sqlite:///{tmp_path / 'none' / 'mlflow.db'}")
+    with pytest.raises(NoResources, match="nosuchdriver is not installed"):
+        refuse_unsuitable("postgresql+nosuchdriver://me:secret@127.0.0.1/runs")
+    refuse_unsuitable(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    refuse_unsuitable(None)
+
+
+# -- Servers -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_server_loses_artifacts_and_a_read_writes_them_anew(home, trained, tmp_path, capsys):
+    with mlflow_server(tmp_path / "served", _port()) as uri:
+        Store(home, uri).sync(trained[1])
+        shutil.rmtree(tmp_path / "served" / "files")
+        found = Store(home, uri).read(trained[1], tmp_path / "scratch")
+        assert all((trial.folder / "history.parquet").exists() for trial in found)
+    assert capsys.readouterr().err.count("were gone from the store; they are written anew") == 2
+
+
+def _port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
