@@ -5,6 +5,7 @@ prints the message without a traceback; anything that is not a `LabError` is a b
 """
 
 import errno
+import os
 
 OK, UNEXPECTED, BAD_INPUT, TRIALS_FAILED, NO_RESOURCES = 0, 1, 2, 3, 4
 INTERRUPTED, TERMINATED = 130, 143
@@ -31,6 +32,17 @@ class NoResources(LabError):
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error says that a disk, a quota or the largest size of a file is used up."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def comes_from_full_disk(error: BaseException) -> bool:
+    """Whether a full disk is behind an error of a library, which may hold the first one as its cause or as text only."""
+    seen: list[BaseException] = []
+    while error not in seen:
+        if is_disk_full(error) or os.strerror(errno.ENOSPC) in str(error):
+            return True
+        seen.append(error)
+        error = error.__cause__ or error.__context__ or error
+    return False
 
 
 class CorruptCheckpoint(LabError):

@@ -79,6 +79,7 @@ SURFACE = {
     },
     "fetch-weights": {"NAME", "--json"},
     "forecast": {"HOME", "--json"},
+    "reproduce": {"trial", "--from", "--data", "--json"},
     "latents": {"trial", "--split", "--out", "--json"},
     "status": {"--json"},
     "logs": {"trial", "--lines", "--json"},

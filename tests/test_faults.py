@@ -141,7 +141,7 @@ def test_f4_a_disk_that_is_full_fails_the_trial_says_so_and_leaves_the_older_che
 
     assert in_child(work) == 0
     status = folder.status()
-    assert status["state"] == "failed" and "the disk is full" in status["error"] and "\n" not in status["error"]
+    assert status["state"] == "interrupted" and "the disk is full" in status["error"] and "\n" not in status["error"]
     assert load_checkpoint(list_checkpoints(folder.checkpoints)[0])
     assert not list(folder.checkpoints.glob(".writing-*"))
     assert finish(home, whole.trial)[-1] == "done"

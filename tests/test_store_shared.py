@@ -37,7 +37,7 @@ def home(trained, tmp_path):
 def other_home(trained, place):
     """A home with the same trials, as somebody else has trained them."""
     shutil.copytree(trained[0], place)
-    (place / ".dsd-lab-home").unlink(missing_ok=True)
+    (place / "dsd-lab-home.json").unlink(missing_ok=True)
     for folder in (place / "trials").iterdir():
         status = Home(place).trial(folder.name).status()
         Home(place).trial(folder.name).write_status(started=status["started"] + 100)

@@ -11,11 +11,13 @@ from types import ModuleType
 
 from dsd_lab.cli.parser import build_parser
 from dsd_lab.errors import INTERRUPTED, NO_RESOURCES, UNEXPECTED, LabError, is_disk_full
+from dsd_lab.provenance import remember_call
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a verb; returns the exit code."""
     arguments = build_parser().parse_args(argv)
+    remember_call(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: trials set their own threads
     try:
         return int(_loaded(module_of(arguments.verb), argv is None).run(arguments))

@@ -205,6 +205,19 @@ def _add_finished(verbs: argparse._SubParsersAction) -> None:
     forecast.add_argument("more", nargs="*", metavar="HOME", help="other home folders to learn from")
     answers_json(forecast)
 
+    again = add_verb(
+        verbs,
+        "reproduce",
+        "train one trial again, in a folder of its own, and say whether weights and records are equal to the bit",
+        "dsd-lab reproduce 3ddf1775b702 --from review",
+    )
+    takes_trial(again)
+    again.add_argument(
+        "--from", dest="source", metavar="EXPORT", help="folder that `dsd-lab export` wrote (default: HOME's own trial)"
+    )
+    again.add_argument("--data", metavar="DIR", help="where its images lie here (default: where they lay)")
+    answers_json(again)
+
     latents = add_verb(
         verbs,
         "latents",

@@ -16,7 +16,7 @@ from dsd_lab.cli.options import home_of, plan_of, print_json
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.evaluation.reference import check_files
 from dsd_lab.home.data_facts import known_facts, skipped
-from dsd_lab.home.home import OTHER_IMAGES, Home
+from dsd_lab.home.home import OTHER_IMAGES, Home, stale_note
 from dsd_lab.home.lookup import manifest_of
 from dsd_lab.planning.disk import need_of
 from dsd_lab.planning.estimates import EFFICIENCY, Shape, cached_bytes, cached_shape, shape_key, timed_seconds
@@ -87,6 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
         print_json({"sweep": sweep, "trials": rows})
     else:
         _print(plan, rows)
+        if note := stale_note((row["status"] for row in rows), code):
+            print(note)
     return OK
 
 

@@ -12,7 +12,7 @@ from dsd_lab.cli.console import table_console
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK
 from dsd_lab.home.data_facts import other_images
-from dsd_lab.home.home import OTHER_IMAGES, STATES, TrialFolder
+from dsd_lab.home.home import OTHER_IMAGES, STATES, TrialFolder, stale_note
 from dsd_lab.training_code import training_code
 
 
@@ -59,4 +59,6 @@ def run(arguments: argparse.Namespace) -> int:
         for trial in sweep["trials"]:
             table.add_row(f"  {trial['id']}", trial["name"], trial["state"], f"{trial['step']:,}/{trial['steps']:,}")
         console.print(table)
+    if note := stale_note((trial["state"] for sweep in sweeps for trial in sweep["trials"]), code):
+        console.print(note, highlight=False, soft_wrap=True)
     return OK

@@ -21,7 +21,7 @@ from dsd_lab.errors import OK, TERMINATED, TRIALS_FAILED, UNEXPECTED, BadInput
 from dsd_lab.evaluation.reference import check_files
 from dsd_lab.files.locks import locked
 from dsd_lab.files.mounts import shared_sqlite_warning
-from dsd_lab.home.home import ENDED, STOPPED, Home
+from dsd_lab.home.home import ENDED, STOPPED, Home, stale_note
 from dsd_lab.home.lookup import manifest_of
 from dsd_lab.planning.disk import announce_need
 from dsd_lab.planning.requirements import missing_data, missing_weights
@@ -206,10 +206,13 @@ def _summarise(
         return
     _say(console, f"{plan.key}: " + ", ".join(f"{n} {state}" for state, n in sorted(counts.items())))
     for trial in _distinct(plan):
-        if states[trial.id] in ("failed", "diverged", STOPPED):
-            _say(console, f"  {trial.name} {states[trial.id]}: {home.trial(trial.id).status().get('error')}")
+        reason = home.trial(trial.id).status().get("error")
+        if states[trial.id] in ("failed", "diverged", STOPPED) or (states[trial.id] == "interrupted" and reason):
+            _say(console, f"  {trial.name} {states[trial.id]}: {reason}")
         if damaged := home.trial(trial.id).status().get("damaged"):
             _say(console, f"  {trial.name} passed over damaged checkpoints: {', '.join(damaged)}")
+    if note := stale_note((states[t.id] for t in _distinct(plan)), training_code()):
+        _say(console, note)
     command, at = program(arguments)
     _say(console, f"next: {command} report {arguments.spec}{at}, and {command} ui{at} for MLflow")
 

@@ -89,7 +89,7 @@ def _refuse_running(folders: list[TrialFolder]) -> None:
 
 def _copy_trial(folder: TrialFolder, target: Path, weights: bool) -> None:
     target.mkdir(parents=True)
-    for name in ("trial.json", "status.json", "parameters.json"):
+    for name in ("trial.json", "status.json", "parameters.json", "code.diff"):
         if (folder.root / name).exists():
             shutil.copyfile(folder.root / name, target / name)
     if folder.spool.exists():

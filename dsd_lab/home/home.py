@@ -16,7 +16,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -255,6 +255,18 @@ class TrialFolder:
         """Finished evaluations by id; one that is damaged is not finished."""
         found = {path.stem: _read_json(path) for path in sorted((self.root / "evaluations").glob("*.json"))}
         return {key: content for key, content in found.items() if content and are_metrics(content.get("metrics"))}
+
+
+def stale_note(states: Iterable[str], code: str) -> str | None:
+    """One line about trials that are `stale`, where there are any; `code` is the hash of today's training code."""
+    count = sum(state == "stale" for state in states)
+    if not count:
+        return None
+    which = "trial is" if count == 1 else "trials are"
+    return (
+        f"{count} {which} stale: done, by other training code than today's ({code}). Results stand and are reported; "
+        "`dsd-lab logs TRIAL` names the code, `dsd-lab reproduce TRIAL` shows whether today's gives the same"
+    )
 
 
 def named_by(manifest: dict[str, Any]) -> set[str]:

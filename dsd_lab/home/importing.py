@@ -30,7 +30,7 @@ _CHUNK = 2**20
 _LARGEST_TEXT = 256 * 2**20
 """Bytes of a JSON file that are still read into memory."""
 _PNG = b"\x89PNG\r\n\x1a\n"
-_OWN = ("format", "spec_path", "run_at", "kept")
+_OWN = ("format", "spec_path", "run_at", "kept", "command", "set")
 """Entries of a manifest that say where and when, not what, and what is beside the sweep's own trials."""
 
 
@@ -143,6 +143,8 @@ def _copy(source: Path, name: str, staging: Path, index: Index) -> Any:
         return None
     if size > _LARGEST_TEXT:
         raise BadInput(f"{path}: is too large for JSON")
+    if kind == "diff":
+        return None
     return parsed(kind, str(path), target.read_bytes())
 
 

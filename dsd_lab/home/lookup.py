@@ -8,9 +8,11 @@ from typing import Any
 
 from dsd_lab.errors import BadInput
 from dsd_lab.home.home import Home, TrialFolder
+from dsd_lab.provenance import called_with
 from dsd_lab.specs.identity import canonical_fields, evaluation_id, once_for_seeds
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.messages import did_you_mean
+from dsd_lab.specs.resolved import resolved_spec
 from dsd_lab.specs.sweep import Plan
 
 
@@ -24,7 +26,9 @@ def manifest_of(plan: Plan) -> dict[str, Any]:
         "why": " ".join(plan.spec.why.split()),
         "run_at": time.time(),
         "spec_path": str(plan.path.resolve()) if str(plan.path) != "-" else "stdin",
-        "spec": plan.spec.model_dump(mode="json", by_alias=True),
+        "command": called_with(),
+        "set": list(plan.sets),
+        "spec": resolved_spec(plan),
         "evaluations": {evaluation_id(e): e.model_dump() for e in plan.spec.evaluate},
         "trials": [
             {

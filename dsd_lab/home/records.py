@@ -3,6 +3,7 @@
     export.json                       format version, and size and SHA-256 of every other file
     sweeps/<key>/                     manifest.json  spec.json (the resolved spec)
     trials/<id>/                      trial.json (fields, data, provenance)  status.json  spool.jsonl  parameters.json
+    trials/<id>/code.diff             what the work tree differed by from its commit
     trials/<id>/images/*.png          trials/<id>/evaluations/*.json
     trials/<id>/checkpoints/step-N/   manifest.json  tensors.safetensors: the newest, where weights were asked for
 
@@ -31,6 +32,7 @@ _PLACES = (
     rf"sweeps/{SWEEP_KEY}/(?P<kind>manifest|spec)\.json",
     rf"{_TRIAL}/(?P<kind>trial|status|parameters)\.json",
     rf"{_TRIAL}/(?P<kind>spool)\.jsonl",
+    rf"{_TRIAL}/code\.(?P<kind>diff)",
     rf"{_TRIAL}/images/{PICTURE_STEM}\.(?P<kind>png)",
     rf"{_TRIAL}/(?P<kind>evaluation)s/[0-9a-f]{{8}}\.json",
     rf"{_TRIAL}/checkpoints/step-\d{{9}}/(?P<kind>tensors)\.safetensors",
@@ -140,6 +142,8 @@ class _Provenance(_File):
     versions: dict[Annotated[str, Field(pattern=r"^[a-z0-9._-]{1,64}$")], Text]
     machine: _Machine
     device: Text
+    command: Annotated[str, Field(max_length=200_000)] | None = None
+    git_diff: Sha256 | None = None
 
 
 class TrialRecord(_File):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from ray import tune
 
+from dsd_lab.errors import is_disk_full
 from dsd_lab.files.atomic import PRIVATE, write_atomic
-from dsd_lab.home.home import STOPPED, Home
+from dsd_lab.home.home import STOPPED, Home, TrialFolder
 from dsd_lab.runs.early_stopping import Forecast, early_history, features, seen_steps
 from dsd_lab.runs.signals import HeldSignals
 
@@ -87,6 +87,14 @@ class StopCollapsed(tune.Stopper):  # type: ignore[misc]
 def _record_lost_worker(home: Home, trial_id: str, failures: str | None) -> None:
     """`failures`: Tune's file of them, here on the driver's machine; what Tune offers itself is not there yet."""
     folder = home.trial(trial_id)
+    try:
+        _write_lost_worker(folder, failures)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise  # else it is `interrupted`, as nobody holds it: the same sweep goes on with it
+
+
+def _write_lost_worker(folder: TrialFolder, failures: str | None) -> None:
     folder.root.mkdir(parents=True, exist_ok=True)
     told = Path(failures).read_text().strip() if failures else "nothing is known of why"
     write_atomic(folder.root / "error.txt", f"{told}\n", mode=PRIVATE)

@@ -27,8 +27,9 @@ os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
 import ray
 from ray import tune
 
-from dsd_lab.errors import NoResources
+from dsd_lab.errors import NoResources, comes_from_full_disk
 from dsd_lab.home.home import Home
+from dsd_lab.provenance import called_with, remember_call
 from dsd_lab.runs.early_stopping import Forecast, seen_steps
 from dsd_lab.runs.ray_callbacks import RETRIES, RecordFailures, SignalCheck, StopCollapsed, TrialFailed
 from dsd_lab.runs.ray_cluster import connected
@@ -64,6 +65,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]
         trial = PlannedTrial(**{**content, "fields": Trial.model_validate(content["fields"])})
         evaluations = [Generation.model_validate(e) for e in job["evaluate"]]
         home, stop = Home(Path(job["home"])), StopFile(Path(job["stop"]))
+        remember_call(job["command"])
         self._progress = self._running.run_when_free(home, trial, evaluations, self._shelf, stop)
         self._decided_at: int | None = job["decided_at"]
 
@@ -124,6 +126,7 @@ def run_trials(
             "home": str(home.root.resolve()),
             "stop": str(stop),
             "evaluate": [e.model_dump() for e in evaluations],
+            "command": called_with(),
         }
         decided = {t.id: None if stop_collapsed is None else seen_steps(t.fields.training.steps) for t in trials}
         # One after the other, where Tune asks for them: it copies a grid whole for every trial of it.
@@ -149,6 +152,10 @@ def run_trials(
             tuner.fit()
         except TrialFailed:
             return
+        except Exception as error:
+            if not comes_from_full_disk(error):
+                raise
+            raise NoResources(f"{home.root}: the disk is full; free space, then run the same command again") from None
 
 
 def _payload(trial: PlannedTrial) -> dict[str, Any]:

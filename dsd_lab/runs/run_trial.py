@@ -21,8 +21,9 @@ from dsd_lab.files.atomic import PRIVATE, write_atomic, write_json
 from dsd_lab.home.home import ENDED, FORMAT, STOPPED, Home, TrialFolder
 from dsd_lab.home.spool import sound_lines
 from dsd_lab.planning.estimates import cached_shape
-from dsd_lab.provenance import device_name, provenance
+from dsd_lab.provenance import device_name, provenance, work_tree_diff
 from dsd_lab.runs.continuity import code_of, trained_by, trained_on
+from dsd_lab.runs.data_shelf import DataShelf
 from dsd_lab.runs.data_shelf import DataShelf as DataShelf
 from dsd_lab.runs.spool_writer import Spool
 from dsd_lab.runs.trial_evaluations import STATUS_EVERY, Progress, make_evaluations
@@ -111,12 +112,14 @@ def run_when_free(
 
 def _record_failure(folder: TrialFolder, error: Exception) -> None:
     reason = str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}"
-    if is_disk_full(error):
-        reason = f"{folder.root}: the disk is full ({error}); older checkpoints are intact: free space, then run it with --retry-failed"
+    state = "failed"
+    if is_disk_full(error):  # nothing is wrong with the trial: the same command goes on with it
+        state = "interrupted"
+        reason = f"{folder.root}: the disk is full ({error}); older checkpoints are intact: free space, then run the same command again"
     with contextlib.suppress(OSError):  # on a full disk the status alone may still fit in its place
         write_atomic(folder.root / "error.txt", traceback.format_exc(), mode=PRIVATE)
     try:
-        folder.write_status(state="failed", error=reason)
+        folder.write_status(state=state, error=reason)
     except OSError as fault:
         raise NoResources(f"{reason} (nor can its state be written: {fault})") from error
 
@@ -209,6 +212,9 @@ def _follow(
 
 def _describe(home: Home, folder: TrialFolder, trial: PlannedTrial, data: DataSet, device: torch.device) -> None:
     name = device_name(device) if device.type == "cuda" else "cpu"
+    (folder.root / "code.diff").unlink(missing_ok=True)  # of an attempt before
+    if difference := work_tree_diff():
+        write_atomic(folder.root / "code.diff", difference)
     write_json(
         folder.root / "trial.json",
         {

@@ -60,7 +60,8 @@ def load_sweep(path: Path, profile: str | None = None, sets: list[str] | None = 
     document = expanded(document)
     spec = _validated(document)
     spec = spec.model_copy(update={"evaluate": with_files(spec.evaluate, document, path.parent)})
-    return Plan(spec, path, chosen, _resolve(spec, document, everywhere, path))
+    trials = _resolve(spec, document, everywhere, path)
+    return Plan(spec, path, chosen, trials, everywhere.values, tuple(sets or ()))
 
 
 def _validated(document: Document) -> Sweep:

@@ -100,6 +100,10 @@ class Plan:
     path: Path
     profile: str | None
     trials: list[PlannedTrial]
+    everywhere: dict[str, Any] = field(default_factory=dict)
+    """Sections that `--set` has laid over every trial."""
+    sets: tuple[str, ...] = ()
+    """Overrides as they were given."""
 
     @property
     def key(self) -> str:

@@ -47,6 +47,7 @@ def status_tags(folder: TrialFolder, state: str) -> dict[str, str]:
             "dsd.device": origin["device"],
             "dsd.git_dirty": str(origin["git_dirty"]).lower(),
             "dsd.data": description["data"]["fingerprint"][:16],
+            **({"dsd.command": str(origin["command"])[:5000]} if origin.get("command") else {}),
             **({"mlflow.source.git.commit": origin["git_commit"]} if origin["git_commit"] else {}),
             **{f"dsd.version.{name}": version for name, version in origin["versions"].items()},
         }
@@ -60,7 +61,9 @@ def write_artifacts(folder: TrialFolder, state: str, target: Path) -> None:
     """
     if folder.description() is None:
         return
-    (target / "trial.json").write_bytes((folder.root / "trial.json").read_bytes())
+    for name in ("trial.json", "code.diff"):
+        if (folder.root / name).exists():
+            (target / name).write_bytes((folder.root / name).read_bytes())
     write_history(folder.spool, target / "history.parquet")
     if state in ENDED:
         _write_final(folder, target / "final")

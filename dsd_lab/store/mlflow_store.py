@@ -20,6 +20,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
 from dsd_lab.errors import BadInput
 from dsd_lab.files.locks import locked
@@ -72,6 +73,7 @@ class Store:
             own = self.uri == own_uri(self.home.root)
             if self.uri.startswith("sqlite:///"):
                 relocate(Path(self.uri.removeprefix("sqlite:///")), self.home.root, self.home.id, own)
+            _artifact_repos_cache.clear()  # by run alone: a copy of a home has the same runs elsewhere
             self.client = MlflowClient(tracking_uri=self.uri)
             self.client.search_experiments(max_results=1)
             self.ours = Ours(self.client, self.home, own, _say)
@@ -127,6 +129,7 @@ class Store:
         parent = self._find([experiment], "sweep", f"tags.`dsd.sweep` = '{key}'")
         if parent is None:
             tags = {"dsd.kind": "sweep", "dsd.sweep": key, "dsd.home": self.home.id, "mlflow.note.content": why}
+            tags |= {"dsd.command": str(manifest["command"])[:5000]} if manifest.get("command") else {}
             began = int(1000 * manifest["run_at"])
             parent = str(self.client.create_run(experiment, start_time=began, tags=tags, run_name=key).info.run_id)
         spec = json.dumps(manifest["spec"], indent=1)

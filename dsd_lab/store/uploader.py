@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsd_lab.errors import LabError
+from dsd_lab.errors import LabError, is_disk_full
 from dsd_lab.home.home import Home
 from dsd_lab.store.system_metrics import Sampler
 
@@ -37,8 +37,8 @@ def upload(home: Path, key: str) -> int:
     sampler, pause = Sampler(Home(home).sweep_folder(key)), _LOOK
     while True:
         last = finished.is_set()
-        sampler.sample_when_due()
         try:
+            sampler.sample_when_due()
             manifest = Home(home).manifests().get(key)  # recorded once nothing refuses the sweep any more
             if manifest is not None and (store is not None or last or _recorded(Home(home), manifest)):
                 store = store or _opened(Home(home))
@@ -46,13 +46,22 @@ def upload(home: Path, key: str) -> int:
                 pause = _POLL
         except LabError as error:  # the store is down, or a spool damaged: neither is the training's concern
             if last:
-                later = "nothing is lost, `dsd-lab report` or the next sweep replays it"
-                print(f"dsd-lab: {error}; {later}", file=sys.stderr)
-                return 1
+                return _gave_up(str(error))
+            pause = min(_PATIENCE, 2 * pause)
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            if last:
+                return _gave_up(f"{home}: the disk is full")
             pause = min(_PATIENCE, 2 * pause)
         if last:
             return 0
         finished.wait(pause)
+
+
+def _gave_up(reason: str) -> int:
+    print(f"dsd-lab: {reason}; nothing is lost, `dsd-lab report` or the next sweep replays it", file=sys.stderr)
+    return 1
 
 
 def _recorded(home: Home, manifest: dict[str, Any]) -> bool:

@@ -1,0 +1,102 @@
+"""Comparing two runs of one trial: equal to the bit, or by how much and why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsd_lab.core.training.checkpoints import list_checkpoints, load_checkpoint
+from dsd_lab.errors import CorruptCheckpoint
+from dsd_lab.home.home import TrialFolder
+from dsd_lab.home.spool import read_spool
+
+_CLOCK = ("time", "seconds", "format")
+"""Entries of a record that say when and how fast, not what."""
+
+
+def compare(recorded: TrialFolder, again: TrialFolder) -> dict[str, Any]:
+    """Weights, records and origin of a trial and of its reproduction.
+
+    Returns:
+        `equal`, `weights` and `records`, each with `equal` (None: there is nothing to compare) and `text`, and
+        `differs`: what of their origin is not the same.
+    """
+    weights, records = _weights(recorded, again), _records(recorded, again)
+    equal = records["equal"] and weights["equal"] is not False
+    return {"equal": equal, "weights": weights, "records": records, "differs": list(_origins(recorded, again))}
+
+
+def _newest(folder: TrialFolder) -> tuple[str, dict[str, Tensor]] | None:
+    for path in list_checkpoints(folder.checkpoints):
+        try:
+            return path.name, load_checkpoint(path)[0]
+        except CorruptCheckpoint:
+            continue
+    return None
+
+
+def _weights(recorded: TrialFolder, again: TrialFolder) -> dict[str, Any]:
+    """All tensors of the last checkpoints: weights, averages, moments of the optimiser."""
+    before, now = _newest(recorded), _newest(again)
+    if before is None or now is None or before[0] != now[0]:
+        where = "no checkpoint of the recorded trial is at hand" if before is None else "no checkpoint of the same step"
+        return {"equal": None, "text": f"not compared: {where}"}
+    (_, a), (_, b) = before, now
+    if a.keys() != b.keys() or any(a[name].shape != b[name].shape for name in a):
+        return {"equal": False, "text": "differ: other tensors, or of other shapes"}
+    unequal = [name for name in a if not _same_bits(a[name], b[name])]
+    if not unequal:
+        return {"equal": True, "text": f"equal to the bit ({len(a)} tensors at {before[0]})"}
+    most = max(unequal, key=lambda name: _distance(a[name], b[name]))
+    distance = _distance(a[most], b[most])
+    text = f"{len(unequal)} of {len(a)} tensors differ, by at most {distance:.3g} (in {most})"
+    return {"equal": False, "text": text, "largest_difference": distance, "tensor": most}
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(
+        a.contiguous().view(-1).view(torch.uint8), b.contiguous().view(-1).view(torch.uint8)
+    )
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).abs().nan_to_num(float("inf")).max()) if a.numel() else 0.0
+
+
+def _records(recorded: TrialFolder, again: TrialFolder) -> dict[str, Any]:
+    """Every line of the spools, clock times left out."""
+    before, now = (
+        [{k: v for k, v in line.items() if k not in _CLOCK} for line in read_spool(f.spool)] for f in (recorded, again)
+    )
+    if before == now:
+        return {"equal": True, "text": f"equal ({len(now)} lines)"}
+    for a, b in zip(before, now, strict=False):
+        if a != b:
+            named, values = a.get("metrics", {}), b.get("metrics", {})
+            apart = {k: abs(v - values[k]) / max(abs(v), 1e-30) for k, v in named.items() if v != values.get(k, v)}
+            most = max(apart, key=lambda name: apart[name], default=None)
+            how = f", most in {most}, by {apart[most]:.2%}" if most is not None else ""
+            return {"equal": False, "text": f"differ from step {a['step']:,} on ({a['kind']}{how})", "step": a["step"]}
+    return {"equal": False, "text": f"differ: {len(before)} lines then, {len(now)} now"}
+
+
+def _origins(recorded: TrialFolder, again: TrialFolder) -> Iterator[dict[str, Any]]:
+    """What of code, versions, machine and data is not the same."""
+    before, now = (_origin(folder) for folder in (recorded, again))
+    for what in sorted(before.keys() | now.keys()):
+        if before.get(what) != now.get(what):
+            yield {"what": what, "recorded": before.get(what), "now": now.get(what)}
+
+
+def _origin(folder: TrialFolder) -> dict[str, Any]:
+    described = folder.description() or {}
+    origin = described.get("provenance", {})
+    found = {name: origin.get(name) for name in ("code", "git_commit", "git_diff", "python", "device")}
+    found |= {f"version of {name}": version for name, version in origin.get("versions", {}).items()}
+    found |= {name: origin.get("machine", {}).get(name) for name in ("system", "processor")}
+    found["images"] = described.get("data", {}).get("fingerprint")
+    found["codes in turn"] = [entry.get("code") for entry in folder.status().get("trained_by") or []]
+    return found
