@@ -1,13 +1,27 @@
 """A store that is old, large or shared, and a home that was moved: every run is found again, and nobody else's is touched."""
 
 import contextlib
+import importlib.util
+import os
 import shutil
 import socket
 import sqlite3
+import subprocess
 from pathlib import Path
 
 import pytest
-from sweeping import VARIANTS, mlflow_server, spooled_steps, stored_steps, train_here, write_spec
+from sweeping import (
+    DEADLINE,
+    LONG,
+    VARIANTS,
+    mlflow_server,
+    spooled_steps,
+    start,
+    stored_steps,
+    train_here,
+    wait_until,
+    write_spec,
+)
 
 from dsd_lab.cli.main import main
 from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, BadInput, NoResources
@@ -275,6 +289,52 @@ def test_a_server_loses_artifacts_and_a_read_writes_them_anew(home, trained, tmp
         found = Store(home, uri).read(trained[1], tmp_path / "scratch")
         assert all((trial.folder / "history.parquet").exists() for trial in found)
     assert capsys.readouterr().err.count("were gone from the store; they are written anew") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_server_that_is_restarted_in_mid_sweep_ends_with_everything_once(tmp_path):
+    spec, home, served, port = (
+        write_spec(tmp_path, {"dsd": LONG}),
+        Home(tmp_path / "home"),
+        tmp_path / "served",
+        _port(),
+    )
+    with mlflow_server(served, port) as uri:
+        sweep = start("sweep", spec, "--home", home.root, "--tracking-uri", uri)
+        wait_until(lambda: _held(served), "the server holds metrics", sweep)
+    with mlflow_server(served, port):
+        output, _ = sweep.communicate(timeout=DEADLINE)
+        assert sweep.returncode == 0, output
+        ids = [entry["id"] for entry in home.manifests()["tiny"]["trials"]]
+        Store(home, uri).sync(home.manifests()["tiny"])
+    assert stored_steps(Home(served)) == spooled_steps(home, ids)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_postgresql_store_holds_everything_once_and_is_found_again(home, trained, tmp_path):
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not programs or importlib.util.find_spec("psycopg2") is None:
+        pytest.skip("PostgreSQL (Debian's package `postgresql`) or psycopg2 is not installed")
+    if os.getuid() == 0:
+        pytest.skip("PostgreSQL does not run as root")
+    binaries, data, port = programs[-1].parent, tmp_path / "postgres", _port()
+    subprocess.run([binaries / "initdb", "-D", data, "-A", "trust", "-U", "me"], check=True, capture_output=True)
+    options = f"-p {port} -k {tmp_path} -c listen_addresses=127.0.0.1"
+    subprocess.run([binaries / "pg_ctl", "-D", data, "-o", options, "-w", "start"], check=True, capture_output=True)
+    try:
+        uri = f"postgresql://me@127.0.0.1:{port}/postgres"
+        assert Store(home, uri).sync(trained[1]) > 0
+        assert Store(home, uri).sync(trained[1]) == 0
+        assert [s.tags["dsd.state"] for s in Store(home, uri).read(trained[1], tmp_path)] == ["done", "done"]
+    finally:
+        subprocess.run([binaries / "pg_ctl", "-D", data, "-m", "fast", "stop"], check=True, capture_output=True)
+
+
+def _held(served):
+    with contextlib.suppress(sqlite3.Error):  # its schema is not made yet
+        return stored_steps(Home(served))
 
 
 def _port():
