@@ -15,7 +15,8 @@ from dsd_lab.core.data import DataSet
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import manifest_of
 from dsd_lab.planning.measured import event_counts
-from dsd_lab.runs.run_trial import DataShelf, run_trial
+from dsd_lab.runs.data_shelf import DataShelf
+from dsd_lab.runs.run_trial import run_trial
 from dsd_lab.specs.sweep import Plan, PlannedTrial
 from dsd_lab.specs.trial import Trial
 from dsd_lab.store.mlflow_store import Store

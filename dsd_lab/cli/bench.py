@@ -122,7 +122,7 @@ def _measured(
     from dsd_lab.bench.measure import Settings, measure
     from dsd_lab.bench.random_images import random_images
     from dsd_lab.core.training.trainer import pick_device
-    from dsd_lab.runs.run_trial import DataShelf
+    from dsd_lab.runs.data_shelf import DataShelf
 
     settings, shelf, found = Settings(arguments.repeats, arguments.steps), DataShelf(), []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -96,7 +99,11 @@ def _record_lost_worker(home: Home, trial_id: str, failures: str | None) -> None
 
 def _write_lost_worker(folder: TrialFolder, failures: str | None) -> None:
     folder.root.mkdir(parents=True, exist_ok=True)
-    told = Path(failures).read_text().strip() if failures else "nothing is known of why"
+    told = Path(failures).read_text().strip() if failures and Path(failures).exists() else ""
+    told = told or "nothing is known of why"
+    if os.strerror(errno.ENOSPC) in told:
+        folder.write_status(state="interrupted", error=f"{folder.root}: the disk is full")
+        return
     write_atomic(folder.root / "error.txt", f"{told}\n", mode=PRIVATE)
     reason = told.splitlines()[-1][:300]
     if (folder.root / "hang.txt").exists():

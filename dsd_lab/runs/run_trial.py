@@ -24,7 +24,6 @@ from dsd_lab.planning.estimates import cached_shape
 from dsd_lab.provenance import device_name, provenance, work_tree_diff
 from dsd_lab.runs.continuity import code_of, trained_by, trained_on
 from dsd_lab.runs.data_shelf import DataShelf
-from dsd_lab.runs.data_shelf import DataShelf as DataShelf
 from dsd_lab.runs.spool_writer import Spool
 from dsd_lab.runs.trial_evaluations import STATUS_EVERY, Progress, make_evaluations
 from dsd_lab.runs.watchdog import Watchdog
