@@ -7,7 +7,6 @@ events, and a reader that has seen line n never needs it again.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -17,14 +16,14 @@ from typing import Any
 
 from torch import Tensor
 
-from dsd_lab.core.observing.pictures import save_grid, tile
+from dsd_lab.core.observing.pictures import save_grid
 from dsd_lab.core.training.events import Checkpointed, Diverged, Drew, Event, Finished, Logged, Probed
 from dsd_lab.files.atomic import sync_file, sync_folder
 from dsd_lab.home.home import FORMAT
 from dsd_lab.home.names import NOT_FINITE, finite
 from dsd_lab.home.spool import complete_lines, parsed_lines, read_spool, sound_lines
 
-__all__ = ["Spool", "encoded", "read_spool", "tile"]
+__all__ = ["Spool", "read_spool"]
 
 
 class Spool:
@@ -121,13 +120,3 @@ def _entry(event: Event, images: Path) -> dict[str, Any]:
     if isinstance(event, Finished):
         return base | {"kind": "finished", "images_seen": event.images_seen}
     raise TypeError(f"no spool entry for {type(event).__name__}")
-
-
-def encoded(samples: Tensor) -> bytes:
-    """The PNG of images [N, C, H, W] uint8 as one picture of ten columns."""
-    from PIL import Image
-
-    array = tile(samples, columns=10).permute(1, 2, 0).numpy()
-    file = io.BytesIO()
-    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(file, format="PNG")
-    return file.getvalue()

@@ -16,7 +16,7 @@ from dsd_lab.evaluation.workspace import Bench
 from dsd_lab.files.atomic import make_folder, write_atomic, write_json
 from dsd_lab.home.home import Home, TrialFolder
 from dsd_lab.runs.data_shelf import DataShelf
-from dsd_lab.runs.spool_writer import encoded
+from dsd_lab.core.observing.pictures import encoded
 from dsd_lab.specs.evaluate_list import applies
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.sweep import PlannedTrial

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,6 @@ import torch
 from torch import Tensor
 
 from dsd_lab.core.diffusion.samplers import sample_latents
-from dsd_lab.runs.spool_writer import encoded
 
 if TYPE_CHECKING:
     from dsd_lab.core.model.network import Network
@@ -55,6 +55,16 @@ def save_grid(folder: Path, name: str, step: int, images: Tensor) -> str:
     path = folder / f"{name}-{step:09d}.png"
     path.write_bytes(encoded(images))
     return path.name
+
+
+def encoded(samples: Tensor) -> bytes:
+    """The PNG of images [N, C, H, W] uint8 as one picture of ten columns."""
+    from PIL import Image
+
+    array = tile(samples, columns=10).permute(1, 2, 0).numpy()
+    file = io.BytesIO()
+    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(file, format="PNG")
+    return file.getvalue()
 
 
 def tile(images: Tensor, columns: int, gap: int = 1) -> Tensor:
