@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsd_lab.store.uri import without_password
+from dsd_lab.files.redaction import without_password
 from dsd_lab.training_code import training_code
 
 if TYPE_CHECKING:

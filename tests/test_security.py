@@ -29,12 +29,12 @@ from sweeping import (
 
 from dsd_lab.cli.main import main
 from dsd_lab.errors import OK
+from dsd_lab.files.redaction import without_password
 from dsd_lab.home.home import Home
 from dsd_lab.runs.run_trial import DataShelf, run_trial
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.store.faults import StoreUnavailable
 from dsd_lab.store.mlflow_store import Store
-from dsd_lab.store.uri import without_password
 
 # -- The network ---------------------------------------------------------------------------------------
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import NO_RESOURCES, OK, LabError
 from dsd_lab.files.mounts import shared_sqlite_warning
+from dsd_lab.files.redaction import without_password
 from dsd_lab.home.home import Home
-from dsd_lab.store.uri import chosen_uri, without_password
+from dsd_lab.store.uri import chosen_uri
 
 _FREE_BYTES = 2**30
 """Less free disk than this is a finding: a checkpoint that does not fit fails its trial."""

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dsd_lab.files.redaction import without_password
 from dsd_lab.home.home import Home
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.sweep import Plan
-from dsd_lab.store.uri import without_password
 
 TRIAL = "trial id (the first characters do)"
 

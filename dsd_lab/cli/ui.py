@@ -13,10 +13,11 @@ import sys
 
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import INTERRUPTED, OK, TERMINATED, BadInput
+from dsd_lab.files.redaction import without_password
 from dsd_lab.runs.child_environment import safe_imports
 from dsd_lab.runs.signals import Terminated, raise_terminated
 from dsd_lab.store.moved import relocate
-from dsd_lab.store.uri import chosen_uri, without_password
+from dsd_lab.store.uri import chosen_uri
 
 
 def run(arguments: argparse.Namespace) -> int:

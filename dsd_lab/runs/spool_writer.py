@@ -14,8 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from dsd_lab.core.observing.pictures import save_grid
 from dsd_lab.core.training.events import Checkpointed, Diverged, Drew, Event, Finished, Logged, Probed
 from dsd_lab.files.atomic import sync_file, sync_folder

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dsd_lab.core.observing.pictures import encoded
 from dsd_lab.core.training.trainer import pick_device
 from dsd_lab.evaluation.evaluate import evaluate_generation
 from dsd_lab.evaluation.metric_names import sampling_name
@@ -16,7 +17,6 @@ from dsd_lab.evaluation.workspace import Bench
 from dsd_lab.files.atomic import make_folder, write_atomic, write_json
 from dsd_lab.home.home import Home, TrialFolder
 from dsd_lab.runs.data_shelf import DataShelf
-from dsd_lab.core.observing.pictures import encoded
 from dsd_lab.specs.evaluate_list import applies
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.sweep import PlannedTrial

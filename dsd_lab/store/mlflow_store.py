@@ -24,6 +24,7 @@ from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
 from dsd_lab.errors import BadInput
 from dsd_lab.files.locks import locked
+from dsd_lab.files.redaction import without_password
 from dsd_lab.home.home import ENDED, Home, TrialFolder
 from dsd_lab.store.artifacts import differing, flat
 from dsd_lab.store.faults import STORE_ERRORS, StoreUnavailable
@@ -32,7 +33,7 @@ from dsd_lab.store.reading import StoredTrial, SweepRuns, local_folder, stored_t
 from dsd_lab.store.replay import BATCH, bring_up, set_state
 from dsd_lab.store.shared import Ours
 from dsd_lab.store.system_metrics import read_samples
-from dsd_lab.store.uri import default_uri, own_uri, refuse_files, without_password
+from dsd_lab.store.uri import default_uri, own_uri, refuse_files
 
 _FOLLOWING = ("dsd.settled", "dsd.evaluations")
 """Tags of a pointer that follow those of the run that it points to."""
