@@ -302,6 +302,26 @@ def test_p_values_appear_with_the_seeds_that_let_them_be_small_and_are_explained
     assert len(comparisons) == variants
     assert {(c.paired.p, c.adjusted_p) for c in comparisons} == {(p, adjusted)}
     assert said in conclusions(comparisons)
+    alone = f"on average {0.05 * variants:.1f} of the {variants} intervals would exclude 0 by chance"
+    assert (alone in conclusions(comparisons)) == (seeds > 1)
+
+
+def test_the_headline_s_effects_carry_their_intervals(tmp_path):
+    results = designed(FIVE)  # each seed shifts all cells alike but this one
+    moved = [result("both", s, capacity=4.0 + s + m, objective={"target": "stop_gradient", "output": "clean"}) for s, m in enumerate((-0.1, 0.0, 0.1))]  # fmt: skip
+    _, content = write_report([r for r in results if r.variant != "both"] + moved, SETTINGS, manifest(FIVE), tmp_path)
+    half = 4.30265 * 0.1 / np.sqrt(3)
+    assert f"both together +3.00 [+{3 - half:.2f}, +{3 + half:.2f}] against naive training" in content["answer"]
+    assert "with 95 % intervals: stop-gradient alone +1.00 [+1.00, +1.00]" in content["answer"]
+
+
+def test_accuracies_and_their_differences_have_intervals_within_their_range():
+    name = "label_accuracy/indomain-n9-cfg1-heun25-holdout-ema0.99"
+    results = [result(v, s, metrics={name: x}) for v, xs in {"dsd": (0.9, 1.0, 1.0), "naive": (0.0, 0.1, 0.9)}.items() for s, x in enumerate(xs)]  # fmt: skip
+    groups = groups_of(results, SETTINGS)
+    assert groups[0].estimates[name].ci_high == 1.0 and groups[1].estimates[name].ci_low == 0.0
+    (comparison,) = compare(groups, [c for c in columns_of(results) if c.name == name], SETTINGS)
+    assert comparison.paired.difference.ci_low == -1.0 and 0 < comparison.paired.difference.ci_high < 1.0
 
 
 CELLS = {
@@ -353,11 +373,15 @@ def test_effects_are_differences_within_seeds_and_shapley_shares_add_up_to_the_r
     means = {name: e.estimate.mean for name, e in found.items()}
     # Two orders: stop-gradient first (1, 2, 1) or clean prediction first (2.5, 0.5, 1).
     expected = {
-        "stop-gradient alone": 1.0,
-        "clean prediction alone": 0.5,
-        "both together": 3.0,
-        "interaction: together beyond the sum": 1.5,
-        "EMA target on top of both": 1.0,
+        "main effect: stop-gradient, mean over outputs": 1.75,
+        "main effect: clean prediction, mean over live and stop-gradient targets": 1.25,
+        "simple effect: stop-gradient, velocity output": 1.0,
+        "simple effect: stop-gradient, clean output": 2.5,
+        "simple effect: clean prediction, live target": 0.5,
+        "simple effect: clean prediction, stop-gradient target": 2.0,
+        "simple effect: EMA after stop-gradient, clean output": 1.0,
+        "interaction: (live, stop-gradient) x output": 1.5,
+        "both together: naive to stop-gradient and clean prediction": 3.0,
         "all three: naive to DSD": 4.0,
         "Shapley value of stop-gradient": 1.75,
         "Shapley value of clean prediction": 1.25,
@@ -367,6 +391,25 @@ def test_effects_are_differences_within_seeds_and_shapley_shares_add_up_to_the_r
     shares = [found[f"Shapley value of {step}"].share for step in STEPS]
     assert shares == pytest.approx([1.75 / 4, 1.25 / 4, 1 / 4]) and sum(shares) == pytest.approx(1)
     assert all(e.estimate.n == 3 and e.estimate.sd == pytest.approx(0) for e in found.values())
+
+
+def test_main_effects_and_interactions_are_the_coefficients_of_a_regression_on_effect_codes():
+    """Six cells: `value ~ target * output` by least squares, the outputs coded -1/2 and 1/2, the targets by steps."""
+    found = {name: e.estimate.mean for name, e in capacity_effects(designed((*FIVE, "odd"))).items()}
+    rows, values = [], []
+    for target, output, value in CELLS.values():
+        level, clean = ("live", "stop_gradient", "ema").index(target), 0.5 if output == "clean" else -0.5
+        steps = [float(level >= 1), float(level >= 2)]  # backward differences: each level against the one before
+        rows.append([1.0, *steps, clean, *(step * clean for step in steps)])
+        values.append(value)
+    fitted = np.linalg.solve(np.array(rows), np.array(values))
+    assert found["main effect: stop-gradient, mean over outputs"] == pytest.approx(fitted[1])
+    assert found["main effect: EMA after stop-gradient, mean over outputs"] == pytest.approx(fitted[2])
+    assert found["interaction: (live, stop-gradient) x output"] == pytest.approx(fitted[4])
+    assert found["interaction: (EMA, stop-gradient) x output"] == pytest.approx(fitted[5]) == pytest.approx(0.0)
+    by_target = [found[f"simple effect: clean prediction, {t} target"] for t in ("live", "stop-gradient", "EMA")]
+    assert found["main effect: clean prediction, mean over all three targets"] == pytest.approx(np.mean(by_target))
+    assert by_target == pytest.approx([0.5, 2.0, 2.0])
 
 
 def test_a_sixth_cell_adds_the_order_in_which_ema_comes_second_and_ema_is_never_before_the_stop_gradient():
@@ -384,7 +427,7 @@ def test_a_sixth_cell_adds_the_order_in_which_ema_comes_second_and_ema_is_never_
 def test_shares_are_left_out_where_the_recovery_is_not_sure(seeds, noise):
     found = capacity_effects(designed(FIVE, seeds, noise))
     assert [found[f"Shapley value of {step}"].share for step in STEPS] == [None] * 3
-    assert found["stop-gradient alone"].estimate.mean == pytest.approx(1.0)
+    assert found["simple effect: stop-gradient, velocity output"].estimate.mean == pytest.approx(1.0)
 
 
 def test_cells_form_a_design_only_where_they_agree_in_all_else_and_all_four_are_there():
@@ -578,8 +621,11 @@ def test_one_seed_of_a_design_gives_means_and_effects_but_no_interval(tmp_path):
     effects = {(e["effect"], e["metric"]): e for e in content["effects"]}
     whole = effects["all three: naive to DSD", "latent/capacity_bits/token"]
     assert (whole["mean"], whole["ci_low"], whole["n"], whole["share"]) == (4.0, None, 1, None)
-    assert "stop-gradient alone +1.00" in content["answer"] and "One seed" in content["comparisons"]["conclusions"]
-    assert len(pd.read_csv(tmp_path / "tables" / "effects.csv")) == len(content["effects"]) == 27
+    assert (
+        "in bits per token: stop-gradient alone +1.00, clean" in content["answer"]
+        and "One seed" in content["comparisons"]["conclusions"]
+    )
+    assert len(pd.read_csv(tmp_path / "tables" / "effects.csv")) == len(content["effects"]) == 39
     assert [d.stem for d in page.figures] == ["verdicts", "curves"]
 
 

@@ -26,7 +26,7 @@ from dsd_lab.report.statistics.comparisons import (
     conclusions,
     paired_differences,
 )
-from dsd_lab.report.statistics.intervals import compare_paired, holm, seeds_needed
+from dsd_lab.report.statistics.intervals import compare_paired, difference_range, holm, seeds_needed
 from dsd_lab.specs.report import ReportSettings
 from dsd_lab.store.artifacts import flat
 from dsd_lab.store.mlflow_store import Store
@@ -114,7 +114,8 @@ def _family(a: Side, b: Side, column: Column, settings: ReportSettings) -> list[
     family = []
     for name, reference in a.groups.items():
         if (group := b.groups.get(name)) is not None:
-            paired = compare_paired(list(paired_differences(group, reference, column, settings).values()))
+            differences = paired_differences(group, reference, column, settings)
+            paired = compare_paired(list(differences.values()), differences, difference_range(column.within))
             if paired is not None:
                 family.append(Comparison(group, reference, column, paired, None))
     return family

@@ -11,7 +11,7 @@ from typing import Any
 
 from dsd_lab.home.names import NOT_FINITE
 from dsd_lab.report.results import Result, point_name
-from dsd_lab.report.statistics.intervals import Estimate, clopper_pearson, estimate
+from dsd_lab.report.statistics.intervals import ANY, POSITIVE, SHARE, Estimate, Range, clopper_pearson, estimate
 from dsd_lab.report.statistics.verdicts import VERDICTS, Judged, judge, row_key
 from dsd_lab.specs.report import ReportSettings
 
@@ -28,6 +28,8 @@ class Column:
     label: str
     digits: int
     note: str
+    within: Range = ANY
+    """Range of the quantity, which its intervals keep."""
 
     @property
     def is_latent(self) -> bool:
@@ -35,12 +37,16 @@ class Column:
 
 
 LATENT_COLUMNS = (
-    Column("latent/std", "latent std", 3, "square root of latent/variance"),
+    Column("latent/std", "latent std", 3, "square root of latent/variance", POSITIVE),
     Column(
-        "latent/effective_rank/token", "effective rank, tokens", 2, "Roy and Vetterli 2007, at most the latent channels"
+        "latent/effective_rank/token",
+        "effective rank, tokens",
+        2,
+        "Roy and Vetterli 2007, at most the latent channels",
+        POSITIVE,
     ),
-    Column("latent/effective_rank/image", "effective rank, images", 1, "the same of whole latents"),
-    Column("latent/capacity_bits/token", "capacity, bits a token", 2, "what survives unit-variance noise"),
+    Column("latent/effective_rank/image", "effective rank, images", 1, "the same of whole latents", POSITIVE),
+    Column("latent/capacity_bits/token", "capacity, bits a token", 2, "what survives unit-variance noise", POSITIVE),
 )
 LOG_STD = Column(
     "latent/log10_std", "log10 latent std", 2, f"differences are ratios; a std below {_SMALLEST_STD:g} counts as that"
@@ -50,20 +56,35 @@ EFFECT_COLUMNS = (_CAPACITY, LOG_STD, _TOKEN_RANK)
 """What factorial effects are given for."""
 
 _SAME = "same features"
-_EVALUATIONS = {
-    "fid": ("FID", 2, "lower is better; features of an in-domain classifier, not Inception"),
-    "kid": ("KID", 3, f"lower is better; {_SAME}"),
-    "is": ("inception score", 2, "higher is better; at most the number of classes that the extractor knows"),
-    "precision": ("precision", 3, f"share of samples among real images; {_SAME}, as many real images as samples"),
-    "recall": ("recall", 3, f"share of real images among samples; {_SAME}"),
-    "label_accuracy": ("label accuracy", 3, "how often that classifier agrees with the label asked for"),
-    "memorisation/nearest_train": ("nearest training image", 1, "median RMS distance in grey levels"),
-    "rfid": ("rFID", 2, f"held-out reconstructions against their originals; {_SAME}"),
-    "psnr": ("PSNR, dB", 1, "held-out reconstructions"),
-    "ssim": ("SSIM", 3, "held-out reconstructions"),
-    "probe/knn": ("kNN accuracy", 3, "held-out images by their latents' nearest training latents"),
-    "probe/linear": ("linear probe accuracy", 3, "held-out images by a linear classifier of latents"),
+_EVALUATIONS: dict[str, tuple[str, int, str, Range]] = {
+    "fid": ("FID", 2, "lower is better; features of an in-domain classifier, not Inception", POSITIVE),
+    "kid": ("KID", 3, f"lower is better; {_SAME}", ANY),
+    "is": (
+        "inception score",
+        2,
+        "higher is better; at most the number of classes that the extractor knows",
+        (1.0, math.inf),
+    ),
+    "precision": (
+        "precision",
+        3,
+        f"share of samples among real images; {_SAME}, as many real images as samples",
+        SHARE,
+    ),
+    "recall": ("recall", 3, f"share of real images among samples; {_SAME}", SHARE),
+    "label_accuracy": ("label accuracy", 3, "how often that classifier agrees with the label asked for", SHARE),
+    "memorisation/nearest_train": ("nearest training image", 1, "median RMS distance in grey levels", (0.0, 255.0)),
+    "rfid": ("rFID", 2, f"held-out reconstructions against their originals; {_SAME}", POSITIVE),
+    "psnr": ("PSNR, dB", 1, "held-out reconstructions, mean over images", POSITIVE),
+    "ssim": ("SSIM", 3, "held-out reconstructions, mean over images", (-1.0, 1.0)),
+    "probe/knn": ("kNN accuracy", 3, "held-out images by their latents' nearest training latents", SHARE),
+    "probe/linear": ("linear probe accuracy", 3, "held-out images by a linear classifier of latents", SHARE),
 }
+_EARLIER = {
+    "psnr": (r"n\d+-", "held-out reconstructions, one error over all pixels: an earlier definition"),
+    "ssim": (r"(uniform\d+-)?n\d+-", "held-out reconstructions, padded at their borders: an earlier definition"),
+}
+"""How names begin that were recorded under an earlier definition, and what it was: never one column with today's."""
 _INCEPTION = "features of Inception-v3"
 
 
@@ -71,17 +92,24 @@ def columns_of(results: list[Result]) -> list[Column]:
     """The quantities that these results have: latents first, then every distinct evaluation, never two in one column."""
     names = sorted({name for r in results for name in r.metrics if not name.startswith("latent/")})
     found = list(LATENT_COLUMNS)
-    for prefix, (label, digits, note) in _EVALUATIONS.items():
+    for prefix, (label, digits, usual, within) in _EVALUATIONS.items():
         for name in names:
             if name.startswith(f"{prefix}/") and "_floor/" not in name:
-                how = name.removeprefix(f"{prefix}/")
+                how, what, note = name.removeprefix(f"{prefix}/"), label, usual
                 if how.startswith("inception"):
                     what = f"Inception {label}" if label.endswith(("FID", "KID")) else label
-                    told = note.replace("features of an in-domain classifier, not Inception", _INCEPTION)
-                    found.append(Column(name, f"{what} ({how})", digits, told.replace(_SAME, _INCEPTION)))
-                else:
-                    found.append(Column(name, f"{label} ({how})", digits, note))
+                    note = note.replace("features of an in-domain classifier, not Inception", _INCEPTION)
+                    note = note.replace(_SAME, _INCEPTION)
+                if prefix in _EARLIER and re.match(_EARLIER[prefix][0], how):
+                    note = _EARLIER[prefix][1]
+                found.append(Column(name, f"{what} ({how})", digits, note, within))
     return found
+
+
+def range_of(metric: str) -> Range:
+    """Range of a quantity by the name that it is recorded under; unbounded where the report does not know it."""
+    bounded = {c.name: c.within for c in LATENT_COLUMNS} | {f"{k}/": v[3] for k, v in _EVALUATIONS.items()}
+    return next((within for start, within in bounded.items() if metric.startswith(start)), ANY)
 
 
 def short_labels(columns: list[Column]) -> dict[str, str]:
@@ -244,7 +272,7 @@ def groups_of(results: list[Result], settings: ReportSettings) -> list[Group]:
             values = {
                 r.seed: v for r in members if r.finished and (v := value_of(r, column.name, settings)) is not None
             }
-            if (found := estimate(list(values.values()), values)) is not None:
+            if (found := estimate(list(values.values()), values, column.within)) is not None:
                 estimates[column.name] = found
         by_seed = {r.seed: judged[row_key(r)] for r in members}
         groups.append(Group(name, members[0].variant, members[0].point, members, by_seed, estimates))

@@ -131,8 +131,8 @@ def method_note(groups: list[Group], settings: ReportSettings) -> str:
     )
     count = "1 seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
     return (
-        f"Means over {count} ({listed}) with 95 % intervals (Student's t below 10 seeds, which knows no bounds of a quantity, so that the interval of "
-        "an accuracy may reach beyond 1; BCa bootstrap from 10 on); shares of healthy seeds with Clopper-Pearson intervals. "
+        f"Means over {count} ({listed}) with 95 % intervals (Student's t, cut at the bounds of a quantity: an "
+        "accuracy ends at 1); shares of healthy seeds with Clopper-Pearson intervals. "
         f"Latent values are medians of the last {settings.probes} probes on held-out images. {against} "
         "Collapsed at step: the first probe from which the verdict, made in the same way at every step, stays unhealthy; median over "
         "collapsed seeds, below it first and last."

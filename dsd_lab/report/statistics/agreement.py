@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dsd_lab.home.history import Floats
 from dsd_lab.report.groups import Group
 from dsd_lab.report.results import Result
-from dsd_lab.report.statistics.intervals import Estimate, estimate
+from dsd_lab.report.statistics.intervals import ANY, SHARE, Estimate, estimate
 from dsd_lab.report.statistics.theory import has_closed_form, scale_gradient
 from dsd_lab.report.tables.rendering import Cell, Table, estimate_cell, shown
 from dsd_lab.specs.report import ReportSettings
@@ -164,7 +164,8 @@ def theory_table(groups: list[Group], settings: ReportSettings, looks: dict[str,
             continue
         trials += found.values()
         present = {name: _present(found, name) for name, *_ in _COLUMNS}
-        estimates = {name: estimate(list(values.values()), values) for name, values in present.items()}
+        within = {name: SHARE if share else ANY for name, _, _, share in _formats()}
+        estimates = {name: estimate(list(v.values()), v, within[name]) for name, v in present.items()}
         rows.append([Cell(group.name), *(_cell(estimates[name], d, s, p) for name, d, s, p in _formats())])
         numbers += [
             {"variant": group.variant, **group.point, "quantity": name, **vars(value)}

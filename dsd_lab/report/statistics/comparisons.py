@@ -8,7 +8,17 @@ from typing import Any
 import pandas as pd
 
 from dsd_lab.report.groups import LOG_STD, Column, Group, points_of, reference_of, short_labels, value_of
-from dsd_lab.report.statistics.intervals import TEST_FROM, Paired, compare_paired, holm, seeds_needed, smallest_p
+from dsd_lab.report.statistics.intervals import (
+    CONFIDENCE,
+    TEST_FROM,
+    Estimate,
+    Paired,
+    compare_paired,
+    difference_range,
+    holm,
+    seeds_needed,
+    smallest_p,
+)
 from dsd_lab.report.tables.rendering import Cell, Table, estimate_cell, shown
 from dsd_lab.specs.report import ReportSettings
 
@@ -52,7 +62,7 @@ def compare(groups: list[Group], columns: list[Column], settings: ReportSettings
                 if against is None or group is against:
                     continue
                 differences = paired_differences(group, against, column, settings)
-                paired = compare_paired(list(differences.values()), differences)
+                paired = compare_paired(list(differences.values()), differences, difference_range(column.within))
                 if paired is not None:
                     family.append((group, against, paired))
         tested = [p.p for _, _, p in family if p.p is not None]
@@ -74,19 +84,31 @@ def conclusions(comparisons: list[Comparison]) -> str:
         return "One seed gives differences but no interval and no test: nothing can be said about other seeds."
     compared = "the 1 comparison" if family == 1 else f"the {family} comparisons"
     limit = f"The smallest p that a two-sided sign-flip test over {seeds} seeds can give is {smallest_p(seeds):.2g}"
+    alone = by_chance([c.paired.difference for c in comparisons])
     if seeds < TEST_FROM:
         return (
             f"{limit}, so no p-values are given: they could not fall below 0.05 however large the differences are. "
             f"What {seeds} seeds give are intervals, which take the differences to be normal over seeds; an interval that "
-            f"holds 0 does not show that there is no difference. p-values come from {TEST_FROM} seeds on."
+            f"holds 0 does not show that there is no difference. {alone} p-values come from {TEST_FROM} seeds on."
         )
     if seeds < seeds_needed(family):
         return (
             f"{limit}; Holm's correction over {compared} of a quantity would raise it to "
             f"{min(1.0, smallest_p(seeds) * family):.2g}, so no single difference can be called significant at 5 % among them, "
-            f"and p is given uncorrected. That takes {seeds_needed(family)} seeds."
+            f"and p is given uncorrected. That takes {seeds_needed(family)} seeds. {alone}"
         )
-    return f"{limit}. p is from that test; in brackets after Holm's correction over {compared} of a quantity."
+    return f"{limit}. p is from that test; in brackets after Holm's correction over {compared} of a quantity. {alone}"
+
+
+def by_chance(estimates: list[Estimate]) -> str:
+    """That an interval is of one comparison alone, and how many of these exclude 0 by chance; empty without intervals."""
+    intervals = sum(e.ci_low is not None for e in estimates)
+    if not intervals:
+        return ""
+    return (
+        "Each interval is of one comparison alone, uncorrected for the others: if nothing differed, on average "
+        f"{intervals * (1 - CONFIDENCE):.1f} of the {intervals} intervals would exclude 0 by chance."
+    )
 
 
 def comparison_table(comparisons: list[Comparison], looks: dict[str, str]) -> Table | None:

@@ -1,5 +1,7 @@
 """Effects of DSD's changes where a sweep holds the nested design target {live, stop-gradient, EMA} x output {velocity, clean}.
 
+A simple effect is that of one factor at one level of the other; a main effect is the mean of a factor's
+simple effects over the levels of the other; an interaction is the difference between simple effects.
 The cells are found by the fields of the trials, not by the variants' names. An EMA target carries no
 gradient by nature, so EMA comes after the stop-gradient: three levels of one factor, not a third one.
 """
@@ -14,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from dsd_lab.report.groups import EFFECT_COLUMNS, Column, Group, points_of, value_of
+from dsd_lab.report.statistics.comparisons import by_chance
 from dsd_lab.report.statistics.intervals import Estimate, estimate
 from dsd_lab.report.tables.rendering import Cell, Table, estimate_cell
 from dsd_lab.specs.identity import TRAINING_SECTIONS
@@ -21,22 +24,45 @@ from dsd_lab.specs.report import ReportSettings
 
 Place = tuple[str, str]
 """Target and network output."""
-NAIVE, STOPPED, CLEAN, BOTH, FULL = (
+NAIVE, STOPPED, CLEAN, BOTH, FULL, AVERAGED = (
     ("live", "velocity"),
     ("stop_gradient", "velocity"),
     ("live", "clean"),
     ("stop_gradient", "clean"),
     ("ema", "clean"),
+    ("ema", "velocity"),
 )
 STEPS = ("stop-gradient", "clean prediction", "EMA target")
-_EFFECTS: tuple[tuple[str, dict[Place, int]], ...] = (
-    ("stop-gradient alone", {STOPPED: 1, NAIVE: -1}),
-    ("clean prediction alone", {CLEAN: 1, NAIVE: -1}),
-    ("both together", {BOTH: 1, NAIVE: -1}),
-    ("interaction: together beyond the sum", {BOTH: 1, STOPPED: -1, CLEAN: -1, NAIVE: 1}),
-    ("EMA target on top of both", {FULL: 1, BOTH: -1}),
+_ALONE, _CLEAN_ALONE, _TOGETHER, _ON_TOP = (
+    "simple effect: stop-gradient, velocity output",
+    "simple effect: clean prediction, live target",
+    "both together: naive to stop-gradient and clean prediction",
+    "simple effect: EMA after stop-gradient, clean output",
+)
+_EFFECTS: tuple[tuple[str, dict[Place, float]], ...] = (
+    ("main effect: stop-gradient, mean over outputs", {STOPPED: 0.5, BOTH: 0.5, NAIVE: -0.5, CLEAN: -0.5}),
+    (
+        "main effect: clean prediction, mean over live and stop-gradient targets",
+        {CLEAN: 0.5, BOTH: 0.5, NAIVE: -0.5, STOPPED: -0.5},
+    ),
+    (
+        "main effect: clean prediction, mean over all three targets",
+        {CLEAN: 1 / 3, BOTH: 1 / 3, FULL: 1 / 3, NAIVE: -1 / 3, STOPPED: -1 / 3, AVERAGED: -1 / 3},
+    ),
+    ("main effect: EMA after stop-gradient, mean over outputs", {AVERAGED: 0.5, FULL: 0.5, STOPPED: -0.5, BOTH: -0.5}),
+    (_ALONE, {STOPPED: 1, NAIVE: -1}),
+    ("simple effect: stop-gradient, clean output", {BOTH: 1, CLEAN: -1}),
+    (_CLEAN_ALONE, {CLEAN: 1, NAIVE: -1}),
+    ("simple effect: clean prediction, stop-gradient target", {BOTH: 1, STOPPED: -1}),
+    ("simple effect: clean prediction, EMA target", {FULL: 1, AVERAGED: -1}),
+    ("simple effect: EMA after stop-gradient, velocity output", {AVERAGED: 1, STOPPED: -1}),
+    (_ON_TOP, {FULL: 1, BOTH: -1}),
+    ("interaction: (live, stop-gradient) x output", {BOTH: 1, STOPPED: -1, CLEAN: -1, NAIVE: 1}),
+    ("interaction: (EMA, stop-gradient) x output", {FULL: 1, BOTH: -1, AVERAGED: -1, STOPPED: 1}),
+    (_TOGETHER, {BOTH: 1, NAIVE: -1}),
     ("all three: naive to DSD", {FULL: 1, NAIVE: -1}),
 )
+"""Weights of the cells' values. The interaction is the second simple effect of the first factor minus its first."""
 _AGAINST = 0.05
 """Share by which a step may work against the recovery and still count as part of it."""
 _DEPENDENT = ("target", "target_decay", "output", "loss_space", "weighting", "clamp")
@@ -167,17 +193,17 @@ def effect_table(groups: list[Group], settings: ReportSettings) -> Table | None:
         cells = [_cell(found.get(c.name), c.digits) for c in EFFECT_COLUMNS]
         rows.append([*([Cell(where)] if several else []), Cell(name), Cell(seeds), *cells])
     header = [*(["at"] if several else []), "effect", "seeds", *(c.label for c in EFFECT_COLUMNS)]
-    names = ", ".join(
-        f"{g.variant} = {_words(p)}" for p, g in designs[0].items() if p in (NAIVE, STOPPED, CLEAN, BOTH, FULL)
-    )
+    names = ", ".join(f"{g.variant} = {_words(p)}" for p, g in designs[0].items())
     orders = orders_of(set(designs[0]))
     note = (
         f"Differences within seeds, with 95 % intervals of their mean. Cells: {names}. "
-        "Interaction: what both do together beyond the sum of what each does alone. "
+        "A simple effect is that of one change at one level of the other factor, a main effect the mean of a change's simple "
+        "effects over those levels, an interaction the difference between them: what both do beyond the sum of what each does. "
+        f"{by_chance([e.estimate for e in effects])}"
     )
     if orders:
         note += (
-            f"Shapley value: a step's gain averaged over the {len(orders)} orders of the three steps whose every stage was trained "
+            f" Shapley value: a step's gain averaged over the {len(orders)} orders of the three steps whose every stage was trained "
             f"({'; '.join(', '.join(order) for order in orders)}); EMA cannot come before the stop-gradient. "
             "Its share is of the recovery from naive to DSD, and is given where the interval of that recovery does not hold 0 and no step works against it."
         )
@@ -213,15 +239,16 @@ def effects_sentence(table: Table | None) -> str:
     if table is None or "at" in table.header:
         return ""
     at = table.header.index(EFFECT_COLUMNS[0].label)
-    gains = {row[0].text: row[at].text for row in table.rows}
+    gains = {row[0].text: row[at] for row in table.rows}
     told = [
-        text.format(gains[name])
+        text.format(" ".join(filter(None, (gains[name].text, gains[name].detail))))
         for name, text in (
-            ("stop-gradient alone", "stop-gradient alone {}"),
-            ("clean prediction alone", "clean prediction alone {}"),
-            ("both together", "both together {} against naive training"),
-            ("EMA target on top of both", "an EMA target on top of both {}"),
+            (_ALONE, "stop-gradient alone {}"),
+            (_CLEAN_ALONE, "clean prediction alone {}"),
+            (_TOGETHER, "both together {} against naive training"),
+            (_ON_TOP, "an EMA target on top of both {}"),
         )
-        if gains.get(name, "-") != "-"
+        if name in gains and gains[name].text != "-"
     ]
-    return f"Capacity, in bits a token: {', '.join(told)}." if told else ""
+    intervals = ", with 95 % intervals" if any("[" in text for text in told) else ""
+    return f"Change of capacity in bits per token{intervals}: {', '.join(told)}." if told else ""

@@ -1,5 +1,10 @@
 """Statistics over seeds, on scipy: means, shares, paired comparisons, multiple testing.
 
+Intervals are Student's t at every number of seeds. In simulation (3 to 20 seeds) they cover 0.95 of normal
+values, 0.96 to 0.98 of normal values with 10 % outlier seeds, and 0.88 to 0.92 of exponential values. A
+bootstrap-t covers more of exponential values from 5 seeds on (0.93 to 0.94), but 0.85 of normal values at
+3 seeds and 0.88 of contaminated values at 20; the BCa bootstrap covers 0.905 of normal values at 10.
+
 Quantiles are those of scipy.special: importing scipy.stats takes longer than most reports' arithmetic.
 """
 
@@ -16,8 +21,6 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv, gammaln, stdtrit
 
 CONFIDENCE = 0.95
-BOOTSTRAP_FROM = 10
-"""Seeds from which BCa bootstrap is used; below, a bootstrap interval covers far less than it says."""
 TEST_FROM = 6
 """Seeds from which a two-sided sign-flip test can reach p <= 0.05: 2 / 2^6 = 0.031."""
 _EXACT_TO = 13
@@ -25,11 +28,16 @@ _EXACT_TO = 13
 _FLIPS = 9_999
 _ROUNDING = 1e-12
 """Relative size below which a difference between values is one of floating-point arithmetic."""
+Range = tuple[float, float]
+"""Lowest and highest possible value of a quantity."""
+ANY: Range = (-math.inf, math.inf)
+SHARE: Range = (0.0, 1.0)
+POSITIVE: Range = (0.0, math.inf)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with its 95 % interval; the bounds are None where one value gives none."""
+    """A mean over seeds with its 95 % interval; the interval's ends are None where one value gives none."""
 
     mean: float
     sd: float | None
@@ -38,6 +46,11 @@ class Estimate:
     n: int
     seeds: tuple[int, ...] = ()
     """Those that the values are of."""
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether there is an interval and 0 is outside of it."""
+        return self.ci_low is not None and self.ci_high is not None and not self.ci_low <= 0 <= self.ci_high
 
 
 @dataclass(frozen=True)
@@ -53,12 +66,16 @@ class Paired:
     """The smallest p that this number of seeds can give."""
 
 
-def estimate(values: Sequence[float], seeds: Iterable[int] = ()) -> Estimate | None:
-    """Mean and interval of values over seeds: Student's t below 10 seeds, BCa bootstrap from 10 on.
+def estimate(values: Sequence[float], seeds: Iterable[int] = (), within: Range = ANY) -> Estimate | None:
+    """Mean of values over seeds with Student's 95 % interval; None without a value.
+
+    The interval of a bounded quantity ends at the bound: the mean cannot lie beyond, so that the interval
+    covers it exactly as often.
 
     Args:
-        values: one a seed.
-        seeds: kept beside what their values give.
+        values: one value per seed.
+        seeds: that the values are of; kept in the result.
+        within: the quantity's range.
 
     Raises:
         ValueError: a value is not finite; such a trial has diverged and has no place in a mean.
@@ -75,13 +92,8 @@ def estimate(values: Sequence[float], seeds: Iterable[int] = ()) -> Estimate | N
         return Estimate(mean, 0.0, mean, mean, n, tuple(seeds))
     sd = float(array.std(ddof=1))
     half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * sd / math.sqrt(n)
-    low, high = mean - half, mean + half
-    if n >= BOOTSTRAP_FROM:
-        from scipy import stats
-
-        random = np.random.default_rng(0)  # the same values give the same interval
-        found = stats.bootstrap((array,), np.mean, confidence_level=CONFIDENCE, method="BCa", rng=random)
-        low, high = (float(bound) for bound in found.confidence_interval)
+    # A value beyond the stated range (by rounding, say) widens it: the interval never excludes its own mean.
+    low, high = max(mean - half, min(within[0], mean)), min(mean + half, max(within[1], mean))
     return Estimate(mean, sd, low, high, n, tuple(seeds))
 
 
@@ -93,9 +105,15 @@ def clopper_pearson(successes: int, trials: int) -> tuple[float, float]:
     return low, high
 
 
-def compare_paired(differences: Sequence[float], seeds: Iterable[int] = ()) -> Paired | None:
-    """What the differences of two variants over shared seeds say; None without a shared seed."""
-    difference = estimate(differences, seeds)
+def compare_paired(differences: Sequence[float], seeds: Iterable[int] = (), within: Range = ANY) -> Paired | None:
+    """What the differences of two variants over shared seeds say; None without a shared seed.
+
+    Args:
+        differences: one per shared seed.
+        seeds: that they are of.
+        within: range of a difference.
+    """
+    difference = estimate(differences, seeds, within)
     if difference is None:
         return None
     n = difference.n
@@ -109,6 +127,11 @@ def hedges_correction(freedom: int) -> float:
     """Factor that removes the bias of a standardised mean difference (Hedges 1981), by degrees of freedom >= 2."""
     half = freedom / 2
     return math.exp(float(gammaln(half) - gammaln(half - 0.5))) / math.sqrt(half)
+
+
+def difference_range(within: Range) -> Range:
+    """Range of the difference of two values of a quantity."""
+    return within[0] - within[1], within[1] - within[0]
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:

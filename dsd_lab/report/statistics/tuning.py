@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dsd_lab.report.groups import range_of
 from dsd_lab.report.results import Result, point_name
 from dsd_lab.report.statistics.intervals import Estimate, estimate
 from dsd_lab.report.tables.rendering import Cell, Table, estimate_cell
@@ -73,7 +74,7 @@ def tune(results: list[Result], settings: Tuning) -> tuple[list[Result], list[Tu
         by_value = {}
         for value in values:
             known = [s for s in seeds if (value, s) in figures]
-            by_value[value] = estimate([figures[value, s] for s in known], known)
+            by_value[value] = estimate([figures[value, s] for s in known], known, range_of(metric))
         tuned.append(Tuned(variant, rest, metric, by_value, chosen, len(seeds) > 1))
     return kept, tuned
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from dsd_lab.home.parameter_count import parameters_in
 from dsd_lab.report.groups import Group
-from dsd_lab.report.statistics.intervals import Estimate, estimate
+from dsd_lab.report.statistics.intervals import POSITIVE, Estimate, estimate
 from dsd_lab.report.tables.rendering import Cell, Table, estimate_cell
 from dsd_lab.specs.auxiliary import EMA
 from dsd_lab.specs.report import ReportSettings
@@ -197,7 +197,9 @@ def collapse_table(groups: list[Group], settings: ReportSettings, dots: dict[str
     published = len(rows)
     for group in groups:
         spatial, variation = (
-            estimate([v for r in group.finished if (v := r.last_probes(name, settings.probes)) is not None])
+            estimate(
+                [v for r in group.finished if (v := r.last_probes(name, settings.probes)) is not None], within=POSITIVE
+            )
             for name in (_SPATIAL, _VARIATION)
         )
         if spatial is None or variation is None or not group.described:
