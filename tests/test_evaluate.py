@@ -162,7 +162,7 @@ def test_all_entries_of_a_spec_are_made(trained, tmp_path):
     code, answer = evaluate(home, ids["dsd", 1], ids["control", 0], "--spec", spec, "--no-tracking")
     assert code == OK
     metrics = [{n for e in t["evaluations"].values() for n in e["metrics"]} for t in answer["trials"]]
-    assert "psnr/n395-ema0.99" in metrics[0] & metrics[1]
+    assert "psnr/perimage-n395-ema0.99" in metrics[0] & metrics[1]
     assert "fid/indomain-n20-cfg1-dopri5rtol0.1atol0.1-balanced-ema0.99" in metrics[0] - metrics[1]
 
 
@@ -188,7 +188,7 @@ def test_a_failing_evaluation_leaves_the_trial_finished(trained, monkeypatch):
 @pytest.mark.parametrize(
     ("which", "given", "complaint"),
     [
-        ("control", [], "no denoiser"),
+        ("control", ["--metrics", "fid"], "no denoiser"),
         ("nothing", [], "no such trial"),
         ("dsd", ["--guidance", "-1"], "--guidance"),
         ("dsd", ["--weights", "best"], "--weights"),

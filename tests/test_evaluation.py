@@ -228,11 +228,11 @@ def test_names_tell_the_extractor_number_guidance_sampler_mix_and_weights(traine
         "kid_floor/indomain-n50",
         "label_accuracy_floor/indomain-n50",
         "memorisation/nearest_train_floor/n50",
-        f"psnr/n50-{weights}",
+        f"psnr/perimage-n50-{weights}",
         *(f"{name}/{how}" for name in ("is", "precision", "recall")),
         *(f"{name}_floor/indomain-n50" for name in ("is", "precision", "recall")),
         f"rfid/indomain-n50-{weights}",
-        f"ssim/uniform7-n50-{weights}",
+        f"ssim/skimage7-n50-{weights}",
         f"fid_flag/few_images/{how}",
         *same,
     }

@@ -80,6 +80,30 @@ def test_alpha_req_is_the_exponent_of_a_power_law_and_tells_its_range(slope):
     eigenvalues = 3 * torch.arange(1, 9, dtype=torch.float64) ** -slope
     assert lm.alpha_req(eigenvalues) == pytest.approx((slope, 8))
     assert lm.alpha_req(torch.cat([eigenvalues, torch.zeros(3)])) == pytest.approx((slope, 8))
+    long = 3 * torch.arange(1, 301, dtype=torch.float64) ** -slope
+    long[:3], long[100:] = 1e6, 1e-6  # ranks below 4 and above 100 have no say
+    assert lm.alpha_req(long.sort(descending=True).values) == pytest.approx((slope, 100))
+
+
+@pytest.mark.parametrize("count", [6, 40, 250])
+def test_alpha_req_is_the_authors_weighted_fit(count):
+    eigenvalues = torch.from_numpy(np.sort(np.random.default_rng(count).gamma(0.5, 1.0, count))[::-1].copy())
+    ranks = np.arange(4, min(count, 100) + 1)
+    weights = np.sqrt(1 / ranks)  # polyfit weighs residuals, the fit their squares by 1 / rank
+    expected = -np.polyfit(np.log(ranks), np.log(eigenvalues.numpy()[ranks - 1]), 1, w=weights)[0]
+    assert lm.alpha_req(eigenvalues) == pytest.approx((expected, ranks[-1]))
+
+
+def test_alpha_req_needs_two_eigenvalues_from_the_fourth_on():
+    assert lm.alpha_req(torch.tensor([3.0, 2.0, 1.0, 0.5], dtype=torch.float64)) == (0.0, 4)
+
+
+def test_patch_ranks_are_those_of_the_images_cut_into_tokens():
+    x = gaussian(0, (9, 2, 4, 4))
+    tokens = [x[n, :, i : i + 2, j : j + 2].flatten() for n in range(9) for i in (0, 2) for j in (0, 2)]
+    expected = [lm.effective_rank(torch.stack(tokens)), lm.effective_rank(x.flatten(1))]
+    assert list(lm.patch_ranks(x, 2).values()) == pytest.approx(expected)
+    assert list(lm.patch_ranks(torch.ones(3, 1, 4, 4), 2).values()) == [0.0, 0.0]
 
 
 def test_rankme_is_uncentred_and_adds_its_constant_after_normalising():
@@ -227,7 +251,7 @@ def test_latents_that_do_not_vary_have_rank_variance_and_capacity_zero(case):
 def test_rank_one_latents_have_token_rank_one():
     metrics, _ = lm.latent_metrics(FLAT["rank one"], 2)
     assert metrics["latent/effective_rank/token"] == pytest.approx(1)
-    assert metrics["latent/alpha_req/token"] == 0 and metrics["latent/alpha_req/token/fit_last"] == 1
+    assert metrics["latent/alpha_req/image"] == 0 and metrics["latent/alpha_req/image/fit_last"] == 4
 
 
 def test_rank_one_latents_of_many_images_and_wide_tokens_have_rank_one():
@@ -269,8 +293,8 @@ def test_the_names_are_those_that_stores_and_reports_use():
         "latent/spatial_variance",
         "latent/total_variation",
         "latent/rankme/image",
-        "latent/alpha_req/token",
-        "latent/alpha_req/token/fit_last",
+        "latent/alpha_req/image",
+        "latent/alpha_req/image/fit_last",
         "latent/uniformity/image",
         "latent/capacity_bits/token",
     }

@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch_fidelity
 from PIL import Image
+from scipy.ndimage import zoom
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from dsd_lab.core.data import DataSet, Images
 from dsd_lab.core.training.trainer import Trainer
@@ -149,23 +150,73 @@ def test_figures_of_two_folders_are_torch_fidelitys_own_with_inception(digits, t
         assert value == pytest.approx(found[name], abs=1e-4 * scale)
 
 
-def test_ssim_and_psnr_are_torchmetrics_own():
-    source = torch.Generator().manual_seed(0)
-    originals = torch.randint(0, 256, (520, 1, 12, 12), generator=source, dtype=torch.uint8)
-    images = (originals.int() + torch.randint(-30, 31, originals.shape, generator=source)).clamp(0, 255).byte()
-    floats = images.double(), originals.double()
-    assert ssim(images, originals) == pytest.approx(
-        float(structural_similarity_index_measure(*floats, data_range=255.0)), abs=1e-4
-    )
-    assert psnr(images, originals) == pytest.approx(float(peak_signal_noise_ratio(*floats, data_range=255.0)), abs=1e-4)
+def pairs(side, channels=1, count=6, seed=0):
+    """Smooth images and noisy copies, the noise stronger from image to image: uint8 [N, C, side, side]."""
+    source = np.random.default_rng(seed)
+    coarse = source.uniform(0, 255, (count, channels, 3, 3))
+    smooth = np.stack([[zoom(channel, side / 3, order=1) for channel in image] for image in coarse])
+    noise = source.normal(0, 1, smooth.shape) * np.linspace(2, 60, count)[:, None, None, None]
+    return tuple(torch.from_numpy(np.clip(np.round(x), 0, 255).astype(np.uint8)) for x in (smooth + noise, smooth))
+
+
+def ssim_by_its_definition(image, original, side):
+    """One channel, by loops: scikit-image's `structural_similarity` at a `data_range` of 255, and Wang et al. 2004.
+
+    From 11 pixels on with `gaussian_weights=True, sigma=1.5, use_sample_covariance=False`, below with its defaults
+    (`win_size` 5 where 7 does not fit): the mean over every window that lies within the image.
+    """
+    width = 11 if side >= 11 else min(7, side - 1 + side % 2)
+    if width == 11:
+        line = np.exp(-np.square(np.arange(-5, 6)) / (2 * 1.5**2))
+        weights, correction = np.outer(line, line) / np.outer(line, line).sum(), 1.0
+    else:
+        weights, correction = np.full((width, width), 1 / width**2), width**2 / (width**2 - 1)
+    c1, c2, found = (0.01 * 255) ** 2, (0.03 * 255) ** 2, []
+    for i in range(side - width + 1):
+        for j in range(side - width + 1):
+            x, y = (p[i : i + width, j : j + width].astype(float) for p in (image, original))
+            mx, my = (weights * x).sum(), (weights * y).sum()
+            vx, vy, vxy = (
+                correction * (weights * d).sum() for d in ((x - mx) ** 2, (y - my) ** 2, (x - mx) * (y - my))
+            )
+            found.append((2 * mx * my + c1) * (2 * vxy + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2)))
+    return np.mean(found)
+
+
+@pytest.mark.parametrize(("side", "channels"), [(5, 1), (8, 1), (8, 3), (11, 1), (28, 1), (64, 3)])
+def test_ssim_is_scikit_images_and_wangs(side, channels):
+    images, originals = pairs(side, channels, count=6 if side < 64 else 2)
+    expected = [
+        np.mean([ssim_by_its_definition(a, b, side) for a, b in zip(image, original, strict=True)])
+        for image, original in zip(images.numpy(), originals.numpy(), strict=True)
+    ]
+    assert 0.01 < min(expected) < 0.9
+    assert ssim(images, originals) == pytest.approx(np.mean(expected), abs=1e-9)
     assert ssim(originals, originals) == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("side", "name"), [(8, "uniform7-"), (6, "uniform5-"), (5, "uniform5-"), (11, ""), (64, "")])
+def test_psnr_is_the_mean_over_images_of_their_own(digits):
+    images, originals = pairs(8)
+    own = [20 * np.log10(255 / np.sqrt(np.square(a.astype(float) - b).mean())) for a, b in zip(images.numpy(), originals.numpy(), strict=True)]  # fmt: skip
+    assert max(own) - min(own) > 10 and psnr(images, originals) == pytest.approx(np.mean(own), rel=1e-12)
+    together = float(peak_signal_noise_ratio(images.double(), originals.double(), data_range=255.0))
+    assert psnr(images, originals) > together + 1  # one error over all images is that of the worst ones
+    many = torch.cat([images] * 100), torch.cat([originals] * 100)  # more than a batch
+    assert psnr(*many) == pytest.approx(np.mean(own)) and ssim(*many) == pytest.approx(ssim(images, originals))
+
+
+@pytest.mark.parametrize(
+    ("side", "name"),
+    [(8, "skimage7"), (6, "skimage5"), (5, "skimage5"), (4, "skimage3"), (11, "wang11"), (64, "wang11")],
+)
 def test_ssim_has_a_window_for_images_of_any_size_and_its_name_says_which(side, name):
     assert ssim_window(side) == name
     originals = torch.randint(0, 256, (4, 1, side, side), generator=torch.manual_seed(0), dtype=torch.uint8)
     assert ssim(originals, originals) == pytest.approx(1) and -1 < ssim(255 - originals, originals) < 0.5
+
+
+def test_ssim_has_no_value_where_no_window_varies():
+    assert math.isnan(ssim(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(3, 1, 2, 2, dtype=torch.uint8)))
 
 
 # -- Definitions ----------------------------------------------------------------------------------------
@@ -404,13 +455,22 @@ def test_metrics_choose_what_is_measured(bench):
         "precision_floor",
     }
     found = evaluated(bench, metrics=["psnr", "linear", "knn"])
-    assert set(found) == {"psnr/n80-ema0.95", *(f"probe/{m}/train150-n80-ema0.95" for m in ("knn", "linear"))}
+    assert set(found) == {"psnr/perimage-n80-ema0.95", *(f"probe/{m}/train150-n80-ema0.95" for m in ("knn", "linear"))}
 
 
 def test_an_evaluation_without_samples_measures_a_control_too():
     control = Trial.model_validate({"objective": {"diffusion_weight": 0.0}})
-    assert not applies(Generation(), control) and applies(Generation(), Trial())
-    assert applies(Generation(metrics=["psnr", "knn"]), control)
+    assert not applies(Generation(metrics=["fid", "kid"]), control) and applies(Generation(), Trial())
+    assert applies(Generation(metrics=["psnr", "knn"]), control) and applies(Generation(), control)
+
+
+def test_a_control_is_measured_for_what_applies_to_it_where_the_entry_asks_for_samples_too(bench):
+    fields = Trial.model_validate(bench.trial.model_dump() | {"objective": {"diffusion_weight": 0.0}})
+    control = Bench(fields, bench.checkpoints, bench.data, CPU, bench.home)
+    asked = ["fid", "label_accuracy", "rfid", "psnr", "ssim", "knn"]
+    found = evaluated(control, metrics=asked)
+    assert {name.split("/")[0] for name in found} == {"rfid", "psnr", "ssim", "probe"}
+    assert found.items() <= evaluated(bench, metrics=asked).items()  # the same weights: the same reconstructions
 
 
 def test_equal_samples_are_drawn_once_and_others_anew(bench, monkeypatch):

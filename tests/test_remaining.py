@@ -26,9 +26,16 @@ RECORDED = recorded("quick_sweep.json")
 END = end_of(RECORDED)
 
 
+def loaded(name):
+    """A plan whose evaluations ask for samples alone, as controls were left out when the files were recorded."""
+    plan = load_sweep(EXPERIMENTS / f"{name}.yaml")
+    plan.spec.evaluate[:] = [e.model_copy(update={"metrics": ["fid"]}) for e in plan.spec.evaluate]
+    return plan
+
+
 @pytest.fixture(scope="module")
 def plan():
-    return load_sweep(EXPERIMENTS / "collapse_ablation.yaml")
+    return loaded("collapse_ablation")
 
 
 def seen_at(plan, now, recording=RECORDED):
@@ -55,7 +62,7 @@ def seen_at(plan, now, recording=RECORDED):
 
 @pytest.mark.parametrize(("spec", "name"), [("collapse_ablation", "quick_sweep"), ("size_scaling", "size_grid")])
 def test_the_time_left_of_a_real_sweep_is_right_within_a_fifth_after_its_first_tenth(spec, name):
-    plan, recording = load_sweep(EXPERIMENTS / f"{spec}.yaml"), recorded(f"{name}.json")
+    plan, recording = loaded(spec), recorded(f"{name}.json")
     remaining, end = Remaining(plan.trials, plan.spec.evaluate), end_of(recording)
     wrong = {}
     for now in range(1, int(end)):
@@ -125,7 +132,10 @@ def test_trials_wait_for_a_free_place_in_their_order(plan):
     assert remaining.seconds([*seen, Seen(dsd[0], "pending", 0, 0.0)]) == pytest.approx(10 + 20 * more)
 
 
-def test_finished_trials_that_lack_an_evaluation_take_time_and_controls_do_not(plan):
+def test_finished_trials_that_lack_an_evaluation_take_time_and_controls_draw_no_samples(plan):
+    everything = [e.model_copy(update={"metrics": None}) for e in plan.spec.evaluate]
+    of_control, of_dsd = (evaluation_work(next(t for t in plan.trials if t.variant == v).fields, everything[0], 395) for v in ("control", "dsd"))  # fmt: skip
+    assert 0 < of_control < of_dsd / 2
     evaluations = plan.spec.evaluate
     (control, dsd) = (next(t for t in plan.trials if t.variant == v) for v in ("control", "dsd"))
     steps = dsd.fields.training.steps

@@ -35,6 +35,8 @@ NAMES = {
     "image": "latent/effective_rank/image",
     "capacity": "latent/capacity_bits/token",
     "images": "latent/probe_images",
+    "patches": "patches/effective_rank/token",
+    "whole": "patches/effective_rank/image",
 }
 ORIGIN = {
     "code": "0123456789ab",
@@ -50,7 +52,7 @@ ORIGIN = {
 def history(latents, spectra):
     """Rows of every probe; a quantity is one number, or one a probe."""
     columns = {"latent/variance": np.square(latents["std"])}
-    columns |= {name: latents[key] for key, name in NAMES.items()}
+    columns |= {name: latents[key] for key, name in NAMES.items() if latents[key] is not None}
     count = max(len(np.atleast_1d(v)) for v in columns.values())
     steps = STEPS_PROBED if count == 1 else tuple(range(0, 10 * count, 10))
     rows = [
@@ -71,7 +73,7 @@ def result(variant, seed=0, state="done", point=None, size="nano8", metrics=None
     """A trial of `nano8`: 4 tokens x 8 channels, so ranks are at most 8 and 32 (256 probe images)."""
     fields = Trial.model_validate({k: more.pop(k) for k in ("objective", "network") if k in more}).model_dump()
     folder, spectra = more.pop("folder", None), more.pop("spectra", False)
-    latents = HEALTHY | {"images": 256} | more
+    latents = HEALTHY | {"images": 256, "patches": 12.5, "whole": 35.0} | more
     made = state not in ("pending", "failed")
     description = {"fields": fields, "provenance": ORIGIN, "data": {"name": "digits", "fingerprint": "f" * 64}}
     description["flops_per_image"] = 5_177_344
@@ -138,6 +140,11 @@ def test_against_a_control_the_first_verdict_that_applies_is_the_designs(latents
         ({"image": 8.0}, "healthy"),
         ({"image": 3.99, "images": 17}, "rank-collapsed"),  # a quarter of 17 images - 1
         ({"image": 4.0, "images": 17}, "healthy"),
+        ({"token": 0.99, "patches": 4.0}, "rank-collapsed"),  # a quarter of what patches of that rank can fill
+        ({"token": 1.0, "patches": 4.0}, "healthy"),
+        ({"image": 4.99, "whole": 20.0}, "rank-collapsed"),
+        ({"image": 5.0, "whole": 20.0}, "healthy"),
+        ({"token": 0.3, "patches": 0.0}, "healthy"),  # images of one colour: nothing to fill
         ({"capacity": 0.0}, "healthy"),
         ({"std": 11.0, "token": 1.0}, "scale-runaway"),
         ({"std": 0.01, "token": 1.0}, "shrunk"),
@@ -187,6 +194,31 @@ def test_a_control_that_has_not_finished_judges_nobody_and_the_report_says_so(st
 
 def test_the_control_itself_is_judged_against_fixed_bounds():
     assert [j.verdict for j in judged([result("control", std=0.05)])] == ["shrunk"]
+
+
+@pytest.mark.parametrize(
+    ("network", "latents"),
+    [
+        ({"latent_channels": 32, "patch_size": 2}, {"token": 7.6, "image": 60.0, "patches": 3.5}),
+        ({"latent_channels": 128, "patch_size": 4}, {"token": 15.0, "image": 60.0}),
+    ],
+    ids=["32 channels of 2 x 2 pixels", "128 channels of 4 x 4 pixels"],
+)
+def test_a_control_is_not_held_against_channels_that_no_image_fills(network, latents):
+    assert [j.verdict for j in judged([result("control", network=network, **latents)])] == ["healthy"]
+
+
+@pytest.mark.parametrize(
+    ("latents", "expected"), [({"token": 1.9}, None), ({}, "healthy"), ({"std": 0.05}, "shrunk"), ({"std": 11.0}, "scale-runaway")]
+)  # fmt: skip
+def test_without_a_control_and_the_rank_of_the_patches_no_rank_is_called_collapsed(latents, expected):
+    old = {"patches": None, "whole": None}
+    results = [result("control", **old, **latents)]
+    assert [j.verdict for j in judged(results)] == [expected]
+    told = notices(groups_of(results, SETTINGS), SETTINGS)
+    assert any("1 trial without a verdict" in n for n in told) == (expected is None)
+    against = judged([result("control", **old), result("other", **old, token=1.9)])[1]
+    assert against.verdict == "rank-collapsed"  # against a control nothing else is needed
 
 
 def test_latents_that_are_not_finite_have_no_verdict_and_are_in_no_mean():

@@ -37,8 +37,9 @@ def evaluate_generation(
     """Metrics by name and the first images [n, C, H, W] uint8 that they are of.
 
     Names end in how they were measured (`indomain-n395-cfg1-heun25-holdout-ema0.99`), so that two
-    different measurements never share a name. `psnr` and `ssim` are of held-out reconstructions. What
-    has no finite value, or is of weights that are not finite, is left out, and a name below `not_finite/` says so.
+    different measurements never share a name. `psnr` and `ssim` are of held-out reconstructions. A trial
+    without a denoiser has no samples: its reconstructions and latents are measured, and shown. What has
+    no finite value, or is of weights that are not finite, is left out, and a name below `not_finite/` says so.
 
     Args:
         evaluation: what is measured.
@@ -58,7 +59,7 @@ def evaluate_generation(
         # Their images are a chessboard, which is an image like another to an extractor.
         weights = {f"{NOT_FINITE}weights/{evaluation.weights.replace(':', '')}": 1.0}
         return weights, bench.reconstructions(evaluation.weights)[:_SHOWN]
-    if set(evaluation.measured) & set(OF_IMAGES):
+    if trial.has_denoiser and set(evaluation.measured) & set(OF_IMAGES):
         y = labels_of(evaluation, data)
         shown = bench.samples(evaluation, y)
         metrics |= of_images(evaluation, bench, shown, y)

@@ -120,10 +120,10 @@ def of_encoder(e: Generation, bench: Bench) -> dict[str, float]:
             features, _ = bench.once(key, lambda: bench.extract(e, images))
             found[f"rfid/{e.extractor}-{held}-{average}"] = fid(features, bench.real(e).held[0])
         if "psnr" in e.measured:
-            found[f"psnr/{held}-{average}"] = psnr(images, originals)
+            found[f"psnr/perimage-{held}-{average}"] = psnr(images, originals)
         if "ssim" in e.measured:
             window = ssim_window(data.image_size)
-            found[f"ssim/{window}{held}-{average}"] = bench.once(("ssim", e.weights), lambda: ssim(images, originals))
+            found[f"ssim/{window}-{held}-{average}"] = bench.once(("ssim", e.weights), lambda: ssim(images, originals))
     asked = tuple(m for m in ("knn", "linear") if m in e.measured)
     if asked:
         network = bench.network(e.weights)

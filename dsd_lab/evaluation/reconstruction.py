@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from dsd_lab.core.model.network import Network
 
 _BATCH, _STANDARD_WINDOW = 512, 11
+_PEAK, _K2 = 255.0, 0.03
+"""Largest value of a pixel, and SSIM's constant of contrast."""
 _NEIGHBOURS, _MOST_FITTED, _ITERATIONS = 20, 20_000, 500
 
 
@@ -30,30 +32,42 @@ def reconstructions(network: Network, data: DataSet, device: torch.device) -> Te
 
 
 def psnr(images: Tensor, originals: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB over all pixels of uint8 images; infinite for copies."""
+    """Peak signal-to-noise ratio in dB, mean over uint8 images [N, C, H, W]; infinite where one is a perfect copy."""
     pairs = zip(images.split(_BATCH), originals.split(_BATCH), strict=True)
-    error = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs) / originals.numel()
-    return 10 * math.log10(255**2 / error) if error > 0 else math.inf
+    errors = torch.cat([(a.double() - b.double()).square().flatten(1).mean(1) for a, b in pairs])
+    return float((10 * torch.log10(_PEAK**2 / errors)).mean())
 
 
 def ssim_window(side: int) -> str:
-    """The name of SSIM's window: empty for the standard one, `uniform7-` and smaller where an image has no room for it."""
-    return "" if side >= _STANDARD_WINDOW else f"uniform{min(7, side - 1 + side % 2)}-"
+    """How SSIM is taken of images of a side length: `wang11`, or `skimage7` and smaller where 11 pixels have no room."""
+    width = _ssim_width(side)
+    return f"wang{width}" if width == _STANDARD_WINDOW else f"skimage{width}"
+
+
+def _ssim_width(side: int) -> int:
+    return _STANDARD_WINDOW if side >= _STANDARD_WINDOW else min(7, side - 1 + side % 2)
 
 
 def ssim(images: Tensor, originals: Tensor) -> float:
-    """Structural similarity (Wang et al. 2004), mean over uint8 images, by torchmetrics.
+    """Structural similarity of uint8 images [N, C, H, W], mean over windows within the images, channels and images.
 
-    An 11-pixel Gaussian window, or a uniform one that fits where images are smaller.
+    From 11 pixels on as Wang et al. 2004 have it: a Gaussian window of 11 pixels and std 1.5. Below, as
+    scikit-image's default: a uniform window of 7 pixels (5 or 3 where that does not fit) with sample
+    covariances. NaN below 3 pixels, where no window varies.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    name = ssim_window(min(originals.shape[2:]))
-    small: dict[str, Any] = {"gaussian_kernel": False, "kernel_size": int(name[7:-1])} if name else {}
-    total = 0.0
+    width = _ssim_width(min(originals.shape[2:]))
+    if width < 3:
+        return math.nan
+    settings: dict[str, Any] = {"data_range": _PEAK, "return_full_image": True}
+    if width < _STANDARD_WINDOW:
+        # Sample covariances are n / (n - 1) times torchmetrics' own: the same as a constant that is so much smaller.
+        settings |= {"gaussian_kernel": False, "kernel_size": width, "k2": _K2 * math.sqrt(1 - 1 / width**2)}
+    total, inside = 0.0, slice(width // 2, -(width // 2))  # windows over a border are of padded pixels
     for a, b in zip(images.split(_BATCH), originals.split(_BATCH), strict=True):
-        found = structural_similarity_index_measure(a.float(), b.float(), data_range=255.0, **small)
-        total += float(cast(Tensor, found)) * len(a)
+        _, everywhere = structural_similarity_index_measure(a.double(), b.double(), **settings)
+        total += float(cast(Tensor, everywhere)[..., inside, inside].flatten(1).mean(1).sum())
     return total / len(originals)
 
 

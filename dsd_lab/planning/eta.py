@@ -74,7 +74,7 @@ def evaluation_work(trial: Trial, evaluation: Generation, holdout: int) -> float
     images = holdout if evaluation.images == "holdout" else evaluation.images
     solver = 2 if evaluation.sampler == "heun" else 1
     guided = 1 if evaluation.guidance == 1 else 2
-    passes = evaluation.steps * solver * guided * _blocks(trial)[1]
+    passes = evaluation.steps * solver * guided * _blocks(trial)[1] if trial.has_denoiser else 0
     return _EVALUATION + passes * _pass_work(trial, images, math.ceil(images / _SAMPLED))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_lab.errors import BadInput
-from dsd_lab.specs.trial import OF_IMAGES, Generation, Trial
+from dsd_lab.specs.trial import OF_ENCODER, Generation, Trial
 from dsd_lab.specs.yaml_document import Document, one_line
 
 MAX_EVALUATIONS = 1000
@@ -86,5 +86,9 @@ def sha256_of(path: Path) -> str:
 
 
 def applies(evaluation: Generation, trial: Trial) -> bool:
-    """Whether a trial has what an evaluation measures: a control has no denoiser to sample from."""
-    return trial.has_denoiser or not set(evaluation.measured) & set(OF_IMAGES)
+    """Whether a trial has anything that an evaluation measures.
+
+    A trial without a denoiser, such as a reconstruction-only control, has nothing to sample from: of an
+    evaluation that asks for both, its reconstructions and latents are measured.
+    """
+    return trial.has_denoiser or bool(set(evaluation.measured) & set(OF_ENCODER))

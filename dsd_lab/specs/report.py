@@ -38,7 +38,7 @@ class ReportSettings(Section):
     shrunk_std: float = Field(0.1, gt=0, le=1e9)
     """Without a control: shrunk below this std."""
     rank_bound: float = Field(0.25, gt=0, lt=1)
-    """Without a control: rank-collapsed below this fraction of the rank's bound."""
+    """Without a control: rank-collapsed below this fraction of what the images can fill, the effective rank of their own patches."""
     probes: int = Field(3, ge=1, le=1000)
     """A verdict is on the median of this many last probes."""
     tuned: Tuning | None = None

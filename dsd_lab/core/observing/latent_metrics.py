@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 _ROUNDING = torch.finfo(torch.float32).eps
+_ALPHA_FIRST, _ALPHA_LAST = 4, 100
+"""Ranks of eigenvalues that alpha-ReQ is fitted on."""
 
 
 def token_matrix(z: Tensor) -> Tensor:
@@ -90,19 +92,34 @@ def stable_rank(eigenvalues: Tensor) -> float:
 
 
 def alpha_req(eigenvalues: Tensor) -> tuple[float, int]:
-    """Minus the slope of log l_i over log i, and the last i of the fit (all positive eigenvalues).
+    """Decay of a covariance's eigenvalues l_i as a power of their rank, l_i ~ i^-alpha, and the last rank of the fit.
 
-    Agrawal et al. 2022 (arXiv 2202.05808). 0 where fewer than two eigenvalues are positive.
+    Agrawal et al. 2022 (arXiv 2202.05808): least squares of log l_i on log i over ranks 4 to 100 with weights
+    1 / i, as in the authors' code. Here over the positive eigenvalues; 0 where fewer than two of them are left.
     """
     if bool(eigenvalues.isnan().any()):
         return float("nan"), 0
-    positive = eigenvalues[eigenvalues > 0]
-    if len(positive) < 2:
+    positive = eigenvalues[eigenvalues > 0][:_ALPHA_LAST].cpu().double()
+    ranks = torch.arange(_ALPHA_FIRST, max(len(positive), _ALPHA_FIRST - 1) + 1, dtype=torch.float64)
+    if len(ranks) < 2:
         return 0.0, len(positive)
-    x = torch.arange(1, len(positive) + 1, dtype=torch.float64).log()
-    y = positive.cpu().log()
-    x = x - x.mean()
-    return float(-(x * (y - y.mean())).sum() / x.square().sum()), len(positive)
+    x, y, weights = ranks.log(), positive[_ALPHA_FIRST - 1 :].log(), 1 / ranks
+    x, y = (v - (weights * v).sum() / weights.sum() for v in (x, y))
+    return float(-(weights * x * y).sum() / (weights * x.square()).sum()), len(positive)
+
+
+def patch_ranks(x: Tensor, patch: int) -> dict[str, float]:
+    """Effective ranks of images' own patches, as token and as image matrices: what images give latents to fill.
+
+    Args:
+        x: images [N, C, H, W].
+        patch: pixels per side of a token's patch.
+    """
+    z = torch.nn.functional.unfold(x, patch, stride=patch).transpose(1, 2)  # [N, T, C patch^2]
+    return {
+        "patches/effective_rank/token": effective_rank(token_matrix(z)),
+        "patches/effective_rank/image": effective_rank(image_matrix(z)),
+    }
 
 
 def uniformity(matrix: Tensor) -> float:
@@ -156,7 +173,7 @@ def latent_metrics(z: Tensor, side: int, suffix: str = "") -> tuple[dict[str, fl
     """
     wide = z.double()
     token, image = covariance_spectrum(token_matrix(z)), covariance_spectrum(image_matrix(z))
-    slope, last = alpha_req(token)
+    slope, last = alpha_req(image)
     metrics = {
         "latent/variance": float(wide.var(dim=(0, 1), correction=0).mean()),
         "latent/spatial_variance": float(wide.var(dim=1, correction=0).mean()),
@@ -170,8 +187,8 @@ def latent_metrics(z: Tensor, side: int, suffix: str = "") -> tuple[dict[str, fl
         "latent/participation_ratio/image": participation_ratio(image),
         "latent/stable_rank/token": stable_rank(token),
         "latent/stable_rank/image": stable_rank(image),
-        "latent/alpha_req/token": slope,
-        "latent/alpha_req/token/fit_last": float(last),
+        "latent/alpha_req/image": slope,
+        "latent/alpha_req/image/fit_last": float(last),
         "latent/uniformity/image": uniformity(image_matrix(z)),
         "latent/capacity_bits/token": capacity_bits(token),
     }

@@ -38,6 +38,7 @@ class ProbeSet:
         self.stage = trial.stages()[0]
         """The stretch of training whose objective is in force."""
         self.training_t = self._training_times(min(trial.probe.scale_images, count)).to(device)
+        self.patch_ranks = latent_metrics.patch_ranks(self.x, network.patch)
 
     @property
     def trial(self) -> Trial:
@@ -64,7 +65,7 @@ class ProbeSet:
                 metrics, spectra = latent_metrics.latent_metrics(z, network.side)
                 location = raw[..., : network.latent_channels]  # means come first where there are variances too
                 before, spectra_before = latent_metrics.latent_metrics(location, network.side, "/pre")
-                metrics |= before | {"latent/probe_images": float(len(z))}
+                metrics |= before | self.patch_ranks | {"latent/probe_images": float(len(z))}
                 spectra |= spectra_before
                 if self.trial.objective.diffusion_weight > 0:
                     metrics |= self._rank_gaps(network, target_encoder, z)

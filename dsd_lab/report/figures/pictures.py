@@ -24,7 +24,14 @@ def reconstructions(groups: list[Group], looks: dict[str, Look], settings: Repor
 
 def samples(groups: list[Group], looks: dict[str, Look], settings: ReportSettings) -> Figure | None:
     """Samples from the same noise and labels."""
-    return _side_by_side(groups, "evaluation")
+    return _side_by_side([g for g in groups if any(_samples(r) for r in g.finished)], "evaluation")
+
+
+def _samples(result: Result) -> bool:
+    """Whether there is a denoiser to sample from; the pictures of a control's evaluations are reconstructions."""
+    fields = result.description.get("fields", {})
+    phases = [phase.get("objective", {}) for phase in fields.get("training", {}).get("phases", [])]
+    return any(o.get("diffusion_weight", 0) > 0 for o in (fields.get("objective", {}), *phases))
 
 
 def _side_by_side(groups: list[Group], name: str) -> Figure | None:

@@ -9,6 +9,7 @@ from dsd_lab.home.home import OTHER_IMAGES
 from dsd_lab.report.groups import Group, effective_control, flags_of, points_of
 from dsd_lab.report.results import Result
 from dsd_lab.report.statistics.intervals import clopper_pearson
+from dsd_lab.report.statistics.verdicts import latent_state
 from dsd_lab.specs.report import ReportSettings
 
 _UNFINISHED = ("pending", "running", "interrupted", "failed")
@@ -58,6 +59,17 @@ def notices(groups: list[Group], settings: ReportSettings) -> list[str]:
     if control is not None and alone:
         told.append(
             f"{_trials(alone)} judged against fixed bounds, because {control!r} of the same seed has no finished trial."
+        )
+    unknown = sum(
+        j.verdict is None and r.finished and latent_state(r, settings.probes) is not None
+        for g in groups
+        for r in g.results
+        for j in (g.judged[r.seed],)
+    )
+    if unknown:
+        told.append(
+            f"{_trials(unknown)} without a verdict: the rank is below {settings.rank_bound:g} of the channels, there is no control, "
+            "and the rank of the images' own patches, which would tell a collapse from channels that no image fills, was not recorded."
         )
     return told + flags_of(results)
 
@@ -119,8 +131,9 @@ def method_note(groups: list[Group], settings: ReportSettings) -> str:
     listed = ", ".join(map(str, seeds[:12])) + (", ..." if len(seeds) > 12 else "")
     control = effective_control(groups, settings)
     bounds = (
-        f"shrunk below a std of {settings.shrunk_std:g}, rank-collapsed below {settings.rank_bound:g} of the rank's bound, "
-        f"scale-runaway above a std of {settings.runaway_std:g}"
+        f"shrunk below a std of {settings.shrunk_std:g}, scale-runaway above a std of {settings.runaway_std:g}, "
+        f"rank-collapsed below {settings.rank_bound:g} of the effective rank of the images' own patches (tokens) or of the images, or "
+        "of the latents' dimensions where these are fewer"
     )
     against = (
         f"Verdicts compare a trial with {control!r} of the same seed: scale-runaway above {settings.runaway:g} x its std, shrunk below "

@@ -2,11 +2,14 @@
 
 A verdict needs scale and rank, since no single number shows collapse: effective rank misses uniform
 shrinking, variance misses lost directions. It is judged against a reconstruction-only control of the
-same seed, size and grid point where the sweep has one.
+same seed, size and grid point where the sweep has one. Without one, ranks are judged against what the
+images give latents to fill: the effective rank of their own patches at that token count, as far as the
+channels reach. Channels alone bound nothing: no data fills 128 of them from patches of 16 pixels.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +30,8 @@ _MEASURES = (
     "latent/capacity_bits/token",
     "latent/probe_images",
 )
+_PATCHES = ("patches/effective_rank/token", "patches/effective_rank/image")
+"""Of the probe's images; the same at every probe, and not recorded by early versions."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,10 @@ class LatentState:
     rank_image: float
     capacity: float
     """Bits a token."""
-    token_bound: int
-    """Largest possible token-level rank: the number of channels."""
-    image_bound: int
-    """Largest possible image-level rank: min(tokens x channels, probe images - 1)."""
+    token_bound: float
+    """Token-level rank that the images can fill: of their patches, at most the number of channels."""
+    image_bound: float
+    """Image-level rank that they can fill: of the images, at most min(tokens x channels, probe images - 1)."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +72,19 @@ def latent_state(result: Result, probes: int) -> LatentState | None:
 def _state(result: Result, variance: float, token: float, image: float, capacity: float, images: float) -> LatentState:
     network = result.description["fields"]["network"]
     channels, tokens = network["latent_channels"], (network["image_size"] // network["patch_size"]) ** 2
-    return LatentState(variance**0.5, token, image, capacity, channels, min(tokens * channels, int(images) - 1))
+    filled = patch_ranks(result) or (math.inf, math.inf)
+    bounds = min(channels, filled[0]), min(tokens * channels, int(images) - 1, filled[1])
+    return LatentState(variance**0.5, token, image, capacity, *bounds)
+
+
+def patch_ranks(result: Result) -> tuple[float, float] | None:
+    """Effective ranks, at least 1, of the probe images' patches and of the images themselves; None where they were not recorded."""
+    token, image = (result.last_probes(name, 1) for name in _PATCHES)
+    return None if token is None or image is None else (max(token, 1.0), max(image, 1.0))
 
 
 def verdict(state: LatentState, control: LatentState | None, settings: ReportSettings) -> str:
-    """The verdict on latents, against a control's or against fixed bounds; the first that applies."""
+    """The verdict on latents, against a control's or against bounds of scale and of what images fill; the first that applies."""
     if control is not None:
         if state.std > settings.runaway * control.std:
             return RUNAWAY
@@ -107,8 +120,9 @@ def controls_of(results: list[Result], settings: ReportSettings) -> dict[tuple[i
 def judge(results: list[Result], settings: ReportSettings) -> dict[str, Judged]:
     """Verdicts by `row_key`.
 
-    The control is judged against the fixed bounds, since it cannot be judged against itself; so is a
-    trial whose control has no finished trial.
+    The control is judged against bounds, since it cannot be judged against itself; so is a trial whose
+    control has no finished trial. Where the rank of the images' patches was not recorded, a rank is not
+    known to have collapsed without a control, and there is no verdict.
     """
     controls = controls_of(results, settings)
     over_training = cache(lambda key: states_over_training(controls[key], settings.probes))
@@ -121,6 +135,9 @@ def judge(results: list[Result], settings: ReportSettings) -> dict[str, Judged]:
             continue
         against = None if control is None else latent_state(control, settings.probes)
         name = verdict(state, against, settings)
+        if name == RANK_COLLAPSED and against is None and patch_ranks(result) is None:
+            found[row_key(result)] = Judged(None, None, False)
+            continue
         onset = None
         if name != HEALTHY:
             beside = over_training(cell_of(result)) if control else ([], [])
