@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from test_report import SETTINGS, result
 
+from dsd_lab.evaluation.metric_names import extractor_name, sampling_name, weights_name
 from dsd_lab.home.history import History
 from dsd_lab.report.groups import groups_of
 from dsd_lab.report.tables.published import (
@@ -22,7 +23,7 @@ from dsd_lab.report.tables.published import (
     reference,
 )
 from dsd_lab.report.tables.rendering import latex
-from dsd_lab.specs.trial import Trial
+from dsd_lab.specs.trial import Generation, Trial
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = "fid/indomain-n395-cfg1-heun25-holdout-ema0.99"
@@ -75,11 +76,54 @@ def test_our_rows_stand_under_the_published_ones_with_what_their_name_tells():
 def test_two_kinds_of_fid_share_no_column_even_where_the_extractor_is_the_same():
     made = table(grouped(**{OURS: 2.0, INCEPTION: 40.0}))
     kinds = [h for h in made.header if h.startswith("FID")]
-    assert kinds == ["FID (Inception, ImageNet 256)", "FID (Inception, digits)", "FID (in-domain, digits)"]
+    own = "FID (Inception against 1,402 training images, digits)"
+    assert kinds == ["FID (Inception, ImageNet 256)", own, "FID (in-domain, digits)"]
     for row in made.frame[kinds].notna().to_numpy():
         assert row.sum() == 1
     sources = {k: set(made.frame.loc[made.frame[k].notna(), "source"]) for k in kinds}
     assert all(sources[k] == {"this sweep"} for k in kinds[1:]) and "this sweep" not in sources[kinds[0]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "guidance", "sampler", "kind"),
+    [
+        ({"sampler": "dopri5"}, "none", "dopri5 (rtol 1e-05, atol 1e-05)", "FID (in-domain, digits)"),
+        ({"sampler": "dopri5", "rtol": 0.1, "atol": 1e-12}, "none", "dopri5 (rtol 0.1, atol 1e-12)", None),
+        ({"guidance": 2.0, "guidance_interval": [0.1, 0.9]}, "2 in t [0.1, 0.9]", "Heun 25", None),
+        (
+            {"guidance": 1.25, "guidance_interval": [0.0, 1e-05], "sampler": "dopri5"},
+            "1.25 in t [0, 1e-05]",
+            None,
+            None,
+        ),
+        ({"guidance_interval": [0.1, 0.9]}, "none", "Heun 25", None),
+        ({"guidance": 1e-05, "sampler": "sde", "steps": 250}, "1e-05", "SDE-EM 250", None),
+        ({"extractor": "inception"}, "none", None, "FID (Inception against 1,402 training images, digits)"),
+        ({"extractor": "inception", "reference": "a.npz"}, "none", None, "FID (Inception, digits)"),
+        ({"reference": "a.npz"}, "none", None, "FID (in-domain against statistics 0a1b2c3d, digits)"),
+        ({"images": 50_000, "labels": "random", "weights": "ema:0.95", "sampler": "euler"}, "none", "Euler 25", None),
+    ],
+)
+def test_every_evaluation_that_can_be_asked_for_has_a_row(settings, guidance, sampler, kind):
+    evaluation = Generation(**settings)
+    if evaluation.reference:
+        evaluation = evaluation.model_copy(update={"reference_sha256": "0a1b2c3d" * 8})
+    name = f"{extractor_name(evaluation)}-n50000-{sampling_name(evaluation)}-{weights_name(evaluation, Trial())}"
+    (row,) = our_rows(grouped(**{f"fid/{name}": 2.0}))
+    assert (row.guidance, row.images) == (guidance, 50_000)
+    assert sampler is None or row.sampler.partition(";")[0] == sampler
+    assert kind is None or row.kind == kind
+    assert ("0a1b2c3d" in row.source) == (evaluation.reference is not None)
+
+
+def test_only_imagenet_against_statistics_shares_the_published_column():
+    name = "fid/inception-ref0a1b2c3d-n50000-cfg1-heun50-balanced-ema0.9999"
+    (group,) = grouped(**{name: 4.0, name.replace("-ref0a1b2c3d", ""): 5.0})
+    for r in group.results:
+        r.description["data"] |= {"classes": 1000, "name": "imagenet", "train": 1_281_167}
+        r.description["fields"]["network"]["image_size"] = 256
+    kinds = {row.kind: row.fid.mean for row in our_rows([group])}
+    assert kinds == {"FID (Inception, ImageNet 256)": 5.0, "FID (Inception against 100,000 training images, imagenet)": 6.0}  # fmt: skip
 
 
 def test_without_a_fid_of_ours_there_is_no_table_and_a_name_that_tells_too_little_is_left_out():

@@ -21,11 +21,18 @@ from dsd_lab.report.tables.rendering import Cell, Table, estimate_cell
 from dsd_lab.specs.auxiliary import EMA
 from dsd_lab.specs.report import ReportSettings
 
+_NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 _EVALUATION = re.compile(
-    r"fid/(?P<extractor>.+?)-n(?P<images>\d+)-cfg(?P<guidance>[\d.]+)-(?P<sampler>[a-z_]+?)(?P<steps>\d+)-(?P<rest>.+)"
+    r"fid/(?P<extractor>[a-z]+)(?:-ref(?P<reference>[0-9a-f]{8}))?-n(?P<images>\d+)"
+    rf"-cfg(?P<guidance>{_NUMBER})(?:in(?P<low>{_NUMBER})to(?P<high>{_NUMBER}))?"
+    rf"-(?P<sampler>[a-z]+)(?:(?P<order>5)rtol(?P<rtol>{_NUMBER})atol(?P<atol>{_NUMBER})|(?P<steps>\d+))-(?P<rest>.+)"
 )
-"""The name of a FID tells how it was measured."""
+"""The name of a FID tells how it was measured (`dsd_lab.evaluation.metric_names`)."""
 _EXTRACTORS = {"indomain": "in-domain", "inception": "Inception"}
+_MOST_TRAINING = 100_000
+"""Training images, at most, that FID is measured against where no statistics are given (`dsd_lab.evaluation.real_images`)."""
+_IMAGENET = "ImageNet 256"
+_SAMPLERS = {"sde": "SDE-EM"}
 _SPATIAL, _VARIATION = "latent/spatial_variance", "latent/total_variation"
 
 
@@ -101,25 +108,54 @@ def our_rows(groups: list[Group]) -> list[Row]:
             first = group.described[0]
             fields, data = first.description["fields"], first.description["data"]
             weights = parameters_in(first.folder)
-            guidance = float(found["guidance"])
             rows.append(
                 Row(
                     method=group.name,
                     parameters=weights / 1e6 if weights else None,
                     epochs=first.step * fields["training"]["batch_size"] / data["train"],
-                    guidance="none" if guidance == 1 else f"{guidance:g}",
-                    sampler=f"{found['sampler'].capitalize()} {found['steps']}; {found['rest'].replace('-', ', ')}",
+                    guidance=_guidance(found),
+                    sampler=f"{_sampler(found)}; {found['rest'].replace('-', ', ')}",
                     images=int(found["images"]),
-                    extractor=_EXTRACTORS.get(found["extractor"], found["extractor"]),
-                    data=data["name"],
+                    extractor=_extractor(found, data),
+                    data=_IMAGENET if found["reference"] and _is_imagenet(fields, data) else data["name"],
                     autoencoder_counted="yes",
                     pretrained_model=_pretrained_model(fields),
-                    source="this sweep",
+                    source=f"this sweep; statistics {found['reference']}" if found["reference"] else "this sweep",
                     cite="this sweep",
                     fid=value,
                 )
             )
     return rows
+
+
+def _guidance(found: re.Match[str]) -> str:
+    """Scale and, where not all times are guided, their interval."""
+    if float(found["guidance"]) == 1:
+        return "none"
+    interval = "" if found["low"] is None else f" in t [{float(found['low']):g}, {float(found['high']):g}]"
+    return f"{float(found['guidance']):g}{interval}"
+
+
+def _sampler(found: re.Match[str]) -> str:
+    if found["order"]:
+        return f"dopri5 (rtol {float(found['rtol']):g}, atol {float(found['atol']):g})"
+    name = found["sampler"]
+    return f"{_SAMPLERS.get(name, name.capitalize())} {found['steps']}"
+
+
+def _extractor(found: re.Match[str], data: dict[str, Any]) -> str:
+    """Features and what they are compared with: published statistics are another measure than training images."""
+    name = _EXTRACTORS.get(found["extractor"], found["extractor"])
+    if found["reference"] and name == "Inception":
+        return name  # as the published rows: against statistics
+    if found["reference"]:
+        return f"{name} against statistics {found['reference']}"
+    return name if name == "in-domain" else f"{name} against {min(data['train'], _MOST_TRAINING):,} training images"
+
+
+def _is_imagenet(fields: dict[str, Any], data: dict[str, Any]) -> bool:
+    """Whether a trial's images are of ImageNet's number of classes and at the published rows' size."""
+    return data["classes"] == 1000 and fields["network"]["image_size"] == 256
 
 
 def _pretrained_model(fields: dict[str, Any]) -> str:
@@ -158,7 +194,9 @@ def published_table(groups: list[Group], dots: dict[str, str]) -> Table | None:
     note = (
         "Published rows carry their source; an empty cell was not published or not carried over. Parameters differ in kind: some "
         "count the autoencoder, some leave out 49 to 84 M of it. A column holds one kind of FID: one extractor on one data set; "
-        "values in different columns cannot be compared, nor values at different numbers of images. SDE-EM: Euler-Maruyama on the "
+        "values in different columns cannot be compared, nor values at different numbers of images. Ours share the published column "
+        "where they were measured against statistics from a file, at 1,000 classes and 256 pixels; the source says which file, by the "
+        "start of its SHA-256: published FIDs are against ADM's VIRTUAL_imagenet256_labeled.npz. SDE-EM: Euler-Maruyama on the "
         "stochastic equation. That DSD uses a pretrained model is a later paper's listing. The CSV file has sources in full."
     )
     colours = {r.method: dots[g.variant] for g in groups for r in ours if r.method == g.name}
@@ -182,7 +220,7 @@ def _record(row: Row, kinds: list[str]) -> dict[str, object]:
     for kind in kinds:
         own = row.kind == kind
         plain[kind] = row.fid.mean if own else None
-    measured = row.source == "this sweep"
+    measured = row.cite == "this sweep"
     return plain | {"ci_low": row.fid.ci_low, "ci_high": row.fid.ci_high, "seeds": row.fid.n if measured else None}
 
 
