@@ -715,7 +715,7 @@ def test_distances_that_cannot_be_trusted_are_told_before_the_numbers():
     results = [result("dsd", seed, metrics=flagged if seed else {f"fid/{how}": 3.0}) for seed in range(3)]
     told = notices(groups_of(results, SETTINGS), SETTINGS)
     assert [t for t in told if "FID" in t] == [
-        f"FID ({how}) of 2 trials: 9 images are too few for the covariance of so many features; the distance is biased upwards."
+        f"FID ({how}) of 2 trials: unreliable, biased upwards: 9 images are too few to estimate the covariance of so many features."
     ]
     assert not any("flag" in c.name for c in columns_of(results))
 

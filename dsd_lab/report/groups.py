@@ -174,9 +174,9 @@ def _not_finite(results: list[Result]) -> list[str]:
 
 
 _FLAGS = {
-    "few_images": "{} images are too few for the covariance of so many features; the distance is biased upwards",
-    "rank_deficient": "samples vary in {} directions of the features only; the distance rests on a singular covariance",
-    "constant": "all samples are one image to the extractor",
+    "few_images": "unreliable, biased upwards: {} images are too few to estimate the covariance of so many features",
+    "rank_deficient": "unreliable: the samples span only {} dimensions of the features, fewer than their number allows",
+    "constant": "unreliable: the features of all samples are the same",
     "not_finite": "the distance is not finite and left out",
     "floor_with_train": "{} training images fill up the real images of its floor, which is lower than new images would give",
     "few_real": "there are only {} real images, so no real-against-real floor at the same number",

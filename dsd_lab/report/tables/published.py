@@ -208,6 +208,7 @@ def published_table(groups: list[Group], dots: dict[str, str]) -> Table | None:
         frame,
         note,
         [colours.get(r.method, "transparent") for r in rows],
+        folded=not {r.kind for r in ours} & {r.kind for r in theirs},
     )
 
 
