@@ -735,3 +735,9 @@ def test_distances_that_cannot_be_trusted_are_told_before_the_numbers():
 def test_every_measurement_has_a_column(name, label):
     columns = {c.name: c.label for c in columns_of([result("dsd", metrics={name: 1.0})])}
     assert columns[name].partition(" (")[0] == label
+
+
+def test_values_under_an_earlier_definition_have_columns_and_notes_of_their_own():
+    names = ["psnr/n9-ema0.99", "psnr/perimage-n9-ema0.99", "ssim/n9-ema0.99", "ssim/uniform7-n9-ema0.99", "ssim/wang11-n9-ema0.99"]  # fmt: skip
+    found = {c.name: "earlier definition" in c.note for c in columns_of([result("dsd", metrics=dict.fromkeys(names, 1.0))])}  # fmt: skip
+    assert [found[n] for n in names] == [True, False, True, True, False]
