@@ -32,6 +32,7 @@ SHIPPED = sorted((ROOT / "experiments").glob("*.yaml"))
 SPEC_OPTIONS = {"SPEC", "--profile", "--set"}
 SURFACE = {
     "plan": SPEC_OPTIONS | {"--only", "--gpu", "--json"},
+    "data": {"SPEC|FOLDER", "--profile", "--set", "--out", "--json"},
     "sweep": SPEC_OPTIONS
     | {
         "--only",
@@ -243,7 +244,7 @@ def test_the_collapse_ablation_has_seven_variants_three_seeds_and_compressed_nor
 def test_plan_needs_neither_ray_nor_mlflow_and_answers_in_the_documented_json(tmp_path):
     spec = write_spec(tmp_path, {k: VARIANTS[k] for k in ("dsd", "control")}, seeds=[0, 1])
     modules, code, printed, _ = imported("plan", str(spec), "--json", "--home", str(tmp_path / "home"))
-    assert code == OK and not modules & {"ray", "mlflow", "pandas"}
+    assert code == OK and not modules & {"ray", "mlflow"}  # scikit-learn, which has the digits, imports pandas
     answer = json.loads(printed)
     assert answer["sweep"]["name"] == "tiny" and answer["sweep"]["trials"] == 4
     for trial in answer["trials"]:

@@ -272,5 +272,5 @@ def test_parquet_columns_may_have_other_names_and_class_names(tmp_path):
 
 
 def test_one_image_alone_cannot_be_split(tmp_path):
-    with pytest.raises(BadInput, match=r"data\.holdout: all 1 images would be held out"):
+    with pytest.raises(BadInput, match=r"data\.holdout: none of 1 images can be held out"):
         load_data(write_folder(tmp_path, pictures(1), [0]))

@@ -58,6 +58,17 @@ def _add_running(verbs: argparse._SubParsersAction) -> None:
     )
     answers_json(plan)
 
+    data = add_verb(
+        verbs,
+        "data",
+        "show what is read from a spec's images, or from a folder",
+        "dsd-lab data ../shared/photos --out photos.png",
+    )
+    data.add_argument("spec", metavar="SPEC|FOLDER", help="YAML file, or a folder of images, parquet or idx files")
+    takes_spec_options(data)
+    data.add_argument("--out", metavar="FILE", help="PNG with the first training images of every class")
+    answers_json(data)
+
     sweep = add_verb(
         verbs, "sweep", "run the trials of a spec that are not done", f"dsd-lab sweep {_SPEC} --profile full"
     )

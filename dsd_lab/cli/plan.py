@@ -18,6 +18,7 @@ from dsd_lab.evaluation.reference import check_files
 from dsd_lab.home.data_facts import known_facts, skipped
 from dsd_lab.home.home import OTHER_IMAGES, Home, stale_note
 from dsd_lab.home.lookup import manifest_of
+from dsd_lab.planning.data_check import check_data
 from dsd_lab.planning.disk import need_of
 from dsd_lab.planning.estimates import EFFICIENCY, Shape, cached_bytes, cached_shape, shape_key, timed_seconds
 from dsd_lab.planning.gpus import GPUS
@@ -42,7 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Show a plan."""
     plan, home = plan_of(arguments), home_of(arguments)
     for missing in missing_data(plan):
-        print(f"dsd-lab: warning: data.path: no such folder {missing}; `sweep` will refuse", file=sys.stderr)
+        print(f"dsd-lab: warning: {missing}; `sweep` will refuse", file=sys.stderr)
+    lines = check_data(home, plan.trials, plan.spec.evaluate, decode=False)
     facts_of = partial(known_facts, home)
     left_out = once_for_seeds(lambda fields: skipped(fields, facts_of(fields.data)))
     for line in dict.fromkeys(left_out(t.fields) for t in plan.trials):
@@ -86,6 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
         }
         print_json({"sweep": sweep, "trials": rows})
     else:
+        print(*lines, sep="\n" if lines else "", end="\n" if lines else "")
         _print(plan, rows)
         if note := stale_note((row["status"] for row in rows), code):
             print(note)

@@ -23,6 +23,7 @@ from dsd_lab.files.locks import locked
 from dsd_lab.files.mounts import shared_sqlite_warning
 from dsd_lab.home.home import ENDED, STOPPED, Home, stale_note
 from dsd_lab.home.lookup import manifest_of
+from dsd_lab.planning.data_check import check_data
 from dsd_lab.planning.disk import announce_need
 from dsd_lab.planning.requirements import missing_data, missing_weights
 from dsd_lab.runs.child_environment import safe_imports
@@ -50,6 +51,10 @@ def run(arguments: argparse.Namespace) -> int:
     stopping = None if arguments.stop_collapsed is None else (load_forecast(home), arguments.stop_collapsed)
     home.prepare()
     console = Console(stderr=arguments.json)
+    for line in check_data(
+        home, _unfinished(home, plan, arguments.retry_failed, stopping is not None), plan.spec.evaluate
+    ):
+        _say(console, line)
     uri = chosen_uri(arguments.tracking_uri)
     if not arguments.no_tracking:
         refuse_unsuitable(uri)
@@ -131,7 +136,7 @@ def _execute(
 def _unfinished(home: Home, plan: Plan, retry_failed: bool, stopping: bool) -> list[PlannedTrial]:
     """Trials that are not ended, and ended ones that lack an evaluation.
 
-    A failed trial waits for `--retry-failed`, one that a forecast stopped for a sweep without `--stop-collapsed`.
+    A failed trial waits for `--retry-failed`, unless its input was at fault and may be mended; one that a forecast stopped for a sweep without `--stop-collapsed`.
     """
     todo = []
     for trial in _distinct(plan):
@@ -141,7 +146,8 @@ def _unfinished(home: Home, plan: Plan, retry_failed: bool, stopping: bool) -> l
             continue
         wanted = {evaluation_id(e) for e in plan.spec.evaluate if applies(e, trial.fields)}
         lacking = state == "done" and not wanted <= set(folder.evaluations())
-        if state not in (*ENDED, "failed") or lacking or (state == "failed" and retry_failed):
+        again = state == "failed" and (retry_failed or folder.status().get("cause") == "input")
+        if state not in (*ENDED, "failed") or lacking or again:
             todo.append(trial)
     return todo
 
@@ -159,7 +165,7 @@ def _check_packages(tracking: bool) -> None:
 
 def _check_data(plan: Plan) -> None:
     for missing in missing_data(plan):
-        raise BadInput(f"{plan.path}: data.path: no such folder {missing}")
+        raise BadInput(f"{plan.path}: {missing}")
     for missing in missing_weights(plan):
         raise BadInput(f"{plan.path}: {missing}")
 

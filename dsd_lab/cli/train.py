@@ -10,6 +10,7 @@ from dsd_lab.cli.options import command_line, home_of, plan_of, print_json
 from dsd_lab.errors import OK, TRIALS_FAILED, BadInput
 from dsd_lab.evaluation.reference import check_files
 from dsd_lab.home.lookup import manifest_of
+from dsd_lab.planning.data_check import check_data
 from dsd_lab.planning.requirements import missing_data, missing_weights
 from dsd_lab.runs.continuity import refuse_other_code
 from dsd_lab.runs.data_shelf import DataShelf, refuse_other_images
@@ -34,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     trial = chosen[0]
     for missing in missing_data(plan):
-        raise BadInput(f"{plan.path}: data.path: no such folder {missing}")
+        raise BadInput(f"{plan.path}: {missing}")
     for missing in missing_weights(plan):
         raise BadInput(f"{plan.path}: {missing}")
     check_files(plan.spec.evaluate, home)
@@ -47,6 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
     if home.trial(trial.id).is_locked():
         raise BadInput(f"{trial.name}: another process trains it now; `dsd-lab logs {trial.id}` shows how far it is")
 
+    for line in check_data(home, [trial], plan.spec.evaluate):
+        print(line, file=sys.stderr if arguments.json else sys.stdout)
     manifest = manifest_of(plan)
     recorded = home.keep_trial(trial.id, manifest, command_line())  # a trial that no sweep names is garbage
 

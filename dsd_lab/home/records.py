@@ -123,6 +123,8 @@ class _DataRecord(_File):
     train_by_class: list[Count] = []
     holdout_by_class: list[Count] = []
     class_names: list[Text] = []
+    holdout_from: Text = ""
+    notes: list[Text] = []
     resident: bool = True
     damaged: Count = 0
     damaged_named: list[Text] = []

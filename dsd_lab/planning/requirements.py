@@ -12,9 +12,15 @@ from dsd_lab.specs.sweep import Plan
 
 
 def missing_data(plan: Plan) -> list[str]:
-    """Folders of images that the trials name and that are not there."""
+    """`data.path: no such folder PATH` for each folder of images that the trials name and that is not there."""
     paths = dict.fromkeys(t.fields.data.path for t in plan.trials if t.fields.data.path is not None)
-    return [path for path in paths if not Path(path).is_dir()]
+    return [
+        f"data.path: {path} is a file; unpack it, and name the folder"
+        if Path(path).is_file()
+        else f"data.path: no such folder {path}"
+        for path in paths
+        if not Path(path).is_dir()
+    ]
 
 
 def missing_weights(plan: Plan) -> list[str]:

@@ -16,7 +16,7 @@ from dsd_lab.core.data import DataSet
 from dsd_lab.core.training.checkpoints import list_checkpoints
 from dsd_lab.core.training.events import Diverged, Finished, Logged
 from dsd_lab.core.training.trainer import Trainer, pick_device
-from dsd_lab.errors import LabError, NoResources, is_disk_full
+from dsd_lab.errors import BadInput, LabError, NoResources, is_disk_full
 from dsd_lab.files.atomic import PRIVATE, write_atomic, write_json
 from dsd_lab.home.home import ENDED, FORMAT, STOPPED, Home, TrialFolder
 from dsd_lab.home.spool import sound_lines
@@ -117,8 +117,9 @@ def _record_failure(folder: TrialFolder, error: Exception) -> None:
         reason = f"{folder.root}: the disk is full ({error}); older checkpoints are intact: free space, then run the same command again"
     with contextlib.suppress(OSError):  # on a full disk the status alone may still fit in its place
         write_atomic(folder.root / "error.txt", traceback.format_exc(), mode=PRIVATE)
+    cause = "input" if isinstance(error, BadInput) else None  # what a user can mend is tried again by the next sweep
     try:
-        folder.write_status(state=state, error=reason)
+        folder.write_status(state=state, error=reason, cause=cause)
     except OSError as fault:
         raise NoResources(f"{reason} (nor can its state be written: {fault})") from error
 

@@ -13,15 +13,15 @@ class Data(Section):
     """Where the images come from and how they are split."""
 
     source: Literal["digits", "idx", "parquet", "folder", "datasets"] = "digits"
-    """`digits`: scikit-learn's 1,797 8x8 digits. `idx`: MNIST's format. `parquet`: the Hugging Face image layout. `folder`: a sub-folder a class, as ImageNet. `datasets`: `hub`, through the library of that name."""
+    """`digits`: scikit-learn's 1,797 8x8 digits. `idx`: MNIST's format. `parquet`: the Hugging Face image layout. `folder`: a sub-folder a class, as ImageNet, StyleGAN's `dataset.json`, or images without labels. `datasets`: `hub`, through the library of that name."""
     path: str | None = None
     """Folder of the files, relative to the spec's file. Not part of a trial's identity; `name` is."""
     hub: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?$")
     """Name on the Hugging Face Hub, `owner/name` (`datasets`)."""
     image_column: str = Field("image", min_length=1, max_length=200)
     """Column of the images (`parquet`, `datasets`)."""
-    label_column: str = Field("label", min_length=1, max_length=200)
-    """Column of the class numbers (`parquet`, `datasets`)."""
+    label_column: str | None = Field("label", min_length=1, max_length=200)
+    """Column of the class numbers (`parquet`, `datasets`); null: the images have no labels."""
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """Declared name of the data set. Default: the folder's name, the name on the Hub, or the source."""
     revision: str = Field("1", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -32,6 +32,8 @@ class Data(Section):
     """Images are resized so that their shorter side has this many pixels, antialiased (box halving, then bicubic, as ADM). Default: as they are."""
     crop: Literal["none", "centre"] = "none"
     """`centre`: images are cut to the square in their middle."""
+    background: Literal["white", "grey", "black"] = "white"
+    """Colour behind transparent pixels (files of images)."""
     damaged: Literal["refuse", "skip"] = "refuse"
     """What happens at an image that cannot be read, or is not of 8 bits a channel: `skip` leaves it out, named and counted (files of images)."""
     memory: Literal["auto", "resident", "stream"] = "auto"
@@ -61,6 +63,7 @@ class Data(Section):
             ("image_column", ("parquet", "datasets")),
             ("label_column", ("parquet", "datasets")),
             ("damaged", images),
+            ("background", images),
         ):
             if self.source not in sources and getattr(self, field) != type(self).model_fields[field].default:
                 raise ValueError(

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from dsd_lab.errors import BadInput
-from dsd_lab.specs.messages import did_you_mean
+from dsd_lab.specs.inheritance import parse_set
+from dsd_lab.specs.messages import complaints, did_you_mean, summary
 from dsd_lab.specs.report import ReportSettings
 from dsd_lab.specs.trial import Generation, Section, Trial
+from dsd_lab.specs.yaml_document import Document
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 MAX_TRIALS = 10_000
@@ -130,3 +132,18 @@ class Plan:
         if not chosen:
             raise BadInput(f"--only {' '.join(conditions)}: no trial meets all of these")
         return replace(self, trials=chosen)
+
+
+def read_fields(values: dict[str, Any], sets: list[str]) -> Trial:
+    """The fields of a trial without a spec file: values, and `section.key=value` overrides.
+
+    Raises:
+        BadInput: a value is not valid; the message names the key.
+    """
+    document = Document(values)
+    for text in sets:
+        document = document.with_value(*parse_set(text, list(Trial.model_fields)))
+    try:
+        return Trial.model_validate(document.values)
+    except ValidationError as error:
+        raise BadInput(summary({line: [] for line in complaints(error, Trial, document)}, [])) from None

@@ -6,6 +6,7 @@ says so. A field is accepted only where something reads it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pydantic import Field, ValidationError, model_validator
@@ -144,6 +145,17 @@ class Trial(Section):
 def uses_target_encoder(objective: Objective) -> bool:
     """Whether the diffusion loss regresses on the EMA encoder's latents."""
     return objective.diffusion_weight > 0 and objective.target == "ema"
+
+
+def unfit_images(trial: Trial, shape: Sequence[int]) -> str:
+    """Why a trial cannot train on images of this shape [C, H, W], and what to write; empty where it can."""
+    _, height, width = shape
+    size, name = trial.network.image_size, trial.data.path or trial.data.hub or trial.data.source
+    if height != width:
+        return f"the images of {name} are {height} x {width} pixels and not square; `data.crop: centre` cuts them to the square in their middle"
+    if size != height:
+        return f"network.image_size is {size}, but the images of {name} are {height} pixels a side; write `network.image_size: {height}`, or `data.size: {size}`"
+    return ""
 
 
 def resolved_phases(training: Training, objective: Objective) -> list[tuple[int, Objective, frozenset[str]]]:

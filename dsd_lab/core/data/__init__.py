@@ -7,20 +7,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from dsd_lab.core.data.assembly import Found, glanced
 from dsd_lab.core.data.dataset import DataSet
 from dsd_lab.core.data.digits import load_digits
-from dsd_lab.core.data.folder import load_folder
-from dsd_lab.core.data.hub import load_hub
+from dsd_lab.core.data.folder import find_folder, load_folder
+from dsd_lab.core.data.hub import find_hub, load_hub
 from dsd_lab.core.data.idx import load_idx
-from dsd_lab.core.data.parquet import load_parquet
+from dsd_lab.core.data.idx_files import idx_set
+from dsd_lab.core.data.parquet import find_parquet, load_parquet
+from dsd_lab.core.data.parquet_files import holds_training
 from dsd_lab.core.data.splits import BATCHES_AHEAD, Images, Split, StreamedImages
+from dsd_lab.errors import BadInput
 
 if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
 
-__all__ = ["BATCHES_AHEAD", "SOURCES", "DataSet", "Images", "Split", "StreamedImages", "load_data"]
+__all__ = [
+    "BATCHES_AHEAD",
+    "SOURCES",
+    "DataSet",
+    "Images",
+    "Split",
+    "StreamedImages",
+    "glance",
+    "load_data",
+    "source_of",
+]
 
 SOURCES: dict[str, Callable[[Data, Path | None], DataSet]] = {
     "digits": load_digits,
@@ -29,6 +43,12 @@ SOURCES: dict[str, Callable[[Data, Path | None], DataSet]] = {
     "folder": load_folder,
     "datasets": load_hub,
 }
+_FINDERS: dict[str, Callable[[Data], Found]] = {
+    "parquet": find_parquet,
+    "folder": find_folder,
+    "datasets": find_hub,
+}
+"""What finds the images of the sources that can be streamed, and decodes none."""
 
 
 def load_data(spec: Data, cache: Path | None = None) -> DataSet:
@@ -43,3 +63,23 @@ def load_data(spec: Data, cache: Path | None = None) -> DataSet:
         NoResources: the disk has no room for what a stream needs.
     """
     return SOURCES[spec.source](spec, cache)
+
+
+def glance(spec: Data) -> dict[str, Any] | None:
+    """What can be said of a data set that would be streamed before its images are decoded; None where it stays in memory.
+
+    Raises:
+        BadInput: as `load_data`, as far as the layout, the labels and the first image show it.
+    """
+    find = _FINDERS.get(spec.source)
+    return None if find is None else glanced(spec, find(spec))
+
+
+def source_of(folder: Path) -> str:
+    """The source that a folder is read by: parquet files, idx files, or images."""
+    if holds_training(folder):
+        return "parquet"
+    try:
+        return "idx" if idx_set(folder).files else "folder"
+    except BadInput:  # several sets, or deeper: the reader says so
+        return "idx"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from dsd_lab.core.data.dataset import DataSet, check_classes, data_set, split
+from dsd_lab.core.data.dataset import DataSet, check_classes, count_classes, data_set, held_out, share_held_out, split
 from dsd_lab.core.data.decoding import DamagedImage, attempt, decoded, in_channels, in_order, mismatch, refusal
 from dsd_lab.core.data.progress import tell
 from dsd_lab.core.data.records import Records, place_of
@@ -27,33 +28,75 @@ RESIDENT_BYTES = 2 * 2**30
 """Under `memory: auto`, images that take more than this once decoded are streamed."""
 
 
-def assemble(
-    spec: Data, train: Records, holdout: Records | None, class_names: tuple[str, ...], cache: Path | None
-) -> DataSet:
+@dataclass(frozen=True)
+class Found:
+    """What a source names before an image is decoded: which images, their classes, and where the split comes from."""
+
+    train: Records
+    holdout: Records | None
+    """None: a fraction of the training images is held out."""
+    class_names: tuple[str, ...]
+    """By class number; empty where the images have no labels."""
+    holdout_from: str = ""
+    notes: tuple[str, ...] = ()
+    """What lies beside the images and is not used, one line each."""
+
+
+def assemble(spec: Data, found: Found, cache: Path | None) -> DataSet:
     """The data set of some records; without held-out ones, a fraction of the training images is held out.
 
     Args:
         spec: how they are decoded, and whether they stay in memory.
-        train: encoded training images.
-        holdout: encoded held-out images.
-        class_names: by class number.
+        found: encoded images.
         cache: folder that keeps what a stream needs; None keeps nothing.
 
     Raises:
         BadInput: an image is damaged or of another size than the others; the message names it.
         NoResources: there is no room for what a stream needs.
     """
-    count = len(train) + (0 if holdout is None else len(holdout))
-    if spec.memory == "stream" or (spec.memory == "auto" and count * _image_bytes(spec, train) > RESIDENT_BYTES):
-        return streamed(spec, train, holdout, class_names, cache)
-    return _resident(spec, train, holdout, class_names)
+    train, holdout = found.train, found.holdout
+    if _streams(spec, found):
+        made = streamed(spec, train, holdout, found.class_names, cache)
+    else:
+        made = _resident(spec, train, holdout, found.class_names)
+    origin = share_held_out(spec.holdout, made.classes) if holdout is None else found.holdout_from
+    return replace(made, holdout_from=origin, notes=found.notes)
 
 
-def _image_bytes(spec: Data, records: Records) -> int:
-    """Bytes of the first image that can be decoded."""
+def glanced(spec: Data, found: Found) -> dict[str, Any] | None:
+    """Facts of images that would be streamed, from their labels and the first of them; None where they stay in memory."""
+    if not _streams(spec, found):
+        return None
+    first = _first(spec, found.train)
+    labels = [found.train.labels, None if found.holdout is None else found.holdout.labels]
+    if labels[1] is None:
+        held = held_out(found.train.labels, spec.holdout)
+        labels = [found.train.labels[~held], found.train.labels[held]]
+    train, holdout = (part for part in labels if part is not None)
+    classes = count_classes(train)
+    return {
+        "train": len(train),
+        "holdout": len(holdout),
+        "holdout_from": found.holdout_from or share_held_out(spec.holdout, classes),
+        "classes": classes,
+        "class_names": list(found.class_names),
+        "shape": [3 if first.ndim == 3 else 1, *first.shape[:2]],
+        "notes": list(found.notes),
+    }
+
+
+def _streams(spec: Data, found: Found) -> bool:
+    if spec.memory != "auto":
+        return spec.memory == "stream"
+    count = len(found.train) + (0 if found.holdout is None else len(found.holdout))
+    return count * _first(spec, found.train).size > RESIDENT_BYTES
+
+
+def _first(spec: Data, records: Records) -> np.ndarray:
+    """The first image that can be decoded."""
     for where, read in records.items():
         try:
-            return decoded(read, where, spec).size
+            return decoded(read, where, spec)
         except DamagedImage as damage:
             if spec.damaged == "refuse":
                 raise refusal(damage) from None

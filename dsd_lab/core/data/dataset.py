@@ -33,6 +33,10 @@ class DataSet:
     class_names: tuple[str, ...] = ()
     damaged: tuple[str, ...] = ()
     """What was left out under `damaged: skip`, each with its reason."""
+    holdout_from: str = ""
+    """Where the held-out images come from: a folder or files of a split, or a share of the training images."""
+    notes: tuple[str, ...] = ()
+    """What lies beside the images and is not used, one line each."""
 
     @property
     def channels(self) -> int:
@@ -41,6 +45,11 @@ class DataSet:
     @property
     def image_size(self) -> int:
         return self.train.shape[1]
+
+    @property
+    def conditional(self) -> bool:
+        """Whether there are classes to tell apart: data without labels, or of one class, train unconditionally."""
+        return self.classes > 1
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -63,6 +72,8 @@ class DataSet:
             "train_by_class": torch.bincount(self.train.labels, minlength=self.classes).tolist(),
             "holdout_by_class": torch.bincount(self.holdout.labels, minlength=self.classes).tolist(),
             "class_names": list(self.class_names),
+            "holdout_from": self.holdout_from,
+            "notes": list(self.notes),
             "resident": isinstance(self.train, Images),
             "damaged": len(self.damaged),
             "damaged_named": list(self.damaged[:_NAMED]),
@@ -70,7 +81,12 @@ class DataSet:
 
 
 def data_set(
-    train: Images, holdout: Images, class_names: tuple[str, ...] = (), damaged: tuple[str, ...] = ()
+    train: Images,
+    holdout: Images,
+    class_names: tuple[str, ...] = (),
+    damaged: tuple[str, ...] = (),
+    holdout_from: str = "",
+    notes: tuple[str, ...] = (),
 ) -> DataSet:
     """A data set in memory."""
     digest = hashlib.sha256()
@@ -79,7 +95,7 @@ def data_set(
         digest.update(part.pixels.contiguous().numpy().data)
         digest.update(part.labels.numpy().data)
     classes = count_classes(train.labels, holdout.labels)
-    return DataSet(train, holdout, classes, digest.hexdigest(), class_names, damaged)
+    return DataSet(train, holdout, classes, digest.hexdigest(), class_names, damaged, holdout_from, notes)
 
 
 def count_classes(*labels: Tensor) -> int:
@@ -102,17 +118,26 @@ def check_classes(before: Tensor, after: Tensor, class_names: tuple[str, ...]) -
 def held_out(labels: Tensor, fraction: float) -> Tensor:
     """Which images [N] are held out: a fraction of every class, chosen once for all seeds.
 
+    At least one image of every class stays in training, and at least one is held out where a class has two.
+
     Raises:
-        BadInput: no image would be left to train on.
+        BadInput: no image can be held out.
     """
     order = torch.randperm(len(labels), generator=generator(0, "holdout"))
     held = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():
         members = order[labels[order] == label]
-        held[members[: max(1, round(fraction * len(members)))]] = True
-    if bool(held.all()):
-        raise BadInput(f"data.holdout: all {len(labels)} images would be held out; at least one class needs two")
+        held[members[: min(max(1, round(fraction * len(members))), len(members) - 1)]] = True
+    if not bool(held.any()):
+        raise BadInput(
+            f"data.holdout: none of {len(labels)} images can be held out; at least one class needs two, or add a split val/"
+        )
     return held
+
+
+def share_held_out(fraction: float, classes: int) -> str:
+    """What a split by `held_out` is called."""
+    return f"{100 * fraction:g} % of {'every class' if classes > 1 else 'the images'}"
 
 
 def split(images: Images, fraction: float) -> tuple[Images, Images]:

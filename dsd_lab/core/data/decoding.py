@@ -7,10 +7,13 @@ import struct
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from dsd_lab.core.data.display import as_shown
+from dsd_lab.core.data.layout import is_image_name
 from dsd_lab.core.data.records import Item
 from dsd_lab.errors import BadInput
 
@@ -36,14 +39,17 @@ def decoded(read: Callable[[], bytes | None], where: str, spec: Data) -> np.ndar
     Raises:
         DamagedImage: it cannot be read, or is no whole image of 8 bits a channel; the message begins with `where`.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         picture: Any = Image.open(io.BytesIO(read()))  # type: ignore[arg-type]
         deep = picture.mode.startswith(("I", "F"))
         if not deep:
-            picture = picture if picture.mode == "L" else picture.convert("RGB")
-            array = np.asarray(framed(picture, spec))
+            array = np.asarray(framed(as_shown(picture, spec.background), spec))
+    except UnidentifiedImageError:
+        name = Path(where.removesuffix(")"))
+        what = "damaged image: cannot identify its format" if is_image_name(name.name) else _no_image(name)
+        raise DamagedImage(f"{where}: {what}") from None
     except (OSError, TypeError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
         reason = reason.split(" <_io.")[0]  # Pillow says "image file <_io.BytesIO object at 0x...>"
@@ -51,6 +57,11 @@ def decoded(read: Callable[[], bytes | None], where: str, spec: Data) -> np.ndar
     if deep:
         raise DamagedImage(f"{where}: a picture of mode {picture.mode}; convert it to 8 bits a channel")
     return array
+
+
+def _no_image(name: Path) -> str:
+    known = name.suffix[1:].isalnum() and len(name.suffix) < 9
+    return f"not an image but a {name.suffix} file; move it away" if known else "damaged image: not an image"
 
 
 def framed(picture: Any, spec: Data) -> Any:

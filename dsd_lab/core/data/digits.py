@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from dsd_lab.core.data.dataset import DataSet, data_set, split
+from dsd_lab.core.data.dataset import DataSet, data_set, share_held_out, split
 from dsd_lab.core.data.decoding import framed_arrays
 from dsd_lab.core.data.splits import Images
 
@@ -23,4 +23,5 @@ def load_digits(spec: Data, cache: Path | None) -> DataSet:
     bunch = datasets.load_digits()
     pixels = framed_arrays(np.round(bunch.images * (255 / 16)).astype(np.uint8), spec)
     images = Images(torch.from_numpy(pixels)[:, None], torch.from_numpy(bunch.target.astype(np.int64)))
-    return data_set(*split(images, spec.holdout))
+    names = tuple(map(str, bunch.target_names))
+    return data_set(*split(images, spec.holdout), names, holdout_from=share_held_out(spec.holdout, len(names)))

@@ -1,110 +1,132 @@
-"""Image folders: ImageNet's and torchvision's ImageFolder's layout."""
+"""Image folders: a sub-folder a class as ImageNet and torchvision have them, `dataset.json`, or images alone."""
 
 from __future__ import annotations
 
-import os
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from dsd_lab.core.data.assembly import assemble
+from dsd_lab.core.data.assembly import Found, assemble
 from dsd_lab.core.data.dataset import DataSet
+from dsd_lab.core.data.folder_layout import LABELS, Tree, check_level, descended, splits_of
+from dsd_lab.core.data.layout import class_order, is_image_name
 from dsd_lab.core.data.records import FileRecords, shown
 from dsd_lab.errors import BadInput
 
 if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
 
-_HELD_OUT = ("val", "validation", "test")
-"""Folders of held-out images; the first that is there is taken (ImageNet's `test` has no labels)."""
+Listed = dict[str | None, list[str]]
+"""Paths of the images by the name of their class; under None where they have no labels."""
 
 
 def load_folder(spec: Data, cache: Path | None) -> DataSet:
-    """One sub-folder a class, numbered in the order of their sorted names, with images at any depth below it.
+    """The images of a folder, as `find_folder` reads it."""
+    return assemble(spec, find_folder(spec), cache)
 
-    `train/` and one of `val/`, `validation/`, `test/` hold the classes where they are there (a folder of
-    that name that holds no folders is a class); else a seeded fraction is held out. Names that begin with
-    a dot are passed over, and so are files beside the class folders.
+
+def find_folder(spec: Data) -> Found:
+    """One sub-folder a class with images at any depth below it, or a `dataset.json`, or images without labels.
+
+    A training split and the first of `val/`, `valid/`, `validation/`, `dev/`, `test/` (of any case, also
+    `Training/`, `Testing/`, `seg_train/`) are used where they hold class folders; else a seeded fraction is
+    held out. Classes are numbered in the order of their names, numeric names by value. Names that begin
+    with a dot are passed over.
 
     Raises:
-        BadInput: there is no class, a class has no image, or a link leads outside the data's folder.
+        BadInput: the folder is on another level than the classes, a split or an image would be passed over,
+            a class has no image, or a link leads outside the data's folder.
     """
     assert spec.path is not None
     root = Path(spec.path)
-    splits = [name for name in ("train", *_HELD_OUT) if any(_folders(root / name))]
-    if splits and splits[0] != "train":
-        raise BadInput(f"{shown(root)}: has {splits[0]}/ but no train/; name the folder that holds the classes")
-    base = root / "train" if splits else root
-    classes = [folder.name for folder in _folders(base)]
-    if not classes:
-        raise BadInput(f"{shown(base)}: holds no sub-folders; an image folder has one for every class")
-    train = _records(root, base, classes)
-    counts = torch.bincount(train.labels, minlength=len(classes))
-    for name, count in zip(classes, counts.tolist(), strict=True):
-        if not count:
-            raise BadInput(f"{shown(base / name)}: a class without images; remove the folder, or fill it")
-    holdout = None
-    if len(splits) > 1:
-        held = root / splits[1]
-        for folder in _folders(held):
-            if folder.name not in classes:
-                raise BadInput(f"{shown(folder)}: no class of this name in {shown(base)}")
-        holdout = _records(root, held, classes)
-        if not len(holdout):
-            raise BadInput(f"{shown(held)}: holds no images")
-    return assemble(spec, train, holdout, tuple(shown(name) for name in classes), cache)
+    tree = Tree(root)
+    splits = None if (root / LABELS).is_file() else splits_of(tree, root)
+    base = root if splits is None else descended(tree, splits.train)
+    trained = _listed(tree, base, named=splits is None)
+    classes = class_order(name for name in trained if name is not None)
+    holdout, origin = None, ""
+    if splits is not None and splits.held is not None:
+        held = _listed(tree, descended(tree, splits.held), named=False, training=False)
+        _check_held(splits.held, held, base, trained)
+        holdout, origin = _records(held, classes), f"{shown(splits.held.name)}/"
+    notes = (*(splits.notes if splits is not None else ()), *tree.notes, *tree.leftovers.notes())
+    return Found(_records(trained, classes), holdout, tuple(map(shown, classes)), origin, notes)
 
 
-def _folders(folder: Path) -> list[Path]:
-    """Sub-folders in the order of their names."""
-    try:
-        return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise BadInput(f"{shown(folder)}: cannot be read: {error.strerror}") from None
-
-
-def _records(root: Path, base: Path, classes: list[str]) -> FileRecords:
-    inside = os.path.realpath(root)
-    _check_link(str(base), inside)
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        if (base / name).is_dir():
-            found = sorted(_files(str(base / name), inside, ()))
-            paths += found
-            labels += [label] * len(found)
-    return FileRecords(paths, torch.tensor(labels, dtype=torch.int64))
-
-
-def _files(folder: str, inside: str, above: tuple[str, ...]) -> list[str]:
-    """All files below a folder; links are followed within `inside`, and refused where they lead out of it or in a circle."""
-    here = _check_link(folder, inside)
-    if here in above:
-        raise BadInput(f"{shown(folder)}: a link to a folder that holds it")
-    found = []
-    try:
-        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
-    except OSError as error:
-        raise BadInput(f"{shown(folder)}: cannot be read: {error.strerror}") from None
-    for entry in entries:
-        link = entry.is_symlink()
-        if os.path.isdir(entry.path) if link else entry.is_dir():
-            found += _files(entry.path, inside, (*above, here))
-            continue
-        if link:
-            _check_link(entry.path, inside)
-        # A link into nothing is left to the decoder, which refuses or skips it as it does damaged images.
-        if (os.path.exists(entry.path) and not os.path.isfile(entry.path)) if link else not entry.is_file():
-            raise BadInput(f"{shown(entry.path)}: neither a file nor a folder")
-        found.append(entry.path)
+def _listed(tree: Tree, base: Path, named: bool, training: bool = True) -> Listed:
+    """The images of one split."""
+    if (base / LABELS).is_file():
+        return _by_labels(tree, base)
+    folders = tree.folders(base)
+    if training:
+        check_level(tree, base, named)
+    if not folders:
+        images = tree.loose(base) if base.is_dir() else []
+        if not images:
+            raise BadInput(
+                f"{shown(base)}: holds no sub-folders; an image folder has one for every class, or images alone"
+            )
+        return {None: images}
+    found: Listed = {folder.name: tree.files(folder) for folder in folders}
+    for name, files in found.items():
+        if not files and training:
+            raise BadInput(f"{shown(base / str(name))}: a class without images; remove the folder, or fill it")
     return found
 
 
-def _check_link(path: str, inside: str) -> str:
-    target = os.path.realpath(path)
-    if target != inside and not target.startswith(inside.rstrip("/") + "/"):
-        raise BadInput(f"{shown(path)}: a link that leads outside {shown(inside)}; copy what it names")
-    return target
+def _by_labels(tree: Tree, base: Path) -> Listed:
+    """The images that a `dataset.json` numbers: `{"labels": [["00000/img00000000.png", 6], ...]}`, or null for none."""
+    path = base / LABELS
+    files = {Path(file).relative_to(base).as_posix(): file for file in tree.files(base) if is_image_name(file)}
+    if not files:
+        raise BadInput(f"{shown(base)}: holds {LABELS} and no images")
+    try:
+        labels = json.loads(path.read_bytes())["labels"]
+        if not labels:
+            return {None: list(files.values())}
+        numbers = {str(name): label for name, label in labels}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise BadInput(f'{shown(path)}: not {{"labels": [[FILE, CLASS], ...]}}, as StyleGAN and EDM write it') from None
+    found: Listed = {}
+    for name, label in numbers.items():
+        if type(label) is not int or label < 0:
+            raise BadInput(
+                f"{shown(path)}: the label {label!r} of {shown(name)} is no class; classes are numbered from 0"
+            )
+        if name not in files:
+            raise BadInput(f"{shown(path)}: names {shown(name)}, which is not there; complete the download")
+    for name, file in files.items():
+        if name not in numbers:
+            raise BadInput(f"{shown(file)}: {LABELS} has no label for it; remove it, or add one")
+        found.setdefault(str(numbers[name]), []).append(file)
+    return found
+
+
+def _check_held(folder: Path, held: Listed, base: Path, trained: Listed) -> None:
+    """The held-out images must be of classes that are trained.
+
+    Raises:
+        BadInput: they are not; the message names the folder.
+    """
+    if not any(held.values()):
+        raise BadInput(f"{shown(folder)}: holds no images")
+    if (None in held) != (None in trained):
+        one, other = (folder, base) if None in held else (base, folder)
+        raise BadInput(
+            f"{shown(one)}: has no class folders, and {shown(other)} has some; sort its images into such folders"
+        )
+    for name in held:
+        if name not in trained:
+            hint = "; sort its images into folders named after the classes" if name == "images" else ""
+            raise BadInput(f"{shown(folder / str(name))}: no class of this name in {shown(base)}{hint}")
+
+
+def _records(listed: Listed, classes: list[str]) -> FileRecords:
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes or [None]):
+        paths += listed.get(name, [])
+        labels += [label] * (len(paths) - len(labels))
+    return FileRecords(paths, torch.tensor(labels, dtype=torch.int64))

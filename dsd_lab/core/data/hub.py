@@ -8,22 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dsd_lab.core.data.assembly import assemble
+from dsd_lab.core.data.assembly import Found, assemble
 from dsd_lab.core.data.dataset import DataSet
+from dsd_lab.core.data.layout import TRAIN, split_name
 from dsd_lab.core.data.records import Item, Stamp, StoredRecords, numbered, stamp_of
 from dsd_lab.errors import BadInput
 
 if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
 
-_HELD_OUT = ("validation", "val", "test")
-"""Splits of held-out images; the first that is there is taken (ImageNet's `test` has no labels)."""
-
 
 def load_hub(spec: Data, cache: Path | None) -> DataSet:
-    """The split `train`, and one of `validation`, `val`, `test` as held-out images where there is one.
+    """A data set of the Hub; the library keeps what it downloads in its own cache, and reads it from there offline."""
+    return assemble(spec, find_hub(spec), cache)
 
-    The library keeps what it downloads in its own cache, and reads it from there without a network.
+
+def find_hub(spec: Data) -> Found:
+    """The split `train`, and one of `val`, `valid`, `validation`, `test` as held-out images where there is one.
+
+    A test split without labels is not used.
 
     Raises:
         BadInput: the library is not installed, does not know the name or cannot reach the Hub, or the
@@ -44,24 +47,37 @@ def load_hub(spec: Data, cache: Path | None) -> DataSet:
         ) from None
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise BadInput(f"data.hub: {spec.hub!r} cannot be loaded: {_line(error)}") from None
-    if "train" not in found:
+    splits = {name: split for name in found if (split := split_name(name)) and not split.prefix}
+    trains = [name for name, split in splits.items() if split.split == TRAIN]
+    if len(trains) != 1:
         raise BadInput(f"data.hub: {spec.hub!r} has no split 'train'; it has {', '.join(found)}")
-    names = ["train", *[name for name in _HELD_OUT if name in found][:1]]
-    tables = [_checked(spec, name, found[name]) for name in names]
-    labels, known = numbered(*(_labels(spec, name, table) for name, table in zip(names, tables, strict=True)))
-    feature = tables[0].features[spec.label_column]
-    classes = tuple(feature.int2str(n) if isinstance(feature, datasets.ClassLabel) else str(n) for n in known)
-    records = [HubRecords(spec, *parts) for parts in zip(names, tables, labels, strict=True)]
-    return assemble(spec, records[0], records[1] if len(records) > 1 else None, classes, cache)
+    tables, notes, origin = {TRAIN: _checked(spec, trains[0], found[trains[0]])}, [], ""
+    for name in sorted(splits.keys() - set(trains), key=lambda name: splits[name].rank):
+        if origin:
+            notes.append(f"not used: {name}")
+        elif splits[name].split == "test" and _unlabelled(spec, found[name]):
+            notes.append(f"not used: {name} (it has no labels)")
+        else:
+            tables["holdout"], origin = _checked(spec, name, found[name]), name
+    notes += [f"not used: {name}" for name in found if name not in splits]
+    raw = {name: _labels(spec, origin if name == "holdout" else trains[0], table) for name, table in tables.items()}
+    labels, known = numbered(f"data.hub: {spec.hub}", raw[TRAIN], raw.get("holdout"))
+    classes: tuple[str, ...] = ()
+    if spec.label_column is not None:
+        feature = tables[TRAIN].features[spec.label_column]
+        classes = tuple(feature.int2str(n) if isinstance(feature, datasets.ClassLabel) else str(n) for n in known)
+    names = [trains[0], *([origin] if origin else [])]
+    records = [HubRecords(spec, *parts) for parts in zip(names, tables.values(), labels, strict=True)]
+    return Found(records[0], records[1] if origin else None, classes, origin, tuple(notes))
 
 
 def _checked(spec: Data, name: str, table: Any) -> Any:
     import datasets
 
-    for column in (spec.image_column, spec.label_column):
+    for column in filter(None, (spec.image_column, spec.label_column)):
         if column not in table.column_names:
             raise BadInput(
-                f"data.hub: {spec.hub!r} has no column {column!r} (it has {', '.join(table.column_names)}); data.image_column and data.label_column name them"
+                f"data.hub: {spec.hub!r} has no column {column!r} (it has {', '.join(table.column_names)}); data.image_column and data.label_column name them, `data.label_column: null` where there are no labels"
             )
     if not isinstance(table.features[spec.image_column], datasets.Image):
         raise BadInput(f"data.image_column: {spec.image_column!r} of {spec.hub!r} holds no images")
@@ -70,7 +86,19 @@ def _checked(spec: Data, name: str, table: Any) -> Any:
     return table.cast_column(spec.image_column, datasets.Image(decode=False))
 
 
+def _unlabelled(spec: Data, table: Any) -> bool:
+    """Whether no row has a label, as in a test split whose labels are kept secret: none, or -1 throughout."""
+    if spec.label_column is None:
+        return False
+    if spec.label_column not in table.column_names:
+        return True
+    found = table.with_format("arrow")[spec.label_column].to_pylist()
+    return all(label is None or (isinstance(label, int) and label < 0) for label in found)
+
+
 def _labels(spec: Data, name: str, table: Any) -> np.ndarray:
+    if spec.label_column is None:
+        return np.zeros(len(table), dtype=np.int64)
     found = np.asarray(table.with_format("arrow")[spec.label_column].to_pylist(), dtype=object)
     for row, label in enumerate(found):
         if not isinstance(label, int) or label < 0:

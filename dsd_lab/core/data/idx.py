@@ -13,31 +13,63 @@ import torch
 
 from dsd_lab.core.data.dataset import DataSet, data_set
 from dsd_lab.core.data.decoding import framed_arrays
+from dsd_lab.core.data.idx_files import IdxSet, class_names, idx_set
+from dsd_lab.core.data.records import numbered
 from dsd_lab.core.data.splits import Images
 from dsd_lab.errors import BadInput
 
 if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
 
+_INT = (0x0C, ">i4")
+"""Code and type of QMNIST's labels."""
+
 
 def load_idx(spec: Data, cache: Path | None) -> DataSet:
-    """MNIST's file format, gzipped or not, under MNIST's file names."""
+    """MNIST's file format, gzipped or not, under the names of MNIST, EMNIST and QMNIST.
+
+    EMNIST's images are turned upright. Classes are the labels that occur, in their order; EMNIST's are named after
+    their characters.
+    """
     assert spec.path is not None
     folder = Path(spec.path)
-    parts = []
-    for prefix in ("train", "t10k"):
-        pixels = _read_idx(folder, f"{prefix}-images-idx3-ubyte", 3)
-        labels = _read_idx(folder, f"{prefix}-labels-idx1-ubyte", 1)
+    there = idx_set(folder)
+    parts: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    for split, usual in (("train", "train"), ("test", "t10k")):
+        pixels = _read_idx(*_place(there, folder, split, usual, "images"), 3)
+        numbers = _read_labels(*_place(there, folder, split, usual, "labels"))
         if not len(pixels):
-            raise BadInput(f"{folder}: the {prefix} files hold no images")
-        if len(pixels) != len(labels):
-            raise BadInput(f"{folder}: {prefix} has {len(pixels)} images but {len(labels)} labels")
-        pixels = framed_arrays(pixels, spec)
-        parts.append(Images(torch.from_numpy(pixels)[:, None], torch.from_numpy(labels.astype(np.int64))))
-    return data_set(parts[0], parts[1])
+            raise BadInput(f"{folder}: the {usual} files hold no images")
+        if len(pixels) != len(numbers):
+            raise BadInput(f"{folder}: {usual} has {len(pixels)} images but {len(numbers)} labels")
+        parts.append(framed_arrays(pixels.transpose(0, 2, 1).copy() if there.transposed else pixels, spec))
+        labels.append(numbers)
+    found, known = numbered(str(folder), labels[0], labels[1])
+    names = class_names(there)
+    first, second = (Images(torch.from_numpy(p)[:, None], y) for p, y in zip(parts, found, strict=True))
+    origin = there.files["test", "images"].name
+    return data_set(first, second, tuple(names.get(n, str(n)) for n in known), holdout_from=origin)
 
 
-def _read_idx(folder: Path, name: str, dimensions: int) -> np.ndarray:
+def _place(there: IdxSet, folder: Path, split: str, usual: str, what: str) -> tuple[Path, str]:
+    """Folder and name of a file, without the `.gz` of a packed one; MNIST's name where it is not there."""
+    path = there.files.get((split, what))
+    if path is None:
+        prefix = f"{there.name}-" if there.name else ""
+        beside = next(iter(there.files.values())).parent if there.files else folder
+        return beside, f"{prefix}{usual}-{what}-idx{3 if what == 'images' else 1}-ubyte"
+    return path.parent, path.name.removesuffix(".gz")
+
+
+def _read_labels(folder: Path, name: str) -> np.ndarray:
+    """Labels [N]; of QMNIST's eight numbers an image, the first is the class."""
+    if "idx2" in name.lower():
+        return _read_idx(folder, name, 2, _INT)[:, 0]
+    return _read_idx(folder, name, 1)
+
+
+def _read_idx(folder: Path, name: str, dimensions: int, kind: tuple[int, str] = (8, "u1")) -> np.ndarray:
     path = folder / name if (folder / name).is_file() else folder / f"{name}.gz"
     try:
         raw = path.read_bytes()
@@ -46,12 +78,13 @@ def _read_idx(folder: Path, name: str, dimensions: int) -> np.ndarray:
         raise BadInput(f"{folder / name}[.gz]: no such file; an idx data set has MNIST's four files") from None
     except (OSError, EOFError, zlib.error) as error:
         raise BadInput(f"{path}: damaged: {error}") from None
+    code, dtype = kind
     header = 4 + 4 * dimensions
-    if len(raw) < header or raw[:4] != bytes((0, 0, 8, dimensions)):
-        raise BadInput(f"{path}: not an idx file of unsigned bytes with {dimensions} dimensions")
+    if len(raw) < header or raw[:4] != bytes((0, 0, code, dimensions)):
+        what = "unsigned bytes" if kind != _INT else "whole numbers of 32 bits"
+        raise BadInput(f"{path}: not an idx file of {what} with {dimensions} dimensions")
     shape = struct.unpack(f">{dimensions}I", raw[4:header])
-    if len(raw) - header != int(np.prod(shape)):
-        raise BadInput(
-            f"{path}: damaged: {len(raw) - header} bytes of data, {int(np.prod(shape))} expected for {shape}"
-        )
-    return np.frombuffer(raw, dtype=np.uint8, offset=header).reshape(shape).copy()
+    expected = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if len(raw) - header != expected:
+        raise BadInput(f"{path}: damaged: {len(raw) - header} bytes of data, {expected} expected for {shape}")
+    return np.frombuffer(raw, dtype=dtype, offset=header).reshape(shape).copy()

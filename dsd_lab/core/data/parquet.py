@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dsd_lab.core.data.assembly import assemble
+from dsd_lab.core.data.assembly import Found, assemble
 from dsd_lab.core.data.dataset import DataSet
+from dsd_lab.core.data.parquet_files import split_files
 from dsd_lab.core.data.records import (
     Item,
     Records,
@@ -33,37 +36,66 @@ _ROWS = 64
 
 
 def load_parquet(spec: Data, cache: Path | None) -> DataSet:
-    """`train*.parquet`; `test*.parquet`, else `validation*.parquet`, is held out where it is there.
+    """The parquet files of a folder, of its sub-folders named after splits, or of a repository's root."""
+    return assemble(spec, find_parquet(spec), cache)
 
-    Labels are whole numbers from 0 on; the classes are those that occur, in the order of their numbers.
+
+def find_parquet(spec: Data) -> Found:
+    """`train*.parquet`, and one of `val*`, `valid*`, `validation*`, `test*` as held-out images, else a fraction.
+
+    A test split whose labels are all missing or -1, as ImageNet's, is not used. Labels are whole numbers
+    from 0 on; the classes are those of the training images, in the order of their numbers.
+
+    Raises:
+        BadInput: files or columns are missing, or labels are no classes; the message names the file.
     """
     assert spec.path is not None
-    folder = Path(spec.path)
-    files = sorted(folder.glob("train*.parquet"))
-    if not files:
-        raise BadInput(f"{shown(folder)}: no train*.parquet in this folder")
-    tests = sorted(folder.glob("test*.parquet")) or sorted(folder.glob("validation*.parquet"))
-    train, holdout = ParquetRecords(files, spec), ParquetRecords(tests, spec) if tests else None
-    parts = [train] if holdout is None else [train, holdout]
-    labels, known = numbered(*(part.read_labels() for part in parts))
-    for part, numbers in zip(parts, labels, strict=True):
+    root = Path(spec.path)
+    first, candidates, notes = split_files(root)
+    train = ParquetRecords(first.files, spec, root)
+    labels, holdout, held, origin = train.read_labels(), None, None, ""
+    for candidate in candidates:
+        records = ParquetRecords(candidate.files, spec, root)
+        if holdout is not None:
+            notes.append(f"not used: {shown(candidate.name)}")
+        elif candidate.split == "test" and records.unlabelled():
+            notes.append(f"not used: {shown(candidate.name)} (it has no labels)")
+        else:
+            holdout, held, origin = records, records.read_labels(), candidate.name
+    parts, known = numbered(shown(root), labels, held)
+    for part, numbers in zip([train] if holdout is None else [train, holdout], parts, strict=True):
         part.labels = numbers
     names = train.class_names
     classes = tuple(names[label] if label < len(names) else str(label) for label in known)
-    return assemble(spec, train, holdout, classes, cache)
+    return Found(train, holdout, classes if spec.label_column is not None else (), origin, tuple(notes))
 
 
 class ParquetRecords(Records):
     """The rows of some files. A row cannot be read without its row group, so a stream unpacks them first."""
 
-    def __init__(self, files: list[Path], spec: Data) -> None:
-        self._files, self._image, self._label = files, spec.image_column, spec.label_column
+    def __init__(self, files: list[Path], spec: Data, root: Path) -> None:
+        self._files, self._image, self._label, self._root = files, spec.image_column, spec.label_column, root
         self._starts = [0]
         self.class_names: list[str] = []
         self.labels = torch.empty(0, dtype=torch.int64)
 
+    def unlabelled(self) -> bool:
+        """Whether no row has a label, as in a test split whose labels are kept secret: none, or -1 throughout."""
+        import pyarrow.compute
+
+        if self._label is None:
+            return False
+        for path in self._files:
+            table = self._opened(path, labelled=False)
+            if self._label in table.schema_arrow.names:
+                found = table.read(columns=[self._label])[self._label]
+                greatest = pyarrow.compute.max(found).as_py()
+                if greatest is not None and not (isinstance(greatest, int) and greatest < 0):
+                    return False
+        return True
+
     def read_labels(self) -> np.ndarray:
-        """The labels [N] as the files have them."""
+        """The labels [N] as the files have them; 0 throughout where the spec says that there are none."""
         import pyarrow
 
         parts = []
@@ -72,6 +104,10 @@ class ParquetRecords(Records):
             rows = table.metadata.num_rows
             if not rows:
                 raise BadInput(f"{shown(path)}: holds no images")
+            self._starts.append(self._starts[-1] + rows)
+            if self._label is None:
+                parts.append(np.zeros(rows, dtype=np.int64))
+                continue
             kind = table.schema_arrow.field(self._label).type
             if not pyarrow.types.is_integer(kind):
                 raise BadInput(f"{shown(path)}: the labels are {kind}, not whole numbers")
@@ -82,21 +118,22 @@ class ParquetRecords(Records):
                         f"{shown(path)}: row {row}: the label {label} is no class; classes are numbered from 0"
                     )
             parts.append(np.array(found, dtype=np.int64))
-            self._starts.append(self._starts[-1] + rows)
             self.class_names = self.class_names or class_names_in(table.schema_arrow.metadata, self._label)
         return np.concatenate(parts)
 
-    def _opened(self, path: Path) -> Any:
+    def _opened(self, path: Path, labelled: bool = True) -> Any:
         import pyarrow.parquet
+
+        columns = [self._image, *([self._label] if labelled and self._label is not None else [])]
 
         try:
             table = pyarrow.parquet.ParquetFile(path)
-            missing = [name for name in (self._image, self._label) if name not in table.schema_arrow.names]
+            missing = [name for name in columns if name not in table.schema_arrow.names]
         except (OSError, pyarrow.ArrowException) as error:
-            raise BadInput(f"{shown(path)}: not a parquet file: {str(error).splitlines()[0]}") from None
+            raise BadInput(f"{shown(path)}: {_not_parquet(path, str(error).splitlines()[0])}") from None
         if missing:
             raise BadInput(
-                f"{shown(path)}: no column {missing[0]!r} (it has {', '.join(table.schema_arrow.names)}); data.image_column and data.label_column name them"
+                f"{shown(path)}: no column {missing[0]!r} (it has {', '.join(table.schema_arrow.names)}); data.image_column and data.label_column name them, `data.label_column: null` where there are no labels"
             )
         kind = table.schema_arrow.field(self._image).type
         fields = [kind.field(i).name for i in range(kind.num_fields)] if pyarrow.types.is_struct(kind) else []
@@ -113,13 +150,28 @@ class ParquetRecords(Records):
                 for batch in self._opened(path).iter_batches(_ROWS, columns=[self._image]):
                     for image in batch.column(0).to_pylist():
                         where = f"{shown(path)}: row {row} ({shown(str(image and image.get('path')))})"
-                        yield where, partial(_bytes, image)
+                        yield where, partial(_bytes, image, path.parent, self._root)
                         row += 1
             except (OSError, pyarrow.ArrowException) as error:
                 raise BadInput(f"{shown(path)}: damaged after row {row}: {str(error).splitlines()[0]}") from None
 
     def stamp(self) -> Stamp:
-        return stamp_of(self._files)
+        return stamp_of([*self._files, *self._beside()])
+
+    def _beside(self) -> Iterator[Path]:
+        """Files beside the parquet files that rows name instead of holding an image's bytes."""
+        for path in self._files:
+            table = self._opened(path, labelled=False)
+            groups = [table.metadata.row_group(i) for i in range(table.metadata.num_row_groups)]
+            columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+            counted = [c.statistics for c in columns if c.path_in_schema == f"{self._image}.bytes"]
+            if all(found is not None and found.null_count == 0 for found in counted):
+                continue
+            for batch in table.iter_batches(_ROWS, columns=[self._image]):
+                for image in batch.column(0).to_pylist():
+                    if image and image["bytes"] is None and image.get("path"):
+                        with contextlib.suppress(OSError):  # decoding names it
+                            yield _inside(image["path"], path.parent, self._root)
 
     def stored(self, cache: Path | None) -> StoredRecords:
         return pack(self, cache, self._image, self._name)
@@ -129,5 +181,29 @@ class ParquetRecords(Records):
         return f"{shown(self._files[file])}: row {i - self._starts[file]}"
 
 
-def _bytes(image: dict[str, Any] | None) -> bytes | None:
-    return image["bytes"] if image else None
+def _bytes(image: dict[str, Any] | None, folder: Path, root: Path) -> bytes | None:
+    """An image's bytes: those of its row, else of the file that the row names."""
+    if not image or image["bytes"] is not None or not image.get("path"):
+        return image["bytes"] if image else None
+    return _inside(image["path"], folder, root).read_bytes()
+
+
+def _inside(name: str, folder: Path, root: Path) -> Path:
+    """The file that a row names, below its parquet file's folder or the data's, and never outside of it.
+
+    Raises:
+        OSError: there is none.
+    """
+    top = os.path.realpath(root)
+    for base in dict.fromkeys((folder, root)):
+        found = os.path.realpath(base / name)
+        if found.startswith(top.rstrip("/") + "/") and os.path.isfile(found):
+            return Path(found)
+    raise OSError("the row holds no bytes, and no file of this name lies beside the parquet file")
+
+
+def _not_parquet(path: Path, reason: str) -> str:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if file.read(24).startswith(b"version https://git-lfs"):
+            return "a pointer of Git LFS and not the file itself; run `git lfs pull` where it was cloned"
+    return f"not a parquet file: {reason}"

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsd_lab.errors import NoResources
+from dsd_lab.errors import BadInput, NoResources
 from dsd_lab.files.atomic import write_atomic
 from dsd_lab.files.locks import locked
 
@@ -176,11 +176,25 @@ def _packed(records: Records, path: Path, stamp: Stamp) -> Path:
     return path
 
 
-def numbered(*parts: np.ndarray) -> tuple[list[Tensor], list[int]]:
-    """Labels of several parts as class numbers 0, 1, ... without gaps, and the label that each number stands for."""
-    known, numbers = np.unique(np.concatenate(parts), return_inverse=True)
-    ends = np.cumsum([len(part) for part in parts])[:-1]
-    return [torch.from_numpy(part.astype(np.int64)) for part in np.split(numbers, ends)], known.tolist()
+def numbered(place: str, train: np.ndarray, holdout: np.ndarray | None) -> tuple[list[Tensor], list[int]]:
+    """Labels as class numbers 0, 1, ... without gaps, and the label that each number stands for.
+
+    The classes are those of the training images: no other can be trained for or sampled.
+
+    Raises:
+        BadInput: a held-out image has a class that no training image has.
+    """
+    known, numbers = np.unique(train, return_inverse=True)
+    found = [torch.from_numpy(numbers.astype(np.int64))]
+    if holdout is not None:
+        foreign = np.setdiff1d(holdout, known)
+        if len(foreign):
+            count = int((holdout == foreign[0]).sum())
+            raise BadInput(
+                f"{place}: class {foreign[0]} has no training image but {count} held-out ones; add some, or remove those"
+            )
+        found.append(torch.from_numpy(np.searchsorted(known, holdout).astype(np.int64)))
+    return found, known.tolist()
 
 
 def class_names_in(metadata: dict[bytes, bytes] | None, column: str) -> list[str]:

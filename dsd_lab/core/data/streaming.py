@@ -33,7 +33,7 @@ from dsd_lab.home.file_index import content_digest, listing_of
 if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
 
-_VERSION = 1
+_VERSION = 2
 """Part of a survey's name; raised when what it finds changes."""
 _TELL_EVERY = 256
 """Images between two words on how far the survey is."""
@@ -114,7 +114,9 @@ def _remembered(spec: Data, records: Sequence[StoredRecords], cache: Path | None
         return survey(spec, records)
     from PIL import __version__ as pillow
 
-    fields = spec.model_dump(include={"source", "holdout", "size", "crop", "damaged", "image_column", "label_column"})
+    fields = spec.model_dump(
+        include={"source", "holdout", "size", "crop", "damaged", "background", "image_column", "label_column"}
+    )
     labels = [hashlib.sha256(part.labels.numpy().tobytes()).hexdigest() for part in records]
     path = cache / f"survey-{key_of(_content(spec, records, cache), _VERSION, pillow, fields, labels)}.json"
     with locked(path.with_suffix(".lock")):

@@ -68,7 +68,7 @@ class RoleCondition(nn.Module):
 
 
 class Condition(nn.Module):
-    """Embeds time, class and role into one vector [B, width]."""
+    """Embeds time, class and role into one vector [B, width]; one class is none: there is nothing to tell apart."""
 
     FREQUENCIES = 128
     frequencies: Tensor
@@ -76,7 +76,7 @@ class Condition(nn.Module):
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
         self.time = nn.Sequential(nn.Linear(2 * self.FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-        self.label = nn.Embedding(classes + 1, width)
+        self.label = nn.Embedding(classes + 1, width) if classes > 1 else None
         self.role = nn.Embedding(len(ROLES), width)
         periods = torch.exp(-math.log(10_000) * torch.arange(self.FREQUENCIES) / self.FREQUENCIES)
         self.register_buffer("frequencies", 1000 * periods, persistent=False)
@@ -89,7 +89,7 @@ class Condition(nn.Module):
         if t is not None:
             angles = t[:, None] * self.frequencies
             vector = vector + self.time(torch.cat([angles.cos(), angles.sin()], dim=-1))
-        if y is not None:
+        if y is not None and self.label is not None:
             vector = vector + self.label(y)
         return nn.functional.silu(vector)
 

@@ -33,7 +33,7 @@ class Network(nn.Module):
     Args:
         trial: fields `network` and `latent` are read.
         channels: colour channels of the images.
-        classes: number of classes; label `classes` means none.
+        classes: number of classes; label `classes` means none. Of one class or none, the network is unconditional.
     """
 
     position: Tensor
@@ -161,7 +161,7 @@ class Network(nn.Module):
         """
         entry: dict[str, list[nn.Module]] = {
             "encode": [self.patch_in],
-            "denoise": [self.noisy_in, self.condition.time, self.condition.label],
+            "denoise": [self.noisy_in, self.condition.time, *filter(None, [self.condition.label])],
             "decode": [self.latent_in],
         }
         own = [self.own_conditions[role]] if role in self.own_conditions else []

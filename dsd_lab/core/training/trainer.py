@@ -33,6 +33,7 @@ from dsd_lab.core.training.events import Checkpointed, Diverged, Drew, Event, Fi
 from dsd_lab.core.training.finiteness import Finiteness
 from dsd_lab.core.training.optimiser import build_optimiser, clip_gradients, learning_rate
 from dsd_lab.errors import BadInput, NoResources
+from dsd_lab.specs.trial import unfit_images
 
 if TYPE_CHECKING:
     from dsd_lab.core.data import DataSet
@@ -69,13 +70,8 @@ class Trainer:
     def __init__(
         self, trial: Trial, seed: int, data: DataSet, device: torch.device, folder: Path | None = None
     ) -> None:
-        _, height, width = data.train.shape
-        if height != width:
-            raise BadInput(f"the images of {trial.data.source!r} are {height} x {width} pixels; only square ones train")
-        if trial.network.image_size != data.image_size:
-            raise BadInput(
-                f"network.image_size is {trial.network.image_size}, but the images of {trial.data.source!r} are {data.image_size} pixels a side"
-            )
+        if unfit := unfit_images(trial, data.train.shape):
+            raise BadInput(unfit)
         self.trial, self.seed, self.data, self.device, self.folder = trial, seed, data, device, folder
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(seed, "weights").initial_seed())

@@ -1,0 +1,111 @@
+"""`dsd-lab data`: what is read from a spec's images, or from a folder of them, before anything is trained on it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsd_lab.cli.options import home_of, print_json
+from dsd_lab.errors import OK, BadInput
+from dsd_lab.planning.data_check import described, open_data
+from dsd_lab.planning.requirements import missing_data
+from dsd_lab.specs.identity import data_name
+from dsd_lab.specs.loading import load_sweep
+from dsd_lab.specs.sweep import read_fields
+from dsd_lab.specs.trial import Trial, unfit_images
+
+if TYPE_CHECKING:
+    from dsd_lab.core.data import DataSet
+
+_COLUMNS, _ROWS = 10, 20
+"""Images of a class, and classes, on a contact sheet."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show what is read."""
+    home, trials = home_of(arguments), _trials(arguments)
+    answers = []
+    for number, trial in enumerate(trials):
+        data = open_data(home, trial.data)
+        answers.append(answer_of(data))
+        unfit = unfit_images(trial, data.train.shape) if _is_spec(arguments) else ""
+        if unfit:
+            print(f"dsd-lab: warning: {unfit}; `sweep` will refuse", file=sys.stderr)
+        if not arguments.json:
+            _print(trial, data)
+        if arguments.out:
+            path = _sheet(data, Path(arguments.out), number if len(trials) > 1 else None)
+            print(f"contact sheet: {path}", file=sys.stderr if arguments.json else sys.stdout)
+    if arguments.json:
+        print_json(answers[0] if len(answers) == 1 else answers)
+    return OK
+
+
+def answer_of(data: DataSet) -> dict[str, Any]:
+    """What `--json` answers of one data set."""
+    facts = data.facts
+    height, width = data.train.shape[1:]
+    same = ("train", "holdout", "holdout_from", "classes", "class_names", "train_by_class", "holdout_by_class")
+    size = {"channels": data.channels, "image_size": height if height == width else [height, width]}
+    return {key: facts[key] for key in same} | size | {"fingerprint": data.fingerprint}
+
+
+def _is_spec(arguments: argparse.Namespace) -> bool:
+    return not Path(arguments.spec).expanduser().is_dir()
+
+
+def _trials(arguments: argparse.Namespace) -> list[Trial]:
+    """One trial for each data set."""
+    if _is_spec(arguments):
+        plan = load_sweep(Path(arguments.spec), arguments.profile, arguments.set)
+        for missing in missing_data(plan):
+            raise BadInput(f"{plan.path}: {missing}")
+        return list({t.fields.data.model_dump_json(): t.fields for t in plan.trials}.values())
+    if arguments.profile:
+        raise BadInput("--profile: a folder has no profiles; name a spec")
+    from dsd_lab.core.data import source_of
+
+    folder = Path(arguments.spec).expanduser().absolute()
+    return [read_fields({"data": {"source": source_of(folder), "path": str(folder)}}, arguments.set)]
+
+
+def _print(trial: Trial, data: DataSet) -> None:
+    first, *notes = described(data.facts)
+    place = trial.data.path or trial.data.hub or "scikit-learn"
+    print(f"data: {first}")
+    print(f"source: {trial.data.source}, {place}, called {data_name(trial)} revision {trial.data.revision}")
+    print(f"channels: {data.channels}, fingerprint: {data.fingerprint}")
+    for note in notes:
+        print(note)
+    facts = data.facts
+    names = data.class_names or ["all images"] * (data.classes == 1) or list(map(str, range(data.classes)))
+    width = max(len("class"), *map(len, names))
+    print(f"{'number':>6}  {'class':<{width}}  {'training':>8}  {'held out':>8}")
+    for i, name in enumerate(names):
+        print(f"{i:>6}  {name:<{width}}  {facts['train_by_class'][i]:>8,}  {facts['holdout_by_class'][i]:>8,}")
+
+
+def _sheet(data: DataSet, path: Path, number: int | None) -> Path:
+    """A picture of the first training images of every class, one row a class."""
+    import torch
+    from PIL import Image
+
+    from dsd_lab.core.observing.pictures import tile
+
+    labels = data.train.labels
+    rows = []
+    for label in range(min(data.classes, _ROWS)):
+        chosen = (labels == label).nonzero()[:, 0][: _COLUMNS if data.classes > 1 else _COLUMNS * _ROWS]
+        found = data.train.bytes_at(chosen)
+        blank = torch.full((-len(found) % _COLUMNS, *found.shape[1:]), 255, dtype=torch.uint8)
+        rows.append(torch.cat([found, blank]))
+    if path.suffix.lower() != ".png":
+        path = path / "contact-sheet.png"
+    if number is not None:
+        path = path.with_stem(f"{path.stem}-{number}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = tile(torch.cat(rows), _COLUMNS).permute(1, 2, 0).numpy()
+    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(path)
+    return path

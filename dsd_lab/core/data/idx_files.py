@@ -1,0 +1,102 @@
+"""Which idx files of a folder are which: MNIST's, Kaggle's, EMNIST's and QMNIST's names, and torchvision's `raw`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsd_lab.core.data.layout import TRAIN, split_name
+from dsd_lab.core.data.records import shown
+from dsd_lab.errors import BadInput
+
+_NAME = re.compile(
+    r"(?:(?P<set>.+?)-)?(?P<split>train|t10k|test)[-_.](?P<what>images|labels)[-_.]idx(?P<dimensions>\d)[-_.](?P<type>ubyte|int)(?P<gz>\.gz)?",
+    re.IGNORECASE,
+)
+_DEPTH = 3
+"""Folders below the named one in which files are looked for, to say which to point at."""
+
+
+@dataclass(frozen=True)
+class IdxSet:
+    """The files of one data set."""
+
+    name: str
+    """Prefix of the files, such as `emnist-letters`; empty for MNIST's own names."""
+    files: dict[tuple[str, str], Path]
+    """By split (`train`, `test`) and content (`images`, `labels`)."""
+
+    @property
+    def transposed(self) -> bool:
+        """Whether rows and columns are exchanged, as in EMNIST, whose files keep the order of Matlab."""
+        return self.name.lower().startswith("emnist")
+
+
+def idx_set(root: Path) -> IdxSet:
+    """The data set of a folder, or of `raw/` in it, which torchvision makes.
+
+    Raises:
+        BadInput: there is none, or several; the message names them.
+    """
+    for folder in (root, root / "raw"):
+        found = _sets(folder)
+        if len(found) > 1:
+            names = ", ".join(shown(name or "MNIST's own names") for name in sorted(found))
+            raise BadInput(
+                f"{shown(folder)}: holds the files of several data sets ({names}); put the four files of one, or links to them, into a folder of its own"
+            )
+        for name, files in found.items():
+            return IdxSet(name, files)
+    below = [shown(folder) for folder in _below(root, _DEPTH)]
+    if below:
+        raise BadInput(f"{shown(root)}: the idx files are deeper; point data.path at {' or '.join(below[:5])}")
+    return IdxSet("", {})
+
+
+def class_names(root: IdxSet) -> dict[int, str]:
+    """Characters by label, from the `NAME-mapping.txt` that EMNIST has; empty where there is none."""
+    names: dict[int, str] = {}
+    for path in {path.parent for path in root.files.values()}:
+        mapping = path / f"{root.name}-mapping.txt"
+        if root.name and mapping.is_file():
+            for line in mapping.read_text(errors="replace").splitlines():
+                numbers = line.split()
+                if len(numbers) > 1 and all(n.isdecimal() and int(n) < 0x110000 for n in numbers):
+                    names[int(numbers[0])] = shown(chr(int(numbers[1])))
+    return names
+
+
+def _sets(folder: Path) -> dict[str, dict[tuple[str, str], Path]]:
+    """Files by set, split and content; an unpacked file before a packed one."""
+    sets: dict[str, dict[tuple[str, str], Path]] = {}
+    for path in sorted(_named(folder), key=lambda path: (path.suffix == ".gz", path.name)):
+        found = _NAME.fullmatch(path.name)
+        split = split_name(found["split"]) if found else None
+        if found and split:
+            files = sets.setdefault((found["set"] or "").lower(), {})
+            files.setdefault((TRAIN if split.split == TRAIN else "test", found["what"].lower()), path)
+    return sets
+
+
+def _named(folder: Path) -> Iterator[Path]:
+    """Files in a folder that are named so; Kaggle's archives unpack each into a folder of its name."""
+    try:
+        entries = list(folder.iterdir())
+    except OSError:
+        return
+    for path in entries:
+        if _NAME.fullmatch(path.name):
+            inner = path / path.name if path.is_dir() else path
+            if inner.is_file():
+                yield inner
+
+
+def _below(folder: Path, depth: int) -> list[Path]:
+    if not depth or not folder.is_dir():
+        return []
+    found = []
+    for inner in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        found += [inner] if _sets(inner) else _below(inner, depth - 1)
+    return found

@@ -1,0 +1,192 @@
+"""The images of a plan, opened once before anything runs: what is read, in one line, and what cannot train.
+
+What was found is kept in the home folder for as long as no file below the data's folder changes its size
+or its time, so that a later call decodes nothing and imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsd_lab.errors import BadInput
+from dsd_lab.files.atomic import read_cache, write_json
+from dsd_lab.home.data_facts import remember_facts
+from dsd_lab.specs.identity import data_name, once_for_seeds
+from dsd_lab.specs.trial import Data, Generation, Trial, unfit_images
+
+if TYPE_CHECKING:
+    from dsd_lab.core.data import DataSet
+    from dsd_lab.home.home import Home
+    from dsd_lab.specs.sweep import PlannedTrial
+
+Facts = dict[str, Any]
+"""`DataSet.facts` and the fingerprint; the latter is missing where only the first image was decoded."""
+_VERSION = 1
+"""Part of a record's name; raised when what is read from the same files changes."""
+_NAMED = 10
+"""Classes that the line names."""
+_OF_CLASSES = ("label_accuracy", "knn", "linear")
+"""Metrics that need classes to tell apart."""
+
+
+def check_data(
+    home: Home,
+    trials: Iterable[PlannedTrial],
+    evaluations: Sequence[Generation],
+    *,
+    opened: Callable[[Data], DataSet] | None = None,
+    decode: bool = True,
+) -> list[str]:
+    """See that the images of all trials can be read and trained on.
+
+    Args:
+        home: whose cache keeps what was found.
+        trials: whose images are opened, each data set once.
+        evaluations: that will be made of them.
+        opened: gives a data set that the caller goes on to use; None loads it here and drops it.
+        decode: whether a set too large for the memory is decoded; else its first image is.
+
+    Returns:
+        Lines that say what was read.
+
+    Raises:
+        BadInput: an image is damaged, the layout is not understood, or a trial cannot use the images.
+    """
+    known: dict[str, Facts | None] = {}
+    lines: dict[str, list[str]] = {}
+    check = once_for_seeds(lambda fields: _check(fields, known[_key(fields.data)], evaluations))
+    for trial in trials:
+        key = _key(trial.fields.data)
+        if key not in known:
+            known[key] = facts = _facts(home, trial.fields.data, opened, decode)
+            lines.setdefault(data_name(trial.fields), []).extend(described(facts) if facts else [])
+        check(trial.fields)
+    one = sum(map(bool, lines.values())) == 1
+    return [
+        f"data{'' if one else f' {name}'}: {line}" for name, found in lines.items() for line in dict.fromkeys(found)
+    ]
+
+
+def described(facts: Facts) -> list[str]:
+    """What was read, in one line, and a line for each thing that is not used."""
+    height, width = facts["shape"][1:]
+    names, classes = facts["class_names"], facts["classes"]
+    listed = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    if classes > 1:
+        labels = f"{classes} classes" + (f": {listed}" if listed else "")
+    else:
+        labels = f"1 class: {listed} (trains unconditionally)" if listed else "no labels (trains unconditionally)"
+    counts = f"{facts['train']:,} training and {facts['holdout']:,} held-out images of {height} x {width}"
+    origin = f"; held out: {facts['holdout_from']}" if facts.get("holdout_from") else ""
+    left_out = [f"{facts['damaged']} damaged images are left out"] if facts.get("damaged") else []
+    return [f"{counts}, {labels}{origin}", *left_out, *facts.get("notes", [])]
+
+
+def known_data(home: Home, data: Data) -> Facts | None:
+    """What was found when these files were last opened; None where they have changed, or were not."""
+    kept = read_cache(_path(home, data))
+    facts = kept.get("facts")
+    return facts if isinstance(facts, dict) and kept.get("files") == _listing(data) else None
+
+
+def open_data(home: Home, data: Data) -> DataSet:
+    """Load a data set and keep what was found in the home folder, where there is one."""
+    from dsd_lab.core.data import load_data  # imports torch
+
+    there = home.root.is_dir()
+    before = _listing(data)
+    made = load_data(data, home.cache / "data" if there else None)
+    if there:
+        keep_data(home, data, before, made)
+    return made
+
+
+def keep_data(home: Home, data: Data, files: str, made: DataSet) -> None:
+    """Keep what was found of files that have this listing."""
+    facts = made.facts
+    remember_facts(home, data, facts)
+    write_json(_path(home, data), {"files": files, "facts": facts | {"fingerprint": made.fingerprint}})
+
+
+def _facts(home: Home, data: Data, opened: Callable[[Data], DataSet] | None, decode: bool) -> Facts | None:
+    if data.path is not None and not Path(data.path).is_dir():
+        return None  # `plan` shows what else it can
+    if opened is None and (found := known_data(home, data)) is not None:
+        return found
+    if not decode:
+        if data.source == "datasets":
+            return None  # a plan reaches for no network
+        from dsd_lab.core.data import glance
+
+        if (seen := glance(data)) is not None:
+            return seen | {
+                "notes": [*seen["notes"], "not decoded yet: the sweep looks at every image before it starts"]
+            }
+    made = open_data(home, data) if opened is None else opened(data)
+    return made.facts | {"fingerprint": made.fingerprint}
+
+
+def _check(trial: Trial, facts: Facts | None, evaluations: Sequence[Generation]) -> None:
+    if facts is None:
+        return
+    if unfit := unfit_images(trial, facts["shape"]):
+        raise BadInput(unfit)
+    if facts["classes"] > 1:
+        return
+    name = data_name(trial)
+    if trial.auxiliary.classification > 0:
+        raise BadInput(f"auxiliary.classification: the data {name!r} has no classes to tell apart; remove it")
+    for evaluation in evaluations:
+        if reason := without_classes(evaluation):
+            raise BadInput(f"evaluate: the data {name!r} has no classes: {reason}")
+
+
+def without_classes(evaluation: Generation) -> str:
+    """Why an evaluation cannot be made on data without classes, or of one class; empty where it can."""
+    if evaluation.guidance != 1:
+        return f"guidance {evaluation.guidance:g} has nothing to guide towards; write `guidance: 1`"
+    asked = [name for name in evaluation.metrics or () if name in _needing_classes(evaluation)]
+    return f"metrics {', '.join(asked)} would say nothing; remove them" if asked else ""
+
+
+def of_no_classes(evaluation: Generation) -> Generation:
+    """The evaluation without the metrics that need classes."""
+    left_out = _needing_classes(evaluation)
+    return evaluation.model_copy(update={"metrics": [name for name in evaluation.measured if name not in left_out]})
+
+
+def _needing_classes(evaluation: Generation) -> tuple[str, ...]:
+    """The inception score too, where the classes are the data's own."""
+    return (*_OF_CLASSES, "is") if evaluation.extractor == "indomain" else _OF_CLASSES
+
+
+def _key(data: Data) -> str:
+    return data.model_dump_json(exclude={"name", "revision", "memory", "workers"})
+
+
+def _path(home: Home, data: Data) -> Path:
+    text = json.dumps([_VERSION, _key(data)])
+    return home.cache / "data" / f"read-{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+
+
+def _listing(data: Data) -> str:
+    """A hash of the names, sizes and times of all files below the data's folder; empty where there is none."""
+    if data.path is None:
+        return ""
+    found = hashlib.sha256()
+    for folder, folders, files in os.walk(data.path, followlinks=False):
+        folders.sort()
+        for name in sorted(files):
+            path = os.path.join(folder, name)
+            try:
+                stat = os.stat(path)
+                row = f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+            except OSError:  # a link into nothing
+                row = f"{path}\0\n"
+            found.update(os.fsencode(row))
+    return found.hexdigest()
