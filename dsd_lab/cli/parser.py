@@ -163,7 +163,11 @@ def _add_finished(verbs: argparse._SubParsersAction) -> None:
     takes_trial(sample)
     sample.add_argument("--n", type=positive, default=16, help="images (default: 16)")
     sample.add_argument(
-        "--class", dest="label", type=int, default=None, metavar="K", help="class asked for (default: all in turn)"
+        "--class",
+        dest="label",
+        default=None,
+        metavar="NAME|K",
+        help="class asked for, by name or number (default: all in turn)",
     )
     sample.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance scale (default: 1, none)")
     sample.add_argument("--sampler", choices=SAMPLER_NAMES, default="heun", help="solver (default: heun)")

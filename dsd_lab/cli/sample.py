@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from dsd_lab.cli.options import home_of, print_json
@@ -12,6 +13,7 @@ from dsd_lab.errors import OK, BadInput
 from dsd_lab.home.lookup import find_trial
 from dsd_lab.home.outputs import Output
 from dsd_lab.runs.data_shelf import DataShelf
+from dsd_lab.specs.messages import did_you_mean
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -40,18 +42,15 @@ def run(arguments: argparse.Namespace) -> int:
     if not trial.has_denoiser:
         raise BadInput(f"{arguments.trial}: {description['variant']!r} has no denoiser to sample from")
     data = DataShelf().of_trial(folder, trial, home)
-    if arguments.label is not None and not 0 <= arguments.label < data.classes:
-        raise BadInput(f"--class {arguments.label}: the data has classes 0 to {data.classes - 1}")
+    if not data.conditional and arguments.guidance != 1:
+        raise BadInput(f"--guidance {arguments.guidance:g}: the data has no classes to guide towards")
+    chosen = None if arguments.label is None else class_number(arguments.label, data.classes, data.class_names)
     gpus = trial.resources.gpus if torch.cuda.is_available() else 0.0
     if gpus != trial.resources.gpus:
         print("dsd-lab: this process sees no GPU: sampling on the CPU", file=sys.stderr)
     device = pick_device(gpus)
     network = load_network(trial, folder.checkpoints, data, device, "ema")
-    labels = (
-        torch.arange(arguments.n) % data.classes
-        if arguments.label is None
-        else torch.full((arguments.n,), arguments.label)
-    )
+    labels = torch.arange(arguments.n) % data.classes if chosen is None else torch.full((arguments.n,), chosen)
     images = sample_images(
         network, trial, labels, arguments.sampler, arguments.steps, arguments.guidance, arguments.seed, device
     )
@@ -64,8 +63,31 @@ def run(arguments: argparse.Namespace) -> int:
             Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(drawn / name)
         output.publish(drawn, {}, alone="images")
     out, files = output.folder, [str(output.folder / name) for name in (*names, "grid.png")]
+    of_class = None if chosen is None else {"number": chosen, "name": name_of(chosen, data.class_names)}
     if arguments.json:
-        print_json({"trial": folder.id, "files": files})
+        print_json({"trial": folder.id, "class": of_class, "files": files})
     else:
-        print(f"{arguments.n} images in {out / 'images'}, and {out / 'grid.png'}")
+        what = f" of class {chosen} ({name_of(chosen, data.class_names)})" if chosen is not None else ""
+        print(f"{arguments.n} images{what} in {out / 'images'}, and {out / 'grid.png'}")
     return OK
+
+
+def name_of(number: int, names: Sequence[str]) -> str:
+    """The name of a class; its number where the data names none."""
+    return names[number] if number < len(names) else str(number)
+
+
+def class_number(text: str, classes: int, names: Sequence[str]) -> int:
+    """The class that `--class` means: the one of this name, else the one of this number.
+
+    Raises:
+        BadInput: there is none, or there are no classes.
+    """
+    if text in names:
+        return list(names).index(text)
+    if classes < 2:
+        raise BadInput(f"--class {text}: the data has no classes to tell apart")
+    if text.isdecimal() and int(text) < classes:
+        return int(text)
+    meant = did_you_mean(text, list(names)) if names else ""
+    raise BadInput(f"--class {text}: the data has classes 0 to {classes - 1}{meant}")

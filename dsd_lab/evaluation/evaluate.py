@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dsd_lab.errors import BadInput
 from dsd_lab.evaluation.sampling import labels_of
 from dsd_lab.evaluation.workspace import Bench
 from dsd_lab.home.home import Home
 from dsd_lab.home.names import NOT_FINITE, finite
+from dsd_lab.specs.evaluation import of_no_classes, without_classes
 from dsd_lab.specs.trial import OF_ENCODER, OF_IMAGES
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def evaluate_generation(
     Names end in how they were measured (`indomain-n395-cfg1-heun25-holdout-ema0.99`), so that two
     different measurements never share a name. `psnr` and `ssim` are of held-out reconstructions. A trial
     without a denoiser has no samples: its reconstructions and latents are measured, and shown. What has
-    no finite value, or is of weights that are not finite, is left out, and a name below `not_finite/` says so.
+    no finite value, says nothing of data without classes, or is of weights that are not finite, is left out, and a name below `not_finite/` says so.
 
     Args:
         evaluation: what is measured.
@@ -53,6 +55,10 @@ def evaluate_generation(
     from dsd_lab.evaluation.metrics import floors, of_encoder, of_images  # imports torch-fidelity
 
     bench = bench or Bench(trial, checkpoints, data, device, Home(cache.parent))
+    if not data.conditional:
+        if reason := without_classes(evaluation):
+            raise BadInput(f"the data has no classes: {reason}")
+        evaluation = of_no_classes(evaluation)
     metrics: dict[str, float] = {}
     shown = None
     if not all(bool(p.isfinite().all()) for p in bench.network(evaluation.weights).parameters()):

@@ -104,7 +104,9 @@ class Bench:
                 extractor = features.inception(inception_path(e, self.home))
             else:
                 load_extractor(self.data, self.home.cache, self.device)
-                extractor = features.indomain(extractor_path(self.home.cache, self.data.fingerprint))
+                extractor = features.indomain(
+                    extractor_path(self.home.cache, self.data.fingerprint, self.data.conditional)
+                )
             return Real(self.data, extractor, self.device, self.home.cache)
 
         found: Real = self.once(("real", e.extractor), make)

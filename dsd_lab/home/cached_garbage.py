@@ -56,7 +56,7 @@ def unused_extractors(home: Home, named: set[str]) -> Iterator[Freeable]:
 
     described = [d for d in (home.trial(i).description() for i in named) if d is not None]
     prints = {d["data"]["fingerprint"] for d in described}
-    needed = {extractor_path(home.cache, fingerprint) for fingerprint in prints}
+    needed = {extractor_path(home.cache, fingerprint, kind) for fingerprint in prints for kind in (True, False)}
     needed |= {path for path in kept if any(path.name.startswith(f"{p[:16]}-") for p in prints)}
     for path in (*files, *kept):
         lock = path.with_suffix(".lock")

@@ -8,6 +8,7 @@ _VERSION = 1
 """Part of the cache's file name; raised when the network or its training changes."""
 
 
-def extractor_path(cache: Path, fingerprint: str) -> Path:
-    """Where the extractor of a data set is cached."""
-    return cache / "extractors" / f"{fingerprint[:16]}-v{_VERSION}.safetensors"
+def extractor_path(cache: Path, fingerprint: str, conditional: bool = True) -> Path:
+    """Where the extractor of a data set, with or without classes to tell apart, is cached."""
+    task = "" if conditional else "-rotation"
+    return cache / "extractors" / f"{fingerprint[:16]}-v{_VERSION}{task}.safetensors"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dsd_lab.errors import BadInput
 from dsd_lab.files.atomic import read_cache, write_json
 from dsd_lab.home.data_facts import remember_facts
+from dsd_lab.specs.evaluation import without_classes
 from dsd_lab.specs.identity import data_name, once_for_seeds
 from dsd_lab.specs.trial import Data, Generation, Trial, unfit_images
 
@@ -30,8 +31,6 @@ _VERSION = 1
 """Part of a record's name; raised when what is read from the same files changes."""
 _NAMED = 10
 """Classes that the line names."""
-_OF_CLASSES = ("label_accuracy", "knn", "linear")
-"""Metrics that need classes to tell apart."""
 
 
 def check_data(
@@ -144,25 +143,6 @@ def _check(trial: Trial, facts: Facts | None, evaluations: Sequence[Generation])
     for evaluation in evaluations:
         if reason := without_classes(evaluation):
             raise BadInput(f"evaluate: the data {name!r} has no classes: {reason}")
-
-
-def without_classes(evaluation: Generation) -> str:
-    """Why an evaluation cannot be made on data without classes, or of one class; empty where it can."""
-    if evaluation.guidance != 1:
-        return f"guidance {evaluation.guidance:g} has nothing to guide towards; write `guidance: 1`"
-    asked = [name for name in evaluation.metrics or () if name in _needing_classes(evaluation)]
-    return f"metrics {', '.join(asked)} would say nothing; remove them" if asked else ""
-
-
-def of_no_classes(evaluation: Generation) -> Generation:
-    """The evaluation without the metrics that need classes."""
-    left_out = _needing_classes(evaluation)
-    return evaluation.model_copy(update={"metrics": [name for name in evaluation.measured if name not in left_out]})
-
-
-def _needing_classes(evaluation: Generation) -> tuple[str, ...]:
-    """The inception score too, where the classes are the data's own."""
-    return (*_OF_CLASSES, "is") if evaluation.extractor == "indomain" else _OF_CLASSES
 
 
 def _key(data: Data) -> str:

@@ -26,6 +26,8 @@ OF_IMAGES: tuple[Metric, ...] = ("fid", "kid", "is", "precision", "recall", "lab
 """Metrics of generated images."""
 OF_ENCODER: tuple[Metric, ...] = ("rfid", "psnr", "ssim", "knn", "linear")
 """Metrics of held-out images' reconstructions and latents."""
+_OF_CLASSES = ("label_accuracy", "knn", "linear")
+"""Metrics that need classes to tell apart."""
 
 
 _RECORDED = {"nearest_train": "memorisation", "knn": "probe", "linear": "probe"}
@@ -105,3 +107,22 @@ class Generation(Section):
         if self.reference is not None and "fid" not in self.measured:
             raise ValueError("reference: only `fid` is measured against statistics, and `metrics` leaves it out")
         return self
+
+
+def without_classes(evaluation: Generation) -> str:
+    """Why an evaluation cannot be made on data without classes, or of one class; empty where it can."""
+    if evaluation.guidance != 1:
+        return f"guidance {evaluation.guidance:g} has nothing to guide towards; write `guidance: 1`"
+    asked = [name for name in evaluation.metrics or () if name in _needing_classes(evaluation)]
+    return f"metrics {', '.join(asked)} would say nothing; remove them" if asked else ""
+
+
+def of_no_classes(evaluation: Generation) -> Generation:
+    """The evaluation without the metrics that need classes."""
+    left_out = _needing_classes(evaluation)
+    return evaluation.model_copy(update={"metrics": [name for name in evaluation.measured if name not in left_out]})
+
+
+def _needing_classes(evaluation: Generation) -> tuple[str, ...]:
+    """The inception score too, where the classes are the data's own."""
+    return (*_OF_CLASSES, "is") if evaluation.extractor == "indomain" else _OF_CLASSES

@@ -165,7 +165,11 @@ def _packed(records: Records, path: Path, stamp: Stamp) -> Path:
     try:
         with os.fdopen(handle, "wb") as file:
             for _, read in records.items():
-                offsets.append(offsets[-1] + file.write(read() or b""))
+                try:
+                    raw = read() or b""
+                except OSError:  # a file that a row names and that is not there: a damaged image, which decoding names
+                    raw = b""
+                offsets.append(offsets[-1] + file.write(raw))
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
