@@ -71,3 +71,18 @@ def test_a_folder_that_the_library_reads_keeps_its_class_names(library, tmp_path
     write_folder(tmp_path / "here" / "owner" / "set", pictures(8), [0, 1] * 4, ["cat", "dog"], "train")
     data = load_data(HUB)
     assert data.class_names == ("cat", "dog") and len(data.train) == 6
+
+
+def test_the_librarys_splits_are_named_as_files_are_and_a_test_without_labels_is_not_used(library, tmp_path):
+    place = tmp_path / "here" / "owner" / "set"
+    metadata = {
+        "huggingface": '{"info": {"features": {"image": {"_type": "Image"}, "label": {"dtype": "int64", "_type": "Value"}}}}'
+    }
+    write_parquet(place / "train.parquet", pictures(10), [0, 1] * 5, metadata=metadata)
+    write_parquet(place / "test.parquet", pictures(3), [-1] * 3, metadata=metadata)
+    data = load_data(HUB)
+    assert data.notes == ("not used: test (it has no labels)",) and data.holdout_from == "22 % of every class"
+    assert not load_data(changed(HUB, label_column=None)).conditional
+    write_parquet(place / "validation.parquet", pictures(4), [0, 1, 0, 5], metadata=metadata)
+    with pytest.raises(BadInput, match="class 5 has no training image but 1 held-out"):
+        load_data(HUB)

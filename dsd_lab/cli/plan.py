@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     plan, home = plan_of(arguments), home_of(arguments)
     for missing in missing_data(plan):
         print(f"dsd-lab: warning: {missing}; `sweep` will refuse", file=sys.stderr)
-    lines = check_data(home, plan.trials, plan.spec.evaluate, decode=False)
+    lines = check_data(home, plan.trials, plan.spec.evaluate, decode="small")
     facts_of = partial(known_facts, home)
     left_out = once_for_seeds(lambda fields: skipped(fields, facts_of(fields.data)))
     for line in dict.fromkeys(left_out(t.fields) for t in plan.trials):

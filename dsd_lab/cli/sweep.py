@@ -23,7 +23,7 @@ from dsd_lab.files.locks import locked
 from dsd_lab.files.mounts import shared_sqlite_warning
 from dsd_lab.home.home import ENDED, STOPPED, Home, stale_note
 from dsd_lab.home.lookup import manifest_of
-from dsd_lab.planning.data_check import check_data
+from dsd_lab.planning.data_check import Decode, check_data
 from dsd_lab.planning.disk import announce_need
 from dsd_lab.planning.requirements import missing_data, missing_weights
 from dsd_lab.runs.child_environment import safe_imports
@@ -51,9 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
     stopping = None if arguments.stop_collapsed is None else (load_forecast(home), arguments.stop_collapsed)
     home.prepare()
     console = Console(stderr=arguments.json)
-    for line in check_data(
-        home, _unfinished(home, plan, arguments.retry_failed, stopping is not None), plan.spec.evaluate
-    ):
+    unfinished = _unfinished(home, plan, arguments.retry_failed, stopping is not None)
+    decode: Decode = "all" if unfinished else "none"
+    for line in check_data(home, unfinished or plan.trials, plan.spec.evaluate, decode=decode):
         _say(console, line)
     uri = chosen_uri(arguments.tracking_uri)
     if not arguments.no_tracking:

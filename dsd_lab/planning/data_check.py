@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dsd_lab.errors import BadInput
 from dsd_lab.files.atomic import read_cache, write_json
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Facts = dict[str, Any]
 """`DataSet.facts` and the fingerprint; the latter is missing where only the first image was decoded."""
+Decode = Literal["all", "small", "none"]
 _VERSION = 1
 """Part of a record's name; raised when what is read from the same files changes."""
 _NAMED = 10
@@ -39,7 +40,7 @@ def check_data(
     evaluations: Sequence[Generation],
     *,
     opened: Callable[[Data], DataSet] | None = None,
-    decode: bool = True,
+    decode: Decode = "all",
 ) -> list[str]:
     """See that the images of all trials can be read and trained on.
 
@@ -48,7 +49,8 @@ def check_data(
         trials: whose images are opened, each data set once.
         evaluations: that will be made of them.
         opened: gives a data set that the caller goes on to use; None loads it here and drops it.
-        decode: whether a set too large for the memory is decoded; else its first image is.
+        decode: what is decoded where the home folder does not know it: every image; only of sets that fit in memory, of
+            larger ones the first; or nothing, which leaves such a set out.
 
     Returns:
         Lines that say what was read.
@@ -112,12 +114,14 @@ def keep_data(home: Home, data: Data, files: str, made: DataSet) -> None:
     write_json(_path(home, data), {"files": files, "facts": facts | {"fingerprint": made.fingerprint}})
 
 
-def _facts(home: Home, data: Data, opened: Callable[[Data], DataSet] | None, decode: bool) -> Facts | None:
+def _facts(home: Home, data: Data, opened: Callable[[Data], DataSet] | None, decode: str) -> Facts | None:
     if data.path is not None and not Path(data.path).is_dir():
         return None  # `plan` shows what else it can
     if opened is None and (found := known_data(home, data)) is not None:
         return found
-    if not decode:
+    if decode == "none":
+        return None
+    if decode == "small":
         if data.source == "datasets":
             return None  # a plan reaches for no network
         from dsd_lab.core.data import glance

@@ -71,7 +71,7 @@ class Generation(Section):
     """Labels of a number of images: every class equally often, or drawn uniformly."""
 
     extractor: Literal["indomain", "inception"] = "indomain"
-    """Features that samples are compared on: a classifier trained on the data set itself, or Inception-v3, whose weights `dsd-lab fetch-weights` provides. Never one column."""
+    """Features that samples are compared on: a classifier trained on the data set itself (without classes: a network that learned to tell quarter turns and to paint the image small), or Inception-v3, whose weights `dsd-lab fetch-weights` provides. Never one column."""
     inception_weights: str | None = None
     """File of Inception's weights, relative to the spec's file; its SHA-256 is checked. Default: the one in the home folder. Not part of an evaluation's identity."""
     reference: str | None = None
