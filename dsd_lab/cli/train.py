@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     if home.trial(trial.id).is_locked():
         raise BadInput(f"{trial.name}: another process trains it now; `dsd-lab logs {trial.id}` shows how far it is")
 
-    for line in check_data(home, [trial], plan.spec.evaluate):
+    for line in check_data(home, [trial], plan.spec.evaluate, opened=lambda data: shelf.load(data, home)):
         print(line, file=sys.stderr if arguments.json else sys.stdout)
     manifest = manifest_of(plan)
     recorded = home.keep_trial(trial.id, manifest, command_line())  # a trial that no sweep names is garbage
