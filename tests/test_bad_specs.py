@@ -412,7 +412,7 @@ EXTENDS = (
     bad("B22 a path that leads up", "extends: ../../etc/passwd\n", FIVE, "'../../etc/passwd' is outside the folder"),
     bad("B22 a list of parents", "extends: [a.yaml, b.yaml]\n", FIVE, "extends: ['a.yaml', 'b.yaml']", "not the name of a"),
     bad("B22 standard input as a parent", 'extends: "-"\n', FIVE, "extends: '-' is not the name of a spec file"),
-    bad("B22 a name with a NUL", 'extends: "a\\0b"\n', FIVE, r"\x00", "is not a path"),
+    bad("B22 a name with a NUL", 'extends: "a\\0b"\n', FIVE, r"\x00", "NUL character, which cannot be stored"),
     bad("B22 a name that is too long", f"extends: {'x' * 5000}\n", FIVE, "extends: no such file 'xxx"),
     bad("extends in a profile", "profiles: {p: {extends: other.yaml}}\n", FIVE, "unknown key 'extends'", profile="p"),
 )  # fmt: skip
@@ -519,8 +519,13 @@ def test_a_file_without_permission_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs /dev/zero")
-def test_an_endless_file_is_read_to_the_bound_only() -> None:
-    assert refusal("/dev/zero") == f"/dev/zero: larger than {MAX_BYTES:,} bytes, too large for a spec"
+def test_a_device_in_place_of_a_spec_is_refused() -> None:
+    assert refusal("/dev/zero") == "/dev/zero: is not a plain file; name a YAML file, or `-` for standard input"
+
+
+def test_a_pipe_in_place_of_a_spec_is_refused_and_not_waited_on(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "spec.yaml")
+    assert "spec.yaml: is not a plain file" in refusal(str(tmp_path / "spec.yaml"))
 
 
 def test_b22_a_parent_that_a_link_leads_out_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

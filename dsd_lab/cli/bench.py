@@ -6,22 +6,21 @@ import argparse
 import contextlib
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from dsd_lab.bench.subjects import Subject, chosen_subjects
 from dsd_lab.bench.summary import START_TARGETS, SWEEP_TARGETS, event_medians, shares, verdicts
 from dsd_lab.bench.whole_sweep import whole_sweep
 from dsd_lab.cli.bench_tables import print_answer, print_sweeps
+from dsd_lab.cli.console import LabConsole
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.files.locks import locked
+from dsd_lab.files.printable import say
 from dsd_lab.home.cached_garbage import killed_benches
 from dsd_lab.home.home import Home
 from dsd_lab.planning.measured import cpu_name, remember_figure, whole_seconds
@@ -40,9 +39,9 @@ def run(arguments: argparse.Namespace) -> int:
         _refuse_what_is_of_trials(subjects, arguments)
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > _BUSY * cores:
-        print(
+        say(
             f"dsd-lab: warning: this machine is busy (load {load:.1f} on {cores} CPUs): times will be too long, ratios less sure",
-            file=sys.stderr,
+            error=True,
         )
     home.prepare()
 
@@ -126,7 +125,7 @@ def _measured(
 
     settings, shelf, found = Settings(arguments.repeats, arguments.steps), DataShelf(), []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console()
+    console = LabConsole()
     with Progress(*columns, console=console, disable=arguments.json or not console.is_terminal) as bar:
         for number, subject in enumerate(subjects, 1):
             trial, fields = subject.trial, subject.trial.fields
@@ -160,5 +159,5 @@ def _measured(
                 figures["store"]["share"] = figures["store"]["trial_seconds"] / whole
             found.append(identity | figures | {"shares": shares(fields, figures), "trial_seconds": whole})
             if not arguments.json and not console.is_terminal:
-                print(f"{subject.spec} {subject.name}: measured ({number} of {len(subjects)})", flush=True)
+                say(f"{subject.spec} {subject.name}: measured ({number} of {len(subjects)})")
     return found

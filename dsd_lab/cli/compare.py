@@ -15,6 +15,7 @@ from rich.text import Text
 from dsd_lab.cli.console import table_console
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK, BadInput
+from dsd_lab.files.printable import say
 from dsd_lab.home.data_facts import other_images
 from dsd_lab.home.lookup import find_manifest
 from dsd_lab.report.groups import LOG_STD, Column, Group, columns_of, groups_of
@@ -160,9 +161,6 @@ def _row(comparison: Comparison) -> dict[str, Any]:
 
 def _print(answer: dict[str, Any], comparisons: list[Comparison]) -> None:
     console = table_console()
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     say(f"{answer['b']} minus {answer['a']}, paired by seed, with 95 % intervals")
     for key, (before, after) in answer["differing"].items():

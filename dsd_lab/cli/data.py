@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK, BadInput
+from dsd_lab.files.printable import say
 from dsd_lab.planning.data_check import described, open_data
 from dsd_lab.planning.requirements import missing_data
 from dsd_lab.specs.identity import data_name
@@ -32,12 +32,12 @@ def run(arguments: argparse.Namespace) -> int:
         answers.append(answer_of(data))
         unfit = unfit_images(trial, data.train.shape) if _is_spec(arguments) else ""
         if unfit:
-            print(f"dsd-lab: warning: {unfit}; `sweep` will refuse", file=sys.stderr)
+            say(f"dsd-lab: warning: {unfit}; `sweep` will refuse", error=True)
         if not arguments.json:
             _print(trial, data)
         if arguments.out:
             path = _sheet(data, Path(arguments.out), number if len(trials) > 1 else None)
-            print(f"contact sheet: {path}", file=sys.stderr if arguments.json else sys.stdout)
+            say(f"contact sheet: {path}", error=arguments.json)
     if arguments.json:
         print_json(answers[0] if len(answers) == 1 else answers)
     return OK
@@ -74,17 +74,17 @@ def _trials(arguments: argparse.Namespace) -> list[Trial]:
 def _print(trial: Trial, data: DataSet) -> None:
     first, *notes = described(data.facts)
     place = trial.data.path or trial.data.hub or "scikit-learn"
-    print(f"data: {first}")
-    print(f"source: {trial.data.source}, {place}, called {data_name(trial)} revision {trial.data.revision}")
-    print(f"channels: {data.channels}, fingerprint: {data.fingerprint}")
+    say(f"data: {first}")
+    say(f"source: {trial.data.source}, {place}, called {data_name(trial)} revision {trial.data.revision}")
+    say(f"channels: {data.channels}, fingerprint: {data.fingerprint}")
     for note in notes:
-        print(note)
+        say(note)
     facts = data.facts
     names = data.class_names or ["all images"] * (data.classes == 1) or list(map(str, range(data.classes)))
     width = max(len("class"), *map(len, names))
-    print(f"{'number':>6}  {'class':<{width}}  {'training':>8}  {'held out':>8}")
+    say(f"{'number':>6}  {'class':<{width}}  {'training':>8}  {'held out':>8}")
     for i, name in enumerate(names):
-        print(f"{i:>6}  {name:<{width}}  {facts['train_by_class'][i]:>8,}  {facts['holdout_by_class'][i]:>8,}")
+        say(f"{i:>6}  {name:<{width}}  {facts['train_by_class'][i]:>8,}  {facts['holdout_by_class'][i]:>8,}")
 
 
 def _sheet(data: DataSet, path: Path, number: int | None) -> Path:

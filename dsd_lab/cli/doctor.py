@@ -17,6 +17,7 @@ from pathlib import Path
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import NO_RESOURCES, OK, LabError
 from dsd_lab.files.mounts import shared_sqlite_warning
+from dsd_lab.files.printable import say
 from dsd_lab.files.redaction import without_password
 from dsd_lab.home.home import Home
 from dsd_lab.store.uri import chosen_uri
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     for finding in check_all(home, arguments.tracking_uri, arguments.dry_run):
         findings.append(finding)
         if not arguments.json:
-            print(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.check:<9} {finding.text}", flush=True)
+            say(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.check:<9} {finding.text}")
     fine = all(finding.ok for finding in findings)
     if arguments.json:
         print_json({"ok": fine, "home": str(home.root.resolve()), "findings": [vars(f) for f in findings]})

@@ -9,6 +9,7 @@ from typing import Any
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK, TRIALS_FAILED, BadInput
 from dsd_lab.evaluation.reference import check_files
+from dsd_lab.files.printable import say
 from dsd_lab.home.home import Home, TrialFolder
 from dsd_lab.home.lookup import find_trial
 from dsd_lab.runs.data_shelf import DataShelf, refuse_changed_images
@@ -156,8 +157,8 @@ def _store(home: Home, ids: set[str], uri: str | None) -> None:
 def _print(answer: dict[str, Any]) -> None:
     new = len(answer["new"])
     said = {"failed": f": {answer['error']}", "running": ": another process works on it"}.get(answer["state"], "")
-    print(f"{answer['variant']} s{answer['seed']} ({answer['id']}): {new} new of {len(answer['evaluations'])}{said}")
+    say(f"{answer['variant']} s{answer['seed']} ({answer['id']}): {new} new of {len(answer['evaluations'])}{said}")
     metrics = {k: v for content in answer["evaluations"].values() for k, v in content["metrics"].items()}
     for name, value in sorted(metrics.items()):
         if "_floor/" not in name:
-            print(f"  {name} {value:.4g}")
+            say(f"  {name} {value:.4g}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK
+from dsd_lab.files.printable import say
 from dsd_lab.home.exporting import export_sweep, index_summary
 from dsd_lab.home.lookup import find_manifest
 from dsd_lab.units import readable
@@ -20,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(summary | {"folder": str(out.resolve())})
         return OK
-    print(f"{summary['sweep']}: {summary['trials']} trials, {readable(summary['bytes'])} in {out.resolve()}")
+    say(f"{summary['sweep']}: {summary['trials']} trials, {readable(summary['bytes'])} in {out.resolve()}")
     if not arguments.weights:
-        print("without weights: the report can be made from it, samples cannot; --weights adds the newest checkpoints")
+        say("without weights: the report can be made from it, samples cannot; --weights adds the newest checkpoints")
     return OK

@@ -7,6 +7,7 @@ import argparse
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.evaluation.pretrained import WEIGHTS, check_weights, fetch, weights_path
+from dsd_lab.files.printable import say
 from dsd_lab.specs.messages import did_you_mean
 
 
@@ -34,5 +35,5 @@ def run(arguments: argparse.Namespace) -> int:
         print_json({"weights": {n: {"path": str(p), "sha256": WEIGHTS[n].sha256} for n, p in files.items()}})
         return OK
     for name, path in files.items():
-        print(f"{name}: {'there already' if name in present else 'downloaded'}, hash as pinned: {path.resolve()}")
+        say(f"{name}: {'there already' if name in present else 'downloaded'}, hash as pinned: {path.resolve()}")
     return OK

@@ -12,6 +12,7 @@ from typing import Any
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.files.atomic import write_json
+from dsd_lab.files.printable import say
 from dsd_lab.home.home import Home
 from dsd_lab.specs.report import ReportSettings
 
@@ -95,20 +96,20 @@ def _examples(home: Home, manifest: dict[str, Any]) -> tuple[list[Any], int]:
 
 
 def _print(answer: dict[str, Any]) -> None:
-    print(f"{answer['trials']} trials with a diffusion loss, {answer['collapsed']} of them collapsed")
+    say(f"{answer['trials']} trials with a diffusion loss, {answer['collapsed']} of them collapsed")
     for name, weight in answer["weights"].items():
-        print(f"  {weight:+.2f} a standard deviation of: {name}")
+        say(f"  {weight:+.2f} a standard deviation of: {name}")
     found = answer["leave_one_spec_out"]
     if found["specs"]:
         auc = "-" if found["auc"] is None else f"{found['auc']:.3f}"
-        print(f"forecast from the other specs ({', '.join(found['specs'])}): AUC {auc} over {found['trials']} trials")
-        print(f"  Brier score {found['brier']:.3f}; of the base rate alone {found['brier_base']:.3f}")
+        say(f"forecast from the other specs ({', '.join(found['specs'])}): AUC {auc} over {found['trials']} trials")
+        say(f"  Brier score {found['brier']:.3f}; of the base rate alone {found['brier_base']:.3f}")
         for row in found["calibration"]:
-            print(
+            say(
                 f"  chance {row['low']:.0%} to {row['high']:.0%}: {row['trials']} trials, mean {row['mean_chance']:.0%}, "
                 f"{round(row['collapsed'] * row['trials'])} collapsed"
             )
     for line in answer["said"]:
-        print(line)
+        say(line)
     if answer["file"]:
-        print(f"written to {answer['file']}; `dsd-lab sweep --stop-collapsed CHANCE` uses it")
+        say(f"written to {answer['file']}; `dsd-lab sweep --stop-collapsed CHANCE` uses it")

@@ -6,6 +6,7 @@ import argparse
 
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK
+from dsd_lab.files.printable import say
 from dsd_lab.home.freeable import Freeable
 from dsd_lab.home.garbage import foreign_trials, garbage, held_trials, linked_folders
 from dsd_lab.home.home import Home
@@ -35,25 +36,25 @@ def run(arguments: argparse.Namespace) -> int:
         return OK
     print_items(home, freed)
     if held or left:
-        print(f"left alone, since somebody works on it: {', '.join(sorted({*held, *(i.path.name for i in left)}))}")
+        say(f"left alone, since somebody works on it: {', '.join(sorted({*held, *(i.path.name for i in left)}))}")
     print_foreign(foreign)
     for name in linked:
-        print(f"left alone, since it is a link: {name}")
+        say(f"left alone, since it is a link: {name}")
     total = readable(sum(item.bytes for item in freed))
     if arguments.yes or not freed:
-        print(f"freed {total}" if freed else "nothing to free")
+        say(f"freed {total}" if freed else "nothing to free")
     else:
-        print(f"{total} can be freed; nothing was touched, add --yes to free it")
+        say(f"{total} can be freed; nothing was touched, add --yes to free it")
     return OK
 
 
 def print_items(home: Home, items: list[Freeable]) -> None:
     """One line a thing that goes."""
     for item in items:
-        print(f"{item.kind:<10} {readable(item.bytes):>9}  {item.path.relative_to(home.root)}: {item.why}")
+        say(f"{item.kind:<10} {readable(item.bytes):>9}  {item.path.relative_to(home.root)}: {item.why}")
 
 
 def print_foreign(found: dict[str, list[str]]) -> None:
     """One line for each trial that is left alone because of what somebody keeps in its folder."""
     for trial, names in found.items():
-        print(f"left alone, since no trial writes what is in its folder: trials/{trial}: {', '.join(names[:5])}")
+        say(f"left alone, since no trial writes what is in its folder: trials/{trial}: {', '.join(names[:5])}")

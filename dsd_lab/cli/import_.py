@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dsd_lab.cli.options import home_of, print_json, program
 from dsd_lab.errors import OK
+from dsd_lab.files.printable import say
 from dsd_lab.home.importing import import_sweep
 
 
@@ -18,7 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(vars(done))
         return OK
     skipped = f", {len(done.skipped)} were there already" if done.skipped else ""
-    print(f"{done.sweep}: {len(done.added)} trials added to {home.root}{skipped}")
+    say(f"{done.sweep}: {len(done.added)} trials added to {home.root}, marked as imported{skipped}")
     command, at = program(arguments)
-    print(f"next: {command} report {done.sweep}{at}")
+    say(f"next: {command} report {done.sweep}{at}")
     return OK

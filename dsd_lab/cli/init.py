@@ -10,6 +10,7 @@ from pathlib import Path
 from dsd_lab.cli.options import print_json, program
 from dsd_lab.errors import OK, BadInput, NoResources
 from dsd_lab.files.atomic import write_json
+from dsd_lab.files.printable import say
 
 DEFAULT = "my_sweep.yaml"
 _SCHEMA = "spec.schema.json"
@@ -86,9 +87,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"spec": str(path), "schema": str(schema), "schema_written": new_schema})
         return OK
-    print(f"{path}: a spec to edit" + (f", and {schema} for editors" if new_schema else ""))
+    say(f"{path}: a spec to edit" + (f", and {schema} for editors" if new_schema else ""))
     command, at = program(arguments)
-    print(f"next: {command} plan {path}{at}")
+    say(f"next: {command} plan {path}{at}")
     return OK
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK, BadInput
+from dsd_lab.files.printable import say
 from dsd_lab.home.lookup import find_trial
 from dsd_lab.home.outputs import Output
 
@@ -28,5 +29,5 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"trial": folder.id, "file": str(path.resolve()), "arrays": arrays})
         return OK
-    print(f"{path.resolve()}: " + ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in arrays.items()))
+    say(f"{path.resolve()}: " + ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in arrays.items()))
     return OK

@@ -8,6 +8,7 @@ from typing import Any
 
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK, BadInput
+from dsd_lab.files.printable import printable, say
 from dsd_lab.home.home import Home, TrialFolder, named_by
 from dsd_lab.home.lookup import find_trial
 from dsd_lab.home.spool import read_spool
@@ -28,25 +29,25 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(answer)
         return OK
     state = answer["state"]
-    print(f"{answer['name'] or 'never started'}: {state}, trial {answer['id']} in {folder.root}")
+    say(f"{answer['name'] or 'never started'}: {state}, trial {answer['id']} in {folder.root}")
     attempts = f"{answer['attempts']} attempt{'s' if answer['attempts'] != 1 else ''}"
-    print(f"step {answer['step']:,} of {answer['steps']:,}, {attempts}, {duration(answer['seconds'])} of training")
-    print(f"sweeps: {', '.join(answer['sweeps']) or 'none that is recorded names it'}")
+    say(f"step {answer['step']:,} of {answer['steps']:,}, {attempts}, {duration(answer['seconds'])} of training")
+    say(f"sweeps: {', '.join(answer['sweeps']) or 'none that is recorded names it'}")
     if answer["code_changes"]:
-        print(f"training code: {answer['code_changes']}")
+        say(f"training code: {answer['code_changes']}")
     if answer["damaged"]:
-        print(f"data: {answer['damaged']} damaged images were left out; trial.json names them")
+        say(f"data: {answer['damaged']} damaged images were left out; trial.json names them")
     if answer["error"]:
-        print(f"error: {_plain(answer['error'])}")
+        say(f"error: {printable(str(answer['error']))}")
     if answer["traceback"]:
-        print(f"traceback: {answer['traceback']}")
+        say(f"traceback: {answer['traceback']}")
     if answer["metrics"]:
-        print("last metrics:")
+        say("last metrics:")
         shown = {k: v for k, v in answer["metrics"].items() if not k.startswith("latent/") or k in _SHOWN}
         for name, (step, value) in ((k, (v["step"], v["value"])) for k, v in shown.items()):
-            print(f"  {name:<60} {value:>12.6g}  at step {step:,}")
+            say(f"  {name:<60} {value:>12.6g}  at step {step:,}")
     for entry in answer["events"]:
-        print(event_line(entry))
+        say(event_line(entry))
     return OK
 
 
@@ -100,13 +101,8 @@ def event_line(entry: dict[str, Any]) -> str:
     parts = [f"{name} {value:.4g}" for name, value in metrics.items()]
     parts += entry.get("files", [])
     if "reason" in entry:
-        parts.append(_plain(entry["reason"]))
+        parts.append(printable(str(entry["reason"])))
     if "images_seen" in entry:
         parts.append(f"{entry['images_seen']:,} images seen")
     clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["time"]))
     return f"{clock}  step {entry['step']:>7,}  {kind:<10}  {', '.join(parts)}".rstrip()
-
-
-def _plain(text: str) -> str:
-    """Text without what a terminal would act on."""
-    return "".join(c if c.isprintable() else " " for c in str(text))

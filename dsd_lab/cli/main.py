@@ -10,7 +10,9 @@ import sys
 from types import ModuleType
 
 from dsd_lab.cli.parser import build_parser
-from dsd_lab.errors import INTERRUPTED, NO_RESOURCES, UNEXPECTED, LabError, is_disk_full
+from dsd_lab.errors import BAD_INPUT, INTERRUPTED, NO_RESOURCES, UNEXPECTED, LabError, is_disk_full
+from dsd_lab.files.bounded import BadFile
+from dsd_lab.files.printable import printable
 from dsd_lab.provenance import remember_call
 
 
@@ -22,10 +24,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(_loaded(module_of(arguments.verb), argv is None).run(arguments))
     except LabError as error:
-        print(f"dsd-lab: {error}", file=sys.stderr)
+        _complain(f"{error}")
         return error.exit_code
     except KeyboardInterrupt:
-        print("dsd-lab: interrupted; the same command goes on from here", file=sys.stderr)
+        _complain("interrupted; the same command goes on from here")
         return INTERRUPTED
     except BrokenPipeError:  # `dsd-lab plan | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -33,13 +35,20 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "dsd_lab").partition(".")[0] == "dsd_lab":
             raise
-        print(f"dsd-lab: {error.name} is not installed; `dsd-lab doctor` names all that is missing", file=sys.stderr)
+        _complain(f"{error.name} is not installed; `dsd-lab doctor` names all that is missing")
         return NO_RESOURCES
+    except BadFile as error:
+        _complain(f"{error.filename}: {error.strerror}")
+        return BAD_INPUT
     except OSError as error:
         if not is_disk_full(error):
             raise
-        print(f"dsd-lab: the disk is full: {error}; nothing that was finished is lost", file=sys.stderr)
+        _complain(f"the disk is full: {error}; nothing that was finished is lost")
         return NO_RESOURCES
+
+
+def _complain(text: str) -> None:
+    print(printable(f"dsd-lab: {text}"), file=sys.stderr)
 
 
 def module_of(verb: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +14,7 @@ from dsd_lab.cli.console import table_console
 from dsd_lab.cli.options import home_of, plan_of, print_json
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.evaluation.reference import check_files
+from dsd_lab.files.printable import say
 from dsd_lab.home.data_facts import known_facts, skipped
 from dsd_lab.home.home import OTHER_IMAGES, Home, stale_note
 from dsd_lab.home.lookup import manifest_of
@@ -43,19 +43,19 @@ def run(arguments: argparse.Namespace) -> int:
     """Show a plan."""
     plan, home = plan_of(arguments), home_of(arguments)
     for missing in missing_data(plan):
-        print(f"dsd-lab: warning: {missing}; `sweep` will refuse", file=sys.stderr)
+        say(f"dsd-lab: warning: {missing}; `sweep` will refuse", error=True)
     lines = check_data(home, plan.trials, plan.spec.evaluate, decode="small")
     facts_of = partial(known_facts, home)
     left_out = once_for_seeds(lambda fields: skipped(fields, facts_of(fields.data)))
     for line in dict.fromkeys(left_out(t.fields) for t in plan.trials):
         if line:
-            print(f"dsd-lab: warning: {line}", file=sys.stderr)
+            say(f"dsd-lab: warning: {line}", error=True)
     for missing in missing_weights(plan):
-        print(f"dsd-lab: warning: {missing}; `sweep` will refuse", file=sys.stderr)
+        say(f"dsd-lab: warning: {missing}; `sweep` will refuse", error=True)
     try:
         check_files(plan.spec.evaluate, home)
     except BadInput as error:
-        print(f"dsd-lab: warning: {error}; `sweep` will refuse", file=sys.stderr)
+        say(f"dsd-lab: warning: {error}; `sweep` will refuse", error=True)
     changed = _other_images(home, plan)
     code = training_code()
     manifest = manifest_of(plan)
@@ -88,10 +88,11 @@ def run(arguments: argparse.Namespace) -> int:
         }
         print_json({"sweep": sweep, "trials": rows})
     else:
-        print(*lines, sep="\n" if lines else "", end="\n" if lines else "")
+        for line in lines:
+            say(line)
         _print(plan, rows)
         if note := stale_note((row["status"] for row in rows), code):
-            print(note)
+            say(note)
     return OK
 
 
@@ -103,7 +104,7 @@ def _other_images(home: Home, plan: Plan) -> set[str]:
     try:
         refuse_other_images(home, there, shelf)
     except BadInput as error:
-        print(f"dsd-lab: warning: {error}; `sweep` will refuse", file=sys.stderr)
+        say(f"dsd-lab: warning: {error}; `sweep` will refuse", error=True)
         return trained_on_others(home, there)
     return set()
 

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from dsd_lab.files.printable import printable
 from dsd_lab.home.home import Home
 from dsd_lab.planning.eta import Remaining, Seen, holdout_of
 from dsd_lab.specs.evaluate_list import applies
@@ -100,7 +101,7 @@ class SweepProgress:
 
     def _say(self, line: str) -> None:
         """One line, however long: it may go to a file, which has no width."""
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(printable(line), soft_wrap=True)
 
     def _look(self) -> list[tuple[PlannedTrial, str, dict[str, Any]]]:
         looked = []
@@ -160,5 +161,5 @@ class SweepProgress:
             )
             running = ", ".join(filter(None, (running, evaluating)))
             failed = "; ".join(f"s{t.seed} {s.get('error')}" for t, state, s in rows if state in _OVER[1:])
-            table.add_row(name, marks, Text(running or failed, "red" if failed and not running else ""))
+            table.add_row(name, marks, Text(printable(running or failed), "red" if failed and not running else ""))
         return Group(Text(self._summary(looked)), table)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from dsd_lab.cli.options import home_of, print_json, program
 from dsd_lab.errors import OK, BadInput
+from dsd_lab.files.printable import say
 from dsd_lab.home.home import ENDED
 from dsd_lab.home.lookup import find_manifest
 from dsd_lab.home.outputs import Output
@@ -51,10 +51,10 @@ def run(arguments: argparse.Namespace) -> int:
         return OK
     for page in pages:
         for line in [*([f"{page.title}:"] if len(pages) > 1 else []), *page.notices, *page.answer]:
-            print(line)
-    print(f"report: {(folder / 'report.html').resolve()}")
+            say(line)
+    say(f"report: {(folder / 'report.html').resolve()}")
     command, at = program(arguments)
-    print(f"MLflow: {command} ui{at}")
+    say(f"MLflow: {command} ui{at}")
     return OK
 
 
@@ -64,7 +64,7 @@ def _part(store: Store, manifest: dict[str, Any], folder: Path) -> tuple[Page, d
     store.sync(manifest)
     with tempfile.TemporaryDirectory() as scratch:
         results = results_of(store, manifest, Path(scratch))
-        print(f"dsd-lab: drawing the figures of {len(results)} trials", file=sys.stderr)
+        say(f"dsd-lab: drawing the figures of {len(results)} trials", error=True)
         finished = sum(result.finished or result.state in ENDED for result in results)
         return *write_part(results, settings, manifest, folder), finished
 

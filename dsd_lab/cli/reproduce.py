@@ -9,6 +9,7 @@ from typing import Any
 
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK, TRIALS_FAILED, BadInput
+from dsd_lab.files.printable import say
 from dsd_lab.home.home import Home, TrialFolder
 from dsd_lab.home.lookup import find_trial
 from dsd_lab.specs.sweep import PlannedTrial
@@ -49,7 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(answer)
     else:
-        print("\n".join(_lines(answer)))
+        for line in _lines(answer):
+            say(line)
     return OK if answer["equal"] else TRIALS_FAILED
 
 

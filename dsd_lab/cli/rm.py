@@ -7,6 +7,7 @@ import argparse
 from dsd_lab.cli.gc import print_foreign, print_items
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK, BadInput
+from dsd_lab.files.printable import say
 from dsd_lab.home.garbage import foreign_trials, forget_sweep, sweep_trials
 from dsd_lab.home.home import named_by
 from dsd_lab.home.revisions import ever_named
@@ -47,14 +48,14 @@ def run(arguments: argparse.Namespace) -> int:
         return OK
     print_items(home, going)
     for trial in held:
-        print(f"left alone, since somebody works on it: {trial.path.name}")
+        say(f"left alone, since somebody works on it: {trial.path.name}")
     print_foreign({trial: names for trial, names in foreign_trials(home).items() if trial in named_by(manifests[key])})
     if shared:
-        print(
+        say(
             f"{shared} of its trials stay: another sweep names them, they never started, or their folders are not only ours"
         )
     if arguments.yes:
-        print(f"{key} is forgotten, {readable(total)} freed; its report and its runs in MLflow stay")
+        say(f"{key} is forgotten, {readable(total)} freed; its report and its runs in MLflow stay")
     else:
-        print(f"{key} would be forgotten and {readable(total)} freed; nothing was touched, add --yes to do it")
+        say(f"{key} would be forgotten and {readable(total)} freed; nothing was touched, add --yes to do it")
     return OK

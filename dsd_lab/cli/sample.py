@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK, BadInput
+from dsd_lab.files.printable import say
 from dsd_lab.home.lookup import find_trial
 from dsd_lab.home.outputs import Output
 from dsd_lab.runs.data_shelf import DataShelf
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     chosen = None if arguments.label is None else class_number(arguments.label, data.classes, data.class_names)
     gpus = trial.resources.gpus if torch.cuda.is_available() else 0.0
     if gpus != trial.resources.gpus:
-        print("dsd-lab: this process sees no GPU: sampling on the CPU", file=sys.stderr)
+        say("dsd-lab: this process sees no GPU: sampling on the CPU", error=True)
     device = pick_device(gpus)
     network = load_network(trial, folder.checkpoints, data, device, "ema")
     labels = torch.arange(arguments.n) % data.classes if chosen is None else torch.full((arguments.n,), chosen)
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_json({"trial": folder.id, "class": of_class, "files": files})
     else:
         what = f" of class {chosen} ({name_of(chosen, data.class_names)})" if chosen is not None else ""
-        print(f"{arguments.n} images{what} in {out / 'images'}, and {out / 'grid.png'}")
+        say(f"{arguments.n} images{what} in {out / 'images'}, and {out / 'grid.png'}")
     return OK
 
 

@@ -21,7 +21,14 @@ def _alone(folder: TrialFolder, code: str) -> dict[str, Any]:
     status, described = folder.status(), folder.description() or {}
     name = f"{described.get('name', folder.id)} (trained alone)"
     steps = int(status.get("steps", 0))
-    return {"id": folder.id, "name": name, "state": folder.state(code), "step": status.get("step", 0), "steps": steps}
+    return {
+        "id": folder.id,
+        "name": name,
+        "state": folder.state(code),
+        "step": status.get("step", 0),
+        "steps": steps,
+        "imported": folder.imported() is not None,
+    }
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -41,11 +48,19 @@ def run(arguments: argparse.Namespace) -> int:
                     "state": OTHER_IMAGES if entry["id"] in others else folder.state(code),
                     "step": folder.status().get("step", 0),
                     "steps": entry["steps"],
+                    "imported": folder.imported() is not None,
                 }
             )
         named = {entry["id"] for entry in manifest["trials"]}
         trials += [_alone(home.trial(i), code) for i in manifest.get("kept", []) if i not in named]
-        sweeps.append({"sweep": key, "states": dict(Counter(t["state"] for t in trials)), "trials": trials})
+        sweeps.append(
+            {
+                "sweep": key,
+                "imported": "imported" in manifest,
+                "states": dict(Counter(t["state"] for t in trials)),
+                "trials": trials,
+            }
+        )
     if arguments.json:
         print_json({"home": str(home.root.resolve()), "sweeps": sweeps})
         return OK
@@ -54,10 +69,15 @@ def run(arguments: argparse.Namespace) -> int:
         console.print(f"no sweep has been run in {home.root}", highlight=False)
     for sweep in sweeps:
         counts = ", ".join(f"{sweep['states'][s]} {s}" for s in STATES if s in sweep["states"])
-        console.print(f"{sweep['sweep']}: {counts}", highlight=False)
+        console.print(f"{sweep['sweep']}{' (imported)' if sweep['imported'] else ''}: {counts}", highlight=False)
         table = Table(box=None, pad_edge=False, show_header=False)
         for trial in sweep["trials"]:
-            table.add_row(f"  {trial['id']}", trial["name"], trial["state"], f"{trial['step']:,}/{trial['steps']:,}")
+            table.add_row(
+                f"  {trial['id']}",
+                trial["name"],
+                trial["state"] + (" (imported)" if trial["imported"] else ""),
+                f"{trial['step']:,}/{trial['steps']:,}",
+            )
         console.print(table)
     if note := stale_note((trial["state"] for sweep in sweeps for trial in sweep["trials"]), code):
         console.print(note, highlight=False, soft_wrap=True)

@@ -12,8 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from rich.console import Console
-
+from dsd_lab.cli.console import LabConsole
 from dsd_lab.cli.forecast import load_forecast
 from dsd_lab.cli.options import command_line, home_of, plan_of, print_json, program
 from dsd_lab.cli.progress import SweepProgress
@@ -21,6 +20,7 @@ from dsd_lab.errors import OK, TERMINATED, TRIALS_FAILED, UNEXPECTED, BadInput
 from dsd_lab.evaluation.reference import check_files
 from dsd_lab.files.locks import locked
 from dsd_lab.files.mounts import shared_sqlite_warning
+from dsd_lab.files.printable import printable
 from dsd_lab.home.home import ENDED, STOPPED, Home, stale_note
 from dsd_lab.home.lookup import manifest_of
 from dsd_lab.planning.data_check import Decode, check_data
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     refuse_other_images(home, plan.trials, DataShelf())
     stopping = None if arguments.stop_collapsed is None else (load_forecast(home), arguments.stop_collapsed)
     home.prepare()
-    console = Console(stderr=arguments.json)
+    console = LabConsole(stderr=arguments.json)
     unfinished = _unfinished(home, plan, arguments.retry_failed, stopping is not None)
     decode: Decode = "all" if unfinished else "none"
     for line in check_data(home, unfinished or plan.trials, plan.spec.evaluate, decode=decode):
@@ -93,7 +93,7 @@ def _execute(
     todo: list[PlannedTrial],
     stopping: tuple[Any, float] | None,
     arguments: argparse.Namespace,
-    console: Console,
+    console: LabConsole,
     record: Callable[[], None],
 ) -> int:
     """Run what is to do; `record` is called once nothing refuses the sweep any more."""
@@ -180,7 +180,7 @@ def _start_uploader(home: Home, key: str, uri: str | None) -> subprocess.Popen[b
     )
 
 
-def _finish_uploader(uploader: subprocess.Popen[bytes], console: Console, patience: float | None) -> None:
+def _finish_uploader(uploader: subprocess.Popen[bytes], console: LabConsole, patience: float | None) -> None:
     """Let the uploader catch up; after a signal only for so long, since the machine may be taken away."""
     assert uploader.stdin is not None
     uploader.stdin.close()
@@ -197,7 +197,7 @@ def _finish_uploader(uploader: subprocess.Popen[bytes], console: Console, patien
 
 
 def _summarise(
-    home: Home, plan: Plan, manifest: dict[str, Any], arguments: argparse.Namespace, console: Console
+    home: Home, plan: Plan, manifest: dict[str, Any], arguments: argparse.Namespace, console: LabConsole
 ) -> None:
     states = {t.id: home.trial(t.id).state(training_code()) for t in plan.trials}
     counts = Counter(states[t.id] for t in _distinct(plan))
@@ -211,6 +211,10 @@ def _summarise(
         )
         return
     _say(console, f"{plan.key}: " + ", ".join(f"{n} {state}" for state, n in sorted(counts.items())))
+    if foreign := [t for t in _distinct(plan) if states[t.id] in (*ENDED, "stale") and home.trial(t.id).imported()]:
+        _say(
+            console, f"  {len(foreign)} of them imported, not trained here, such as {foreign[0].name} ({foreign[0].id})"
+        )
     for trial in _distinct(plan):
         reason = home.trial(trial.id).status().get("error")
         if states[trial.id] in ("failed", "diverged", STOPPED) or (states[trial.id] == "interrupted" and reason):
@@ -223,5 +227,5 @@ def _summarise(
     _say(console, f"next: {command} report {arguments.spec}{at}, and {command} ui{at} for MLflow")
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+def _say(console: LabConsole, text: str) -> None:
+    console.print(printable(text), soft_wrap=True)

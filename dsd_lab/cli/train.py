@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
+from dsd_lab.cli.console import table_console
 from dsd_lab.cli.options import command_line, home_of, plan_of, print_json
 from dsd_lab.errors import OK, TRIALS_FAILED, BadInput
 from dsd_lab.evaluation.reference import check_files
+from dsd_lab.files.printable import say
 from dsd_lab.home.lookup import manifest_of
 from dsd_lab.planning.data_check import check_data
 from dsd_lab.planning.requirements import missing_data, missing_weights
@@ -49,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise BadInput(f"{trial.name}: another process trains it now; `dsd-lab logs {trial.id}` shows how far it is")
 
     for line in check_data(home, [trial], plan.spec.evaluate, opened=lambda data: shelf.load(data, home)):
-        print(line, file=sys.stderr if arguments.json else sys.stdout)
+        say(line, error=arguments.json)
     manifest = manifest_of(plan)
     recorded = home.keep_trial(trial.id, manifest, command_line())  # a trial that no sweep names is garbage
 
@@ -57,9 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     from dsd_lab.runs.run_trial import run_trial
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     state = "pending"
-    with Progress(*columns, disable=arguments.json) as bar, StopSignals() as stop:
+    with Progress(*columns, console=table_console(), disable=arguments.json) as bar, StopSignals() as stop:
         task = bar.add_task(trial.name, total=trial.fields.training.steps)
         for progress in run_trial(home, trial, plan.spec.evaluate, shelf, stop):
             state = progress.state
@@ -71,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             Store(home, arguments.tracking_uri).sync(manifest)
         except StoreUnavailable as error:
-            print(f"dsd-lab: {error}; nothing is lost, `dsd-lab report` stores it", file=sys.stderr)
+            say(f"dsd-lab: {error}; nothing is lost, `dsd-lab report` stores it", error=True)
     folder = home.trial(trial.id)
     answer: dict[str, Any] = {
         "id": trial.id,
@@ -84,14 +85,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(answer)
     else:
-        print(f"{trial.name}: {state}" + (f": {answer['error']}" if answer["error"] else ""))
-        print(f"trial {trial.id} in {folder.root}")
+        say(f"{trial.name}: {state}" + (f": {answer['error']}" if answer["error"] else ""))
+        say(f"trial {trial.id} in {folder.root}")
         if damaged := folder.status().get("damaged"):
-            print(f"it passed over damaged checkpoints: {', '.join(damaged)}")
+            say(f"it passed over damaged checkpoints: {', '.join(damaged)}")
         if trial.id not in {entry["id"] for entry in recorded["trials"]}:
-            print(
-                f"it is beside the trials of sweep {plan.key} as it last ran: in no report of it, and kept until `rm`"
-            )
+            say(f"it is beside the trials of sweep {plan.key} as it last ran: in no report of it, and kept until `rm`")
     if state == "interrupted":
         return stop.exit_code
     return TRIALS_FAILED if state == "failed" else OK

@@ -13,6 +13,7 @@ import sys
 
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import INTERRUPTED, OK, TERMINATED, BadInput
+from dsd_lab.files.printable import say
 from dsd_lab.files.redaction import without_password
 from dsd_lab.runs.child_environment import safe_imports
 from dsd_lab.runs.signals import Terminated, raise_terminated
@@ -57,7 +58,8 @@ def _tell(arguments: argparse.Namespace, answer: dict[str, str], lines: list[str
     if arguments.json:
         print_json(answer)
     else:
-        print("\n".join(lines))
+        for line in lines:
+            say(line)
     sys.stdout.flush()
 
 

@@ -23,9 +23,10 @@ from typing import Any
 
 from dsd_lab.errors import BadInput, NoResources
 from dsd_lab.files.atomic import make_folder, write_json
+from dsd_lab.files.bounded import read_json_object
 from dsd_lab.files.locks import is_held, locked
 from dsd_lab.home.mark import MARK, mark_home
-from dsd_lab.home.names import SWEEP_KEY, are_metrics, is_trial_id
+from dsd_lab.home.names import SWEEP_KEY, are_metrics, is_date, is_trial_id
 from dsd_lab.home.revisions import record_revision
 from dsd_lab.training_code import same_results
 
@@ -145,13 +146,13 @@ class Home:
             return recorded
 
     def manifests(self) -> dict[str, dict[str, Any]]:
-        """All recorded sweeps by key, the one that ran last at the end.
+        """All recorded sweeps by key: those that were imported, then those that ran here, the one that ran last at the end.
 
         Raises:
             BadInput: a manifest is damaged, or newer than this program.
         """
         found = {path.parent.name: _manifest(path) for path in self.root.glob("sweeps/*/manifest.json")}
-        return dict(sorted(found.items(), key=lambda item: item[1]["run_at"]))
+        return dict(sorted(found.items(), key=lambda item: ("imported" not in item[1], item[1]["run_at"])))
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,20 @@ class TrialFolder:
             if progress.get("attempt") == status.get("attempt"):
                 return status | progress
         return status
+
+    def imported(self) -> dict[str, Any] | None:
+        """Which sweep an import brought the trial with, when, and what exported it; None where it was trained here."""
+        return _read_json(self.root / "imported.json")
+
+    def mark_imported(self, sweep: str, made_by: dict[str, str], folder: Path | None = None) -> None:
+        """Record that somebody else trained the trial.
+
+        Args:
+            sweep: that it came with.
+            made_by: program and code that exported it.
+            folder: where its files still are; None is their place.
+        """
+        write_json((folder or self.root) / "imported.json", {"sweep": sweep, "at": time.time(), "made_by": made_by})
 
     def write_status(self, **entries: Any) -> None:
         """Replace entries of the status; it survives a power cut."""
@@ -308,6 +323,8 @@ def _wrong_in(manifest: dict[str, Any], folder: str) -> str | None:
         return f"{str(name)[:200]!r} is not the name of sweep {key}"
     if not (isinstance(trials, list) and isinstance(kept, list) and all(isinstance(entry, dict) for entry in trials)):
         return "its trials are not a list of trials"
+    if not is_date(manifest["run_at"]):
+        return f"{str(manifest['run_at'])[:50]} is not the date of a run"
     ids = [*(entry.get("id") for entry in trials), *kept]
     wrong = [i for i in ids if not is_trial_id(i)]
     return f"{str(wrong[0])[:200]!r} is not the id of a trial" if wrong else None
@@ -324,12 +341,5 @@ def _undamaged(path: Path) -> dict[str, Any] | None:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text())
-    except (
-        FileNotFoundError,
-        ValueError,
-        RecursionError,
-    ):  # a power cut can leave a file empty or torn: it is as if never written
-        return None
-    return content if isinstance(content, dict) else None
+    """A power cut can leave a file empty or torn: it is as if never written."""
+    return read_json_object(path)

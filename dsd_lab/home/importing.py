@@ -8,29 +8,31 @@ interrupted import can be done again.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import stat
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dsd_lab.errors import BadInput
+from dsd_lab.files.bounded import MAX_JSON, BadFile, read_json, read_plain
+from dsd_lab.files.image_files import DamagedImage, open_grid
 from dsd_lab.home.data_facts import declared_in, other_images, trained_images
 from dsd_lab.home.home import Home
-from dsd_lab.home.records import INDEX, Index, kind_of, parsed, parsed_index
+from dsd_lab.home.records import INDEX, Index, Manifest, kind_of, parsed, parsed_index
 from dsd_lab.home.spool import complete_lines
-from dsd_lab.specs.identity import trial_id
+from dsd_lab.specs.identity import canonical_ids, trial_id
 from dsd_lab.specs.trial import SCHEMA_VERSION
 from dsd_lab.specs.yaml_document import one_line
 
 _CHUNK = 2**20
-_LARGEST_TEXT = 256 * 2**20
-"""Bytes of a JSON file that are still read into memory."""
-_PNG = b"\x89PNG\r\n\x1a\n"
-_OWN = ("format", "spec_path", "run_at", "kept", "command", "set")
+_LARGEST = {"manifest": MAX_JSON, "spec": MAX_JSON, "spool": 256 * 2**20}
+"""Bytes of a file that are still read into memory, by kind."""
+_LARGEST_OTHER = 16 * 2**20
+_OWN = ("format", "spec_path", "run_at", "kept", "imported", "command", "set")
 """Entries of a manifest that say where and when, not what, and what is beside the sweep's own trials."""
 
 
@@ -58,6 +60,7 @@ def import_sweep(home: Home, source: Path) -> Imported:
     try:
         documents = {name: _copy(source, name, staging, index) for name in index.files}
         _check_documents(index, documents)
+        _refuse_relabelled(home, documents[f"sweeps/{index.sweep}/manifest.json"])
         ids = sorted({name.split("/")[1] for name in index.files if name.startswith("trials/")})
         there = [i for i in ids if os.path.lexists(home.trial(i).root)]
         for trial in there:
@@ -67,10 +70,14 @@ def import_sweep(home: Home, source: Path) -> Imported:
         added = [i for i in ids if i not in there]
         for trial in added:
             home.trial(trial).root.parent.mkdir(exist_ok=True)
+            home.trial(trial).mark_imported(index.sweep, index.made_by, staging / "trials" / trial)
             (staging / "trials" / trial).rename(home.trial(trial).root)
         if index.sweep not in home.manifests():
-            manifest = json.loads((staging / "sweeps" / index.sweep / "manifest.json").read_bytes())
-            home.write_manifest(index.sweep, manifest)
+            manifest = read_json(staging / "sweeps" / index.sweep / "manifest.json")
+            foreign = {"spec_path": str(manifest.get("spec_path", ""))[:1000], "imported": {"at": time.time()}}
+            home.write_manifest(
+                index.sweep, {k: v for k, v in manifest.items() if k not in _OWN[:1] + _OWN[3:]} | foreign
+            )
         return Imported(index.sweep, added, there)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -85,9 +92,10 @@ def _index(source: Path) -> Index:
         raise BadInput(f"{source}: no such folder; name one that `dsd-lab export` wrote")
     if path.is_symlink() or not path.is_file():
         raise BadInput(f"{source}: has no {INDEX}: not an export, or one that was interrupted")
-    if path.stat().st_size > _LARGEST_TEXT:
-        raise BadInput(f"{path}: is too large for an index")
-    return parsed_index(str(path), path.read_bytes())
+    try:
+        return parsed_index(str(path), read_plain(path, MAX_JSON))
+    except BadFile as error:
+        raise BadInput(f"{path}: {error.strerror}") from None
 
 
 def _check_tree(source: Path, index: Index) -> None:
@@ -122,7 +130,7 @@ def _copy(source: Path, name: str, staging: Path, index: Index) -> Any:
     target.parent.mkdir(parents=True, exist_ok=True)
     digest, size = hashlib.sha256(), 0
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
     with os.fdopen(handle, "rb") as file, target.open("xb") as copy:
@@ -134,15 +142,16 @@ def _copy(source: Path, name: str, staging: Path, index: Index) -> Any:
         raise BadInput(f"{path}: is not the file that was exported: size or SHA-256 differ from {INDEX}")
     kind = str((kind_of(name) or ("", None))[0])
     if kind == "png":
-        with target.open("rb") as file:
-            if file.read(len(_PNG)) != _PNG:
-                raise BadInput(f"{path}: is not a PNG")
+        try:
+            open_grid(target)
+        except DamagedImage as damage:
+            raise BadInput(f"{path}: is not a PNG that a trial draws: {damage}") from None
         return None
     if kind == "tensors":
         _check_tensors(path, target)
         return None
-    if size > _LARGEST_TEXT:
-        raise BadInput(f"{path}: is too large for JSON")
+    if size > (most := _LARGEST.get(kind, _LARGEST_OTHER)):
+        raise BadInput(f"{path}: is larger than {most:,} bytes")
     if kind == "diff":
         return None
     return parsed(kind, str(path), target.read_bytes())
@@ -167,7 +176,11 @@ def _check_documents(index: Index, documents: dict[str, Any]) -> None:
     manifests = {name for name in documents if name.startswith("sweeps/")}
     if not {where} <= manifests <= {where, f"sweeps/{index.sweep}/spec.json"} or documents[where].key != index.sweep:
         raise BadInput(f"{INDEX}: the sweep {index.sweep!r} is not the one of its manifest")
-    known = {entry.id for entry in documents[where].trials}
+    known = {entry.id: entry for entry in documents[where].trials}
+    if index.schema_version == SCHEMA_VERSION:
+        for entry in known.values():
+            if _id_of(entry.canonical, entry.seed) != entry.id:
+                raise BadInput(f"{where}: {entry.name!r}: its fields are not those of trial {entry.id}")
     for name, content in documents.items():
         kind, trial = kind_of(name) or ("", None)
         if trial is None:
@@ -180,12 +193,39 @@ def _check_documents(index: Index, documents: dict[str, Any]) -> None:
             own = trial_id(content.fields, content.seed) if index.schema_version == SCHEMA_VERSION else trial
             if not content.id == own == trial:
                 raise BadInput(f"{name}: its fields are those of trial {own}, not of {trial}")
+            entry = known[trial]
+            if content.seed != entry.seed or not _same_fields(content.canonical, entry.canonical, entry.seed):
+                raise BadInput(f"{name}: is not what {where} says of the trial")
+        if kind == "status" and content.steps != known[trial].steps:
+            raise BadInput(f"{name}: {content.steps} steps where {where} says {known[trial].steps}")
         if kind == "status" and content.state == "done" and f"trials/{trial}/trial.json" not in documents:
             raise BadInput(f"{name}: a finished trial without a trial.json")
         if kind == "checkpoint":
             tensors = index.files.get(name.replace("manifest.json", "tensors.safetensors"))
             if tensors is None or (tensors.sha256, tensors.bytes) != (content.sha256, content.bytes):
                 raise BadInput(f"{name}: its tensors are not those that the trial wrote")
+
+
+def _id_of(canonical: dict[str, dict[str, Any]], seed: int) -> str | None:
+    try:
+        return canonical_ids(canonical, [seed])[0]
+    except (TypeError, ValueError, AttributeError):
+        return None
+
+
+def _same_fields(mine: dict[str, dict[str, Any]], theirs: dict[str, dict[str, Any]], seed: int) -> bool:
+    """Whether two records are of one trial; what a later version has added with a default makes no difference."""
+    return mine == theirs or _id_of(mine, seed) == _id_of(theirs, seed) is not None
+
+
+def _refuse_relabelled(home: Home, manifest: Manifest) -> None:
+    """A trial that is here keeps its meaning: a manifest names it only by the fields that it was trained with."""
+    for entry in manifest.trials:
+        mine = home.trial(entry.id).description()
+        if mine is not None and not _same_fields(mine.get("canonical", {}), entry.canonical, entry.seed):
+            raise BadInput(
+                f"{home.trial(entry.id).root}: was trained with other fields than the import says of {entry.name!r}; nothing is changed"
+            )
 
 
 def _refuse_other_trial(home: Home, trial: str, staging: Path, index: Index) -> None:
@@ -207,7 +247,7 @@ def _refuse_other_trial(home: Home, trial: str, staging: Path, index: Index) -> 
 def _refuse_other_images(home: Home, ids: list[str], staging: Path) -> None:
     """What comes must have one set of images under a declared name and revision, the same as the trials of this home."""
     paths = {i: staging / "trials" / i / "trial.json" for i in ids}
-    theirs = {i: json.loads(path.read_bytes()) for i, path in paths.items() if path.exists()}
+    theirs = {i: read_json(path) for i, path in paths.items() if path.exists()}
     declared = {declared_in(description) for description in theirs.values()}
     known = [entry.trial for key, trained in trained_images(home).items() if key in declared for entry in trained]
     mine = {i: d for i in known if i not in theirs and (d := home.trial(i).description()) is not None}
@@ -221,7 +261,7 @@ def _refuse_other_sweep(home: Home, key: str, staging: Path) -> None:
     mine = home.manifests().get(key)
     if mine is None:
         return
-    theirs = json.loads((staging / "sweeps" / key / "manifest.json").read_bytes())
+    theirs = read_json(staging / "sweeps" / key / "manifest.json")
     if {k: v for k, v in mine.items() if k not in _OWN} != {k: v for k, v in theirs.items() if k not in _OWN}:
         raise BadInput(
             f"{home.sweep_folder(key)}: is another sweep of this name; nothing is overwritten: import into another --home"
@@ -229,4 +269,4 @@ def _refuse_other_sweep(home: Home, key: str, staging: Path) -> None:
 
 
 def _bytes(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
+    return read_plain(path, None) if path.is_file() else None

@@ -51,6 +51,21 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
 
 
+def is_date(value: Any) -> bool:
+    """Seconds since 1970 of a date between 2000 and 2100: what a store can hold, and a clock can have meant."""
+    return isinstance(value, (int, float)) and 946_684_800 <= value < 4_102_444_800
+
+
+def is_code(value: Any) -> bool:
+    """A hash of training code as a status or a tag records it."""
+    return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9._-]{1,64}", value) is not None
+
+
+def is_sweep_key(value: Any) -> bool:
+    """The name of a sweep's folder."""
+    return isinstance(value, str) and re.fullmatch(SWEEP_KEY, value) is not None
+
+
 def are_metrics(value: Any) -> bool:
     """Finite numbers by names that MLflow takes."""
     return isinstance(value, dict) and all(_METRIC.fullmatch(k) and is_number(v) for k, v in value.items())

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -19,6 +18,7 @@ from typing import Any
 from dsd_lab.errors import BadInput
 from dsd_lab.files.atomic import read_cache, write_json
 from dsd_lab.files.locks import locked
+from dsd_lab.files.printable import say
 from dsd_lab.home.home import Home
 
 
@@ -124,7 +124,7 @@ class Output:
             number += 1
         self._given.rename(place)
         self.folder = self._given.absolute()
-        print(f"dsd-lab: {why}; that folder is kept as {place}", file=sys.stderr)
+        say(f"dsd-lab: {why}; that folder is kept as {place}", error=True)
         return {"files": {}, "results": {}}
 
     def _is_ours(self, name: str, files: dict[str, list[str]]) -> bool:

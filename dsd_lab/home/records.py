@@ -13,17 +13,18 @@ What files say is checked too: names in a manifest or a spool become paths and q
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dsd_lab.errors import BadInput
-from dsd_lab.home.names import METRIC, PICTURE_STEM, SWEEP_KEY, TRIAL_ID
-from dsd_lab.specs.sweep import NAME, Sweep
+from dsd_lab.files.bounded import parse_json
+from dsd_lab.home.names import METRIC, PICTURE_STEM, SWEEP_KEY, TRIAL_ID, is_date
+from dsd_lab.specs.sweep import MAX_TRIALS, NAME, Sweep, trial_name
 from dsd_lab.specs.trial import Trial
+from dsd_lab.specs.yaml_document import one_line
 
 FORMAT = 1
 INDEX = "export.json"
@@ -46,7 +47,18 @@ Code = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 Text = Annotated[str, Field(max_length=10_000)]
 Metric = Annotated[str, Field(pattern=rf"^{METRIC}$")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Seconds = Annotated[float, Field(ge=0, le=1e10, allow_inf_nan=False)]
+
+
+def _is_date(value: float) -> float:
+    if value and not is_date(value):
+        raise ValueError(f"{value:g} is no date between 2000 and 2100, in seconds since 1970")
+    return value
+
+
+Date = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_is_date)]
+"""Seconds since 1970; 0 where it is not known."""
 
 
 class _File(BaseModel):
@@ -88,6 +100,15 @@ class Entry(_File):
     canonical: dict[str, dict[str, Any]]
     has_denoiser: bool
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Entry:
+        wanted = trial_name(self.variant, self.point, self.seed)
+        if self.name != wanted:
+            raise ValueError(f"name: {self.name!r} is not the name of its variant, point and seed, {wanted!r}")
+        if self.canonical.get("training", {}).get("steps") != self.steps:
+            raise ValueError(f"steps: {self.steps} are not those of its fields")
+        return self
+
 
 class Manifest(_File):
     """`manifest.json` of a sweep."""
@@ -96,9 +117,9 @@ class Manifest(_File):
     name: Annotated[str, Field(pattern=NAME)]
     profile: Annotated[str, Field(pattern=NAME)] | None
     why: Text
-    run_at: Number
+    run_at: Date
     spec: dict[str, Any]
-    evaluations: dict[str, dict[str, Any]]
+    evaluations: dict[Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")], dict[str, Any]]
     trials: list[Entry]
 
     @model_validator(mode="after")
@@ -106,6 +127,14 @@ class Manifest(_File):
         wanted = f"{self.name}--{self.profile}" if self.profile else self.name
         if self.key != wanted or Sweep.model_validate(self.spec).name != self.name:
             raise ValueError(f"key, name, profile and spec do not agree: {self.key!r} is not {wanted!r}")
+        if len(self.trials) > MAX_TRIALS:
+            raise ValueError(f"trials: {len(self.trials):,}, more than {MAX_TRIALS:,}")
+        for entry in self.trials:
+            if entry.variant not in self.spec["variants"]:
+                raise ValueError(f"trials: {entry.name!r}: the spec has no variant {entry.variant!r}")
+        names = [entry.name for entry in self.trials]
+        if len(set(names)) < len(names):
+            raise ValueError(f"trials: {max(names, key=names.count)!r} is there twice")
         return self
 
 
@@ -185,23 +214,29 @@ class Status(_File):
     code: Code
     trained_by: list[_CodeFrom] = []
     trained_on: list[_DeviceFrom] = []
-    error: str | None = None
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    started: Number = 0.0
-    updated: Number = 0.0
+    error: Text | None = None
+    seconds: Seconds = 0.0
+    started: Date = 0.0
+    updated: Date = 0.0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Status:
+        if self.step > self.steps or (self.state == "done" and self.step != self.steps):
+            raise ValueError(f"step: {self.step} of {self.steps} steps, {self.state}")
+        return self
 
 
 class SpoolLine(_File):
     """A line of `spool.jsonl`."""
 
     n: Count
-    time: Number
+    time: Date
     step: Count
     kind: Literal["train", "probe", "images", "checkpoint", "diverged", "finished"]
     metrics: dict[Metric, Number] = {}
     spectra: dict[Metric, list[Number]] = {}
     files: list[Annotated[str, Field(pattern=rf"^{PICTURE_STEM}\.png$")]] = []
-    seconds: Number | None = None
+    seconds: Seconds | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> SpoolLine:
@@ -217,7 +252,7 @@ class Evaluation(_File):
 
     settings: dict[str, Any]
     metrics: dict[Metric, Number]
-    seconds: Number
+    seconds: Seconds
 
 
 class Parameters(_File):
@@ -256,7 +291,7 @@ def kind_of(name: str) -> tuple[str, str | None] | None:
 
 
 def parsed(kind: str, where: str, raw: bytes) -> Any:
-    """What a JSON or JSONL file says, checked.
+    """What a JSON file says, checked; of a spool, None: each of its lines is checked, and none is kept.
 
     Raises:
         BadInput: it is no JSON, or not what a file of its kind says.
@@ -265,7 +300,9 @@ def parsed(kind: str, where: str, raw: bytes) -> Any:
         if raw and not raw.endswith(b"\n"):
             raise BadInput(f"{where}: the last line is incomplete")
         lines = raw.split(b"\n")[:-1]
-        return [_checked(SpoolLine.model_validate, f"{where}: line {n}", line) for n, line in enumerate(lines, 1)]
+        for n, line in enumerate(lines, 1):
+            _checked(SpoolLine.model_validate, f"{where}: line {n}", line)
+        return None
     if kind == "spec":
         return _checked(Sweep.model_validate, where, raw)
     return _checked(_MODELS[kind].model_validate, where, raw)
@@ -288,16 +325,13 @@ def parsed_index(where: str, raw: bytes) -> Index:
 
 def _checked(check: Callable[[Any], Any], where: str, raw: bytes) -> Any:
     try:
-        return check(json.loads(raw, parse_constant=_no_constant))
+        return check(parse_json(raw))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise BadInput(
-            f"{where}: {key + ': ' if key else ''}{first['msg'].removeprefix('Value error, ').splitlines()[0]}"
-        ) from None
+        reason = (first["msg"].removeprefix("Value error, ").splitlines() or ["?"])[0]
+        raise BadInput(f"{where}: {one_line(key + ': ' if key else '', 300)}{one_line(reason, 500)}") from None
     except (ValueError, TypeError, RecursionError) as error:
-        raise BadInput(f"{where}: is not what it should be: {(str(error).splitlines() or ['?'])[0]}") from None
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+        raise BadInput(
+            f"{where}: is not what it should be: {one_line((str(error).splitlines() or ['?'])[0], 300)}"
+        ) from None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_lab.errors import BadInput
+from dsd_lab.files.bounded import BadFile, read_plain
 from dsd_lab.home.home import readable
 from dsd_lab.home.names import are_metrics, is_number, is_picture
 
@@ -93,9 +94,11 @@ def is_whole_picture(path: Path) -> bool:
 def complete_lines(path: Path) -> list[bytes]:
     """The raw lines that were written to their end; none where the file is not there."""
     try:
-        raw = path.read_bytes()
+        raw = read_plain(path, None)  # its own size bounds it
     except FileNotFoundError:
         return []
+    except BadFile as error:
+        raise BadInput(f"{path}: {error.strerror}") from None
     return [line + b"\n" for line in raw.split(b"\n")[:-1]]
 
 

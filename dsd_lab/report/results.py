@@ -48,6 +48,10 @@ class Result:
     """Which training code trained from which step; None where it was one."""
     device_changes: str | None = None
     """The same of devices."""
+    imported: str | None = None
+    """The sweep that an import brought it with; None where it was trained here."""
+    unreadable: list[str] = field(default_factory=list)
+    """Files of the trial that were left out, and why; pictures are added when they are drawn."""
 
     @cached_property
     def group(self) -> str:
@@ -96,6 +100,7 @@ def result_of(
         folder=folder,
         code_changes=tags.get("dsd.code_changes"),
         device_changes=tags.get("dsd.device_changes"),
+        imported=tags.get("dsd.imported"),
     )
 
 

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from dsd_lab.report.figures.pictures import note_damaged
 from dsd_lab.report.figures.registry import draw_all
 from dsd_lab.report.figures.scaling import scaling_table
 from dsd_lab.report.figures.style import looks_of
@@ -65,6 +66,8 @@ def write_part(
     tables = [table for table in made if table is not None]
     write_tables(tables, folder / "tables")
     labels = short_labels(columns)
+    note_damaged(groups)
+    figures, frames = draw_all(groups, settings, folder / "figures"), frames_of(groups)
     page = Page(
         key=manifest["key"],
         title=manifest["name"] + (f" ({manifest['profile']})" if manifest["profile"] else ""),
@@ -73,8 +76,8 @@ def write_part(
         answer=[s for s in (*answer(groups), effects_sentence(effects)) if s],
         method=method_note(groups, settings),
         tables=tables,
-        figures=draw_all(groups, settings, folder / "figures"),
-        frames=frames_of(groups),
+        figures=figures,
+        frames=frames,
         columns=[(labels[c.name], c.name, c.note) for c in columns],
         variants=[(name, fields.get("why", "")) for name, fields in manifest["spec"]["variants"].items()],
         provenance=provenance_lines(everything, manifest),

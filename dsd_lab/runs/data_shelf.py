@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
+from dsd_lab.files.printable import say
 from dsd_lab.home.data_facts import (
     Images,
     Trained,
@@ -109,7 +109,7 @@ class _Teller:
             self._what, self._began, self._said = what, now, now
         elif done and now - self._said >= _TELL_EVERY:
             self._said, left = now, (now - self._began) * (of - done) / done
-            print(f"dsd-lab: {self._place}: {done:,} of {of:,} {what}, about {duration(left)} left", file=sys.stderr)
+            say(f"dsd-lab: {self._place}: {done:,} of {of:,} {what}, about {duration(left)} left", error=True)
 
 
 def refuse_other_images(home: Home, trials: Iterable[PlannedTrial], shelf: DataShelf) -> None:

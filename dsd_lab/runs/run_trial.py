@@ -159,6 +159,8 @@ def _train(
     resumed = trainer.resume(lambda state: state.get("lines", 0) <= sound)
     # The newest checkpoint may be damaged.
     at = trainer.step if resumed else 0
+    if not resumed:
+        (folder.root / "imported.json").unlink(missing_ok=True)  # nothing of it is somebody else's any more
     changed: dict[str, Any] = {
         "trained_by": trained_by(folder, at),
         "trained_on": trained_on(folder, at, device_name(device)),

@@ -170,10 +170,15 @@ def trial_id(trial: Trial, seed: int) -> str:
 
 def trial_ids(trial: Trial, seeds: Sequence[int]) -> list[str]:
     """`trial_id` of every seed."""
-    defaults, changed = _defaults(type(trial)), {}
-    for section, values in canonical_fields(trial).items():
+    return canonical_ids(canonical_fields(trial), seeds, type(trial))
+
+
+def canonical_ids(canonical: dict[str, dict[str, Any]], seeds: Sequence[int], model: type[Trial] = Trial) -> list[str]:
+    """`trial_id` of every seed, from a trial's canonical fields as a manifest records them."""
+    defaults, changed = _defaults(model), {}
+    for section, values in canonical.items():
         for name, value in values.items():
-            if value != defaults[section].get(name):
+            if value != defaults.get(section, {}).get(name):
                 changed[f"{section}.{name}"] = value
     return [_digest({"schema": SCHEMA_VERSION, "seed": seed, "fields": changed}) for seed in seeds]
 

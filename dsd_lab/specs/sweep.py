@@ -90,8 +90,13 @@ class PlannedTrial:
     @property
     def name(self) -> str:
         """`variant key=value s<seed>`: what tells the trial from the others of its sweep."""
-        point = " ".join(f"{k.rsplit('.', 1)[-1]}={v}" for k, v in self.point.items())
-        return " ".join(part for part in (self.variant, point, f"s{self.seed}") if part)
+        return trial_name(self.variant, self.point, self.seed)
+
+
+def trial_name(variant: str, point: dict[str, Any], seed: int) -> str:
+    """`variant key=value s<seed>`, keys without their section."""
+    values = " ".join(f"{k.rsplit('.', 1)[-1]}={v}" for k, v in point.items())
+    return " ".join(part for part in (variant, values, f"s{seed}") if part)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from typing import Any, cast
 import yaml
 
 from dsd_lab.errors import BadInput
+from dsd_lab.files.bounded import BadFile, open_plain
+from dsd_lab.files.printable import printable
 from dsd_lab.specs.yaml_scalars import MAX_BYTES, MAX_DEPTH, MAX_NODES, SCALARS, TAG, CoreSchemaLoader
 
 KeyPath = tuple[str, ...]
@@ -31,7 +33,7 @@ for _kind, (_pattern, _first) in SCALARS.items():
 def one_line(text: str, most: int = 80) -> str:
     """`text` as it can stand in a message: line breaks and control characters escaped, the end cut off."""
     text = text if len(text) <= most else text[: most - 3] + "..."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(text)
 
 
 @dataclass
@@ -146,10 +148,12 @@ def _read_text(path: Path, name: str) -> str:
         elif path.is_dir():
             raise BadInput(f"{name}: is a folder; name a YAML file in it")
         else:
-            with path.open("rb") as file:  # bounded: /dev/zero must not fill the memory
+            with open_plain(path) as file:
                 raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise BadInput(f"{name}: no such file") from None
+    except BadFile as error:
+        raise BadInput(f"{name}: {error.strerror}; name a YAML file, or `-` for standard input") from None
     except OSError as error:
         raise BadInput(f"{name}: cannot be read: {error.strerror}") from None
     except (ValueError, AttributeError):  # a NUL in the name; a closed standard input
@@ -255,6 +259,7 @@ class _Builder:
                 raise BadInput(f"{mark}: merge keys (`<<`) are not read; use `base`, `variants` or `extends`")
             if key in built:
                 raise BadInput(f"{mark}: the key {one_line('.'.join((*at, key)))!r} appears twice; remove one of them")
+            _check_text(key, mark)
             self.marks[(*at, key)] = mark
             built[key] = self.value(value_node, (*at, key))
         return built
@@ -263,6 +268,7 @@ class _Builder:
         text: str = node.value
         if not re.fullmatch(SCALARS[kind][0], text):
             raise BadInput(f"{mark}: {one_line(text)!r} is not what its tag `!!{kind}` says; remove the tag")
+        _check_text(text, mark)
         if kind == "int" and len(text) > 40:
             raise BadInput(f"{mark}: {text[:20]}... is too long for a number")
         if kind == "null":
@@ -274,3 +280,11 @@ class _Builder:
         if kind == "float":
             return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
         return text
+
+
+def _check_text(text: str, mark: str) -> None:
+    """Refuse, before anything is trained, what no file and no store can hold."""
+    for character in text:
+        if character == "\0" or "\ud800" <= character <= "\udfff":
+            what = "a NUL character" if character == "\0" else "half of a surrogate pair"
+            raise BadInput(f"{mark}: {one_line(text)!r} holds {what}, which cannot be stored; remove it")

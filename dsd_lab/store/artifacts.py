@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_lab.errors import CorruptCheckpoint
+from dsd_lab.files.printable import printable
 from dsd_lab.home.history import write_history
 from dsd_lab.home.home import ENDED, TrialFolder
 from dsd_lab.home.spool import is_whole_picture
@@ -40,7 +41,9 @@ def status_tags(folder: TrialFolder, state: str) -> dict[str, str]:
     if devices := told_devices(status):
         tags["dsd.device_changes"] = devices
     if status.get("error"):
-        tags["dsd.error"] = str(status["error"])[:500]
+        tags["dsd.error"] = printable(str(status["error"]))[:500]
+    if imported := folder.imported():
+        tags["dsd.imported"] = str(imported.get("sweep"))
     if description is not None:
         origin = description["provenance"]
         tags |= {

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
 from dsd_lab.errors import BadInput
 from dsd_lab.files.locks import locked
+from dsd_lab.files.printable import say
 from dsd_lab.files.redaction import without_password
 from dsd_lab.home.home import ENDED, Home, TrialFolder
 from dsd_lab.store.artifacts import differing, flat
@@ -348,4 +348,4 @@ def _has_lost_artifacts(run: Run, folder: TrialFolder) -> bool:
 
 
 def _say(line: str) -> None:
-    print(f"dsd-lab: {line}", file=sys.stderr)
+    say(f"dsd-lab: {line}", error=True)

@@ -7,6 +7,7 @@ holds before it adds to them, so that replaying a spool duplicates nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 import time
@@ -15,8 +16,8 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run, RunTag
-from PIL import Image
 
+from dsd_lab.files.image_files import DamagedImage, open_grid
 from dsd_lab.home.home import TrialFolder
 from dsd_lab.home.spool import is_whole_picture, read_spool
 from dsd_lab.store.artifacts import status_tags, write_artifacts
@@ -104,7 +105,8 @@ def _upload_images(client: MlflowClient, run_id: str, folder: TrialFolder, entry
         marked = (f"{key}%step%{entry['step']}%", f"{key}+step+{entry['step']}+")
         if is_whole_picture(path) and not any(file.startswith(marked) for file in there):
             place = {"key": key, "step": entry["step"], "timestamp": stamp}
-            client.log_image(run_id, Image.open(path), synchronous=True, **place)
+            with contextlib.suppress(DamagedImage):  # the store keeps none of it
+                client.log_image(run_id, open_grid(path), synchronous=True, **place)
 
 
 def _evaluations(client: MlflowClient, run: Run, folder: TrialFolder, anew: bool) -> None:

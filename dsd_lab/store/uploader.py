@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsd_lab.errors import LabError, is_disk_full
+from dsd_lab.files.printable import say
 from dsd_lab.home.home import Home
 from dsd_lab.store.system_metrics import Sampler
 
@@ -60,7 +61,7 @@ def upload(home: Path, key: str) -> int:
 
 
 def _gave_up(reason: str) -> int:
-    print(f"dsd-lab: {reason}; nothing is lost, `dsd-lab report` or the next sweep replays it", file=sys.stderr)
+    say(f"dsd-lab: {reason}; nothing is lost, `dsd-lab report` or the next sweep replays it", error=True)
     return 1
 
 

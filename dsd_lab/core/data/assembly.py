@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from dsd_lab.core.data.dataset import DataSet, check_classes, count_classes, data_set, held_out, share_held_out, split
-from dsd_lab.core.data.decoding import DamagedImage, attempt, decoded, in_channels, in_order, mismatch, refusal
+from dsd_lab.core.data.decoding import attempt, decoded, in_channels, in_order, mismatch, refusal
 from dsd_lab.core.data.progress import tell
 from dsd_lab.core.data.records import Records, place_of
 from dsd_lab.core.data.splits import Images
 from dsd_lab.core.data.streaming import streamed
 from dsd_lab.errors import BadInput
+from dsd_lab.files.image_files import DamagedImage
 
 if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data

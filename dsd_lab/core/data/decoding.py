@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import struct
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +14,7 @@ from dsd_lab.core.data.display import as_shown
 from dsd_lab.core.data.layout import is_image_name
 from dsd_lab.core.data.records import Item
 from dsd_lab.errors import BadInput
+from dsd_lab.files.image_files import MAX_PIXELS, DamagedImage, open_image
 
 if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
@@ -25,13 +24,6 @@ Found = TypeVar("Found")
 _AHEAD = 8
 """Items a thread that are read before their turn."""
 
-_MOST_PIXELS = 2**27
-"""A picture that would be larger than this once resized, a line of one pixel's width say, is refused."""
-
-
-class DamagedImage(BadInput):
-    """An image that cannot be used; `data.damaged: skip` leaves it out."""
-
 
 def decoded(read: Callable[[], bytes | None], where: str, spec: Data) -> np.ndarray:
     """Pixels [H, W] uint8 of a grey image, [H, W, 3] of any other, resized and cropped as the spec says.
@@ -39,24 +31,23 @@ def decoded(read: Callable[[], bytes | None], where: str, spec: Data) -> np.ndar
     Raises:
         DamagedImage: it cannot be read, or is no whole image of 8 bits a channel; the message begins with `where`.
     """
-    from PIL import Image, UnidentifiedImageError
-
     try:
-        picture: Any = Image.open(io.BytesIO(read()))  # type: ignore[arg-type]
-        deep = picture.mode.startswith(("I", "F"))
-        if not deep:
-            array = np.asarray(framed(as_shown(picture, spec.background), spec))
-    except UnidentifiedImageError:
+        raw = read()
+        if not isinstance(raw, bytes):
+            raise DamagedImage("no bytes" if raw is None else "not bytes")
+        picture = open_image(raw)
+    except (DamagedImage, OSError, MemoryError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         name = Path(where.removesuffix(")"))
-        what = "damaged image: cannot identify its format" if is_image_name(name.name) else _no_image(name)
-        raise DamagedImage(f"{where}: {what}") from None
-    except (OSError, TypeError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
-        reason = reason.split(" <_io.")[0]  # Pillow says "image file <_io.BytesIO object at 0x...>"
+        if not is_image_name(name.name) and "identify" in reason:
+            raise DamagedImage(f"{where}: {_no_image(name)}") from None
         raise DamagedImage(f"{where}: damaged image: {reason}") from None
-    if deep:
+    if picture.mode.startswith(("I", "F")):
         raise DamagedImage(f"{where}: a picture of mode {picture.mode}; convert it to 8 bits a channel")
-    return array
+    try:
+        return np.asarray(framed(as_shown(picture, spec.background), spec))
+    except (ValueError, OSError, MemoryError) as error:
+        raise DamagedImage(f"{where}: damaged image: {error}") from None
 
 
 def _no_image(name: Path) -> str:
@@ -79,7 +70,7 @@ def framed(picture: Any, spec: Data) -> Any:
             picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
         scale = size / min(picture.size)
         wanted = (round(picture.width * scale), round(picture.height * scale))
-        if wanted[0] * wanted[1] > _MOST_PIXELS:
+        if wanted[0] * wanted[1] > MAX_PIXELS:
             raise ValueError(f"{picture.width} x {picture.height} pixels would become {wanted[0]} x {wanted[1]}")
         picture = picture.resize(wanted, Image.Resampling.BICUBIC)
     if spec.crop == "centre":

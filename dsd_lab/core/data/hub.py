@@ -11,8 +11,10 @@ import numpy as np
 from dsd_lab.core.data.assembly import Found, assemble
 from dsd_lab.core.data.dataset import DataSet
 from dsd_lab.core.data.layout import TRAIN, split_name
-from dsd_lab.core.data.records import Item, Stamp, StoredRecords, numbered, stamp_of
+from dsd_lab.core.data.records import Item, Stamp, StoredRecords, numbered, shown, stamp_of
 from dsd_lab.errors import BadInput
+from dsd_lab.files.bounded import read_plain
+from dsd_lab.files.image_files import MAX_BYTES
 
 if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
@@ -77,7 +79,7 @@ def _checked(spec: Data, name: str, table: Any) -> Any:
     for column in filter(None, (spec.image_column, spec.label_column)):
         if column not in table.column_names:
             raise BadInput(
-                f"data.hub: {spec.hub!r} has no column {column!r} (it has {', '.join(table.column_names)}); data.image_column and data.label_column name them, `data.label_column: null` where there are no labels"
+                f"data.hub: {spec.hub!r} has no column {column!r} (it has {shown(', '.join(table.column_names))[:500]}); data.image_column and data.label_column name them, `data.label_column: null` where there are no labels"
             )
     if not isinstance(table.features[spec.image_column], datasets.Image):
         raise BadInput(f"data.image_column: {spec.image_column!r} of {spec.hub!r} holds no images")
@@ -121,11 +123,11 @@ class HubRecords(StoredRecords):
         image = self._table[i][self._column]
         if image is None or image["bytes"] is not None or image["path"] is None:
             return image and image["bytes"]
-        return Path(image["path"]).read_bytes()
+        return read_plain(image["path"], MAX_BYTES)
 
     def stamp(self) -> Stamp:
         return stamp_of(Path(file["filename"]) for file in self._table.cache_files)
 
 
 def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+    return shown((str(error).splitlines() or [type(error).__name__])[0])[:300]

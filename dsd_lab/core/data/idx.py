@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import math
+import os
 import struct
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
@@ -17,12 +19,16 @@ from dsd_lab.core.data.idx_files import IdxSet, class_names, idx_set
 from dsd_lab.core.data.records import numbered
 from dsd_lab.core.data.splits import Images
 from dsd_lab.errors import BadInput
+from dsd_lab.files.bounded import open_plain
 
 if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
 
 _INT = (0x0C, ">i4")
 """Code and type of QMNIST's labels."""
+MAX_BYTES = 2 * 2**30
+"""Pixels of an idx file: it always stays in memory."""
+_CHUNK = 2**20
 
 
 def load_idx(spec: Data, cache: Path | None) -> DataSet:
@@ -70,21 +76,35 @@ def _read_labels(folder: Path, name: str) -> np.ndarray:
 
 
 def _read_idx(folder: Path, name: str, dimensions: int, kind: tuple[int, str] = (8, "u1")) -> np.ndarray:
-    path = folder / name if (folder / name).is_file() else folder / f"{name}.gz"
+    path = folder / name if os.path.lexists(folder / name) else folder / f"{name}.gz"
     try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
+        with open_plain(path) as raw:
+            if path.suffix != ".gz":
+                return _content(raw, path, dimensions, kind)
+            with gzip.open(raw) as unpacked:
+                return _content(unpacked, path, dimensions, kind)
     except FileNotFoundError:
         raise BadInput(f"{folder / name}[.gz]: no such file; an idx data set has MNIST's four files") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise BadInput(f"{path}: damaged: {error}") from None
+        raise BadInput(f"{path}: damaged: {(isinstance(error, OSError) and error.strerror) or error}") from None
+
+
+def _content(file: BinaryIO | gzip.GzipFile, path: Path, dimensions: int, kind: tuple[int, str]) -> np.ndarray:
+    """The array in a file; no more is unpacked than the file's header declares, and no header may declare more than `MAX_BYTES`."""
     code, dtype = kind
-    header = 4 + 4 * dimensions
-    if len(raw) < header or raw[:4] != bytes((0, 0, code, dimensions)):
+    header = file.read(4 + 4 * dimensions)
+    if len(header) < 4 + 4 * dimensions or header[:4] != bytes((0, 0, code, dimensions)):
         what = "unsigned bytes" if kind != _INT else "whole numbers of 32 bits"
         raise BadInput(f"{path}: not an idx file of {what} with {dimensions} dimensions")
-    shape = struct.unpack(f">{dimensions}I", raw[4:header])
-    expected = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    if len(raw) - header != expected:
-        raise BadInput(f"{path}: damaged: {len(raw) - header} bytes of data, {expected} expected for {shape}")
-    return np.frombuffer(raw, dtype=dtype, offset=header).reshape(shape).copy()
+    shape = struct.unpack(f">{dimensions}I", header[4:])
+    expected = math.prod(shape) * np.dtype(dtype).itemsize
+    if expected > MAX_BYTES:
+        raise BadInput(f"{path}: declares {expected:,} bytes for {shape}; an idx file may have {MAX_BYTES:,}")
+    found = np.empty(expected, dtype=np.uint8)
+    there, view = 0, found.data
+    while there < expected and (read := file.readinto(view[there : there + _CHUNK])):  # type: ignore[union-attr]
+        there += read
+    if there < expected or file.read(1):
+        have = f"{there}" if there < expected else f"more than {expected}"
+        raise BadInput(f"{path}: damaged: {have} bytes of data, {expected} expected for {shape}")
+    return found.view(dtype).reshape(shape)

@@ -27,12 +27,19 @@ from dsd_lab.core.data.records import (
     stamp_of,
 )
 from dsd_lab.errors import BadInput
+from dsd_lab.files.bounded import check_plain, read_plain
+from dsd_lab.files.image_files import MAX_BYTES
 
 if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
 
-_ROWS = 64
-"""Rows that are read at a time."""
+_ROWS = 4
+"""Rows that are read at a time; a value that a file holds once and repeats is as many in memory."""
+_MOST_GROUP = 2 * 2**30
+"""Bytes of a row group's images, and of its labels, once unpacked, which is what a row cannot be read without."""
+_MOST_RATIO, _MOST_UNPACKED = 100, 64 * 2**20
+"""What the images of a file may take for each of its bytes, and besides; image files hardly shrink when they are packed."""
+_MOST_NAME = 300
 
 
 def load_parquet(spec: Data, cache: Path | None) -> DataSet:
@@ -104,6 +111,7 @@ class ParquetRecords(Records):
             rows = table.metadata.num_rows
             if not rows:
                 raise BadInput(f"{shown(path)}: holds no images")
+            _check_declared(path, table.metadata)
             self._starts.append(self._starts[-1] + rows)
             if self._label is None:
                 parts.append(np.zeros(rows, dtype=np.int64))
@@ -111,7 +119,7 @@ class ParquetRecords(Records):
             kind = table.schema_arrow.field(self._label).type
             if not pyarrow.types.is_integer(kind):
                 raise BadInput(f"{shown(path)}: the labels are {kind}, not whole numbers")
-            found = table.read(columns=[self._label])[self._label].to_pylist()
+            found = self._column_of(table, path)
             for row, label in enumerate(found):
                 if label is None or label < 0:
                     raise BadInput(
@@ -121,19 +129,29 @@ class ParquetRecords(Records):
             self.class_names = self.class_names or class_names_in(table.schema_arrow.metadata, self._label)
         return np.concatenate(parts)
 
+    def _column_of(self, table: Any, path: Path) -> list[int | None]:
+        import pyarrow
+
+        try:
+            found: list[int | None] = table.read(columns=[self._label])[self._label].to_pylist()
+        except (OSError, pyarrow.ArrowException) as error:
+            raise BadInput(f"{shown(path)}: damaged labels: {_reason(error)}") from None
+        return found
+
     def _opened(self, path: Path, labelled: bool = True) -> Any:
         import pyarrow.parquet
 
         columns = [self._image, *([self._label] if labelled and self._label is not None else [])]
 
         try:
+            check_plain(path)
             table = pyarrow.parquet.ParquetFile(path)
             missing = [name for name in columns if name not in table.schema_arrow.names]
         except (OSError, pyarrow.ArrowException) as error:
-            raise BadInput(f"{shown(path)}: {_not_parquet(path, str(error).splitlines()[0])}") from None
+            raise BadInput(f"{shown(path)}: {_not_parquet(path, _reason(error))}") from None
         if missing:
             raise BadInput(
-                f"{shown(path)}: no column {missing[0]!r} (it has {', '.join(table.schema_arrow.names)}); data.image_column and data.label_column name them, `data.label_column: null` where there are no labels"
+                f"{shown(path)}: no column {missing[0]!r} (it has {shown(', '.join(table.schema_arrow.names))[:500]}); data.image_column and data.label_column name them, `data.label_column: null` where there are no labels"
             )
         kind = table.schema_arrow.field(self._image).type
         fields = [kind.field(i).name for i in range(kind.num_fields)] if pyarrow.types.is_struct(kind) else []
@@ -145,15 +163,21 @@ class ParquetRecords(Records):
         import pyarrow
 
         for path in self._files:
-            row = 0
+            row, unpacked, most = 0, 0, _MOST_UNPACKED + _MOST_RATIO * path.stat().st_size
             try:
                 for batch in self._opened(path).iter_batches(_ROWS, columns=[self._image]):
-                    for image in batch.column(0).to_pylist():
-                        where = f"{shown(path)}: row {row} ({shown(str(image and image.get('path')))})"
+                    for value in batch.column(0):
+                        image = value.as_py()
+                        unpacked += len((image and image["bytes"]) or b"")
+                        if unpacked > most:
+                            raise BadInput(
+                                f"{shown(path)}: row {row}: its images become more than {most:,} bytes, {_MOST_RATIO} times the file"
+                            )
+                        where = f"{shown(path)}: row {row} ({shown(str(image and image.get('path'))[:_MOST_NAME])})"
                         yield where, partial(_bytes, image, path.parent, self._root)
                         row += 1
             except (OSError, pyarrow.ArrowException) as error:
-                raise BadInput(f"{shown(path)}: damaged after row {row}: {str(error).splitlines()[0]}") from None
+                raise BadInput(f"{shown(path)}: damaged after row {row}: {_reason(error)}") from None
 
     def stamp(self) -> Stamp:
         return stamp_of([*self._files, *self._beside()])
@@ -185,7 +209,7 @@ def _bytes(image: dict[str, Any] | None, folder: Path, root: Path) -> bytes | No
     """An image's bytes: those of its row, else of the file that the row names."""
     if not image or image["bytes"] is not None or not image.get("path"):
         return image["bytes"] if image else None
-    return _inside(image["path"], folder, root).read_bytes()
+    return read_plain(_inside(image["path"], folder, root), MAX_BYTES)
 
 
 def _inside(name: str, folder: Path, root: Path) -> Path:
@@ -207,3 +231,22 @@ def _not_parquet(path: Path, reason: str) -> str:
         if file.read(24).startswith(b"version https://git-lfs"):
             return "a pointer of Git LFS and not the file itself; run `git lfs pull` where it was cloned"
     return f"not a parquet file: {reason}"
+
+
+def _check_declared(path: Path, metadata: Any) -> None:
+    """Refuse a file whose footer declares more than a data set has, before any of it is unpacked."""
+    rows, size = metadata.num_rows, path.stat().st_size
+    if rows > size:
+        raise BadInput(f"{shown(path)}: declares {rows:,} rows in {size:,} bytes, more than one image a byte")
+    most = min(_MOST_GROUP, _MOST_UNPACKED + _MOST_RATIO * size)
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            if column.total_uncompressed_size > most:
+                raise BadInput(
+                    f"{shown(path)}: the column {shown(column.path_in_schema)[:_MOST_NAME]!r} declares {column.total_uncompressed_size:,} bytes in one row group; {most:,} may be unpacked of a file of {size:,} bytes"
+                )
+
+
+def _reason(error: Exception) -> str:
+    reason = (isinstance(error, OSError) and error.strerror) or (str(error).splitlines() or [type(error).__name__])[0]
+    return shown(str(reason))[:_MOST_NAME]

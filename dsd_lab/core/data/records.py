@@ -20,7 +20,10 @@ from torch import Tensor
 
 from dsd_lab.errors import BadInput, NoResources
 from dsd_lab.files.atomic import write_atomic
+from dsd_lab.files.bounded import read_plain
+from dsd_lab.files.image_files import MAX_BYTES
 from dsd_lab.files.locks import locked
+from dsd_lab.files.printable import printable
 
 if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
@@ -95,8 +98,7 @@ class FileRecords(StoredRecords):
 
 def shown(path: str | Path) -> str:
     """A path as it can stand in a message of one line: what does not print is escaped."""
-    text = os.fspath(path).encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(os.fspath(path).encode("utf-8", "backslashreplace").decode())
 
 
 def place_of(spec: Data) -> str:
@@ -105,8 +107,7 @@ def place_of(spec: Data) -> str:
 
 
 def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
+    return read_plain(path, MAX_BYTES)
 
 
 class PackedRecords(StoredRecords):
@@ -207,4 +208,4 @@ def class_names_in(metadata: dict[bytes, bytes] | None, column: str) -> list[str
         names = json.loads((metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
     except (KeyError, ValueError, TypeError):
         return []
-    return [str(name) for name in names] if isinstance(names, list) else []
+    return [shown(str(name))[:200] for name in names] if isinstance(names, list) else []

@@ -21,12 +21,13 @@ import numpy as np
 import torch
 
 from dsd_lab.core.data.dataset import DataSet, check_classes, count_classes, held_out
-from dsd_lab.core.data.decoding import DamagedImage, attempt, decoded, in_channels, in_order, mismatch, refusal
+from dsd_lab.core.data.decoding import attempt, decoded, in_channels, in_order, mismatch, refusal
 from dsd_lab.core.data.progress import tell
 from dsd_lab.core.data.records import Item, Records, StoredRecords, key_of, place_of
 from dsd_lab.core.data.splits import StreamedImages
 from dsd_lab.errors import BadInput
 from dsd_lab.files.atomic import write_json
+from dsd_lab.files.image_files import DamagedImage
 from dsd_lab.files.locks import locked
 from dsd_lab.home.file_index import content_digest, listing_of
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
+from dsd_lab.files.image_files import DamagedImage, open_grid
 from dsd_lab.report.figures.style import WIDTH, Look, narrow_title, shown_points
 from dsd_lab.report.groups import Group
 from dsd_lab.report.results import Result
@@ -34,6 +32,13 @@ def _samples(result: Result) -> bool:
     return any(o.get("diffusion_weight", 0) > 0 for o in (fields.get("objective", {}), *phases))
 
 
+def note_damaged(groups: list[Group]) -> None:
+    """Note the pictures that cannot be shown with their results: figures are drawn in processes of their own."""
+    for group in groups:
+        for name in ("reconstruction", "evaluation"):
+            _first(group, name)
+
+
 def _side_by_side(groups: list[Group], name: str) -> Figure | None:
     """One picture a variant, and one row a grid point where there is a grid."""
     points = shown_points(groups)
@@ -42,9 +47,9 @@ def _side_by_side(groups: list[Group], name: str) -> Figure | None:
         return None
     variants = list(dict.fromkeys(g.variant for g in groups if g.name in shown))
     points = {p: m for p, m in points.items() if any(g.name in shown for g in m)}
-    with Image.open(next(iter(shown.values()))[1]) as first:
-        ratio = first.height / first.width
-    rows: list[list[tuple[str, tuple[int, Path] | None]]] = []
+    first = next(iter(shown.values()))[1]
+    ratio = first.shape[0] / first.shape[1]
+    rows: list[list[tuple[str, tuple[int, np.ndarray] | None]]] = []
     if len(points) == 1:
         columns = min(3, len(variants))
         cells = [(g.variant, shown[g.name]) for g in next(iter(points.values())) if g.name in shown]
@@ -64,15 +69,14 @@ def _side_by_side(groups: list[Group], name: str) -> Figure | None:
         parts[0].set_ylabel(narrow_title(label), fontsize=6.5)
         for part, (variant, picture) in zip(parts, row, strict=False):
             if picture is not None:
-                seed, path = picture
-                with Image.open(path) as image:
-                    part.imshow(np.asarray(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+                seed, pixels = picture
+                part.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
                 part.set_title(f"{variant}, seed {seed}", fontsize=8 if columns < 6 else 6)
     return figure
 
 
-def _first(group: Group, name: str) -> tuple[int, Path] | None:
-    """Seed and picture of the first seed that has one."""
+def _first(group: Group, name: str) -> tuple[int, np.ndarray] | None:
+    """Seed and pixels of the first seed that has a picture."""
     for result in sorted(group.finished, key=lambda r: r.seed):
         found = _final(result, name)
         if found is not None:
@@ -80,7 +84,10 @@ def _first(group: Group, name: str) -> tuple[int, Path] | None:
     return None
 
 
-def _final(result: Result, name: str) -> Path | None:
-    if result.folder is None:
-        return None
-    return next(iter(sorted((result.folder / "final").glob(f"{name}*.png"))), None)
+def _final(result: Result, name: str) -> np.ndarray | None:
+    for path in [] if result.folder is None else sorted((result.folder / "final").glob(f"{name}*.png")):
+        try:
+            return np.asarray(open_grid(path))
+        except DamagedImage as damage:
+            result.unreadable.append(f"{path.name}: {damage}")
+    return None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dsd_lab.files.image_files import DamagedImage, grid_bytes
 from dsd_lab.report.groups import Group
 from dsd_lab.report.page.page import Frames
 from dsd_lab.report.results import Result
@@ -19,6 +20,7 @@ _KINDS = (
 _NAME = re.compile(r"(?P<kind>\w+)[%+]step[%+](?P<step>\d+)[%+].*\.png")
 _MOST_GROUPS = 12
 _MOST_STEPS = 9
+_MOST_DIGITS = 18
 _MOST_BYTES = 6_000_000
 """Of all pictures of a kind: the page is one file."""
 
@@ -42,9 +44,9 @@ def _frames(groups: list[Group], kind: str, caption: str) -> Frames | None:
     else:
         return None
     labels = [f"{g.name}, seed {r.seed}" + ("" if r.finished else f" ({r.state})") for g, r, _ in shown]
-    pictures = [p for _, _, p in shown]
     shots = [
-        [(label, _inline(p[s]) if s in p else "") for label, p in zip(labels, pictures, strict=True)] for s in steps
+        [(label, _inline(r, p[s]) if s in p else "") for label, (_, r, p) in zip(labels, shown, strict=True)]
+        for s in steps
     ]
     left = f" {len(shown)} of {len(drawn)} rows of the tables." if len(drawn) > len(shown) else ""
     return Frames(kind, f"{caption}{left}", steps, shots)
@@ -65,10 +67,15 @@ def _by_step(result: Result, kind: str) -> dict[int, Path]:
     found: dict[int, Path] = {}
     for path in sorted((result.folder / "images").glob(f"{kind}*.png")):
         name = _NAME.fullmatch(path.name)
-        if name is not None and name["kind"] == kind:
+        if name is not None and name["kind"] == kind and len(name["step"]) <= _MOST_DIGITS and path.is_file():
             found.setdefault(int(name["step"]), path)
     return found
 
 
-def _inline(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+def _inline(result: Result, path: Path) -> str:
+    """A data address; empty where the picture is damaged."""
+    try:
+        return "data:image/png;base64," + base64.b64encode(grid_bytes(path)).decode()
+    except DamagedImage as damage:
+        result.unreadable.append(f"{path.name}: {damage}")
+        return ""

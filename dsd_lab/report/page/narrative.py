@@ -51,6 +51,14 @@ def notices(groups: list[Group], settings: ReportSettings) -> list[str]:
         told.append(
             f"{_trials(changed)} went on with other training code than at the beginning, as was asked for; see the provenance."
         )
+    if imported := [r for r in results if r.imported is not None]:
+        names = ", ".join(sorted({str(r.imported) for r in imported}))
+        told.append(
+            f"{_trials(len(imported))} imported ({names}), not trained in this home folder: the numbers are those of whoever exported them."
+        )
+    if unreadable := [f"{r.id}: {reason}" for r in results for reason in dict.fromkeys(r.unreadable)]:
+        files = "1 file" if len(unreadable) == 1 else f"{len(unreadable)} files"
+        told.append(f"{files} cannot be read, left out: first {unreadable[0]}.")
     if moved := sum(r.device_changes is not None for r in results):
         told.append(f"{_trials(moved)} went on on another device than at the beginning; see the provenance.")
     control = effective_control(groups, settings)

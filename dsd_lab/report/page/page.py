@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
+from dsd_lab.files.printable import printable
 from dsd_lab.report.tables.rendering import Table, markdown, markdown_text
 from dsd_lab.version import __version__
 
@@ -59,15 +63,39 @@ class Page:
 
 
 def write_html(pages: list[Page], folder: Path) -> None:
-    """`report.html`: makes no external request, and everything that comes from a spec is escaped."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((Path(__file__).parent / "page.html").read_text())
-    several = len(pages) > 1
+    """`report.html`: makes no external request, runs no script, and everything that comes from a spec is escaped.
+
+    Its Content-Security-Policy allows its own style, by a hash, and pictures that are in the page, so that
+    what might slip through an escape could load nothing and run nothing.
+    """
+    places, several = Path(__file__).parent, len(pages) > 1
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+    )
     files = {p.key: {d.stem: _place(folder, p, several) / f"{d.stem}.png" for d in p.figures} for p in pages}
     images = {key: {stem: (_inline(f), _width(f)) for stem, f in found.items()} for key, found in files.items()}
     most = max((len(f.steps) for p in pages for f in p.frames), default=1)
-    shown = template.render(pages=pages, most=most, images=images, several=several, made=_now(), version=__version__)
+    colours = sorted({colour for p in pages for table in p.tables for colour in table.dots})
+    dots = {colour: f"dot-{number}" for number, colour in enumerate(colours)}
+    style = environment.from_string((places / "page.css").read_text()).render(most=most, dots=dots)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    template = environment.from_string((places / "page.html").read_text())
+    shown = template.render(
+        pages=pages,
+        images=images,
+        several=several,
+        dots=dots,
+        style=Markup(style),
+        policy=Markup(policy),
+        made=_now(),
+        version=__version__,
+    )
     (folder / "report.html").write_text(shown)
+
+
+def _shown(value: Any) -> Any:
+    return printable(value, keep="\n") if type(value) is str else value
 
 
 def _place(folder: Path, page: Page, several: bool) -> Path:

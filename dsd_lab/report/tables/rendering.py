@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from dsd_lab.files.printable import printable
 from dsd_lab.report.statistics.intervals import Estimate
 
 _LATEX = {
@@ -95,7 +96,9 @@ def csv_cell(value: Any) -> Any:
     """A value for a CSV file: seeds with spaces between; text that a spreadsheet would take for a formula is quoted."""
     if isinstance(value, tuple):
         return " ".join(map(str, value))
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    if not isinstance(value, str):
+        return value
+    return ("'" if value[:1] in ("=", "+", "-", "@", "\t", "\r") else "") + printable(value, keep="\n\t\r")
 
 
 def latex(table: Table) -> str:
@@ -157,7 +160,7 @@ def markdown(table: Table) -> str:
 
 def markdown_text(text: str) -> str:
     """Text as Markdown shows it letter by letter, on one line."""
-    escaped = re.sub(r"([\\`*\[\]|~$])", r"\\\1", " ".join(text.split()))
+    escaped = re.sub(r"([\\`*\[\]|~$])", r"\\\1", " ".join(printable(text, keep="\n\t").split()))
     escaped = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", escaped)
     escaped = re.sub(r"^(\d*)([#+.)-])(?=[#\s])", r"\1\\\2", escaped)  # no heading, no list
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

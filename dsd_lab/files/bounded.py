@@ -1,0 +1,112 @@
+"""Reading files that may be anybody's: never waits for a pipe or a device, never takes more memory than is said here."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dsd_lab.errors import BadInput
+
+MAX_JSON = 64 * 2**20
+"""Bytes of a JSON file: a record of 10,000 trials."""
+MAX_VALUES = 4_000_000
+"""Commas and brackets of a JSON file. Each can become an object of a hundred bytes, so bytes alone bound nothing."""
+
+
+class BadFile(OSError):
+    """A file that is not read: a pipe, a device or a folder in its place, or more bytes than it may have.
+
+    It is an `OSError`, so that every reader handles it as a file that cannot be read; `strerror` is the reason.
+    """
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(errno.EINVAL, reason, str(path))
+
+
+def open_plain(path: str | Path) -> BinaryIO:
+    """Open a regular file for reading, or a link to one.
+
+    Raises:
+        BadFile: it is a pipe, a socket, a device or a folder.
+        OSError: as `open` does.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # without it, a pipe without a writer waits
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise BadFile(path, "is not a plain file")
+    return os.fdopen(handle, "rb")
+
+
+def check_plain(path: str | Path) -> None:
+    """Refuse what a library would open by its name.
+
+    Raises:
+        BadFile: as `open_plain`.
+        OSError: as `open` does.
+    """
+    open_plain(path).close()
+
+
+def read_plain(path: str | Path, most: int | None) -> bytes:
+    """The bytes of a regular file, at most so many; with None, as many as it has.
+
+    Raises:
+        BadFile: it is not a regular file, or has more than `most` bytes.
+        OSError: as `open` does.
+    """
+    with open_plain(path) as file:
+        raw = file.read(-1 if most is None else most + 1)
+    if most is not None and len(raw) > most:
+        raise BadFile(path, f"is larger than {most:,} bytes")
+    return raw
+
+
+def parse_json(raw: bytes) -> Any:
+    """What JSON says; NaN, infinity, values beyond `MAX_VALUES` and half surrogate pairs are no JSON here.
+
+    Raises:
+        ValueError: it is not JSON; UTF-8 is the only encoding.
+        RecursionError: it is nested too deeply.
+    """
+    if sum(raw.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
+        raise ValueError(f"more than {MAX_VALUES:,} values")
+    text = raw.decode()
+    found = json.loads(text, parse_constant=_no_constant)
+    if "\\u" in text:
+        json.dumps(found, ensure_ascii=False).encode()  # fails where half of a surrogate pair was escaped
+    return found
+
+
+def read_json(path: str | Path, most: int = MAX_JSON) -> Any:
+    """What a JSON file says.
+
+    Raises:
+        BadFile: as `read_plain`.
+        ValueError: as `parse_json`.
+        RecursionError: as `parse_json`.
+        OSError: as `open` does.
+    """
+    return parse_json(read_plain(path, most))
+
+
+def read_json_object(path: str | Path, most: int = MAX_JSON) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is no file, or what a power cut can leave of one.
+
+    Raises:
+        BadInput: it is a pipe, a device or a folder, or too large.
+    """
+    try:
+        content = read_json(path, most)
+    except BadFile as error:
+        raise BadInput(f"{path}: {error.strerror}") from None
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")

@@ -1,0 +1,206 @@
+"""An import is somebody else's word: it is checked as a trial is, marked, and changes nothing that is here."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from sweeping import run
+from test_hostile_files import png
+
+from dsd_lab.cli.main import main
+from dsd_lab.errors import BAD_INPUT, OK
+from dsd_lab.home.home import Home
+from dsd_lab.home.lookup import find_manifest
+from dsd_lab.specs.identity import canonical_ids
+from dsd_lab.store.mlflow_store import Store
+
+KEPT = Path(__file__).parent / "fixtures" / "home-schema1" / "home"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An export, and the home that it came from."""
+    shutil.copytree(KEPT, tmp_path / "home")
+    assert run("export", "old", "--home", tmp_path / "home", "--out", tmp_path / "export")[0] == OK
+    return tmp_path
+
+
+def forge(source, name, change):
+    """Change a JSON file of an export, and mend the index as a forger would."""
+    path = source / name
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    mend(source)
+
+
+def mend(source):
+    index = json.loads((source / "export.json").read_text())
+    for path in (p for p in source.rglob("*") if p.is_file() and p.name != "export.json"):
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        index["files"][path.relative_to(source).as_posix()] = {"sha256": digest, "bytes": path.stat().st_size}
+    (source / "export.json").write_text(json.dumps(index))
+
+
+def refusal(source, home, capsys):
+    capsys.readouterr()
+    code = main(["import", str(source), "--home", str(home)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert code == BAD_INPUT and not list(Path(home).glob("sweeps/*/manifest.json"))
+    return line
+
+
+def done_of(source):
+    return next(
+        p.parent for p in sorted(source.glob("trials/*/status.json")) if json.loads(p.read_text())["state"] == "done"
+    )
+
+
+MANIFEST = "sweeps/old/manifest.json"
+
+
+def relabel(manifest):
+    manifest["trials"][0]["canonical"], manifest["trials"][1]["canonical"] = (
+        manifest["trials"][1]["canonical"],
+        manifest["trials"][0]["canonical"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (relabel, "its fields are not those of trial"),
+        (lambda m: m["trials"][0].update(name="naive s0"), "is not the name of its variant, point and seed"),
+        (lambda m: m["trials"][0].update(variant="other", name="other s0"), "the spec has no variant 'other'"),
+        (lambda m: m["trials"].append(m["trials"][0]), "is there twice"),
+        (lambda m: m["trials"][0].update(steps=13), "are not those of its fields"),
+        (lambda m: m.update(run_at=1e300), "run_at: 1e+300 is no date between 2000 and 2100"),
+        (lambda m: m.update(run_at=9e9), "is no date"),
+        (lambda m: m.update(evaluations={"../../x": {}}), "evaluations"),
+        (lambda m: m.update(why="\ud800"), "is not what it should be"),
+    ],
+    ids=range(9),
+)
+def test_a_manifest_is_checked_as_strictly_as_a_trial(change, complaint, folder, capsys):
+    forge(folder / "export", MANIFEST, change)
+    assert complaint in refusal(folder / "export", folder / "other", capsys)
+
+
+@pytest.mark.parametrize(
+    ("entries", "complaint"),
+    [
+        ({"started": 1e300}, "started: 1e+300 is no date"),
+        ({"step": 4}, "step: 4 of 12 steps, done"),
+        ({"step": 2**70}, "step: "),
+        ({"seconds": 1e300}, "seconds: "),
+        ({"steps": 11, "step": 11}, "11 steps where"),
+    ],
+    ids=str,
+)
+def test_times_and_steps_of_a_status_are_within_reason(entries, complaint, folder, capsys):
+    trial = done_of(folder / "export")
+    forge(folder / "export", f"trials/{trial.name}/status.json", lambda s: s.update(entries))
+    assert complaint in refusal(folder / "export", folder / "other", capsys)
+
+
+def test_a_picture_that_would_hold_a_report_for_minutes_does_not_come_in(folder, capsys):
+    next((folder / "export").glob("trials/*/images/samples-*.png")).write_bytes(png(6000, 6000))
+    mend(folder / "export")
+    assert "is not a PNG that a trial draws: 6000 x 6000 pixels" in refusal(folder / "export", folder / "other", capsys)
+
+
+def test_json_of_many_megabytes_does_not_come_in(folder, capsys):
+    trial = done_of(folder / "export")
+    path = folder / "export" / "trials" / trial.name / "status.json"
+    path.write_bytes(b"[" + b" " * 17 * 2**20 + b"]")
+    mend(folder / "export")
+    assert "status.json: is larger than 16,777,216 bytes" in refusal(folder / "export", folder / "other", capsys)
+
+
+def test_an_import_is_never_the_default_of_a_report_whatever_its_date(folder):
+    mine = Home(folder / "mine")
+    own = json.loads((KEPT / "sweeps" / "old" / "manifest.json").read_text())
+    mine.write_manifest("own", own | {"key": "own", "name": "own", "trials": [], "run_at": 1.1e9})
+    forge(folder / "export", MANIFEST, lambda m: m.update(run_at=4.1e9))
+    assert main(["import", str(folder / "export"), "--home", str(mine.root)]) == OK
+    assert find_manifest(mine, None, None)["key"] == "own"
+    assert find_manifest(mine, "old", None)["imported"]["at"] > 1.1e9
+
+
+def test_a_manifest_that_is_imported_keeps_no_trial_and_no_mark_of_its_own(folder):
+    forge(folder / "export", MANIFEST, lambda m: m.update(kept=["0" * 12], imported=None, format=1))
+    assert main(["import", str(folder / "export"), "--home", str(folder / "other")]) == OK
+    manifest = Home(folder / "other").manifests()["old"]
+    assert "kept" not in manifest and manifest["imported"]["at"]
+
+
+def test_a_trial_that_is_here_is_not_relabelled_by_another_version(folder, capsys):
+    """Ids of another schema version cannot be computed, so only what is here says what a trial is."""
+    trial = done_of(folder / "export").name
+    mine = Home(folder / "mine")
+    shutil.copytree(folder / "home" / "trials" / trial, mine.trial(trial).root)
+
+    def other(manifest):
+        (entry,) = (e for e in manifest["trials"] if e["id"] == trial)
+        entry["canonical"]["objective"]["target"] = "live"
+
+    forge(folder / "export", MANIFEST, other)
+    shutil.rmtree(folder / "export" / "trials" / trial)
+    index = json.loads((folder / "export" / "export.json").read_text())
+    index["files"] = {k: v for k, v in index["files"].items() if trial not in k}
+    (folder / "export" / "export.json").write_text(json.dumps(index | {"schema_version": 99}))
+    before = {p: p.read_bytes() for p in mine.root.rglob("*") if p.is_file()}
+    assert "was trained with other fields than the import says of" in refusal(folder / "export", mine.root, capsys)
+    assert {p: p.read_bytes() for p in mine.root.rglob("*") if p.is_file()} == before
+
+
+def test_imported_results_say_so_in_status_in_the_report_and_in_the_store(folder, capsys):
+    other = folder / "other"
+    assert main(["import", str(folder / "export"), "--home", str(other)]) == OK
+    assert "imported" in capsys.readouterr().out
+    _, answer = run("status", "--home", other)
+    (sweep,) = answer["sweeps"]
+    assert sweep["imported"] is True and all(t["imported"] for t in sweep["trials"] if t["state"] != "pending")
+    assert main(["status", "--home", str(other)]) == OK
+    assert "old (imported)" in capsys.readouterr().out
+    code, report = run("report", "old", "--home", other)
+    assert code == OK and any("imported (old), not trained in this home folder" in n for n in report["notices"])
+    runs = Store(Home(other)).client.search_runs(["1"], "tags.`dsd.kind` = 'trial'")
+    assert runs and {r.data.tags["dsd.imported"] for r in runs} == {"old"}
+    _, mine = run("status", "--home", folder / "home")
+    assert not any(t["imported"] for t in mine["sweeps"][0]["trials"])
+
+
+def test_an_import_changes_no_run_that_the_store_has(folder):
+    """A trial of the same id and code, which another home stored: the import gets a run of its own."""
+    uri = f"sqlite:///{folder / 'shared.db'}"
+    first = Store(Home(folder / "home"), uri)
+    first.sync(Home(folder / "home").manifests()["old"])
+
+    def state():
+        return {
+            r.info.run_id: (
+                r.info.status,
+                r.info.end_time,
+                dict(r.data.tags),
+                dict(r.data.params),
+                dict(r.data.metrics),
+            )
+            for r in first.client.search_runs([e.experiment_id for e in first.client.search_experiments()])
+        }
+
+    before = state()
+    forge(folder / "export", MANIFEST, lambda m: m.update(why="Forged."))
+    trial = done_of(folder / "export").name
+    forge(folder / "export", f"trials/{trial}/status.json", lambda s: s.update(seconds=7777.0))
+    assert main(["import", str(folder / "export"), "--home", str(folder / "other")]) == OK
+    Store(Home(folder / "other"), uri).sync(Home(folder / "other").manifests()["old"])
+    after = state()
+    assert {k: after[k] for k in before} == before and len(after) > len(before)
+
+
+def test_ids_follow_from_the_canonical_fields_of_a_manifest():
+    manifest = json.loads((KEPT / "sweeps" / "old" / "manifest.json").read_text())
+    assert all(canonical_ids(e["canonical"], [e["seed"]]) == [e["id"]] for e in manifest["trials"])
