@@ -10,9 +10,9 @@ from sweeping import VARIANTS, run, train_here, write_spec
 from dsd_lab.cli.main import main
 from dsd_lab.core.training.checkpoints import list_checkpoints, newest_checkpoint
 from dsd_lab.errors import BAD_INPUT, OK, BadInput
+from dsd_lab.files.index import index_path
 from dsd_lab.files.locks import locked
 from dsd_lab.home.caches import extractor_path
-from dsd_lab.home.file_index import index_path
 from dsd_lab.home.garbage import foreign_trials, garbage
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import manifest_of

@@ -8,10 +8,10 @@ from picturing import pictures, write_folder
 from sweeping import run, train_here, write_spec
 
 from dsd_lab.errors import BAD_INPUT, OK, BadInput
+from dsd_lab.files import index as file_index
 from dsd_lab.files.atomic import write_json
-from dsd_lab.home import file_index
+from dsd_lab.files.index import content_digest, known_digest, listing_of
 from dsd_lab.home.data_facts import Images, known_images, other_images
-from dsd_lab.home.file_index import content_digest, known_digest, listing_of
 from dsd_lab.home.home import OTHER_IMAGES, Home
 from dsd_lab.runs.data_shelf import DataShelf, refuse_other_images
 from dsd_lab.specs.loading import load_sweep

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from dsd_lab.files.atomic import size_of, write_json
+from dsd_lab.files.index import index_path
 from dsd_lab.files.locks import is_held
-from dsd_lab.home.file_index import index_path
 from dsd_lab.home.freeable import Freeable, is_own_folder
 from dsd_lab.home.home import Home
 from dsd_lab.home.ownership import below, remove

@@ -18,7 +18,7 @@ from typing import Any
 
 from dsd_lab.errors import BadInput
 from dsd_lab.files.atomic import read_cache, write_json
-from dsd_lab.home.file_index import Listing, content_digest, known_digest, listing_of
+from dsd_lab.files.index import Listing, content_digest, known_digest, listing_of
 from dsd_lab.home.home import ENDED, STOPPED, Home
 from dsd_lab.specs.identity import canonical_fields, data_name
 from dsd_lab.specs.trial import Data, Trial

@@ -28,8 +28,8 @@ from dsd_lab.core.data.splits import StreamedImages
 from dsd_lab.errors import BadInput
 from dsd_lab.files.atomic import write_json
 from dsd_lab.files.image_files import DamagedImage
+from dsd_lab.files.index import content_digest, listing_of
 from dsd_lab.files.locks import locked
-from dsd_lab.home.file_index import content_digest, listing_of
 
 if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
