@@ -2,6 +2,7 @@
 # make test      install with test extras, the test suite (at most 10 minutes)
 # make test-all  the suite with the slow tests (at most 30 minutes)
 # make soak     hundreds of tiny trials under fire: workers, drivers, checkpoints and the store are struck (40 minutes)
+# make fuzz      damaged and forged files of every kind for FUZZ_SECONDS (an hour): each is refused in a line or can be read
 # make bench     how fast a few shipped specs train and sweeps run on this machine, and targets beside it (a quarter of an hour, on an idle one)
 # make bench-gpu the paper's sizes on a GPU: memory and share of its ceiling beside targets, eager and compiled; small
 #                sizes without and with CUDA graphs; the quick ablation with a trial a GPU, and with four
@@ -9,12 +10,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SPEC ?= experiments/collapse_ablation.yaml
+FUZZ_SECONDS ?= 3600
 BENCH ?= experiments/collapse_ablation.yaml experiments/component_ablation.yaml experiments/size_scaling.yaml
 
 # One thread a process unless a spec says otherwise: trials run side by side on the machine's cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: sweep test test-all soak bench bench-gpu check clean
+.PHONY: sweep test test-all soak fuzz bench bench-gpu check clean
 
 sweep: .venv/.installed
 	$(BIN)/dsd-lab sweep $(SPEC)
@@ -28,6 +30,9 @@ test-all: .venv/.installed-test
 
 soak: .venv/.installed-test
 	$(BIN)/python tests/soak.py --trials 200 --seed 0
+
+fuzz: .venv/.installed-test
+	FUZZ_SECONDS=$(FUZZ_SECONDS) nice -n 10 $(BIN)/python -m pytest -p no:cacheprovider --timeout=0 tests/test_fuzz_files.py tests/test_fuzz_foreign.py
 
 bench: .venv/.installed
 	$(BIN)/dsd-lab bench $(BENCH)

@@ -8,7 +8,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given, settings
+from fuzzing import fuzz, timed
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from sweeping import run
 
@@ -57,8 +58,9 @@ def work(tmp_path_factory):
     return folder, done
 
 
-@settings(max_examples=120)
+@fuzz(120)
 @given(damage=damages, name=st.sampled_from(["tensors.safetensors", "manifest.json"]))
+@timed
 def test_any_damage_to_a_checkpoint_is_a_damaged_checkpoint(work, damage, name):
     (whole,) = list_checkpoints(work[1].checkpoints)
     with tempfile.TemporaryDirectory(dir=work[0]) as scratch:
@@ -74,8 +76,9 @@ def test_any_damage_to_a_checkpoint_is_a_damaged_checkpoint(work, damage, name):
             assert refusal is None or "is newer than this program reads" in str(refusal)
 
 
-@settings(max_examples=200)
+@fuzz(200)
 @given(damage=damages)
+@timed
 def test_any_damage_to_a_spool_is_told_by_its_line_or_can_be_read(work, damage):
     path = work[0] / "spool.jsonl"
     path.write_bytes(damaged(work[1].spool.read_bytes(), damage))
@@ -87,8 +90,9 @@ def test_any_damage_to_a_spool_is_told_by_its_line_or_can_be_read(work, damage):
         assert all(event_line(line) for line in read_spool(path))
 
 
-@settings(max_examples=150)
+@fuzz(150)
 @given(damage=damages)
+@timed
 def test_any_damage_to_an_evaluation_makes_it_one_that_is_not_finished_or_leaves_numbers(work, damage):
     (path,) = (work[1].root / "evaluations").glob("*.json")
     raw = path.read_bytes()
@@ -100,8 +104,9 @@ def test_any_damage_to_an_evaluation_makes_it_one_that_is_not_finished_or_leaves
         path.write_bytes(raw)
 
 
-@settings(max_examples=60)
+@fuzz(60)
 @given(damage=damages, at=st.floats(0, 1, exclude_max=True), mended=st.booleans())
+@timed
 def test_any_damage_to_an_export_is_refused_or_what_comes_in_can_be_shown(work, damage, at, mended):
     with tempfile.TemporaryDirectory(dir=work[0]) as scratch:
         source, home = Path(scratch) / "export", Path(scratch) / "home"
