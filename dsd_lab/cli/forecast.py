@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.files.atomic import write_json
+from dsd_lab.files.bounded import read_json
 from dsd_lab.files.printable import say
 from dsd_lab.home.home import Home
 from dsd_lab.specs.report import ReportSettings
@@ -76,7 +76,7 @@ def load_forecast(home: Home) -> Any:
     from dsd_lab.runs.early_stopping import Forecast
 
     try:
-        return Forecast.from_json(json.loads(path.read_text()))
+        return Forecast.from_json(read_json(path))
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path}: cannot be used: {error}; make it anew with `dsd-lab forecast`") from None
 

@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(answer)
         return OK
-    state = answer["state"]
+    state = answer["state"] + (" (imported)" if answer["imported"] else "")
     say(f"{answer['name'] or 'never started'}: {state}, trial {answer['id']} in {folder.root}")
     attempts = f"{answer['attempts']} attempt{'s' if answer['attempts'] != 1 else ''}"
     say(f"step {answer['step']:,} of {answer['steps']:,}, {attempts}, {duration(answer['seconds'])} of training")
@@ -78,6 +78,7 @@ def record_of(home: Home, folder: TrialFolder, lines: int) -> dict[str, Any]:
         "sweeps": [key for key, _ in names],
         "folder": str(folder.root.resolve()),
         "state": state,
+        "imported": folder.imported() is not None,
         "step": int(status.get("step", 0)),
         "steps": int(status.get("steps", 0)),
         "attempts": int(status.get("attempt", 0)),

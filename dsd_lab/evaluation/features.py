@@ -23,6 +23,7 @@ from dsd_lab.core.data.splits import as_floats
 from dsd_lab.errors import BadInput
 from dsd_lab.evaluation.extractor import FEATURES, extractor_of
 from dsd_lab.evaluation.pretrained import WEIGHTS
+from dsd_lab.files.bounded import read_plain
 
 INDOMAIN, INCEPTION = "dsd-lab-indomain", "inception-v3-compat"
 _LAYERS = {INDOMAIN: [str(FEATURES), "scores"], INCEPTION: ["2048", "logits_unbiased"]}
@@ -72,6 +73,9 @@ class IndomainExtractor(FeatureExtractorBase):  # type: ignore[misc]
 
 register_feature_extractor(INDOMAIN, IndomainExtractor)
 
+_MOST_WEIGHTS = 2**30
+"""Bytes of a file of weights."""
+
 
 def indomain(path: Path) -> FeatureExtractorBase:
     """The extractor that a cached file holds."""
@@ -84,7 +88,7 @@ def inception(path: Path) -> FeatureExtractorBase:
     Raises:
         BadInput: they are not the pinned ones.
     """
-    raw = path.read_bytes()
+    raw = read_plain(path, _MOST_WEIGHTS)
     if hashlib.sha256(raw).hexdigest() != WEIGHTS["inception"].sha256:
         raise BadInput(f"{path}: is not {WEIGHTS['inception'].file}; run `dsd-lab fetch-weights inception`")
     tensors = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)

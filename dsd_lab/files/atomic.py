@@ -9,6 +9,8 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from dsd_lab.files.bounded import read_json
+
 PRIVATE = 0o600
 """Mode of a file that can hold a secret, such as a traceback; every other one follows the umask."""
 
@@ -78,7 +80,7 @@ def make_folder(folder: Path) -> None:
 def read_cache(path: Path) -> dict[str, Any]:
     """The JSON object of a cache; one that is missing or damaged is empty."""
     try:
-        known = json.loads(path.read_text())
+        known = read_json(path)
     except (FileNotFoundError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}

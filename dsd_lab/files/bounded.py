@@ -6,8 +6,9 @@ import errno
 import json
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from dsd_lab.errors import BadInput
 
@@ -27,7 +28,7 @@ class BadFile(OSError):
         super().__init__(errno.EINVAL, reason, str(path))
 
 
-def open_plain(path: str | Path) -> BinaryIO:
+def open_plain(path: str | Path) -> BufferedReader:
     """Open a regular file for reading, or a link to one.
 
     Raises:

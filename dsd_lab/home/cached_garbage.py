@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from dsd_lab.files.atomic import size_of, write_json
+from dsd_lab.files.bounded import read_json
 from dsd_lab.files.index import index_path
 from dsd_lab.files.locks import is_held
 from dsd_lab.home.freeable import Freeable, is_own_folder
@@ -32,7 +33,7 @@ def unused_counts(home: Home, code: str) -> Iterator[Freeable]:
         return
     path = folder / "shapes.json"
     try:
-        known = json.loads(path.read_text())
+        known = read_json(path)
         kept = {key: value for key, value in known.items() if json.loads(key)[0] == code}
     except (OSError, ValueError, AttributeError, LookupError, TypeError):
         return

@@ -18,6 +18,7 @@ from typing import Any
 
 from dsd_lab.errors import BadInput
 from dsd_lab.files.atomic import read_cache, write_json
+from dsd_lab.files.bounded import read_json
 from dsd_lab.files.index import Listing, content_digest, known_digest, listing_of
 from dsd_lab.home.home import ENDED, STOPPED, Home
 from dsd_lab.specs.identity import canonical_fields, data_name
@@ -70,7 +71,7 @@ def remember_facts(home: Home, data: Data, facts: dict[str, Any]) -> None:
 def known_facts(home: Home, data: Data) -> dict[str, Any] | None:
     """What was read when the data set was last loaded in this home folder; None before that."""
     try:
-        facts: dict[str, Any] = json.loads(_path(home, data).read_text())
+        facts: dict[str, Any] = read_json(_path(home, data))
     except (FileNotFoundError, ValueError):
         return None
     return facts

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from dsd_lab.errors import BadInput
 from dsd_lab.files.atomic import size_of
+from dsd_lab.files.bounded import open_plain, read_json
 from dsd_lab.files.locks import is_held, locked
 from dsd_lab.files.sealed import is_intact
 from dsd_lab.home.cached_garbage import (
@@ -194,8 +194,8 @@ def _steps(checkpoints: Path) -> list[Path]:
 def _is_whole(path: Path) -> bool:
     """Without torch, which would read the tensors into memory."""
     try:
-        manifest = json.loads((path / "manifest.json").read_bytes())
-        with (path / "tensors.safetensors").open("rb") as file:
+        manifest = read_json(path / "manifest.json")
+        with open_plain(path / "tensors.safetensors") as file:
             same = hashlib.file_digest(file, "sha256").hexdigest() == manifest.get("sha256")
         return same and is_intact(manifest)  # which NaN, that no manifest was written with, makes a ValueError
     except (OSError, ValueError, AttributeError):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 from safetensors import safe_open
+
+from dsd_lab.files.bounded import read_json
 
 AVERAGE = "average."
 """Prefix of a checkpoint's tensors that are the network as deployed."""
@@ -19,7 +20,7 @@ def parameters_in(folder: Path | None) -> int | None:
     path, counted = folder / "final" / "weights.safetensors", folder / "final" / "parameters.json"
     if path.exists():
         return _count(path)
-    return int(json.loads(counted.read_text())["parameters"]) if counted.exists() else None
+    return int(read_json(counted)["parameters"]) if counted.exists() else None
 
 
 def average_parameters(checkpoint: Path) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from dsd_lab.files.bounded import read_json
 from dsd_lab.home.data_facts import other_images
 from dsd_lab.home.history import History
 from dsd_lab.home.home import OTHER_IMAGES
@@ -82,7 +82,7 @@ def result_of(
     history, description = History.empty(), {}
     if folder is not None and (folder / "history.parquet").exists():
         history = History.read(folder / "history.parquet")
-        description = json.loads((folder / "trial.json").read_text())
+        description = read_json(folder / "trial.json")
     return Result(
         id=entry["id"],
         variant=entry["variant"],

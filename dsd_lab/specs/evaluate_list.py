@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_lab.errors import BadInput
+from dsd_lab.files.bounded import open_plain
 from dsd_lab.specs.trial import OF_ENCODER, Generation, Trial
 from dsd_lab.specs.yaml_document import Document, one_line
 
@@ -81,7 +82,7 @@ def _with_files(evaluation: Generation, document: Document, at: tuple[str, ...],
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dsd_lab.errors import BadInput, NoResources
 from dsd_lab.files.atomic import write_atomic
-from dsd_lab.files.bounded import read_plain
+from dsd_lab.files.bounded import parse_json, read_plain
 from dsd_lab.files.image_files import MAX_BYTES
 from dsd_lab.files.locks import locked
 from dsd_lab.files.printable import printable
@@ -205,7 +205,7 @@ def numbered(place: str, train: np.ndarray, holdout: np.ndarray | None) -> tuple
 def class_names_in(metadata: dict[bytes, bytes] | None, column: str) -> list[str]:
     """Names of the classes in the `huggingface` schema metadata of a parquet file; none where it has none."""
     try:
-        names = json.loads((metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
-    except (KeyError, ValueError, TypeError):
+        names = parse_json((metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
+    except (KeyError, ValueError, TypeError, RecursionError):
         return []
     return [shown(str(name))[:200] for name in names] if isinstance(names, list) else []

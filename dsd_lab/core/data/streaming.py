@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -27,6 +26,7 @@ from dsd_lab.core.data.records import Item, Records, StoredRecords, key_of, plac
 from dsd_lab.core.data.splits import StreamedImages
 from dsd_lab.errors import BadInput
 from dsd_lab.files.atomic import write_json
+from dsd_lab.files.bounded import read_json
 from dsd_lab.files.image_files import DamagedImage
 from dsd_lab.files.index import content_digest, listing_of
 from dsd_lab.files.locks import locked
@@ -122,7 +122,7 @@ def _remembered(spec: Data, records: Sequence[StoredRecords], cache: Path | None
     path = cache / f"survey-{key_of(_content(spec, records, cache), _VERSION, pillow, fields, labels)}.json"
     with locked(path.with_suffix(".lock")):
         if path.exists():
-            content = json.loads(path.read_text())
+            content = read_json(path)
             return Survey(**{**content, "shape": tuple(content["shape"])})
         found = survey(spec, records)
         write_json(path, asdict(found))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from dsd_lab.errors import BadInput, CorruptCheckpoint
 from dsd_lab.files.atomic import make_folder, sync_folder
+from dsd_lab.files.bounded import read_json, read_plain
 from dsd_lab.files.sealed import is_intact, sealed
 
 if TYPE_CHECKING:
@@ -95,8 +96,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         BadInput: it is newer than this program.
     """
     try:
-        manifest = json.loads((path / _MANIFEST).read_bytes())
-        raw = (path / _TENSORS).read_bytes()
+        manifest = read_json(path / _MANIFEST)
+        raw = read_plain(path / _TENSORS, None)
         if isinstance(manifest["format"], int) and manifest["format"] > FORMAT:
             raise BadInput(
                 f"{path}: format {manifest['format']} is newer than this program reads, which is {FORMAT}; update dsd-lab"
