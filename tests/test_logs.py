@@ -61,7 +61,7 @@ def test_plain_output_is_one_line_an_event_and_a_terminal_acts_on_none_of_it(tra
     finally:
         folder.write_status(error=error)
     shown = capsys.readouterr().out
-    assert "error: bad  [2J name second\n" in shown and "error.txt" in shown
+    assert r"error: bad \x1b[2J name\nsecond" in shown and "error.txt" in shown
     assert main(["logs", ids["dsd"], "--lines", "4", "--home", str(home.root)]) == OK
     tail = capsys.readouterr().out.splitlines()[-4:]
     assert all("step      12" in line for line in tail) and "finished" in tail[-1] and "96 images seen" in tail[-1]
