@@ -8,7 +8,10 @@ from functools import cache
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent
-TRAINING = ("augmentation", "batches", "checkpoints", "cuda_graphs", "ema", "finiteness", "optimiser", "trainer")
+TRAINING = (
+    *("augmentation", "batches", "checkpoints", "clipping", "cuda_graphs"),
+    *("ema", "finiteness", "optimiser", "trainer"),
+)
 SOURCES: dict[str, tuple[str, ...]] = {
     "core/randomness.py": (),
     "core/data/*.py": (),

@@ -20,6 +20,7 @@ from dsd_lab.core.data.splits import Images
 from dsd_lab.core.diffusion.objectives import losses
 from dsd_lab.core.randomness import Draws
 from dsd_lab.core.training.batches import draw_batch
+from dsd_lab.core.training.clipping import clip_gradients, clipped_parts
 from dsd_lab.core.training.optimiser import build_optimiser, learning_rate
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class BareLoop:
         self.auxiliaries = copy.deepcopy(trainer.auxiliaries)
         self.optimisers = build_optimiser(self.network, self.trial.optimiser, self.auxiliaries).parts
         self.precision = self.trial.training.precision
-        self.parameters = [*self.network.parameters(), *self.auxiliaries.parameters()]
+        self.parts = clipped_parts(self.network, self.auxiliaries)
         self.seed, self.data = trainer.seed, _in_memory(trainer.data, self.trial.training.batch_size)
         train = self.data.train
         assert isinstance(train, Images)
@@ -113,7 +114,7 @@ class BareLoop:
                 its_loss = self._loss(x[chosen], its_draws) / training.accumulate
             its_loss.backward()
             loss = loss + its_loss.detach()
-        torch.nn.utils.clip_grad_norm_(self.parameters, spec.clip)
+        clip_gradients(self.parts, spec.clip)
         rate = learning_rate(spec, self.count, training.steps)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:

@@ -31,7 +31,7 @@ class Optimiser(Section):
     tail: float = Field(0.3, gt=0, le=1)
     """Share of the steps that the linear tail takes."""
     clip: float = Field(1.0, gt=0, le=1e6)
-    """Largest norm of the gradient; under layout `separate`, of each network's."""
+    """Largest norm of the gradient of each part that shares no weight with another: encoder, denoiser, decoder (all three are one part under layout `coupled`, whose blocks they share), and the heads of each auxiliary loss. `train/clipped/PART` is the share of steps in which a part was clipped."""
     kind: Literal["adamw", "muon"] = "adamw"
     """`muon`: orthogonalised momentum (Jordan et al. 2024) for the matrices of blocks, AdamW for the rest, at one learning rate."""
     momentum: float = Field(0.95, ge=0, lt=1)

@@ -109,19 +109,6 @@ def hidden_matrices(network: Network) -> list[nn.Parameter]:
     return [p for part in parts for p in part.parameters() if p.dim() == 2]
 
 
-def clip_gradients(parts: list[list[nn.Parameter]], limit: float) -> Tensor:
-    """Scale the gradients of each part to a norm of at most `limit`; returns the norm of all before."""
-    norms = [_clipped(part, limit) for part in parts]
-    return norms[0] if len(norms) == 1 else torch.stack(norms).square().sum().sqrt()
-
-
-def _clipped(part: list[nn.Parameter], limit: float) -> Tensor:
-    """Its norm; that of a part without gradients lies with its weights, where torch would have it on the CPU."""
-    if all(weight.grad is None for weight in part):
-        return part[0].new_zeros(())
-    return torch.nn.utils.clip_grad_norm_(part, limit)
-
-
 def _tail(progress: float, tail: float) -> float:
     return min(1.0, (1 - progress) / tail)
 

@@ -27,11 +27,12 @@ from dsd_lab.core.randomness import Draws, generator
 from dsd_lab.core.training import checkpoints
 from dsd_lab.core.training.batches import draw_batch, indices_of
 from dsd_lab.core.training.checkpoints import load_tensors, tensors_of
+from dsd_lab.core.training.clipping import clip_gradients, clipped_parts
 from dsd_lab.core.training.cuda_graphs import Replay
 from dsd_lab.core.training.ema import Averaging, average_name, ramped_decay, warmed_decay
 from dsd_lab.core.training.events import Checkpointed, Diverged, Drew, Event, Finished, Logged, Probed
 from dsd_lab.core.training.finiteness import Finiteness
-from dsd_lab.core.training.optimiser import build_optimiser, clip_gradients, learning_rate
+from dsd_lab.core.training.optimiser import build_optimiser, learning_rate
 from dsd_lab.errors import BadInput, NoResources
 from dsd_lab.specs.trial import unfit_images
 
@@ -97,10 +98,7 @@ class Trainer:
         if trial.training.compile:
             for network in filter(None, (self.network, self.target_encoder)):
                 network.compile_blocks()
-        heads = list(self.auxiliaries.parameters())
-        apart = [self.network.role_parameters(role) for role in ROLES] + ([heads] if heads else [])
-        together = [list(self.trained.parameters())]
-        self.clipped_apart = apart if trial.network.layout == "separate" else together
+        self.clipped_parts = clipped_parts(self.network, self.auxiliaries)
         self.probe_set = ProbeSet(trial, data, self.network, device)
         self.step = 0
         self.stages = trial.stages()
@@ -176,7 +174,7 @@ class Trainer:
         trial = self.trial
         x, draws = self.draw(self.step)
         found = self.gradients(x, draws)
-        norm = clip_gradients(self.clipped_apart, trial.optimiser.clip)
+        norm, clipped = clip_gradients(self.clipped_parts, trial.optimiser.clip)
         self.finiteness.watch(self.step, found["loss"], norm)
         if (diverged := self.diverged()) is not None:
             return diverged
@@ -191,7 +189,8 @@ class Trainer:
             objective = self.stage.trial.objective
             self.target_averaging.follow(ramped_decay(objective.target_decay, objective.target_warmup, self.step))
         self.step += 1
-        self._record({**found, "gradient_norm": norm, "learning_rate": torch.tensor(rate)})
+        shares = {f"clipped/{name}": value for name, value in clipped.items()}
+        self._record({**found, "gradient_norm": norm, **shares, "learning_rate": torch.tensor(rate)})
         return None
 
     def diverged(self, wait: bool = False) -> Diverged | None:
