@@ -37,7 +37,7 @@ MANY = {
     "clean_in_velocity": {"objective": {"target": "stop_gradient", "output": "clean", "loss_space": "velocity"}},
     "detached": {"objective": {"target": "stop_gradient", "noised": "detached"}, "training": {"precision": "bf16"}},
     "more": {"auxiliary": {"representation": 0.5, "classification": 0.1}, "latent": {"decoder_noise": 0.2}},
-    "parts": {"training": {"accumulate": 2, "more_emas": [0.9]}},
+    "parts": {"training": {"grad_accum_steps": 2, "extra_ema_decays": [0.9]}},
     "muon": {"optimiser": {"kind": "muon", "encoder_lr_factor": 0.5}, "latent": {"normaliser": "batchnorm"}},
     "phases": {"training": {"phases": [{"start": 0.5, "objective": {"diffusion_weight": 0.0}, "frozen": ["denoise"]}]}},
 }

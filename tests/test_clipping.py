@@ -75,7 +75,7 @@ CASES = {
     "modular": {},
     "separate": {"network": {"layout": "separate"}},
     "muon with weight decay": {"optimiser": {"kind": "muon", "weight_decay": 0.1}},
-    "bf16 in parts": {"training": {"precision": "bf16", "accumulate": 2}},
+    "bf16 in parts": {"training": {"precision": "bf16", "grad_accum_steps": 2}},
     "batchnorm": {"latent": {"normaliser": "batchnorm"}},
 }
 

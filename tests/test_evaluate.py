@@ -308,7 +308,7 @@ STAGED = {
     "staged": {
         "objective": {"diffusion_weight": 0.0},
         "training": {
-            "more_emas": [0.5],
+            "extra_ema_decays": [0.5],
             "phases": [
                 {
                     "start": 0.5,

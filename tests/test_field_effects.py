@@ -17,14 +17,14 @@ def named(*layers):
 
 
 FROZEN = {
-    "64385c873c49": {},
-    "8817bdb5a0cc": {"objective": {"target": "live", "output": "velocity", "loss_space": "velocity"}},
-    "f4c75eca1a13": CONTROL,
-    "f61856af7a43": {
+    "2e2d6f88ec24": {},
+    "50a51f1c1f39": {"objective": {"target": "live", "output": "velocity", "loss_space": "velocity"}},
+    "65bcc3dec3e8": CONTROL,
+    "5e360e0b1a0d": {
         "latent": {"normaliser": "batchnorm", "decoder_noise": 0.1},
         "time": {"distribution": "logit_normal", "std": 2.0},
     },
-    "eab02fdbc51c": {
+    "0f6b0aca8742": {
         "network": {"layout": "coupled", "size": "tiny64"},
         "labels": {"drop": 0.0},
         "optimiser": {"schedule": "cosine"},

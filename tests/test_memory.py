@@ -15,10 +15,10 @@ CASES = {
     "dsd": {},
     "bf16": {"training": {"precision": "bf16"}},
     "naive": {"objective": {"target": "live"} | VELOCITY},
-    "recompute": {"training": {"recompute": True}},
-    "recompute_bf16": {"training": {"recompute": True, "precision": "bf16"}},
-    "parts": {"training": {"accumulate": 2}},
-    "flow_steps": {"training": {"flow_steps": 2}},
+    "activation_checkpointing": {"training": {"activation_checkpointing": True}},
+    "recompute_bf16": {"training": {"activation_checkpointing": True, "precision": "bf16"}},
+    "parts": {"training": {"grad_accum_steps": 2}},
+    "noise_draws": {"training": {"noise_draws": 2}},
     "auxiliary": {"auxiliary": {"classification": 0.1, "representation": 0.5}},
     "muon": {"optimiser": {"kind": "muon"}},
 }
@@ -57,7 +57,7 @@ def test_the_memory_that_is_planned_is_within_15_per_cent_of_what_a_step_holds(c
 @pytest.mark.parametrize("case", ["dsd", "bf16", "naive", "parts", "auxiliary"])
 def test_blocks_that_are_computed_again_give_the_same_bits_in_less_memory(case, tiny_trial, digits):
     plain = trial_of(tiny_trial, case)
-    again = plain.model_copy(update={"training": plain.training.model_copy(update={"recompute": True})})
+    again = plain.model_copy(update={"training": plain.training.model_copy(update={"activation_checkpointing": True})})
     first, second = (Trainer(trial, 0, digits, CPU) for trial in (plain, again))
     for _ in range(3):
         first.train_step()

@@ -17,7 +17,7 @@ from dsd_lab.report.groups import flags_of
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_f6_a_later_part_of_a_batch_that_is_not_finite_takes_no_step(what, tiny_trial, digits):
-    trainer = Trainer(tiny_trial(training={"accumulate": 4}), 0, digits, torch.device("cpu"))
+    trainer = Trainer(tiny_trial(training={"grad_accum_steps": 4}), 0, digits, torch.device("cpu"))
     assert trainer.train_step() is None
     before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
     parts = []

@@ -5,17 +5,17 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from sweeping import events, run
+from sweeping import run
 
 from dsd_lab.api import load_trial
 from dsd_lab.cli.main import main
-from dsd_lab.core.training.checkpoints import list_checkpoints, newest_checkpoint
+from dsd_lab.core.training.checkpoints import list_checkpoints
 from dsd_lab.errors import BAD_INPUT, OK
 from dsd_lab.home.home import ENDED, Home
 from dsd_lab.runs.run_trial import DataShelf, run_trial
 from dsd_lab.specs.loading import load_sweep
-from dsd_lab.training_code import training_code
+from dsd_lab.specs.renamed import RENAMED, present_record, recorded_trial
+from dsd_lab.specs.trial import SCHEMA_VERSION, Trial
 
 OLD = sorted((Path(__file__).parent / "fixtures").glob("home-schema*"))
 STATES = {"dsd": "done", "naive": "interrupted", "wild": "diverged", "broken": "failed"}
@@ -30,42 +30,56 @@ def old(request, tmp_path):
     return home, tmp_path / "old" / "spec.yaml", {t["variant"]: t["id"] for t in manifest["trials"]}
 
 
-def test_f21_an_old_home_is_read_and_its_trials_are_found_by_todays_identities(old, capsys):
-    home, spec, ids = old
+def test_f21_an_old_home_is_read_and_its_trials_keep_their_ids(old, capsys):
+    home, _, ids = old
     assert {variant: home.trial(i).state() for variant, i in ids.items()} == STATES
-    assert {t.variant: t.id for t in load_sweep(spec).trials} == ids
     code, answer = run("status", "--home", home.root)
-    assert code == OK and len(answer["sweeps"][0]["trials"]) == 4
+    assert code == OK and {t["id"] for t in answer["sweeps"][0]["trials"]} == set(ids.values())
     for variant in ("dsd", "wild", "naive"):
         code, answer = run("logs", ids[variant], "--home", home.root)
         assert code == OK and answer["metrics"]
     assert run("gc", "--home", home.root)[0] == OK
+    trained = load_trial(home.root, ids["dsd"])
+    assert trained.fields.training.grad_accum_steps == 1 and trained.fields.optimiser.schedule == "wsd"
 
 
-def test_f21_an_old_home_is_continued(old):
+def test_f21_a_trial_of_an_old_schema_is_not_continued_but_trained_anew_under_an_id_of_its_own(old, capsys):
     home, spec, ids = old
-    plan = load_sweep(spec)
-    (interrupted,) = plan.only(["variant=naive"]).trials
+    (today,) = load_sweep(spec).only(["variant=naive"]).trials
+    assert today.id not in ids.values()
     folder = home.trial(ids["naive"])
-    before = events(home, ids["naive"])
-    words = ["train", str(spec), "--variant", "naive", "--home", str(home.root), "--no-tracking"]
-    began, changed = folder.status()["code"], folder.status()["code"] != training_code()
-    if changed:  # nothing goes on unasked where the training code is another
-        assert main(words) == BAD_INPUT
-    assert main([*words, "--allow-code-change"]) == OK
-    assert folder.state() == "done", folder.status()
-    new = [{"code": training_code(), "step": 8}] if changed else []
-    assert folder.status()["trained_by"] == [{"code": began, "step": 0}, *new]
-    path, tensors, _ = newest_checkpoint(folder.checkpoints)
-    assert path.name == f"step-{interrupted.fields.training.steps:09d}"
-    assert all(tensor.isfinite().all() for tensor in tensors.values() if tensor.is_floating_point())
-    network = load_trial(home.root, interrupted.id).network
-    average = {k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")}
-    assert average and all(torch.equal(average[k], v) for k, v in network.state_dict().items() if k in average)
-    after = events(home, ids["naive"])
-    resumed = [line["kind"] == "checkpoint" and line["step"] == 8 for line in before].index(True) + 1
-    assert after[:resumed] == before[:resumed] and after[-1]["kind"] == "finished"
-    assert [line["n"] for line in after] == list(range(len(after)))
+    before = {path: path.read_bytes() for path in sorted(folder.root.rglob("*")) if path.is_file()}
+    assert main(["train", str(spec), "--variant", "naive", "--home", str(home.root), "--no-tracking"]) == OK
+    assert home.trial(today.id).state() == "done"
+    assert json.loads((home.trial(today.id).root / "trial.json").read_text())["schema_version"] == SCHEMA_VERSION
+    assert {path: path.read_bytes() for path in sorted(folder.root.rglob("*")) if path.is_file()} == before
+
+
+def test_f21_a_trial_of_an_old_schema_is_not_reproduced(old, capsys):
+    home, _, ids = old
+    assert main(["reproduce", ids["dsd"], "--home", str(home.root)]) == BAD_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "schema version 1" in line and f"version {SCHEMA_VERSION}" in line
+
+
+def test_records_of_any_version_are_read_under_todays_names(old):
+    home, _, ids = old
+    path, manifest = home.trial(ids["dsd"]).root / "trial.json", home.sweep_folder("old") / "manifest.json"
+    earlier = {"accumulate": 2, "recompute": True, "more_emas": [0.5], "flow_steps": 3}
+    recorded, swept = json.loads(path.read_text()), json.loads(manifest.read_text())
+    for record in (recorded["fields"], recorded["canonical"], swept["trials"][0]["canonical"]):
+        record["training"] |= earlier
+        record["optimiser"]["schedule"] = "tail"
+    path.write_text(json.dumps(recorded))
+    manifest.write_text(json.dumps(swept))
+    for record in (home.trial(ids["dsd"]).description(), home.manifests()["old"]["trials"][0]):
+        fields = record.get("fields", record["canonical"])
+        training = fields["training"]
+        assert not set(RENAMED["training"]) & set(training) and fields["optimiser"]["schedule"] == "wsd"
+        assert training["grad_accum_steps"] == 2 and training["activation_checkpointing"] is True
+        assert training["extra_ema_decays"] == [0.5] and training["noise_draws"] == 3
+        assert present_record(record) == record
+    assert recorded_trial(recorded) == Trial.model_validate(home.trial(ids["dsd"]).description()["fields"])
 
 
 @pytest.mark.slow
@@ -107,7 +121,8 @@ def test_a_file_of_a_newer_version_is_refused_by_its_number(what, old, capsys):
 def test_a_checkpoint_of_a_newer_version_is_refused_by_its_number_and_stays(old):
     home, spec, ids = old
     (trial,) = load_sweep(spec).only(["variant=naive"]).trials
-    (newest,) = list_checkpoints(home.trial(ids["naive"]).checkpoints)
+    home.trial(ids["naive"]).root.rename(home.trial(trial.id).root)
+    (newest,) = list_checkpoints(home.trial(trial.id).checkpoints)
     manifest = json.loads((newest / "manifest.json").read_text())
     (newest / "manifest.json").write_text(json.dumps(manifest | {"format": 2}))
     assert [p.state for p in run_trial(home, trial, [], DataShelf())][-1] == "failed"

@@ -28,11 +28,11 @@ OBJECTIVES = {
 
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
-@pytest.mark.parametrize("flow_steps", [1, 3])
-def test_gradients_of_a_batch_in_parts_are_those_of_the_whole_batch(tiny_trial, digits, kind, flow_steps):
+@pytest.mark.parametrize("noise_draws", [1, 3])
+def test_gradients_of_a_batch_in_parts_are_those_of_the_whole_batch(tiny_trial, digits, kind, noise_draws):
     sections = OBJECTIVES[kind]
     trainers = [
-        Trainer(tiny_trial(**sections, training={"accumulate": n, "flow_steps": flow_steps}), 0, digits, CPU)
+        Trainer(tiny_trial(**sections, training={"grad_accum_steps": n, "noise_draws": noise_draws}), 0, digits, CPU)
         for n in (1, 4)
     ]
     found = [trainer.gradients(*trainer.draw(0)) for trainer in trainers]
@@ -54,7 +54,7 @@ def test_parts_of_a_batch_take_the_random_numbers_of_their_images():
 
 
 def test_the_diffusion_loss_of_several_draws_is_their_mean(tiny_trial, digits):
-    trial = tiny_trial(objective={"target": "stop_gradient"}, training={"flow_steps": 3})
+    trial = tiny_trial(objective={"target": "stop_gradient"}, training={"noise_draws": 3})
     trainer = Trainer(trial, 0, digits, CPU)
     x, draws = trainer.draw(0)
     size = len(x)
@@ -91,7 +91,7 @@ def test_muon_moves_the_matrices_of_attention_and_mlp_and_adamw_the_rest(tiny_tr
 
 
 @pytest.mark.parametrize(
-    "sections", [{"optimiser": {"kind": "muon"}}, {"training": {"more_emas": [0.5, 0.9]}}], ids=repr
+    "sections", [{"optimiser": {"kind": "muon"}}, {"training": {"extra_ema_decays": [0.5, 0.9]}}], ids=repr
 )
 def test_resuming_goes_on_bit_equal(tiny_trial, digits, tmp_path, sections):
     trial = tiny_trial(**sections)
@@ -119,7 +119,7 @@ def test_a_slow_encoder_has_its_own_learning_rate(tiny_trial, digits):
 
 
 def test_several_averages_are_kept_and_named_by_their_decay(tiny_trial, digits, tmp_path):
-    trial = tiny_trial(training={"more_emas": [0.5]})
+    trial = tiny_trial(training={"extra_ema_decays": [0.5]})
     trainer = Trainer(trial, 0, digits, CPU, tmp_path)
     list(trainer.run())
     tensors, _ = load_checkpoint(tmp_path / "step-000000006")
@@ -154,7 +154,7 @@ def test_the_optimiser_of_a_default_trial_is_one_adamw_with_two_groups(tiny_tria
 
 
 def test_an_evaluation_loads_the_average_of_the_decay_that_it_names(tiny_trial, digits, tmp_path):
-    trial = tiny_trial(training={"more_emas": [0.5]})
+    trial = tiny_trial(training={"extra_ema_decays": [0.5]})
     trainer = Trainer(trial, 0, digits, CPU, tmp_path)
     list(trainer.run())
     expected = {
@@ -170,7 +170,7 @@ def test_an_evaluation_loads_the_average_of_the_decay_that_it_names(tiny_trial, 
 
 
 EVALUATED = """name: x
-base: {training: {more_emas: [0.9, 0.999]}}
+base: {training: {extra_ema_decays: [0.9, 0.999]}}
 variants:
   a: {}
   b: {training: {weight_ema: 0.995}}
@@ -188,7 +188,7 @@ def test_a_spec_may_evaluate_the_averages_that_every_trial_keeps(tmp_path, weigh
 @pytest.mark.parametrize(
     ("weights", "parts"),
     [
-        ("ema:0.99", ("'b s0' keeps no average of decay 0.99", "0.995, 0.9, 0.999", "training.more_emas")),
+        ("ema:0.99", ("'b s0' keeps no average of decay 0.99", "0.995, 0.9, 0.999", "training.extra_ema_decays")),
         ("ema:0.8", ("'a s0' keeps no average of decay 0.8",)),
         ("emma", ("'emma' is not valid", "'ema' or 'trained'", "ema:0.999")),
         ("ema:1", ("a decay below 1",)),

@@ -136,9 +136,9 @@ def test_phases_lie_on_those_before_and_may_start_at_a_share_of_the_steps():
             "all roles share their blocks",
         ),
         ({"network": {"layout": "coupled"}, "optimiser": {"encoder_lr_factor": 0.1}}, "no blocks of its own"),
-        ({"training": {"accumulate": 3}}, "3 does not divide batch_size 64"),
-        ({"training": {"accumulate": 2}, "latent": {"normaliser": "batchnorm"}}, "taken over a whole batch"),
-        ({"training": {"accumulate": 2}, "latent": {"entropy_weight": 0.1}}, "taken over a whole batch"),
+        ({"training": {"grad_accum_steps": 3}}, "3 does not divide batch_size 64"),
+        ({"training": {"grad_accum_steps": 2}, "latent": {"normaliser": "batchnorm"}}, "taken over a whole batch"),
+        ({"training": {"grad_accum_steps": 2}, "latent": {"entropy_weight": 0.1}}, "taken over a whole batch"),
     ],
 )
 def test_what_does_not_fit_is_refused(sections, message):

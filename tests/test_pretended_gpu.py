@@ -43,8 +43,8 @@ MORE = {
     "entropy": {"latent": {"entropy_weight": 0.1}},
     "kl": {"latent": {"normaliser": "kl"}},
     "fixed_noise": {"latent": {"normaliser": "fixed_noise"}},
-    "recompute": {"training": {"recompute": True, "precision": "bf16"}},
-    "flow_steps": {"training": {"flow_steps": 2, "accumulate": 2, "more_emas": [0.5]}},
+    "activation_checkpointing": {"training": {"activation_checkpointing": True, "precision": "bf16"}},
+    "noise_draws": {"training": {"noise_draws": 2, "grad_accum_steps": 2, "extra_ema_decays": [0.5]}},
     "perceptual": {
         "objective": {
             "perceptual_weight": 0.5,

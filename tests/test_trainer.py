@@ -416,8 +416,8 @@ def test_weight_decay_is_on_matrices_only(tiny_trial, digits):
         ({"schedule": "constant", "warmup_steps": 10}, {0: 0.1, 4: 0.5, 9: 1, 10: 1, 99: 1}),
         ({"schedule": "cosine"}, {0: 1, 25: 0.5 * (1 + math.sqrt(0.5)), 50: 0.5, 100: 0}),
         ({"schedule": "cosine", "warmup_steps": 20}, {19: 1, 20: 1, 60: 0.5, 100: 0}),
-        ({"schedule": "tail", "tail": 0.3}, {0: 1, 70: 1, 85: 0.5, 97: 0.1, 100: 0}),
-        ({"schedule": "tail", "tail": 1.0}, {0: 1, 50: 0.5}),
+        ({"schedule": "wsd", "tail": 0.3}, {0: 1, 70: 1, 85: 0.5, 97: 0.1, 100: 0}),
+        ({"schedule": "wsd", "tail": 1.0}, {0: 1, 50: 0.5}),
     ],
 )
 def test_the_learning_rate_follows_its_schedule(spec, expected):

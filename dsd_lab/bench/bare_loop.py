@@ -38,8 +38,8 @@ def by_hand(trial: Trial) -> bool:
     objective, latent, network = trial.objective, trial.latent, trial.network
     return not (
         trial.training.phases
-        or trial.training.accumulate > 1
-        or trial.training.flow_steps > 1
+        or trial.training.grad_accum_steps > 1
+        or trial.training.noise_draws > 1
         or any(getattr(trial.auxiliary, name) > 0 for name in ("alignment", "representation", "classification"))
         or trial.augmentation.model_dump(exclude_defaults=True)
         or objective.perceptual_weight > 0
@@ -106,12 +106,12 @@ class BareLoop:
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
         loss = x.new_zeros(())
-        part = len(x) // training.accumulate
+        part = len(x) // training.grad_accum_steps
         for start in range(0, len(x), part):
             chosen = slice(start, start + part)
             its_draws = draws if part == len(x) else draws.of_images(chosen, len(x))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                its_loss = self._loss(x[chosen], its_draws) / training.accumulate
+                its_loss = self._loss(x[chosen], its_draws) / training.grad_accum_steps
             its_loss.backward()
             loss = loss + its_loss.detach()
         clip_gradients(self.parts, spec.clip)

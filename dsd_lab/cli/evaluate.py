@@ -16,9 +16,10 @@ from dsd_lab.runs.data_shelf import DataShelf, refuse_changed_images
 from dsd_lab.specs.evaluate_list import applies
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.loading import load_sweep
+from dsd_lab.specs.renamed import recorded_trial
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.specs.training import lacking_average
-from dsd_lab.specs.trial import Generation, Trial
+from dsd_lab.specs.trial import Generation
 
 _SETTINGS = ("sampler", "steps", "guidance", "weights", "images", "labels", "extractor", "reference", "metrics")
 
@@ -135,7 +136,7 @@ def _planned(folder: TrialFolder) -> PlannedTrial:
     described = folder.description()
     if described is None or folder.state() != "done":
         raise BadInput(f"{folder.id}: the trial is {folder.state()}; only a finished one can be evaluated")
-    fields = Trial.model_validate(described["fields"])
+    fields = recorded_trial(described)
     if fields.data.path is not None and not Path(fields.data.path).is_dir():
         raise BadInput(f"{folder.id}: data.path: no such folder {fields.data.path}")
     return PlannedTrial(

@@ -12,8 +12,9 @@ from dsd_lab.errors import OK, TRIALS_FAILED, BadInput
 from dsd_lab.files.printable import say
 from dsd_lab.home.home import Home, TrialFolder
 from dsd_lab.home.lookup import find_trial
+from dsd_lab.specs.renamed import recorded_trial
 from dsd_lab.specs.sweep import PlannedTrial
-from dsd_lab.specs.trial import Trial
+from dsd_lab.specs.trial import SCHEMA_VERSION
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -68,8 +69,12 @@ def planned(folder: TrialFolder, data: str | None) -> PlannedTrial:
     described = folder.description()
     if described is None:
         raise BadInput(f"{folder.root}: has no trial.json: it never started, so that nothing can be compared")
+    if (version := described.get("schema_version", 1)) != SCHEMA_VERSION:
+        raise BadInput(
+            f"{folder.root / 'trial.json'}: was trained under schema version {version}; this program trains by version {SCHEMA_VERSION}, which gives other weights: run its sweep to train it anew"
+        )
     try:
-        fields = Trial.model_validate(described["fields"])
+        fields = recorded_trial(described)
         if data is not None:
             fields = fields.model_copy(
                 update={"data": fields.data.model_copy(update={"path": str(Path(data).resolve())})}

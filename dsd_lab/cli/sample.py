@@ -36,9 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
     from dsd_lab.core.observing.pictures import tile
     from dsd_lab.core.training.trainer import pick_device
     from dsd_lab.evaluation.sampling import load_network, sample_images
-    from dsd_lab.specs.trial import Trial
+    from dsd_lab.specs.renamed import recorded_trial
 
-    trial = Trial.model_validate(description["fields"])
+    trial = recorded_trial(description)
     if not trial.has_denoiser:
         raise BadInput(f"{arguments.trial}: {description['variant']!r} has no denoiser to sample from")
     data = DataShelf().of_trial(folder, trial, home)

@@ -46,7 +46,7 @@ def batch_indices(seed: int, step: int, batch_size: int, images: int) -> Tensor:
 class Draws:
     """The random numbers of one batch: times t [k B], noise e [k B, T, c], labels y [k B] after label drop.
 
-    k is the number of draws an image (`training.flow_steps`): draw j of image i is row j B + i. Noise
+    k is the number of draws an image (`training.noise_draws`): draw j of image i is row j B + i. Noise
     of the decoder's input and of the latents, both [B, T, c] ~ N(0, I), and the tokens hidden from the
     online encoder [B, T], where the spec uses them. `labels` [B] are those before label drop.
     """

@@ -28,6 +28,7 @@ from dsd_lab.files.locks import is_held, locked
 from dsd_lab.home.mark import MARK, mark_home
 from dsd_lab.home.names import SWEEP_KEY, are_metrics, is_date, is_trial_id
 from dsd_lab.home.revisions import record_revision
+from dsd_lab.specs.renamed import present_manifest, present_record
 from dsd_lab.training_code import same_results
 
 STATES = ("pending", "running", "done", "failed", "diverged", "interrupted", "stopped", "stale", "other images")
@@ -185,7 +186,7 @@ class TrialFolder:
         """
         path = self.root / "trial.json"
         content = _read_json(path)
-        return None if content is None else readable(content, path)
+        return None if content is None else present_record(readable(content, path))
 
     def status(self) -> dict[str, Any]:
         """The recorded status; empty before the trial first started."""
@@ -309,7 +310,7 @@ def _manifest(path: Path) -> dict[str, Any]:
     wrong = "is damaged" if content is None else _wrong_in(readable(content, path), path.parent.name)
     if content is None or wrong:
         raise BadInput(f"{path}: {wrong}; move it away and run its sweep again, which trains nothing anew")
-    return content
+    return present_manifest(content)
 
 
 def _wrong_in(manifest: dict[str, Any], folder: str) -> str | None:

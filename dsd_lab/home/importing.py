@@ -25,6 +25,7 @@ from dsd_lab.home.home import Home
 from dsd_lab.home.records import INDEX, Index, Manifest, kind_of, parsed, parsed_index
 from dsd_lab.home.spool import complete_lines
 from dsd_lab.specs.identity import canonical_ids, trial_id
+from dsd_lab.specs.renamed import present_manifest
 from dsd_lab.specs.trial import SCHEMA_VERSION
 from dsd_lab.specs.yaml_document import one_line
 
@@ -190,7 +191,7 @@ def _check_documents(index: Index, documents: dict[str, Any]) -> None:
         if f"trials/{trial}/status.json" not in documents:
             raise BadInput(f"trials/{trial}: has no status.json")
         if kind == "trial":
-            own = trial_id(content.fields, content.seed) if index.schema_version == SCHEMA_VERSION else trial
+            own = trial_id(content.fields, content.seed) if content.schema_version == SCHEMA_VERSION else trial
             if not content.id == own == trial:
                 raise BadInput(f"{name}: its fields are those of trial {own}, not of {trial}")
             entry = known[trial]
@@ -261,7 +262,7 @@ def _refuse_other_sweep(home: Home, key: str, staging: Path) -> None:
     mine = home.manifests().get(key)
     if mine is None:
         return
-    theirs = read_json(staging / "sweeps" / key / "manifest.json")
+    theirs = present_manifest(read_json(staging / "sweeps" / key / "manifest.json"))
     if {k: v for k, v in mine.items() if k not in _OWN} != {k: v for k, v in theirs.items() if k not in _OWN}:
         raise BadInput(
             f"{home.sweep_folder(key)}: is another sweep of this name; nothing is overwritten: import into another --home"

@@ -17,11 +17,12 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from dsd_lab.errors import BadInput
 from dsd_lab.files.bounded import parse_json
 from dsd_lab.home.names import METRIC, PICTURE_STEM, SWEEP_KEY, TRIAL_ID, is_date
+from dsd_lab.specs.renamed import present_fields
 from dsd_lab.specs.sweep import MAX_TRIALS, NAME, Sweep, trial_name
 from dsd_lab.specs.trial import Trial
 from dsd_lab.specs.yaml_document import one_line
@@ -180,6 +181,8 @@ class _Provenance(_File):
 class TrialRecord(_File):
     """`trial.json`."""
 
+    schema_version: Count = 1
+    """Version of its identity; records of version 1 do not name it."""
     id: TrialId
     variant: Annotated[str, Field(pattern=NAME)]
     point: dict[str, Any]
@@ -187,7 +190,7 @@ class TrialRecord(_File):
     size: Text
     name: Text
     overrides: dict[str, Any]
-    fields: Trial
+    fields: Annotated[Trial, BeforeValidator(present_fields)]
     canonical: dict[str, dict[str, Any]]
     flops_per_image: Count | None = None
     data: _DataRecord

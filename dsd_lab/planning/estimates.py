@@ -52,8 +52,8 @@ class Shape:
         """
         trained = self.params["total"] + self.auxiliary
         weights = trained + self.moments + sum(self.copies.values()) + self.frozen
-        passes = training.batch_size // training.accumulate * bytes_per_image
-        passes += 2 * trained * (training.precision == "bf16") + 4 * trained * (training.accumulate > 1)
+        passes = training.batch_size // training.grad_accum_steps * bytes_per_image
+        passes += 2 * trained * (training.precision == "bf16") + 4 * trained * (training.grad_accum_steps > 1)
         return 4 * weights + max(passes, 4 * trained)
 
 
@@ -111,7 +111,7 @@ def timed_seconds(home: Home, entries: list[dict[str, Any]]) -> dict[str, float]
 
 def shape_key(canonical: dict[str, Any]) -> str:
     """What the time of a step depends on."""
-    training = {k: canonical["training"].get(k) for k in ("batch_size", "precision", "accumulate")}
+    training = {k: canonical["training"].get(k) for k in ("batch_size", "precision", "grad_accum_steps")}
     training |= {key: True for key in ("compile", "cuda_graphs") if canonical["training"].get(key)}
     return json.dumps([*_shape_fields(canonical), training, canonical["optimiser"].get("kind")], sort_keys=True)
 
@@ -120,8 +120,12 @@ def _shape_fields(canonical: dict[str, Any]) -> list[Any]:
     """The fields that decide what a step computes."""
     training = canonical["training"]
     phases = training.get("phases") or []
-    rest = {"phases": phases, "flow_steps": training.get("flow_steps"), "more_emas": training.get("more_emas")}
-    rest |= {"recompute": True} if training.get("recompute") else {}
+    rest = {
+        "phases": phases,
+        "noise_draws": training.get("noise_draws"),
+        "extra_ema_decays": training.get("extra_ema_decays"),
+    }
+    rest |= {"activation_checkpointing": True} if training.get("activation_checkpointing") else {}
     steps = training["steps"] if phases else None  # shares of the steps
     sections = (canonical.get(k) for k in ("network", "latent", "objective", "auxiliary"))
     return [*sections, (canonical.get("augmentation") or {}).get("mask"), rest, steps]

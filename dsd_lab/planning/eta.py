@@ -61,12 +61,12 @@ def step_work(trial: Trial) -> float:
     passes = 0.0
     for stage, end in zip(stages, ends, strict=True):
         objective = stage.trial.objective
-        trained = 3.0 * denoise * trial.training.flow_steps if objective.diffusion_weight > 0 else 0.0
+        trained = 3.0 * denoise * trial.training.noise_draws if objective.diffusion_weight > 0 else 0.0
         trained += encode if uses_target_encoder(objective) else 0
         trained += encode if "encode" in stage.frozen else 3.0 * encode
         trained += 3.0 * decode if objective.reconstruction_weight > 0 else 0.0
         passes += trained * (end - stage.start) / steps
-    return _STEP + passes * _pass_work(trial, trial.training.batch_size, trial.training.accumulate)
+    return _STEP + passes * _pass_work(trial, trial.training.batch_size, trial.training.grad_accum_steps)
 
 
 def evaluation_work(trial: Trial, evaluation: Generation, holdout: int) -> float:

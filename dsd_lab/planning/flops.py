@@ -31,11 +31,11 @@ def count_shape(trial: Trial, channels: int, classes: int) -> dict[str, Any]:
     for stage, share in _stages(trial):
         network = _network(trial, channels, classes, _META)
         network.freeze(stage.frozen)
-        network.recompute = trial.training.recompute
+        network.activation_checkpointing = trial.training.activation_checkpointing
         flops += share * _count_flops(network, stage.trial, channels, classes)
     network = _network(trial, channels, classes, _META)
     params, auxiliaries = count_parameters(network), _auxiliaries(network, trial, classes)
-    copies = {"average": params["total"]} | {f"average@{d!r}": params["total"] for d in trial.training.more_emas}
+    copies = {"average": params["total"]} | {f"average@{d!r}": params["total"] for d in trial.training.extra_ema_decays}
     copies |= {"target": params["total"]} if trial.needs_target_encoder else {}
     heads = sum(p.numel() for p in auxiliaries.parameters())
     muon = sum(p.numel() for p in hidden_matrices(network)) if trial.optimiser.kind == "muon" else 0
@@ -65,7 +65,7 @@ def count_bytes(trial: Trial, channels: int, classes: int) -> int:
         with FakeTensorMode():
             network = _network(trial, channels, classes, _CPU)
             network.freeze(stage.frozen)
-            network.recompute = trial.training.recompute
+            network.activation_checkpointing = trial.training.activation_checkpointing
             network.attend_fused(attends_fused(trial.training.precision, on_gpu=trial.resources.gpus > 0))
             for module in (auxiliaries, *(backbone.model for backbone in auxiliaries.backbones())):
                 _place(module, _CPU)
@@ -102,7 +102,7 @@ def _images(trial: Trial, channels: int, count: int = _COUNTED_BATCH, device: to
 
 
 def _draws(network: Network, trial: Trial, count: int, device: torch.device) -> Draws:
-    again = trial.training.flow_steps
+    again = trial.training.noise_draws
     with device:
         noise = torch.zeros(count, network.tokens, network.latent_channels)
         return Draws(
@@ -121,7 +121,7 @@ def _has_target(trial: Trial) -> bool:
 
 
 def _count_flops(network: Network, trial: Trial, channels: int, classes: int) -> int:
-    """FLOPs an image, forward and backward, with what `training.recompute` computes again."""
+    """FLOPs an image, forward and backward, with what `training.activation_checkpointing` computes again."""
     draws, auxiliaries = _draws(network, trial, _COUNTED_BATCH, _META), _auxiliaries(network, trial, classes)
     target = network if _has_target(trial) else None
     with FlopCounterMode(display=False) as counter:

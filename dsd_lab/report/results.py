@@ -13,6 +13,7 @@ from dsd_lab.files.bounded import read_json
 from dsd_lab.home.data_facts import other_images
 from dsd_lab.home.history import History
 from dsd_lab.home.home import OTHER_IMAGES
+from dsd_lab.specs.renamed import present_record
 from dsd_lab.store.mlflow_store import Store
 from dsd_lab.training_code import is_current
 
@@ -82,7 +83,7 @@ def result_of(
     history, description = History.empty(), {}
     if folder is not None and (folder / "history.parquet").exists():
         history = History.read(folder / "history.parquet")
-        description = read_json(folder / "trial.json")
+        description = present_record(read_json(folder / "trial.json"))
     return Result(
         id=entry["id"],
         variant=entry["variant"],

@@ -34,8 +34,9 @@ from dsd_lab.runs.early_stopping import Forecast, seen_steps
 from dsd_lab.runs.ray_callbacks import RETRIES, RecordFailures, SignalCheck, StopCollapsed, TrialFailed
 from dsd_lab.runs.ray_cluster import connected
 from dsd_lab.runs.signals import HeldSignals, StopFile
+from dsd_lab.specs.renamed import recorded_trial
 from dsd_lab.specs.sweep import PlannedTrial
-from dsd_lab.specs.trial import Generation, Trial
+from dsd_lab.specs.trial import Generation
 
 _REPORT_EVERY = 5.0
 """Seconds between a worker's reports to Tune, which cannot take many."""
@@ -62,7 +63,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]
     def _begin(self, config: dict[str, Any]) -> None:
         job = config["job"]
         content = job["trial"]
-        trial = PlannedTrial(**{**content, "fields": Trial.model_validate(content["fields"])})
+        trial = PlannedTrial(**{**content, "fields": recorded_trial(content)})
         evaluations = [Generation.model_validate(e) for e in job["evaluate"]]
         home, stop = Home(Path(job["home"])), StopFile(Path(job["stop"]))
         remember_call(job["command"])

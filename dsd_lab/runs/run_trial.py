@@ -29,7 +29,7 @@ from dsd_lab.runs.trial_evaluations import STATUS_EVERY, Progress, make_evaluati
 from dsd_lab.runs.watchdog import Watchdog
 from dsd_lab.specs.identity import canonical_fields, data_name
 from dsd_lab.specs.sweep import PlannedTrial
-from dsd_lab.specs.trial import Generation
+from dsd_lab.specs.trial import SCHEMA_VERSION, Generation
 from dsd_lab.training_code import training_code
 
 _LOOK_AGAIN = 1.0
@@ -221,6 +221,7 @@ def _describe(home: Home, folder: TrialFolder, trial: PlannedTrial, data: DataSe
         folder.root / "trial.json",
         {
             "format": FORMAT,
+            "schema_version": SCHEMA_VERSION,
             "id": trial.id,
             "variant": trial.variant,
             "point": trial.point,

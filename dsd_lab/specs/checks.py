@@ -71,5 +71,5 @@ def check_averages(spec: Sweep, trials: list[PlannedTrial], document: Document) 
             if lacking is not None:
                 where = document.where(("evaluate", str(index), "weights"))
                 raise BadInput(
-                    f"{where}: evaluate.{index}.weights: {trial.name!r} {lacking}; add it to training.more_emas"
+                    f"{where}: evaluate.{index}.weights: {trial.name!r} {lacking}; add it to training.extra_ema_decays"
                 )

@@ -64,7 +64,7 @@ class Generation(Section):
     weights: Literal["ema", "trained"] | Annotated[str, Field(pattern=r"^ema:0?\.\d{1,12}$")] = Field(
         "ema", json_schema_extra=_or_list
     )
-    """Averaged weights, those of the last step, or `ema:DECAY`: the average of one of `training.more_emas`. A list makes one evaluation of each."""
+    """Averaged weights, those of the last step, or `ema:DECAY`: the average of one of `training.extra_ema_decays`. A list makes one evaluation of each."""
     images: int | Literal["holdout"] = "holdout"
     """`holdout`: as many as there are held-out images, with their labels, so that the real-against-real floor has the same N and class mix. A number: that many, with `labels`."""
     labels: Literal["balanced", "random"] = "balanced"

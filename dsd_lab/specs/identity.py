@@ -61,13 +61,15 @@ def canonical_fields(trial: Trial) -> dict[str, dict[str, Any]]:
             phase = {"start": stage.start, "objective": changed, "frozen": sorted(stage.frozen)}
             fields["training"]["phases"].append(phase)
         before = (objective, stage.frozen)
-    fields["training"]["more_emas"] = sorted(set(fields["training"]["more_emas"]) - {trial.training.weight_ema})
+    fields["training"]["extra_ema_decays"] = sorted(
+        set(fields["training"]["extra_ema_decays"]) - {trial.training.weight_ema}
+    )
     if not trial.has_denoiser:
         fields["time"], fields["labels"] = {}, {}
     elif time["distribution"] == "uniform":
         del time["mean"], time["std"]
-    if not trial.has_denoiser or trial.training.flow_steps == 1:  # so that a control differs by its objective alone
-        del fields["training"]["flow_steps"]
+    if not trial.has_denoiser or trial.training.noise_draws == 1:  # so that a control differs by its objective alone
+        del fields["training"]["noise_draws"]
     if all(o.reconstruction_weight == o.perceptual_weight == 0 for o in objectives):
         del latent["decoder_noise"]
     for name, used in (
@@ -78,7 +80,7 @@ def canonical_fields(trial: Trial) -> dict[str, dict[str, Any]]:
         if not used:
             del latent[name]
     fields["auxiliary"] = _auxiliary(trial)
-    if optimiser["schedule"] != "tail":
+    if optimiser["schedule"] != "wsd":
         del optimiser["tail"]
     if optimiser["kind"] != "muon":
         del optimiser["momentum"]

@@ -10,6 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from dsd_lab.specs.renamed import present_key, present_value
 from dsd_lab.specs.trial import Trial
 from dsd_lab.specs.yaml_document import Document, KeyPath, one_line
 
@@ -90,6 +91,9 @@ def _wanted(detail: ErrorDetails) -> str:
         return f"{word} {bound:,.0f}" if bound == int(bound) else f"{word} {bound:g}"
     if kind == "literal_error":
         known = re.findall(r"'([^']*)'", context["expected"])
+        new = present_value(tuple(map(str, detail["loc"])), value)
+        if new is not None:
+            return f"{new!r}, as {value!r} is named since schema version 2"
         near = did_you_mean(value, known) if isinstance(value, str) and known else ""
         return context["expected"] + (near if "did you mean" in near else "")
     if kind in ("int_type", "int_from_float"):
@@ -123,6 +127,9 @@ def _meant(model: type[BaseModel], path: KeyPath) -> str:
         return "; it belongs under 'base' or a variant"
     if path == ("extends",):
         return "; a file extends another, a profile cannot"
+    renamed = present_key(path)
+    if renamed is not None:
+        return f"; it is {renamed!r} since schema version 2"
     elsewhere = places_of(key)
     if elsewhere and (model is Trial or len(path) == 1):
         return f"; did you mean {' or '.join(map(repr, elsewhere))}?"

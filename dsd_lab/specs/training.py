@@ -26,7 +26,7 @@ class Optimiser(Section):
     """Decoupled weight decay of matrices."""
     warmup_steps: int = Field(0, ge=0, le=10**9)
     """Steps of linear warm-up."""
-    schedule: Literal["constant", "cosine", "tail"] = "tail"
+    schedule: Literal["constant", "cosine", "wsd"] = "wsd"
     """After warm-up: constant, cosine to zero, or constant with a linear tail to zero."""
     tail: float = Field(0.3, gt=0, le=1)
     """Share of the steps that the linear tail takes."""
@@ -76,15 +76,15 @@ class Training(Section):
     """Have torch compile the network's blocks: the first step of a process waits for it (10 to 60 seconds, or a few from the home folder's cache). On a CPU 14 to 24 % more images a second in bfloat16, 3 to 6 % in float32; not measured on a GPU."""
     cuda_graphs: bool = False
     """Launch the kernels of a step's passes on a GPU as one CUDA graph, from the fourth step on: the same kernels, for networks so small that launching them takes longer than they do. What a step holds stays reserved between steps. Not run on a GPU by us."""
-    recompute: bool = False
+    activation_checkpointing: bool = False
     """Keep only what enters a block for the backward pass and compute the block again there (activation checkpointing): the same numbers in much less memory, for about a third more computing."""
     weight_ema: float = Field(0.99, ge=0, lt=1)
     """Decay a step of the averaged weights that are sampled from (ours)."""
-    more_emas: list[Annotated[float, Field(ge=0, lt=1)]] = Field([], max_length=8)
+    extra_ema_decays: list[Annotated[float, Field(ge=0, lt=1)]] = Field([], max_length=8)
     """Further decays whose averages are kept beside it, for evaluations with `weights: ema:DECAY`."""
-    accumulate: int = Field(1, ge=1, le=10**6)
+    grad_accum_steps: int = Field(1, ge=1, le=10**6)
     """Parts that the batch is cut into; gradients are summed over them before the optimiser's step."""
-    flow_steps: int = Field(1, ge=1, le=64)
+    noise_draws: int = Field(1, ge=1, le=64)
     """Draws of noise and time an image for the diffusion loss, which is their mean; the encoder runs once (UNITE's k, arXiv 2603.22283, which sums them: multiply `diffusion_weight` by k)."""
     phases: list[Phase] = Field([], max_length=16)
     """Changes of the objective in mid-training, in order: staged training, and interventions. Each lays its changes on the phase before it."""
@@ -99,7 +99,7 @@ def decay_of(weights: str, training: Training) -> float | None:
 
 def lacking_average(weights: str, training: Training) -> str | None:
     """What an evaluation asks for that a trial does not keep, in words; None where it keeps it."""
-    decay, kept = decay_of(weights, training), [training.weight_ema, *training.more_emas]
+    decay, kept = decay_of(weights, training), [training.weight_ema, *training.extra_ema_decays]
     if decay is None or decay in kept:
         return None
     return f"keeps no average of decay {decay:g}, only {', '.join(f'{k:g}' for k in kept)}"

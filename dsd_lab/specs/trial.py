@@ -26,8 +26,11 @@ from dsd_lab.specs.training import Optimiser as Optimiser
 from dsd_lab.specs.training import Training as Training
 from dsd_lab.specs.training import decay_of as decay_of
 
-SCHEMA_VERSION = 1
-"""Part of every trial's identity; raised when a default or the meaning of a field changes."""
+SCHEMA_VERSION = 2
+"""Part of every trial's identity; raised when a default or the meaning of a field changes.
+
+Since 2, gradients are clipped apart where no weight is shared, and five fields have other names (`specs/renamed.py`).
+"""
 
 
 class Probe(Section):
@@ -190,8 +193,10 @@ def resolved_phases(training: Training, objective: Objective) -> list[tuple[int,
 def unfit(trial: Trial) -> str | None:
     """What of training does not fit the other sections, beginning with the key; or None."""
     training, coupled = trial.training, trial.network.layout == "coupled"
-    if training.batch_size % training.accumulate:
-        return f"training.accumulate: {training.accumulate} does not divide batch_size {training.batch_size}"
+    if training.batch_size % training.grad_accum_steps:
+        return (
+            f"training.grad_accum_steps: {training.grad_accum_steps} does not divide batch_size {training.batch_size}"
+        )
     if training.cuda_graphs and trial.resources.gpus == 0:
         return "training.cuda_graphs: needs a GPU, and resources.gpus is 0"
     if training.cuda_graphs and trial.latent.entropy_weight > 0:
@@ -202,8 +207,8 @@ def unfit(trial: Trial) -> str | None:
         "balance by gradient norms": any(s.trial.objective.balance != "none" for s in trial.stages()),
     }
     for name, used in whole.items():
-        if used and training.accumulate > 1:
-            return f"training.accumulate: {name} is taken over a whole batch, which parts do not give"
+        if used and training.grad_accum_steps > 1:
+            return f"training.grad_accum_steps: {name} is taken over a whole batch, which parts do not give"
     if coupled and trial.optimiser.encoder_lr_factor != 1:
         return "optimiser.encoder_lr_factor: under layout 'coupled' the encoder has no blocks of its own"
     if coupled and any(phase.frozen for phase in training.phases):
@@ -213,8 +218,8 @@ def unfit(trial: Trial) -> str | None:
         if not trained_roles(stage.trial) - stage.frozen:
             return f"training.phases.{index}.frozen: no loss of this phase reaches a role that is not frozen, so nothing would be trained"
     if trial.auxiliary.alignment > 0 and trial.auxiliary.alignment_from == "denoise":
-        if training.flow_steps > 1:
-            return "auxiliary.alignment_from: the denoiser's tokens are aligned with flow_steps 1 alone"
+        if training.noise_draws > 1:
+            return "auxiliary.alignment_from: the denoiser's tokens are aligned with noise_draws 1 alone"
         if len({(s.trial.objective.noised, s.trial.objective.diffusion_weight > 0) for s in trial.stages()}) > 1:
             return "auxiliary.alignment_from: with the denoiser's tokens, phases change neither noised nor whether there is a diffusion loss"
     return None

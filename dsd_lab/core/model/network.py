@@ -48,7 +48,7 @@ class Network(nn.Module):
         width, pixels = spec.width, channels * spec.patch_size**2
 
         self.frozen: frozenset[str] = frozenset()
-        self.recompute = False
+        self.activation_checkpointing = False
         """Whether the backward pass computes blocks again instead of keeping what happened in them."""
         self.condition = Condition(width, classes)
         separate = spec.layout == "separate"
@@ -112,7 +112,7 @@ class Network(nn.Module):
         return self.heads[role](tokens, condition)
 
     def _through(self, block: nn.Module, tokens: Tensor, condition: Tensor) -> Tensor:
-        if self.recompute and torch.is_grad_enabled():
+        if self.activation_checkpointing and torch.is_grad_enabled():
             again: Tensor = checkpoint(block, tokens, condition, use_reentrant=False, preserve_rng_state=False)
             return again
         out: Tensor = block(tokens, condition)

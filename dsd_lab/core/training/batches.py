@@ -30,7 +30,7 @@ def draw_batch(
     trial: Trial, seed: int, step: int, data: DataSet, network: Network, device: torch.device
 ) -> tuple[Tensor, Draws]:
     """Images [B, C, H, W] in [-1, 1], augmented, and the random numbers of the step."""
-    size, again = trial.training.batch_size, trial.training.flow_steps
+    size, again = trial.training.batch_size, trial.training.noise_draws
     x, y = data.train.at(indices_of(trial, seed, step, len(data.train)), device)
     source = generator(seed, "step", step, device)
     t = draw_times(trial.time, again * size, source)

@@ -116,7 +116,7 @@ def _tail(progress: float, tail: float) -> float:
 SCHEDULES: dict[str, Callable[[float, float], float]] = {
     "constant": lambda progress, tail: 1.0,
     "cosine": lambda progress, tail: 0.5 * (1 + math.cos(math.pi * progress)),
-    "tail": _tail,
+    "wsd": _tail,
 }
 
 

@@ -78,9 +78,9 @@ class Trainer:
             torch.manual_seed(generator(seed, "weights").initial_seed())
             self.network = Network(trial, data.channels, data.classes).to(device)
         self.network.attend_fused(attends_fused(trial.training.precision, on_gpu=device.type != "cpu"))
-        self.network.recompute = trial.training.recompute
+        self.network.activation_checkpointing = trial.training.activation_checkpointing
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
-        self.more_averages = {decay: copy.deepcopy(self.average) for decay in trial.training.more_emas}
+        self.more_averages = {decay: copy.deepcopy(self.average) for decay in trial.training.extra_ema_decays}
         self.target_encoder = copy.deepcopy(self.network).requires_grad_(False) if trial.needs_target_encoder else None
         averages = {trial.training.weight_ema: self.average, **self.more_averages}
         self.averaging = {decay: Averaging(average, self.network) for decay, average in averages.items()}
@@ -149,7 +149,7 @@ class Trainer:
         """Part by part, kernel by kernel."""
         self.optimiser.zero_grad(set_to_none=True)
         training, batch = self.trial.training, len(x)
-        part = batch // training.accumulate
+        part = batch // training.grad_accum_steps
         sums: dict[str, Tensor] = {}
         for start in range(0, batch, part):
             chosen = slice(start, start + part)
