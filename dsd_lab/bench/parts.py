@@ -105,7 +105,7 @@ def timed_parts(trainer: Trainer, watch: Stopwatch) -> Iterator[None]:
         (network, "encode_raw", "encode"),
         (network.normaliser, "forward", "encode"),
         (network, "denoise", "denoise"),
-        (network, "decode", "decode"),
+        (network, "decode_input", "decode"),
         (training, "clip_gradients", "optimiser"),
         (trainer.optimiser, "step", "optimiser"),
         *((averaging, "follow", "average") for averaging in trainer.averaging.values()),

@@ -226,11 +226,11 @@ def _record(row: Row, kinds: list[str]) -> dict[str, object]:
 
 
 def collapse_table(groups: list[Group], settings: ReportSettings, dots: dict[str, str]) -> Table | None:
-    """REPA-E's table of collapse and our latents below it; None where nothing was probed."""
+    """What was published of collapse and our latents below it; None where nothing was probed."""
     rows, numbers, colours = [], [], []
     for r in reference("collapse"):
         rows.append([Cell(r["method"]), Cell(r["spatial_variance"]), Cell(r["total_variation"]), Cell(r["setup"]), Cell(r["source"])])  # fmt: skip
-        own = {"spatial_variance": float(r["spatial_variance"]), "total_variation": float(r["total_variation"])}
+        own = {name: _number(r[name]) for name in ("spatial_variance", "total_variation")}
         numbers.append({"method": r["method"], **own, "setup": r["setup"], "source": r["source"]})
         colours.append("transparent")
     published = len(rows)
@@ -252,10 +252,11 @@ def collapse_table(groups: list[Group], settings: ReportSettings, dots: dict[str
         return None
     note = (
         "Spatial variance: over the positions of an image, mean over channels and images. Total variation: sum over neighbours, mean "
-        "over images; it grows with the number of tokens and channels, so compare rows of one setup only."
+        "over images; it grows with the number of tokens and channels, so compare rows of one setup only. Rows without them "
+        "were published as an effect on FID alone."
     )
     header = ["latents", "spatial variance", "total variation", "setup", "source"]
-    return Table("published_collapse", "Beside REPA-E's table of collapse", header, rows, pd.DataFrame(numbers), note, colours)  # fmt: skip
+    return Table("published_collapse", "Beside published results of collapse", header, rows, pd.DataFrame(numbers), note, colours)  # fmt: skip
 
 
 def _setup(group: Group) -> str:
