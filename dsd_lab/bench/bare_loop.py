@@ -47,6 +47,7 @@ def by_hand(trial: Trial) -> bool:
         or latent.entropy_weight > 0
         or latent.decoder_noise > 0
         or latent.normaliser in ("kl", "fixed_noise")
+        or latent.decoded == "raw"
         or network.layout == "separate"
     )
 

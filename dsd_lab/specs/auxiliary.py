@@ -49,6 +49,8 @@ class Auxiliary(Section):
     """Weights of that timm model: a safetensors or PyTorch file, relative to the spec's file, or `pretrained` (timm downloads them), or `random`. Only the file's name is in a trial's identity."""
     alignment_noised: Literal["live", "detached"] = "live"
     """Whether the denoiser's alignment reaches the encoder through z_t; where `objective.noised` says otherwise it takes a pass of its own."""
+    alignment_encoder: float = Field(0.0, ge=0, le=1e6)
+    """Weight of a second pass of the denoiser's alignment, which trains the encoder alone: denoiser and heads are held, labels are not dropped, `batchnorm` uses its running statistics; 0 leaves it out. REPA-E has 1.5 beside an `alignment` of 0.5 on detached latents (arXiv 2504.10483)."""
     representation: float = Field(0.0, ge=0, le=1e6)
     """Weight of predicting the EMA copy's mean encoder token from the online encoder's with an MLP, 2 - 2 cosine, as BYOL (arXiv 2006.07733); 0 leaves it out."""
     classification: float = Field(0.0, ge=0, le=1e6)

@@ -11,12 +11,23 @@ from pydantic import Field, model_validator
 
 from dsd_lab.specs.base import Section
 
+OF_ONE_IMAGE = ("layernorm", "layernorm_affine", "image_rmsnorm")
+"""Normalisers that take an image by itself, noise-free: they have the same effect on a prediction."""
+
 
 class Latent(Section):
     """What is done to the encoder's output before it is noised and decoded."""
 
-    normaliser: Literal["none", "layernorm", "layernorm_affine", "batchnorm", "fixed_noise", "kl"] = "layernorm"
-    """`layernorm`: over the channels of a token. `batchnorm`: per channel over batch and tokens, no affine. `fixed_noise`: free latents plus noise in training. `kl`: a sampled mean and variance (ours: layernorm)."""
+    normaliser: Literal["none", "layernorm", "layernorm_affine", "image_rmsnorm", "batchnorm", "fixed_noise", "kl"] = (
+        "layernorm"
+    )
+    """`layernorm`: over the channels of a token. `image_rmsnorm`: unit mean square over the tokens and channels of an image. `batchnorm`: per channel over batch and tokens, no affine. `fixed_noise`: free latents plus noise in training. `kl`: a sampled mean and variance (ours: layernorm)."""
+    eps: float | None = Field(None, gt=0, le=1)
+    """What the norms add to the variance (`image_rmsnorm`: to the mean square) before its root; null: 1e-6, for `batchnorm` 1e-5. UNITE has 1e-5, REPA-E 1e-4."""
+    normalise_prediction: bool = False
+    """Pass the denoiser's clean predictions through the latents' normaliser, with its weights, in training and at every sampling step (UNITE, arXiv 2603.22283). A trained scale is then reached by the diffusion loss too."""
+    decoded: Literal["normalised", "raw"] = "normalised"
+    """What the decoder reads: the normalised latents, or the encoder's output, for samples by the running statistics (REPA-E, arXiv 2504.10483; `batchnorm` alone)."""
     noise: float = Field(0.1, gt=0, le=10)
     """Standard deviation of the Gaussian noise that `fixed_noise` adds to the latents in training (ours)."""
     kl_weight: float = Field(1e-3, ge=0, le=1e6)
@@ -27,6 +38,19 @@ class Latent(Section):
     """Variance added to every direction in that entropy, so that a lost direction costs a finite amount (ours)."""
     decoder_noise: float = Field(0.0, ge=0, le=10)
     """Standard deviation of Gaussian noise added to the decoder's input in training."""
+
+    @model_validator(mode="after")
+    def _fits_the_normaliser(self) -> Latent:
+        for name, asked, those in (
+            ("eps", self.eps is not None, (*OF_ONE_IMAGE, "batchnorm")),
+            ("normalise_prediction", self.normalise_prediction, OF_ONE_IMAGE),
+            ("decoded", self.decoded == "raw", ("batchnorm",)),
+        ):
+            if asked and self.normaliser not in those:
+                raise ValueError(
+                    f"{name}: {getattr(self, name)} needs the normaliser {' or '.join(those)}, not {self.normaliser}"
+                )
+        return self
 
 
 class Objective(Section):

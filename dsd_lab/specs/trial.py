@@ -209,11 +209,19 @@ def unfit(trial: Trial) -> str | None:
     for name, used in whole.items():
         if used and training.grad_accum_steps > 1:
             return f"training.grad_accum_steps: {name} is taken over a whole batch, which parts do not give"
+    stages = trial.stages()
+    if trial.latent.normalise_prediction:
+        if any(s.trial.objective.diffusion_weight > 0 and s.trial.objective.output != "clean" for s in stages):
+            return "latent.normalise_prediction: only a clean prediction is a latent; objective.output is velocity"
+        halves = [len(phase.frozen & {"encode", "denoise"}) for phase in stages]
+        if trial.latent.normaliser == "layernorm_affine" and 1 in halves:
+            return "training.phases: with latent.normalise_prediction encoder and denoiser share the normaliser's weights; freeze both or neither"
+    if trial.latent.decoded == "raw" and any(s.trial.objective.balance != "none" for s in stages):
+        return "objective.balance: the reconstruction has no gradient at the latents where latent.decoded is raw"
     if coupled and trial.optimiser.encoder_lr_factor != 1:
         return "optimiser.encoder_lr_factor: under layout 'coupled' the encoder has no blocks of its own"
     if coupled and any(phase.frozen for phase in training.phases):
         return "training.phases: under layout 'coupled' all roles share their blocks, so none can be frozen"
-    stages = trial.stages()
     for index, stage in enumerate(stages[len(stages) - len(training.phases) :]):
         if not trained_roles(stage.trial) - stage.frozen:
             return f"training.phases.{index}.frozen: no loss of this phase reaches a role that is not frozen, so nothing would be trained"
@@ -247,6 +255,10 @@ def misfit(trial: Trial) -> str | None:
     size, crop, spec = trial.network.image_size, trial.augmentation.crop, trial.auxiliary
     if size is not None and crop >= size:
         return f"augmentation.crop: {crop} is not below network.image_size ({size})"
+    if spec.alignment_encoder > 0 and (
+        spec.alignment == 0 or spec.alignment_from != "denoise" or spec.alignment_noised != "detached"
+    ):
+        return "auxiliary.alignment_encoder: needs an alignment above 0, alignment_from: denoise and alignment_noised: detached"
     if spec.alignment == 0:
         return None
     if len(spec.alignment_layers) != len(spec.alignment_target_layers):

@@ -42,19 +42,25 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Seen:
-    """What an auxiliary loss can read of a step: images [B, C, H, W], latents [B, T, c], draws and tokens."""
+    """What an auxiliary loss can read of a step: images [B, C, H, W], latents [B, T, c], draws and tokens.
+
+    `settled` [B, T, c] are the latents by the normaliser's running statistics, where a loss asks for them.
+    """
 
     network: Network
     x: Tensor
     z: Tensor
     draws: Draws
     tokens: Tokens = field(default_factory=Tokens)
+    settled: Tensor | None = None
 
 
 class Auxiliary(nn.Module):
     """A loss term with its trained heads; `reads` names the passes whose tokens it needs."""
 
     reads: frozenset[str] = frozenset()
+    reads_settled = False
+    """Whether it reads `Seen.settled`."""
     backbone: Backbone | None = None
 
     def __init__(self, trial: Trial, network: Network, classes: int, device: torch.device) -> None:
@@ -81,7 +87,12 @@ class Alignment(Auxiliary):
     tokens; no gradient reaches a target. With several layers, the mean over them.
 
     With the denoiser's tokens the loss reaches the encoder through z_t whatever the diffusion loss
-    does, where the spec says so: REPA-E's alignment arm (Leng et al., arXiv 2504.10483).
+    does, where `alignment_noised` says so.
+
+    `alignment_encoder` is the other way, REPA-E's (Leng et al., arXiv 2504.10483, train_repae.py): the
+    latents are detached here, and a second pass trains the encoder alone, at that weight, with the same
+    times and noise, labels before label drop, and latents by the normaliser's running statistics, so
+    that their scale has a gradient. The gradient of that pass is added; its value is not.
     """
 
     def __init__(self, trial: Trial, network: Network, classes: int, device: torch.device) -> None:
@@ -91,6 +102,9 @@ class Alignment(Auxiliary):
         self.role, self.noised = spec.alignment_from, spec.alignment_noised
         self.layers, self.target_layers = spec.alignment_layers, spec.alignment_target_layers
         self.own_pass = self.role == "denoise" and self.noised != trial.objective.noised
+        self.encoder_share = spec.alignment_encoder / spec.alignment
+        """Weight of the encoder's pass as a multiple of this loss' own."""
+        self.reads_settled = self.encoder_share > 0
         widths = [width] * len(self.layers)
         if spec.alignment_to != EMA:
             named = named_backbones(trial)["alignment"]
@@ -101,12 +115,25 @@ class Alignment(Auxiliary):
         self.heads = nn.ModuleList(_mlp(width, spec.head_width, outside, layers=3) for outside in widths)
 
     def forward(self, seen: Seen) -> Tensor:
-        tokens, targets = self._tokens(seen), self._targets(seen)
+        targets = self._targets(seen)
+        loss = self._misalignment(self._tokens(seen), targets)
+        return loss + self.encoder_share * self._through_latents(seen, targets) if self.encoder_share > 0 else loss
+
+    def _misalignment(self, tokens: list[Tensor], targets: list[Tensor]) -> Tensor:
         cosines = [
             functional.cosine_similarity(head(tokens[layer]).float(), target.float(), dim=-1).mean()
             for head, layer, target in zip(self.heads, self.layers, targets, strict=True)
         ]
         return -torch.stack(cosines).mean()
+
+    def _through_latents(self, seen: Seen, targets: list[Tensor]) -> Tensor:
+        """A zero whose gradient is that of the loss with respect to the latents, denoiser and heads held."""
+        assert seen.settled is not None and seen.draws.labels is not None
+        with torch.enable_grad():
+            z, kept = seen.settled.detach().requires_grad_(), list[Tensor]()
+            seen.network.denoise(noised(z, seen.draws.e, seen.draws.t), seen.draws.t, seen.draws.labels, kept)
+            (slope,) = torch.autograd.grad(self._misalignment(kept, targets), z)
+        return ((seen.settled - z.detach()) * slope).sum()
 
     def _tokens(self, seen: Seen) -> list[Tensor]:
         if not self.own_pass:
@@ -205,6 +232,11 @@ class Auxiliaries(nn.Module):
         named = named_backbones(trial).get("perceptual")
         self.perceptual = None if named is None else Perceptual(named, network.side * network.patch, device)
         self.weights = {name: float(getattr(trial.auxiliary, name)) for name in losses}
+
+    @property
+    def reads_settled(self) -> bool:
+        """Whether some loss reads the latents by the normaliser's running statistics."""
+        return any(loss.reads_settled for loss in self.losses.values())
 
     def tokens(self) -> Tokens:
         """Lists for the tokens that some loss reads."""

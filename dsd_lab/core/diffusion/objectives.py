@@ -7,7 +7,8 @@ The diffusion loss of a clean image x with latent z, noise e and time t (z_t = t
 
 The weighted clean space is the loss that JiT and UNITE (arXiv 2603.22283) write in velocity space,
 |(f - z_t) / max(1-t, c) - (z2 - z_t) / max(1-t, c)|^2. UNITE sums the losses of its k draws of noise
-and time an image; here they are averaged, so that its objective has k as `diffusion_weight`.
+and time an image; here they are averaged. Its L1 is on pixels in [0, 1], which is half of ours, so
+that its objective has k as `diffusion_weight` and 0.5 as `reconstruction_weight`.
 
 z2 is the target (live, stop-gradient, or the EMA encoder's latent). Naive joint training is a live
 target in velocity space. Decoupling (arXiv 2511.14716, root cause 1) is the stop-gradient; loss
@@ -174,12 +175,16 @@ def losses(
     tokens = Tokens() if auxiliaries is None else auxiliaries.tokens()
     perceptual = None if auxiliaries is None or spec.perceptual_weight == 0 else auxiliaries.perceptual
     raw = network.encode_raw(x, draws.hidden, tokens.encode)
+    reads_settled = auxiliaries is not None and auxiliaries.reads_settled
+    # Before the step's own normalisation, which moves the running statistics.
+    settled = network.normaliser.settled(raw, draws.latent_e).float() if reads_settled else None
     z = network.normaliser(raw, draws.latent_e).float()
     weighted: dict[str, tuple[float, Tensor]] = {}
     others: dict[str, tuple[float, Tensor]] = {}
     if spec.reconstruction_weight > 0 or perceptual is not None:
-        decoder_in = z if draws.decoder_e is None else z + trial.latent.decoder_noise * draws.decoder_e
-        image = network.decode(decoder_in).float()
+        decoded = raw.float() if trial.latent.decoded == "raw" else z
+        decoder_in = decoded if draws.decoder_e is None else decoded + trial.latent.decoder_noise * draws.decoder_e
+        image = network.decode_input(decoder_in).float()
         if spec.reconstruction_weight > 0:
             weighted["reconstruction"] = spec.reconstruction_weight, RECONSTRUCTIONS[spec.reconstruction](image, x)
         if perceptual is not None:
@@ -190,7 +195,7 @@ def losses(
         diffusion = diffusion_loss(denoise, z.repeat(again, 1, 1), z2.repeat(again, 1, 1), draws, spec)
         weighted["diffusion"] = spec.diffusion_weight, diffusion
     if auxiliaries is not None:
-        others |= auxiliaries.terms(Seen(network, x, z, draws, tokens), target_encoder)
+        others |= auxiliaries.terms(Seen(network, x, z, draws, tokens, settled), target_encoder)
     balanced = {name: term for name, (_, term) in (weighted | others).items() if name != "reconstruction"}
     factors = BALANCES[spec.balance](weighted.get("reconstruction", (0, None))[1], balanced, z)
     weighted |= {name: pair for name, pair in network.normaliser.penalties(raw).items() if pair[0] > 0}

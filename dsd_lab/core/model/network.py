@@ -74,6 +74,8 @@ class Network(nn.Module):
             }
         )
         self.normaliser = NORMALISERS[trial.latent.normaliser](spec.latent_channels, trial.latent)
+        self.normalises_prediction = trial.latent.normalise_prediction
+        self.decodes_raw = trial.latent.decoded == "raw"
         self._initialise()
 
     def _add_blocks(self, roles: tuple[str, ...], count: int | None, width: int, heads: int) -> None:
@@ -133,12 +135,20 @@ class Network(nn.Module):
         return self.normaliser(self.encode_raw(x, kept=kept), noise)
 
     def denoise(self, z_t: Tensor, t: Tensor, y: Tensor, kept: list[Tensor] | None = None) -> Tensor:
-        """Noised latents [B, T, c] at times [B] with labels [B] -> clean latent or velocity [B, T, c]."""
-        return self._run("denoise", self.noisy_in(z_t), self._condition("denoise", t, y), kept)
+        """Noised latents [B, T, c] at times [B] with labels [B] -> clean latent or velocity [B, T, c].
+
+        Clean latents pass through the latents' normaliser where `latent.normalise_prediction` says so.
+        """
+        out = self._run("denoise", self.noisy_in(z_t), self._condition("denoise", t, y), kept)
+        return self.normaliser(out.float()) if self.normalises_prediction else out
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents [B, T, c] -> images [B, C, H, W]."""
-        return self.unpatchify(self._run("decode", self.latent_in(z), self._condition("decode")))
+        """Latents [B, T, c] -> images [B, C, H, W]; un-normalised first where `latent.decoded` is `raw`."""
+        return self.decode_input(self.normaliser.undone(z) if self.decodes_raw else z)
+
+    def decode_input(self, latents: Tensor) -> Tensor:
+        """What the decoder reads [B, T, c] -> images [B, C, H, W]."""
+        return self.unpatchify(self._run("decode", self.latent_in(latents), self._condition("decode")))
 
     def patchify(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, T, C p p]."""
@@ -165,7 +175,8 @@ class Network(nn.Module):
             "decode": [self.latent_in],
         }
         own = [self.own_conditions[role]] if role in self.own_conditions else []
-        normaliser = [self.normaliser] if role == "encode" else []
+        shares = role == "encode" or (role == "denoise" and self.normalises_prediction)
+        normaliser = [self.normaliser] if shares else []
         parts = [*entry[role], *own, self.heads[role], *normaliser, *(self.blocks[i] for i in self.ranges[role])]
         return [p for part in parts for p in part.parameters()]
 

@@ -32,6 +32,15 @@ class Normaliser(nn.Module):
     def forward(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
         raise NotImplementedError
 
+    def settled(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The latents by running statistics, also in training; those of `forward` where there are none."""
+        latents: Tensor = self(raw, noise)
+        return latents
+
+    def undone(self, z: Tensor) -> Tensor:
+        """The encoder's output of latents, by running statistics; only where `forward` can be inverted."""
+        raise NotImplementedError
+
     def penalties(self, raw: Tensor) -> dict[str, tuple[float, Tensor]]:
         """Weight and value (a scalar, before the weight) of each loss term that belongs to the normaliser, by name."""
         return {}
@@ -45,36 +54,71 @@ class NoNormaliser(Normaliser):
 
 
 class LatentLayerNorm(Normaliser):
-    """Zero mean and unit variance over the channels of each token (UNITE's choice, without affine)."""
+    """Zero mean and unit variance over the channels of each token: (z - mean) / sqrt(variance + eps), eps 1e-6."""
 
     affine = False
 
     def __init__(self, channels: int, spec: Latent) -> None:
         super().__init__(channels, spec)
-        self.norm = nn.LayerNorm(channels, elementwise_affine=self.affine, eps=1e-6)
+        self.norm = nn.LayerNorm(channels, elementwise_affine=self.affine, eps=1e-6 if spec.eps is None else spec.eps)
 
     def forward(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
         return self.norm(raw)
 
 
 class AffineLatentLayerNorm(LatentLayerNorm):
-    """LayerNorm with a trained scale and shift a channel: the scale is free again, at one speed for all tokens."""
+    """LayerNorm with a trained scale and shift per channel: the scale is free again, at one speed for all tokens.
+
+    UNITE's choice, with eps 1e-5 (arXiv 2603.22283, models/unite.py).
+    """
 
     affine = True
+
+
+class ImageRMSNorm(Normaliser):
+    """Unit mean square over the tokens and channels of each image: z / sqrt(mean z^2 + eps), eps 1e-6, no scale.
+
+    LDM-is-AE's choice (arXiv 2609.37080, backbone/dit.py), whose encoder adds a bypass of the image after it.
+    The mean stays, and so do differences of scale between the tokens of an image.
+    """
+
+    def __init__(self, channels: int, spec: Latent) -> None:
+        super().__init__(channels, spec)
+        self.eps = 1e-6 if spec.eps is None else spec.eps
+
+    def forward(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
+        return raw * (raw.square().mean((-2, -1), keepdim=True) + self.eps).rsqrt()
 
 
 class LatentBatchNorm(Normaliser):
     """Zero mean and unit variance of each channel over batch and tokens, without affine.
 
-    Running statistics are used outside training (momentum 0.1 and eps 1e-5, as torch's defaults).
+    Running statistics are used outside training (momentum 0.1 and eps 1e-5, as torch's defaults; REPA-E,
+    arXiv 2504.10483, has eps 1e-4).
     """
 
     def __init__(self, channels: int, spec: Latent) -> None:
         super().__init__(channels, spec)
-        self.norm = nn.BatchNorm1d(channels, affine=False)
+        self.norm = nn.BatchNorm1d(channels, affine=False, eps=1e-5 if spec.eps is None else spec.eps)
 
     def forward(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
         return self.norm(raw.flatten(0, 1)).view_as(raw)
+
+    def settled(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
+        """(raw - running mean) / sqrt(running variance + eps): the scale of raw is free, and no statistic moves."""
+        mean, std = self._running()
+        return (raw - mean) / std
+
+    def undone(self, z: Tensor) -> Tensor:
+        """z sqrt(running variance + eps) + running mean."""
+        mean, std = self._running()
+        return z * std + mean
+
+    def _running(self) -> tuple[Tensor, Tensor]:
+        """Copies, since the next step in training mode changes the statistics in place."""
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        assert mean is not None and variance is not None
+        return mean.clone(), (variance + self.norm.eps).sqrt()
 
 
 class FixedNoise(Normaliser):
@@ -129,6 +173,7 @@ NORMALISERS: dict[str, type[Normaliser]] = {
     "none": NoNormaliser,
     "layernorm": LatentLayerNorm,
     "layernorm_affine": AffineLatentLayerNorm,
+    "image_rmsnorm": ImageRMSNorm,
     "batchnorm": LatentBatchNorm,
     "fixed_noise": FixedNoise,
     "kl": KLNormaliser,
