@@ -30,7 +30,8 @@ from dsd_lab.home.history import write_history
 from dsd_lab.home.home import Home
 from dsd_lab.report.results import result_of
 from dsd_lab.specs.trial import Data
-from dsd_lab.store.reading import damage, wrong_in
+from dsd_lab.store.own_runs import wrong_in
+from dsd_lab.store.reading import damage
 
 EVIL = st.sampled_from(
     [None, True, -1, 0, 2**63, 2**70, 1e300, -1e300, 0.5, "", "\0", "\x1b[2J", "\u202e", "../../etc", "a" * 20_000, "NaN", [], {}, [[]], {"a": {}}]

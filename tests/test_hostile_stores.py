@@ -14,7 +14,8 @@ from dsd_lab.files.bounded import read_json_object
 from dsd_lab.home.home import Home
 from dsd_lab.store.faults import StoreUnavailable
 from dsd_lab.store.mlflow_store import Store
-from dsd_lab.store.reading import damage, wrong_in
+from dsd_lab.store.own_runs import wrong_in
+from dsd_lab.store.reading import damage
 
 KEPT = Path(__file__).parent / "fixtures" / "home-schema1" / "home"
 

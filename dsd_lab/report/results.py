@@ -121,5 +121,6 @@ def results_of(store: Store, manifest: dict[str, Any], scratch: Path) -> list[Re
         if state == "done" and not is_current(stored.tags.get("dsd.code")):
             state = "stale"
         results.append(result_of(stored.entry, state, stored.tags, stored.metrics, stored.folder))
+    store.say_notices()
     others = other_images({r.id: r.description for r in results if r.description})
     return [without_values(r, OTHER_IMAGES, others[r.id]) if r.id in others else r for r in results]

@@ -1,19 +1,22 @@
 """Which experiments and runs of a store are a home folder's own; it may hold those of many homes, and of other programs.
 
 The tag `dsd.home` says it. What an earlier version stored has none: in the home's own database it is the home's,
-elsewhere a trial's run is, where it began at the very millisecond that the trial's status says.
+elsewhere a trial's run is, where it began at the very millisecond that the trial's status says. Anybody can write
+such tags, so where the home has recorded the id of a run, no other run is taken for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run, ViewType
+from mlflow.exceptions import MlflowException
 
 from dsd_lab.home.home import Home
 from dsd_lab.home.names import is_trial_id
+from dsd_lab.store.own_runs import NEEDED, Record, slot_of, wrong_in
 
 _AT_ONCE = 500
 """Experiments that one search of runs names."""
@@ -28,36 +31,100 @@ class Ours:
         home: the home folder.
         own: whether the store is the database in that folder.
         say: called with one line about what was missing and is found again or made anew.
+        record: of the runs that this home made.
     """
 
     client: MlflowClient
     home: Home
     own: bool
     say: Callable[[str], None]
+    record: Record
+    _wrong: dict[str, str] = field(default_factory=dict)
+    """Runs that were passed over for their tags, and what is wrong with them."""
+    _alike: dict[str, dict[str, None]] = field(default_factory=dict)
+    """Runs that were passed over since another is recorded, or came first, by what they claim to be."""
 
     def is_ours(self, run: Run) -> bool:
-        """Whether a run is this home's."""
+        """Whether a run says that it is this home's."""
         tags = run.data.tags
+        if tags.get("dsd.kind") not in NEEDED:
+            return False
         if "dsd.home" in tags or self.own:
             return bool(tags.get("dsd.home", self.home.id) == self.home.id)
         trial = tags.get("dsd.trial")
         started = self.home.trial(trial).status().get("started") if is_trial_id(trial) else None
         return isinstance(started, (int, float)) and run.info.start_time == int(1000 * started)
 
+    def is_recorded(self, run: Run) -> bool:
+        """Whether this home is known to have made a run, or to have taken it as its own with the trial's files at hand."""
+        return self.record.get(slot_of(run.data.tags)) == run.info.run_id
+
     def runs(self, condition: str, experiments: list[str] | None = None, deleted: bool = False) -> list[Run]:
-        """This home's runs that meet a condition; what began later comes later."""
+        """This home's runs that meet a condition, one of each kind, trial and code; what began later comes later."""
         named = self.experiments() if experiments is None else experiments
+        alike: dict[str, list[Run]] = {}
+        for run in self._checked(self.is_ours, condition, named, deleted):
+            alike.setdefault(slot_of(run.data.tags), []).append(run)
+        return [run for slot, runs in alike.items() if (run := self._own_of(slot, runs)) is not None]
+
+    def of_others(self, trial: str) -> list[Run]:
+        """Runs of a trial that other homes of the store have, whatever their experiments are called."""
+        everywhere = [str(e.experiment_id) for e in self._search(ViewType.ACTIVE_ONLY, None)]
+        condition = f"tags.`dsd.kind` = 'trial' and tags.`dsd.trial` = '{trial}'"
+        return self._checked(lambda run: not self.is_ours(run), condition, everywhere)
+
+    def notices(self) -> list[str]:
+        """What was passed over, a line each."""
+        lines = []
+        if self._wrong:
+            first, reason = next(iter(self._wrong.items()))
+            lines.append(f"{len(self._wrong)} foreign runs of the store are passed over, first {first}: {reason}")
+        for what, runs in self._alike.items():
+            lines.append(f"{len(runs)} other runs of {what} in the store are passed over, first {next(iter(runs))}")
+        return lines
+
+    def _checked(
+        self, wanted: Callable[[Run], bool], condition: str, named: list[str], deleted: bool = False
+    ) -> list[Run]:
+        """Runs of experiments whose tags may become paths, queries and numbers; every search is made here."""
         view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
         found = []
         for start in range(0, len(named), _AT_ONCE):
             some, token = named[start : start + _AT_ONCE], None
             while True:
                 page = self.client.search_runs(some, condition, view, 1000, ["attributes.start_time ASC"], token)
-                found += [run for run in page if self.is_ours(run)]
+                for run in filter(wanted, page):
+                    if reason := wrong_in(run):
+                        self._wrong[run.info.run_id] = reason
+                    else:
+                        found.append(run)
                 token = page.token
                 if not token:
                     break
         return sorted(found, key=lambda run: run.info.start_time or 0)
+
+    def _own_of(self, slot: str, runs: list[Run]) -> Run | None:
+        """The recorded one of runs that say the same; without a record, or where that run is gone for good, the first."""
+        recorded = self.record.get(slot)
+        own = next((run for run in runs if run.info.run_id == recorded), None)
+        if own is None and (recorded is None or not self._is_there(recorded)):
+            own = runs[0]
+        for run in runs:
+            if run is not own:
+                tags = run.data.tags
+                what = f"trial {tags['dsd.trial']}" if "dsd.trial" in tags else f"sweep {tags['dsd.sweep']}"
+                self._alike.setdefault(what, {})[run.info.run_id] = None
+        return own
+
+    def _is_there(self, run_id: str) -> bool:
+        """Whether the store holds a run, deleted or not."""
+        try:
+            self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+        return True
 
     def experiments(self) -> list[str]:
         """Ids of the experiments that may hold runs of this home."""

@@ -1,0 +1,260 @@
+"""A sweep's files into its runs: the parent run, one run a trial, and pointers to trials that other sweeps trained."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag
+
+from dsd_lab.home.home import ENDED, Home, TrialFolder
+from dsd_lab.store.artifacts import differing, flat
+from dsd_lab.store.own_runs import slot_of
+from dsd_lab.store.reading import has_lost_artifacts
+from dsd_lab.store.replay import BATCH, bring_up, set_state
+from dsd_lab.store.shared import Ours
+from dsd_lab.store.system_metrics import read_samples
+
+_FOLLOWING = ("dsd.settled", "dsd.evaluations")
+"""Tags of a pointer that follow those of the run that it points to."""
+
+
+@dataclass(frozen=True)
+class SweepRuns:
+    """Where a sweep is in the store."""
+
+    key: str
+    experiment: str
+    parent: str
+    differing: list[str]
+    imported: bool
+    trials: dict[tuple[str, str, str | None], Run]
+    """Runs of trials by trial, code and import as the first pass found them, so that it asks once and not for each."""
+    pointers: dict[str, Run]
+    """The same of this sweep's pointers, by the run that they point to."""
+    everywhere: list[str]
+    """Experiments in which runs of this home may be."""
+
+
+def imported_with(folder: TrialFolder) -> str | None:
+    """The sweep that an import brought a trial with; None where it was trained here."""
+    mark = folder.imported()
+    return None if mark is None else str(mark.get("sweep"))
+
+
+def _mark(imported: str | None) -> dict[str, str]:
+    return {} if imported is None else {"dsd.imported": imported}
+
+
+def _may_change(sweep: SweepRuns, run: Run) -> bool:
+    """Whether a sweep may add to a run: an import changes only runs that are its own."""
+    tags = run.data.tags
+    return not sweep.imported or tags["dsd.kind"] == "pointer" or tags.get("dsd.imported") == sweep.key
+
+
+@dataclass
+class Writer:
+    """Writes sweeps into a store, and remembers what it has seen of it.
+
+    Args:
+        client: of the store.
+        home: whose trials are stored.
+        ours: finds the home's runs.
+        artifacts: URI of the folder for artifacts; None leaves it to the server.
+    """
+
+    client: MlflowClient
+    home: Home
+    ours: Ours
+    artifacts: str | None
+    certain: set[str] = field(default_factory=set)
+    """Runs whose tag `dsd.lines` is known to be true."""
+    current: list[Run] | None = None
+    """Runs of trials as the last pass found them, where it had nothing to write: a report need not ask again."""
+    _runs: dict[str, str] = field(default_factory=dict)
+    """Run ids by what was searched for."""
+    _seen: dict[str, str] = field(default_factory=dict)
+    """What each trial's files were at the last pass."""
+
+    def forget(self) -> None:
+        """The store failed: what was seen of it may be true no more."""
+        for memory in (self._runs, self._seen, self.certain):
+            memory.clear()
+
+    def sweep(self, manifest: dict[str, Any]) -> SweepRuns:
+        """The sweep's experiment and its parent run, made or restored where they are missing."""
+        key, name, why = manifest["key"], manifest["name"], manifest["why"]
+        experiment = self.ours.experiment(name, why, self.artifacts)
+        imported = key if "imported" in manifest else None
+        parent = self._find([experiment], "sweep", f"tags.`dsd.sweep` = '{key}'", imported)
+        if parent is None:
+            tags = {"dsd.kind": "sweep", "dsd.sweep": key, "mlflow.note.content": why} | _mark(imported)
+            tags |= {"dsd.command": str(manifest["command"])[:5000]} if manifest.get("command") else {}
+            parent = self._create(experiment, key, int(1000 * manifest["run_at"]), tags)
+        spec = json.dumps(manifest["spec"], indent=1)
+        if self._seen.get(f"{key} spec") != spec:
+            self.client.log_text(parent, spec, "spec.json")
+            self._seen[f"{key} spec"] = spec
+        trials: dict[tuple[str, str, str | None], Run] = {}
+        pointers: dict[str, Run] = {}
+        everywhere = self.ours.experiments()
+        if f"{key} state" not in self._seen:
+            self.current = self.ours.runs("tags.`dsd.kind` = 'trial'", everywhere)
+            for run in self.current:
+                tags = run.data.tags
+                trials[tags["dsd.trial"], tags["dsd.code"], tags.get("dsd.imported")] = run
+            condition = f"tags.`dsd.kind` = 'pointer' and tags.`dsd.sweep` = '{key}'"
+            pointers = {run.data.tags["dsd.points_to"]: run for run in self.ours.runs(condition, everywhere)}
+        fields = differing(manifest["trials"])
+        return SweepRuns(key, experiment, parent, fields, imported is not None, trials, pointers, everywhere)
+
+    def _find(self, experiments: list[str], kind: str, condition: str, imported: str | None = None) -> str | None:
+        slot = f"{kind} {imported} {condition}"
+        if slot not in self._runs:
+            wanted = f"tags.`dsd.kind` = '{kind}' and {condition}"
+            for deleted in (False, True):
+                runs = self.ours.runs(wanted, experiments, deleted)
+                if kind != "pointer":  # it takes over the tags of the run that it points to
+                    runs = [run for run in runs if run.data.tags.get("dsd.imported") == imported]
+                if runs:
+                    break
+            else:
+                return None
+            if deleted:
+                self.client.restore_run(runs[0].info.run_id)
+                self.ours.say(f"the run {runs[0].info.run_name!r} had been deleted from the store; it is restored")
+            self.ours.record.add(slot_of(runs[0].data.tags), runs[0].info.run_id)
+            self._runs[slot] = runs[0].info.run_id
+        return self._runs[slot]
+
+    def trial(self, sweep: SweepRuns, entry: dict[str, Any]) -> int:
+        """Bring a trial's run up to its files; returns the spool lines that were new."""
+        folder = self.home.trial(entry["id"])
+        state, status = folder.state(), folder.status()
+        size = folder.spool.stat().st_size if folder.spool.exists() else 0
+        seen = f"{state} {status.get('attempt')} {size} {len(folder.evaluations())}"
+        slot = f"{sweep.key} {entry['name']}"
+        if state == "pending" or self._seen.get(slot) == seen:
+            return 0
+        code, imported, new = str(status.get("code")), imported_with(folder), 0
+        run = sweep.trials.get((entry["id"], code, imported))
+        if run is not None and self._is_settled(sweep, entry, state, run, seen):
+            self.ours.record.add(slot_of(run.data.tags), run.info.run_id)
+        else:
+            self.current = None
+            run = self.client.get_run(self._trial_run(sweep, entry, code, imported))
+            self._parameters(sweep, entry, run)
+            if self._is_orphaned(sweep, run):
+                self.client.set_tag(run.info.run_id, "mlflow.parentRunId", sweep.parent)
+            lost = has_lost_artifacts(run, folder)
+            if lost:
+                self.ours.say(f"the artifacts of {entry['name']!r} were gone from the store; they are written anew")
+            if run.data.tags.get("dsd.settled") != seen or lost:
+                new = bring_up(self.client, run, folder, state, seen, self.certain, lost)
+            if run.data.tags["dsd.sweep"] != sweep.key and state in ENDED:
+                self._pointer(sweep, entry, run.info.run_id)
+        self._seen[slot] = seen
+        return new
+
+    def _is_settled(self, sweep: SweepRuns, entry: dict[str, Any], state: str, run: Run, seen: str) -> bool:
+        """Whether the first look at all runs showed that nothing of a trial is lacking."""
+        if run.data.tags.get("dsd.settled") != seen or self._lacking(sweep, entry, run):
+            return False
+        if self._is_orphaned(sweep, run) or has_lost_artifacts(run, self.home.trial(entry["id"])):
+            return False
+        if run.data.tags["dsd.sweep"] == sweep.key or state not in ENDED:
+            return True
+        pointer = sweep.pointers.get(run.info.run_id)
+        return (
+            pointer is not None
+            and pointer.info.status == "FINISHED"
+            and pointer.data.tags.get("dsd.settled") == seen
+            and not self._lacking(sweep, entry, pointer)
+        )
+
+    def _is_orphaned(self, sweep: SweepRuns, run: Run) -> bool:
+        """Whether a run of this sweep has another parent: one that was deleted for good."""
+        tags = run.data.tags
+        return (
+            _may_change(sweep, run)
+            and tags["dsd.sweep"] == sweep.key
+            and tags.get("mlflow.parentRunId") != sweep.parent
+        )
+
+    def _trial_run(self, sweep: SweepRuns, entry: dict[str, Any], code: str, imported: str | None) -> str:
+        """The run of a trial in whichever experiment this code first trained it; made where there is none."""
+        condition = f"tags.`dsd.trial` = '{entry['id']}' and tags.`dsd.code` = '{code}'"
+        found = self._find(sweep.everywhere, "trial", condition, imported)
+        if found is None:
+            found = self._create_child(sweep, entry, "trial", {"dsd.code": code} | _mark(imported))
+            self.certain.add(found)
+        return found
+
+    def _create_child(self, sweep: SweepRuns, entry: dict[str, Any], kind: str, tags: dict[str, str]) -> str:
+        tags = tags | {"mlflow.parentRunId": sweep.parent, "dsd.kind": kind, "dsd.sweep": sweep.key}
+        tags |= {"dsd.trial": entry["id"]} | {f"dsd.{k}": str(entry[k]) for k in ("variant", "size", "seed")}
+        started = int(1000 * self.home.trial(entry["id"]).status().get("started", time.time()))
+        return self._create(sweep.experiment, entry["name"], started, tags)
+
+    def _create(self, experiment: str, name: str, started: int, tags: dict[str, str]) -> str:
+        run = self.client.create_run(experiment, started, tags | {"dsd.home": self.home.id}, name)
+        self.ours.record.add(slot_of(tags), run.info.run_id)
+        return str(run.info.run_id)
+
+    def _parameters(self, sweep: SweepRuns, entry: dict[str, Any], run: Run) -> None:
+        """Add the parameters that a run lacks: more of them differ as a sweep grows."""
+        lacking = self._lacking(sweep, entry, run)
+        if lacking:
+            self.client.log_batch(run.info.run_id, params=lacking)
+
+    def _lacking(self, sweep: SweepRuns, entry: dict[str, Any], run: Run) -> list[Param]:
+        if not _may_change(sweep, run):
+            return []
+        fields = flat(entry["canonical"])
+        wanted = {k: entry[k] for k in ("variant", "size", "seed")} | {k: fields.get(k, "-") for k in sweep.differing}
+        return [Param(k, str(v)[:500]) for k, v in wanted.items() if k not in run.data.params]
+
+    def machine(self, sweep: SweepRuns) -> None:
+        """The machine's load while the sweep ran, under MLflow's own names; a sample's step is its number."""
+        samples = read_samples(self.home.sweep_folder(sweep.key))
+        slot = f"{sweep.key} machine"
+        if slot not in self._seen:
+            run = self.client.get_run(sweep.parent)
+            names = [name for name in run.data.metrics if name.startswith("system/")]
+            held = [m.step for name in names for m in self.client.get_metric_history(sweep.parent, name)]
+            self._seen[slot] = str(max(held, default=-1) + 1)
+        for step, sample in list(enumerate(samples))[int(self._seen[slot]) :]:
+            stamp = int(1000 * sample["time"])
+            metrics = [Metric(name, value, stamp, step) for name, value in sample["metrics"].items()]
+            self.client.log_batch(sweep.parent, metrics=metrics)
+            self._seen[slot] = str(step + 1)
+
+    def settle(self, sweep: SweepRuns, manifest: dict[str, Any]) -> None:
+        """Give the parent run the state of its trials."""
+        trials = [self.home.trial(t["id"]) for t in manifest["trials"]]
+        order, states = ("running", "interrupted", "pending", "failed"), {t.state() for t in trials}
+        state = next((s for s in order if s in states), "done")
+        if self._seen.get(f"{sweep.key} state") != state:
+            # It ended with its last trial, not when it was last looked at; all may have been trained before it began.
+            ended = max([manifest["run_at"], *(t.status().get("updated", 0.0) for t in trials)])
+            set_state(self.client, sweep.parent, state, ended)
+            self._seen[f"{sweep.key} state"] = state
+
+    def _pointer(self, sweep: SweepRuns, entry: dict[str, Any], target: str) -> None:
+        """A short child run in this sweep for a trial that another sweep trained: its final metrics and where it is."""
+        trial = f"tags.`dsd.sweep` = '{sweep.key}' and tags.`dsd.trial` = '{entry['id']}'"
+        pointer = self._find([sweep.experiment], "pointer", f"{trial} and tags.`dsd.points_to` = '{target}'")
+        if pointer is None:
+            pointer = self._create_child(sweep, entry, "pointer", {"dsd.points_to": target})
+        run, found = self.client.get_run(pointer), self.client.get_run(target)
+        self._parameters(sweep, entry, run)
+        step, stamp = int(found.data.tags.get("dsd.step", 0)), int(time.time() * 1000)
+        lacking = [Metric(k, v, stamp, step) for k, v in found.data.metrics.items() if k not in run.data.metrics]
+        own = {k for k in run.data.tags if k not in _FOLLOWING}
+        tags = [RunTag(k, v) for k, v in found.data.tags.items() if k.startswith("dsd.") and k not in own]
+        self.client.log_batch(pointer, metrics=lacking[:BATCH], tags=tags)
+        if run.info.status != "FINISHED":
+            set_state(self.client, pointer, "done", self.home.trial(entry["id"]).status().get("updated"))
