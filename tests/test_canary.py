@@ -101,6 +101,8 @@ READING_NOTHING = {
     "init": "writes a spec and reads none",
     "schema": "prints what the program knows",
     "completion": "prints what the program knows",
+    "data": "reads images, as `plan` does, and no file of a home but its cache of what was read",
+    "reproduce": "reads a trial's description as `evaluate` does and trains anew",
     "ui": "gives MLflow's server the address of its own database, and opens no file",
 }
 

@@ -155,7 +155,7 @@ from sweeping import command
 home = Path("/mnt/home")
 train = command("train", sys.argv[1], "--variant", "dsd", "--no-tracking", "--home", home, "--set", "training.steps=200")
 done = subprocess.run(train, capture_output=True, text=True)
-from dsd_lab.core.checkpoints import list_checkpoints, load_checkpoint
+from dsd_lab.core.training.checkpoints import list_checkpoints, load_checkpoint
 (trial,) = home.glob("trials/*")
 whole = [load_checkpoint(path)[1]["told"] for path in list_checkpoints(trial / "checkpoints")]
 sweep = subprocess.run(command("sweep", sys.argv[1], "--no-tracking", "--home", home, "--set", "seeds=[7]"), capture_output=True, text=True)

@@ -102,7 +102,7 @@ def test_f23_an_evaluation_that_is_killed_is_made_again_and_nothing_is_trained_f
     load_extractor(load_data(Data()), home.cache, CPU)
 
     def work():
-        monkeypatch.setattr("dsd_lab.runs.run_trial._save_picture", lambda *_: die())
+        monkeypatch.setattr("dsd_lab.runs.trial_evaluations.encoded", lambda *_: die())
         finish(home, whole.trial, evaluations)
 
     before = folder.spool.read_bytes()

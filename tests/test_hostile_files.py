@@ -133,7 +133,7 @@ def table(folder, images, labels=None, **options):
     rows = pa.array([{"bytes": raw, "path": "a.png"} for i, raw in enumerate(images)], type=kind)
     labels = [i % 2 for i in range(len(images))] if labels is None else labels
     pq.write_table(pa.table({"image": rows, "label": labels}), folder / "train.parquet", **options)
-    return ParquetRecords([folder / "train.parquet"], Data(source="parquet", path=str(folder)))
+    return ParquetRecords([folder / "train.parquet"], Data(source="parquet", path=str(folder)), folder)
 
 
 def test_a_parquet_file_whose_images_repeat_is_not_multiplied_in_memory_nor_without_end(tmp_path):

@@ -151,6 +151,7 @@ def test_a_trial_that_is_here_is_not_relabelled_by_another_version(folder, capsy
     index = json.loads((folder / "export" / "export.json").read_text())
     index["files"] = {k: v for k, v in index["files"].items() if trial not in k}
     (folder / "export" / "export.json").write_text(json.dumps(index | {"schema_version": 99}))
+    mine.prepare()
     before = {p: p.read_bytes() for p in mine.root.rglob("*") if p.is_file()}
     assert "was trained with other fields than the import says of" in refusal(folder / "export", mine.root, capsys)
     assert {p: p.read_bytes() for p in mine.root.rglob("*") if p.is_file()} == before

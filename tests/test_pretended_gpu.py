@@ -92,7 +92,7 @@ def test_no_step_of_a_variant_waits_for_a_gpu_and_nothing_of_its_training_mixes_
         told = [type(event) for event in trainer.run()]
     assert told[0] is Probed and told[-1] is Finished and {Drew, Logged} <= set(told)
     assert len(waits) == 3
-    assert all("splits.py" in wait for wait in waits[0]), "the first step copies the images"
+    assert all("splits.py" in wait for wait in waits[0]), waits[0]
     assert waits[1:] == [[], []]
 
 

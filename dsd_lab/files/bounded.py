@@ -18,6 +18,9 @@ MAX_VALUES = 4_000_000
 """Commas and brackets of a JSON file. Each can become an object of a hundred bytes, so bytes alone bound nothing."""
 
 
+_CHUNK = 2**20
+
+
 class BadFile(OSError):
     """A file that is not read: a pipe, a device or a folder in its place, or more bytes than it may have.
 
@@ -60,7 +63,10 @@ def read_plain(path: str | Path, most: int | None) -> bytes:
         OSError: as `open` does.
     """
     with open_plain(path) as file:
-        raw = file.read(-1 if most is None else most + 1)
+        # As much as there is: a buffer of the limit's size could fail where the file itself fits.
+        raw = file.read() if most is None else file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
+        while most is not None and len(raw) <= most and (more := file.read(min(_CHUNK, most + 1 - len(raw)))):
+            raw += more
     if most is not None and len(raw) > most:
         raise BadFile(path, f"is larger than {most:,} bytes")
     return raw

@@ -9,6 +9,7 @@ from typing import Any
 
 from dsd_lab.errors import BadInput
 from dsd_lab.files.bounded import BadFile, read_plain
+from dsd_lab.files.image_files import DamagedImage, open_grid
 from dsd_lab.home.home import readable
 from dsd_lab.home.names import are_metrics, is_number, is_picture
 
@@ -81,12 +82,9 @@ def sound_lines(path: Path, images: Path | None = None) -> int:
 
 def is_whole_picture(path: Path) -> bool:
     """Whether a file is a PNG whose every part is as it was written; a power cut can leave it empty or torn."""
-    from PIL import Image
-
     try:
-        with Image.open(path) as picture:
-            picture.verify()  # the sums of all parts
-    except (OSError, SyntaxError, ValueError):
+        open_grid(path)
+    except DamagedImage:
         return False
     return True
 

@@ -27,7 +27,7 @@ from dsd_lab.core.data.records import (
     stamp_of,
 )
 from dsd_lab.errors import BadInput
-from dsd_lab.files.bounded import check_plain, read_plain
+from dsd_lab.files.bounded import check_plain, open_plain, read_plain
 from dsd_lab.files.image_files import MAX_BYTES
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def _inside(name: str, folder: Path, root: Path) -> Path:
 
 
 def _not_parquet(path: Path, reason: str) -> str:
-    with contextlib.suppress(OSError), path.open("rb") as file:
+    with contextlib.suppress(OSError), open_plain(path) as file:
         if file.read(24).startswith(b"version https://git-lfs"):
             return "a pointer of Git LFS and not the file itself; run `git lfs pull` where it was cloned"
     return f"not a parquet file: {reason}"
