@@ -7,6 +7,7 @@
 # make bench-gpu the paper's sizes on a GPU: memory and share of its ceiling beside targets, eager and compiled; small
 #                sizes without and with CUDA graphs; the quick ablation with a trial a GPU, and with four
 # make check     linter and type checker
+# make docs      the documentation as a website in site/, which works offline
 PYTHON ?= python3
 BIN := .venv/bin
 SPEC ?= experiments/collapse_ablation.yaml
@@ -16,7 +17,7 @@ BENCH ?= experiments/collapse_ablation.yaml experiments/component_ablation.yaml 
 # One thread a process unless a spec says otherwise: trials run side by side on the machine's cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: sweep test test-all soak fuzz bench bench-gpu check clean
+.PHONY: sweep test test-all soak fuzz bench bench-gpu check docs clean
 
 sweep: .venv/.installed
 	$(BIN)/dsd-lab sweep $(SPEC)
@@ -52,6 +53,10 @@ check: .venv/.installed-test
 	$(BIN)/ruff format --check dsd_lab tests
 	$(BIN)/mypy
 
+docs: .venv/.installed-docs
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "dsd-lab needs Python 3.11 to 3.13; name one: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
@@ -62,5 +67,9 @@ check: .venv/.installed-test
 	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[test]'
 	@touch $@
 
+.venv/.installed-docs: .venv/.installed
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf .venv
+	rm -rf .venv site

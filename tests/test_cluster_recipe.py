@@ -1,4 +1,4 @@
-"""The README's recipe for a cluster, word for word, on one machine: open, and with a token."""
+"""The recipe of docs/cluster.md, word for word, on one machine: open, and with a token."""
 
 import os
 import re
@@ -16,18 +16,17 @@ from sweeping import DEADLINE, write_spec
 from dsd_lab.home.home import Home
 from dsd_lab.specs.loading import load_sweep
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "cluster.md").read_text()
 PROGRAMS = {"ray": "from ray.scripts.scripts import main", "dsd-lab": "from dsd_lab.cli.main import main"}
 
 
 def recipe(*words: str) -> list[str]:
-    """The commands of the README's paragraph that begin with these words, in their order."""
-    paragraph = next(line for line in README.splitlines() if line.startswith("**Use a cluster.**"))
-    return [command for command in re.findall(r"`([^`]+)`", paragraph) if command.startswith(words)]
+    """The page's commands that begin with these words, in their order."""
+    return [command for command in re.findall(r"^\$ (.+)$", PAGE, re.MULTILINE) if command.startswith(words)]
 
 
 @pytest.fixture
-def cluster(tmp_path):
+def cluster(tmp_path, monkeypatch):
     """What runs a command as the user of a machine with a home of its own; Ray's processes end afterwards."""
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", 6379)) == 0:
@@ -40,11 +39,17 @@ def cluster(tmp_path):
     (tmp_path / "user").mkdir()
     with tempfile.TemporaryDirectory(prefix="dsd-", dir="/tmp") as short:  # Ray's sockets lie there
         own = {"HOME": str(tmp_path / "user"), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "RAY_TMPDIR": short}
-        known = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        for name in [name for name in os.environ if name.startswith("RAY_")]:
+            monkeypatch.delenv(name)
 
         def told(command: str) -> str:
             done = subprocess.run(
-                shlex.split(command), env=known | own, capture_output=True, text=True, cwd=tmp_path, timeout=DEADLINE
+                shlex.split(command),
+                env=os.environ | own,
+                capture_output=True,
+                text=True,
+                cwd=tmp_path,
+                timeout=DEADLINE,
             )
             assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
             return done.stdout + done.stderr
@@ -66,10 +71,11 @@ def cmdline(process: psutil.Process) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("with_token", [False, True], ids=["open", "token"])
-def test_the_recipe_for_a_cluster_works_as_it_is_written(cluster, tmp_path, with_token):
+def test_the_recipe_for_a_cluster_works_as_it_is_written(cluster, tmp_path, monkeypatch, with_token):
     spec, home = write_spec(tmp_path, seeds=[0, 1]), Home(tmp_path / "shared runs")
     if with_token:
-        (make,) = recipe("ray get-auth-token")
+        (make,), (export,) = recipe("ray get-auth-token"), recipe("export RAY_AUTH_MODE")
+        monkeypatch.setenv(*export.removeprefix("export ").split("="))
         cluster(make)
     head, node = recipe("ray start")
     (sweep,) = recipe("dsd-lab sweep")
