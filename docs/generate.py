@@ -210,7 +210,7 @@ def _named(action: argparse.Action) -> str:
         takes = "" if action.nargs == 0 else f" {action.metavar or action.dest.upper()}"
         text = f"{action.option_strings[-1]}{takes}"
     choices = f": {', '.join(f'`{c}`' for c in action.choices)}" if action.choices else ""
-    return f"`{text}`".replace("|", "\\|") + choices
+    return f"`{text.replace('|', '` or `')}`" + choices
 
 
 def _help(action: argparse.Action, verb: argparse.ArgumentParser) -> str:
