@@ -19,7 +19,7 @@ from dsd_lab.home.lookup import find_trial
 from dsd_lab.home.outputs import Output
 from dsd_lab.home.spool import read_spool
 from dsd_lab.runs.data_shelf import DataShelf
-from dsd_lab.specs.renamed import recorded_trial
+from dsd_lab.specs.recorded import recorded_fields
 from dsd_lab.specs.trial import Trial
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def load_trial(home: str | Path, trial_id: str) -> LoadedTrial:
     if not found:
         raise CorruptCheckpoint(f"{folder.checkpoints}: no checkpoint to load weights from")
     tensors, _ = checkpoints.load_checkpoint(found[0])
-    fields = recorded_trial(description)
+    fields = recorded_fields(description, Path(home))
     network = Network(fields, _channels(tensors, fields, found[0]), int(description["data"]["classes"]))
     load_tensors(network, "average", tensors, found[0])
     return LoadedTrial(folder.id, network.requires_grad_(False).eval(), fields, int(description["seed"]))

@@ -89,7 +89,8 @@ def _is_file(subject: Subject) -> bool:
 def _options(arguments: argparse.Namespace) -> list[str]:
     """What is laid over a spec, for another process."""
     profile = [f"--profile={arguments.profile}"] if arguments.profile else []
-    return [*profile, *(f"--set={text}" for text in arguments.set)]
+    plugins = [f"--plugin={given}" for given in arguments.plugin]
+    return [*profile, *plugins, *(f"--set={text}" for text in arguments.set)]
 
 
 def _swept(spec: str, arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:

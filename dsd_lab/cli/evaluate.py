@@ -16,7 +16,7 @@ from dsd_lab.runs.data_shelf import DataShelf, refuse_changed_images
 from dsd_lab.specs.evaluate_list import applies
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.loading import load_sweep
-from dsd_lab.specs.renamed import recorded_trial
+from dsd_lab.specs.recorded import recorded_fields
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.specs.training import lacking_average
 from dsd_lab.specs.trial import Generation
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     home = home_of(arguments)
     evaluations = _evaluations(arguments)
     folders = list({f.id: f for f in (find_trial(home, prefix) for prefix in arguments.trials)}.values())
-    trials = [_planned(folder) for folder in folders]
+    trials = [_planned(home, folder) for folder in folders]
     for trial in trials:
         if not any(applies(e, trial.fields) for e in evaluations):
             raise BadInput(f"{trial.id}: {trial.variant!r} has no denoiser to sample from; ask for other --metrics")
@@ -127,7 +127,7 @@ def evaluations_from(given: dict[str, Any]) -> list[Generation]:
     return with_files(made, document, Path.cwd())
 
 
-def _planned(folder: TrialFolder) -> PlannedTrial:
+def _planned(home: Home, folder: TrialFolder) -> PlannedTrial:
     """The trial of a folder, as its sweep planned it.
 
     Raises:
@@ -136,7 +136,7 @@ def _planned(folder: TrialFolder) -> PlannedTrial:
     described = folder.description()
     if described is None or folder.state() != "done":
         raise BadInput(f"{folder.id}: the trial is {folder.state()}; only a finished one can be evaluated")
-    fields = recorded_trial(described)
+    fields = recorded_fields(described, home.root)
     if fields.data.path is not None and not Path(fields.data.path).is_dir():
         raise BadInput(f"{folder.id}: data.path: no such folder {fields.data.path}")
     return PlannedTrial(

@@ -14,6 +14,7 @@ from dsd_lab.errors import BAD_INPUT, INTERRUPTED, NO_RESOURCES, UNEXPECTED, Lab
 from dsd_lab.files.bounded import BadFile
 from dsd_lab.files.printable import printable
 from dsd_lab.provenance import remember_call
+from dsd_lab.specs.plugins import load_plugins, plugin_place
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,6 +23,8 @@ def main(argv: list[str] | None = None) -> int:
     remember_call(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: trials set their own threads
     try:
+        if hasattr(arguments, "plugin"):
+            load_plugins(arguments.plugin)
         return int(_loaded(module_of(arguments.verb), argv is None).run(arguments))
     except LabError as error:
         _complain(f"{error}")
@@ -42,9 +45,20 @@ def main(argv: list[str] | None = None) -> int:
         return BAD_INPUT
     except OSError as error:
         if not is_disk_full(error):
-            raise
+            return _fault_of_plugin(error)
         _complain(f"the disk is full: {error}; nothing that was finished is lost")
         return NO_RESOURCES
+    except Exception as error:
+        return _fault_of_plugin(error)
+
+
+def _fault_of_plugin(error: Exception) -> int:
+    """One line about what a plug-in's code raised; what dsd-lab's own code raised is raised again."""
+    place = plugin_place(error)
+    if place is None:
+        raise error
+    _complain(f"{place}: {type(error).__name__}: {error}")
+    return BAD_INPUT
 
 
 def _complain(text: str) -> None:

@@ -41,8 +41,20 @@ def takes_spec(verb: argparse.ArgumentParser) -> None:
     takes_spec_options(verb)
 
 
+def takes_plugins(verb: argparse.ArgumentParser) -> None:
+    """Plug-ins that define parts."""
+    verb.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE|MODULE",
+        help="Python file or module that defines parts of your own; repeatable (also: $DSD_LAB_PLUGINS)",
+    )
+
+
 def takes_spec_options(verb: argparse.ArgumentParser) -> None:
     """What is laid over a spec."""
+    takes_plugins(verb)
     verb.add_argument("--profile", help="profile of the spec (default: the one that it names)")
     verb.add_argument(
         "--set",

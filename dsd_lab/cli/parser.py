@@ -14,6 +14,7 @@ from dsd_lab.cli.options import (
     count,
     positive,
     takes_only,
+    takes_plugins,
     takes_spec,
     takes_spec_options,
     takes_tracking,
@@ -24,7 +25,6 @@ from dsd_lab.planning.gpus import DEFAULT_GPU, GPUS
 from dsd_lab.version import __version__
 
 _SPEC = "experiments/collapse_ablation.yaml"
-SAMPLER_NAMES = ("euler", "heun", "sde", "dopri5")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -152,6 +152,7 @@ def _add_finished(verbs: argparse._SubParsersAction) -> None:
         metavar="SPEC|SWEEP",
         help="spec file or sweep name; several make one report (default: the sweep that ran last)",
     )
+    takes_plugins(report)
     report.add_argument("--profile", help="profile to report (default: the one that ran last)")
     report.add_argument("--out", metavar="DIR", help="folder for the report (default: HOME/reports/SWEEP)")
     takes_tracking(report)
@@ -161,6 +162,7 @@ def _add_finished(verbs: argparse._SubParsersAction) -> None:
         verbs, "sample", "draw images from a trained trial", "dsd-lab sample 3ddf1775b702 --n 16 --class 3 --guidance 2"
     )
     takes_trial(sample)
+    takes_plugins(sample)
     sample.add_argument("--n", type=positive, default=16, help="images (default: 16)")
     sample.add_argument(
         "--class",
@@ -170,7 +172,7 @@ def _add_finished(verbs: argparse._SubParsersAction) -> None:
         help="class asked for, by name or number (default: all in turn)",
     )
     sample.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance scale (default: 1, none)")
-    sample.add_argument("--sampler", choices=SAMPLER_NAMES, default="heun", help="solver (default: heun)")
+    sample.add_argument("--sampler", default="heun", help="solver (default: heun; `dsd-lab parts sampler` lists them)")
     sample.add_argument("--steps", type=positive, default=25, help="solver steps (default: 25)")
     sample.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     sample.add_argument("--out", metavar="DIR", help="folder for the PNGs (default: HOME/samples/TRIAL)")
@@ -183,10 +185,11 @@ def _add_finished(verbs: argparse._SubParsersAction) -> None:
         "dsd-lab evaluate 3ddf1775b702 --guidance 1 --guidance 2 --sampler dopri5 --images 1000",
     )
     evaluate.add_argument("trials", nargs="+", metavar="TRIAL", help=TRIAL)
+    takes_plugins(evaluate)
     evaluate.add_argument("--spec", metavar="SPEC", help="make all entries of this spec's `evaluate` instead of:")
     evaluate.add_argument("--profile", help="profile of that spec")
     evaluate.add_argument("--guidance", type=float, action="append", help="guidance scale; repeatable (default: 1)")
-    evaluate.add_argument("--sampler", choices=SAMPLER_NAMES, help="solver (default: heun)")
+    evaluate.add_argument("--sampler", help="solver (default: heun; `dsd-lab parts sampler` lists them)")
     evaluate.add_argument("--steps", type=positive, help="solver steps (default: 25)")
     evaluate.add_argument("--images", type=count, metavar="N", help="images, or holdout (default: holdout)")
     evaluate.add_argument("--labels", choices=("balanced", "random"), help="of N images (default: balanced)")
@@ -227,6 +230,7 @@ def _add_finished(verbs: argparse._SubParsersAction) -> None:
         "dsd-lab reproduce 3ddf1775b702 --from review",
     )
     takes_trial(again)
+    takes_plugins(again)
     again.add_argument(
         "--from", dest="source", metavar="EXPORT", help="folder that `dsd-lab export` wrote (default: HOME's own trial)"
     )
@@ -240,6 +244,7 @@ def _add_finished(verbs: argparse._SubParsersAction) -> None:
         "dsd-lab latents 3ddf1775b702 --out latents.npz",
     )
     takes_trial(latents)
+    takes_plugins(latents)
     latents.add_argument(
         "--split", choices=("holdout", "train"), default="holdout", help="images that are encoded (default: holdout)"
     )
@@ -334,7 +339,15 @@ def _add_beside(verbs: argparse._SubParsersAction) -> None:
     schema = add_verb(
         verbs, "schema", "print the JSON Schema of a spec, for editors", "dsd-lab schema > experiments/spec.schema.json"
     )
+    takes_plugins(schema)
     answers_json(schema)
+
+    parts = add_verb(
+        verbs, "parts", "list the parts that a spec can name, and where they come from", "dsd-lab parts sampler"
+    )
+    parts.add_argument("kind", nargs="?", metavar="KIND", help="such as normaliser (default: all kinds)")
+    takes_plugins(parts)
+    answers_json(parts)
 
     completion = add_verb(
         verbs, "completion", "print a script that completes dsd-lab in a shell", "dsd-lab completion bash"

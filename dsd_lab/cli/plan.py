@@ -12,6 +12,7 @@ from rich.table import Table
 
 from dsd_lab.cli.console import table_console
 from dsd_lab.cli.options import home_of, plan_of, print_json
+from dsd_lab.cli.parts import plugin_lines
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.evaluation.reference import check_files
 from dsd_lab.files.printable import say
@@ -27,6 +28,7 @@ from dsd_lab.planning.requirements import missing_data, missing_weights
 from dsd_lab.runs.data_shelf import DataShelf, refuse_other_images, trained_on_others
 from dsd_lab.specs.evaluate_list import applies
 from dsd_lab.specs.identity import canonical_fields, evaluation_id, once_for_seeds
+from dsd_lab.specs.registry import plugins
 from dsd_lab.specs.sweep import Plan, PlannedTrial
 from dsd_lab.specs.trial import Data, Trial
 from dsd_lab.training_code import training_code
@@ -85,12 +87,15 @@ def run(arguments: argparse.Namespace) -> int:
             "why": manifest["why"],
             "trials": len(rows),
             "evaluations": manifest["evaluations"],
+            "plugins": {p.name: {"digest": p.digest, "path": str(p.path)} for p in plugins.values()},
         }
         print_json({"sweep": sweep, "trials": rows})
     else:
         for line in lines:
             say(line)
         _print(plan, rows)
+        for line in plugin_lines():
+            print(line)
         if note := stale_note((row["status"] for row in rows), code):
             say(note)
     return OK

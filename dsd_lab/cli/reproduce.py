@@ -12,7 +12,7 @@ from dsd_lab.errors import OK, TRIALS_FAILED, BadInput
 from dsd_lab.files.printable import say
 from dsd_lab.home.home import Home, TrialFolder
 from dsd_lab.home.lookup import find_trial
-from dsd_lab.specs.renamed import recorded_trial
+from dsd_lab.specs.recorded import recorded_fields
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.specs.trial import SCHEMA_VERSION
 
@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
         if not (source.root / "export.json").is_file():
             raise BadInput(f"--from {source.root}: has no export.json; name a folder that `dsd-lab export` wrote")
     recorded = find_trial(source, arguments.trial)
-    trial = planned(recorded, arguments.data)
+    trial = planned(source, recorded, arguments.data)
     if trial.fields.data.path is not None and not Path(trial.fields.data.path).is_dir():
         raise BadInput(f"data.path: no such folder {trial.fields.data.path}; say where the images lie with --data")
     home.prepare()
@@ -56,10 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
     return OK if answer["equal"] else TRIALS_FAILED
 
 
-def planned(folder: TrialFolder, data: str | None) -> PlannedTrial:
+def planned(home: Home, folder: TrialFolder, data: str | None) -> PlannedTrial:
     """The trial as it is recorded.
 
     Args:
+        home: that holds the trial, or an exported folder.
         folder: of the trial.
         data: where its images lie here; None: where they lay.
 
@@ -74,7 +75,7 @@ def planned(folder: TrialFolder, data: str | None) -> PlannedTrial:
             f"{folder.root / 'trial.json'}: was trained under schema version {version}; this program trains by version {SCHEMA_VERSION}, which gives other weights: run its sweep to train it anew"
         )
     try:
-        fields = recorded_trial(described)
+        fields = recorded_fields(described, home.root)
         if data is not None:
             fields = fields.model_copy(
                 update={"data": fields.data.model_copy(update={"path": str(Path(data).resolve())})}

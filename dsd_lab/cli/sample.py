@@ -14,12 +14,15 @@ from dsd_lab.home.lookup import find_trial
 from dsd_lab.home.outputs import Output
 from dsd_lab.runs.data_shelf import DataShelf
 from dsd_lab.specs.messages import did_you_mean
+from dsd_lab.specs.part_fields import all_names, expected
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write PNGs into a folder of their own, and a grid beside it: scores of a folder of samples count no grid."""
     home = home_of(arguments)
     folder = find_trial(home, arguments.trial)
+    if arguments.sampler not in all_names("sampler"):
+        raise BadInput(f"--sampler {arguments.sampler}: it must be {expected('sampler')}")
     description = folder.description()
     if description is None or folder.state() != "done":
         raise BadInput(f"{arguments.trial}: the trial is {folder.state()}; only a finished one can be sampled")
@@ -36,9 +39,9 @@ def run(arguments: argparse.Namespace) -> int:
     from dsd_lab.core.observing.pictures import tile
     from dsd_lab.core.training.trainer import pick_device
     from dsd_lab.evaluation.sampling import load_network, sample_images
-    from dsd_lab.specs.renamed import recorded_trial
+    from dsd_lab.specs.recorded import recorded_fields
 
-    trial = recorded_trial(description)
+    trial = recorded_fields(description, home.root)
     if not trial.has_denoiser:
         raise BadInput(f"{arguments.trial}: {description['variant']!r} has no denoiser to sample from")
     data = DataShelf().of_trial(folder, trial, home)

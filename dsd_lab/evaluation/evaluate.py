@@ -18,7 +18,7 @@ from dsd_lab.evaluation.workspace import Bench
 from dsd_lab.home.home import Home
 from dsd_lab.home.names import NOT_FINITE, finite
 from dsd_lab.specs.evaluation import of_no_classes, without_classes
-from dsd_lab.specs.trial import OF_ENCODER, OF_IMAGES
+from dsd_lab.specs.trial import OF_ENCODER
 
 if TYPE_CHECKING:
     from dsd_lab.core.data import DataSet
@@ -65,7 +65,7 @@ def evaluate_generation(
         # Their images are a chessboard, which is an image like another to an extractor.
         weights = {f"{NOT_FINITE}weights/{evaluation.weights.replace(':', '')}": 1.0}
         return weights, bench.reconstructions(evaluation.weights)[:_SHOWN]
-    if trial.has_denoiser and set(evaluation.measured) & set(OF_IMAGES):
+    if trial.has_denoiser and evaluation.of_images:
         y = labels_of(evaluation, data)
         shown = bench.samples(evaluation, y)
         metrics |= of_images(evaluation, bench, shown, y)

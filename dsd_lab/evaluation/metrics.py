@@ -20,6 +20,7 @@ from dsd_lab.evaluation.distances import (
 from dsd_lab.evaluation.metric_names import extractor_name, sampling_name, weights_name
 from dsd_lab.evaluation.real_images import Real, pixels_of, reference_of
 from dsd_lab.evaluation.reconstruction import fitted_on, psnr, representation, ssim, ssim_window
+from dsd_lab.evaluation.sample_metrics import of_plugins
 
 if TYPE_CHECKING:
     from dsd_lab.evaluation.workspace import Bench
@@ -46,7 +47,8 @@ def of_images(e: Generation, bench: Bench, samples: Tensor, y: Tensor) -> dict[s
     if "nearest_train" in e.measured:
         train = reference_of(bench.data.train)
         more["memorisation/nearest_train"] = bench.of_samples("nearest", lambda: nearest_train(samples, train))
-    return found | {f"{name}/{e.extractor}-{rest}": value for name, value in more.items()}
+    found |= {f"{name}/{e.extractor}-{rest}": value for name, value in more.items()}
+    return found | {f"{name}/{rest}": v for name, v in of_plugins(e, samples, y, pixels_of(bench.data.holdout)).items()}
 
 
 def _on_features(e: Generation, features: Tensor, scores: Tensor, real: Real) -> dict[str, float]:

@@ -22,6 +22,8 @@ from dsd_lab.files.bounded import read_json
 from dsd_lab.files.index import Listing, content_digest, known_digest, listing_of
 from dsd_lab.home.home import ENDED, STOPPED, Home
 from dsd_lab.specs.identity import canonical_fields, data_name
+from dsd_lab.specs.part_fields import is_foreign
+from dsd_lab.specs.registry import find_plugin_part
 from dsd_lab.specs.trial import Data, Trial
 
 _READERS = ("pillow", "pyarrow", "scikit-learn", "datasets")
@@ -153,6 +155,8 @@ def _content(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> str | None:
     """What tells the files of a data set from others; None where that is not known."""
+    if is_foreign("data_source", data.source):
+        return None  # a plug-in may read anything
     if data.source == "digits":
         return "digits"  # the package's version is in the reader's
     if listing is None:
@@ -185,7 +189,8 @@ def _version(package: str) -> str:
 
 
 def _path(home: Home, data: Data) -> Path:
-    text = data.model_dump_json(exclude={"memory", "workers"})
+    part = find_plugin_part("data_source", data.source)
+    text = data.model_dump_json(exclude={"memory", "workers"}) + ("" if part is None else part.digest)
     return home.cache / "data" / f"facts-{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
 
 

@@ -15,6 +15,7 @@ from dsd_lab.home.data_facts import other_images
 from dsd_lab.home.garbage import whole_checkpoint
 from dsd_lab.home.home import Home, TrialFolder
 from dsd_lab.home.parameter_count import average_parameters
+from dsd_lab.home.plugins import kept_path
 from dsd_lab.home.records import FORMAT, INDEX, kind_of
 from dsd_lab.home.spool import complete_lines
 from dsd_lab.specs.trial import SCHEMA_VERSION
@@ -55,6 +56,11 @@ def export_sweep(
     for folder in folders:
         if folder.status():
             _copy_trial(folder, out / "trials" / folder.id, weights)
+    for name, digest in _plugins_of(folders):
+        source = kept_path(home, name, digest)
+        if source.is_file():  # not of an installed package
+            (out / "plugins" / digest).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, out / "plugins" / digest / source.name)
     _refuse_running(folders)
     if nameless:
         _make_anonymous(home, out)
@@ -71,6 +77,12 @@ def export_sweep(
         raise BadInput(f"{unknown[0]}: a file of this name cannot be exported; rename it in {home.root}")
     write_json(out / INDEX, index)
     return index
+
+
+def _plugins_of(folders: list[TrialFolder]) -> list[tuple[str, str]]:
+    """Name and digest of the plug-ins that were loaded when trials were trained."""
+    described = [folder.description() or {} for folder in folders]
+    return sorted({pair for d in described for pair in (d.get("provenance", {}).get("plugins") or {}).items()})
 
 
 def _make_anonymous(home: Home, out: Path) -> None:

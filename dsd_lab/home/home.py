@@ -3,7 +3,7 @@
     home/trials/<id>/     trial.json  status.json  progress.json  spool.jsonl  checkpoints/  images/  evaluations/
     home/sweeps/<key>/    manifest.json  revisions.json (everything that was ever asked)
     home/dsd-lab-home.json (the mark)
-    home/reports/<key>/   home/cache/   home/weights/   home/mlflow.db   home/ray/
+    home/reports/<key>/   home/cache/   home/weights/   home/plugins/   home/mlflow.db   home/ray/
 
 A trial's state is what its files say now: a status of `running` whose lock nobody holds is
 `interrupted`, and a finished trial whose training code has changed since is `stale`.

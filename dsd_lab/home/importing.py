@@ -22,6 +22,7 @@ from dsd_lab.files.bounded import MAX_JSON, BadFile, read_json, read_plain
 from dsd_lab.files.image_files import DamagedImage, open_grid
 from dsd_lab.home.data_facts import declared_in, other_images, trained_images
 from dsd_lab.home.home import Home
+from dsd_lab.home.plugins import kept_path
 from dsd_lab.home.records import INDEX, Index, Manifest, kind_of, parsed, parsed_index
 from dsd_lab.home.spool import complete_lines
 from dsd_lab.specs.identity import canonical_ids, trial_id
@@ -69,6 +70,10 @@ def import_sweep(home: Home, source: Path) -> Imported:
         _refuse_other_sweep(home, index.sweep, staging)
         _refuse_other_images(home, ids, staging)
         added = [i for i in ids if i not in there]
+        for source in sorted((staging / "plugins").glob("*/*.py")):
+            kept = kept_path(home, source.stem, source.parent.name)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            source.replace(kept)
         for trial in added:
             home.trial(trial).root.parent.mkdir(exist_ok=True)
             home.trial(trial).mark_imported(index.sweep, index.made_by, staging / "trials" / trial)
@@ -155,6 +160,10 @@ def _copy(source: Path, name: str, staging: Path, index: Index) -> Any:
         raise BadInput(f"{path}: is larger than {most:,} bytes")
     if kind == "diff":
         return None
+    if kind == "py":
+        if digest.hexdigest()[:12] != target.parent.name:
+            raise BadInput(f"{path}: is not the source that its folder names")
+        return None
     return parsed(kind, str(path), target.read_bytes())
 
 
@@ -191,7 +200,11 @@ def _check_documents(index: Index, documents: dict[str, Any]) -> None:
         if f"trials/{trial}/status.json" not in documents:
             raise BadInput(f"trials/{trial}: has no status.json")
         if kind == "trial":
-            own = trial_id(content.fields, content.seed) if content.schema_version == SCHEMA_VERSION else trial
+            own = (
+                trial_id(content.fields, content.seed, content.canonical.get("plugins", {}))
+                if content.schema_version == SCHEMA_VERSION
+                else trial
+            )
             if not content.id == own == trial:
                 raise BadInput(f"{name}: its fields are those of trial {own}, not of {trial}")
             entry = known[trial]

@@ -4,6 +4,7 @@
     sweeps/<key>/                     manifest.json  spec.json (the resolved spec)
     trials/<id>/                      trial.json (fields, data, provenance)  status.json  spool.jsonl  parameters.json
     trials/<id>/code.diff             what the work tree differed by from its commit
+    plugins/<digest>/<name>.py        sources of the plug-ins that were loaded; an import runs none
     trials/<id>/images/*.png          trials/<id>/evaluations/*.json
     trials/<id>/checkpoints/step-N/   manifest.json  tensors.safetensors: the newest, where weights were asked for
 
@@ -22,8 +23,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from dsd_lab.errors import BadInput
 from dsd_lab.files.bounded import parse_json
 from dsd_lab.home.names import METRIC, PICTURE_STEM, SWEEP_KEY, TRIAL_ID, is_date
+from dsd_lab.specs.part_fields import unknown_parts_pass
 from dsd_lab.specs.renamed import present_fields
-from dsd_lab.specs.sweep import MAX_TRIALS, NAME, Sweep, trial_name
+from dsd_lab.specs.sweep import MAX_TRIALS, NAME, PluginName, Sweep, trial_name
 from dsd_lab.specs.trial import Trial
 from dsd_lab.specs.yaml_document import one_line
 
@@ -35,6 +37,7 @@ _PLACES = (
     rf"{_TRIAL}/(?P<kind>trial|status|parameters)\.json",
     rf"{_TRIAL}/(?P<kind>spool)\.jsonl",
     rf"{_TRIAL}/code\.(?P<kind>diff)",
+    r"plugins/[0-9a-f]{12}/[A-Za-z_][A-Za-z0-9_]{0,63}\.(?P<kind>py)",
     rf"{_TRIAL}/images/{PICTURE_STEM}\.(?P<kind>png)",
     rf"{_TRIAL}/(?P<kind>evaluation)s/[0-9a-f]{{8}}\.json",
     rf"{_TRIAL}/checkpoints/step-\d{{9}}/(?P<kind>tensors)\.safetensors",
@@ -47,6 +50,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Code = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 Text = Annotated[str, Field(max_length=10_000)]
 Metric = Annotated[str, Field(pattern=rf"^{METRIC}$")]
+PluginDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Seconds = Annotated[float, Field(ge=0, le=1e10, allow_inf_nan=False)]
@@ -176,6 +180,16 @@ class _Provenance(_File):
     device: Text
     command: Annotated[str, Field(max_length=200_000)] | None = None
     git_diff: Sha256 | None = None
+    plugins: dict[PluginName, PluginDigest] = {}
+
+
+class _Shown(_File):
+    """How reports show a plug-in's metric."""
+
+    label: Annotated[str, Field(max_length=200)]
+    unit: Annotated[str, Field(max_length=40)] = ""
+    digits: Annotated[int, Field(ge=0, le=12)] = 3
+    note: Annotated[str, Field(max_length=1000)] = ""
 
 
 class TrialRecord(_File):
@@ -195,6 +209,7 @@ class TrialRecord(_File):
     flops_per_image: Count | None = None
     data: _DataRecord
     provenance: _Provenance
+    shown: dict[Metric, _Shown] = {}
 
 
 class _CodeFrom(_File):
@@ -299,6 +314,11 @@ def parsed(kind: str, where: str, raw: bytes) -> Any:
     Raises:
         BadInput: it is no JSON, or not what a file of its kind says.
     """
+    with unknown_parts_pass():
+        return _parsed(kind, where, raw)
+
+
+def _parsed(kind: str, where: str, raw: bytes) -> Any:
     if kind == "spool":
         if raw and not raw.endswith(b"\n"):
             raise BadInput(f"{where}: the last line is incomplete")

@@ -128,4 +128,5 @@ def _shape_fields(canonical: dict[str, Any]) -> list[Any]:
     rest |= {"activation_checkpointing": True} if training.get("activation_checkpointing") else {}
     steps = training["steps"] if phases else None  # shares of the steps
     sections = (canonical.get(k) for k in ("network", "latent", "objective", "auxiliary"))
-    return [*sections, (canonical.get("augmentation") or {}).get("mask"), rest, steps]
+    plugins = [canonical["plugins"]] if canonical.get("plugins") else []
+    return [*sections, *plugins, (canonical.get("augmentation") or {}).get("mask"), rest, steps]

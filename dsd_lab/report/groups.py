@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from dsd_lab.home.names import NOT_FINITE
+from dsd_lab.report.own_metrics import own_latent, own_samples
 from dsd_lab.report.results import Result, point_name
 from dsd_lab.report.statistics.intervals import ANY, POSITIVE, SHARE, Estimate, Range, clopper_pearson, estimate
 from dsd_lab.report.statistics.verdicts import VERDICTS, Judged, judge, row_key
@@ -91,8 +92,8 @@ _INCEPTION = "features of Inception-v3"
 def columns_of(results: list[Result]) -> list[Column]:
     """The quantities that these results have: latents first, then every distinct evaluation, never two in one column."""
     names = sorted({name for r in results for name in r.metrics if not name.startswith("latent/")})
-    found = list(LATENT_COLUMNS)
-    for prefix, (label, digits, usual, within) in _EVALUATIONS.items():
+    found = [*LATENT_COLUMNS, *(Column(*own) for own in own_latent(results))]
+    for prefix, (label, digits, usual, within) in (_EVALUATIONS | own_samples(results)).items():
         for name in names:
             if name.startswith(f"{prefix}/") and "_floor/" not in name:
                 how, what, note = name.removeprefix(f"{prefix}/"), label, usual

@@ -29,11 +29,13 @@ from ray import tune
 
 from dsd_lab.errors import NoResources, comes_from_full_disk
 from dsd_lab.home.home import Home
+from dsd_lab.home.plugins import keep_plugins
 from dsd_lab.provenance import called_with, remember_call
 from dsd_lab.runs.early_stopping import Forecast, seen_steps
 from dsd_lab.runs.ray_callbacks import RETRIES, RecordFailures, SignalCheck, StopCollapsed, TrialFailed
 from dsd_lab.runs.ray_cluster import connected
 from dsd_lab.runs.signals import HeldSignals, StopFile
+from dsd_lab.specs.plugins import load_kept
 from dsd_lab.specs.renamed import recorded_trial
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.specs.trial import Generation
@@ -62,6 +64,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]
 
     def _begin(self, config: dict[str, Any]) -> None:
         job = config["job"]
+        load_kept(job["plugins"])
         content = job["trial"]
         trial = PlannedTrial(**{**content, "fields": recorded_trial(content)})
         evaluations = [Generation.model_validate(e) for e in job["evaluate"]]
@@ -128,6 +131,7 @@ def run_trials(
             "stop": str(stop),
             "evaluate": [e.model_dump() for e in evaluations],
             "command": called_with(),
+            "plugins": keep_plugins(home),
         }
         decided = {t.id: None if stop_collapsed is None else seen_steps(t.fields.training.steps) for t in trials}
         # One after the other, where Tune asks for them: it copies a grid whole for every trial of it.

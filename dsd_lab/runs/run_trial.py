@@ -19,6 +19,7 @@ from dsd_lab.core.training.trainer import Trainer, pick_device
 from dsd_lab.errors import BadInput, LabError, NoResources, is_disk_full
 from dsd_lab.files.atomic import PRIVATE, write_atomic, write_json
 from dsd_lab.home.home import ENDED, FORMAT, STOPPED, Home, TrialFolder
+from dsd_lab.home.plugins import keep_plugins, loaded_digests
 from dsd_lab.home.spool import sound_lines
 from dsd_lab.planning.estimates import cached_shape
 from dsd_lab.provenance import device_name, provenance, work_tree_diff
@@ -28,6 +29,8 @@ from dsd_lab.runs.spool_writer import Spool
 from dsd_lab.runs.trial_evaluations import STATUS_EVERY, Progress, make_evaluations
 from dsd_lab.runs.watchdog import Watchdog
 from dsd_lab.specs.identity import canonical_fields, data_name
+from dsd_lab.specs.plugins import plugin_place
+from dsd_lab.specs.registry import shown_metrics
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.specs.trial import SCHEMA_VERSION, Generation
 from dsd_lab.training_code import training_code
@@ -111,6 +114,8 @@ def run_when_free(
 
 def _record_failure(folder: TrialFolder, error: Exception) -> None:
     reason = str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}"
+    if not isinstance(error, LabError) and (place := plugin_place(error)) is not None:
+        reason = f"{place}: {reason}"
     state = "failed"
     if is_disk_full(error):  # nothing is wrong with the trial: the same command goes on with it
         state = "interrupted"
@@ -214,6 +219,7 @@ def _follow(
 
 def _describe(home: Home, folder: TrialFolder, trial: PlannedTrial, data: DataSet, device: torch.device) -> None:
     name = device_name(device) if device.type == "cuda" else "cpu"
+    keep_plugins(home)
     (folder.root / "code.diff").unlink(missing_ok=True)  # of an attempt before
     if difference := work_tree_diff():
         write_atomic(folder.root / "code.diff", difference)
@@ -233,7 +239,9 @@ def _describe(home: Home, folder: TrialFolder, trial: PlannedTrial, data: DataSe
             "canonical": canonical_fields(trial.fields),
             "flops_per_image": cached_shape(trial.fields, home, training_code()).flops_per_image,
             "data": {"name": data_name(trial.fields), "fingerprint": data.fingerprint, **data.facts},
-            "provenance": provenance() | {"device": name},
+            "provenance": provenance()
+            | {"device": name, **({"plugins": loaded} if (loaded := loaded_digests()) else {})},
+            **({"shown": shown} if (shown := shown_metrics()) else {}),
         },
         durable=True,
     )

@@ -6,14 +6,13 @@ of any of them: every default here is ours, and switches the part off.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from dsd_lab.specs.base import Section
-
-if TYPE_CHECKING:
-    pass
+from dsd_lab.specs.part_fields import Choice, PartSection
+from dsd_lab.specs.registry import find_plugin_part
 
 EMA = "ema"
 NO_FILES = ("pretrained", "random")
@@ -32,7 +31,7 @@ class Augmentation(Section):
     """Fraction of the online encoder's input tokens replaced by zeros; an EMA target encoder sees all tokens, and the whole image is reconstructed (the paper names random masking; the fraction is ours)."""
 
 
-class Auxiliary(Section):
+class Auxiliary(PartSection):
     """Losses beside reconstruction and diffusion, each with a weight (the paper names them; weights and forms are ours)."""
 
     alignment: float = Field(0.0, ge=0, le=1e6)
@@ -60,7 +59,17 @@ class Auxiliary(Section):
     head_width: int = Field(256, ge=1, le=65536)
     """Hidden units of the MLPs of alignment and representation (ours; REPA's have 2048)."""
 
+    extra: dict[Annotated[str, Choice("auxiliary")], Annotated[float, Field(ge=0, le=1e6)]] = {}
+    """Weights of plug-ins' auxiliary losses, by name; 0 leaves one out."""
+
     @property
     def needs_target_encoder(self) -> bool:
-        """Whether a loss compares with the EMA copy; a new one that does is added here."""
-        return self.representation > 0 or (self.alignment > 0 and self.alignment_to == EMA)
+        """Whether a loss compares with the EMA copy."""
+        extra = self.extra_reads("target") is not None
+        return extra or self.representation > 0 or (self.alignment > 0 and self.alignment_to == EMA)
+
+    def extra_reads(self, tokens: str) -> str | None:
+        """Name of a plug-in's loss in use that reads the tokens of a pass (`encode`, `denoise` or `target`)."""
+        used = (name for name, weight in self.extra.items() if weight > 0)
+        found = ((name, find_plugin_part("auxiliary", name)) for name in used)
+        return next((name for name, part in found if part is not None and tokens in part.made.reads), None)

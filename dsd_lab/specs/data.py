@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dsd_lab.specs.base import Section
+from dsd_lab.specs.part_fields import Choice, PartSection, is_foreign
 
 
-class Data(Section):
+class Data(PartSection):
     """Where the images come from and how they are split."""
 
-    source: Literal["digits", "idx", "parquet", "folder", "datasets"] = "digits"
+    source: Annotated[str, Choice("data_source")] = "digits"
     """`digits`: scikit-learn's 1,797 8x8 digits. `idx`: MNIST's format. `parquet`: the Hugging Face image layout. `folder`: a sub-folder a class, as ImageNet, StyleGAN's `dataset.json`, or images without labels. `datasets`: `hub`, through the library of that name."""
     path: str | None = None
     """Folder of the files, relative to the spec's file. Not part of a trial's identity; `name` is."""
@@ -49,7 +49,11 @@ class Data(Section):
             raise ValueError(
                 "path: source 'datasets' is named by `hub`; remove `path`, or name the source it belongs to"
             )
-        if self.source not in ("digits", "datasets") and self.path is None:
+        if (
+            self.source not in ("digits", "datasets")
+            and not is_foreign("data_source", self.source)
+            and self.path is None
+        ):
             raise ValueError(f"path: source {self.source!r} needs the folder that holds its files")
         if self.source == "datasets" and self.hub is None:
             raise ValueError("hub: source 'datasets' needs a name on the Hugging Face Hub, such as ylecun/mnist")

@@ -6,25 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from dsd_lab.specs.base import Section
+from dsd_lab.specs.part_fields import Choice, PartSection, is_foreign
 
-Metric = Literal[
-    "fid",
-    "kid",
-    "is",
-    "precision",
-    "recall",
-    "label_accuracy",
-    "nearest_train",
-    "rfid",
-    "psnr",
-    "ssim",
-    "knn",
-    "linear",
-]
-OF_IMAGES: tuple[Metric, ...] = ("fid", "kid", "is", "precision", "recall", "label_accuracy", "nearest_train")
+Metric = Annotated[str, Choice("sample_metric")]
+OF_IMAGES: tuple[str, ...] = ("fid", "kid", "is", "precision", "recall", "label_accuracy", "nearest_train")
 """Metrics of generated images."""
-OF_ENCODER: tuple[Metric, ...] = ("rfid", "psnr", "ssim", "knn", "linear")
+OF_ENCODER: tuple[str, ...] = ("rfid", "psnr", "ssim", "knn", "linear")
 """Metrics of held-out images' reconstructions and latents."""
 _OF_CLASSES = ("label_accuracy", "knn", "linear")
 """Metrics that need classes to tell apart."""
@@ -35,7 +22,7 @@ _RECORDED = {"nearest_train": "memorisation", "knn": "probe", "linear": "probe"}
 
 def recorded_as(metric: str) -> str:
     """First part of the name that a metric is recorded under."""
-    return _RECORDED.get(metric, metric)
+    return _RECORDED.get(metric, "sample" if is_foreign("sample_metric", metric) else metric)
 
 
 def _or_list(schema: dict[str, Any]) -> None:
@@ -46,10 +33,10 @@ def _or_list(schema: dict[str, Any]) -> None:
     schema |= notes | {"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]}
 
 
-class Generation(Section):
+class Generation(PartSection):
     """An evaluation of a finished trial: how samples are drawn, and what is measured on them and on held-out images."""
 
-    sampler: Literal["euler", "heun", "sde", "dopri5"] = "heun"
+    sampler: Annotated[str, Choice("sampler")] = "heun"
     """Solver of the probability-flow equation; `sde`: Euler-Maruyama on the SDE of the same marginals; `dopri5`: adaptive."""
     steps: int = Field(25, ge=1, le=10_000)
     """Solver steps; Heun calls the network twice in each but the last. `dopri5` chooses its own."""
@@ -86,7 +73,12 @@ class Generation(Section):
         """The metrics, in a fixed order."""
         left_out = {"knn", "linear", *(() if self.extractor == "indomain" else ("label_accuracy",))}
         chosen = set(self.metrics) if self.metrics is not None else {*OF_IMAGES, *OF_ENCODER} - left_out
-        return tuple(m for m in (*OF_IMAGES, *OF_ENCODER) if m in chosen)
+        return (*(m for m in (*OF_IMAGES, *OF_ENCODER) if m in chosen), *sorted(chosen - {*OF_IMAGES, *OF_ENCODER}))
+
+    @property
+    def of_images(self) -> tuple[str, ...]:
+        """Those of the metrics that are of generated images, plug-ins' among them."""
+        return tuple(m for m in self.measured if m not in OF_ENCODER)
 
     @model_validator(mode="after")
     def _enough(self) -> Generation:

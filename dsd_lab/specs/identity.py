@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
+from dsd_lab.errors import BadInput
 from dsd_lab.specs.auxiliary import EMA
-from dsd_lab.specs.trial import SCHEMA_VERSION, Generation, Objective, Trial, blocks_of, uses_target_encoder
+from dsd_lab.specs.part_fields import PartSection, is_foreign, kinds_in
+from dsd_lab.specs.registry import find_plugin_part
+from dsd_lab.specs.trial import (
+    SCHEMA_VERSION,
+    Generation,
+    Objective,
+    Trial,
+    blocks_of,
+    live_target,
+    uses_target_encoder,
+)
 
 TRAINING_SECTIONS = (
     "data",
@@ -26,12 +37,21 @@ TRAINING_SECTIONS = (
 """Sections that can change a training result; probes, records and resources cannot."""
 
 
-def canonical_fields(trial: Trial) -> dict[str, dict[str, Any]]:
+def canonical_fields(trial: Trial, recorded: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
     """The training fields of a trial that have an effect, each at its resolved value.
+
+    The section `plugins` has the digests of the plug-ins' parts that are used; there is none without such parts.
 
     Fields without effect in a combination are left out, so that two trials that would compute
     the same thing have the same fields: the decay of a target encoder that is not used, the
     mean of a uniform distribution, the whole diffusion objective where its weight is zero.
+
+    Args:
+        trial: its fields.
+        recorded: digests by `kind/name`, of a record whose plug-ins are not loaded; None: those of the loaded ones.
+
+    Raises:
+        BadInput: a plug-in is not loaded.
     """
     fields = {name: getattr(trial, name).model_dump() for name in TRAINING_SECTIONS}
     data = fields["data"] | {"name": data_name(trial)}
@@ -72,18 +92,30 @@ def canonical_fields(trial: Trial) -> dict[str, dict[str, Any]]:
         del fields["training"]["noise_draws"]
     if all(o.reconstruction_weight == o.perceptual_weight == 0 for o in objectives):
         del latent["decoder_noise"]
-    for name, used in (
-        ("noise", latent["normaliser"] == "fixed_noise"),
-        ("kl_weight", latent["normaliser"] == "kl"),
+    foreign = is_foreign("normaliser", latent["normaliser"])
+    for name, needed in (
+        ("noise", latent["normaliser"] == "fixed_noise" or foreign),
+        ("kl_weight", latent["normaliser"] == "kl" or foreign),
         ("entropy_floor", latent["entropy_weight"] > 0),
     ):
-        if not used:
+        if not needed:
             del latent[name]
     fields["auxiliary"] = _auxiliary(trial)
     if optimiser["schedule"] != "wsd":
         del optimiser["tail"]
     if optimiser["kind"] != "muon":
         del optimiser["momentum"]
+    for weighted, name in ((latent, "regularisers"), (fields["auxiliary"], "extra")):
+        weighted[name] = {key: weight for key, weight in weighted[name].items() if weight > 0}
+        if not weighted[name]:
+            del weighted[name]
+    parts = {("data_source", trial.data.source)} if is_foreign("data_source", trial.data.source) else set()
+    for name in ("latent", "auxiliary", "time", "data"):
+        parts |= _settle_parts(type(getattr(trial, name)), fields[name], {part for _, part in parts})
+    for objective in canonical:
+        parts |= _foreign_parts(Objective, objective)
+    if parts:
+        fields["plugins"] = {f"{kind}/{part}": _digest_of(kind, part, recorded) for kind, part in sorted(parts)}
     for section in fields.values():  # -0.0 is 0.0
         section.update({key: value + 0.0 for key, value in section.items() if isinstance(value, float)})
     return fields
@@ -99,7 +131,8 @@ def _objective(trial: Trial, target_kept: bool) -> dict[str, Any]:
         if spec.loss_space == "velocity":
             del objective["weighting"]
         divides = {("clean", "velocity", None), ("clean", "clean", "velocity"), ("velocity", "clean", "velocity")}
-        if (spec.output, spec.loss_space, objective.get("weighting")) not in divides:
+        foreign = _foreign_parts(Objective, objective)
+        if not foreign and (spec.output, spec.loss_space, objective.get("weighting")) not in divides:
             del objective["clamp"]
     if not target_kept:
         del objective["target_decay"], objective["target_warmup"]
@@ -111,7 +144,36 @@ def _objective(trial: Trial, target_kept: bool) -> dict[str, Any]:
         objective["perceptual_weights"] = _file_name(objective["perceptual_weights"])
     if spec.reconstruction_weight == 0 or not _meets_reconstruction(trial):
         del objective["balance"]
+    _settle_parts(Objective, objective)
     return objective
+
+
+def _foreign_parts(section: type[PartSection], values: dict[str, Any]) -> set[tuple[str, str]]:
+    """Kind and name of the plug-ins' parts that the fields of a section name."""
+    found = set()
+    for name, kind in kinds_in(section).items():
+        named = values.get(name) or ()
+        found |= {(kind, part) for part in ([named] if isinstance(named, str) else named) if is_foreign(kind, part)}
+    return found
+
+
+def _settle_parts(section: type[PartSection], values: dict[str, Any], more: Iterable[str] = ()) -> set[tuple[str, str]]:
+    """Leave options out of a section that belong to no part of it that has an effect; returns its plug-ins' parts."""
+    found = _foreign_parts(section, values)
+    used = {part for _, part in found} | set(more)
+    options = {part: given for part, given in values.pop("options", {}).items() if part in used}
+    if options:
+        values["options"] = options
+    return found
+
+
+def _digest_of(kind: str, name: str, recorded: Mapping[str, str] | None) -> str:
+    if recorded is not None:
+        return recorded.get(f"{kind}/{name}", "")
+    part = find_plugin_part(kind, name)
+    if part is None:
+        raise BadInput(f"{kind} {name!r} is of a plug-in that is not loaded; give its file with --plugin")
+    return part.digest
 
 
 def _auxiliary(trial: Trial) -> dict[str, Any]:
@@ -143,7 +205,8 @@ def _meets_reconstruction(trial: Trial) -> bool:
     """Whether a loss that can be balanced has a gradient at the latents."""
     objective, auxiliary = trial.objective, trial.auxiliary
     return (
-        (objective.diffusion_weight > 0 and "live" in (objective.noised, objective.target))
+        (objective.diffusion_weight > 0 and (objective.noised == "live" or live_target(objective)))
+        or any(weight > 0 for weight in auxiliary.extra.values())
         or objective.perceptual_weight > 0
         or (auxiliary.classification > 0 and auxiliary.classification_from == "latent")
         or (auxiliary.alignment > 0 and auxiliary.alignment_from == "denoise" and auxiliary.alignment_noised == "live")
@@ -161,18 +224,18 @@ def data_name(trial: Trial) -> str:
     return trial.data.name or folder or trial.data.hub or trial.data.source
 
 
-def trial_id(trial: Trial, seed: int) -> str:
+def trial_id(trial: Trial, seed: int, recorded: Mapping[str, str] | None = None) -> str:
     """Twelve hexadecimal digits of the SHA-256 of the canonical non-default training fields and the seed.
 
     A field that a later version adds with a default leaves every id as it is; changing a default
-    is a new `SCHEMA_VERSION`.
+    is a new `SCHEMA_VERSION`. `recorded`: as of `canonical_fields`.
     """
-    return trial_ids(trial, [seed])[0]
+    return trial_ids(trial, [seed], recorded)[0]
 
 
-def trial_ids(trial: Trial, seeds: Sequence[int]) -> list[str]:
+def trial_ids(trial: Trial, seeds: Sequence[int], recorded: Mapping[str, str] | None = None) -> list[str]:
     """`trial_id` of every seed."""
-    return canonical_ids(canonical_fields(trial), seeds, type(trial))
+    return canonical_ids(canonical_fields(trial, recorded), seeds, type(trial))
 
 
 def canonical_ids(canonical: dict[str, dict[str, Any]], seeds: Sequence[int], model: type[Trial] = Trial) -> list[str]:
@@ -202,6 +265,9 @@ def evaluation_id(evaluation: Generation) -> str:
         changed["metrics"] = evaluation.measured
     if evaluation.reference is not None:
         changed["reference_sha256"] = evaluation.reference_sha256  # None: not there, and nothing is measured
+    parts = [("sampler", evaluation.sampler), *(("sample_metric", metric) for metric in evaluation.measured)]
+    if used := {f"{kind}/{name}": _digest_of(kind, name, None) for kind, name in parts if is_foreign(kind, name)}:
+        changed["plugins"] = used
     return _digest({"schema": SCHEMA_VERSION, "generation": changed})[:8]
 
 

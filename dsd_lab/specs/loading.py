@@ -15,6 +15,7 @@ from dsd_lab.specs.evaluate_list import expanded, with_files
 from dsd_lab.specs.identity import trial_ids
 from dsd_lab.specs.inheritance import edited, parse_set, read_with_parents, resolved_path
 from dsd_lab.specs.messages import complaints, did_you_mean, summary
+from dsd_lab.specs.plugins import require
 from dsd_lab.specs.sources import named_paths
 from dsd_lab.specs.sweep import MAX_TRIALS, Plan, PlannedTrial, Sweep
 from dsd_lab.specs.trial import Section, Trial
@@ -58,10 +59,19 @@ def load_sweep(path: Path, profile: str | None = None, sets: list[str] | None = 
     for edit in edits:
         document = edited(document, *edit)
     document = expanded(document)
+    _require(document)
     spec = _validated(document)
     spec = spec.model_copy(update={"evaluate": with_files(spec.evaluate, document, path.parent)})
     trials = _resolve(spec, document, everywhere, path)
     return Plan(spec, path, chosen, trials, everywhere.values, tuple(sets or ()))
+
+
+def _require(document: Document) -> None:
+    """Plug-ins are there before anything that names their parts is checked; a wrong list is refused with the rest."""
+    names = document.values.get("requires")
+    for place, name in enumerate(names if isinstance(names, list) else []):
+        if isinstance(name, str) and name.isidentifier():
+            require(name, document.where(("requires", str(place))))
 
 
 def _validated(document: Document) -> Sweep:

@@ -5,22 +5,23 @@ Where the paper (arXiv 2511.14716) publishes no value, the default is ours and i
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from dsd_lab.specs.base import Section
+from dsd_lab.specs.part_fields import Choice, PartSection
+
+Weight = Annotated[float, Field(ge=0, le=1e6)]
 
 OF_ONE_IMAGE = ("layernorm", "layernorm_affine", "image_rmsnorm")
 """Normalisers that take an image by itself, noise-free: they have the same effect on a prediction."""
 
 
-class Latent(Section):
+class Latent(PartSection):
     """What is done to the encoder's output before it is noised and decoded."""
 
-    normaliser: Literal["none", "layernorm", "layernorm_affine", "image_rmsnorm", "batchnorm", "fixed_noise", "kl"] = (
-        "layernorm"
-    )
+    normaliser: Annotated[str, Choice("normaliser")] = "layernorm"
     """`layernorm`: over the channels of a token. `image_rmsnorm`: unit mean square over the tokens and channels of an image. `batchnorm`: per channel over batch and tokens, no affine. `fixed_noise`: free latents plus noise in training. `kl`: a sampled mean and variance (ours: layernorm)."""
     eps: float | None = Field(None, gt=0, le=1)
     """What the norms add to the variance (`image_rmsnorm`: to the mean square) before its root; null: 1e-6, for `batchnorm` 1e-5. UNITE has 1e-5, REPA-E 1e-4."""
@@ -38,6 +39,8 @@ class Latent(Section):
     """Variance added to every direction in that entropy, so that a lost direction costs a finite amount (ours)."""
     decoder_noise: float = Field(0.0, ge=0, le=10)
     """Standard deviation of Gaussian noise added to the decoder's input in training."""
+    regularisers: dict[Annotated[str, Choice("regulariser")], Weight] = {}
+    """Weights of plug-ins' loss terms on the latents, by name; 0 leaves one out."""
 
     @model_validator(mode="after")
     def _fits_the_normaliser(self) -> Latent:
@@ -53,10 +56,10 @@ class Latent(Section):
         return self
 
 
-class Objective(Section):
+class Objective(PartSection):
     """reconstruction_weight * reconstruction + diffusion_weight * diffusion + perceptual_weight * perceptual."""
 
-    reconstruction: Literal["l1", "l2"] = "l2"
+    reconstruction: Annotated[str, Choice("reconstruction")] = "l2"
     """Pixel loss, mean over pixels in [-1, 1] (ours)."""
     reconstruction_weight: float = Field(1.0, ge=0, le=1e6)
     """Weight of the pixel loss."""
@@ -68,7 +71,7 @@ class Objective(Section):
     """Its weights: a safetensors or PyTorch file, relative to the spec's file, or `pretrained` (timm downloads them), or `random`. Only the file's name is in a trial's identity."""
     diffusion_weight: float = Field(1.0, ge=0, le=1e6)
     """Weight of the diffusion loss; 0 leaves a reconstruction-only control."""
-    target: Literal["live", "stop_gradient", "ema"] = "ema"
+    target: Annotated[str, Choice("target")] = "ema"
     """Where the regression target z2 comes from: the encoder with gradient (joint), without, or its EMA copy."""
     target_decay: float = Field(0.99, ge=0, lt=1)
     """Decay a step of the EMA target encoder (ours)."""
@@ -76,11 +79,11 @@ class Objective(Section):
     """Steps n over which that decay ramps up: target_decay * min(1, n / target_warmup). 0: no ramp."""
     noised: Literal["live", "detached"] = "live"
     """Whether the diffusion loss reaches the encoder through z_t."""
-    output: Literal["velocity", "clean"] = "clean"
+    output: Annotated[str, Choice("output")] = "clean"
     """What the network outputs: v = z - e, or the clean latent f."""
-    loss_space: Literal["velocity", "clean"] = "clean"
+    loss_space: Annotated[str, Choice("loss_space")] = "clean"
     """`velocity`: |v - (z2 - e)|^2. `clean`: w(t) |f - z2|^2."""
-    weighting: Literal["none", "velocity"] = "none"
+    weighting: Annotated[str, Choice("weighting")] = "none"
     """w(t) in clean space: 1, or 1 / max(1 - t, clamp)^2."""
     clamp: float = Field(0.05, gt=0, le=1)
     """Smallest 1 - t that is divided by (ours; JiT and UNITE use 0.05)."""
@@ -100,10 +103,10 @@ class Objective(Section):
         return self
 
 
-class Time(Section):
+class Time(PartSection):
     """Distribution of the training time t; t = 1 is clean."""
 
-    distribution: Literal["uniform", "logit_normal"] = "uniform"
+    distribution: Annotated[str, Choice("time_distribution")] = "uniform"
     """Uniform on [0, 1], or the logistic function of a normal variable."""
     mean: float = Field(0.0, ge=-10, le=10)
     """Mean of logit t."""

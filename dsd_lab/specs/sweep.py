@@ -24,6 +24,7 @@ from dsd_lab.specs.yaml_document import Document
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 MAX_TRIALS = 10_000
 Name = Annotated[str, Field(pattern=NAME)]
+PluginName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -36,6 +37,8 @@ class Sweep(Section):
     """Name of the sweep, of its folder and of its MLflow experiment: lower case, digits, `.`, `_`, `-`."""
     why: str = ""
     """The question that the sweep answers; the report opens with it."""
+    requires: list[PluginName] = []
+    """Plug-ins whose parts the spec names; each is given with `--plugin`, or installed."""
     base: dict[str, Any] = {}
     """Fields of every trial."""
     variants: dict[Name, dict[str, Any]] = Field(min_length=1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -22,6 +23,8 @@ from dsd_lab.specs.objective import Labels as Labels
 from dsd_lab.specs.objective import Latent as Latent
 from dsd_lab.specs.objective import Objective as Objective
 from dsd_lab.specs.objective import Time as Time
+from dsd_lab.specs.part_fields import is_foreign, kinds_in
+from dsd_lab.specs.registry import trait
 from dsd_lab.specs.training import Optimiser as Optimiser
 from dsd_lab.specs.training import Training as Training
 from dsd_lab.specs.training import decay_of as decay_of
@@ -147,7 +150,8 @@ class Trial(Section):
 
 def uses_target_encoder(objective: Objective) -> bool:
     """Whether the diffusion loss regresses on the EMA encoder's latents."""
-    return objective.diffusion_weight > 0 and objective.target == "ema"
+    needs = objective.target == "ema" or trait("target", objective.target, "needs_ema", False)
+    return bool(objective.diffusion_weight > 0 and needs)
 
 
 def unfit_images(trial: Trial, shape: Sequence[int]) -> str:
@@ -182,12 +186,27 @@ def resolved_phases(training: Training, objective: Objective) -> list[tuple[int,
         if changes.get("perceptual_weight", 0) > 0 and objective.perceptual_weight == 0:
             raise ValueError(f"{where}.objective.perceptual_weight: a phase can switch it off, not on")
         try:
-            changed = Objective.model_validate(before.model_dump() | changes)
+            changed = Objective.model_validate(_laid_over(before, changes))
         except ValidationError as error:
             raise ValueError(f"{where}.objective: {error.errors()[0]['msg']}") from None
         stage = int(start), changed, frozenset(phase.frozen)
         found = [stage] if start == 0 else [*found, stage]
     return found
+
+
+def _laid_over(before: Objective, changes: dict[str, Any]) -> dict[str, Any]:
+    """The fields after a phase's changes; options of a part that they replace go with it."""
+    fields = before.model_dump() | changes
+    named = {fields[name] for name in kinds_in(Objective)}
+    options = {name: given for name, given in before.options.items() if name in named}
+    return fields | {"options": options | changes.get("options", {})}
+
+
+def live_target(objective: Objective) -> bool:
+    """Whether gradients of the diffusion loss reach the encoder through the target; a plug-in's says so (`live`)."""
+    return objective.target == "live" or bool(
+        is_foreign("target", objective.target) and trait("target", objective.target, "live", True)
+    )
 
 
 def unfit(trial: Trial) -> str | None:
@@ -204,6 +223,7 @@ def unfit(trial: Trial) -> str | None:
     whole = {
         "batchnorm": trial.latent.normaliser == "batchnorm",
         "the entropy bonus": trial.latent.entropy_weight > 0,
+        "a regulariser": any(weight > 0 for weight in trial.latent.regularisers.values()),
         "balance by gradient norms": any(s.trial.objective.balance != "none" for s in trial.stages()),
     }
     for name, used in whole.items():
@@ -225,6 +245,8 @@ def unfit(trial: Trial) -> str | None:
     for index, stage in enumerate(stages[len(stages) - len(training.phases) :]):
         if not trained_roles(stage.trial) - stage.frozen:
             return f"training.phases.{index}.frozen: no loss of this phase reaches a role that is not frozen, so nothing would be trained"
+    if training.noise_draws > 1 and (loss := trial.auxiliary.extra_reads("denoise")) is not None:
+        return f"auxiliary.extra.{loss}: reads the denoiser's tokens, which it can with training.noise_draws 1 alone"
     if trial.auxiliary.alignment > 0 and trial.auxiliary.alignment_from == "denoise":
         if training.noise_draws > 1:
             return "auxiliary.alignment_from: the denoiser's tokens are aligned with noise_draws 1 alone"
@@ -236,9 +258,11 @@ def unfit(trial: Trial) -> str | None:
 def trained_roles(trial: Trial) -> set[str]:
     """Roles that the losses of a stage reach, were nothing frozen."""
     objective, latent, auxiliary = trial.objective, trial.latent, trial.auxiliary
-    live = objective.diffusion_weight > 0 and "live" in (objective.target, objective.noised)
+    live = objective.diffusion_weight > 0 and (live_target(objective) or objective.noised == "live")
     penalised = latent.entropy_weight > 0 or (latent.normaliser == "kl" and latent.kl_weight > 0)
+    penalised = penalised or any(weight > 0 for weight in latent.regularisers.values())
     beside = auxiliary.alignment > 0 or auxiliary.representation > 0 or auxiliary.classification > 0
+    beside = beside or any(weight > 0 for weight in auxiliary.extra.values())
     decodes = objective.reconstruction_weight > 0 or objective.perceptual_weight > 0
     reached = {"encode": live or penalised or decodes or beside, "denoise": objective.diffusion_weight > 0}
     return {role for role, used in {**reached, "decode": decodes}.items() if used}

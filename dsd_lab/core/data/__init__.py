@@ -1,6 +1,6 @@
 """Image data sets: read, split into training and held-out images, resident in memory or streamed.
 
-A new data set is one function that returns a `DataSet` and one row of `SOURCES`.
+A new data set is one function that returns a `DataSet`, registered under a name.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dsd_lab.core.data.parquet import find_parquet, load_parquet
 from dsd_lab.core.data.parquet_files import holds_training
 from dsd_lab.core.data.splits import BATCHES_AHEAD, Images, Split, StreamedImages
 from dsd_lab.errors import BadInput
+from dsd_lab.specs.registry import Parts
 
 if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
@@ -36,13 +37,18 @@ __all__ = [
     "source_of",
 ]
 
-SOURCES: dict[str, Callable[[Data, Path | None], DataSet]] = {
-    "digits": load_digits,
-    "idx": load_idx,
-    "parquet": load_parquet,
-    "folder": load_folder,
-    "datasets": load_hub,
-}
+
+def _data_set(found: Any, *given: Any) -> str | None:
+    return None if isinstance(found, DataSet) else f"gives a {type(found).__name__}, not a DataSet"
+
+
+SOURCES = Parts("data_source", check=_data_set)
+"""(section `data`, folder that keeps what is found out about streamed images, or None) -> DataSet."""
+SOURCES.add("digits")(load_digits)
+SOURCES.add("idx")(load_idx)
+SOURCES.add("parquet")(load_parquet)
+SOURCES.add("folder")(load_folder)
+SOURCES.add("datasets")(load_hub)
 _FINDERS: dict[str, Callable[[Data], Found]] = {
     "parquet": find_parquet,
     "folder": find_folder,
@@ -62,7 +68,8 @@ def load_data(spec: Data, cache: Path | None = None) -> DataSet:
         BadInput: files are missing or damaged, or images differ in size; the message names them.
         NoResources: the disk has no room for what a stream needs.
     """
-    return SOURCES[spec.source](spec, cache)
+    found: DataSet = SOURCES.bound(spec.source, spec)(spec, cache)
+    return found
 
 
 def glance(spec: Data) -> dict[str, Any] | None:

@@ -1,8 +1,7 @@
 """Auxiliary losses: what the paper adds to reconstruction and diffusion (arXiv 2511.14716), each with heads of its own.
 
 The heads lie outside `Network`: they are trained and checkpointed beside it, and nothing that is
-deployed has them. A new loss is a class here, a row of `AUXILIARIES`, and its weight under the same
-name in the spec's section `auxiliary`.
+deployed has them. A plug-in's loss is a class of its own; its weight is in the spec's `auxiliary.extra`.
 """
 
 from __future__ import annotations
@@ -19,13 +18,19 @@ from dsd_lab.core.diffusion.paths import noised
 from dsd_lab.core.model.backbones import Backbone
 from dsd_lab.core.model.perceptual import Perceptual
 from dsd_lab.core.randomness import generator
+from dsd_lab.core.shapes import scalar
 from dsd_lab.specs.auxiliary import EMA
+from dsd_lab.specs.registry import Parts
 from dsd_lab.specs.sources import named_backbones
 
 if TYPE_CHECKING:
     from dsd_lab.core.model.network import Network
     from dsd_lab.core.randomness import Draws
     from dsd_lab.specs.trial import Trial
+
+
+AUXILIARIES = Parts("auxiliary")
+"""Classes of `Auxiliary`."""
 
 
 @dataclass
@@ -79,6 +84,7 @@ def _mlp(inside: int, hidden: int, outside: int, layers: int) -> nn.Sequential:
     return nn.Sequential(*parts[:-1])
 
 
+@AUXILIARIES.add("alignment")
 class Alignment(Auxiliary):
     """REPA's loss (Yu et al., arXiv 2410.06940): -mean over tokens of cos(h(tokens), target), h an MLP of three layers.
 
@@ -155,6 +161,7 @@ class Alignment(Auxiliary):
         return [functional.adaptive_avg_pool2d(part, side).flatten(2).transpose(1, 2) for part in features]
 
 
+@AUXILIARIES.add("representation")
 class Representation(Auxiliary):
     """BYOL's loss (Grill et al., arXiv 2006.07733, eq. 2) on mean encoder tokens: 2 - 2 cos(q(h), sg(h')).
 
@@ -177,6 +184,7 @@ class Representation(Auxiliary):
         return (2 - 2 * cosine).mean()
 
 
+@AUXILIARIES.add("classification")
 class Classification(Auxiliary):
     """Cross entropy of a linear classifier on the mean latent, or on the encoder's mean token, in nats."""
 
@@ -198,13 +206,6 @@ class Classification(Auxiliary):
         return functional.cross_entropy(self.classifier(features.mean(1)).float(), seen.draws.labels)
 
 
-AUXILIARIES: dict[str, type[Auxiliary]] = {
-    "alignment": Alignment,
-    "representation": Representation,
-    "classification": Classification,
-}
-
-
 class Auxiliaries(nn.Module):
     """The losses of `AUXILIARIES` whose weight is not zero, and the perceptual one; its parameters are their heads.
 
@@ -222,16 +223,17 @@ class Auxiliaries(nn.Module):
     def __init__(self, trial: Trial, network: Network, classes: int, device: torch.device, seed: int = 0) -> None:
         super().__init__()
         losses: dict[str, Auxiliary] = {}
+        shipped = {name: getattr(trial.auxiliary, name, 0.0) for name in AUXILIARIES}
+        weights = {name: float(w) for name, w in (shipped | trial.auxiliary.extra).items() if w > 0}
         with torch.random.fork_rng(devices=[]):
-            for name, make in AUXILIARIES.items():
-                if getattr(trial.auxiliary, name) > 0:
-                    torch.manual_seed(generator(seed, f"auxiliary/{name}").initial_seed())
-                    losses[name] = make(trial, network, classes, device)
+            for name in weights:
+                torch.manual_seed(generator(seed, f"auxiliary/{name}").initial_seed())
+                losses[name] = AUXILIARIES.bound(name, trial.auxiliary)(trial, network, classes, device)
         self.losses = losses
         self.heads = nn.ModuleDict(losses)
         named = named_backbones(trial).get("perceptual")
         self.perceptual = None if named is None else Perceptual(named, network.side * network.patch, device)
-        self.weights = {name: float(getattr(trial.auxiliary, name)) for name in losses}
+        self.weights = weights
 
     @property
     def reads_settled(self) -> bool:
@@ -249,7 +251,11 @@ class Auxiliaries(nn.Module):
             assert target_encoder is not None
             with torch.no_grad():
                 target_encoder.encode_raw(seen.x, kept=seen.tokens.target)
-        return {name: (self.weights[name], loss(seen)) for name, loss in self.losses.items()}
+        found = {name: (self.weights[name], loss(seen)) for name, loss in self.losses.items()}
+        for name, (_, value) in found.items():
+            if (wrong := scalar(value)) is not None:
+                raise AUXILIARIES.part(name).fault(wrong)
+        return found
 
     def frozen_parameters(self) -> int:
         """Number of weights of the frozen models."""

@@ -31,8 +31,11 @@ from torch import Tensor
 from dsd_lab.core.diffusion import paths
 from dsd_lab.core.diffusion.auxiliary import Seen, Tokens
 from dsd_lab.core.diffusion.balance import BALANCES
+from dsd_lab.core.diffusion.regularisers import regularisers
 from dsd_lab.core.model.normalisers import gaussian_entropy
 from dsd_lab.core.randomness import Draws
+from dsd_lab.core.shapes import like_first, pair_like_first, scalar
+from dsd_lab.specs.registry import Parts
 
 if TYPE_CHECKING:
     from dsd_lab.core.diffusion.auxiliary import Auxiliaries
@@ -58,19 +61,30 @@ Kept = list[Tensor] | None
 
 # -- The target z2 -------------------------------------------------------------------------------
 
+TARGETS = Parts("target", check=like_first)
+"""(z [B, T, c], x [B, C, H, W], EMA encoder or None, its noise, where to keep its blocks' tokens) -> z2 [B, T, c].
 
+Traits: `needs_ema`, whether the EMA encoder is there (else None), `live`, whether gradients reach the encoder through it.
+"""
+
+
+@TARGETS.add("live")
 def _live(
     z: Tensor, x: Tensor, target_encoder: Network | None, noise: Tensor | None = None, kept: Kept = None
 ) -> Tensor:
+    """The latent itself, with gradient: joint training."""
     return z
 
 
+@TARGETS.add("stop_gradient")
 def _stop_gradient(
     z: Tensor, x: Tensor, target_encoder: Network | None, noise: Tensor | None = None, kept: Kept = None
 ) -> Tensor:
+    """The latent without gradient."""
     return z.detach()
 
 
+@TARGETS.add("ema")
 def _ema(
     z: Tensor, x: Tensor, target_encoder: Network | None, noise: Tensor | None = None, kept: Kept = None
 ) -> Tensor:
@@ -80,58 +94,74 @@ def _ema(
         return target_encoder.encode(x, noise, kept)
 
 
-TARGETS: dict[str, Callable[..., Tensor]] = {
-    "live": _live,
-    "stop_gradient": _stop_gradient,
-    "ema": _ema,
-}
-
 # -- The latent that is noised -------------------------------------------------------------------
 
 NOISED: dict[str, Callable[[Tensor], Tensor]] = {"live": lambda z: z, "detached": lambda z: z.detach()}
 
 # -- What the network's output means: (f, v) ------------------------------------------------------
 
+OUTPUTS = Parts("output", check=pair_like_first)
+"""(output, z_t, each [B, T, c], t [B], smallest 1 - t) -> clean prediction f and velocity prediction v [B, T, c]."""
 
+
+@OUTPUTS.add("velocity")
 def _from_velocity(out: Tensor, z_t: Tensor, t: Tensor, clamp: float) -> tuple[Tensor, Tensor]:
+    """The network predicts v = z - e."""
     return paths.clean_from_velocity(out, z_t, t), out
 
 
+@OUTPUTS.add("clean")
 def _from_clean(out: Tensor, z_t: Tensor, t: Tensor, clamp: float) -> tuple[Tensor, Tensor]:
+    """The network predicts the clean latent f."""
     return out, paths.velocity_from_clean(out, z_t, t, clamp)
 
 
-OUTPUTS: dict[str, Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]] = {
-    "velocity": _from_velocity,
-    "clean": _from_clean,
-}
-
 # -- The space of the loss, and its weight ----------------------------------------------------------
 
-WEIGHTINGS: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "none": lambda t, clamp: torch.ones_like(t),
-    "velocity": lambda t, clamp: (1 - t).clamp_min(clamp) ** -2,
-}
+WEIGHTINGS = Parts("weighting", check=like_first)
+"""(t [B], smallest 1 - t) -> w(t) [B], in clean space."""
+LOSS_SPACES = Parts("loss_space", check=scalar)
+"""(f, v, z2, e, each [B, T, c], t [B], section `objective`) -> loss, a scalar."""
+RECONSTRUCTIONS = Parts("reconstruction", check=scalar)
+"""(decoded, original, each [B, C, H, W] in [-1, 1]) -> loss, a scalar."""
 
 
+@WEIGHTINGS.add("none")
+def _unweighted(t: Tensor, clamp: float) -> Tensor:
+    """w(t) = 1."""
+    return torch.ones_like(t)
+
+
+@WEIGHTINGS.add("velocity")
+def _as_velocity(t: Tensor, clamp: float) -> Tensor:
+    """1 / max(1 - t, clamp)^2: a clean-space loss with the weight that it has in velocity space."""
+    return (1 - t).clamp_min(clamp) ** -2
+
+
+@LOSS_SPACES.add("velocity")
 def _velocity_space(f: Tensor, v: Tensor, z2: Tensor, e: Tensor, t: Tensor, spec: Objective) -> Tensor:
+    """Mean of |v - (z2 - e)|^2."""
     return (v - (z2 - e)).square().mean()
 
 
+@LOSS_SPACES.add("clean")
 def _clean_space(f: Tensor, v: Tensor, z2: Tensor, e: Tensor, t: Tensor, spec: Objective) -> Tensor:
-    w = WEIGHTINGS[spec.weighting](t, spec.clamp)
+    """Mean of w(t) |f - z2|^2."""
+    w = WEIGHTINGS.bound(spec.weighting, spec)(t, spec.clamp)
     return (w * (f - z2).square().flatten(1).mean(1)).mean()
 
 
-LOSS_SPACES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Objective], Tensor]] = {
-    "velocity": _velocity_space,
-    "clean": _clean_space,
-}
+@RECONSTRUCTIONS.add("l1")
+def _l1(image: Tensor, x: Tensor) -> Tensor:
+    """Mean absolute error of pixels."""
+    return torch.nn.functional.l1_loss(image, x)
 
-RECONSTRUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "l1": torch.nn.functional.l1_loss,
-    "l2": torch.nn.functional.mse_loss,
-}
+
+@RECONSTRUCTIONS.add("l2")
+def _l2(image: Tensor, x: Tensor) -> Tensor:
+    """Mean squared error of pixels."""
+    return torch.nn.functional.mse_loss(image, x)
+
 
 # -- The objective -------------------------------------------------------------------------------
 
@@ -150,8 +180,8 @@ def diffusion_loss(
     """
     z_t = paths.noised(NOISED[spec.noised](z), draws.e, draws.t)
     out = denoise(z_t, draws.t, draws.y).float()
-    f, v = OUTPUTS[spec.output](out, z_t, draws.t, spec.clamp)
-    return LOSS_SPACES[spec.loss_space](f, v, z2, draws.e, draws.t, spec)
+    f, v = OUTPUTS.bound(spec.output, spec)(out, z_t, draws.t, spec.clamp)
+    return LOSS_SPACES.bound(spec.loss_space, spec)(f, v, z2, draws.e, draws.t, spec)
 
 
 def losses(
@@ -165,7 +195,7 @@ def losses(
     """All losses of a batch of images x [B, C, H, W] in [-1, 1].
 
     total = reconstruction_weight * reconstruction + diffusion_weight * diffusion
-            + the normaliser's weighted penalties - entropy_weight * entropy
+            + the normaliser's weighted penalties - entropy_weight * entropy + the weighted regularisers
             + the weighted auxiliary losses + perceptual_weight * perceptual
 
     with diffusion, auxiliary and perceptual losses multiplied by the factors of `balance` too. Terms
@@ -186,11 +216,14 @@ def losses(
         decoder_in = decoded if draws.decoder_e is None else decoded + trial.latent.decoder_noise * draws.decoder_e
         image = network.decode_input(decoder_in).float()
         if spec.reconstruction_weight > 0:
-            weighted["reconstruction"] = spec.reconstruction_weight, RECONSTRUCTIONS[spec.reconstruction](image, x)
+            weighted["reconstruction"] = (
+                spec.reconstruction_weight,
+                RECONSTRUCTIONS.bound(spec.reconstruction, spec)(image, x),
+            )
         if perceptual is not None:
             others["perceptual"] = spec.perceptual_weight, perceptual(image, x)
     if spec.diffusion_weight > 0:
-        z2 = TARGETS[spec.target](z, x, target_encoder, draws.latent_e, tokens.target).float()
+        z2 = TARGETS.bound(spec.target, spec)(z, x, target_encoder, draws.latent_e, tokens.target).float()
         denoise, again = partial(network.denoise, kept=tokens.denoise), len(draws.t) // len(x)
         diffusion = diffusion_loss(denoise, z.repeat(again, 1, 1), z2.repeat(again, 1, 1), draws, spec)
         weighted["diffusion"] = spec.diffusion_weight, diffusion
@@ -201,6 +234,7 @@ def losses(
     weighted |= {name: pair for name, pair in network.normaliser.penalties(raw).items() if pair[0] > 0}
     if trial.latent.entropy_weight > 0:
         weighted["entropy"] = -trial.latent.entropy_weight, gaussian_entropy(z, trial.latent.entropy_floor)
+    weighted |= regularisers(z, trial.latent)
     total = z.new_zeros(())
     multipliers: dict[str, Tensor] = {}
     for name, (weight, term) in (weighted | others).items():

@@ -6,11 +6,13 @@ Liu et al., arXiv 2209.03003; Lipman et al., arXiv 2210.02747).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from dsd_lab.core.shapes import count_second
+from dsd_lab.specs.registry import Parts
 
 if TYPE_CHECKING:
     from dsd_lab.specs.trial import Time
@@ -36,19 +38,21 @@ def _like(t: Tensor, z: Tensor) -> Tensor:
     return t.reshape(-1, *[1] * (z.dim() - 1))
 
 
+TIME_DISTRIBUTIONS = Parts("time_distribution", check=count_second)
+"""(section `time`, count, generator) -> times [count] in [0, 1], before the shift."""
+
+
+@TIME_DISTRIBUTIONS.add("uniform")
 def _uniform(spec: Time, count: int, generator: torch.Generator) -> Tensor:
+    """Uniform on [0, 1]."""
     return torch.rand(count, generator=generator, device=generator.device)
 
 
+@TIME_DISTRIBUTIONS.add("logit_normal")
 def _logit_normal(spec: Time, count: int, generator: torch.Generator) -> Tensor:
+    """The logistic function of a normal variable (`mean`, `std`)."""
     normal = torch.randn(count, generator=generator, device=generator.device)
     return torch.sigmoid(spec.mean + spec.std * normal)
-
-
-TIME_DISTRIBUTIONS: dict[str, Callable[[Time, int, torch.Generator], Tensor]] = {
-    "uniform": _uniform,
-    "logit_normal": _logit_normal,
-}
 
 
 def shifted(t: Tensor, shift: float) -> Tensor:
@@ -62,4 +66,4 @@ def shifted(t: Tensor, shift: float) -> Tensor:
 
 def draw_times(spec: Time, count: int, generator: torch.Generator) -> Tensor:
     """Training times [count] in [0, 1] from the spec's distribution, shifted."""
-    return shifted(TIME_DISTRIBUTIONS[spec.distribution](spec, count, generator), spec.shift)
+    return shifted(TIME_DISTRIBUTIONS.bound(spec.distribution, spec)(spec, count, generator), spec.shift)

@@ -1,7 +1,6 @@
 """Samplers from noise (t = 0) to clean (t = 1): the probability-flow equation dz/dt = v(z, t), or the SDE of its marginals.
 
-Each takes a velocity function; a new one is a function here, a row of `SAMPLERS` and its name in the
-spec. What happens to an image never depends on the images that are drawn beside it: noise comes from
+Each takes a velocity function; a new one is one function with a name. What happens to an image never depends on the images that are drawn beside it: noise comes from
 a generator of its own, and so do the time and the step of an adaptive solver.
 """
 
@@ -16,6 +15,8 @@ from torch import Tensor
 
 from dsd_lab.core.diffusion.objectives import OUTPUTS
 from dsd_lab.core.randomness import generator
+from dsd_lab.core.shapes import like_second
+from dsd_lab.specs.registry import Parts
 
 if TYPE_CHECKING:
     from dsd_lab.core.model.network import Network
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 Velocity = Callable[..., Tensor]
 """velocity(z [B, ...], t [B], rows): v of images `rows` (indices or a mask over the batch; all by default)."""
+
+
+SAMPLERS = Parts("sampler", check=like_second)
+"""(velocity, noise [B, T, c], solver) -> latents [B, T, c]. Traits: `calls` of the network per step, `adaptive` steps."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Solver:
     """Seed of an SDE's noise, and the number of the batch's first image, which it also depends on."""
 
 
+@SAMPLERS.add("euler")
 def euler(velocity: Velocity, z: Tensor, solver: Solver) -> Tensor:
     """Forward Euler; `steps` network calls."""
     for i in range(solver.steps):
@@ -46,6 +52,7 @@ def euler(velocity: Velocity, z: Tensor, solver: Solver) -> Tensor:
     return z
 
 
+@SAMPLERS.add("heun", calls=2)
 def heun(velocity: Velocity, z: Tensor, solver: Solver) -> Tensor:
     """Heun's second-order method; the last step is Euler's, since a clean network's velocity is singular at t = 1."""
     steps = solver.steps
@@ -57,6 +64,7 @@ def heun(velocity: Velocity, z: Tensor, solver: Solver) -> Tensor:
     return z
 
 
+@SAMPLERS.add("sde")
 def sde(velocity: Velocity, z: Tensor, solver: Solver) -> Tensor:
     """Euler-Maruyama on dz = [v + (w(t)/2) s] dt + sqrt(w(t)) dW with w(t) = 2 (1 - t); the last step is Euler's of the ODE.
 
@@ -92,6 +100,7 @@ _ERROR = (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 /
 _END, _FIRST_STEP, _SMALLEST_STEP = 1 - 1e-3, 1e-2, 1e-5
 
 
+@SAMPLERS.add("dopri5", adaptive=True)
 def dopri5(velocity: Velocity, z: Tensor, solver: Solver) -> Tensor:
     """Dormand and Prince's adaptive method up to t = 0.999, then one Euler step; time and step size are each image's own.
 
@@ -122,14 +131,6 @@ def dopri5(velocity: Velocity, z: Tensor, solver: Solver) -> Tensor:
         factor = (0.9 * error.clamp_min(1e-10) ** -0.2).nan_to_num(1).clamp(0.2, 5)
         h[rows] = (step * 2 ** (factor.log2() * 4).floor().div(4)).clamp_min(_SMALLEST_STEP)
     return z + (1 - _wide(t, z)) * velocity(z, t.to(z.dtype))
-
-
-SAMPLERS: dict[str, Callable[[Velocity, Tensor, Solver], Tensor]] = {
-    "euler": euler,
-    "heun": heun,
-    "sde": sde,
-    "dopri5": dopri5,
-}
 
 
 def _time(t: float, z: Tensor) -> Tensor:
@@ -168,7 +169,7 @@ def guided_velocity(
         labels = y if rows is None else y[rows]
 
         def one(labels: Tensor) -> Tensor:
-            return OUTPUTS[objective.output](network.denoise(z, t, labels).float(), z, t, 1e-6)[1]
+            return OUTPUTS.bound(objective.output, objective)(network.denoise(z, t, labels).float(), z, t, 1e-6)[1]
 
         v = one(labels)
         inside = None if interval is None else (interval[0] <= t) & (t <= interval[1])

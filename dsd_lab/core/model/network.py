@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dsd_lab.core.model.blocks import ROLES, Block, Condition, Head, RoleCondition, sine_positions
-from dsd_lab.core.model.normalisers import NORMALISERS
+from dsd_lab.core.model.normalisers import NORMALISERS, build_normaliser
 
 if TYPE_CHECKING:
     from dsd_lab.specs.trial import Trial
@@ -73,7 +73,7 @@ class Network(nn.Module):
                 "decode": Head(width, pixels),
             }
         )
-        self.normaliser = NORMALISERS[trial.latent.normaliser](spec.latent_channels, trial.latent)
+        self.normaliser = build_normaliser(spec.latent_channels, trial.latent)
         self.normalises_prediction = trial.latent.normalise_prediction
         self.decodes_raw = trial.latent.decoded == "raw"
         self._initialise()

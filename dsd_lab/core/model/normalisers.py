@@ -1,7 +1,7 @@
 """Normalisers of the latents: what fixes, or does not fix, their scale before noise is added.
 
 Each is a module built from the number of latent channels and the spec's section `latent`. A new one
-is a class here, a row of `NORMALISERS`, and its name in the spec's `latent.normaliser`.
+is one class with a name; the spec's `latent.normaliser` takes it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from dsd_lab.core.shapes import like_first
+from dsd_lab.specs.registry import Parts
+
 if TYPE_CHECKING:
     from dsd_lab.specs.trial import Latent
+
+
+NORMALISERS = Parts("normaliser")
+"""Classes of `Normaliser`, built from the number of latent channels and the section `latent`."""
 
 
 class Normaliser(nn.Module):
@@ -46,6 +53,26 @@ class Normaliser(nn.Module):
         return {}
 
 
+def build_normaliser(channels: int, latent: Latent) -> Normaliser:
+    """The normaliser that a spec names; a plug-in's is checked whenever it is applied.
+
+    Args:
+        channels: c, of the latents.
+        latent: the spec's section.
+    """
+    part = NORMALISERS.part(latent.normaliser)
+    made: Normaliser = NORMALISERS.bound(latent.normaliser, latent)(channels, latent)
+    if part.plugin is not None:
+
+        def check(module: nn.Module, given: tuple[Tensor, ...], found: Tensor) -> None:
+            if (wrong := like_first(found, given[0][..., :channels])) is not None:
+                raise part.fault(wrong)
+
+        made.register_forward_hook(check)
+    return made
+
+
+@NORMALISERS.add("none")
 class NoNormaliser(Normaliser):
     """Latents as the encoder gives them; their scale is free."""
 
@@ -53,6 +80,7 @@ class NoNormaliser(Normaliser):
         return raw
 
 
+@NORMALISERS.add("layernorm")
 class LatentLayerNorm(Normaliser):
     """Zero mean and unit variance over the channels of each token: (z - mean) / sqrt(variance + eps), eps 1e-6."""
 
@@ -66,6 +94,7 @@ class LatentLayerNorm(Normaliser):
         return self.norm(raw)
 
 
+@NORMALISERS.add("layernorm_affine")
 class AffineLatentLayerNorm(LatentLayerNorm):
     """LayerNorm with a trained scale and shift per channel: the scale is free again, at one speed for all tokens.
 
@@ -75,6 +104,7 @@ class AffineLatentLayerNorm(LatentLayerNorm):
     affine = True
 
 
+@NORMALISERS.add("image_rmsnorm")
 class ImageRMSNorm(Normaliser):
     """Unit mean square over the tokens and channels of each image: z / sqrt(mean z^2 + eps), eps 1e-6, no scale.
 
@@ -90,6 +120,7 @@ class ImageRMSNorm(Normaliser):
         return raw * (raw.square().mean((-2, -1), keepdim=True) + self.eps).rsqrt()
 
 
+@NORMALISERS.add("batchnorm")
 class LatentBatchNorm(Normaliser):
     """Zero mean and unit variance of each channel over batch and tokens, without affine.
 
@@ -121,6 +152,7 @@ class LatentBatchNorm(Normaliser):
         return mean.clone(), (variance + self.norm.eps).sqrt()
 
 
+@NORMALISERS.add("fixed_noise")
 class FixedNoise(Normaliser):
     """z = raw + std * noise in training: the scale is free, but latents much below std carry no information.
 
@@ -137,6 +169,7 @@ class FixedNoise(Normaliser):
         return raw if noise is None else raw + self.std * noise
 
 
+@NORMALISERS.add("kl")
 class KLNormaliser(Normaliser):
     """z = mean + std * noise with KL(N(mean, std^2) | N(0, 1)) as a loss term (Kingma and Welling, arXiv 1312.6114).
 
@@ -167,17 +200,6 @@ def _moments(raw: Tensor) -> tuple[Tensor, Tensor]:
 def divergence_from_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL(N(m, s^2) | N(0, 1)) = (m^2 + s^2 - 1 - ln s^2) / 2 in nats, a mean over all elements."""
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-
-
-NORMALISERS: dict[str, type[Normaliser]] = {
-    "none": NoNormaliser,
-    "layernorm": LatentLayerNorm,
-    "layernorm_affine": AffineLatentLayerNorm,
-    "image_rmsnorm": ImageRMSNorm,
-    "batchnorm": LatentBatchNorm,
-    "fixed_noise": FixedNoise,
-    "kl": KLNormaliser,
-}
 
 
 def gaussian_entropy(z: Tensor, floor: float) -> Tensor:

@@ -8,8 +8,39 @@ are not all finite have a spectrum of NaN, and so have the metrics made from it.
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from dsd_lab.specs.registry import Part, Parts, plugin_parts
+
+
+def _number(found: Any, *given: Any) -> str | None:
+    is_number = isinstance(found, int | float) and not isinstance(found, bool)
+    return None if is_number else f"gives a {type(found).__name__}, not a float"
+
+
+def _check_on_constant(part: Part) -> None:
+    """Collapsed latents are what is looked for: a metric has a value there.
+
+    Raises:
+        BadInput: it has none, or fails.
+    """
+    for level in (0.0, 1.0):
+        try:
+            found = part.made(torch.full((4, 4, 3), level), 2)
+        except Exception as error:
+            raise part.fault(f"fails on constant latents: {type(error).__name__}: {error}") from None
+        if (wrong := _number(found)) is not None:
+            raise part.fault(wrong)
+        if not math.isfinite(found):
+            raise part.fault(f"gives {found} on constant latents; a collapsed trial needs a finite value")
+
+
+LATENT_METRICS = Parts("latent_metric", check=_number, at_once=_check_on_constant)
+"""(latents z [N, T, c], tokens a side of their grid) -> float, recorded as `latent/NAME`. Traits: `label`, `unit`, `digits`."""
 
 _ROUNDING = torch.finfo(torch.float32).eps
 _ALPHA_FIRST, _ALPHA_LAST = 4, 100
@@ -196,3 +227,19 @@ def latent_metrics(z: Tensor, side: int, suffix: str = "") -> tuple[dict[str, fl
     return {name + suffix: value for name, value in metrics.items()}, {
         name + suffix: value for name, value in spectra.items()
     }
+
+
+def plugin_metrics(z: Tensor, side: int) -> dict[str, float]:
+    """The latent metrics of loaded plug-ins, by recorded name.
+
+    Args:
+        z: latents [N, T, c], float32.
+        side: tokens a side of the grid.
+    """
+    found = {}
+    for part in plugin_parts("latent_metric"):
+        value = part.made(z, side)
+        if (wrong := _number(value)) is not None:
+            raise part.fault(wrong)
+        found[f"latent/{part.name}"] = float(value)
+    return found

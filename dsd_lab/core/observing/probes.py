@@ -63,6 +63,7 @@ class ProbeSet:
                 raw = network.encode_raw(self.x).float()
                 z = network.normaliser(raw).float()
                 metrics, spectra = latent_metrics.latent_metrics(z, network.side)
+                metrics |= latent_metrics.plugin_metrics(z, network.side)
                 location = raw[..., : network.latent_channels]  # means come first where there are variances too
                 before, spectra_before = latent_metrics.latent_metrics(location, network.side, "/pre")
                 metrics |= before | self.patch_ranks | {"latent/probe_images": float(len(z))}
@@ -87,9 +88,9 @@ class ProbeSet:
         (Zhuo et al., arXiv 2303.02387). Bins with fewer than two images are left out.
         """
         spec = self.trial.objective
-        z2 = TARGETS[spec.target](z, self.x, target_encoder, None).float()
+        z2 = TARGETS.bound(spec.target, spec)(z, self.x, target_encoder, None).float()
         z_t = paths.noised(z, self.e, self.t)
-        f, _ = OUTPUTS[spec.output](network.denoise(z_t, self.t, self.y).float(), z_t, self.t, spec.clamp)
+        f, _ = OUTPUTS.bound(spec.output, spec)(network.denoise(z_t, self.t, self.y).float(), z_t, self.t, spec.clamp)
         bins = self.trial.probe.t_bins
         gaps = {}
         for b in range(bins):
@@ -119,7 +120,7 @@ class ProbeSet:
         with torch.enable_grad():
             raw = raw[:count].detach().requires_grad_()
             z = normaliser(raw).float()
-            z2 = TARGETS[spec.target](z, self.x[:count], target_encoder, None).float()
+            z2 = TARGETS.bound(spec.target, spec)(z, self.x[:count], target_encoder, None).float()
             loss = diffusion_loss(network.denoise, z, z2, draws, spec)
             if not loss.requires_grad:
                 return {}, {}

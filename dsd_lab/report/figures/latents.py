@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dsd_lab.home.history import Floats
 from dsd_lab.report.figures.style import Look, band, legend, narrow_title, panels, point_title, shown_points
 from dsd_lab.report.groups import Group
+from dsd_lab.report.own_metrics import own_latent
 from dsd_lab.report.results import Result
 from dsd_lab.report.statistics.verdicts import cell_of, controls_of, latent_state
 from dsd_lab.specs.report import ReportSettings
@@ -107,15 +108,17 @@ def curves(groups: list[Group], looks: dict[str, Look], settings: ReportSettings
     if not any(len(r.history.series("latent/variance")[0]) for g in groups for r in g.results):
         return None
     points = shown_points(groups)
+    own = [(name, label, False, None) for name, label, _, _ in own_latent([r for g in groups for r in g.results])]
+    quantities = (*_QUANTITIES, *own)
     if len(points) == 1:
-        figure, axes = panels(4, 2.6, 2, sharex=True)
+        figure, axes = panels(len(quantities), 2.6, 2, sharex=True)
         rows = [[a] for a in axes]
     else:
         columns = len(points)
-        figure, axes = panels(4 * columns, 1.75, columns, sharex=True, sharey="row")
+        figure, axes = panels(len(quantities) * columns, 1.75, columns, sharex=True, sharey="row")
         figure.set_figwidth(max(8.4, 1.7 * columns + 1.6))
-        rows = [axes[i * columns : (i + 1) * columns] for i in range(4)]
-    for row, (name, label, logarithmic, transform) in zip(rows, _QUANTITIES, strict=True):
+        rows = [axes[i * columns : (i + 1) * columns] for i in range(len(quantities))]
+    for row, (name, label, logarithmic, transform) in zip(rows, quantities, strict=True):
         for part, members in zip(row, points.values(), strict=True):
             for group in members:
                 look = looks[group.variant]
@@ -123,7 +126,15 @@ def curves(groups: list[Group], looks: dict[str, Look], settings: ReportSettings
                 entry = None if group.finished else group.variant  # one line of the legend
                 for steps, values in _series([r for r in group.results if not r.finished], name, transform):
                     part.plot(steps, values, color=look.colour, linewidth=0.6, label=entry)
-            part.set(**({"yscale": "log"} if logarithmic else {"ylim": (0, None)}))
+            part.set(
+                **(
+                    {"yscale": "log"}
+                    if logarithmic
+                    else {}
+                    if (name, label, logarithmic, transform) in own
+                    else {"ylim": (0, None)}
+                )
+            )
         row[0].set_ylabel(label)
     if len(points) > 1:
         for part, point in zip(rows[0], points, strict=True):

@@ -1,0 +1,66 @@
+"""The kinds of parts, and the names that the package ships; a test holds them to the definitions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of part: where a spec names it, where the package defines it, and the names that it ships."""
+
+    field: str
+    module: str
+    shipped: tuple[str, ...] = ()
+    reserved: tuple[str, ...] = ()
+    """Names that a plug-in may not take: something else is recorded under them."""
+    together: bool = False
+    """The shipped ones share their computation, so that they are not definitions of their own."""
+
+
+_DIFFUSION, _MODEL = "dsd_lab.core.diffusion", "dsd_lab.core.model"
+_TERMS = ("reconstruction", "diffusion", "perceptual", "entropy", "kl", "total")
+KINDS: dict[str, Kind] = {
+    "target": Kind("objective.target", f"{_DIFFUSION}.objectives", ("live", "stop_gradient", "ema")),
+    "output": Kind("objective.output", f"{_DIFFUSION}.objectives", ("velocity", "clean")),
+    "loss_space": Kind("objective.loss_space", f"{_DIFFUSION}.objectives", ("velocity", "clean")),
+    "weighting": Kind("objective.weighting", f"{_DIFFUSION}.objectives", ("none", "velocity")),
+    "reconstruction": Kind("objective.reconstruction", f"{_DIFFUSION}.objectives", ("l1", "l2")),
+    "auxiliary": Kind(
+        "auxiliary.extra",
+        f"{_DIFFUSION}.auxiliary",
+        ("alignment", "representation", "classification"),
+        _TERMS,
+    ),
+    "regulariser": Kind(
+        "latent.regularisers",
+        f"{_DIFFUSION}.regularisers",
+        reserved=(*_TERMS, "alignment", "representation", "classification"),
+    ),
+    "normaliser": Kind(
+        "latent.normaliser",
+        f"{_MODEL}.normalisers",
+        ("none", "layernorm", "layernorm_affine", "image_rmsnorm", "batchnorm", "fixed_noise", "kl"),
+    ),
+    "time_distribution": Kind("time.distribution", f"{_DIFFUSION}.paths", ("uniform", "logit_normal")),
+    "sampler": Kind("evaluate.sampler", f"{_DIFFUSION}.samplers", ("euler", "heun", "sde", "dopri5")),
+    "data_source": Kind("data.source", "dsd_lab.core.data", ("digits", "idx", "parquet", "folder", "datasets")),
+    "latent_metric": Kind(
+        "(recorded by every probe)",
+        "dsd_lab.core.observing.latent_metrics",
+        reserved=(
+            *("variance", "spatial_variance", "total_variation", "effective_rank", "spectral_rank", "rankme", "std"),
+            *("participation_ratio", "stable_rank", "alpha_req", "uniformity", "capacity_bits", "probe_images"),
+            *("log10_std", "pre"),
+        ),
+    ),
+    "sample_metric": Kind(
+        "evaluate.metrics",
+        "dsd_lab.evaluation.sample_metrics",
+        (
+            *("fid", "kid", "is", "precision", "recall", "label_accuracy", "nearest_train"),
+            *("rfid", "psnr", "ssim", "knn", "linear"),
+        ),
+        together=True,
+    ),
+}
