@@ -85,7 +85,7 @@ class Training(Section):
     grad_accum_steps: int = Field(1, ge=1, le=10**6)
     """Parts that the batch is cut into; gradients are summed over them before the optimiser's step."""
     noise_draws: int = Field(1, ge=1, le=64)
-    """Draws of noise and time an image for the diffusion loss, which is their mean; the encoder runs once (UNITE's k, 3, arXiv 2603.22283; it sums them: multiply `diffusion_weight` by k)."""
+    """Draws of noise and time an image for the diffusion loss, which is their mean; the encoder runs once (UNITE's k, arXiv 2603.22283, which sums them: multiply `diffusion_weight` by k)."""
     phases: list[Phase] = Field([], max_length=16)
     """Changes of the objective in mid-training, in order: staged training, and interventions. Each lays its changes on the phase before it."""
 
