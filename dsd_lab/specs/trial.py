@@ -115,7 +115,7 @@ class Trial(Section):
                 f"optimiser.warmup_steps: {self.optimiser.warmup_steps} is more than training.steps ({training.steps})"
             )
         self.stages()
-        wrong = unfit(self) or misfit(self)
+        wrong = unfit(self) or misfit(self) or misfit_of_latents(self)
         if wrong is not None:
             raise ValueError(wrong)
         return self
@@ -229,19 +229,11 @@ def unfit(trial: Trial) -> str | None:
     for name, used in whole.items():
         if used and training.grad_accum_steps > 1:
             return f"training.grad_accum_steps: {name} is taken over a whole batch, which parts do not give"
-    stages = trial.stages()
-    if trial.latent.normalise_prediction:
-        if any(s.trial.objective.diffusion_weight > 0 and s.trial.objective.output != "clean" for s in stages):
-            return "latent.normalise_prediction: only a clean prediction is a latent; objective.output is velocity"
-        halves = [len(phase.frozen & {"encode", "denoise"}) for phase in stages]
-        if trial.latent.normaliser == "layernorm_affine" and 1 in halves:
-            return "training.phases: with latent.normalise_prediction encoder and denoiser share the normaliser's weights; freeze both or neither"
-    if trial.latent.decoded == "raw" and any(s.trial.objective.balance != "none" for s in stages):
-        return "objective.balance: the reconstruction has no gradient at the latents where latent.decoded is raw"
     if coupled and trial.optimiser.encoder_lr_factor != 1:
         return "optimiser.encoder_lr_factor: under layout 'coupled' the encoder has no blocks of its own"
     if coupled and any(phase.frozen for phase in training.phases):
         return "training.phases: under layout 'coupled' all roles share their blocks, so none can be frozen"
+    stages = trial.stages()
     for index, stage in enumerate(stages[len(stages) - len(training.phases) :]):
         if not trained_roles(stage.trial) - stage.frozen:
             return f"training.phases.{index}.frozen: no loss of this phase reaches a role that is not frozen, so nothing would be trained"
@@ -298,4 +290,18 @@ def misfit(trial: Trial) -> str | None:
         for layer in getattr(spec, name):
             if not -count <= layer < count:
                 return f"auxiliary.{name}: {layer} is no block of {role}, which has {count} ({-count} to {count - 1})"
+    return None
+
+
+def misfit_of_latents(trial: Trial) -> str | None:
+    """What of the latents does not fit objectives and phases, beginning with the key; or None."""
+    latent, stages = trial.latent, trial.stages()
+    if latent.decoded == "raw" and any(s.trial.objective.balance != "none" for s in stages):
+        return "objective.balance: the reconstruction has no gradient at the latents where latent.decoded is raw"
+    if not latent.normalise_prediction:
+        return None
+    if any(s.trial.objective.diffusion_weight > 0 and s.trial.objective.output != "clean" for s in stages):
+        return "latent.normalise_prediction: only a clean prediction is a latent; objective.output is velocity"
+    if latent.normaliser == "layernorm_affine" and any(len(s.frozen & {"encode", "denoise"}) == 1 for s in stages):
+        return "training.phases: with latent.normalise_prediction encoder and denoiser share the normaliser's weights; freeze both or neither"
     return None
