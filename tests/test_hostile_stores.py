@@ -156,6 +156,35 @@ def test_a_result_of_another_home_says_so(home, store, tmp_path):
     assert code == OK and not any("imported" in n for n in answer["notices"])
 
 
+def test_a_run_that_claims_to_be_of_this_home_is_imported_where_its_trial_was_never_here(home, store, tmp_path):
+    trial, other = done_of(home), Home(tmp_path / "other")
+    other.write_manifest("old", home.manifests()["old"])
+    for made in store.client.search_runs([store.client.get_experiment_by_name("old").experiment_id]):
+        store.client.delete_run(made.info.run_id)
+    foreign(store, **GOOD | {"trial": trial, "home": other.id})
+    (found,) = [t for t in Store(other, store.uri).read(other.manifests()["old"], tmp_path) if t.entry["id"] == trial]
+    assert found.metrics == {"latent/std": 666.0} and found.tags["dsd.imported"] == "another home of the store"
+
+
+def test_an_import_changes_no_run_that_the_same_home_has_made(home, store, tmp_path):
+    """What was trained here, was deleted here, and comes back from somebody else."""
+    assert main(["export", "old", "--home", str(home.root), "--out", str(tmp_path / "export")]) == OK
+
+    def stored():
+        found = store.client.search_runs([store.client.get_experiment_by_name("old").experiment_id])
+        return {r.info.run_id: (dict(r.info), dict(r.data.tags), r.data.metrics, r.data.params) for r in found}
+
+    before = stored()
+    for name in ("trials", "sweeps"):
+        shutil.rmtree(home.root / name)
+    assert main(["import", str(tmp_path / "export"), "--home", str(home.root)]) == OK
+    for _ in range(2):
+        Store(home).sync(home.manifests()["old"])
+        after = stored()
+        assert {k: after[k] for k in before} == before and len(after) == 2 * len(before)
+    assert all(after[k][1]["dsd.imported"] == "old" for k in after if k not in before)
+
+
 def test_a_store_that_was_deleted_is_made_again_in_spite_of_the_record(home, store, tmp_path):
     trial = done_of(home)
     assert run_of(store, trial).info.run_id in json.dumps(read_json_object(home.root / "mlflow-runs.json"))

@@ -189,7 +189,7 @@ class Store:
         recorded = [run for run in runs if self.ours.is_recorded(run)]
         if recorded:
             return reader.stored(entry, recorded[-1], None)
-        found = reader.stored(entry, next(reversed(runs or self.ours.of_others(entry["id"])), None), None)
+        found = reader.stored(entry, next(reversed(runs or self.ours.of_anybody(entry["id"])), None), None)
         if found.folder is not None:
             found.tags.setdefault("dsd.imported", "another home of the store")
         return found

@@ -60,18 +60,18 @@ class Ours:
         return self.record.get(slot_of(run.data.tags)) == run.info.run_id
 
     def runs(self, condition: str, experiments: list[str] | None = None, deleted: bool = False) -> list[Run]:
-        """This home's runs that meet a condition, one of each kind, trial and code; what began later comes later."""
+        """This home's runs that meet a condition, one of each kind, trial and code."""
         named = self.experiments() if experiments is None else experiments
         alike: dict[str, list[Run]] = {}
         for run in self._checked(self.is_ours, condition, named, deleted):
             alike.setdefault(slot_of(run.data.tags), []).append(run)
         return [run for slot, runs in alike.items() if (run := self._own_of(slot, runs)) is not None]
 
-    def of_others(self, trial: str) -> list[Run]:
-        """Runs of a trial that other homes of the store have, whatever their experiments are called."""
+    def of_anybody(self, trial: str) -> list[Run]:
+        """Runs of a trial, whichever home they say they are of and whatever their experiments are called."""
         everywhere = [str(e.experiment_id) for e in self._search(ViewType.ACTIVE_ONLY, None)]
         condition = f"tags.`dsd.kind` = 'trial' and tags.`dsd.trial` = '{trial}'"
-        return self._checked(lambda run: not self.is_ours(run), condition, everywhere)
+        return self._checked(lambda run: True, condition, everywhere)
 
     def notices(self) -> list[str]:
         """What was passed over, a line each."""
