@@ -56,6 +56,11 @@ def test_links_are_found_at_all():
     assert sum(prose(page).count("](") for page in PAGES) > 100
 
 
+def test_the_glossary_keeps_the_names_that_others_link_to():
+    terms = {"verdict", "control", "latent-std", "effective-rank", "capacity", "rank-gap", "interference"}
+    assert terms | {"in-domain-fid", "real-against-real-floor", "scale-gradient"} <= anchors(DOCS / "metrics.md")
+
+
 def test_the_readme_is_short():
     text = (ROOT / "README.md").read_bytes()
     assert len(text) <= 10_000
@@ -135,6 +140,11 @@ def test_python_blocks_compile_and_the_marked_ones_run(page, tmp_path, monkeypat
         for table, rows in tables:
             table.clear()
             table.update(rows)
+
+
+def test_every_example_of_the_page_on_parts_runs():
+    found = blocks(DOCS / "own-parts.md", "python")
+    assert len(found) > 10 and all(block["mark"] for block in found)
 
 
 def kept_tables():
