@@ -68,7 +68,7 @@ def export_sweep(
         "format": FORMAT,
         "sweep": manifest["key"],
         "weights": weights,
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": manifest.get("schema_version", 1),
         "made_by": {"dsd-lab": __version__, "code": training_code()},
         "files": {str(p.relative_to(out)): _listed(p) for p in sorted(out.rglob("*")) if p.is_file()},
     }

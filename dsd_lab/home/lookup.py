@@ -14,6 +14,7 @@ from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.messages import did_you_mean
 from dsd_lab.specs.resolved import resolved_spec
 from dsd_lab.specs.sweep import Plan
+from dsd_lab.specs.trial import SCHEMA_VERSION
 
 
 def manifest_of(plan: Plan) -> dict[str, Any]:
@@ -21,6 +22,7 @@ def manifest_of(plan: Plan) -> dict[str, Any]:
     canonical = once_for_seeds(canonical_fields)
     return {
         "key": plan.key,
+        "schema_version": SCHEMA_VERSION,
         "name": plan.spec.name,
         "profile": plan.profile,
         "why": " ".join(plan.spec.why.split()),
