@@ -332,7 +332,7 @@ def test_heads_are_a_function_of_the_seed_and_of_nothing_else_and_change_no_weig
     assert not any(torch.equal(alone[name], other[name]) for name in alone)
 
 
-def test_heads_are_trained_clipped_with_the_network_and_frozen_models_are_not(tiny_trial, digits):
+def test_heads_are_trained_and_clipped_apart_and_frozen_models_are_not(tiny_trial, digits):
     trial = tiny_trial(auxiliary=CASES["all"] | TIMM, optimiser={"clip": 1e-3})
     trainer = Trainer(trial, 0, digits, CPU)
     before = copy.deepcopy(trainer.auxiliaries.state_dict())
@@ -341,8 +341,9 @@ def test_heads_are_trained_clipped_with_the_network_and_frozen_models_are_not(ti
     trainer.train_step()
     assert all(not torch.equal(before[k], v) for k, v in trainer.auxiliaries.state_dict().items())
     assert all(torch.equal(start[k], v) for k, v in frozen.state_dict().items())
-    gradients = torch.cat([p.grad.flatten() for p in trainer.trained.parameters() if p.grad is not None])
-    assert float(gradients.norm()) == pytest.approx(1e-3, rel=1e-3)
+    for loss in trainer.auxiliaries.losses.values():
+        gradients = torch.cat([p.grad.flatten() for p in loss.parameters() if p.grad is not None])
+        assert float(gradients.norm()) == pytest.approx(1e-3, rel=1e-2)
     assert not any("backbone" in name for name in trainer.auxiliaries.state_dict())
 
 

@@ -8,7 +8,7 @@ import torch
 from sweeping import VARIANTS, imported, run, write_spec
 
 from dsd_lab.bench import startup
-from dsd_lab.bench.bare_loop import BareLoop, by_hand
+from dsd_lab.bench.bare_loop import BareLoop, _written_out, by_hand
 from dsd_lab.bench.clock import Clock, Taken
 from dsd_lab.bench.parts import PARTS, Stopwatch, timed_parts
 from dsd_lab.bench.summary import TARGETS, shares, verdicts
@@ -397,3 +397,13 @@ def test_it_needs_neither_ray_nor_mlflow(tmp_path):
     assert code == OK and answer["trials"]
     assert all(answer["start_up"][name]["min"] > 0 for name in ("help", "error", "plan", "imports"))
     assert {"help", "error", "plan"} <= {t["name"] for t in answer["targets"]}
+
+
+@pytest.mark.parametrize("name", ["target", "noised", "output", "loss_space", "weighting", "reconstruction"])
+def test_the_bare_loop_takes_no_value_that_it_does_not_know_for_another(name, tiny_trial, digits):
+    trainer = Trainer(tiny_trial(objective={"target": "stop_gradient"}), 0, digits, CPU)
+    x, draws = trainer.draw(0)
+    objective = trainer.trial.objective
+    assert _written_out(trainer.network, None, x, draws, objective).isfinite()
+    with pytest.raises(ValueError, match=f"objective.{name}: 'invented'"):
+        _written_out(trainer.network, None, x, draws, objective.model_copy(update={name: "invented"}))

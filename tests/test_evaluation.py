@@ -1,6 +1,7 @@
 """Generation figures: known distances, an extractor worth its name, and names that say how they were measured."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from dsd_lab.evaluation import metrics as measuring
 from dsd_lab.evaluation.distances import fid, kid, nearest_train
 from dsd_lab.evaluation.evaluate import evaluate_generation
 from dsd_lab.evaluation.extractor import load_extractor
+from dsd_lab.evaluation.metric_names import sampling_name
 from dsd_lab.evaluation.reconstruction import psnr, reconstructions
-from dsd_lab.evaluation.sampling import sample_images
+from dsd_lab.evaluation.sampling import labels_of, sample_images
 from dsd_lab.specs.trial import Generation
 
 CPU = torch.device("cpu")
@@ -302,3 +304,19 @@ def test_balanced_labels_ask_for_every_class_equally_often(trained, monkeypatch)
     evaluated(trained, steps=1)
     assert asked[0].bincount().tolist() == [3] * 10
     assert torch.equal(asked[1], trained[2].holdout.labels)
+
+
+def test_labels_in_the_training_mix_have_every_class_as_often_as_training_to_within_one(digits):
+    labels = torch.tensor([0] * 70 + [1] * 25 + [2] * 5)
+    data = SimpleNamespace(train=SimpleNamespace(labels=labels), classes=3)
+    y = labels_of(Generation(images=50, labels="training"), data)
+    counts = torch.bincount(y, minlength=3)
+    assert bool(((counts - torch.tensor([35.0, 12.5, 2.5])).abs() <= 1).all()) and counts.sum() == 50
+    assert not torch.equal(y, y.sort().values)
+    assert torch.equal(y, labels_of(Generation(images=50, labels="training"), data))
+
+
+def test_open_and_closed_ends_have_names_of_their_own():
+    interval = {"guidance": 2.0, "guidance_interval": [0.1, 0.9]}
+    assert sampling_name(Generation(**interval)).startswith("cfg2in0.1to0.9-")
+    assert sampling_name(Generation(**interval, guidance_ends="open")).startswith("cfg2inside0.1to0.9-")

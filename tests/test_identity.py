@@ -171,3 +171,41 @@ def test_every_section_is_either_in_the_id_or_known_to_change_nothing():
     assert set(Trial.model_fields) == {*TRAINING_SECTIONS, *outside}
     assert all(issubclass(f.annotation, Section) for f in Trial.model_fields.values())
     assert set(canonical_fields(Trial())) == set(identity.TRAINING_SECTIONS)
+
+
+INVENTED = {
+    ("objective", "output"): ("objective", {"loss_space": "velocity"}, "clamp", 0.2),
+    ("objective", "loss_space"): ("objective", {"output": "velocity", "weighting": "none"}, "clamp", 0.2),
+    ("objective", "weighting"): ("objective", {"output": "velocity"}, "clamp", 0.2),
+    ("objective", "target"): ("objective", {}, "target_decay", 0.5),
+    ("latent", "normaliser"): ("latent", {}, "noise", 0.7),
+    ("optimiser", "schedule"): ("optimiser", {}, "tail", 0.9),
+    ("optimiser", "kind"): ("optimiser", {}, "momentum", 0.5),
+    ("time", "distribution"): ("time", {}, "mean", 0.5),
+    ("network", "layout"): ("network", {}, "encode_blocks", 7),
+}
+
+
+@pytest.mark.parametrize("place", INVENTED, ids=".".join)
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+def test_beside_a_value_that_identities_do_not_know_every_field_counts(place):
+    section, beside, name, value = INVENTED[place]
+
+    def of(**more):
+        values = getattr(Trial(), section).model_copy(update=beside | {place[1]: "invented"} | more)
+        return trial_id(Trial().model_copy(update={section: values}), 0)
+
+    assert of(**{name: value}) != of() != identify()
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+def test_beside_a_sampler_that_identities_do_not_know_every_setting_counts():
+    invented = Generation().model_copy(update={"sampler": "invented"})
+    ids = {evaluation_id(invented.model_copy(update=more)) for more in ({}, {"rtol": 1e-3}, {"steps": 7})}
+    assert len(ids) == 3
+
+
+def test_the_ends_of_a_guidance_interval_count_where_there_is_one():
+    interval = {"guidance": 2.0, "guidance_interval": [0.2, 0.8]}
+    assert len({evaluation_id(Generation(**interval, guidance_ends=ends)) for ends in ("closed", "open")}) == 2
+    assert evaluation_id(Generation(guidance_ends="open")) == evaluation_id(Generation())

@@ -11,7 +11,7 @@ from pretended_gpu import GPU, pretended_gpu, without_numbers
 from test_experiments import VARIANTS, small
 
 from dsd_lab.core.data.splits import Split
-from dsd_lab.core.diffusion.samplers import SAMPLERS
+from dsd_lab.core.diffusion.samplers import SAMPLERS, Interval
 from dsd_lab.core.training import checkpoints
 from dsd_lab.core.training.events import Drew, Finished, Logged, Probed
 from dsd_lab.core.training.trainer import Trainer
@@ -129,7 +129,7 @@ def test_a_trial_is_resumed_onto_a_gpu(digits, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize(("guidance", "interval"), [(1.0, None), (1.5, (0.2, 0.8))])
+@pytest.mark.parametrize(("guidance", "interval"), [(1.0, None), (1.5, Interval(0.2, 0.8))])
 def test_images_are_sampled_on_a_gpu_and_come_back(digits, sampler, guidance, interval):
     with pretended_gpu():
         trainer = trainer_of("collapse_ablation:dsd", digits)

@@ -12,7 +12,7 @@ import pytest
 import scipy.integrate
 import torch
 
-from dsd_lab.core.diffusion.samplers import SAMPLERS, Solver, guided_velocity, sample_latents
+from dsd_lab.core.diffusion.samplers import SAMPLERS, Interval, Solver, guided_velocity, sample_latents, sampled_labels
 from dsd_lab.core.model.network import Network
 from dsd_lab.evaluation.sampling import sample_images
 from dsd_lab.specs.trial import Objective
@@ -70,7 +70,7 @@ def test_the_last_step_of_a_clean_network_lands_on_its_prediction(double):
         return last[-1]
 
     network.denoise = remember
-    for sampler in SAMPLERS:
+    for sampler in SAMPLERS.keys() - {"sde"}:  # its last step is the drift of the SDE
         found = sample_latents(network, noise(), torch.zeros(64, dtype=torch.long), sampler, 5, 1.0, Objective())
         assert torch.allclose(found, last[-1], rtol=0, atol=1e-6)
 
@@ -133,13 +133,20 @@ def test_guidance_acts_inside_its_interval_and_costs_a_second_pass_only_there(do
     t = torch.tensor([0.1, 0.3, 0.6, 0.9], dtype=torch.float64)
     plain, guided, limited = (
         guided_velocity(GaussianNetwork("clean"), y, scale, Objective(), interval)(z, t)
-        for scale, interval in ((1.0, None), (3.0, None), (3.0, (0.3, 0.6)))
+        for scale, interval in ((1.0, None), (3.0, None), (3.0, Interval(0.3, 0.6)))
     )
     assert torch.equal(limited[[0, 3]], plain[[0, 3]]) and torch.equal(limited[1:3], guided[1:3])
     assert not torch.equal(plain, guided)
     network = GaussianNetwork("clean")
-    sample_latents(network, noise(), torch.zeros(64, dtype=torch.long), "euler", 10, 3.0, Objective(), interval=(0.25, 0.55))  # fmt: skip
+    sample_latents(network, noise(), torch.zeros(64, dtype=torch.long), "euler", 10, 3.0, Objective(), interval=Interval(0.25, 0.55))  # fmt: skip
     assert network.calls == 10 + 3  # t = 0.3, 0.4, 0.5
+
+
+def test_the_ends_of_an_interval_are_guided_where_it_is_closed_and_not_where_it_is_open():
+    t = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])
+    assert Interval(0.25, 0.75).holds(t).tolist() == [False, True, True, True, False]
+    assert Interval(0.25, 0.75, open=True).holds(t).tolist() == [False, False, True, False, False]
+    assert Interval(0.0, 1.0, open=True).holds(t).tolist() == [True, True, True, True, False]  # as JiT: 0 belongs to it
 
 
 @pytest.mark.parametrize("sampler", list(SAMPLERS))
@@ -147,7 +154,7 @@ def test_an_interval_of_all_times_is_plain_guidance(double, sampler):
     y = torch.zeros(64, dtype=torch.long)
     whole, plain = (
         sample_latents(GaussianNetwork("clean"), noise(), y, sampler, 6, 2.0, Objective(), interval=interval)
-        for interval in ((0.0, 1.0), None)
+        for interval in (Interval(0.0, 1.0), None)
     )
     assert torch.equal(whole, plain)
 
@@ -252,6 +259,38 @@ def test_the_sde_has_the_marginals_of_the_flow(output):
     SAMPLERS["sde"](remember, e, Solver(steps=60))
     t, z = middle[30]
     assert float(z.std()) == pytest.approx((t**2 * S**2 + (1 - t) ** 2) ** 0.5, rel=0.03)
+
+
+def test_the_last_step_of_the_sde_is_the_drift_alone_from_004_before_the_end():
+    """As SiT's `last_step="Mean"` and REPA's euler_maruyama_sampler: times linspace(1, 0.04, N) and then 0, in their t."""
+    times = []
+
+    def velocity(z, t, rows=None):
+        times.append(float(t[0]))
+        return torch.full_like(z, 2.0)
+
+    e = torch.zeros(3, 4, 2, dtype=torch.float64)
+    found = [SAMPLERS["sde"](velocity, e, Solver(steps=5, seed=seed)) for seed in (0, 0, 1)]
+    assert times[:5] == pytest.approx([0.0, 0.24, 0.48, 0.72, 0.96])
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    one = SAMPLERS["sde"](velocity, e + 1.0, Solver(steps=1))
+    assert one.flatten().tolist() == pytest.approx([1.0 + (2.0 + 0 - 1.0)] * 24)  # from t = 0 to 1: z + v - z
+    ahead = torch.randn(5, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    seen = []
+
+    def recorded(z, t, rows=None):
+        seen.append(z.clone())
+        return ahead[len(seen) - 1].expand_as(z)
+
+    last = SAMPLERS["sde"](recorded, torch.zeros(1, 3, 2, dtype=torch.float64), Solver(steps=5))
+    v, z = ahead[4], seen[4]
+    assert torch.allclose(last, z + 0.04 * (v + 0.96 * v - z))
+
+
+def test_a_network_without_classes_in_training_is_sampled_without_one():
+    y = torch.tensor([0, 3, 1])
+    assert sampled_labels(y, 1.0, 10).tolist() == [10, 10, 10]
+    assert sampled_labels(y, 0.5, 10) is y and sampled_labels(y, 0.0, 10) is y
 
 
 def test_the_noise_of_the_sde_is_an_images_own_and_depends_on_the_seed():

@@ -33,6 +33,17 @@ _BATCHES_HELD = 4
 """Batches that a loop keeps of images which the trainer streams: its own images are in memory."""
 
 
+_WRITTEN_OUT = {
+    "target": ("live", "stop_gradient", "ema"),
+    "noised": ("live", "detached"),
+    "output": ("velocity", "clean"),
+    "loss_space": ("velocity", "clean"),
+    "weighting": ("none", "velocity"),
+    "reconstruction": ("l1", "l2"),
+}
+"""Values of the objective's fields that `_written_out` has."""
+
+
 def by_hand(trial: Trial) -> bool:
     """Whether the trial's losses are those that are written out here."""
     objective, latent, network = trial.objective, trial.latent, trial.network
@@ -178,7 +189,14 @@ def _in_memory(data: DataSet, batch: int) -> DataSet:
 
 
 def _written_out(network: Network, target: Network | None, x: Tensor, draws: Draws, spec: Objective) -> Tensor:
-    """Reconstruction and diffusion loss of images x [B, C, H, W], weighted and added up."""
+    """Reconstruction and diffusion loss of images x [B, C, H, W], weighted and added up.
+
+    Raises:
+        ValueError: the objective has a value that is not written out here; none is taken for another.
+    """
+    for name, known in _WRITTEN_OUT.items():
+        if getattr(spec, name) not in known:
+            raise ValueError(f"objective.{name}: {getattr(spec, name)!r} is not written out in the bare loop")
     z = network.encode(x).float()
     loss = z.new_zeros(())
     if spec.reconstruction_weight > 0:

@@ -13,6 +13,7 @@ from dsd_lab.files.printable import say
 from dsd_lab.home.home import Home, TrialFolder
 from dsd_lab.home.lookup import find_trial
 from dsd_lab.runs.data_shelf import DataShelf, refuse_changed_images
+from dsd_lab.specs.checks import lacking_guidance
 from dsd_lab.specs.evaluate_list import applies
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.loading import load_sweep
@@ -37,6 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
             lacking = lacking_average(evaluation.weights, trial.fields.training)
             if lacking is not None:
                 raise BadInput(f"{trial.id}: weights {evaluation.weights!r}: {trial.name!r} {lacking}")
+            if (unguided := lacking_guidance(evaluation.guidance, trial.fields)) is not None:
+                raise BadInput(f"{trial.id}: guidance: {trial.name!r} {unguided}")
     check_files(evaluations, home)
     shelf = DataShelf()
     for folder, trial in zip(folders, trials, strict=True):

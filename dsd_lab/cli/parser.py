@@ -192,7 +192,9 @@ def _add_finished(verbs: argparse._SubParsersAction) -> None:
     evaluate.add_argument("--sampler", help="solver (default: heun; `dsd-lab parts sampler` lists them)")
     evaluate.add_argument("--steps", type=positive, help="solver steps (default: 25)")
     evaluate.add_argument("--images", type=count, metavar="N", help="images, or holdout (default: holdout)")
-    evaluate.add_argument("--labels", choices=("balanced", "random"), help="of N images (default: balanced)")
+    evaluate.add_argument(
+        "--labels", choices=("balanced", "random", "training"), help="of N images (default: balanced)"
+    )
     evaluate.add_argument("--weights", action="append", help="ema, ema:DECAY or trained; repeatable (default: ema)")
     evaluate.add_argument("--extractor", choices=("indomain", "inception"), help="features (default: indomain)")
     evaluate.add_argument("--reference", metavar="NPZ", help="published statistics (mu, sigma) for FID")

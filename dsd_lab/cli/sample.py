@@ -13,6 +13,7 @@ from dsd_lab.files.printable import say
 from dsd_lab.home.lookup import find_trial
 from dsd_lab.home.outputs import Output
 from dsd_lab.runs.data_shelf import DataShelf
+from dsd_lab.specs.checks import lacking_guidance
 from dsd_lab.specs.messages import did_you_mean
 from dsd_lab.specs.part_fields import all_names, expected
 
@@ -44,6 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
     trial = recorded_fields(description, home.root)
     if not trial.has_denoiser:
         raise BadInput(f"{arguments.trial}: {description['variant']!r} has no denoiser to sample from")
+    if (unguided := lacking_guidance(arguments.guidance, trial)) is not None:
+        raise BadInput(f"--guidance: {description['variant']!r} {unguided}")
     data = DataShelf().of_trial(folder, trial, home)
     if not data.conditional and arguments.guidance != 1:
         raise BadInput(f"--guidance {arguments.guidance:g}: the data has no classes to guide towards")

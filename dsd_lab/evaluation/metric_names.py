@@ -14,7 +14,8 @@ def sampling_name(evaluation: Generation) -> str:
     """How samples were drawn: `cfg1.5-heun25-holdout`, `cfg2in0.1to0.9-dopri5rtol1e-05atol1e-05-balanced`."""
     guidance = f"cfg{exact(evaluation.guidance)}"
     if evaluation.guidance != 1 and evaluation.guidance_interval is not None:
-        guidance += "in{}to{}".format(*map(exact, evaluation.guidance_interval))
+        ends = "inside" if evaluation.guidance_ends == "open" else "in"
+        guidance += "{}{}to{}".format(ends, *map(exact, evaluation.guidance_interval))
     tolerance = f"rtol{exact(evaluation.rtol)}atol{exact(evaluation.atol)}"
     solver = evaluation.sampler + (tolerance if evaluation.sampler == "dopri5" else str(evaluation.steps))
     return f"{guidance}-{solver}-{'holdout' if evaluation.images == 'holdout' else evaluation.labels}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dsd_lab.core.diffusion.samplers import sample_latents
+from dsd_lab.core.diffusion.samplers import Interval, sample_latents, sampled_labels
 from dsd_lab.core.model.network import Network
 from dsd_lab.core.observing.pictures import to_bytes
 from dsd_lab.core.randomness import generator
@@ -52,7 +52,7 @@ def sample_images(
     device: torch.device,
     batch: int = 256,
     *,
-    interval: tuple[float, float] | None = None,
+    interval: Interval | None = None,
     rtol: float = 1e-5,
     atol: float = 1e-5,
     told: Callable[[int, int], None] | None = None,
@@ -70,7 +70,7 @@ def sample_images(
         z = sample_latents(
             network,
             e.to(device),
-            labels.to(device),
+            sampled_labels(labels.to(device), trial.labels.drop, network.classes),
             sampler,
             steps,
             guidance,
@@ -93,13 +93,16 @@ def labels_of(evaluation: Generation, data: DataSet) -> Tensor:
         return data.holdout.labels
     if evaluation.labels == "random":
         return torch.randint(data.classes, (evaluation.images,), generator=generator(0, "labels"))
+    if evaluation.labels == "training":
+        ordered = data.train.labels.sort().values
+        spread = ordered[(2 * torch.arange(evaluation.images) + 1) * len(ordered) // (2 * evaluation.images)]
+        return spread[torch.randperm(evaluation.images, generator=generator(0, "labels"))]
     return torch.arange(evaluation.images) % data.classes
 
 
-def interval_of(evaluation: Generation) -> tuple[float, float] | None:
+def interval_of(evaluation: Generation) -> Interval | None:
     """The times that are guided, where not all are."""
-    return (
-        None
-        if evaluation.guidance_interval is None
-        else (evaluation.guidance_interval[0], evaluation.guidance_interval[1])
-    )
+    if evaluation.guidance_interval is None:
+        return None
+    low, high = evaluation.guidance_interval
+    return Interval(low, high, evaluation.guidance_ends == "open")

@@ -18,7 +18,6 @@ from dsd_lab.home.parameter_count import average_parameters
 from dsd_lab.home.plugins import kept_path
 from dsd_lab.home.records import FORMAT, INDEX, kind_of
 from dsd_lab.home.spool import complete_lines
-from dsd_lab.specs.trial import SCHEMA_VERSION
 from dsd_lab.training_code import training_code
 from dsd_lab.version import __version__
 

@@ -129,7 +129,10 @@ def floors_of(results: list[Result], columns: list[Column]) -> dict[str, float]:
         parts = re.search(r"^(?:(?P<extractor>.+?)-)?(?P<count>n\d+)(?:-|$)", how)
         if parts is None:
             continue
-        extractor, mix = parts["extractor"] or "", "random" if "-random-" in how else "balanced"
+        extractor, mix = (
+            parts["extractor"] or "",
+            next((mix for mix in ("random", "training") if f"-{mix}-" in how), "balanced"),
+        )
         same = rf"(?:{re.escape(extractor)}-)?(?:{mix}-)?(?:withtrain\d+-)?{parts['count']}"
         for name, value in sorted(floors.items()):
             at = name.rpartition("/")

@@ -73,3 +73,24 @@ def check_averages(spec: Sweep, trials: list[PlannedTrial], document: Document) 
                 raise BadInput(
                     f"{where}: evaluate.{index}.weights: {trial.name!r} {lacking}; add it to training.extra_ema_decays"
                 )
+
+
+def check_guidance(spec: Sweep, trials: list[PlannedTrial], document: Document) -> None:
+    """Guidance compares a class with "no class", both of which must have been trained."""
+    for index, evaluation in enumerate(spec.evaluate):
+        for trial in trials:
+            lacking = lacking_guidance(evaluation.guidance, trial.fields)
+            if lacking is not None:
+                where = document.where(("evaluate", str(index), "guidance"))
+                raise BadInput(f"{where}: evaluate.{index}.guidance: {trial.name!r} {lacking}")
+
+
+def lacking_guidance(guidance: float, fields: Trial) -> str | None:
+    """Why a trial cannot be sampled with a guidance scale, in words; None where it can, or has nothing to sample."""
+    drop = fields.labels.drop
+    if guidance == 1 or not fields.has_denoiser or 0 < drop < 1:
+        return None
+    untrained = '"no class"' if drop == 0 else "classes"
+    return (
+        f"has labels.drop {drop:g}, which trains no {untrained}; guidance {guidance:g} needs a drop above 0 and below 1"
+    )

@@ -37,7 +37,7 @@ class Generation(PartSection):
     """An evaluation of a finished trial: how samples are drawn, and what is measured on them and on held-out images."""
 
     sampler: Annotated[str, Choice("sampler")] = "heun"
-    """Solver of the probability-flow equation; `sde`: Euler-Maruyama on the SDE of the same marginals; `dopri5`: adaptive."""
+    """Solver of the probability-flow equation; `sde`: Euler-Maruyama on the SDE of the same marginals, the last step from t = 0.96 without noise, as SiT's and REPA's; `dopri5`: adaptive."""
     steps: int = Field(25, ge=1, le=10_000)
     """Solver steps; Heun calls the network twice in each but the last. `dopri5` chooses its own."""
     rtol: float = Field(1e-5, gt=0, le=1)
@@ -47,15 +47,17 @@ class Generation(PartSection):
     guidance: float = Field(1.0, ge=0, le=100, json_schema_extra=_or_list)
     """Classifier-free guidance scale; 1 is no guidance. A list makes one evaluation of each."""
     guidance_interval: list[float] | None = Field(None, min_length=2, max_length=2)
-    """[lo, hi] in t: guidance only where lo <= t <= hi. Default: everywhere."""
+    """[lo, hi] in t: guidance only there; both ends belong to it as `guidance_ends` says. Default: everywhere."""
+    guidance_ends: Literal["closed", "open"] = "closed"
+    """`closed`: guided where lo <= t <= hi, as in REPA's sampler. `open`: where lo < t < hi, and at t = 0 where lo is 0, as in JiT's. They differ where a solver's step falls on an end."""
     weights: Literal["ema", "trained"] | Annotated[str, Field(pattern=r"^ema:0?\.\d{1,12}$")] = Field(
         "ema", json_schema_extra=_or_list
     )
     """Averaged weights, those of the last step, or `ema:DECAY`: the average of one of `training.extra_ema_decays`. A list makes one evaluation of each."""
     images: int | Literal["holdout"] = "holdout"
     """`holdout`: as many as there are held-out images, with their labels, so that the real-against-real floor has the same N and class mix. A number: that many, with `labels`."""
-    labels: Literal["balanced", "random"] = "balanced"
-    """Labels of a number of images: every class equally often, or drawn uniformly."""
+    labels: Literal["balanced", "random", "training"] = "balanced"
+    """Labels of a number of images: every class equally often, drawn uniformly, or every class as often as among the training images (to within one image)."""
 
     extractor: Literal["indomain", "inception"] = "indomain"
     """Features that samples are compared on: a classifier trained on the data set itself (without classes: a network that learned to tell quarter turns and to paint the image small), or Inception-v3, whose weights `dsd-lab fetch-weights` provides. Never one column."""

@@ -18,8 +18,6 @@ from dsd_lab.specs.trial import (
     Objective,
     Trial,
     blocks_of,
-    live_target,
-    uses_target_encoder,
 )
 
 TRAINING_SECTIONS = (
@@ -46,6 +44,9 @@ def canonical_fields(trial: Trial, recorded: Mapping[str, str] | None = None) ->
     the same thing have the same fields: the decay of a target encoder that is not used, the
     mean of a uniform distribution, the whole diffusion objective where its weight is zero.
 
+    A field is left out only where the values that make it void are named here. Beside a value that
+    this module does not know, such as a later output or normaliser, every field counts.
+
     Args:
         trial: its fields.
         recorded: digests by `kind/name`, of a record whose plug-ins are not loaded; None: those of the loaded ones.
@@ -62,15 +63,14 @@ def canonical_fields(trial: Trial, recorded: Mapping[str, str] | None = None) ->
     fields["data"] = data
     del fields["network"]["size"]  # a name for values that are all spelled out
     network, latent, time, optimiser = (fields[k] for k in ("network", "latent", "time", "optimiser"))
-    unused = (
-        ("encode_blocks", "denoise_blocks", "decode_blocks") if network["layout"] == "coupled" else ("shared_blocks",)
-    )
-    for name in unused:
+    own = ("encode_blocks", "denoise_blocks", "decode_blocks")
+    without = {"coupled": own, "modular": ("shared_blocks",), "separate": ("shared_blocks",)}
+    for name in without.get(network["layout"], ()):
         del network[name]
     stages = trial.stages()
     objectives = [s.trial.objective for s in stages]
     # A target encoder follows the weights from the first step on, at the decay in force, to the last phase that uses it.
-    used = [uses_target_encoder(o) or trial.auxiliary.needs_target_encoder for o in objectives]
+    used = [_may_use_target(o) or trial.auxiliary.needs_target_encoder for o in objectives]
     last = max((i for i, kept in enumerate(used) if kept), default=-1)
     canonical = [_objective(stage.trial, i <= last) for i, stage in enumerate(stages)]
     fields["objective"] = canonical[0]
@@ -92,18 +92,14 @@ def canonical_fields(trial: Trial, recorded: Mapping[str, str] | None = None) ->
         del fields["training"]["noise_draws"]
     if all(o.reconstruction_weight == o.perceptual_weight == 0 for o in objectives):
         del latent["decoder_noise"]
-    foreign = is_foreign("normaliser", latent["normaliser"])
-    for name, needed in (
-        ("noise", latent["normaliser"] == "fixed_noise" or foreign),
-        ("kl_weight", latent["normaliser"] == "kl" or foreign),
-        ("entropy_floor", latent["entropy_weight"] > 0),
-    ):
-        if not needed:
-            del latent[name]
+    if latent["entropy_weight"] == 0:
+        del latent["entropy_floor"]
+    for name in _NOT_READ.get(latent["normaliser"], ()):
+        del latent[name]
     fields["auxiliary"] = _auxiliary(trial)
-    if optimiser["schedule"] != "wsd":
+    if optimiser["schedule"] in ("constant", "cosine"):
         del optimiser["tail"]
-    if optimiser["kind"] != "muon":
+    if optimiser["kind"] == "adamw":
         del optimiser["momentum"]
     for weighted, name in ((latent, "regularisers"), (fields["auxiliary"], "extra")):
         weighted[name] = {key: weight for key, weight in weighted[name].items() if weight > 0}
@@ -121,6 +117,19 @@ def canonical_fields(trial: Trial, recorded: Mapping[str, str] | None = None) ->
     return fields
 
 
+_NOTHING_DIVIDED = {("velocity", "velocity", None), ("velocity", "clean", "none"), ("clean", "clean", "none")}
+"""Outputs, loss spaces and weightings (None: without effect) whose loss divides by nothing that `clamp` bounds."""
+_NOT_READ: dict[str, tuple[str, ...]] = dict.fromkeys(
+    ("none", "layernorm", "layernorm_affine", "batchnorm"), ("noise", "kl_weight")
+)
+_NOT_READ |= {"fixed_noise": ("kl_weight",), "kl": ("noise",)}
+"""Fields of `latent` that a normaliser does not read."""
+
+
+def _may_use_target(objective: Objective) -> bool:
+    return objective.diffusion_weight > 0 and objective.target not in ("live", "stop_gradient")
+
+
 def _objective(trial: Trial, target_kept: bool) -> dict[str, Any]:
     """The fields of an objective that have an effect, on a target encoder too where one is kept."""
     spec, objective = trial.objective, trial.objective.model_dump()
@@ -130,9 +139,7 @@ def _objective(trial: Trial, target_kept: bool) -> dict[str, Any]:
     else:
         if spec.loss_space == "velocity":
             del objective["weighting"]
-        divides = {("clean", "velocity", None), ("clean", "clean", "velocity"), ("velocity", "clean", "velocity")}
-        foreign = _foreign_parts(Objective, objective)
-        if not foreign and (spec.output, spec.loss_space, objective.get("weighting")) not in divides:
+        if (spec.output, spec.loss_space, objective.get("weighting")) in _NOTHING_DIVIDED:
             del objective["clamp"]
     if not target_kept:
         del objective["target_decay"], objective["target_warmup"]
@@ -178,7 +185,7 @@ def _digest_of(kind: str, name: str, recorded: Mapping[str, str] | None) -> str:
 
 def _auxiliary(trial: Trial) -> dict[str, Any]:
     spec, values = trial.auxiliary, trial.auxiliary.model_dump()
-    to_ema, denoises = spec.alignment_to == EMA, spec.alignment_from == "denoise"
+    to_ema, denoises = spec.alignment_to == EMA, spec.alignment_from != "encode"
     for name, used in (
         ("alignment_from", spec.alignment > 0),
         ("alignment_layers", spec.alignment > 0),
@@ -201,15 +208,22 @@ def _auxiliary(trial: Trial) -> dict[str, Any]:
     return values
 
 
+_DETACHED = ("stop_gradient", "ema")
+"""Targets without a gradient."""
+
+
 def _meets_reconstruction(trial: Trial) -> bool:
     """Whether a loss that can be balanced has a gradient at the latents."""
     objective, auxiliary = trial.objective, trial.auxiliary
     return (
-        (objective.diffusion_weight > 0 and (objective.noised == "live" or live_target(objective)))
+        (objective.diffusion_weight > 0 and not (objective.noised == "detached" and objective.target in _DETACHED))
         or any(weight > 0 for weight in auxiliary.extra.values())
         or objective.perceptual_weight > 0
-        or (auxiliary.classification > 0 and auxiliary.classification_from == "latent")
-        or (auxiliary.alignment > 0 and auxiliary.alignment_from == "denoise" and auxiliary.alignment_noised == "live")
+        or (auxiliary.classification > 0 and auxiliary.classification_from != "encode")
+        or (
+            auxiliary.alignment > 0
+            and not (auxiliary.alignment_from == "encode" or auxiliary.alignment_noised == "detached")
+        )
     )
 
 
@@ -254,9 +268,12 @@ def evaluation_id(evaluation: Generation) -> str:
     Settings without effect in a combination are left out, as in `canonical_fields`.
     """
     changed = evaluation.model_dump(exclude_defaults=True)
-    unused: tuple[str, ...] = ("steps",) if evaluation.sampler == "dopri5" else ("rtol", "atol")
+    unused: tuple[str, ...] = ("steps",) if evaluation.sampler == "dopri5" else ()
+    unused += ("rtol", "atol") if evaluation.sampler in ("euler", "heun", "sde") else ()
     if evaluation.guidance == 1:
         unused += ("guidance_interval",)
+    if evaluation.guidance == 1 or evaluation.guidance_interval is None:
+        unused += ("guidance_ends",)
     if evaluation.images == "holdout":
         unused += ("labels",)
     for name in (*unused, "inception_weights", "reference"):

@@ -120,4 +120,4 @@ class Labels(Section):
     """Class conditioning of the denoiser."""
 
     drop: float = Field(0.1, ge=0, le=1)
-    """Probability that a label is replaced by "no class", which guidance needs; 1 trains without classes."""
+    """Probability that a label is replaced by "no class", which guidance needs (above 0 and below 1). 1 trains without classes, and samples are then drawn without one too."""

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from dsd_lab.core.diffusion.paths import noised
 from dsd_lab.core.model.backbones import Backbone
+from dsd_lab.core.model.blocks import in_float32
 from dsd_lab.core.model.perceptual import Perceptual
 from dsd_lab.core.randomness import generator
 from dsd_lab.core.shapes import scalar
@@ -203,7 +204,7 @@ class Classification(Auxiliary):
         else:
             assert seen.tokens.encode is not None
             features = seen.tokens.encode[-1]
-        return functional.cross_entropy(self.classifier(features.mean(1)).float(), seen.draws.labels)
+        return functional.cross_entropy(in_float32(self.classifier, features.mean(1)), seen.draws.labels)
 
 
 class Auxiliaries(nn.Module):

@@ -207,8 +207,8 @@ def losses(
     raw = network.encode_raw(x, draws.hidden, tokens.encode)
     reads_settled = auxiliaries is not None and auxiliaries.reads_settled
     # Before the step's own normalisation, which moves the running statistics.
-    settled = network.normaliser.settled(raw, draws.latent_e).float() if reads_settled else None
-    z = network.normaliser(raw, draws.latent_e).float()
+    settled = network.normaliser.settled(raw.float(), draws.latent_e).float() if reads_settled else None
+    z = network.normalise(raw, draws.latent_e)
     weighted: dict[str, tuple[float, Tensor]] = {}
     others: dict[str, tuple[float, Tensor]] = {}
     if spec.reconstruction_weight > 0 or perceptual is not None:

@@ -44,6 +44,26 @@ class Solver:
     """Seed of an SDE's noise, and the number of the batch's first image, which it also depends on."""
 
 
+@dataclass(frozen=True)
+class Interval:
+    """Times [lo, hi] that are guided. Where the ends are open, only an end at 0 belongs to it (as in JiT's sampler)."""
+
+    low: float
+    high: float
+    open: bool = False
+
+    def holds(self, t: Tensor) -> Tensor:
+        """Whether times [B] lie in it."""
+        if self.open:
+            return (t < self.high) & ((t > self.low) | (self.low == 0))
+        return (self.low <= t) & (t <= self.high)
+
+
+def sampled_labels(y: Tensor, drop: float, classes: int) -> Tensor:
+    """Labels y [B] that samples are drawn for: "no class" where training dropped every label, whose embeddings are untrained then."""
+    return torch.full_like(y, classes) if drop == 1 else y
+
+
 @SAMPLERS.add("euler")
 def euler(velocity: Velocity, z: Tensor, solver: Solver) -> Tensor:
     """Forward Euler; `steps` network calls."""
@@ -64,24 +84,30 @@ def heun(velocity: Velocity, z: Tensor, solver: Solver) -> Tensor:
     return z
 
 
+_LAST_SDE_STEP = 0.04
+"""In t; SiT's `last_step_size` and REPA's last time."""
+
+
 @SAMPLERS.add("sde")
 def sde(velocity: Velocity, z: Tensor, solver: Solver) -> Tensor:
-    """Euler-Maruyama on dz = [v + (w(t)/2) s] dt + sqrt(w(t)) dW with w(t) = 2 (1 - t); the last step is Euler's of the ODE.
+    """Euler-Maruyama on dz = [v + (w(t)/2) s] dt + sqrt(w(t)) dW with w(t) = 2 (1 - t); the last step has no noise.
 
     s = grad log p_t(z_t) = -E[e|z_t] / (1 - t) = (t v - z_t) / (1 - t), since v = E[z - e|z_t] and
     z_t = t z + (1 - t) e. For any w the SDE has the marginals of the ODE (SiT: Ma et al., arXiv
     2401.08740, equation 6); this w, that of REPA (arXiv 2410.06940), cancels the pole:
-    dz = [v + t v - z_t] dt + sqrt(2 (1 - t)) dW. `steps` network calls.
+    dz = [v + t v - z_t] dt + sqrt(2 (1 - t)) dW. As in their samplers, equal steps lead to t = 0.96, and
+    the last one is the drift's alone, from there to t = 1. `steps` network calls.
     """
     steps = solver.steps
+    width = (1 - _LAST_SDE_STEP) / max(1, steps - 1)
     sources = [generator(solver.seed, "sde", solver.first + i) for i in range(len(z))]
     for i in range(steps):
-        t = i / steps
+        t = i * width
         v = velocity(z, _time(t, z))
         if i == steps - 1:
-            return z + v / steps
+            return z + (1 - t) * (v + t * v - z)
         noise = torch.stack([torch.randn(z.shape[1:], generator=source) for source in sources]).to(z)
-        z = z + (v + t * v - z) / steps + (2 * (1 - t) / steps) ** 0.5 * noise
+        z = z + width * (v + t * v - z) + (2 * (1 - t) * width) ** 0.5 * noise
     return z
 
 
@@ -155,12 +181,12 @@ def guided_velocity(
     y: Tensor,
     guidance: float,
     objective: Objective,
-    interval: tuple[float, float] | None = None,
+    interval: Interval | None = None,
 ) -> Velocity:
     """v = v(no class) + guidance * (v(y) - v(no class)) (Ho and Salimans, arXiv 2207.12598); 1 costs one pass.
 
-    With an `interval` [lo, hi] of t, times outside it are not guided (Kynkaanniemi et al., arXiv
-    2404.07724, in t instead of noise levels). A clean network's velocity is (f - z_t) / (1 - t)
+    Times outside an `interval` are not guided (Kynkaanniemi et al., arXiv 2404.07724, in t instead of
+    noise levels). A clean network's velocity is (f - z_t) / (1 - t)
     exactly: samplers never ask for t = 1, so the training clamp does not apply and the last Euler
     step lands on f.
     """
@@ -172,7 +198,7 @@ def guided_velocity(
             return OUTPUTS.bound(objective.output, objective)(network.denoise(z, t, labels).float(), z, t, 1e-6)[1]
 
         v = one(labels)
-        inside = None if interval is None else (interval[0] <= t) & (t <= interval[1])
+        inside = None if interval is None else interval.holds(t)
         if guidance == 1 or (inside is not None and not bool(inside.any())):
             return v
         without = one(torch.full_like(labels, network.classes))
@@ -192,7 +218,7 @@ def sample_latents(
     guidance: float,
     objective: Objective,
     *,
-    interval: tuple[float, float] | None = None,
+    interval: Interval | None = None,
     rtol: float = 1e-5,
     atol: float = 1e-5,
     seed: int = 0,
@@ -208,7 +234,7 @@ def sample_latents(
         steps: equal steps, of samplers that have them.
         guidance: scale; 1 is none.
         objective: says what the network's output is.
-        interval: of t, outside of which nothing is guided.
+        interval: of t, outside of which nothing is guided; None guides everywhere.
         rtol: relative error of a step of `dopri5`.
         atol: absolute error of it.
         seed: of the noise of `sde`, which is drawn image by image.

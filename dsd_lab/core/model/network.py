@@ -17,7 +17,17 @@ from timm.layers import Attention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dsd_lab.core.model.blocks import ROLES, Block, Condition, Head, RoleCondition, sine_positions
+from dsd_lab.core.model.blocks import (
+    ROLES,
+    Block,
+    Condition,
+    Head,
+    RoleCondition,
+    in_float32,
+    no_autocast,
+    sine_positions,
+    widened,
+)
 from dsd_lab.core.model.normalisers import NORMALISERS, build_normaliser
 
 if TYPE_CHECKING:
@@ -132,15 +142,21 @@ class Network(nn.Module):
 
     def encode(self, x: Tensor, noise: Tensor | None = None, kept: list[Tensor] | None = None) -> Tensor:
         """Images [B, C, H, W] -> latents [B, T, c], normalised; noise [B, T, c] is for normalisers that add some."""
-        return self.normaliser(self.encode_raw(x, kept=kept), noise)
+        return self.normalise(self.encode_raw(x, kept=kept), noise)
+
+    def normalise(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
+        """What `encode_raw` gives -> latents [B, T, c] in float32, whatever the precision of the blocks."""
+        with no_autocast(raw):
+            z: Tensor = self.normaliser(widened(raw), noise)
+        return z
 
     def denoise(self, z_t: Tensor, t: Tensor, y: Tensor, kept: list[Tensor] | None = None) -> Tensor:
         """Noised latents [B, T, c] at times [B] with labels [B] -> clean latent or velocity [B, T, c].
 
         Clean latents pass through the latents' normaliser where `latent.normalise_prediction` says so.
         """
-        out = self._run("denoise", self.noisy_in(z_t), self._condition("denoise", t, y), kept)
-        return self.normaliser(out.float()) if self.normalises_prediction else out
+        out = self._run("denoise", in_float32(self.noisy_in, z_t), self._condition("denoise", t, y), kept)
+        return self.normalise(out) if self.normalises_prediction else out
 
     def decode(self, z: Tensor) -> Tensor:
         """Latents [B, T, c] -> images [B, C, H, W]; un-normalised first where `latent.decoded` is `raw`."""
@@ -148,7 +164,7 @@ class Network(nn.Module):
 
     def decode_input(self, latents: Tensor) -> Tensor:
         """What the decoder reads [B, T, c] -> images [B, C, H, W]."""
-        return self.unpatchify(self._run("decode", self.latent_in(latents), self._condition("decode")))
+        return self.unpatchify(self._run("decode", in_float32(self.latent_in, latents), self._condition("decode")))
 
     def patchify(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, T, C p p]."""

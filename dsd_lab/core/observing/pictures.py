@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dsd_lab.core.diffusion.samplers import sample_latents
+from dsd_lab.core.diffusion.samplers import sample_latents, sampled_labels
 
 if TYPE_CHECKING:
     from dsd_lab.core.model.network import Network
@@ -36,7 +36,15 @@ def draw_pictures(network: Network, probe_set: ProbeSet, trial: Trial) -> dict[s
     x, y = probe_set.x[:count], probe_set.y[:count]
     pictures = {"reconstruction": torch.stack([x, network.decode(network.encode(x))], 1).flatten(0, 1)}
     if trial.objective.diffusion_weight > 0:
-        z = sample_latents(network, probe_set.e[:count], y, "heun", _STEPS, 1.0, trial.objective)
+        z = sample_latents(
+            network,
+            probe_set.e[:count],
+            sampled_labels(y, trial.labels.drop, network.classes),
+            "heun",
+            _STEPS,
+            1.0,
+            trial.objective,
+        )
         pictures["samples"] = network.decode(z)
     return {name: to_bytes(value) for name, value in pictures.items()}
 

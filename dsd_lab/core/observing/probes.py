@@ -61,7 +61,7 @@ class ProbeSet:
         try:
             with torch.no_grad():
                 raw = network.encode_raw(self.x).float()
-                z = network.normaliser(raw).float()
+                z = network.normalise(raw)
                 metrics, spectra = latent_metrics.latent_metrics(z, network.side)
                 metrics |= latent_metrics.plugin_metrics(z, network.side)
                 location = raw[..., : network.latent_channels]  # means come first where there are variances too

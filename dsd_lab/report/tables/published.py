@@ -24,7 +24,7 @@ from dsd_lab.specs.report import ReportSettings
 _NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 _EVALUATION = re.compile(
     r"fid/(?P<extractor>[a-z]+)(?:-ref(?P<reference>[0-9a-f]{8}))?-n(?P<images>\d+)"
-    rf"-cfg(?P<guidance>{_NUMBER})(?:in(?P<low>{_NUMBER})to(?P<high>{_NUMBER}))?"
+    rf"-cfg(?P<guidance>{_NUMBER})(?:in(?:side)?(?P<low>{_NUMBER})to(?P<high>{_NUMBER}))?"
     rf"-(?P<sampler>[a-z]+)(?:(?P<order>5)rtol(?P<rtol>{_NUMBER})atol(?P<atol>{_NUMBER})|(?P<steps>\d+))-(?P<rest>.+)"
 )
 """The name of a FID tells how it was measured (`dsd_lab.evaluation.metric_names`)."""
