@@ -30,7 +30,7 @@ SHIPPED = sorted((ROOT / "experiments").glob("*.yaml"))
 SPEC_OPTIONS = {"SPEC", "--profile", "--set", "--plugin"}
 SURFACE = {
     "plan": SPEC_OPTIONS | {"--only", "--gpu", "--json"},
-    "data": {"SPEC|FOLDER", "--profile", "--set", "--out", "--json"},
+    "data": {"SPEC|FOLDER", "--plugin", "--profile", "--set", "--out", "--json"},
     "sweep": SPEC_OPTIONS
     | {
         "--only",
