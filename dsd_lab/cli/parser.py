@@ -54,7 +54,7 @@ def _add_running(verbs: argparse._SubParsersAction) -> None:
         "--gpu",
         choices=tuple(GPUS),
         default=DEFAULT_GPU,
-        help=f"GPU that the time of trials with `resources.gpus` is told for (default: {DEFAULT_GPU})",
+        help=f"GPU for which the time of trials with `resources.gpus` is estimated (default: {DEFAULT_GPU})",
     )
     answers_json(plan)
 
@@ -133,7 +133,9 @@ def _add_running(verbs: argparse._SubParsersAction) -> None:
     )
     bench.add_argument("--random-images", action="store_true", help="random pixels in the place of a spec's images")
     bench.add_argument(
-        "--store", action="store_true", help="measure the store too, which works beside a sweep (imports MLflow)"
+        "--store",
+        action="store_true",
+        help="measure the store too, which syncs in the background of a sweep (imports MLflow)",
     )
     bench.add_argument(
         "--sweep",
