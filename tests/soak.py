@@ -35,7 +35,8 @@ from sweeping import (
 
 from dsd_lab.core.training.checkpoints import list_checkpoints
 from dsd_lab.errors import OK, TRIALS_FAILED
-from dsd_lab.home.home import ENDED, Home
+from dsd_lab.home.home import Home
+from dsd_lab.home.trial_folder import ENDED
 from dsd_lab.store.faults import StoreUnavailable
 from dsd_lab.store.mlflow_store import Store
 

@@ -21,8 +21,9 @@ from dsd_lab.cli.schema import spec_schema
 from dsd_lab.cli.ui import listening
 from dsd_lab.core.diffusion.samplers import SAMPLERS
 from dsd_lab.errors import BAD_INPUT, OK
-from dsd_lab.home.home import STATES, Home, TrialFolder
+from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import manifest_of
+from dsd_lab.home.trial_folder import STATES, TrialFolder
 from dsd_lab.specs.loading import load_sweep
 
 ROOT = Path(__file__).resolve().parents[1]

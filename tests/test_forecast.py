@@ -11,7 +11,8 @@ from dsd_lab.cli.forecast import load_forecast
 from dsd_lab.cli.main import main
 from dsd_lab.errors import BAD_INPUT, OK
 from dsd_lab.home.history import History
-from dsd_lab.home.home import STOPPED, Home
+from dsd_lab.home.home import Home
+from dsd_lab.home.trial_folder import STOPPED
 from dsd_lab.report.results import Result
 from dsd_lab.report.statistics.forecast_judged import Example, examples_of, fit, judge_forecast
 from dsd_lab.report.statistics.verdicts import Judged

@@ -12,7 +12,7 @@ from dsd_lab.core.training.events import Diverged
 from dsd_lab.core.training.trainer import Trainer
 from dsd_lab.errors import OK
 from dsd_lab.home.home import Home
-from dsd_lab.report.groups import flags_of
+from dsd_lab.report.flags import flags_of
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])

@@ -11,7 +11,8 @@ from dsd_lab.api import load_trial
 from dsd_lab.cli.main import main
 from dsd_lab.core.training.checkpoints import list_checkpoints
 from dsd_lab.errors import BAD_INPUT, OK
-from dsd_lab.home.home import ENDED, Home
+from dsd_lab.home.home import Home
+from dsd_lab.home.trial_folder import ENDED
 from dsd_lab.runs.run_trial import DataShelf, run_trial
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.renamed import RENAMED, present_record, recorded_trial

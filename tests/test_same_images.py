@@ -12,7 +12,8 @@ from dsd_lab.files import index as file_index
 from dsd_lab.files.atomic import write_json
 from dsd_lab.files.index import content_digest, known_digest, listing_of
 from dsd_lab.home.data_facts import Images, known_images, other_images
-from dsd_lab.home.home import OTHER_IMAGES, Home
+from dsd_lab.home.home import Home
+from dsd_lab.home.trial_folder import OTHER_IMAGES
 from dsd_lab.runs.data_shelf import DataShelf, refuse_other_images
 from dsd_lab.specs.loading import load_sweep
 

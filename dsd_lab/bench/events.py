@@ -12,7 +12,7 @@ from dsd_lab.bench.parts import replaced
 from dsd_lab.core.training.events import Checkpointed, Diverged, Drew, Event, Logged, Probed
 from dsd_lab.core.training.trainer import Trainer
 from dsd_lab.errors import BadInput
-from dsd_lab.home.home import TrialFolder
+from dsd_lab.home.trial_folder import TrialFolder
 from dsd_lab.runs.spool_writer import Spool
 
 _KINDS: dict[type[Event], str] = {Logged: "record", Probed: "probe", Drew: "images", Checkpointed: "checkpoint"}

@@ -10,8 +10,9 @@ from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK, TRIALS_FAILED, BadInput
 from dsd_lab.evaluation.reference import check_files
 from dsd_lab.files.printable import say
-from dsd_lab.home.home import Home, TrialFolder
+from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import find_trial
+from dsd_lab.home.trial_folder import TrialFolder
 from dsd_lab.runs.data_shelf import DataShelf, refuse_changed_images
 from dsd_lab.specs.checks import lacking_guidance
 from dsd_lab.specs.evaluate_list import applies

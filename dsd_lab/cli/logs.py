@@ -9,9 +9,10 @@ from typing import Any
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.files.printable import printable, say
-from dsd_lab.home.home import Home, TrialFolder, named_by
+from dsd_lab.home.home import Home, named_by
 from dsd_lab.home.lookup import find_trial
 from dsd_lab.home.spool import read_spool
+from dsd_lab.home.trial_folder import TrialFolder
 from dsd_lab.runs.continuity import told_changes, told_devices
 from dsd_lab.training_code import training_code
 from dsd_lab.units import duration

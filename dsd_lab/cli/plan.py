@@ -17,8 +17,9 @@ from dsd_lab.errors import OK, BadInput
 from dsd_lab.evaluation.reference import check_files
 from dsd_lab.files.printable import say
 from dsd_lab.home.data_facts import known_facts, skipped
-from dsd_lab.home.home import OTHER_IMAGES, Home, stale_note
+from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import manifest_of
+from dsd_lab.home.trial_folder import OTHER_IMAGES, stale_note
 from dsd_lab.planning.data_check import check_data
 from dsd_lab.planning.disk import need_of
 from dsd_lab.planning.estimates import EFFICIENCY, Shape, cached_bytes, cached_shape, shape_key, timed_seconds
@@ -27,7 +28,8 @@ from dsd_lab.planning.measured import benched_seconds, machine_ceiling
 from dsd_lab.planning.requirements import missing_data, missing_weights
 from dsd_lab.runs.data_shelf import DataShelf, refuse_other_images, trained_on_others
 from dsd_lab.specs.evaluate_list import applies
-from dsd_lab.specs.identity import canonical_fields, evaluation_id, once_for_seeds
+from dsd_lab.specs.identity import canonical_fields, evaluation_id
+from dsd_lab.specs.per_seed import once_for_seeds
 from dsd_lab.specs.registry import plugins
 from dsd_lab.specs.sweep import Plan, PlannedTrial
 from dsd_lab.specs.trial import Data, Trial

@@ -11,9 +11,9 @@ from typing import Any
 from dsd_lab.cli.options import home_of, print_json, program
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.files.printable import say
-from dsd_lab.home.home import ENDED
 from dsd_lab.home.lookup import find_manifest
 from dsd_lab.home.outputs import Output
+from dsd_lab.home.trial_folder import ENDED
 from dsd_lab.report.page.page import Page, write_html, write_markdown
 from dsd_lab.report.results import results_of
 from dsd_lab.report.write import write_part

@@ -10,8 +10,9 @@ from typing import Any
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK, TRIALS_FAILED, BadInput
 from dsd_lab.files.printable import say
-from dsd_lab.home.home import Home, TrialFolder
+from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import find_trial
+from dsd_lab.home.trial_folder import TrialFolder
 from dsd_lab.specs.recorded import recorded_fields
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.specs.trial import SCHEMA_VERSION

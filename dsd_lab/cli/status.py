@@ -12,7 +12,7 @@ from dsd_lab.cli.console import table_console
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK
 from dsd_lab.home.data_facts import other_images
-from dsd_lab.home.home import OTHER_IMAGES, STATES, TrialFolder, stale_note
+from dsd_lab.home.trial_folder import OTHER_IMAGES, STATES, TrialFolder, stale_note
 from dsd_lab.training_code import training_code
 
 

@@ -21,8 +21,9 @@ from dsd_lab.evaluation.reference import check_files
 from dsd_lab.files.locks import locked
 from dsd_lab.files.mounts import shared_sqlite_warning
 from dsd_lab.files.printable import printable
-from dsd_lab.home.home import ENDED, STOPPED, Home, stale_note
+from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import manifest_of
+from dsd_lab.home.trial_folder import ENDED, STOPPED, stale_note
 from dsd_lab.planning.data_check import Decode, check_data
 from dsd_lab.planning.disk import announce_need
 from dsd_lab.planning.requirements import missing_data, missing_weights

@@ -20,7 +20,8 @@ from dsd_lab.errors import BadInput
 from dsd_lab.files.atomic import read_cache, write_json
 from dsd_lab.files.bounded import read_json
 from dsd_lab.files.index import Listing, content_digest, known_digest, listing_of
-from dsd_lab.home.home import ENDED, STOPPED, Home
+from dsd_lab.home.home import Home
+from dsd_lab.home.trial_folder import ENDED, STOPPED
 from dsd_lab.specs.identity import canonical_fields, data_name
 from dsd_lab.specs.part_fields import is_foreign
 from dsd_lab.specs.registry import find_plugin_part
@@ -176,7 +177,7 @@ def _images_path(folder: Path, data: Data, content: str) -> Path:
 def _reader() -> list[str]:
     """What turns files into images: the readers' code and the versions of the packages that they use."""
     digest = hashlib.sha256()
-    for path in sorted((Path(__file__).parent / "core" / "data").rglob("*.py")):
+    for path in sorted((Path(__file__).parents[1] / "core" / "data").rglob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return [digest.hexdigest(), *map(_version, _READERS)]
 

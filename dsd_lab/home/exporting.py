@@ -13,11 +13,12 @@ from dsd_lab.files.atomic import write_json
 from dsd_lab.home.anonymous import anonymous, names_of
 from dsd_lab.home.data_facts import other_images
 from dsd_lab.home.garbage import whole_checkpoint
-from dsd_lab.home.home import Home, TrialFolder
+from dsd_lab.home.home import Home
 from dsd_lab.home.parameter_count import average_parameters
 from dsd_lab.home.plugins import kept_path
 from dsd_lab.home.records import FORMAT, INDEX, kind_of
 from dsd_lab.home.spool import complete_lines
+from dsd_lab.home.trial_folder import TrialFolder
 from dsd_lab.training_code import training_code
 from dsd_lab.version import __version__
 

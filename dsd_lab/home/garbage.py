@@ -22,7 +22,7 @@ from dsd_lab.home.cached_garbage import (
     unused_packs,
 )
 from dsd_lab.home.freeable import Freeable, is_own_folder
-from dsd_lab.home.home import ENDED, Home, TrialFolder, named_by
+from dsd_lab.home.home import Home, named_by
 from dsd_lab.home.names import SWEEP_ENTRIES, is_trial_id
 from dsd_lab.home.ownership import (
     below,
@@ -35,6 +35,7 @@ from dsd_lab.home.ownership import (
     was_trial,
 )
 from dsd_lab.home.revisions import ever_named
+from dsd_lab.home.trial_folder import ENDED, TrialFolder
 
 _GOING = ".removing-"
 """A trial is renamed before it is deleted, so that what an interruption leaves is never taken for a trial."""

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from dsd_lab.errors import BadInput
-from dsd_lab.home.home import Home, TrialFolder
+from dsd_lab.home.home import Home
+from dsd_lab.home.trial_folder import TrialFolder
 from dsd_lab.provenance import called_with
-from dsd_lab.specs.identity import canonical_fields, evaluation_id, once_for_seeds
+from dsd_lab.specs.identity import canonical_fields, evaluation_id
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.messages import did_you_mean
+from dsd_lab.specs.per_seed import once_for_seeds
 from dsd_lab.specs.resolved import resolved_spec
 from dsd_lab.specs.sweep import Plan
 from dsd_lab.specs.trial import SCHEMA_VERSION

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from dsd_lab.errors import BadInput
-from dsd_lab.home.home import STATES, Home
+from dsd_lab.home.home import Home
 from dsd_lab.home.mark import MARK, home_id
 from dsd_lab.home.names import TRIAL_ENTRIES, is_trial_id
+from dsd_lab.home.trial_folder import STATES
 
 _RECORDS = {"trial.json", "status.json", "lock"}
 

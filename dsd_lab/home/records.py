@@ -18,15 +18,26 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from dsd_lab.errors import BadInput
 from dsd_lab.files.bounded import parse_json
-from dsd_lab.home.names import METRIC, PICTURE_STEM, SWEEP_KEY, TRIAL_ID, is_date
+from dsd_lab.home.names import PICTURE_STEM, SWEEP_KEY, TRIAL_ID
+from dsd_lab.home.record_types import (
+    Count,
+    Date,
+    Key,
+    Metric,
+    Number,
+    Record,
+    Seconds,
+    Sha256,
+    Text,
+    TrialId,
+)
+from dsd_lab.home.trial_records import Status, TrialRecord
 from dsd_lab.specs.part_fields import unknown_parts_pass
-from dsd_lab.specs.renamed import present_fields
-from dsd_lab.specs.sweep import MAX_TRIALS, NAME, PluginName, Sweep, trial_name
-from dsd_lab.specs.trial import Trial
+from dsd_lab.specs.sweep import MAX_TRIALS, NAME, Sweep, trial_name
 from dsd_lab.specs.yaml_document import one_line
 
 FORMAT = 1
@@ -44,42 +55,15 @@ _PLACES = (
     rf"{_TRIAL}/(?P<kind>checkpoint)s/step-\d{{9}}/manifest\.json",
 )
 
-Key = Annotated[str, Field(pattern=rf"^{SWEEP_KEY}$")]
-TrialId = Annotated[str, Field(pattern=rf"^{TRIAL_ID}$")]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Code = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
-Text = Annotated[str, Field(max_length=10_000)]
-Metric = Annotated[str, Field(pattern=rf"^{METRIC}$")]
-PluginDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0, lt=2**63)]
-Seconds = Annotated[float, Field(ge=0, le=1e10, allow_inf_nan=False)]
 
-
-def _is_date(value: float) -> float:
-    if value and not is_date(value):
-        raise ValueError(f"{value:g} is no date between 2000 and 2100, in seconds since 1970")
-    return value
-
-
-Date = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_is_date)]
-"""Seconds since 1970; 0 where it is not known."""
-
-
-class _File(BaseModel):
-    """What a file must hold; it may hold more, which nothing reads."""
-
-    model_config = ConfigDict(strict=True, frozen=True)
-
-
-class Listed(_File):
+class Listed(Record):
     """A file of the export."""
 
     sha256: Sha256
     bytes: Count
 
 
-class Index(_File):
+class Index(Record):
     """`export.json`."""
 
     format: int
@@ -91,7 +75,7 @@ class Index(_File):
     files: dict[str, Listed]
 
 
-class Entry(_File):
+class Entry(Record):
     """A trial of a manifest."""
 
     id: TrialId
@@ -115,7 +99,7 @@ class Entry(_File):
         return self
 
 
-class Manifest(_File):
+class Manifest(Record):
     """`manifest.json` of a sweep."""
 
     key: Key
@@ -143,108 +127,7 @@ class Manifest(_File):
         return self
 
 
-class _DataRecord(_File):
-    name: Text
-    fingerprint: Sha256
-    train: Count
-    holdout: Count
-    classes: Count
-    shape: Annotated[list[Count], Field(min_length=3, max_length=3)] | None = None
-    mean: list[Number] = []
-    std: list[Number] = []
-    min: Count = 0
-    max: Count = 255
-    train_by_class: list[Count] = []
-    holdout_by_class: list[Count] = []
-    class_names: list[Text] = []
-    holdout_from: Text = ""
-    notes: list[Text] = []
-    resident: bool = True
-    damaged: Count = 0
-    damaged_named: list[Text] = []
-
-
-class _Machine(_File):
-    host: Text
-    system: Text
-    processor: Text
-
-
-class _Provenance(_File):
-    code: Code
-    git_commit: Annotated[str, Field(pattern=r"^[0-9a-f]{7,64}$")] | None
-    git_dirty: bool
-    python: Text
-    versions: dict[Annotated[str, Field(pattern=r"^[a-z0-9._-]{1,64}$")], Text]
-    machine: _Machine
-    device: Text
-    command: Annotated[str, Field(max_length=200_000)] | None = None
-    git_diff: Sha256 | None = None
-    plugins: dict[PluginName, PluginDigest] = {}
-
-
-class _Shown(_File):
-    """How reports show a plug-in's metric."""
-
-    label: Annotated[str, Field(max_length=200)]
-    unit: Annotated[str, Field(max_length=40)] = ""
-    digits: Annotated[int, Field(ge=0, le=12)] = 3
-    note: Annotated[str, Field(max_length=1000)] = ""
-
-
-class TrialRecord(_File):
-    """`trial.json`."""
-
-    schema_version: Count = 1
-    """Version of its identity; records of version 1 do not name it."""
-    id: TrialId
-    variant: Annotated[str, Field(pattern=NAME)]
-    point: dict[str, Any]
-    seed: Count
-    size: Text
-    name: Text
-    overrides: dict[str, Any]
-    fields: Annotated[Trial, BeforeValidator(present_fields)]
-    canonical: dict[str, dict[str, Any]]
-    flops_per_image: Count | None = None
-    data: _DataRecord
-    provenance: _Provenance
-    shown: dict[Metric, _Shown] = {}
-
-
-class _CodeFrom(_File):
-    code: Code
-    step: Count
-
-
-class _DeviceFrom(_File):
-    device: Text
-    step: Count
-
-
-class Status(_File):
-    """`status.json`."""
-
-    state: Literal["running", "done", "failed", "diverged", "interrupted", "stopped"]
-    step: Count
-    steps: Count
-    attempt: Count
-    code: Code
-    trained_by: list[_CodeFrom] = []
-    trained_on: list[_DeviceFrom] = []
-    error: Text | None = None
-    seconds: Seconds = 0.0
-    started: Date = 0.0
-    updated: Date = 0.0
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Status:
-        if self.step > self.steps or (self.state == "done" and self.step != self.steps):
-            raise ValueError(f"step: {self.step} of {self.steps} steps, {self.state}")
-        return self
-
-
-class SpoolLine(_File):
+class SpoolLine(Record):
     """A line of `spool.jsonl`."""
 
     n: Count
@@ -265,7 +148,7 @@ class SpoolLine(_File):
         return self
 
 
-class Evaluation(_File):
+class Evaluation(Record):
     """A file of `evaluations/`."""
 
     settings: dict[str, Any]
@@ -273,13 +156,13 @@ class Evaluation(_File):
     seconds: Seconds
 
 
-class Parameters(_File):
+class Parameters(Record):
     """`parameters.json`: what the report would read from weights that did not travel."""
 
     parameters: Count
 
 
-class CheckpointManifest(_File):
+class CheckpointManifest(Record):
     """`manifest.json` of a checkpoint."""
 
     format: Literal[1]
@@ -289,7 +172,7 @@ class CheckpointManifest(_File):
     sha256: Sha256
 
 
-_MODELS: dict[str, type[_File]] = {
+_MODELS: dict[str, type[Record]] = {
     "manifest": Manifest,
     "trial": TrialRecord,
     "status": Status,

@@ -10,8 +10,8 @@ from typing import Any
 from dsd_lab.errors import BadInput
 from dsd_lab.files.bounded import BadFile, read_plain
 from dsd_lab.files.image_files import DamagedImage, open_grid
-from dsd_lab.home.home import readable
 from dsd_lab.home.names import are_metrics, is_number, is_picture
+from dsd_lab.home.trial_folder import readable
 
 _NEEDS = {
     "train": ("metrics", "seconds"),

@@ -17,7 +17,8 @@ from dsd_lab.errors import BadInput
 from dsd_lab.files.atomic import read_cache, write_json
 from dsd_lab.home.data_facts import remember_facts
 from dsd_lab.specs.evaluation import without_classes
-from dsd_lab.specs.identity import data_name, once_for_seeds
+from dsd_lab.specs.identity import data_name
+from dsd_lab.specs.per_seed import once_for_seeds
 from dsd_lab.specs.trial import Data, Generation, Trial, unfit_images
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from dsd_lab.errors import NoResources
 from dsd_lab.files.atomic import size_of
 from dsd_lab.home.home import Home
 from dsd_lab.planning.estimates import cached_shape
-from dsd_lab.specs.identity import once_for_seeds
+from dsd_lab.specs.per_seed import once_for_seeds
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.specs.trial import Trial
 from dsd_lab.units import readable

@@ -18,7 +18,8 @@ from typing import Any
 
 from dsd_lab.planning.estimates import shape_key
 from dsd_lab.specs.evaluate_list import applies
-from dsd_lab.specs.identity import canonical_fields, once_for_seeds
+from dsd_lab.specs.identity import canonical_fields
+from dsd_lab.specs.per_seed import once_for_seeds
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.specs.trial import Generation, Trial, uses_target_encoder
 

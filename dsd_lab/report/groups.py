@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from dsd_lab.home.names import NOT_FINITE
 from dsd_lab.report.own_metrics import own_latent, own_samples
 from dsd_lab.report.results import Result, point_name
 from dsd_lab.report.statistics.intervals import ANY, POSITIVE, SHARE, Estimate, Range, clopper_pearson, estimate
@@ -17,8 +16,6 @@ from dsd_lab.report.statistics.verdicts import VERDICTS, Judged, judge, row_key
 from dsd_lab.specs.report import ReportSettings
 
 _SMALLEST_STD = 1e-6
-_NAMED = 8
-"""Metrics that a notice names."""
 
 
 @dataclass(frozen=True)
@@ -139,52 +136,6 @@ def floors_of(results: list[Result], columns: list[Column]) -> dict[str, float]:
             if at[0] == f"{prefix}_floor" and re.fullmatch(same, at[2]):
                 found[column.name] = value
     return found
-
-
-def flags_of(results: list[Result]) -> list[str]:
-    """One line for each reason not to take a Frechet distance at its value, and for what is left out since it is not finite."""
-    told: dict[tuple[str, str], list[float]] = {}
-    for result in results:
-        for name, value in result.metrics.items():
-            kind, _, rest = name.partition("/")
-            why, _, how = rest.partition("/")
-            if kind == "fid_flag":
-                told.setdefault((why, how), []).append(value)
-    lines = []
-    for (why, how), values in sorted(told.items()):
-        said = _FLAGS.get(why, why).format(f"{min(values):.0f}")
-        lines.append(f"FID ({how}) of {len(values)} trial{'s' * (len(values) > 1)}: {said}.")
-    return lines + _not_finite(results)
-
-
-def _not_finite(results: list[Result]) -> list[str]:
-    counts = Counter(
-        name.removeprefix(NOT_FINITE) for r in results for name in r.metrics if name.startswith(NOT_FINITE)
-    )
-    lines, named = [], []
-    for name, count in sorted(counts.items()):
-        trials = f"{count} trial{'s' * (count > 1)}"
-        if name.startswith("weights/"):
-            what = name.removeprefix("weights/")
-            lines.append(
-                f"Weights ({what}) of {trials} are not finite: nothing of them is measured, and their images are a chessboard."
-            )
-        elif not name.startswith("fid/"):  # its flag has a line already
-            named.append(f"{name} ({trials})")
-    if named:
-        more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
-        lines.append(f"Not finite at some step, and left out there: {', '.join(named[:_NAMED])}{more}.")
-    return lines
-
-
-_FLAGS = {
-    "few_images": "unreliable, biased upwards: {} images are too few to estimate the covariance of so many features",
-    "rank_deficient": "unreliable: the samples span only {} dimensions of the features, fewer than their number allows",
-    "constant": "unreliable: the features of all samples are the same",
-    "not_finite": "the distance is not finite and left out",
-    "floor_with_train": "{} training images fill up the real images of its floor, which is lower than new images would give",
-    "few_real": "there are only {} real images, so no real-against-real floor at the same number",
-}
 
 
 def value_of(result: Result, column: str, settings: ReportSettings) -> float | None:

@@ -12,7 +12,7 @@ from typing import Any
 from dsd_lab.files.bounded import read_json
 from dsd_lab.home.data_facts import other_images
 from dsd_lab.home.history import History
-from dsd_lab.home.home import OTHER_IMAGES
+from dsd_lab.home.trial_folder import OTHER_IMAGES
 from dsd_lab.specs.renamed import present_record
 from dsd_lab.store.mlflow_store import Store
 from dsd_lab.training_code import is_current

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from dsd_lab.errors import BadInput
-from dsd_lab.home.home import ENDED, Home, TrialFolder
+from dsd_lab.home.home import Home
+from dsd_lab.home.trial_folder import ENDED, TrialFolder
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.training_code import is_current, training_code
 

@@ -24,7 +24,8 @@ from dsd_lab.home.data_facts import (
     remember_images,
     trained_images,
 )
-from dsd_lab.home.home import Home, TrialFolder
+from dsd_lab.home.home import Home
+from dsd_lab.home.trial_folder import TrialFolder
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.specs.trial import Data, Trial
 from dsd_lab.units import duration

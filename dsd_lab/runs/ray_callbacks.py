@@ -11,7 +11,8 @@ from ray import tune
 
 from dsd_lab.errors import is_disk_full
 from dsd_lab.files.atomic import PRIVATE, write_atomic
-from dsd_lab.home.home import STOPPED, Home, TrialFolder
+from dsd_lab.home.home import Home
+from dsd_lab.home.trial_folder import STOPPED, TrialFolder
 from dsd_lab.runs.early_stopping import Forecast, early_history, features, seen_steps
 from dsd_lab.runs.signals import HeldSignals
 

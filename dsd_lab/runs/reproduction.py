@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dsd_lab.core.training.checkpoints import list_checkpoints, load_checkpoint
 from dsd_lab.errors import CorruptCheckpoint
-from dsd_lab.home.home import TrialFolder
 from dsd_lab.home.spool import read_spool
+from dsd_lab.home.trial_folder import TrialFolder
 
 _CLOCK = ("time", "seconds", "format")
 """Entries of a record that say when and how fast, not what."""

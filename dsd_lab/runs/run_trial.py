@@ -18,9 +18,10 @@ from dsd_lab.core.training.events import Diverged, Finished, Logged
 from dsd_lab.core.training.trainer import Trainer, pick_device
 from dsd_lab.errors import BadInput, LabError, NoResources, is_disk_full
 from dsd_lab.files.atomic import PRIVATE, write_atomic, write_json
-from dsd_lab.home.home import ENDED, FORMAT, STOPPED, Home, TrialFolder
+from dsd_lab.home.home import Home
 from dsd_lab.home.plugins import keep_plugins, loaded_digests
 from dsd_lab.home.spool import sound_lines
+from dsd_lab.home.trial_folder import ENDED, FORMAT, STOPPED, TrialFolder
 from dsd_lab.planning.estimates import cached_shape
 from dsd_lab.provenance import device_name, provenance, work_tree_diff
 from dsd_lab.runs.continuity import code_of, trained_by, trained_on

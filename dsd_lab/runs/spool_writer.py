@@ -17,9 +17,9 @@ from typing import Any
 from dsd_lab.core.observing.pictures import save_grid
 from dsd_lab.core.training.events import Checkpointed, Diverged, Drew, Event, Finished, Logged, Probed
 from dsd_lab.files.atomic import sync_file, sync_folder
-from dsd_lab.home.home import FORMAT
 from dsd_lab.home.names import NOT_FINITE, finite
 from dsd_lab.home.spool import complete_lines, parsed_lines, read_spool, sound_lines
+from dsd_lab.home.trial_folder import FORMAT
 
 __all__ = ["Spool", "read_spool"]
 

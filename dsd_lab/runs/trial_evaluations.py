@@ -15,7 +15,8 @@ from dsd_lab.evaluation.metric_names import sampling_name
 from dsd_lab.evaluation.reference import check_files
 from dsd_lab.evaluation.workspace import Bench
 from dsd_lab.files.atomic import make_folder, write_atomic, write_json
-from dsd_lab.home.home import Home, TrialFolder
+from dsd_lab.home.home import Home
+from dsd_lab.home.trial_folder import TrialFolder
 from dsd_lab.runs.data_shelf import DataShelf
 from dsd_lab.specs.evaluate_list import applies
 from dsd_lab.specs.identity import evaluation_id

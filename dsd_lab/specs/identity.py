@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
-from dsd_lab.errors import BadInput
 from dsd_lab.specs.auxiliary import EMA
-from dsd_lab.specs.part_fields import PartSection, is_foreign, kinds_in
-from dsd_lab.specs.registry import find_plugin_part
+from dsd_lab.specs.part_fields import is_foreign
+from dsd_lab.specs.part_identity import digest_of, foreign_parts, settle_parts
 from dsd_lab.specs.trial import (
     SCHEMA_VERSION,
     Generation,
@@ -107,11 +106,11 @@ def canonical_fields(trial: Trial, recorded: Mapping[str, str] | None = None) ->
             del weighted[name]
     parts = {("data_source", trial.data.source)} if is_foreign("data_source", trial.data.source) else set()
     for name in ("latent", "auxiliary", "time", "data"):
-        parts |= _settle_parts(type(getattr(trial, name)), fields[name], {part for _, part in parts})
+        parts |= settle_parts(type(getattr(trial, name)), fields[name], {part for _, part in parts})
     for objective in canonical:
-        parts |= _foreign_parts(Objective, objective)
+        parts |= foreign_parts(Objective, objective)
     if parts:
-        fields["plugins"] = {f"{kind}/{part}": _digest_of(kind, part, recorded) for kind, part in sorted(parts)}
+        fields["plugins"] = {f"{kind}/{part}": digest_of(kind, part, recorded) for kind, part in sorted(parts)}
     for section in fields.values():  # -0.0 is 0.0
         section.update({key: value + 0.0 for key, value in section.items() if isinstance(value, float)})
     return fields
@@ -151,36 +150,8 @@ def _objective(trial: Trial, target_kept: bool) -> dict[str, Any]:
         objective["perceptual_weights"] = _file_name(objective["perceptual_weights"])
     if spec.reconstruction_weight == 0 or not _meets_reconstruction(trial):
         del objective["balance"]
-    _settle_parts(Objective, objective)
+    settle_parts(Objective, objective)
     return objective
-
-
-def _foreign_parts(section: type[PartSection], values: dict[str, Any]) -> set[tuple[str, str]]:
-    """Kind and name of the plug-ins' parts that the fields of a section name."""
-    found = set()
-    for name, kind in kinds_in(section).items():
-        named = values.get(name) or ()
-        found |= {(kind, part) for part in ([named] if isinstance(named, str) else named) if is_foreign(kind, part)}
-    return found
-
-
-def _settle_parts(section: type[PartSection], values: dict[str, Any], more: Iterable[str] = ()) -> set[tuple[str, str]]:
-    """Leave options out of a section that belong to no part of it that has an effect; returns its plug-ins' parts."""
-    found = _foreign_parts(section, values)
-    used = {part for _, part in found} | set(more)
-    options = {part: given for part, given in values.pop("options", {}).items() if part in used}
-    if options:
-        values["options"] = options
-    return found
-
-
-def _digest_of(kind: str, name: str, recorded: Mapping[str, str] | None) -> str:
-    if recorded is not None:
-        return recorded.get(f"{kind}/{name}", "")
-    part = find_plugin_part(kind, name)
-    if part is None:
-        raise BadInput(f"{kind} {name!r} is of a plug-in that is not loaded; give its file with --plugin")
-    return part.digest
 
 
 def _auxiliary(trial: Trial) -> dict[str, Any]:
@@ -283,7 +254,7 @@ def evaluation_id(evaluation: Generation) -> str:
     if evaluation.reference is not None:
         changed["reference_sha256"] = evaluation.reference_sha256  # None: not there, and nothing is measured
     parts = [("sampler", evaluation.sampler), *(("sample_metric", metric) for metric in evaluation.measured)]
-    if used := {f"{kind}/{name}": _digest_of(kind, name, None) for kind, name in parts if is_foreign(kind, name)}:
+    if used := {f"{kind}/{name}": digest_of(kind, name, None) for kind, name in parts if is_foreign(kind, name)}:
         changed["plugins"] = used
     return _digest({"schema": SCHEMA_VERSION, "generation": changed})[:8]
 
@@ -299,21 +270,3 @@ def _defaults(model: type[Trial]) -> dict[str, dict[str, Any]]:
     defaults = {name: getattr(trial, name).model_dump() for name in TRAINING_SECTIONS}
     defaults["data"]["name"] = data_name(trial)
     return defaults
-
-
-T = TypeVar("T")
-
-
-def once_for_seeds(make: Callable[[Trial], T]) -> Callable[[Trial], T]:
-    """The same function, called once for the fields that the seeds of a variant and grid point share.
-
-    They share one object; a hash of all fields would cost as much as most of what is computed from them.
-    """
-    found: dict[int, tuple[Trial, T]] = {}
-
-    def known(trial: Trial) -> T:
-        if id(trial) not in found:
-            found[id(trial)] = trial, make(trial)  # held, so that no other object gets its id
-        return found[id(trial)][1]
-
-    return known

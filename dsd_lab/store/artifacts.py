@@ -9,8 +9,8 @@ from typing import Any
 from dsd_lab.errors import CorruptCheckpoint
 from dsd_lab.files.printable import printable
 from dsd_lab.home.history import write_history
-from dsd_lab.home.home import ENDED, TrialFolder
 from dsd_lab.home.spool import is_whole_picture
+from dsd_lab.home.trial_folder import ENDED, TrialFolder
 from dsd_lab.runs.continuity import told_changes, told_devices
 
 

@@ -23,7 +23,8 @@ from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 from dsd_lab.errors import BadInput
 from dsd_lab.files.locks import locked
 from dsd_lab.files.printable import printable, say
-from dsd_lab.home.home import Home, TrialFolder
+from dsd_lab.home.home import Home
+from dsd_lab.home.trial_folder import TrialFolder
 from dsd_lab.store.faults import StoreUnavailable, answering
 from dsd_lab.store.moved import artifacts_uri, relocate
 from dsd_lab.store.own_runs import Record

@@ -11,8 +11,9 @@ from mlflow.entities import Run
 from dsd_lab.files.atomic import write_json
 from dsd_lab.files.bounded import read_json_object
 from dsd_lab.files.redaction import without_password
-from dsd_lab.home.home import STATES, Home
+from dsd_lab.home.home import Home
 from dsd_lab.home.names import is_code, is_number, is_sweep_key, is_trial_id
+from dsd_lab.home.trial_folder import STATES
 
 NEEDED = {
     "sweep": ("dsd.sweep",),

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from dsd_lab.errors import BadInput
 from dsd_lab.files.bounded import check_plain, read_json_object
-from dsd_lab.home.home import ENDED, TrialFolder
+from dsd_lab.home.trial_folder import ENDED, TrialFolder
 from dsd_lab.store.artifacts import write_artifacts
 
 _COLUMNS = ("step", "name", "index", "value")

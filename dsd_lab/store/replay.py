@@ -18,8 +18,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run, RunTag
 
 from dsd_lab.files.image_files import DamagedImage, open_grid
-from dsd_lab.home.home import TrialFolder
 from dsd_lab.home.spool import is_whole_picture, read_spool
+from dsd_lab.home.trial_folder import TrialFolder
 from dsd_lab.store.artifacts import status_tags, write_artifacts
 
 RUN_STATUS = {

@@ -10,7 +10,8 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 
-from dsd_lab.home.home import ENDED, Home, TrialFolder
+from dsd_lab.home.home import Home
+from dsd_lab.home.trial_folder import ENDED, TrialFolder
 from dsd_lab.store.artifacts import differing, flat
 from dsd_lab.store.own_runs import slot_of
 from dsd_lab.store.reading import has_lost_artifacts

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from dsd_lab.home.home import OTHER_IMAGES
-from dsd_lab.report.groups import Group, effective_control, flags_of, points_of
+from dsd_lab.home.trial_folder import OTHER_IMAGES
+from dsd_lab.report.flags import flags_of
+from dsd_lab.report.groups import Group, effective_control, points_of
 from dsd_lab.report.results import Result
 from dsd_lab.report.statistics.intervals import clopper_pearson
 from dsd_lab.report.statistics.verdicts import latent_state
