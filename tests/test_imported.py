@@ -12,8 +12,9 @@ from test_hostile_files import png
 from dsd_lab.cli.main import main
 from dsd_lab.errors import BAD_INPUT, OK
 from dsd_lab.home.home import Home
-from dsd_lab.home.lookup import find_manifest
+from dsd_lab.home.lookup import find_manifest, manifest_of
 from dsd_lab.specs.identity import canonical_ids
+from dsd_lab.specs.loading import load_sweep
 from dsd_lab.store.mlflow_store import Store
 
 KEPT = Path(__file__).parent / "fixtures" / "home-schema1" / "home"
@@ -71,7 +72,7 @@ def relabel(manifest):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (relabel, "its fields are not those of trial"),
+        (relabel, "is not what sweeps/old/manifest.json says of the trial"),
         (lambda m: m["trials"][0].update(name="naive s0"), "is not the name of its variant, point and seed"),
         (lambda m: m["trials"][0].update(variant="other", name="other s0"), "the spec has no variant 'other'"),
         (lambda m: m["trials"].append(m["trials"][0]), "is there twice"),
@@ -203,5 +204,6 @@ def test_an_import_changes_no_run_that_the_store_has(folder):
 
 
 def test_ids_follow_from_the_canonical_fields_of_a_manifest():
-    manifest = json.loads((KEPT / "sweeps" / "old" / "manifest.json").read_text())
+    spec = Path(__file__).parents[1] / "experiments" / "collapse_ablation.yaml"
+    manifest = json.loads(json.dumps(manifest_of(load_sweep(spec))))
     assert all(canonical_ids(e["canonical"], [e["seed"]]) == [e["id"]] for e in manifest["trials"])

@@ -26,7 +26,7 @@ from dsd_lab.home.plugins import kept_path
 from dsd_lab.home.records import INDEX, Index, Manifest, kind_of, parsed, parsed_index
 from dsd_lab.home.spool import complete_lines
 from dsd_lab.specs.identity import canonical_ids, trial_id
-from dsd_lab.specs.renamed import present_manifest
+from dsd_lab.specs.renamed import present_fields, present_manifest
 from dsd_lab.specs.trial import SCHEMA_VERSION
 from dsd_lab.specs.yaml_document import one_line
 
@@ -229,6 +229,7 @@ def _id_of(canonical: dict[str, dict[str, Any]], seed: int) -> str | None:
 
 def _same_fields(mine: dict[str, dict[str, Any]], theirs: dict[str, dict[str, Any]], seed: int) -> bool:
     """Whether two records are of one trial; what a later version has added with a default makes no difference."""
+    mine, theirs = present_fields(mine), present_fields(theirs)  # either may be of an earlier schema version
     return mine == theirs or _id_of(mine, seed) == _id_of(theirs, seed) is not None
 
 
