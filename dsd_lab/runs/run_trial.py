@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from dsd_lab.core.data import DataSet
+from dsd_lab.core.data.progress import listening
 from dsd_lab.core.training.checkpoints import list_checkpoints
 from dsd_lab.core.training.events import Diverged, Finished, Logged
 from dsd_lab.core.training.trainer import Trainer, pick_device
@@ -154,36 +155,40 @@ def _train(
         updated=now,
     )
     yield Progress("running", reached, steps)
-    data, device = shelf.for_training(trial, home), pick_device(trial.fields.resources.gpus)
-    if trial.fields.training.compile:  # what was compiled is there for other processes, and for later sweeps
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home.cache.resolve() / "compiled"))
-    folder.write_status(trained_on=trained_on(folder, reached, device_name(device)))
-    _describe(home, folder, trial, data, device)
-    trainer = Trainer(trial.fields, trial.seed, data, device, folder.checkpoints)
-    # Training goes on from a checkpoint whose records are all there: a power cut may have taken the last ones.
-    sound = sound_lines(folder.spool, folder.images)
-    resumed = trainer.resume(lambda state: state.get("lines", 0) <= sound)
-    # The newest checkpoint may be damaged.
-    at = trainer.step if resumed else 0
-    if not resumed:
-        (folder.root / "imported.json").unlink(missing_ok=True)  # nothing of it is somebody else's any more
-    changed: dict[str, Any] = {
-        "trained_by": trained_by(folder, at),
-        "trained_on": trained_on(folder, at, device_name(device)),
-    }
-    if damaged := sorted(path.name for path in folder.checkpoints.glob("damaged-*")):
-        changed["damaged"] = damaged  # passed over, and looked at by nobody yet
-    folder.write_status(step=at, **changed)
-    spool = Spool(folder.spool, folder.images, at if resumed else None, trainer.resumed_told, trainer.resumed_lines)
-    busy = float(folder.status().get("seconds", 0.0)) if resumed else 0.0
 
     def hung(why: str) -> None:
         folder.write_status(state="failed", error=why, updated=time.time())
 
-    # It begins with the first step: data may take longer to read than a step ever does.
-    watchdog = Watchdog(folder.root / "hang.txt", trial.fields.resources.patience, hung)
-    with contextlib.closing(spool), watchdog:
-        yield from _follow(folder, trainer, spool, busy, watchdog, stop)
+    with Watchdog(folder.root / "hang.txt", trial.fields.resources.patience, hung) as watchdog:
+        with listening(
+            lambda *_: watchdog.beat()
+        ):  # reading may take longer than a step ever does, as long as it goes on
+            data = shelf.for_training(trial, home)
+        device = pick_device(trial.fields.resources.gpus)
+        if trial.fields.training.compile:  # what was compiled is there for other processes, and for later sweeps
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home.cache.resolve() / "compiled"))
+        folder.write_status(trained_on=trained_on(folder, reached, device_name(device)))
+        _describe(home, folder, trial, data, device)
+        trainer = Trainer(trial.fields, trial.seed, data, device, folder.checkpoints)
+        # Training goes on from a checkpoint whose records are all there: a power cut may have taken the last ones.
+        sound = sound_lines(folder.spool, folder.images)
+        resumed = trainer.resume(lambda state: state.get("lines", 0) <= sound)
+        # The newest checkpoint may be damaged.
+        at = trainer.step if resumed else 0
+        if not resumed:
+            (folder.root / "imported.json").unlink(missing_ok=True)  # nothing of it is somebody else's any more
+        changed: dict[str, Any] = {
+            "trained_by": trained_by(folder, at),
+            "trained_on": trained_on(folder, at, device_name(device)),
+        }
+        if damaged := sorted(path.name for path in folder.checkpoints.glob("damaged-*")):
+            changed["damaged"] = damaged  # passed over, and looked at by nobody yet
+        folder.write_status(step=at, **changed)
+        spool = Spool(folder.spool, folder.images, at if resumed else None, trainer.resumed_told, trainer.resumed_lines)
+        busy = float(folder.status().get("seconds", 0.0)) if resumed else 0.0
+
+        with contextlib.closing(spool):
+            yield from _follow(folder, trainer, spool, busy, watchdog, stop)
 
 
 def _follow(
