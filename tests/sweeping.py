@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
 from dsd_lab.cli.main import main
-from dsd_lab.core.training.checkpoints import list_checkpoints
+from dsd_lab.core.data import load_data
+from dsd_lab.core.training.checkpoints import list_checkpoints, save_checkpoint
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import manifest_of
 from dsd_lab.runs.run_trial import DataShelf, run_trial
@@ -46,6 +48,8 @@ VARIANTS = {
     "broken": {"data": {"source": "idx", "path": "damaged"}},
 }
 """`wild` diverges within a few steps; the data of `broken` is there, but damaged."""
+FOREIGN = {"data": {"revision": "foreign"}}
+"""A variant that passes every check before a sweep and fails in it, once `foreign_checkpoint` was called for its trials."""
 LONG = {
     "training": {"steps": 1000, "batch_size": 8},
     "probe": {"every": 200, "images": 16, "t_bins": 2, "gradient_images": 4},
@@ -80,6 +84,12 @@ def write_idx(folder: Path, count: int = 40) -> None:
         (folder / f"{name}-labels-idx1-ubyte").write_bytes(
             bytes((0, 0, 8, 1)) + struct.pack(">I", count) + labels.tobytes()
         )
+
+
+def foreign_checkpoint(home: Home, trial: PlannedTrial) -> None:
+    """Give a trial the whole checkpoint of another network, which nothing looks at before it resumes."""
+    state = {"summed": 0, "data": load_data(trial.fields.data).fingerprint, "device": "cpu"}
+    save_checkpoint(home.trial(trial.id).checkpoints, 4, {"network.other": torch.zeros(2)}, state, 2)
 
 
 def run(*arguments: object) -> tuple[int, dict[str, Any]]:

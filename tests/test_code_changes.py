@@ -12,6 +12,8 @@ from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK
 from dsd_lab.home.home import Home
 from dsd_lab.provenance import processor
 from dsd_lab.runs.continuity import told_changes, told_devices, trained_by, trained_on
+from dsd_lab.runs.data_shelf import DataShelf
+from dsd_lab.runs.run_trial import run_trial
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.training_code import training_code
 
@@ -25,7 +27,9 @@ def begun(tmp_path):
     shutil.copytree(KEPT, tmp_path / "old")
     spec, home = tmp_path / "old" / "spec.yaml", Home(tmp_path / "old" / "home")
     (trial,) = load_sweep(spec).only(["variant=naive"]).trials
-    home.trial(trial.id).write_status(code=OTHER)
+    asked = iter(range(1000))
+    assert [p.state for p in run_trial(home, trial, [], DataShelf(), lambda: next(asked) == 8)][-1] == "interrupted"
+    home.trial(trial.id).write_status(code=OTHER, trained_by=[{"code": OTHER, "step": 0}], trained_on=None)
     return home, spec, home.trial(trial.id)
 
 
@@ -37,14 +41,27 @@ def train(begun, *more):
 def test_f14_trials_that_other_code_began_are_refused_and_go_on_only_where_that_is_asked_for(begun, capsys):
     home, spec, folder = begun
     files = {path: path.read_bytes() for path in folder.root.rglob("*") if path.is_file()}
-    for verb in (["train", str(spec), "--variant", "naive"], ["sweep", str(spec), "--no-tracking"]):
+    for verb in (
+        ["train", str(spec), "--variant", "naive"],
+        ["sweep", str(spec), "--only", "variant=naive", "--no-tracking"],
+    ):
         assert main([*verb, "--home", str(home.root)]) == BAD_INPUT
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("dsd-lab: 1 unfinished trials began with other training code than today's")
         assert str(folder.root) in line and "--allow-code-change" in line
     assert {path: path.read_bytes() for path in files} == files
     # Past that refusal, a sweep comes to the next one: no cluster answers there.
-    sweep = ["sweep", str(spec), "--home", str(home.root), "--no-tracking", "--address", f"127.0.0.1:{free_port()}"]
+    sweep = [
+        "sweep",
+        str(spec),
+        "--only",
+        "variant=naive",
+        "--home",
+        str(home.root),
+        "--no-tracking",
+        "--address",
+        f"127.0.0.1:{free_port()}",
+    ]
     assert main([*sweep, "--allow-code-change"]) == NO_RESOURCES
     assert train(begun, "--allow-code-change") == OK
     assert folder.state() == "done"

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 from sweeping import write_spec
 
+from dsd_lab.errors import BadInput
 from dsd_lab.specs import identity
 from dsd_lab.specs.identity import TRAINING_SECTIONS, canonical_fields, evaluation_id, trial_id
 from dsd_lab.specs.loading import load_sweep
@@ -193,16 +194,16 @@ def test_beside_a_value_that_identities_do_not_know_every_field_counts(place):
 
     def of(**more):
         values = getattr(Trial(), section).model_copy(update=beside | {place[1]: "invented"} | more)
-        return trial_id(Trial().model_copy(update={section: values}), 0)
+        return trial_id(Trial().model_copy(update={section: values}), 0, recorded={})
 
     assert of(**{name: value}) != of() != identify()
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
-def test_beside_a_sampler_that_identities_do_not_know_every_setting_counts():
+def test_a_sampler_that_identities_do_not_know_has_no_id():
     invented = Generation().model_copy(update={"sampler": "invented"})
-    ids = {evaluation_id(invented.model_copy(update=more)) for more in ({}, {"rtol": 1e-3}, {"steps": 7})}
-    assert len(ids) == 3
+    with pytest.raises(BadInput, match="sampler 'invented' is of a plug-in that is not loaded"):
+        evaluation_id(invented)
 
 
 def test_the_ends_of_a_guidance_interval_count_where_there_is_one():

@@ -15,10 +15,12 @@ import torch
 from comparing import stored_trials
 from sweeping import (
     DEADLINE,
+    FOREIGN,
     VARIANTS,
     command,
     events,
     faulty_server,
+    foreign_checkpoint,
     free_port,
     in_child,
     mlflow_server,
@@ -201,7 +203,11 @@ def test_p6_bad_input_is_refused_before_anything_is_imported_or_written(tmp_path
 
 
 def test_p7_exit_codes_say_what_happened(tmp_path, capsys):
-    spec, home = write_spec(tmp_path, {k: VARIANTS[k] for k in ("dsd", "wild", "broken")}), Home(tmp_path / "home")
+    spec, home = (
+        write_spec(tmp_path, {k: VARIANTS[k] for k in ("dsd", "wild")} | {"broken": FOREIGN}),
+        Home(tmp_path / "home"),
+    )
+    foreign_checkpoint(home, load_sweep(spec).only(["variant=broken"]).trials[0])
 
     def train(variant, *more):
         return main(["train", str(spec), "--variant", variant, "--home", str(home.root), "--no-tracking", *more])

@@ -24,9 +24,11 @@ from ray.cluster_utils import Cluster
 from sweeping import (
     DEADLINE,
     EVALUATION,
+    FOREIGN,
     LONG,
     VARIANTS,
     events,
+    foreign_checkpoint,
     in_child,
     outcome,
     processes_in,
@@ -89,8 +91,10 @@ def short_tmp(monkeypatch):
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
-    spec = write_spec(folder, {**VARIANTS, "again": AGAIN}, seeds=[0, 1])
+    spec = write_spec(folder, {**VARIANTS, "broken": FOREIGN, "again": AGAIN}, seeds=[0, 1])
     home = Home(folder / "a home with a long path" / ("x" * 107))
+    for trial in load_sweep(spec).only(["variant=broken"]).trials:
+        foreign_checkpoint(home, trial)
     with pytest.MonkeyPatch.context() as patch:
         temporary = tempfile.mkdtemp(prefix="t", dir="/tmp")
         patch.setenv("TMPDIR", temporary)
@@ -129,9 +133,9 @@ def test_one_failing_trial_gives_exit_code_3_and_does_not_stop_the_others(swept)
     }
 
 
-def test_a_failed_trial_says_what_is_wrong_with_its_data(swept):
+def test_a_failed_trial_says_what_is_wrong_with_its_checkpoint(swept):
     for status in swept.status("broken"):
-        assert "damaged/train-images-idx3-ubyte: not an idx file" in status["error"]
+        assert "step-000000004: the weights of another network" in status["error"]
 
 
 def test_a_diverged_trial_stops_before_its_last_step_and_says_at_which(swept):
@@ -257,11 +261,11 @@ def test_adding_a_seed_runs_only_the_new_trials(swept, extended):
     assert [swept.home.trial(i).status()["attempt"] for i in new] == [1, 1, 1]
 
 
-def test_adding_an_evaluation_evaluates_finished_trials_that_have_a_denoiser_and_retrains_nothing(swept, extended):
+def test_adding_an_evaluation_evaluates_finished_trials_and_retrains_nothing(swept, extended):
     key = evaluation_id(load_sweep(swept.spec, sets=[f"evaluate=[{EVALUATION}]"]).spec.evaluate[0])
     assert extended.after == extended.before
     evaluated = {e["id"] for e in extended.answer["trials"] if key in swept.home.trial(e["id"]).evaluations()}
-    assert evaluated == {e["id"] for e in extended.answer["trials"] if e["name"].startswith("dsd")}
+    assert evaluated == {e["id"] for e in extended.answer["trials"] if e["name"].startswith(("dsd", "control"))}
 
 
 def test_an_extended_sweep_is_stored_beside_what_was_there(swept, extended):
@@ -351,8 +355,9 @@ def test_only_selects_trials_and_leaves_the_others_pending(tmp_path):
 
 @pytest.mark.slow
 def test_fail_fast_stops_at_the_first_failure_and_leaves_the_rest_for_later(tmp_path):
-    variants = {"broken": VARIANTS["broken"], **{f"late{i}": {"data": {"revision": str(i)}} for i in range(4)}}
+    variants = {"broken": FOREIGN, **{f"late{i}": {"data": {"revision": str(i)}} for i in range(4)}}
     spec = write_spec(tmp_path, variants)
+    foreign_checkpoint(Home(tmp_path / "home"), load_sweep(spec).only(["variant=broken"]).trials[0])
     arguments = ("sweep", spec, "--home", tmp_path / "home", "--no-tracking")
     code, answer = run(*arguments, "--fail-fast", "--max-concurrent", 1)
     assert code == TRIALS_FAILED

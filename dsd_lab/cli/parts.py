@@ -6,6 +6,7 @@ import argparse
 
 from dsd_lab.cli.options import print_json
 from dsd_lab.errors import OK, BadInput
+from dsd_lab.files.printable import say
 from dsd_lab.specs.messages import did_you_mean
 from dsd_lab.specs.part_kinds import KINDS
 from dsd_lab.specs.registry import parts_of, plugin_parts, plugins
@@ -23,8 +24,8 @@ def run(arguments: argparse.Namespace) -> int:
     for row in rows:
         if row["kind"] != kind:
             kind = row["kind"]
-            print(f"{kind}: {row['field']}")
-        print(f"  {row['name']} ({row['plugin'] or 'dsd-lab'}): {row['what'] or 'no description'} [{row['where']}]")
+            say(f"{kind}: {row['field']}")
+        say(f"  {row['name']} ({row['plugin'] or 'dsd-lab'}): {row['what'] or 'no description'} [{row['where']}]")
     return OK
 
 

@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
             say(line)
         _print(plan, rows)
         for line in plugin_lines():
-            print(line)
+            say(line)
         if note := stale_note((row["status"] for row in rows), code):
             say(note)
     return OK
