@@ -10,6 +10,7 @@ from sweeping import free_port, run
 from dsd_lab.cli.main import main
 from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK
 from dsd_lab.home.home import Home
+from dsd_lab.home.lookup import manifest_of
 from dsd_lab.provenance import processor
 from dsd_lab.runs.continuity import told_changes, told_devices, trained_by, trained_on
 from dsd_lab.runs.data_shelf import DataShelf
@@ -100,7 +101,8 @@ def test_f13_a_trial_that_goes_on_on_another_processor_or_gpu_says_so(begun):
 
 @pytest.mark.slow
 def test_f14_logs_report_and_export_say_which_code_trained_what(begun, tmp_path):
-    home, _, folder = begun
+    home, spec, folder = begun
+    home.write_manifest("old", manifest_of(load_sweep(spec)))  # under the ids of today's schema version
     assert train(begun, "--allow-code-change") == OK
     said = f"{OTHER} from step 0, {training_code()} from step 8"
     assert run("logs", folder.id, "--home", home.root)[1]["code_changes"] == said

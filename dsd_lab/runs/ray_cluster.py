@@ -59,19 +59,26 @@ def _joined(cluster: dict[str, Any]) -> Iterator[None]:
     address = cluster["address"]
     named = "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") == address else "--address"
     host, colon, port = address.rpartition(":")
-    with _environment(_token_of_user()):
-        try:
-            if colon and port.isdecimal() and "/" not in host:  # Ray itself tries a dead address for minutes
-                socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
-            ray.init(**{"log_to_driver": False, "logging_level": logging.ERROR, "job_config": _job(), **cluster})
-        except (OSError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            hint = "" if isinstance(error, ConnectionRefusedError) else f" ({_token_hint()})"
-            raise NoResources(f"{named} {address}: no Ray cluster answers: {reason}{hint}") from None
-        try:
-            yield
-        finally:
-            ray.shutdown()
+    # Without a token first: a file of one may be left from another cluster, and one without tokens takes none.
+    tries: list[dict[str, str]] = [{}, *filter(None, [_token_of_user()])]
+    for token in tries:
+        with _environment(token):
+            try:
+                if colon and port.isdecimal() and "/" not in host:  # Ray itself tries a dead address for minutes
+                    socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
+                ray.init(**{"log_to_driver": False, "logging_level": logging.ERROR, "job_config": _job(), **cluster})
+            except (OSError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
+                ray.shutdown()
+                if isinstance(error, ray.exceptions.AuthenticationError) and token is not tries[-1]:
+                    continue
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                hint = "" if isinstance(error, ConnectionRefusedError) else f" ({_token_hint()})"
+                raise NoResources(f"{named} {address}: no Ray cluster answers: {reason}{hint}") from None
+            try:
+                yield
+            finally:
+                ray.shutdown()
+            return
 
 
 def _token_of_user() -> dict[str, str]:
