@@ -13,16 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from sweeping import (
-    DEADLINE,
     EVALUATION,
     VARIANTS,
     die,
     finish,
     in_child,
     run,
-    start,
     train_here,
-    wait_until,
     write_idx,
     write_spec,
 )
@@ -111,38 +108,6 @@ def test_f23_an_evaluation_that_is_killed_is_made_again_and_nothing_is_trained_f
 
 
 # -- Hanging, and many of them -------------------------------------------------------------------------
-
-
-WAITS = """
-import os, time, torch
-from dsd_lab.parts import RECONSTRUCTIONS
-
-@RECONSTRUCTIONS.add("waits")
-def waits(image, x):
-    \"\"\"The squared error, once a file is gone.\"\"\"
-    while type(x) is torch.Tensor and os.path.exists({mark!r}):
-        time.sleep(0.05)
-    return (image - x).square().mean()
-"""
-
-
-@pytest.mark.slow
-def test_f17_a_trial_that_hangs_ends_with_its_stacks_and_is_taken_up_again(tmp_path, home):
-    """A loss of a plug-in waits for as long as a file is there."""
-    mark, plugin = tmp_path / "mark", tmp_path / "waiting.py"
-    mark.touch()
-    plugin.write_text(WAITS.format(mark=str(mark)))
-    base = {"objective": {"reconstruction": "waits"}, "resources": {"patience": 3.0}}
-    spec = write_spec(tmp_path, base=base)
-    sweep = start("sweep", spec, "--home", home.root, "--no-tracking", "--plugin", plugin)
-    wait_until(lambda: list(home.root.glob("trials/*/hang.txt")), "the hang is noticed", sweep)
-    mark.unlink()
-    output, _ = sweep.communicate(timeout=DEADLINE)
-    assert sweep.returncode == OK, output
-    (report,) = home.root.glob("trials/*/hang.txt")
-    assert home.trial(report.parent.name).state() == "done"
-    assert home.trial(report.parent.name).status()["attempt"] >= 2
-    assert "hread 0x" in report.read_text() and "in waits" in report.read_text()
 
 
 @pytest.mark.slow

@@ -166,7 +166,7 @@ def test_data_that_takes_longer_to_read_than_a_step_may_take_does_not_end_the_tr
     assert not (home.trial(trial.id).root / "hang.txt").exists()
 
 
-def test_a_step_that_hangs_still_ends_the_process_and_says_where(tmp_path, home, monkeypatch):
+def test_f17_a_step_that_hangs_still_ends_the_process_and_says_where(tmp_path, home, monkeypatch):
     spec = write_spec(tmp_path, base={"resources": {"patience": 1.0}})
     (trial,) = load_sweep(spec).trials
     monkeypatch.setattr(Trainer, "train_step", lambda self: threading.Event().wait())
