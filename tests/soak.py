@@ -68,6 +68,8 @@ class Soak:
         self.random, self.strikes = random.Random(seed), Counter()
         self.port, self.server, self.back_at = free_port(), contextlib.ExitStack(), 0.0
         self.starts = 0
+        self.store_was_away = False
+        """Whether the store was away at any moment of the present driver's life, its start included."""
         self.ended_in: dict[str, int] = {}
         """The attempt in which each trial ended, as it was when that was first seen."""
         self.serve()
@@ -85,6 +87,7 @@ class Soak:
 
     def drive(self):
         self.starts += 1
+        self.store_was_away = bool(self.back_at)
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         return start(
             "sweep", self.spec, "--home", self.home.root, "--retry-failed", "--tracking-uri", self.uri, output=self.log
@@ -159,6 +162,7 @@ class Soak:
             return False
         self.server.close()
         self.back_at = time.monotonic() + AWAY
+        self.store_was_away = True
         return True
 
     # -- All of it -----------------------------------------------------------------------------------
@@ -173,8 +177,8 @@ class Soak:
                 )
             code = self.driver.poll()
             if code is not None:
-                # While the store is away a sweep does not begin: that is said before anything trains.
-                if code not in (OK, TRIALS_FAILED, *((NO_RESOURCES,) if self.back_at else ())):
+                # While the store is away a sweep does not begin. It may be back before that driver's end is noticed.
+                if code not in (OK, TRIALS_FAILED, *((NO_RESOURCES,) if self.store_was_away else ())):
                     self.log.seek(0)
                     raise AssertionError(f"the sweep ended with {code}:\n{self.log.read().decode()[-3000:]}")
                 self.driver = self.drive()  # a trial whose workers were killed three times has failed
