@@ -23,7 +23,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dsd_lab.core import randomness
 from dsd_lab.core.data import DataSet
 from dsd_lab.core.data.splits import Images
-from dsd_lab.core.training import cuda_graphs as replay
 
 GPU = torch.device("cuda")
 _SOURCE = str(Path(randomness.__file__).parents[1])
@@ -93,14 +92,6 @@ class _Event:
     def synchronize(self) -> None: ...
 
 
-class _Stream:
-    def wait_stream(self, other: _Stream) -> None: ...
-
-
-class _Graph:
-    def replay(self) -> None: ...
-
-
 def _grad(loss: Tensor, inputs: Tensor | list[Tensor], **_: Any) -> tuple[Tensor, ...]:
     return tuple(torch.empty_like(i) for i in ([inputs] if isinstance(inputs, Tensor) else inputs))
 
@@ -154,8 +145,7 @@ def pretended_gpu() -> Iterator[Watch]:
 
     with contextlib.ExitStack() as stack:
         randomness._order.cache_clear()  # whose tensors have data
-        for kept in (randomness._order, replay._recording_stream):
-            stack.callback(kept.cache_clear)
+        stack.callback(randomness._order.cache_clear)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         for name, value in {
             "torch.Generator": _Generator,
@@ -165,11 +155,6 @@ def pretended_gpu() -> Iterator[Watch]:
             "torch.autograd.grad": _grad,
             "torch.Tensor.backward": _backward,
             "torch.cuda.Event": _Event,
-            "torch.cuda.Stream": _Stream,
-            "torch.cuda.current_stream": _Stream,
-            "torch.cuda.stream": contextlib.nullcontext,
-            "torch.cuda.CUDAGraph": _Graph,
-            "torch.cuda.graph": lambda graph, **_: contextlib.nullcontext(),
             "torch.cuda.is_available": lambda: True,
             "torch.cuda.is_bf16_supported": lambda *_: True,
             "torch.cuda.mem_get_info": lambda _: (2**40, 2**40),

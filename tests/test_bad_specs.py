@@ -268,6 +268,8 @@ VALUES = (
     bad("a field under its earlier name, without its section", "base: {more_emas: [0.9]}\n", FIVE,
         "it is 'training.extra_ema_decays' since schema version 2"),
     bad("an axis under its earlier name", "grid: {training.flow_steps: [1, 2]}\n", FIVE, "'training.noise_draws'"),
+    bad("a field that is gone", "base: {training: {cuda_graphs: false}}\n", FIVE,
+        "unknown key 'training.cuda_graphs'; no GPU has run CUDA graphs; remove the key"),
     bad("a value under its earlier name", "base: {optimiser: {schedule: tail}}\n", FIVE,
         "optimiser.schedule: 'tail' is not valid", "'wsd', as 'tail' is named since schema version 2"),
     bad("B16 patches that do not fit", "base:\n  network:\n    patch_size: 3\n", "spec.yaml:7: ",

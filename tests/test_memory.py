@@ -7,7 +7,6 @@ from dsd_lab.bench.machine import tensor_bytes
 from dsd_lab.core.training.trainer import Trainer
 from dsd_lab.planning.estimates import Shape
 from dsd_lab.planning.flops import count_bytes, count_shape
-from dsd_lab.planning.memory import Storages
 
 CPU = torch.device("cpu")
 VELOCITY = {"output": "velocity", "loss_space": "velocity"}
@@ -28,21 +27,6 @@ NETWORK = {"width": 64, "heads": 2, "encode_blocks": 2, "denoise_blocks": 2, "de
 def trial_of(tiny_trial, case, images=64):
     sections = {"network": NETWORK} | CASES[case]
     return tiny_trial(**sections | {"training": {"batch_size": images, "steps": 4} | sections.get("training", {})})
-
-
-def test_storages_are_counted_once_while_they_live_and_views_not_at_all():
-    kept = torch.zeros(10)
-    with Storages() as storages:
-        a = torch.zeros(100)
-        b = a[:50]
-        kept.add_(1)
-        assert storages.now == 400
-        c = a + 1
-        assert storages.now == storages.most == 800
-        del a, c
-        assert storages.now == 400 and storages.most == 800  # the view keeps its storage
-        del b
-    assert storages.now == 0
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -15,7 +15,7 @@ from dsd_lab.home.home import Home
 from dsd_lab.home.trial_folder import ENDED
 from dsd_lab.runs.run_trial import DataShelf, run_trial
 from dsd_lab.specs.loading import load_sweep
-from dsd_lab.specs.renamed import RENAMED, present_record, recorded_trial
+from dsd_lab.specs.renamed import REMOVED, RENAMED, present_record, recorded_trial
 from dsd_lab.specs.trial import SCHEMA_VERSION, Trial
 
 OLD = sorted((Path(__file__).parent / "fixtures").glob("home-schema*"))
@@ -66,7 +66,7 @@ def test_f21_a_trial_of_an_old_schema_is_not_reproduced(old, capsys):
 def test_records_of_any_version_are_read_under_todays_names(old):
     home, _, ids = old
     path, manifest = home.trial(ids["dsd"]).root / "trial.json", home.sweep_folder("old") / "manifest.json"
-    earlier = {"accumulate": 2, "recompute": True, "more_emas": [0.5], "flow_steps": 3}
+    earlier = {"accumulate": 2, "recompute": True, "more_emas": [0.5], "flow_steps": 3, "cuda_graphs": False}
     recorded, swept = json.loads(path.read_text()), json.loads(manifest.read_text())
     for record in (recorded["fields"], recorded["canonical"], swept["trials"][0]["canonical"]):
         record["training"] |= earlier
@@ -76,7 +76,7 @@ def test_records_of_any_version_are_read_under_todays_names(old):
     for record in (home.trial(ids["dsd"]).description(), home.manifests()["old"]["trials"][0]):
         fields = record.get("fields", record["canonical"])
         training = fields["training"]
-        assert not set(RENAMED["training"]) & set(training) and fields["optimiser"]["schedule"] == "wsd"
+        assert not {*RENAMED["training"], *REMOVED["training"]} & set(training) and fields["optimiser"]["schedule"] == "wsd"
         assert training["grad_accum_steps"] == 2 and training["activation_checkpointing"] is True
         assert training["extra_ema_decays"] == [0.5] and training["noise_draws"] == 3
         assert present_record(record) == record

@@ -3,8 +3,6 @@
 Numbers are not looked at here, nor is the backward pass; `test_finiteness.py` has what runs on a real one.
 """
 
-from unittest import mock
-
 import pytest
 import torch
 from pretended_gpu import GPU, pretended_gpu, without_numbers
@@ -94,18 +92,6 @@ def test_no_step_of_a_variant_waits_for_a_gpu_and_nothing_of_its_training_mixes_
     assert len(waits) == 3
     assert all("splits.py" in wait for wait in waits[0]), waits[0]
     assert waits[1:] == [[], []]
-
-
-def test_a_graph_is_recorded_in_every_stage_and_replayed_without_a_wait(digits):
-    with pretended_gpu() as gpu:
-        trainer = trainer_of("dsd_recipe:staged lr=0.004", digits, cuda_graphs=True, steps=20)
-        waits, told, found = watched(trainer, gpu), [], []
-        replayed = torch.cuda.CUDAGraph.replay
-        with mock.patch("torch.cuda.CUDAGraph.replay", lambda graph: (told.append(trainer.step), replayed(graph))):
-            found = [type(event) for event in trainer.run()]
-    assert found[-1] is Finished and waits[1:] == [[]] * 19
-    assert len(trainer.stages) == 2 and trainer.stages[1].start == 10
-    assert told == [*range(3, 10), *range(13, 20)], "three steps of each stage are computed first"
 
 
 def test_a_trial_is_resumed_onto_a_gpu(digits, tmp_path, monkeypatch):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import resource
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,7 @@ from typing import Any
 import torch
 
 from dsd_lab.bench.clock import Clock
-from dsd_lab.bench.parts import kernel_by_kernel
 from dsd_lab.core.training.trainer import Trainer
-from dsd_lab.planning.memory import Storages
 
 _SIDES = {"cpu": 768, "cuda": 8192}
 """Rows of the square matrices: large enough for the full rate, small enough for the time given."""
@@ -76,10 +76,14 @@ def peak_memory(device: torch.device) -> dict[str, Any]:
 def tensor_bytes(trainer: Trainer) -> int:
     """Bytes of tensors at most in one of the trainer's steps: weights, moments and copies, and what a step makes beside them.
 
-    This is what a GPU's allocator would tell; a process on the CPU holds libraries and freed memory besides.
+    By torch's profiler, between operations. This is what a GPU's allocator would tell; a process on the CPU holds
+    libraries and freed memory besides.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler writes of its own start and stop
     weights = {p.data_ptr(): p.nbytes for part in trainer.kept.values() for p in part.parameters()}
     moments = sum(v.nbytes for p in trainer.trained.parameters() for v in trainer.optimiser.state_of(p).values())
-    with kernel_by_kernel(trainer), Storages() as storages:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         trainer.train_step()
-    return sum(weights.values()) + moments + storages.most
+    events = sorted(profiler.events(), key=lambda event: event.time_range.start)
+    most = max(itertools.accumulate(event.self_cpu_memory_usage for event in events))
+    return sum(weights.values()) + moments + most

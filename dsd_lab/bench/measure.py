@@ -18,7 +18,6 @@ from dsd_lab.bench.events import event_seconds
 from dsd_lab.bench.machine import Ceiling, forget_peak, peak_memory, tensor_bytes
 from dsd_lab.bench.parts import PARTS, Stopwatch, timed_parts
 from dsd_lab.core.data import DataSet
-from dsd_lab.core.training.cuda_graphs import WARM_UP
 from dsd_lab.core.training.trainer import Trainer
 from dsd_lab.errors import BadInput
 from dsd_lab.planning.estimates import Shape
@@ -58,11 +57,6 @@ class _Block:
         if self.trainer.stage is not stage:
             for _ in self.trainer.run(lambda: True):  # enters the stage of its step, and ends before it
                 pass
-
-    def settle(self, stage: Stage) -> None:
-        """Steps that are not timed, up to the first that is replayed, where steps are."""
-        if self.trainer.replay is not None:
-            self.ours(stage, WARM_UP + 1)
 
     def ours(self, stage: Stage, count: int) -> Taken:
         """Time of so many of the trainer's steps; they begin anew at the stage's end."""
@@ -139,7 +133,6 @@ def measure(
         for stage in trainer.stages:
             share = block.shares[stage.start]
             block.enter(stage)
-            block.settle(stage)
             loop.enter(stage)
             eager.enter(stage)
             both = _in_turns(block, loop, stage, turns, steps // turns, repeat)

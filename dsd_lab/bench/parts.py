@@ -14,7 +14,6 @@ from typing import Any
 
 from dsd_lab.bench.clock import Clock
 from dsd_lab.core.training import trainer as training
-from dsd_lab.core.training.cuda_graphs import Replay
 from dsd_lab.core.training.trainer import Trainer
 
 PARTS = (
@@ -84,16 +83,6 @@ def replaced(owner: Any, name: str, make: Callable[[Callable[..., Any]], Callabl
 
 
 @contextlib.contextmanager
-def kernel_by_kernel(trainer: Trainer) -> Iterator[None]:
-    """Until the block ends no step is replayed: what is inside one cannot be told apart. It is recorded anew afterwards."""
-    replay, trainer.replay = trainer.replay, None
-    try:
-        yield
-    finally:
-        trainer.replay = None if replay is None else Replay(replay.recorder)
-
-
-@contextlib.contextmanager
 def timed_parts(trainer: Trainer, watch: Stopwatch) -> Iterator[None]:
     """Tell the stopwatch of every part of the trainer's steps until the block ends."""
     network, target = trainer.network, trainer.target_encoder
@@ -114,7 +103,6 @@ def timed_parts(trainer: Trainer, watch: Stopwatch) -> Iterator[None]:
         calls.append((trainer.target_averaging, "follow", "average"))
     calls += [] if target is None else [(target, "encode", "target"), (target, "encode_raw", "target")]
     with contextlib.ExitStack() as stack:
-        stack.enter_context(kernel_by_kernel(trainer))
         for owner, name, part in calls:
             stack.enter_context(replaced(owner, name, partial(watch.timed, part)))
         yield

@@ -7,8 +7,7 @@ the numbers of an uninterrupted one by construction, whatever drew before it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -59,16 +58,11 @@ class Draws:
     hidden: Tensor | None = None
     labels: Tensor | None = None
 
-    def tensors(self) -> list[Tensor]:
-        """Those that the spec uses, in order."""
-        return [value for part in fields(self) if (value := getattr(self, part.name)) is not None]
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> Draws:
-        """The same with every tensor changed."""
-        values = {part.name: getattr(self, part.name) for part in fields(self)}
-        return Draws(**{name: None if value is None else change(value) for name, value in values.items()})  # type: ignore[arg-type]
-
     def of_images(self, chosen: slice, batch: int) -> Draws:
         """The rows of some of the batch's images."""
-
-        return self.map(lambda value: value.unflatten(0, (-1, batch))[:, chosen].flatten(0, 1))
+        found = {
+            name: value.unflatten(0, (-1, batch))[:, chosen].flatten(0, 1)
+            for name, value in vars(self).items()
+            if value is not None
+        }
+        return replace(self, **found)

@@ -112,7 +112,7 @@ def timed_seconds(home: Home, entries: list[dict[str, Any]]) -> dict[str, float]
 def shape_key(canonical: dict[str, Any]) -> str:
     """What the time of a step depends on."""
     training = {k: canonical["training"].get(k) for k in ("batch_size", "precision", "grad_accum_steps")}
-    training |= {key: True for key in ("compile", "cuda_graphs") if canonical["training"].get(key)}
+    training |= {"compile": True} if canonical["training"].get("compile") else {}
     return json.dumps([*_shape_fields(canonical), training, canonical["optimiser"].get("kind")], sort_keys=True)
 
 

@@ -10,11 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dsd_lab.core.diffusion.auxiliary import Auxiliaries
 from dsd_lab.core.diffusion.objectives import losses
+from dsd_lab.core.model.blocks import ROLES
 from dsd_lab.core.model.network import Network, attends_fused, count_parameters
 from dsd_lab.core.randomness import Draws
 from dsd_lab.core.training.optimiser import hidden_matrices
-from dsd_lab.planning.memory import Storages
-from dsd_lab.specs.trial import uses_target_encoder
+from dsd_lab.specs.trial import blocks_of, uses_target_encoder
 
 if TYPE_CHECKING:
     from dsd_lab.specs.trial import Stage, Trial
@@ -51,31 +51,50 @@ def count_shape(trial: Trial, channels: int, classes: int) -> dict[str, Any]:
 
 
 def count_bytes(trial: Trial, channels: int, classes: int) -> int:
-    """Bytes an image that forward and backward hold at most at once beside the weights, in the phase that holds most.
+    """Bytes an image that a step keeps for its backward pass beside the weights, in the phase that keeps most.
 
-    Counted with fake tensors of the CPU, where autocast and the fused attention work as on a GPU; on the meta
-    device they do not.
+    With `training.activation_checkpointing`, what one block keeps while it is computed again is added. Counted with
+    fake tensors of the CPU, where autocast and the fused attention work as on a GPU; on the meta device they do not.
     """
+    kept = max(_kept_bytes(trial, stage, channels, classes) for stage, _ in _stages(trial))
+    if not trial.training.activation_checkpointing:
+        return kept // _MANY
+    plain = trial.model_copy(update={"training": trial.training.model_copy(update={"activation_checkpointing": False})})
+    passes = sum(blocks_of(trial, role) for role in ROLES)
+    return (kept + (count_bytes(plain, channels, classes) * _MANY - kept) // passes) // _MANY
+
+
+def _kept_bytes(trial: Trial, stage: Stage, channels: int, classes: int) -> int:
+    """Bytes of the tensors that the forward pass of `_MANY` images keeps in one phase, each storage once."""
     # Imported here: it takes a second, which a sweep, that counts no bytes, need not wait.
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    most = 0
-    for stage, _ in _stages(trial):
-        auxiliaries = _auxiliaries(_network(trial, channels, classes, _META), trial, classes)
-        with FakeTensorMode():
-            network = _network(trial, channels, classes, _CPU)
-            network.freeze(stage.frozen)
-            network.activation_checkpointing = trial.training.activation_checkpointing
-            network.attend_fused(attends_fused(trial.training.precision, on_gpu=trial.resources.gpus > 0))
-            for module in (auxiliaries, *(backbone.model for backbone in auxiliaries.backbones())):
-                _place(module, _CPU)
-            target = network if _has_target(stage.trial) else None
-            x, draws = _images(trial, channels, _MANY, _CPU), _draws(network, stage.trial, _MANY, _CPU)
-            reduced = trial.training.precision == "bf16"
-            with Storages() as storages, torch.autocast(_CPU.type, torch.bfloat16, enabled=reduced):
-                losses(network, target, x, draws, stage.trial, auxiliaries).total.backward()
-        most = max(most, storages.most)
-    return most // _MANY
+    auxiliaries = _auxiliaries(_network(trial, channels, classes, _META), trial, classes)
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[id(storage)] = storage
+        return tensor
+
+    with FakeTensorMode():
+        network = _network(trial, channels, classes, _CPU)
+        network.freeze(stage.frozen)
+        network.activation_checkpointing = trial.training.activation_checkpointing
+        network.attend_fused(attends_fused(trial.training.precision, on_gpu=trial.resources.gpus > 0))
+        beside = (auxiliaries, *(backbone.model for backbone in auxiliaries.backbones()))
+        for module in beside:
+            _place(module, _CPU)
+        target = network if _has_target(stage.trial) else None
+        x, draws = _images(trial, channels, _MANY, _CPU), _draws(network, stage.trial, _MANY, _CPU)
+        reduced = trial.training.precision == "bf16"
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast(_CPU.type, torch.bfloat16, enabled=reduced),
+        ):
+            losses(network, target, x, draws, stage.trial, auxiliaries)
+        weights = {id(p.untyped_storage()) for module in (network, *beside) for p in module.parameters()}
+    return sum(storage.nbytes() for key, storage in kept.items() if key not in weights)
 
 
 def _stages(trial: Trial) -> list[tuple[Stage, float]]:

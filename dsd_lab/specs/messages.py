@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from dsd_lab.specs.renamed import present_key, present_value
+from dsd_lab.specs.renamed import gone, present_key, present_value
 from dsd_lab.specs.trial import Trial
 from dsd_lab.specs.yaml_document import Document, KeyPath, one_line
 
@@ -130,6 +130,8 @@ def _meant(model: type[BaseModel], path: KeyPath) -> str:
     renamed = present_key(path)
     if renamed is not None:
         return f"; it is {renamed!r} since schema version 2"
+    if (why := gone(path)) is not None:
+        return f"; {why}"
     elsewhere = places_of(key)
     if elsewhere and (model is Trial or len(path) == 1):
         return f"; did you mean {' or '.join(map(repr, elsewhere))}?"

@@ -1,4 +1,4 @@
-"""Fields that had another name under an earlier schema version: refused in specs with today's name, read in records."""
+"""Fields that had another name, or are gone: refused in specs with what to write, read in records."""
 
 from __future__ import annotations
 
@@ -18,6 +18,19 @@ RENAMED: dict[str, dict[str, str]] = {
 """Section -> earlier name -> today's."""
 RENAMED_VALUES: dict[tuple[str, str], dict[str, str]] = {("optimiser", "schedule"): {"tail": "wsd"}}
 """(Section, field) -> earlier value -> today's."""
+
+
+REMOVED: dict[str, dict[str, tuple[Any, str]]] = {
+    "training": {"cuda_graphs": (False, "no GPU has run CUDA graphs; remove the key (`compile` fuses kernels)")},
+}
+"""Section -> field that is gone -> the value that says the same as no field, and why it is gone."""
+
+
+def gone(path: tuple[str, ...]) -> str | None:
+    """Why a field is gone; None where there never was one."""
+    *inside, key = path
+    known = REMOVED.get(inside[-1], {}) if inside else {k: v for keys in REMOVED.values() for k, v in keys.items()}
+    return known[key][1] if key in known else None
 
 
 def present_key(path: tuple[str, ...]) -> str | None:
@@ -40,6 +53,8 @@ def present_fields(recorded: dict[str, Any]) -> dict[str, Any]:
     for section, values in recorded.items():
         if isinstance(values, dict):
             names = RENAMED.get(section, {})
+            void = {name: value for name, (value, _) in REMOVED.get(section, {}).items()}
+            values = {n: v for n, v in values.items() if n not in void or v != void[n]}
             values = {names.get(name, name): value for name, value in values.items()}
             for name, value in values.items():
                 values[name] = present_value((section, name), value) or value

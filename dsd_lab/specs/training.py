@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model
 
 from dsd_lab.specs.base import Section
 from dsd_lab.specs.objective import Objective
-
-if TYPE_CHECKING:
-    pass
 
 
 class Optimiser(Section):
@@ -74,8 +71,6 @@ class Training(Section):
     """`bf16` runs the matrix products of the blocks in bfloat16; weights, latents, normaliser, the maps between latents and tokens, and losses stay in float32."""
     compile: bool = False
     """Have torch compile the network's blocks: the first step of a process waits for it (10 to 60 seconds, or a few from the home folder's cache). On a CPU 14 to 24 % more images a second in bfloat16, 3 to 6 % in float32; not measured on a GPU."""
-    cuda_graphs: bool = False
-    """Launch the kernels of a step's passes on a GPU as one CUDA graph, from the fourth step on: the same kernels, for networks so small that launching them takes longer than they do. What a step holds stays reserved between steps. Not run on a GPU by us."""
     activation_checkpointing: bool = False
     """Keep only what enters a block for the backward pass and compute the block again there (activation checkpointing): the same numbers in much less memory, for about a third more computing."""
     weight_ema: float = Field(0.99, ge=0, lt=1)

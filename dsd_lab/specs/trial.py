@@ -187,10 +187,6 @@ def unfit(trial: Trial) -> str | None:
         return (
             f"training.grad_accum_steps: {training.grad_accum_steps} does not divide batch_size {training.batch_size}"
         )
-    if training.cuda_graphs and trial.resources.gpus == 0:
-        return "training.cuda_graphs: needs a GPU, and resources.gpus is 0"
-    if training.cuda_graphs and trial.latent.entropy_weight > 0:
-        return "training.cuda_graphs: the entropy bonus takes a determinant, which cuSOLVER may refuse in a recording"
     whole = {
         "batchnorm": trial.latent.normaliser == "batchnorm",
         "the entropy bonus": trial.latent.entropy_weight > 0,

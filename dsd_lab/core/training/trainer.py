@@ -28,7 +28,6 @@ from dsd_lab.core.training import checkpoints
 from dsd_lab.core.training.batches import draw_batch, indices_of
 from dsd_lab.core.training.checkpoints import load_tensors, tensors_of
 from dsd_lab.core.training.clipping import clip_gradients, clipped_parts
-from dsd_lab.core.training.cuda_graphs import Replay
 from dsd_lab.core.training.ema import Averaging, average_name, ramped_decay, warmed_decay
 from dsd_lab.core.training.events import Checkpointed, Diverged, Drew, Event, Finished, Logged, Probed
 from dsd_lab.core.training.finiteness import Finiteness
@@ -116,7 +115,6 @@ class Trainer:
     def _enter(self, stage: Stage) -> None:
         """Begin a stage of training: its objective from here on, and what does not move in it."""
         self.stage = self.probe_set.stage = stage
-        self.replay = Replay() if self.trial.training.cuda_graphs else None
         self.network.freeze(stage.frozen)
         for network in (self.network, self.target_encoder):
             if network is not None:
@@ -142,11 +140,7 @@ class Trainer:
         return batch
 
     def gradients(self, x: Tensor, draws: Draws) -> dict[str, Tensor]:
-        """Backward through the losses of a global batch; returns the loss and its terms."""
-        return self._gradients(x, draws) if self.replay is None else self.replay(self._gradients, x, draws)
-
-    def _gradients(self, x: Tensor, draws: Draws) -> dict[str, Tensor]:
-        """Part by part, kernel by kernel."""
+        """Backward through the losses of a global batch, part by part; returns the loss and its terms."""
         self.optimiser.zero_grad(set_to_none=True)
         training, batch = self.trial.training, len(x)
         part = batch // training.grad_accum_steps
@@ -200,7 +194,7 @@ class Trainer:
         return found
 
     def _record(self, values: dict[str, Tensor]) -> None:
-        for name, value in values.items():  # each sum is a new tensor: a replay overwrites its own
+        for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0) + value.detach().double()
         self._summed += 1
 
