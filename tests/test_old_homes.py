@@ -76,7 +76,10 @@ def test_records_of_any_version_are_read_under_todays_names(old):
     for record in (home.trial(ids["dsd"]).description(), home.manifests()["old"]["trials"][0]):
         fields = record.get("fields", record["canonical"])
         training = fields["training"]
-        assert not {*RENAMED["training"], *REMOVED["training"]} & set(training) and fields["optimiser"]["schedule"] == "wsd"
+        assert (
+            not {*RENAMED["training"], *REMOVED["training"]} & set(training)
+            and fields["optimiser"]["schedule"] == "wsd"
+        )
         assert training["grad_accum_steps"] == 2 and training["activation_checkpointing"] is True
         assert training["extra_ema_decays"] == [0.5] and training["noise_draws"] == 3
         assert present_record(record) == record

@@ -15,10 +15,12 @@ from rich.text import Text
 
 from dsd_lab.files.printable import printable
 from dsd_lab.home.home import Home
+from dsd_lab.planning.estimates import cached_shape
 from dsd_lab.planning.eta import Remaining, Seen, holdout_of
 from dsd_lab.specs.evaluate_list import applies
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.specs.trial import Generation
+from dsd_lab.training_code import training_code
 from dsd_lab.units import duration
 
 _COLOURS = {
@@ -53,7 +55,8 @@ class SweepProgress:
         self._home, self._trials, self._console = home, trials, console
         self._stop = threading.Event()
         self._began = time.monotonic()
-        self._remaining = Remaining(trials, evaluations)
+        code = training_code()
+        self._remaining = Remaining(trials, evaluations, lambda fields: cached_shape(fields, home, code))
         self._wanted = {t.id: sum(applies(e, t.fields) for e in evaluations) for t in trials}
         self._evaluated: dict[str, list[float]] = {}
         self._released: set[str] = set()

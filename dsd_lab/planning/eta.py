@@ -10,32 +10,26 @@ Tune's own rule: the next trial in order takes the first place that is free.
 from __future__ import annotations
 
 import heapq
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from dsd_lab.planning.estimates import shape_key
+from dsd_lab.planning.estimates import Shape, shape_key
 from dsd_lab.specs.evaluate_list import applies
 from dsd_lab.specs.identity import canonical_fields
 from dsd_lab.specs.per_seed import once_for_seeds
+from dsd_lab.specs.registry import parts_of
 from dsd_lab.specs.sweep import PlannedTrial
-from dsd_lab.specs.trial import Generation, Trial, uses_target_encoder
+from dsd_lab.specs.trial import Generation, Trial
 
 _ENOUGH = 0.05
 """Share of a trial's steps from which its shape counts as timed."""
 _HOLDOUT = 1000
 """Images of an evaluation on as many as are held out, where no trial has told how many that is."""
-_SAMPLED = 256
-"""Images that an evaluation draws at a time."""
-_CALL = 2.5e6
-"""What calling a block takes beside its products, in tokens times width squared: small networks take longer than
-their products say. Measured on a CPU: naive training takes 15, 17 and 24 ms a step at widths 16, 32 and 64."""
-_STEP = 5e6
-"""What a step takes beside its passes, in the same unit: batch, optimiser, records, probes."""
-_EVALUATION = 4.5e8
-"""What an evaluation takes beside sampling, in the same unit: a quarter of a second there."""
+_STEP, _EVALUATION = 3e8, 5e9
+"""What a step and an evaluation take beside their passes, in FLOPs of a pass: small networks take longer than their
+products say. Fitted to two recorded sweeps on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -54,46 +48,20 @@ class Seen:
     """A process works on it: it trains or is evaluated."""
 
 
-def step_work(trial: Trial) -> float:
-    """Work of a training step, most of it passes through a block, of which a backward one counts as two."""
-    encode, denoise, decode = _blocks(trial)
-    stages, steps = trial.stages(), trial.training.steps
-    ends = [*(stage.start for stage in stages[1:]), steps]
-    passes = 0.0
-    for stage, end in zip(stages, ends, strict=True):
-        objective = stage.trial.objective
-        trained = 3.0 * denoise * trial.training.noise_draws if objective.diffusion_weight > 0 else 0.0
-        trained += encode if uses_target_encoder(objective) else 0
-        trained += encode if "encode" in stage.frozen else 3.0 * encode
-        trained += 3.0 * decode if objective.reconstruction_weight > 0 else 0.0
-        passes += trained * (end - stage.start) / steps
-    return _STEP + passes * _pass_work(trial, trial.training.batch_size, trial.training.grad_accum_steps)
+def step_work(trial: Trial, shape: Shape) -> float:
+    """Work of a training step, in FLOPs."""
+    return _STEP + shape.flops_per_image * trial.training.batch_size
 
 
-def evaluation_work(trial: Trial, evaluation: Generation, holdout: int) -> float:
-    """The same of an evaluation."""
+def evaluation_work(trial: Trial, shape: Shape, evaluation: Generation, holdout: int) -> float:
+    """The same of an evaluation; an adaptive sampler is taken to make the usual number of steps."""
+    if not trial.has_denoiser:
+        return _EVALUATION
     images = holdout if evaluation.images == "holdout" else evaluation.images
-    solver = 2 if evaluation.sampler == "heun" else 1
-    guided = 1 if evaluation.guidance == 1 else 2
-    passes = evaluation.steps * solver * guided * _blocks(trial)[1] if trial.has_denoiser else 0
-    return _EVALUATION + passes * _pass_work(trial, images, math.ceil(images / _SAMPLED))
-
-
-def _blocks(trial: Trial) -> tuple[int, int, int]:
-    network = trial.network
-    if network.layout == "coupled":
-        return (int(network.shared_blocks or 1),) * 3
-    return int(network.encode_blocks or 1), int(network.denoise_blocks or 1), int(network.decode_blocks or 1)
-
-
-def _pass_work(trial: Trial, images: int, calls: int) -> float:
-    return calls * _CALL + images * _block(trial)
-
-
-def _block(trial: Trial) -> float:
-    network = trial.network
-    tokens = (int(network.image_size or 1) // int(network.patch_size or 1)) ** 2
-    return float(tokens * int(network.width or 1) ** 2)
+    traits = parts_of("sampler").part(evaluation.sampler).traits
+    steps = Generation().steps if traits.get("adaptive") else evaluation.steps
+    calls = steps * traits.get("calls", 1) * (1 if evaluation.guidance == 1 else 2)
+    return _EVALUATION + calls * images * shape.role_flops["denoise"]
 
 
 class Remaining:
@@ -102,13 +70,18 @@ class Remaining:
     Args:
         trials: all of it.
         evaluations: of every finished trial.
+        shape_of: counts of a trial, as `dsd_lab.planning.estimates.cached_shape` gives them.
     """
 
-    def __init__(self, trials: list[PlannedTrial], evaluations: Sequence[Generation]) -> None:
+    def __init__(
+        self, trials: list[PlannedTrial], evaluations: Sequence[Generation], shape_of: Callable[[Trial], Shape]
+    ) -> None:
         self._evaluations = {t.id: [e for e in evaluations if applies(e, t.fields)] for t in trials}
         shape = once_for_seeds(lambda fields: shape_key(canonical_fields(fields)))
         self._shapes = {t.id: shape(t.fields) for t in trials}
-        self._work = {t.id: step_work(t.fields) for t in trials}
+        counted = once_for_seeds(shape_of)
+        self._counts = {t.id: counted(t.fields) for t in trials}
+        self._work = {t.id: step_work(t.fields, self._counts[t.id]) for t in trials}
         self._places = 1
 
     def seconds(self, seen: list[Seen], holdout: int | None = None) -> float | None:
@@ -130,19 +103,20 @@ class Remaining:
             return 0.0
         if not work:
             return None
-        of_width: dict[float, tuple[float, float]] = {}
+        of_width: dict[int | None, tuple[float, float]] = {}
         for s in seen:
-            block = _block(s.trial.fields)
-            took, made = of_width.get(block, (0.0, 0.0))
-            of_width[block] = took + s.seconds, made + s.step * self._work[s.trial.id]
+            width = s.trial.fields.network.width
+            took, made = of_width.get(width, (0.0, 0.0))
+            of_width[width] = took + s.seconds, made + s.step * self._work[s.trial.id]
         whole = sum(s.seconds for s in seen) / work
 
         def a_unit(trial: Trial) -> float:
-            took, made = of_width[_block(trial)]
+            took, made = of_width[trial.network.width]
             return took / made if made else whole
 
         def sampling(s: Seen) -> list[float]:
-            return [evaluation_work(s.trial.fields, e, holdout or _HOLDOUT) for e in self._evaluations[s.trial.id]]
+            images, counts = holdout or _HOLDOUT, self._counts[s.trial.id]
+            return [evaluation_work(s.trial.fields, counts, e, images) for e in self._evaluations[s.trial.id]]
 
         evaluated = [a / b for s in seen for a, b in zip(s.evaluated, sampling(s), strict=False)]
 

@@ -27,7 +27,7 @@ Velocity = Callable[..., Tensor]
 
 
 SAMPLERS = Parts("sampler", check=like_second)
-"""(velocity, noise [B, T, c], solver) -> latents [B, T, c]. Traits: `calls` of the network per step, `adaptive` steps."""
+"""(velocity, noise [B, T, c], solver) -> latents [B, T, c]. Traits: `calls` of the network per step (1), `adaptive` steps, whose number is the sampler's own (False)."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ _ERROR = (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 /
 _END, _FIRST_STEP, _SMALLEST_STEP = 1 - 1e-3, 1e-2, 1e-5
 
 
-@SAMPLERS.add("dopri5", adaptive=True)
+@SAMPLERS.add("dopri5", calls=6, adaptive=True)
 def dopri5(velocity: Velocity, z: Tensor, solver: Solver) -> Tensor:
     """Dormand and Prince's adaptive method up to t = 0.999, then one Euler step; time and step size are each image's own.
 
