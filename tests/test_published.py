@@ -31,8 +31,22 @@ GUIDED = "fid/indomain-n395-cfg2.5-euler10-balanced-ema0.99"
 INCEPTION = "fid/inception-n5000-cfg1-heun25-balanced-ema0.99"
 
 
-def grouped(**metrics):
-    return groups_of([result("dsd", s, metrics={n: v + s for n, v in metrics.items()}) for s in range(3)], SETTINGS)
+SETTINGS_OF = {
+    OURS: Generation(),
+    GUIDED: Generation(guidance=2.5, sampler="euler", steps=10, images=395),
+    INCEPTION: Generation(extractor="inception", images=5000),
+}
+
+
+def grouped(settings=SETTINGS_OF, **metrics):
+    """Three seeds with these values; names that `settings` has are of evaluations."""
+
+    def one(seed):
+        values = {name: value + seed for name, value in metrics.items()}
+        evaluations = [(settings[name], {name: value}) for name, value in values.items() if name in settings]
+        return result("dsd", seed, metrics=values, evaluations=evaluations)
+
+    return groups_of([one(seed) for seed in range(3)], SETTINGS)
 
 
 def table(groups):
@@ -116,9 +130,10 @@ def test_every_evaluation_that_can_be_asked_for_has_a_row(settings, guidance, sa
     evaluation = Generation(**settings)
     if evaluation.reference:
         evaluation = evaluation.model_copy(update={"reference_sha256": "0a1b2c3d" * 8})
-    name = f"{extractor_name(evaluation)}-n50000-{sampling_name(evaluation)}-{weights_name(evaluation, Trial())}"
-    (row,) = our_rows(grouped(**{f"fid/{name}": 2.0}))
-    assert (row.guidance, row.images) == (guidance, 50_000)
+    name = f"fid/{extractor_name(evaluation)}-n395-{sampling_name(evaluation)}-{weights_name(evaluation, Trial())}"
+    (row,) = our_rows(grouped({name: evaluation}, **{name: 2.0}))
+    assert (row.guidance, row.images) == (guidance, 395 if evaluation.images == "holdout" else evaluation.images)
+    assert row.sampler.endswith(weights_name(evaluation, Trial()))
     assert sampler is None or row.sampler.partition(";")[0] == sampler
     assert kind is None or row.kind == kind
     assert ("0a1b2c3d" in row.source) == (evaluation.reference is not None)
@@ -126,7 +141,12 @@ def test_every_evaluation_that_can_be_asked_for_has_a_row(settings, guidance, sa
 
 def test_only_imagenet_against_statistics_shares_the_published_column():
     name = "fid/inception-ref0a1b2c3d-n50000-cfg1-heun50-balanced-ema0.9999"
-    (group,) = grouped(**{name: 4.0, name.replace("-ref0a1b2c3d", ""): 5.0})
+    published = Generation(extractor="inception", images=50_000, steps=50, reference="a.npz")
+    settings = {
+        name: published.model_copy(update={"reference_sha256": "0a1b2c3d" * 8}),
+        name.replace("-ref0a1b2c3d", ""): published.model_copy(update={"reference": None}),
+    }
+    (group,) = grouped(settings, **{name: 4.0, name.replace("-ref0a1b2c3d", ""): 5.0})
     for r in group.results:
         r.description["data"] |= {"classes": 1000, "name": "imagenet", "train": 1_281_167}
         r.description["fields"]["network"]["image_size"] = 256
@@ -134,7 +154,7 @@ def test_only_imagenet_against_statistics_shares_the_published_column():
     assert kinds == {"FID (Inception, ImageNet 256)": 5.0, "FID (Inception against 100,000 training images, imagenet)": 6.0}  # fmt: skip
 
 
-def test_without_a_fid_of_ours_there_is_no_table_and_a_name_that_tells_too_little_is_left_out():
+def test_without_a_fid_of_ours_there_is_no_table_and_one_whose_settings_are_lost_is_left_out():
     assert table(grouped()) is None
     assert our_rows(grouped(**{"fid/digits-n9-cfg1": 1.0})) == []
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import ChainMap
 from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -25,7 +26,7 @@ from dsd_lab.report.statistics.verdicts import judge, row_key
 from dsd_lab.report.tables.rendering import csv_cell, latex_text, markdown_text, shown
 from dsd_lab.report.write import write_report
 from dsd_lab.specs.report import ReportSettings
-from dsd_lab.specs.trial import Training, Trial
+from dsd_lab.specs.trial import Generation, Training, Trial
 
 SETTINGS = ReportSettings()
 STEPS_PROBED = (0, 10, 20, 30)
@@ -72,7 +73,7 @@ def history(latents, spectra):
 def result(variant, seed=0, state="done", point=None, size="nano8", metrics=None, error=None, **more):
     """A trial of `nano8`: 4 tokens x 8 channels, so ranks are at most 8 and 32 (256 probe images)."""
     fields = Trial.model_validate({k: more.pop(k) for k in ("objective", "network") if k in more}).model_dump()
-    folder, spectra = more.pop("folder", None), more.pop("spectra", False)
+    folder, spectra, evaluations = more.pop("folder", None), more.pop("spectra", False), more.pop("evaluations", [])
     latents = HEALTHY | {"images": 256, "patches": 12.5, "whole": 35.0} | more
     made = state not in ("pending", "failed")
     description = {"fields": fields, "provenance": ORIGIN, "data": {"name": "digits", "fingerprint": "f" * 64}}
@@ -92,6 +93,7 @@ def result(variant, seed=0, state="done", point=None, size="nano8", metrics=None
         metrics={**({"rank_gap/t0": 0.0, "rank_gap/t1": 0.0} if spectra else {}), **(metrics or {})},
         history=history(latents, spectra) if made else History.empty(),
         description=description if made else {},
+        evaluations=evaluations,
         folder=folder,
     )
 
@@ -476,6 +478,7 @@ def test_cells_form_a_design_only_where_they_agree_in_all_else_and_all_four_are_
 
 HOSTILE = "<script>alert(1)</script> $x^$ | =1+1"
 POINTS = [{"data.path": HOSTILE}, {"data.path": "=2+2"}]
+MEASURED = Generation(guidance=1.0, images=9)
 FID, FLOOR = "fid/digits-n9-cfg1", "fid_floor/digits-n9"
 KINDS = {"control": {}, "naive": {"std": 0.0101}, "dsd": {"token": 5.123}}
 
@@ -500,8 +503,14 @@ def report(tmp_path_factory):
         Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(root / "trial" / "final" / f"{name}.png")
     save_file({"a": np.zeros((3, 4)), "b": np.zeros(5)}, root / "trial" / "final" / "weights.safetensors")
     same = {"spectra": True, "folder": root / "trial"}
+
+    def measured(seed):
+        return {FID: 1 / (3 + seed), FLOOR: 0.25}
+
     results = [
-        result(name, seed, point=point, metrics={FID: 1 / (3 + seed), FLOOR: 0.25}, **more, **same)
+        result(
+            name, seed, point=point, metrics=measured(seed), evaluations=[(MEASURED, measured(seed))], **more, **same
+        )
         for point in POINTS
         for name, more in KINDS.items()
         for seed in range(3)
@@ -556,10 +565,11 @@ def test_every_table_and_figure_is_a_file_that_can_be_read(report):
         with Image.open(folder / "figures" / f"{drawn.stem}.png") as image:
             assert image.width > 600 and len(image.getcolors(10**7)) > 10
         assert ElementTree.parse(folder / "figures" / f"{drawn.stem}.svg").getroot().tag.endswith("svg")
-    assert [t.name for t in page.tables] == ["verdicts", "comparisons", "evaluations", "rank_gap", "cost", "trials"]
+    named = ["verdicts", "comparisons", "evaluations", "rank_gap", "cost", "published", "trials"]
+    assert [t.name for t in page.tables] == named
     for table in page.tables:
         assert len(pd.read_csv(folder / "tables" / f"{table.name}.csv")) == len(table.frame) > 0
-    names = {t.name for t in page.tables} - {"trials"}
+    names = {t.name for t in page.tables if not t.folded}
     printed = set(re.findall(r"\\input\{(\w+)\.tex\}", (folder / "tables" / "report.tex").read_text()))
     assert printed == names == {p.stem for p in (folder / "tables").glob("*.tex")} - {"report"}
 
@@ -690,10 +700,12 @@ def test_a_text_is_written_as_its_format_shows_it(write, text, expected):
 def test_inception_and_indomain_figures_have_columns_floors_and_notes_of_their_own():
     tail = "n20-cfg1-heun25-balanced-ema0.99"
     names = {extractor: f"fid/{extractor}-{tail}" for extractor in ("indomain", "inception", "inception-ref0badc0de")}
-    floors = {f"fid_floor/{e}-{where}": v for v, e in enumerate(names) for where in ("balanced-n20", "random-n20")}
-    floors |= {f"fid_floor/{e}-n395": 9.0 for e in names} | {"fid_floor/inception-balanced-n200": 9.0}
-    other = dict.fromkeys((n for n in floors if "random" in n), 8.0)
-    found = [result("dsd", metrics=dict.fromkeys(names.values(), 5.0) | floors | other)]
+    each = [
+        {name: 5.0, f"fid_floor/{e}-balanced-n20": float(i), f"fid_floor/{e}-n395": 9.0}
+        for i, (e, name) in enumerate(names.items())
+    ]
+    evaluations = [(Generation(images=20), metrics) for metrics in each]
+    found = [result("dsd", metrics=dict(ChainMap(*each)), evaluations=evaluations)]
     columns = {c.name: c for c in columns_of(found) if not c.is_latent}
     assert set(columns) == set(names.values())
     labels = {e: columns[name].label.partition(" (")[0] for e, name in names.items()}
@@ -703,10 +715,14 @@ def test_inception_and_indomain_figures_have_columns_floors_and_notes_of_their_o
 
 
 def test_a_floor_that_training_images_fill_up_is_shown_and_a_random_mix_has_its_own():
-    name = "kid/indomain-n900-cfg1-heun25-random-ema0.99"
-    floors = {"kid_floor/indomain-random-withtrain505-n900": 1.0, "kid_floor/indomain-balanced-withtrain505-n900": 2.0}
-    found = [result("dsd", metrics={name: 5.0} | floors)]
-    assert floors_of(found, columns_of(found)) == {name: 1.0}
+    names = {labels: f"kid/indomain-n900-cfg1-heun25-{labels}-ema0.99" for labels in ("random", "balanced")}
+    each = {
+        labels: {name: 5.0, f"kid_floor/indomain-{labels}-withtrain505-n900": floor, "kid_floor/indomain-n395": 9.0}
+        for floor, (labels, name) in enumerate(names.items(), 1)
+    }
+    evaluations = [(Generation(images=900, labels=labels), metrics) for labels, metrics in each.items()]
+    found = [result("dsd", metrics=dict(ChainMap(*each.values())), evaluations=evaluations)]
+    assert floors_of(found, columns_of(found)) == {names["random"]: 1.0, names["balanced"]: 2.0}
 
 
 def test_distances_that_cannot_be_trusted_are_told_before_the_numbers():

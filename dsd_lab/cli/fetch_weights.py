@@ -23,14 +23,8 @@ def run(arguments: argparse.Namespace) -> int:
         check_weights(name, files[name])
     if len(present) < len(files):
         home.prepare()
-
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, disable=arguments.json) as bar:
-        for name in [name for name in files if name not in present]:
-            task = bar.add_task(name, total=None)
-            fetch(name, files[name], lambda come, of, task=task: bar.update(task, completed=come, total=of))  # type: ignore[misc]
+    for name in [name for name in files if name not in present]:
+        fetch(name, files[name], progress=not arguments.json)
     if arguments.json:
         print_json({"weights": {n: {"path": str(p), "sha256": WEIGHTS[n].sha256} for n, p in files.items()}})
         return OK

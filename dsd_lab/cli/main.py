@@ -15,13 +15,15 @@ from dsd_lab.files.bounded import BadFile
 from dsd_lab.files.printable import printable
 from dsd_lab.provenance import remember_call
 from dsd_lab.specs.plugins import load_plugins, plugin_place
+from dsd_lab.store import SOON
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a verb; returns the exit code."""
     arguments = build_parser().parse_args(argv)
     remember_call(sys.argv[1:] if argv is None else argv)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: trials set their own threads
+    for name, value in {"OMP_NUM_THREADS": "1", **SOON}.items():  # before torch: trials set their own threads
+        os.environ.setdefault(name, value)
     try:
         if hasattr(arguments, "plugin"):
             load_plugins(arguments.plugin)

@@ -42,15 +42,6 @@ def evaluate_generation(
     different measurements never share a name. `psnr` and `ssim` are of held-out reconstructions. A trial
     without a denoiser has no samples: its reconstructions and latents are measured, and shown. What has
     no finite value, says nothing of data without classes, or is of weights that are not finite, is left out, and a name below `not_finite/` says so.
-
-    Args:
-        evaluation: what is measured.
-        trial: fields of the finished trial.
-        checkpoints: its folder of them.
-        data: its images.
-        device: that it is evaluated on.
-        cache: of the home folder; extractors and statistics of real images are kept there.
-        bench: what evaluations of the same trial have found before.
     """
     from dsd_lab.evaluation.metrics import floors, of_encoder, of_images  # imports torch-fidelity
 

@@ -31,13 +31,7 @@ _BATCHES = {INDOMAIN: 512, INCEPTION: 64}
 
 
 class IndomainExtractor(FeatureExtractorBase):  # type: ignore[misc]
-    """The in-domain classifier; grey data takes one of the three equal channels.
-
-    Args:
-        name: as registered.
-        features_list: of "64" and "scores".
-        feature_extractor_weights_path: the safetensors file that `load_extractor` made.
-    """
+    """The in-domain classifier; grey data takes one of the three equal channels."""
 
     def __init__(
         self, name: str, features_list: list[str], feature_extractor_weights_path: Path | None = None, **unused: Any

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import importlib
-import os
+import socket
 import urllib.error
-import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from dsd_lab.errors import BadInput, NoResources
-from dsd_lab.files.atomic import create_beside
 from dsd_lab.home.home import Home
 from dsd_lab.specs.evaluate_list import sha256_of
 
-_BLOCK, _PATIENCE = 1 << 20, 30.0
+_PATIENCE = 30.0
+"""Seconds that a server may be silent."""
 
 
 @dataclass(frozen=True)
@@ -65,47 +61,33 @@ def check_weights(name: str, path: Path) -> None:
         )
 
 
-def fetch(name: str, path: Path, told: Callable[[int, int | None], None] | None = None) -> bool:
+def fetch(name: str, path: Path, progress: bool = False) -> bool:
     """Download a file of weights to `path`, which is complete and checked or not there; False where it was already.
-
-    Args:
-        name: a row of `WEIGHTS`.
-        path: what becomes the file.
-        told: called with the bytes that have come and those that will.
 
     Raises:
         BadInput: another file is at `path`.
         NoResources: it cannot be downloaded or written, or something else came.
     """
+    from torch.hub import download_url_to_file
+
     if path.exists():
         check_weights(name, path)
         return False
     if path.is_symlink():
         raise BadInput(f"{path}: is a link that leads nowhere; remove it, or put {WEIGHTS[name].file} where it leads")
     by_hand = f"get {WEIGHTS[name].file} (SHA-256 {WEIGHTS[name].sha256}) in another way and put it at {path}"
-    temporary = None
+    before = socket.getdefaulttimeout()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = create_beside(path)
-        digest, come = hashlib.sha256(), 0
-        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(WEIGHTS[name].url(), timeout=_PATIENCE) as answer:
-            length = answer.headers.get("Content-Length")
-            while block := answer.read(_BLOCK):
-                file.write(block)
-                digest.update(block)
-                come += len(block)
-                if told is not None:
-                    told(come, int(length) if length else None)
-        if digest.hexdigest() != WEIGHTS[name].sha256:
-            raise NoResources(f"{name}: what was downloaded has another SHA-256 than the pinned one; {by_hand}")
-        os.replace(temporary, path)
-    except (urllib.error.URLError, OSError) as error:
+        socket.setdefaulttimeout(_PATIENCE)
+        download_url_to_file(WEIGHTS[name].url(), str(path), WEIGHTS[name].sha256, progress)
+    except RuntimeError:
+        raise NoResources(f"{name}: what was downloaded has another SHA-256 than the pinned one; {by_hand}") from None
+    except OSError as error:
         # Only the kind and number of the fault: an address of a proxy may hold a password.
         cause = error.reason if isinstance(error, urllib.error.URLError) else error
         said = f"HTTP {error.code}" if isinstance(error, urllib.error.HTTPError) else getattr(cause, "strerror", None)
         raise NoResources(f"{name}: cannot be downloaded ({said or type(cause).__name__}); {by_hand}") from None
     finally:
-        if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+        socket.setdefaulttimeout(before)
     return True

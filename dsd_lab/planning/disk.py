@@ -51,11 +51,6 @@ def need_of(trial: Trial, home: Home, code: str) -> Need:
 def announce_need(home: Home, trials: list[PlannedTrial], code: str) -> str:
     """One line on what trials need beside what they have written already, and what is free.
 
-    Args:
-        home: its folder must be there.
-        trials: unfinished ones.
-        code: hash of the present training code.
-
     Raises:
         NoResources: it cannot fit.
     """

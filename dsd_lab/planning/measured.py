@@ -33,26 +33,13 @@ def event_counts(trial: Trial) -> dict[str, int]:
 
 
 def whole_seconds(trial: Trial, step: float, events: dict[str, float]) -> float:
-    """Seconds of a whole trial.
-
-    Args:
-        trial: how many steps and events it has.
-        step: seconds of one step.
-        events: seconds of one of each of `EVENTS`.
-    """
+    """Seconds of a whole trial."""
     counts = event_counts(trial)
     return step * trial.training.steps + sum(counts[name] * events[name] for name in EVENTS)
 
 
 def remember_figure(home: Home, trial: Trial, device: str, figure: dict[str, Any]) -> None:
-    """Keep what was measured of a trial's shape; it takes the place of what was measured before.
-
-    Args:
-        home: whose cache keeps it.
-        trial: what was measured.
-        device: the GPU's name, or `cpu_name`.
-        figure: `step` and `events` as `whole_seconds` takes them, `code` that was timed and `measured_at`.
-    """
+    """Keep what was measured of a trial's shape; it takes the place of what was measured before."""
     path = _path(home)
     known = read_cache(path)
     known[_key(trial)] = known.get(_key(trial), {}) | {device: figure}

@@ -119,22 +119,16 @@ def short_labels(columns: list[Column]) -> dict[str, str]:
 
 def floors_of(results: list[Result], columns: list[Column]) -> dict[str, float]:
     """Real-against-real values by column, where one was measured at the same N: what real images would score."""
-    floors = {name: value for r in results for name, value in r.metrics.items() if "_floor/" in name}
     found = {}
-    for column in columns:
-        prefix, _, how = column.name.rpartition("/")
-        parts = re.search(r"^(?:(?P<extractor>.+?)-)?(?P<count>n\d+)(?:-|$)", how)
-        if parts is None:
-            continue
-        extractor, mix = (
-            parts["extractor"] or "",
-            next((mix for mix in ("random", "training") if f"-{mix}-" in how), "balanced"),
-        )
-        same = rf"(?:{re.escape(extractor)}-)?(?:{mix}-)?(?:withtrain\d+-)?{parts['count']}"
-        for name, value in sorted(floors.items()):
-            at = name.rpartition("/")
-            if at[0] == f"{prefix}_floor" and re.fullmatch(same, at[2]):
-                found[column.name] = value
+    for result in results:
+        for evaluation, metrics in result.evaluations:
+            count = f"n{result.images_of(evaluation)}"
+            floors = [name.rpartition("/") for name in metrics if "_floor/" in name]
+            at_count = {kind: how for kind, _, how in floors if how.rpartition("-")[2] == count}
+            for column in (c for c in columns if c.name in metrics):
+                floor = f"{column.name.rpartition('/')[0]}_floor"
+                if floor in at_count:
+                    found[column.name] = metrics[f"{floor}/{at_count[floor]}"]
     return found
 
 
@@ -150,6 +144,11 @@ def value_of(result: Result, column: str, settings: ReportSettings) -> float | N
     else:
         value = result.last_probes(column, settings.probes)
     return value if value is not None and math.isfinite(value) else None
+
+
+def values_of(results: list[Result], column: str, settings: ReportSettings) -> dict[int, float]:
+    """Values of a column by seed, of the finished trials that have one."""
+    return {r.seed: v for r in results if r.finished and (v := value_of(r, column, settings)) is not None}
 
 
 @dataclass(frozen=True)
@@ -173,6 +172,15 @@ class Group:
     def finished(self) -> list[Result]:
         """The trials whose values are in the means."""
         return [r for r in self.results if r.finished]
+
+    def probed(self, name: str, settings: ReportSettings) -> dict[int, float]:
+        """Medians of the last probes of a metric by seed, of the finished trials that have one."""
+        found = {r.seed: r.last_probes(name, settings.probes) for r in self.finished}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def values(self, column: str, settings: ReportSettings) -> dict[int, float]:
+        """Values of a column by seed, of the finished trials that have one."""
+        return values_of(self.results, column, settings)
 
     @cached_property
     def described(self) -> list[Result]:
@@ -224,9 +232,7 @@ def groups_of(results: list[Result], settings: ReportSettings) -> list[Group]:
     for name, members in by_name.items():
         estimates = {}
         for column in columns:
-            values = {
-                r.seed: v for r in members if r.finished and (v := value_of(r, column.name, settings)) is not None
-            }
+            values = values_of(members, column.name, settings)
             if (found := estimate(list(values.values()), values, column.within)) is not None:
                 estimates[column.name] = found
         by_seed = {r.seed: judged[row_key(r)] for r in members}

@@ -12,7 +12,10 @@ from typing import Any
 from dsd_lab.files.bounded import read_json
 from dsd_lab.home.data_facts import other_images
 from dsd_lab.home.history import History
+from dsd_lab.home.records import Evaluation
 from dsd_lab.home.trial_folder import OTHER_IMAGES
+from dsd_lab.specs.evaluation import Generation
+from dsd_lab.specs.part_fields import unknown_parts_pass
 from dsd_lab.specs.renamed import present_record
 from dsd_lab.store.mlflow_store import Store
 from dsd_lab.training_code import is_current
@@ -41,6 +44,8 @@ class Result:
     metrics: dict[str, float]
     """Last value of every metric, evaluations included."""
     history: History = field(default_factory=History.empty)
+    evaluations: list[tuple[Generation, dict[str, float]]] = field(default_factory=list)
+    """Settings of each evaluation, and what it measured by name, floors included."""
     description: dict[str, Any] = field(default_factory=dict)
     """trial.json: fields, data, provenance; empty where the trial never started."""
     folder: Path | None = None
@@ -63,6 +68,10 @@ class Result:
     def finished(self) -> bool:
         return self.state in FINISHED
 
+    def images_of(self, evaluation: Generation) -> int:
+        """Number of images that an evaluation asked for."""
+        return int(self.description["data"]["holdout"] if evaluation.images == "holdout" else evaluation.images)
+
     def last_probes(self, name: str, count: int) -> float | None:
         """Median of the last probes of a latent metric; None where there is none or it is not finite."""
         _, values = self.history.series(name)
@@ -80,10 +89,11 @@ def result_of(
     entry: dict[str, Any], state: str, tags: dict[str, str], metrics: dict[str, float], folder: Path | None
 ) -> Result:
     """A result from a manifest's row and what the store holds of it."""
-    history, description = History.empty(), {}
+    history, description, evaluations, unreadable = History.empty(), {}, [], []
     if folder is not None and (folder / "history.parquet").exists():
         history = History.read(folder / "history.parquet")
         description = present_record(read_json(folder / "trial.json"))
+        evaluations, unreadable = _evaluations(folder / "evaluations")
     return Result(
         id=entry["id"],
         variant=entry["variant"],
@@ -97,17 +107,34 @@ def result_of(
         error=tags.get("dsd.error"),
         metrics=metrics,
         history=history,
+        evaluations=evaluations,
         description=description,
         folder=folder,
         code_changes=tags.get("dsd.code_changes"),
         device_changes=tags.get("dsd.device_changes"),
         imported=tags.get("dsd.imported"),
+        unreadable=unreadable,
     )
+
+
+def _evaluations(folder: Path) -> tuple[list[tuple[Generation, dict[str, float]]], list[str]]:
+    """Settings and metrics of the evaluations in a folder, and what cannot be read."""
+    found, unreadable = [], []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            with unknown_parts_pass():
+                record = Evaluation.model_validate(read_json(path))
+                found.append((Generation.model_validate(record.settings), dict(record.metrics)))
+        except (OSError, ValueError, RecursionError):
+            unreadable.append(f"{path.name}: not an evaluation with its settings")
+    return found, unreadable
 
 
 def without_values(result: Result, state: str, why: str) -> Result:
     """The row of a trial whose values must not be compared with those of the others."""
-    return replace(result, state=state, error=why, metrics={}, history=History.empty(), description={}, folder=None)
+    return replace(
+        result, state=state, error=why, metrics={}, history=History.empty(), evaluations=[], description={}, folder=None
+    )
 
 
 def results_of(store: Store, manifest: dict[str, Any], scratch: Path) -> list[Result]:

@@ -63,26 +63,19 @@ def _sources(fields: Trial) -> dict[tuple[str, str], str | None]:
     return {("data", "source"): fields.data.source, ("data", "hub"): fields.data.hub, **named_paths(fields)}
 
 
-def check_averages(spec: Sweep, trials: list[PlannedTrial], document: Document) -> None:
-    """An evaluation can ask only for averages of weights that every trial keeps."""
+def check_evaluations(spec: Sweep, trials: list[PlannedTrial], document: Document) -> None:
+    """Every trial keeps the averages of weights that evaluations ask for, and has trained what guidance compares."""
     for index, evaluation in enumerate(spec.evaluate):
         for trial in trials:
-            lacking = lacking_average(evaluation.weights, trial.fields.training)
-            if lacking is not None:
-                where = document.where(("evaluate", str(index), "weights"))
-                raise BadInput(
-                    f"{where}: evaluate.{index}.weights: {trial.name!r} {lacking}; add it to training.extra_ema_decays"
-                )
-
-
-def check_guidance(spec: Sweep, trials: list[PlannedTrial], document: Document) -> None:
-    """Guidance compares a class with "no class", both of which must have been trained."""
-    for index, evaluation in enumerate(spec.evaluate):
-        for trial in trials:
-            lacking = lacking_guidance(evaluation.guidance, trial.fields)
-            if lacking is not None:
-                where = document.where(("evaluate", str(index), "guidance"))
-                raise BadInput(f"{where}: evaluate.{index}.guidance: {trial.name!r} {lacking}")
+            average = lacking_average(evaluation.weights, trial.fields.training)
+            guidance = lacking_guidance(evaluation.guidance, trial.fields)
+            for key, lacking in (
+                ("weights", average and f"{average}; add it to training.extra_ema_decays"),
+                ("guidance", guidance),
+            ):
+                if lacking is not None:
+                    where = document.where(("evaluate", str(index), key))
+                    raise BadInput(f"{where}: evaluate.{index}.{key}: {trial.name!r} {lacking}")
 
 
 def lacking_guidance(guidance: float, fields: Trial) -> str | None:

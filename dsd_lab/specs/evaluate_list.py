@@ -49,11 +49,6 @@ def with_files(evaluations: list[Generation], document: Document, folder: Path) 
 
     A reference that is not there keeps the hash that the spec gives, or none: `sweep` refuses it, `plan` need not.
 
-    Args:
-        evaluations: of a validated spec.
-        document: where they were written.
-        folder: that paths are relative to.
-
     Raises:
         BadInput: a reference has another hash than the spec says, or cannot be read.
     """

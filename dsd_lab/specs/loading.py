@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from dsd_lab.errors import BadInput
-from dsd_lab.specs.checks import check_averages, check_guidance, check_report, check_sources
+from dsd_lab.specs.checks import check_evaluations, check_report, check_sources
 from dsd_lab.specs.evaluate_list import expanded, with_files
 from dsd_lab.specs.identity import trial_ids
 from dsd_lab.specs.inheritance import edited, parse_set, read_with_parents, resolved_path
@@ -118,8 +118,7 @@ def _resolve(spec: Sweep, document: Document, everywhere: Document, path: Path) 
     if faults:
         raise BadInput(summary(faults, list(spec.variants)))
     check_sources(trials, document)
-    check_averages(spec, trials, document)
-    check_guidance(spec, trials, document)
+    check_evaluations(spec, trials, document)
     return trials
 
 

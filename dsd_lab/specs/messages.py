@@ -25,13 +25,7 @@ def did_you_mean(name: str, known: list[str]) -> str:
 
 
 def complaints(error: ValidationError, model: type[BaseModel], document: Document) -> list[str]:
-    """The errors of a validation, one line for each key at fault, in the order of the fields.
-
-    Args:
-        error: what Pydantic raised.
-        model: the model that was validated.
-        document: the values with their lines.
-    """
+    """The errors of a validation, one line for each key at fault, in the order of the fields."""
     beginnings: dict[KeyPath, str] = {}
     wanted: dict[KeyPath, list[str]] = {}
     for detail in error.errors(include_url=False):

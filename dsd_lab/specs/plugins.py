@@ -50,10 +50,6 @@ def load_kept(kept: list[dict[str, Any]]) -> None:
 def require(name: str, where: str) -> None:
     """Check that a plug-in that a spec requires is loaded; an installed one is loaded here.
 
-    Args:
-        name: of the plug-in.
-        where: the place in the spec that asks for it.
-
     Raises:
         BadInput: it is not loaded, and no installed package offers it.
     """

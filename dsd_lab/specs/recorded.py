@@ -14,10 +14,6 @@ from dsd_lab.specs.trial import Trial
 def recorded_fields(description: dict[str, Any], home: Path) -> Trial:
     """The fields of a trial's record.
 
-    Args:
-        description: what `trial.json` says.
-        home: the home folder, which keeps the sources of plug-ins.
-
     Raises:
         BadInput: the trial uses a plug-in's part that is not loaded, or another version of it; the line says what to give.
         ValueError: they are not the fields of a trial of this version.

@@ -172,12 +172,7 @@ class Parts(Mapping[str, Any]):
         return self._parts[name]
 
     def bound(self, name: str, section: Any) -> Any:
-        """The definition as it is called: with its options as the keyword `options`, where it has any.
-
-        Args:
-            name: of the part.
-            section: the section of a spec that names it.
-        """
+        """The definition as it is called: with its options as the keyword `options`, where it has any."""
         part = self._parts[name]
         options = options_of(part, section.options.get(name, {}))
         made = part.made if options is None else partial(part.made, options=options)

@@ -112,10 +112,6 @@ def _paths(values: Any) -> Iterator[KeyPath]:
 def parse_scalar(text: str, source: str = "value") -> Any:
     """The value that `text` has in a spec: `1e-3`, `true`, `[0, 1]`, `layernorm`.
 
-    Args:
-        text: YAML.
-        source: what the text is called in a message.
-
     Raises:
         BadInput: the text is not YAML.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from dsd_lab.store.artifacts import write_artifacts
 _COLUMNS = ("step", "name", "index", "value")
 _MOST_ROWS = 50_000_000
 """Of a trial's history: a gigabyte."""
-_READ = ("history.parquet", "trial.json", "final", "images")
+_READ = ("history.parquet", "trial.json", "final", "images", "evaluations")
 """Artifacts of a trial that a report reads."""
 
 
@@ -86,6 +87,8 @@ class Reader:
         place = self.scratch / f"own-{entry['id']}"
         place.mkdir(exist_ok=True)
         write_artifacts(folder, str(run.data.tags.get("dsd.state")), place)
+        if (folder.root / "evaluations").is_dir():
+            shutil.copytree(folder.root / "evaluations", place / "evaluations", dirs_exist_ok=True)
         return StoredTrial(entry, dict(run.data.tags), dict(run.data.metrics), place)
 
     def _fetched(self, trial: str, run: Run) -> Path | None:

@@ -186,11 +186,6 @@ def descended(tree: Tree, folder: Path) -> Path:
 def check_level(tree: Tree, base: Path, named: bool) -> None:
     """See that the folders below `base` are classes and not a level above or beside them.
 
-    Args:
-        tree: of the data.
-        base: the folder of the class folders.
-        named: whether it is what `data.path` names, and not one of its splits.
-
     Raises:
         BadInput: the classes are deeper, or images lie beside class folders; the message says what to point at.
     """

@@ -33,8 +33,8 @@ from dsd_lab.core.model.normalisers import NORMALISERS, build_normaliser
 if TYPE_CHECKING:
     from dsd_lab.specs.trial import Trial
 
-_SHAPES_COMPILED = 1024
-"""Shapes of tokens that a process compiles blocks for. After torch's own 8, two sizes of network, the rest runs uncompiled."""
+_SHAPES_COMPILED = 256
+"""Shapes of tokens that a process compiles blocks for; 256 is torch's limit over all code of a process. After torch's own 8, two sizes of network, the rest runs uncompiled."""
 
 
 class Network(nn.Module):
@@ -204,9 +204,8 @@ class Network(nn.Module):
 
     def compile_blocks(self) -> None:
         """Have torch compile the blocks, each for the shapes that it meets; all blocks of one width share the code."""
-        torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = _SHAPES_COMPILED
         for block in self.blocks:
-            block.compile(dynamic=False)
+            block.compile(dynamic=False, recompile_limit=_SHAPES_COMPILED)
 
     def freeze(self, roles: frozenset[str]) -> None:
         """Compute gradients for the weights of all roles but these, until the next call.

@@ -54,12 +54,7 @@ class Normaliser(nn.Module):
 
 
 def build_normaliser(channels: int, latent: Latent) -> Normaliser:
-    """The normaliser that a spec names; a plug-in's is checked whenever it is applied.
-
-    Args:
-        channels: c, of the latents.
-        latent: the spec's section.
-    """
+    """The normaliser that a spec names; a plug-in's is checked whenever it is applied."""
     part = NORMALISERS.part(latent.normaliser)
     made: Normaliser = NORMALISERS.bound(latent.normaliser, latent)(channels, latent)
     if part.plugin is not None:

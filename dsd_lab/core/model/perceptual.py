@@ -20,11 +20,6 @@ class Perceptual:
     the stages that timm gives by default (ours). Images are scaled up to the next multiple of the
     model's deepest reduction where theirs is none.
 
-    Args:
-        named: the model, which is frozen.
-        image_size: pixels a side of the images.
-        device: where it computes.
-
     Raises:
         BadInput: the model or its weights cannot be had.
     """

@@ -37,13 +37,6 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder/step-N` and remove all but the newest `keep` checkpoints.
 
-    Args:
-        folder: the trial's checkpoint folder; made where it is missing.
-        step: optimiser steps done.
-        tensors: by name, on any device.
-        state: JSON content.
-        keep: checkpoints kept, this one included.
-
     Raises:
         OSError: the disk is full or not writable; older checkpoints are intact.
     """
@@ -119,10 +112,6 @@ def newest_checkpoint(
     """The newest checkpoint that is whole and usable, walking back over the others; None where there is none.
 
     A damaged checkpoint is renamed to `damaged-...`, so that it can be looked at and is not tried again.
-
-    Args:
-        folder: the trial's checkpoint folder.
-        usable: asked with a checkpoint's state.
     """
     for path in list_checkpoints(folder):
         try:

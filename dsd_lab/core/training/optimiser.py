@@ -75,11 +75,6 @@ def build_optimiser(network: Network, spec: Optimiser, heads: nn.Module | None =
     Under `muon` the matrices of attention and MLP are moved by Muon (Jordan et al. 2024; updates
     scaled to AdamW's size as Liu et al., arXiv 2502.16982), the rest by AdamW at the same rate. A
     group's `scale` multiplies the learning rate: the encoder's own weights have that of the spec.
-
-    Args:
-        network: what is deployed.
-        spec: section `optimiser`.
-        heads: what is trained beside it.
     """
     muon = {id(p) for p in hidden_matrices(network)} if spec.kind == "muon" else set()
     slow = {id(p) for p in network.encoder_parameters()} if spec.encoder_lr_factor != 1 else set()

@@ -9,7 +9,7 @@ from matplotlib.ticker import NullLocator
 
 from dsd_lab.home.parameter_count import parameters_in
 from dsd_lab.report.figures.style import Look, legend, panels
-from dsd_lab.report.groups import LATENT_COLUMNS, Column, Group, columns_of, short_labels, value_of
+from dsd_lab.report.groups import LATENT_COLUMNS, Column, Group, columns_of, short_labels
 from dsd_lab.report.tables.rendering import Cell, Table, estimate_cell
 from dsd_lab.specs.report import ReportSettings
 
@@ -70,8 +70,7 @@ def scaling(groups: list[Group], looks: dict[str, Look], settings: ReportSetting
         for variant in dict.fromkeys(g.variant for g in groups):
             points = []
             for group in by_variant.get(variant, []):
-                values = [v for r in group.finished if (v := value_of(r, column.name, settings)) is not None]
-                if values:
+                if values := list(group.values(column.name, settings).values()):
                     points.append((weights[group.name], np.mean(values), np.min(values), np.max(values)))
             if points:
                 x, mean, low, high = np.array(points, dtype=float).T

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from dsd_lab.report.groups import LOG_STD, Column, Group, points_of, reference_of, short_labels, value_of
+from dsd_lab.report.groups import LOG_STD, Column, Group, points_of, reference_of, short_labels
 from dsd_lab.report.statistics.intervals import (
     CONFIDENCE,
     TEST_FROM,
@@ -39,14 +39,9 @@ class Comparison:
 
 def paired_differences(group: Group, reference: Group, column: Column, settings: ReportSettings) -> dict[int, float]:
     """Group minus reference by seed, over the seeds that both have."""
-    there = {
-        r.seed: v for r in reference.finished if (v := value_of(r, column.name, settings)) is not None
-    }  # a seed names the same data order and initial weights in every variant
-    return {
-        r.seed: v - there[r.seed]
-        for r in group.finished
-        if r.seed in there and (v := value_of(r, column.name, settings)) is not None
-    }
+    # A seed names the same data order and initial weights in every variant.
+    here, there = (side.values(column.name, settings) for side in (group, reference))
+    return {seed: value - there[seed] for seed, value in here.items() if seed in there}
 
 
 def compare(groups: list[Group], columns: list[Column], settings: ReportSettings) -> list[Comparison]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from dsd_lab.report.groups import EFFECT_COLUMNS, Column, Group, points_of, value_of
+from dsd_lab.report.groups import EFFECT_COLUMNS, Column, Group, points_of
 from dsd_lab.report.statistics.comparisons import by_chance
 from dsd_lab.report.statistics.intervals import Estimate, estimate
 from dsd_lab.report.tables.rendering import Cell, Table, estimate_cell
@@ -106,7 +106,7 @@ def effects_of(design: dict[Place, Group], settings: ReportSettings) -> list[Eff
     """Every effect that the design's cells allow, in every quantity."""
     point, found = design[NAIVE].point, []
     for column in EFFECT_COLUMNS:
-        values = {place: _by_seed(group, column, settings) for place, group in design.items()}
+        values = {place: group.values(column.name, settings) for place, group in design.items()}
         for name, signs in _EFFECTS:
             if signs.keys() <= design.keys():
                 seeds = sorted(set.intersection(*(set(values[p]) for p in signs)))
@@ -115,10 +115,6 @@ def effects_of(design: dict[Place, Group], settings: ReportSettings) -> list[Eff
                     found.append(Effect(point, name, column, total))
         found += _shapley(point, column, values)
     return found
-
-
-def _by_seed(group: Group, column: Column, settings: ReportSettings) -> dict[int, float]:
-    return {r.seed: v for r in group.finished if (v := value_of(r, column.name, settings)) is not None}
 
 
 def orders_of(places: set[Place]) -> list[tuple[str, ...]]:

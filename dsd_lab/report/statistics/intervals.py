@@ -106,13 +106,7 @@ def clopper_pearson(successes: int, trials: int) -> tuple[float, float]:
 
 
 def compare_paired(differences: Sequence[float], seeds: Iterable[int] = (), within: Range = ANY) -> Paired | None:
-    """What the differences of two variants over shared seeds say; None without a shared seed.
-
-    Args:
-        differences: one per shared seed.
-        seeds: that they are of.
-        within: range of a difference.
-    """
+    """What the differences of two variants over shared seeds say; None without a shared seed."""
     difference = estimate(differences, seeds, within)
     if difference is None:
         return None

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
 
-from dsd_lab.home.history import Floats
 from dsd_lab.report.results import Result
 from dsd_lab.specs.report import ReportSettings
 
@@ -86,26 +85,20 @@ def patch_ranks(result: Result) -> tuple[float, float] | None:
 def verdict(state: LatentState, control: LatentState | None, settings: ReportSettings) -> str:
     """The verdict on latents, against a control's or against bounds of scale and of what images fill; the first that applies."""
     if control is not None:
-        if state.std > settings.runaway * control.std:
-            return RUNAWAY
-        if state.std < settings.shrunk * control.std or state.capacity < settings.capacity * control.capacity:
-            return SHRUNK
-        if (
-            state.rank_token < settings.rank * control.rank_token
-            or state.rank_image < settings.rank * control.rank_image
-        ):
-            return RANK_COLLAPSED
-        return HEALTHY
-    if state.std > settings.runaway_std:
+        high, low, few = (
+            settings.runaway * control.std,
+            settings.shrunk * control.std,
+            settings.capacity * control.capacity,
+        )
+        ranks = settings.rank * control.rank_token, settings.rank * control.rank_image
+    else:
+        high, low, few = settings.runaway_std, settings.shrunk_std, -math.inf
+        ranks = settings.rank_bound * state.token_bound, settings.rank_bound * state.image_bound
+    if state.std > high:
         return RUNAWAY
-    if state.std < settings.shrunk_std:
+    if state.std < low or state.capacity < few:
         return SHRUNK
-    if (
-        state.rank_token < settings.rank_bound * state.token_bound
-        or state.rank_image < settings.rank_bound * state.image_bound
-    ):
-        return RANK_COLLAPSED
-    return HEALTHY
+    return RANK_COLLAPSED if state.rank_token < ranks[0] or state.rank_image < ranks[1] else HEALTHY
 
 
 def controls_of(results: list[Result], settings: ReportSettings) -> dict[tuple[int, str, str], Result]:
@@ -169,16 +162,11 @@ def states_over_training(result: Result, probes: int) -> tuple[list[int], list[L
     steps = measured[0][0]
     for other, _ in measured[1:]:
         steps = steps if np.array_equal(steps, other) else np.intersect1d(steps, other)
-    table = [_running_median(values[np.isin(at, steps)], probes) for at, values in measured]
-    return [int(s) for s in steps], [_state(result, *row) for row in zip(*(c.tolist() for c in table), strict=True)]
-
-
-def _running_median(values: Floats, width: int) -> NDArray:
-    """Median of each value and the up to `width` - 1 before it."""
-    head = [np.median(values[: i + 1]) for i in range(min(width - 1, len(values)))]
-    if len(values) < width:
-        return np.array(head)
-    return np.concatenate([head, np.median(np.lib.stride_tricks.sliding_window_view(values, width), axis=1)])
+    table = pd.DataFrame(
+        {name: values[np.isin(at, steps)] for name, (at, values) in zip(_MEASURES, measured, strict=True)}
+    )
+    medians = table.rolling(probes, min_periods=1).median()
+    return [int(s) for s in steps], [_state(result, *row) for row in medians.itertuples(index=False)]
 
 
 def row_key(result: Result) -> str:

@@ -119,7 +119,7 @@ def gap_table(groups: list[Group], settings: ReportSettings) -> Table | None:
     for group in groups:
         names, cells = gap_names(group), []
         for index, name in enumerate(names):
-            values = {r.seed: v for r in group.finished if (v := r.last_probes(name, settings.probes)) is not None}
+            values = group.probed(name, settings)
             found = estimate(list(values.values()), values)
             cells.append(estimate_cell(found, 2, signed=True))
             if found is not None:

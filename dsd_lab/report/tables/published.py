@@ -7,7 +7,6 @@ published, or says nothing that was carried over.
 from __future__ import annotations
 
 import csv
-import re
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
@@ -19,15 +18,9 @@ from dsd_lab.report.groups import Group
 from dsd_lab.report.statistics.intervals import POSITIVE, Estimate, estimate
 from dsd_lab.report.tables.rendering import Cell, Table, estimate_cell
 from dsd_lab.specs.auxiliary import EMA
+from dsd_lab.specs.evaluation import Generation
 from dsd_lab.specs.report import ReportSettings
 
-_NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
-_EVALUATION = re.compile(
-    r"fid/(?P<extractor>[a-z]+)(?:-ref(?P<reference>[0-9a-f]{8}))?-n(?P<images>\d+)"
-    rf"-cfg(?P<guidance>{_NUMBER})(?:in(?:side)?(?P<low>{_NUMBER})to(?P<high>{_NUMBER}))?"
-    rf"-(?P<sampler>[a-z]+)(?:(?P<order>5)rtol(?P<rtol>{_NUMBER})atol(?P<atol>{_NUMBER})|(?P<steps>\d+))-(?P<rest>.+)"
-)
-"""The name of a FID tells how it was measured (`dsd_lab.evaluation.metric_names`)."""
 _EXTRACTORS = {"indomain": "in-domain", "inception": "Inception"}
 _MOST_TRAINING = 100_000
 """Training images, at most, that FID is measured against where no statistics are given (`dsd_lab.evaluation.real_images`)."""
@@ -72,20 +65,23 @@ def reference(name: str) -> list[dict[str, str]]:
 
 def published_rows() -> list[Row]:
     """What others have published."""
+    texts = (
+        "method",
+        "guidance",
+        "sampler",
+        "extractor",
+        "data",
+        "autoencoder_counted",
+        "pretrained_model",
+        "source",
+        "cite",
+    )
     return [
         Row(
-            method=r["method"],
+            **{name: r[name] for name in texts},
             parameters=_number(r["params_m"]),
             epochs=_number(r["epochs"]),
-            guidance=r["guidance"],
-            sampler=r["sampler"],
             images=int(r["images"]) if r["images"] else None,
-            extractor=r["extractor"],
-            data=r["data"],
-            autoencoder_counted=r["autoencoder_counted"],
-            pretrained_model=r["pretrained_model"],
-            source=r["source"],
-            cite=r["cite"],
             fid=Estimate(float(r["fid"]), None, None, None, 1),
             inception_score=_number(r["inception_score"]),
         )
@@ -98,58 +94,62 @@ def _number(text: str) -> float | None:
 
 
 def our_rows(groups: list[Group]) -> list[Row]:
-    """One row for every group and FID; what its name does not tell comes from the trials' fields."""
+    """One row for every group and FID, from the settings of its evaluation and the trials' fields."""
     rows = []
     for group in groups:
-        for name, value in group.estimates.items():
-            found = _EVALUATION.fullmatch(name)
-            if not found or not group.described:
-                continue
-            first = group.described[0]
+        settings = {
+            name: (r, evaluation)
+            for r in group.described
+            for evaluation, metrics in r.evaluations
+            for name in metrics
+            if name.startswith("fid/")
+        }
+        for name in (n for n in group.estimates if n in settings):
+            first, e = settings[name]
             fields, data = first.description["fields"], first.description["data"]
-            weights = parameters_in(first.folder)
+            weights, reference = parameters_in(first.folder), (e.reference_sha256 or "")[:8]
+            labels = "holdout" if e.images == "holdout" else e.labels
             rows.append(
                 Row(
                     method=group.name,
                     parameters=weights / 1e6 if weights else None,
                     epochs=first.step * fields["training"]["batch_size"] / data["train"],
-                    guidance=_guidance(found),
-                    sampler=f"{_sampler(found)}; {found['rest'].replace('-', ', ')}",
-                    images=int(found["images"]),
-                    extractor=_extractor(found, data),
-                    data=_IMAGENET if found["reference"] and _is_imagenet(fields, data) else data["name"],
+                    guidance=_guidance(e),
+                    sampler=f"{_sampler(e)}; {labels}, {name.rpartition('-')[2]}",
+                    images=first.images_of(e),
+                    extractor=_extractor(e, data),
+                    data=_IMAGENET if reference and _is_imagenet(fields, data) else data["name"],
                     autoencoder_counted="yes",
                     pretrained_model=_pretrained_model(fields),
-                    source=f"this sweep; statistics {found['reference']}" if found["reference"] else "this sweep",
+                    source=f"this sweep; statistics {reference}" if reference else "this sweep",
                     cite="this sweep",
-                    fid=value,
+                    fid=group.estimates[name],
                 )
             )
     return rows
 
 
-def _guidance(found: re.Match[str]) -> str:
+def _guidance(e: Generation) -> str:
     """Scale and, where not all times are guided, their interval."""
-    if float(found["guidance"]) == 1:
+    if e.guidance == 1:
         return "none"
-    interval = "" if found["low"] is None else f" in t [{float(found['low']):g}, {float(found['high']):g}]"
-    return f"{float(found['guidance']):g}{interval}"
+    interval = "" if e.guidance_interval is None else " in t [{:g}, {:g}]".format(*e.guidance_interval)
+    return f"{e.guidance:g}{interval}"
 
 
-def _sampler(found: re.Match[str]) -> str:
-    if found["order"]:
-        return f"dopri5 (rtol {float(found['rtol']):g}, atol {float(found['atol']):g})"
-    name = found["sampler"]
-    return f"{_SAMPLERS.get(name, name.capitalize())} {found['steps']}"
+def _sampler(e: Generation) -> str:
+    if e.sampler == "dopri5":
+        return f"dopri5 (rtol {e.rtol:g}, atol {e.atol:g})"
+    return f"{_SAMPLERS.get(e.sampler, e.sampler.capitalize())} {e.steps}"
 
 
-def _extractor(found: re.Match[str], data: dict[str, Any]) -> str:
+def _extractor(e: Generation, data: dict[str, Any]) -> str:
     """Features and what they are compared with: published statistics are another measure than training images."""
-    name = _EXTRACTORS.get(found["extractor"], found["extractor"])
-    if found["reference"] and name == "Inception":
+    name = _EXTRACTORS.get(e.extractor, e.extractor)
+    if e.reference is not None and name == "Inception":
         return name  # as the published rows: against statistics
-    if found["reference"]:
-        return f"{name} against statistics {found['reference']}"
+    if e.reference is not None:
+        return f"{name} against statistics {(e.reference_sha256 or '')[:8]}"
     return name if name == "in-domain" else f"{name} against {min(data['train'], _MOST_TRAINING):,} training images"
 
 
@@ -236,10 +236,7 @@ def collapse_table(groups: list[Group], settings: ReportSettings, dots: dict[str
     published = len(rows)
     for group in groups:
         spatial, variation = (
-            estimate(
-                [v for r in group.finished if (v := r.last_probes(name, settings.probes)) is not None], within=POSITIVE
-            )
-            for name in (_SPATIAL, _VARIATION)
+            estimate(list(group.probed(name, settings).values()), within=POSITIVE) for name in (_SPATIAL, _VARIATION)
         )
         if spatial is None or variation is None or not group.described:
             continue

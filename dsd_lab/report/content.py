@@ -1,0 +1,102 @@
+"""What a report and a notebook show of a sweep: its rows, its columns, its tables, made once from its results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from dsd_lab.report.figures.scaling import scaling_table
+from dsd_lab.report.figures.style import Look, looks_of
+from dsd_lab.report.groups import Column, Group, columns_of, effective_control, groups_of
+from dsd_lab.report.page.narrative import answer, method_note, notices
+from dsd_lab.report.results import Result
+from dsd_lab.report.statistics.agreement import theory_table
+from dsd_lab.report.statistics.comparisons import Comparison, compare, comparison_table
+from dsd_lab.report.statistics.factorial import effect_table, effects_sentence
+from dsd_lab.report.statistics.tuning import Tuned, tuned_results, tuning_table
+from dsd_lab.report.tables.main import cost_table, evaluation_table, gap_table, trial_table, verdict_table
+from dsd_lab.report.tables.published import collapse_table, published_table
+from dsd_lab.report.tables.rendering import Table
+from dsd_lab.specs.report import ReportSettings
+
+
+@dataclass(frozen=True)
+class Content:
+    """One sweep of a home folder, as its report sees it."""
+
+    manifest: dict[str, Any]
+    results: list[Result]
+    settings: ReportSettings
+
+    @cached_property
+    def _chosen(self) -> tuple[list[Result], list[Tuned]]:
+        """The results that tables and figures show: all, or where the spec tunes an axis, those at the chosen values."""
+        return tuned_results(self.results, self.settings)
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """Rows of the tables and figures."""
+        return groups_of(self._chosen[0], self.settings)
+
+    @cached_property
+    def all_groups(self) -> list[Group]:
+        """The same of all trials, those at values that were not chosen too."""
+        return groups_of(self.results, self.settings) if self._chosen[1] else self.groups
+
+    @cached_property
+    def columns(self) -> list[Column]:
+        return columns_of(self._chosen[0])
+
+    @cached_property
+    def looks(self) -> dict[str, Look]:
+        return looks_of(self.groups, effective_control(self.groups, self.settings))
+
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        return compare(self.groups, self.columns, self.settings)
+
+    @cached_property
+    def makers(self) -> dict[str, Callable[[], Table | None]]:
+        """What makes each table, by its name, in reading order; it gives None where the sweep has no rows for it."""
+        dots = {name: look.colour for name, look in self.looks.items()}
+        groups, columns, settings = self.groups, self.columns, self.settings
+        return {
+            "verdicts": lambda: verdict_table(groups, columns, dots),
+            "effects": lambda: self.effects,
+            "comparisons": lambda: comparison_table(self.comparisons, dots),
+            "evaluations": lambda: evaluation_table(groups, columns, dots),
+            "rank_gap": lambda: gap_table(groups, settings),
+            "theory": lambda: theory_table(groups, settings, dots),
+            "scaling": lambda: scaling_table(groups, dots),
+            "tuning": lambda: tuning_table(self._chosen[1], settings.tuned) if settings.tuned else None,
+            "cost": lambda: cost_table(self.all_groups, dots),
+            "published": lambda: published_table(groups, dots),
+            "published_collapse": lambda: collapse_table(groups, settings, dots),
+            "trials": lambda: trial_table(self.all_groups, columns, settings),
+        }
+
+    @cached_property
+    def tables(self) -> dict[str, Table]:
+        """The tables that the sweep has rows for."""
+        return {name: table for name, make in self.makers.items() if (table := make()) is not None}
+
+    @cached_property
+    def effects(self) -> Table | None:
+        return effect_table(self.groups, self.settings)
+
+    @property
+    def sentences(self) -> list[str]:
+        """The sweep's answer in words, made from its numbers."""
+        return [sentence for sentence in (*answer(self.groups), effects_sentence(self.effects)) if sentence]
+
+    @property
+    def method(self) -> str:
+        """How the answer was found."""
+        return method_note(self.groups, self.settings)
+
+    @property
+    def notices(self) -> list[str]:
+        """What a reader must know first."""
+        return notices(self.all_groups, self.settings)
