@@ -201,7 +201,6 @@ def _warm_up(block: _Block, stages: list[Stage]) -> float:
     fastest = float("inf")
     for stage in stages:
         block.enter(stage)
-        block.settle(stage)
         fastest = min(fastest, *(block.ours(stage, 1).wall for _ in range(3)))
     return fastest
 

@@ -22,6 +22,8 @@ from dsd_lab.training_code import is_current
 
 FINISHED = ("done", "stale")
 """States of a trial that has trained to its end: it has a verdict and its values are in the means."""
+Evaluated = tuple[Generation, dict[str, float]]
+"""Settings of an evaluation, and what it measured by name, floors included."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,7 @@ class Result:
     metrics: dict[str, float]
     """Last value of every metric, evaluations included."""
     history: History = field(default_factory=History.empty)
-    evaluations: list[tuple[Generation, dict[str, float]]] = field(default_factory=list)
-    """Settings of each evaluation, and what it measured by name, floors included."""
+    evaluations: list[Evaluated] = field(default_factory=list)
     description: dict[str, Any] = field(default_factory=dict)
     """trial.json: fields, data, provenance; empty where the trial never started."""
     folder: Path | None = None
@@ -89,7 +90,7 @@ def result_of(
     entry: dict[str, Any], state: str, tags: dict[str, str], metrics: dict[str, float], folder: Path | None
 ) -> Result:
     """A result from a manifest's row and what the store holds of it."""
-    history, description, evaluations, unreadable = History.empty(), {}, [], []
+    history, description, evaluations, unreadable = History.empty(), dict[str, Any](), list[Evaluated](), list[str]()
     if folder is not None and (folder / "history.parquet").exists():
         history = History.read(folder / "history.parquet")
         description = present_record(read_json(folder / "trial.json"))
@@ -117,7 +118,7 @@ def result_of(
     )
 
 
-def _evaluations(folder: Path) -> tuple[list[tuple[Generation, dict[str, float]]], list[str]]:
+def _evaluations(folder: Path) -> tuple[list[Evaluated], list[str]]:
     """Settings and metrics of the evaluations in a folder, and what cannot be read."""
     found, unreadable = [], []
     for path in sorted(folder.glob("*.json")):
