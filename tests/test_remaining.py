@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dsd_lab.core.diffusion.samplers import SAMPLERS
+from dsd_lab.evaluation.metric_names import sampling_name
 from dsd_lab.planning import eta
 from dsd_lab.planning.estimates import Shape
 from dsd_lab.planning.eta import _EVALUATION, _STEP, Seen
@@ -15,6 +16,7 @@ from dsd_lab.planning.flops import count_shape
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.per_seed import once_for_seeds
 from dsd_lab.specs.registry import plugins
+from dsd_lab.specs.trial import Generation
 
 HERE = Path(__file__).parent
 EXPERIMENTS = HERE.parent / "experiments"
@@ -192,9 +194,11 @@ def test_the_definition_of_a_sampler_says_how_often_it_calls_the_network(plan):
     assert [calls(sampler=s, steps=10) for s in ("euler", "heun", "sde")] == [10, 20, 10]
     assert calls(sampler="dopri5", steps=1) == calls(sampler="dopri5", steps=1000) == 150
     assert calls(sampler="heun", steps=10, guidance=2.0) == 40
-    own = SAMPLERS.add("thrice", calls=3)(lambda velocity, z, solver: z)
+    SAMPLERS.add("thrice", calls=3)(lambda velocity, z, solver: z)
+    SAMPLERS.add("own_steps", calls=2, adaptive=True)(lambda velocity, z, solver: z)
     try:
-        assert own is SAMPLERS["thrice"] and calls(sampler="thrice", steps=10) == 30
+        assert calls(sampler="thrice", steps=10) == 30 and calls(sampler="own_steps", steps=1) == 50
+        names = {sampling_name(Generation(sampler="own_steps", rtol=rtol)) for rtol in (1e-3, 1e-5)}
+        assert len(names) == 2, "what an adaptive sampler's samples depend on is in the metric's name"
     finally:
-        del SAMPLERS._parts["thrice"]
-        plugins.pop(Path(__file__).stem)
+        SAMPLERS.forget(plugins.pop(Path(__file__).stem))

@@ -17,7 +17,7 @@ def sampling_name(evaluation: Generation) -> str:
         ends = "inside" if evaluation.guidance_ends == "open" else "in"
         guidance += "{}{}to{}".format(ends, *map(exact, evaluation.guidance_interval))
     tolerance = f"rtol{exact(evaluation.rtol)}atol{exact(evaluation.atol)}"
-    solver = evaluation.sampler + (tolerance if evaluation.sampler == "dopri5" else str(evaluation.steps))
+    solver = evaluation.sampler + (tolerance if evaluation.adaptive else str(evaluation.steps))
     return f"{guidance}-{solver}-{'holdout' if evaluation.images == 'holdout' else evaluation.labels}"
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from dsd_lab.specs.part_fields import Choice, PartSection, is_foreign
+from dsd_lab.specs.registry import trait
 
 Metric = Annotated[str, Choice("sample_metric")]
 OF_IMAGES: tuple[str, ...] = ("fid", "kid", "is", "precision", "recall", "label_accuracy", "nearest_train")
@@ -69,6 +70,11 @@ class Generation(PartSection):
     """SHA-256 of that file; checked where it is given, filled in where it is not."""
     metrics: list[Metric] | None = Field(None, min_length=1)
     """What is measured. Default: everything but `knn` and `linear`, which encode and fit the training images."""
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the sampler chooses its own steps, by `rtol` and `atol`; a plug-in's says so (`adaptive`)."""
+        return self.sampler == "dopri5" or bool(trait("sampler", self.sampler, "adaptive", False))
 
     @property
     def measured(self) -> tuple[str, ...]:

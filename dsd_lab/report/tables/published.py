@@ -138,8 +138,8 @@ def _guidance(e: Generation) -> str:
 
 
 def _sampler(e: Generation) -> str:
-    if e.sampler == "dopri5":
-        return f"dopri5 (rtol {e.rtol:g}, atol {e.atol:g})"
+    if e.adaptive:
+        return f"{e.sampler} (rtol {e.rtol:g}, atol {e.atol:g})"
     return f"{_SAMPLERS.get(e.sampler, e.sampler.capitalize())} {e.steps}"
 
 
