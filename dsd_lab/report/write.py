@@ -95,8 +95,7 @@ def _records(table: Table | None) -> list[dict[str, Any]]:
     """A table's numbers; what a row lacks is null."""
     if table is None:
         return []
-    rows: list[dict[str, Any]] = table.frame.astype(object).to_dict("records")
     return [
-        {k: None if v is None or (isinstance(v, float) and math.isnan(v)) else v for k, v in row.items()}
-        for row in rows
+        {str(k): None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+        for row in table.frame.astype(object).to_dict("records")
     ]

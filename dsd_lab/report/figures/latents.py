@@ -167,7 +167,9 @@ def survival(groups: list[Group], looks: dict[str, Look], settings: ReportSettin
                 continue
             turned = [group.judged[r.seed].collapsed_at for r in judged]
             end = [float(r.step) for r, at in zip(judged, turned, strict=True) if at is None]
-            data = stats.CensoredData(uncensored=[float(at) for at in turned if at is not None], right=end)
+            data: stats.CensoredData = stats.CensoredData(
+                uncensored=[float(at) for at in turned if at is not None], right=end
+            )
             curve = stats.ecdf(data).sf
             last = max(r.step for r in judged)
             look = looks[group.variant]

@@ -208,6 +208,6 @@ def _note(trials: list[Agreement], settings: ReportSettings) -> str:
     )
     pairs = [(t.gap, t.rank_change) for t in trials if t.gap is not None and t.rank_change is not None]
     if len(pairs) >= _FEWEST and all(np.ptp(c) > 0 for c in np.transpose(pairs)):
-        correlation = float(pd.DataFrame(pairs).corr("spearman").iloc[0, 1])
+        correlation = float(pd.DataFrame(pairs).corr("spearman").to_numpy()[0, 1])
         told += f" Over {len(pairs)} trials, Spearman's correlation of mean rank gap and change of rank is {correlation:+.2f}."
     return told
