@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -177,8 +178,12 @@ def _count_roles(network: Network, trial: Trial, channels: int) -> dict[str, int
     return found
 
 
+@cache
 def matrix_ceiling(threads: int) -> float:
-    """FLOPs a second that float32 matrix products reach here with this many threads: the best of some moments of 5 ms, since other work may have the rest."""
+    """FLOPs a second that float32 matrix products reach here with this many threads, measured once a process.
+
+    The best of some moments of 5 ms, since other work may have the rest.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
