@@ -68,7 +68,7 @@ class Draws:
         values = {part.name: getattr(self, part.name) for part in fields(self)}
         return Draws(**{name: None if value is None else change(value) for name, value in values.items()})  # type: ignore[arg-type]
 
-    def of_images(self, chosen: slice, batch: int) -> Draws:
+    def of_images(self, chosen: slice | Tensor, batch: int) -> Draws:
         """The rows of some of the batch's images."""
 
         return self.map(lambda value: value.unflatten(0, (-1, batch))[:, chosen].flatten(0, 1))

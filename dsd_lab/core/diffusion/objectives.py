@@ -230,11 +230,13 @@ def losses(
     if auxiliaries is not None:
         others |= auxiliaries.terms(Seen(network, x, z, draws, tokens, settled), target_encoder)
     balanced = {name: term for name, (_, term) in (weighted | others).items() if name != "reconstruction"}
-    factors = BALANCES[spec.balance](weighted.get("reconstruction", (0, None))[1], balanced, z)
+    factors = BALANCES[spec.balance](weighted.get("reconstruction", (0, None))[1], balanced, z, network.peers)
     weighted |= {name: pair for name, pair in network.normaliser.penalties(raw).items() if pair[0] > 0}
+    # Neither is a mean over images.
+    every = network.peers.whole(z) if trial.latent.entropy_weight > 0 or trial.latent.regularisers else z
     if trial.latent.entropy_weight > 0:
-        weighted["entropy"] = -trial.latent.entropy_weight, gaussian_entropy(z, trial.latent.entropy_floor)
-    weighted |= regularisers(z, trial.latent)
+        weighted["entropy"] = -trial.latent.entropy_weight, gaussian_entropy(every, trial.latent.entropy_floor)
+    weighted |= regularisers(every, trial.latent)
     total = z.new_zeros(())
     multipliers: dict[str, Tensor] = {}
     for name, (weight, term) in (weighted | others).items():

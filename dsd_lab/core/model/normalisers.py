@@ -28,10 +28,13 @@ class Normaliser(nn.Module):
 
     `inputs` is the number of encoder outputs a latent channel, `noisy` whether training draws noise
     [B, T, c] ~ N(0, I) for it. Without noise, as in probes and samples, the map is deterministic.
+    `whole_batch` is whether a latent depends on the other images of its batch in training: several processes that
+    train a trial then give it the images of all of them.
     """
 
     inputs = 1
     noisy = False
+    whole_batch = False
 
     def __init__(self, channels: int, spec: Latent) -> None:
         super().__init__()
@@ -127,6 +130,8 @@ class LatentBatchNorm(Normaliser):
     Running statistics are used outside training (momentum 0.1 and eps 1e-5, as torch's defaults; REPA-E,
     arXiv 2504.10483, has eps 1e-4).
     """
+
+    whole_batch = True
 
     def __init__(self, channels: int, spec: Latent) -> None:
         super().__init__(channels, spec)
