@@ -10,9 +10,10 @@ from pathlib import Path
 _PACKAGE = Path(__file__).parent
 TRAINING = (
     *("augmentation", "batches", "checkpoints", "clipping", "cuda_graphs"),
-    *("ema", "finiteness", "optimiser", "trainer"),
+    *("ema", "finiteness", "gradient_sums", "optimiser", "schedule", "trainer"),
 )
 SOURCES: dict[str, tuple[str, ...]] = {
+    "core/peers.py": (),
     "core/randomness.py": (),
     "core/data/*.py": (),
     "core/model/*.py": (),

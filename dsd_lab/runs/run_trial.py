@@ -19,15 +19,18 @@ from dsd_lab.core.training.events import Diverged, Finished, Logged
 from dsd_lab.core.training.trainer import Trainer, pick_device
 from dsd_lab.errors import BadInput, LabError, NoResources, PeerLost, is_disk_full
 from dsd_lab.files.atomic import PRIVATE, write_atomic, write_json
+from dsd_lab.home.beginnings import note_beginning
 from dsd_lab.home.home import Home
 from dsd_lab.home.plugins import keep_plugins, loaded_digests
 from dsd_lab.home.spool import sound_lines
 from dsd_lab.home.trial_folder import ENDED, FORMAT, STOPPED, TrialFolder
 from dsd_lab.planning.estimates import cached_shape
+from dsd_lab.planning.shared_steps import beginning_key
 from dsd_lab.provenance import device_name, provenance, work_tree_diff
 from dsd_lab.runs.continuity import code_of, trained_by, trained_on
 from dsd_lab.runs.data_shelf import DataShelf
 from dsd_lab.runs.peers import Team, started_here, trainer_among
+from dsd_lab.runs.shared_beginning import begin_from, find_beginning, taken_over
 from dsd_lab.runs.spool_writer import Spool
 from dsd_lab.runs.trial_evaluations import STATUS_EVERY, Progress, make_evaluations
 from dsd_lab.runs.watchdog import Watchdog
@@ -185,6 +188,7 @@ def _train(
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home.cache.resolve() / "compiled"))
         folder.write_status(trained_on=trained_on(folder, reached, devices))
         _describe(home, folder, trial, data, device)
+        _begin(home, folder, trial, data, device)
         trainer = trainer_among(peers, trial, data, device, folder.checkpoints)
         # Training goes on from a checkpoint whose records are all there: a power cut may have taken the last ones.
         sound = sound_lines(folder.spool, folder.images)
@@ -205,6 +209,14 @@ def _train(
 
         with contextlib.closing(spool):
             yield from _follow(folder, trainer, spool, busy, watchdog, stop)
+
+
+def _begin(home: Home, folder: TrialFolder, trial: PlannedTrial, data: DataSet, device: torch.device) -> None:
+    """Go on from a checkpoint of another trial that trained alike until then, where this one has none of its own."""
+    found = None if list_checkpoints(folder.checkpoints) else find_beginning(home, trial)
+    if found is not None and begin_from(found, folder, data.fingerprint, device.type):
+        folder.write_status(**taken_over(found))
+    note_beginning(home, beginning_key(trial.fields, trial.seed), trial.id)
 
 
 def _follow(

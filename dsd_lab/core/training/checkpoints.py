@@ -33,7 +33,12 @@ _TENSORS, _MANIFEST = "tensors.safetensors", "manifest.json"
 
 
 def save_checkpoint(
-    folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    keep: int,
+    keep_every: int | None = None,
 ) -> Path:
     """Write `folder/step-N` and remove all but the newest `keep` checkpoints.
 
@@ -43,6 +48,7 @@ def save_checkpoint(
         tensors: by name, on any device.
         state: JSON content.
         keep: checkpoints kept, this one included.
+        keep_every: those of every so many steps are kept as well; None keeps none.
 
     Raises:
         OSError: the disk is full or not writable; older checkpoints are intact.
@@ -72,7 +78,8 @@ def save_checkpoint(
         raise
     sync_folder(folder)
     for old in list_checkpoints(folder)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+        if keep_every is None or int(old.name.removeprefix("step-")) % keep_every:
+            shutil.rmtree(old, ignore_errors=True)
     return final
 
 

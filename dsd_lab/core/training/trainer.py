@@ -35,7 +35,8 @@ from dsd_lab.core.training.ema import Averaging, average_name, ramped_decay, war
 from dsd_lab.core.training.events import Checkpointed, Diverged, Drew, Event, Finished, Logged, Probed
 from dsd_lab.core.training.finiteness import Finiteness
 from dsd_lab.core.training.gradient_sums import GradientSums
-from dsd_lab.core.training.optimiser import build_optimiser, learning_rate
+from dsd_lab.core.training.optimiser import build_optimiser
+from dsd_lab.core.training.schedule import learning_rate
 from dsd_lab.errors import BadInput, NoResources
 from dsd_lab.specs.trial import unfit_images
 
@@ -360,7 +361,8 @@ class Trainer:
             "told": told,
             **more,
         }
-        checkpoints.save_checkpoint(folder, self.step, tensors, state, self.trial.observation.checkpoints_kept)
+        watch = self.trial.observation
+        checkpoints.save_checkpoint(folder, self.step, tensors, state, watch.checkpoints_kept, watch.keep_every)
 
     def save_crash(self, folder: Path, reason: str) -> None:
         """What a step that was not taken can be done again with: weights, images; its random numbers follow from seed and step."""
