@@ -146,8 +146,9 @@ def resolved_phases(training: Training, objective: Objective) -> list[tuple[int,
             )
         before = found[-1][1]
         changes = {} if phase.objective is None else phase.objective.model_dump(exclude_none=True)
-        if changes.get("perceptual_weight", 0) > 0 and objective.perceptual_weight == 0:
-            raise ValueError(f"{where}.objective.perceptual_weight: a phase can switch it off, not on")
+        for name in ("perceptual_weight", "anchor_perceptual_weight"):
+            if changes.get(name, 0) > 0 and getattr(objective, name) == 0:
+                raise ValueError(f"{where}.objective.{name}: a phase can switch it off, not on")
         try:
             changed = Objective.model_validate(_laid_over(before, changes))
         except ValidationError as error:
@@ -214,13 +215,15 @@ def trained_roles(trial: Trial) -> set[str]:
     """Roles that the losses of a stage reach, were nothing frozen."""
     objective, latent, auxiliary = trial.objective, trial.latent, trial.auxiliary
     live = objective.diffusion_weight > 0 and (live_target(objective) or objective.noised == "live")
+    live = live and objective.encoder_gradient > 0
     penalised = latent.entropy_weight > 0 or (latent.normaliser == "kl" and latent.kl_weight > 0)
     penalised = penalised or any(weight > 0 for weight in latent.regularisers.values())
     beside = auxiliary.alignment > 0 or auxiliary.representation > 0 or auxiliary.classification > 0
     beside = beside or any(weight > 0 for weight in auxiliary.extra.values())
     decodes = objective.reconstruction_weight > 0 or objective.perceptual_weight > 0
+    anchored = objective.anchor_weight > 0 or objective.anchor_perceptual_weight > 0
     reached = {"encode": live or penalised or decodes or beside, "denoise": objective.diffusion_weight > 0}
-    return {role for role, used in {**reached, "decode": decodes}.items() if used}
+    return {role for role, used in {**reached, "decode": decodes or anchored}.items() if used}
 
 
 def blocks_of(trial: Trial, role: str) -> int:

@@ -123,6 +123,26 @@ class ImageRMSNorm(Normaliser):
         return raw * (raw.square().mean((-2, -1), keepdim=True) + self.eps).rsqrt()
 
 
+@NORMALISERS.add("rmsnorm")
+class RMSNorm(Normaliser):
+    """Unit mean square over the channels of each token: z / sqrt(mean z^2 + eps), eps 1e-6 (Zhang and Sennrich, arXiv 1910.07467)."""
+
+    def __init__(self, channels: int, spec: Latent) -> None:
+        super().__init__(channels, spec)
+        self.eps = 1e-6 if spec.eps is None else spec.eps
+
+    def forward(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
+        return raw * (raw.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+
+
+@NORMALISERS.add("tanh")
+class Tanh(Normaliser):
+    """z = 3 tanh(raw / 3): latents within (-3, 3), whose scale is free below that (JEDI, arXiv 2605.13013)."""
+
+    def forward(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
+        return 3 * (raw / 3).tanh()
+
+
 @NORMALISERS.add("batchnorm")
 class LatentBatchNorm(Normaliser):
     """Zero mean and unit variance of each channel over batch and tokens, without affine.

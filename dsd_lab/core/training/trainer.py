@@ -189,7 +189,13 @@ class Trainer:
             its_draws = draws if part == images else draws.of_images(chosen, images)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
                 found = losses(
-                    self.network, self.target_encoder, x[chosen], its_draws, self.stage.trial, self.auxiliaries
+                    self.network,
+                    self.target_encoder,
+                    x[chosen],
+                    its_draws,
+                    self.stage.trial,
+                    self.auxiliaries,
+                    self.step,
                 )
             if start + part == images:
                 self._gradient_sums.begin()
@@ -318,7 +324,7 @@ class Trainer:
         # Batches of probes have other shapes than those of steps, and would each be compiled too.
         eager = torch.compiler.set_stance("force_eager") if self.trial.training.compile else contextlib.nullcontext()
         with eager, self._without_peers():
-            metrics, spectra = self.probe_set.measure(self.network, self.target_encoder)
+            metrics, spectra = self.probe_set.measure(self.network, self.target_encoder, self.step)
         return Probed(self.step, metrics, spectra, time.perf_counter() - started)
 
     @contextlib.contextmanager
