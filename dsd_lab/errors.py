@@ -45,5 +45,11 @@ def comes_from_full_disk(error: BaseException) -> bool:
     return False
 
 
+class PeerLost(LabError):
+    """A process that trained a trial together with this one is gone; the trial goes on from its checkpoint."""
+
+    exit_code = TRIALS_FAILED
+
+
 class CorruptCheckpoint(LabError):
     """A checkpoint that is incomplete, altered, or not written by this program."""

@@ -52,6 +52,14 @@ def test_every_link_leads_somewhere(page):
         assert not anchor or anchor in anchors(file), f"{page.name}: {target}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_a_field_that_is_named_is_there(page):
+    named = re.findall(r"`([a-z]+)\.([a-z_]+)[`=:]", page.read_text())
+    sections = {name: field.annotation.model_fields for name, field in Trial.model_fields.items()}
+    gone = [f"{section}.{key}" for section, key in named if section in sections and key not in sections[section]]
+    assert not gone
+
+
 def test_links_are_found_at_all():
     assert sum(prose(page).count("](") for page in PAGES) > 100
 

@@ -7,7 +7,16 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "dsd_lab"
 ROOMS = (
     *("training_code", "version", "errors", "units", "files", "specs", "provenance", "home"),
-    *("core.randomness", "core.shapes", "core.data", "core.model", "core.diffusion", "core.observing", "core.training"),
+    *(
+        "core.randomness",
+        "core.shapes",
+        "core.peers",
+        "core.data",
+        "core.model",
+        "core.diffusion",
+        "core.observing",
+        "core.training",
+    ),
     *("planning", "evaluation", "parts", "runs", "store", "bench", "report", "api", "cli", "__main__"),
 )
 """From the bottom up: a room imports from itself and from rooms before it."""

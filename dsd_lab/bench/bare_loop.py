@@ -54,6 +54,10 @@ def by_hand(trial: Trial) -> bool:
         or any(getattr(trial.auxiliary, name) > 0 for name in ("alignment", "representation", "classification"))
         or trial.augmentation.model_dump(exclude_defaults=True)
         or objective.perceptual_weight > 0
+        or objective.anchor_weight > 0
+        or objective.anchor_perceptual_weight > 0
+        or objective.encoder_gradient < 1
+        or objective.encoder_gradient_warmup > 0
         or objective.balance != "none"
         or latent.entropy_weight > 0
         or latent.decoder_noise > 0

@@ -10,13 +10,17 @@ from dsd_lab.cli.options import command_line, home_of, plan_of, print_json
 from dsd_lab.errors import OK, TRIALS_FAILED, BadInput
 from dsd_lab.evaluation.reference import check_files
 from dsd_lab.files.printable import say
+from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import manifest_of
+from dsd_lab.home.trial_folder import ENDED
 from dsd_lab.planning.data_check import check_data
 from dsd_lab.planning.requirements import missing_data, missing_weights
 from dsd_lab.runs.continuity import refuse_other_code
 from dsd_lab.runs.data_shelf import DataShelf, refuse_other_images
 from dsd_lab.runs.signals import StopSignals
+from dsd_lab.runs.torchrun import gathered, torchrun_rank, with_its_processes
 from dsd_lab.specs.messages import did_you_mean
+from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.store.uri import chosen_uri, refuse_unsuitable
 
 
@@ -34,7 +38,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise BadInput(
             f"--seed {arguments.seed}: not a seed of this spec; known: {', '.join(str(s) for s in plan.spec.seeds)}"
         )
-    trial = chosen[0]
+    trial, rank = chosen[0], torchrun_rank()
+    if rank is not None:
+        trial = with_its_processes(trial)
+    if rank:
+        return _follow(home, trial, rank)
     for missing in missing_data(plan):
         raise BadInput(f"{plan.path}: {missing}")
     for missing in missing_weights(plan):
@@ -60,9 +68,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     state = "pending"
+    team = {} if rank is None else {"team": gathered}
     with Progress(*columns, console=table_console(), disable=arguments.json) as bar, StopSignals() as stop:
         task = bar.add_task(trial.name, total=trial.fields.training.steps)
-        for progress in run_trial(home, trial, plan.spec.evaluate, shelf, stop):
+        for progress in run_trial(home, trial, plan.spec.evaluate, shelf, stop, **team):
             state = progress.state
             bar.update(task, completed=progress.step)
     if not arguments.no_tracking and state != "interrupted":
@@ -94,3 +103,14 @@ def run(arguments: argparse.Namespace) -> int:
     if state == "interrupted":
         return stop.exit_code
     return TRIALS_FAILED if state == "failed" else OK
+
+
+def _follow(home: Home, trial: PlannedTrial, rank: int) -> int:
+    """Train as one of torchrun's processes that do not lead; whatever there is to say, the leader says."""
+    from dsd_lab.runs.peers import follow
+
+    if home.trial(trial.id).state() in ENDED:
+        return OK
+    with StopSignals() as stop:
+        follow(home, trial, DataShelf(), "env:", rank, stop)
+    return OK if stop.arrived is None else stop.exit_code

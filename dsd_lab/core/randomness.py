@@ -58,7 +58,7 @@ class Draws:
     hidden: Tensor | None = None
     labels: Tensor | None = None
 
-    def of_images(self, chosen: slice, batch: int) -> Draws:
+    def of_images(self, chosen: slice | Tensor, batch: int) -> Draws:
         """The rows of some of the batch's images."""
         found = {
             name: value.unflatten(0, (-1, batch))[:, chosen].flatten(0, 1)

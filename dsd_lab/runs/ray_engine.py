@@ -38,7 +38,7 @@ from dsd_lab.runs.signals import HeldSignals, StopFile
 from dsd_lab.specs.plugins import load_kept
 from dsd_lab.specs.renamed import recorded_trial
 from dsd_lab.specs.sweep import PlannedTrial
-from dsd_lab.specs.trial import Generation
+from dsd_lab.specs.trial import Generation, Resources
 
 _REPORT_EVERY = 5.0
 """Seconds between a worker's reports to Tune, which cannot take many."""
@@ -49,10 +49,11 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]
 
     def setup(self, config: dict[str, Any]) -> None:
         """Called once a process."""
-        from dsd_lab.runs import run_trial as running  # imports torch, which the driver does without
+        from dsd_lab.runs import ray_peers  # imports torch, which the driver does without
+        from dsd_lab.runs import run_trial as running
         from dsd_lab.runs.data_shelf import DataShelf
 
-        self._shelf, self._running = DataShelf(), running
+        self._shelf, self._running, self._team = DataShelf(), running, ray_peers.in_placement_group
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -70,7 +71,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]
         evaluations = [Generation.model_validate(e) for e in job["evaluate"]]
         home, stop = Home(Path(job["home"])), StopFile(Path(job["stop"]))
         remember_call(job["command"])
-        self._progress = self._running.run_when_free(home, trial, evaluations, self._shelf, stop)
+        self._progress = self._running.run_when_free(home, trial, evaluations, self._shelf, stop, self._team)
         self._decided_at: int | None = job["decided_at"]
 
     def step(self) -> dict[str, Any]:
@@ -174,23 +175,34 @@ def _payload(trial: PlannedTrial) -> dict[str, Any]:
     }
 
 
-def _request(resources: dict[str, float]) -> dict[str, float]:
-    return {"cpu": resources["cpus"], "gpu": resources["gpus"]}
+def _request(resources: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """A bundle a process, on as few machines as can be."""
+    asked = Resources.model_validate(resources)
+    gpus = {"GPU": asked.gpus_of_process} if asked.gpus else {}
+    return tune.PlacementGroupFactory([{"CPU": asked.cpus, **gpus} for _ in range(asked.team)], strategy="PACK")
 
 
 def _check_resources(trials: list[PlannedTrial]) -> None:
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     where = "here" if len(machines) == 1 else "on the machine that has most"
     for trial in trials:
-        wanted = {"CPU": trial.fields.resources.cpus, "GPU": trial.fields.resources.gpus}
+        resources = trial.fields.resources
+        wanted = {"CPU": resources.cpus, "GPU": resources.gpus_of_process}
         for name, count in wanted.items():
             has = max((machine.get(name, 0) for machine in machines), default=0)
             if count > has:
                 raise NoResources(
                     f"resources.{name.lower()}s: trial {trial.name!r} asks for {count:g}, but there are {has:g} {where}"
                 )
-        if not any(all(machine.get(name, 0) >= count for name, count in wanted.items()) for machine in machines):
-            asked = " and ".join(f"{count:g} {name}s" for name, count in wanted.items())
+        asked = " and ".join(f"{count:g} {name}s" for name, count in wanted.items() if count)
+        fits = [
+            min(int(machine.get(name, 0) / count) for name, count in wanted.items() if count) for machine in machines
+        ]
+        if max(fits) < 1:
             raise NoResources(
                 f"resources: trial {trial.name!r} asks for {asked}, which no one machine of the cluster has"
+            )
+        if sum(fits) < resources.team:
+            raise NoResources(
+                f"resources.processes: trial {trial.name!r} asks for {resources.team} processes with {asked} each, but there is room for {sum(fits)}"
             )

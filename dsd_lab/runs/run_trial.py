@@ -17,16 +17,20 @@ from dsd_lab.core.data.progress import listening
 from dsd_lab.core.training.checkpoints import list_checkpoints
 from dsd_lab.core.training.events import Diverged, Finished, Logged
 from dsd_lab.core.training.trainer import Trainer, pick_device
-from dsd_lab.errors import BadInput, LabError, NoResources, is_disk_full
+from dsd_lab.errors import BadInput, LabError, NoResources, PeerLost, is_disk_full
 from dsd_lab.files.atomic import PRIVATE, write_atomic, write_json
+from dsd_lab.home.beginnings import note_beginning
 from dsd_lab.home.home import Home
 from dsd_lab.home.plugins import keep_plugins, loaded_digests
 from dsd_lab.home.spool import sound_lines
 from dsd_lab.home.trial_folder import ENDED, FORMAT, STOPPED, TrialFolder
 from dsd_lab.planning.estimates import cached_shape
+from dsd_lab.planning.shared_steps import beginning_key
 from dsd_lab.provenance import device_name, provenance, work_tree_diff
 from dsd_lab.runs.continuity import code_of, trained_by, trained_on
 from dsd_lab.runs.data_shelf import DataShelf
+from dsd_lab.runs.peers import Team, started_here, trainer_among
+from dsd_lab.runs.shared_beginning import begin_from, find_beginning, taken_over
 from dsd_lab.runs.spool_writer import Spool
 from dsd_lab.runs.trial_evaluations import STATUS_EVERY, Progress, make_evaluations
 from dsd_lab.runs.watchdog import Watchdog
@@ -48,6 +52,7 @@ def run_trial(
     shelf: DataShelf,
     stop: Callable[[], bool] = lambda: False,
     told: Callable[[int, int], None] | None = None,
+    team: Team = started_here,
 ) -> Generator[Progress]:
     """Bring a trial to its end, resuming it where it stopped, then do the evaluations that are missing.
 
@@ -61,6 +66,10 @@ def run_trial(
         shelf: data sets already in memory.
         stop: asked at every step; where it says so, a checkpoint is saved and the trial ends as `interrupted`.
         told: called while an evaluation draws, with the images drawn so far and the number asked for.
+        team: gathers the processes that train the trial with this one, which leads.
+
+    Raises:
+        PeerLost: one of them is gone; the trial is `interrupted`.
     """
     folder, steps = home.trial(trial.id), trial.fields.training.steps
     with folder.lock() as held:
@@ -69,13 +78,16 @@ def run_trial(
             return
         try:
             if folder.state() not in ENDED:
-                yield from _train(home, folder, trial, shelf, stop)
+                yield from _train(home, folder, trial, shelf, stop, team)
             if folder.state() == "done":
                 yield from make_evaluations(home, folder, trial, evaluations, shelf, told)
             yield Progress(folder.state(), int(folder.status()["step"]), steps)
         except GeneratorExit:
             if folder.state() not in (*ENDED, STOPPED):
                 folder.write_status(state="interrupted")
+            raise
+        except PeerLost as error:  # nothing is wrong with the trial: it goes on from its checkpoint
+            folder.write_status(state="interrupted", error=str(error))
             raise
         except Exception as error:  # the boundary of a trial: whatever went wrong is its result, the sweep goes on
             _record_failure(folder, error)
@@ -101,12 +113,17 @@ def free_memory() -> None:
 
 
 def run_when_free(
-    home: Home, trial: PlannedTrial, evaluations: list[Generation], shelf: DataShelf, stop: Callable[[], bool]
+    home: Home,
+    trial: PlannedTrial,
+    evaluations: list[Generation],
+    shelf: DataShelf,
+    stop: Callable[[], bool],
+    team: Team = started_here,
 ) -> Generator[Progress]:
     """Run a trial; where another sweep holds it, wait until that has finished it or died."""
     while not stop():
         last = None
-        with contextlib.closing(run_trial(home, trial, evaluations, shelf, stop)) as progress:
+        with contextlib.closing(run_trial(home, trial, evaluations, shelf, stop, team=team)) as progress:
             for last in progress:
                 yield last
         if last is None or last.state != "running":
@@ -132,7 +149,7 @@ def _record_failure(folder: TrialFolder, error: Exception) -> None:
 
 
 def _train(
-    home: Home, folder: TrialFolder, trial: PlannedTrial, shelf: DataShelf, stop: Callable[[], bool]
+    home: Home, folder: TrialFolder, trial: PlannedTrial, shelf: DataShelf, stop: Callable[[], bool], team: Team
 ) -> Generator[Progress]:
     steps = trial.fields.training.steps
     torch.set_num_threads(trial.fields.resources.threads)
@@ -159,17 +176,20 @@ def _train(
     def hung(why: str) -> None:
         folder.write_status(state="failed", error=why, updated=time.time())
 
-    with Watchdog(folder.root / "hang.txt", trial.fields.resources.patience, hung) as watchdog:
+    patience = trial.fields.resources.patience
+    with Watchdog(folder.root / "hang.txt", patience, hung) as watchdog, team(home, trial) as peers:
         with listening(
             lambda *_: watchdog.beat()
         ):  # reading may take longer than a step ever does, as long as it goes on
             data = shelf.for_training(trial, home)
         device = pick_device(trial.fields.resources.gpus)
+        devices = device_name(device) if peers.alone else f"{peers.size} x {device_name(device)}"
         if trial.fields.training.compile:  # what was compiled is there for other processes, and for later sweeps
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home.cache.resolve() / "compiled"))
-        folder.write_status(trained_on=trained_on(folder, reached, device_name(device)))
+        folder.write_status(trained_on=trained_on(folder, reached, devices))
         _describe(home, folder, trial, data, device)
-        trainer = Trainer(trial.fields, trial.seed, data, device, folder.checkpoints)
+        _begin(home, folder, trial, data, device)
+        trainer = trainer_among(peers, trial, data, device, folder.checkpoints)
         # Training goes on from a checkpoint whose records are all there: a power cut may have taken the last ones.
         sound = sound_lines(folder.spool, folder.images)
         resumed = trainer.resume(lambda state: state.get("lines", 0) <= sound)
@@ -179,7 +199,7 @@ def _train(
             (folder.root / "imported.json").unlink(missing_ok=True)  # nothing of it is somebody else's any more
         changed: dict[str, Any] = {
             "trained_by": trained_by(folder, at),
-            "trained_on": trained_on(folder, at, device_name(device)),
+            "trained_on": trained_on(folder, at, devices),
         }
         if damaged := sorted(path.name for path in folder.checkpoints.glob("damaged-*")):
             changed["damaged"] = damaged  # passed over, and looked at by nobody yet
@@ -189,6 +209,14 @@ def _train(
 
         with contextlib.closing(spool):
             yield from _follow(folder, trainer, spool, busy, watchdog, stop)
+
+
+def _begin(home: Home, folder: TrialFolder, trial: PlannedTrial, data: DataSet, device: torch.device) -> None:
+    """Go on from a checkpoint of another trial that trained alike until then, where this one has none of its own."""
+    found = None if list_checkpoints(folder.checkpoints) else find_beginning(home, trial)
+    if found is not None and begin_from(found, folder, data.fingerprint, device.type):
+        folder.write_status(**taken_over(found))
+    note_beginning(home, beginning_key(trial.fields, trial.seed), trial.id)
 
 
 def _follow(

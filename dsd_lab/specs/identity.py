@@ -119,7 +119,7 @@ def canonical_fields(trial: Trial, recorded: Mapping[str, str] | None = None) ->
 _NOTHING_DIVIDED = {("velocity", "velocity", None), ("velocity", "clean", "none"), ("clean", "clean", "none")}
 """Outputs, loss spaces and weightings (None: without effect) whose loss divides by nothing that `clamp` bounds."""
 _NOT_READ: dict[str, tuple[str, ...]] = dict.fromkeys(
-    ("none", "layernorm", "layernorm_affine", "batchnorm"), ("noise", "kl_weight")
+    ("none", "layernorm", "layernorm_affine", "batchnorm", "rmsnorm", "tanh"), ("noise", "kl_weight")
 )
 _NOT_READ |= {"fixed_noise": ("kl_weight",), "kl": ("noise",)}
 """Fields of `latent` that a normaliser does not read."""
@@ -133,18 +133,23 @@ def _objective(trial: Trial, target_kept: bool) -> dict[str, Any]:
     """The fields of an objective that have an effect, on a target encoder too where one is kept."""
     spec, objective = trial.objective, trial.objective.model_dump()
     if spec.diffusion_weight == 0:
-        for name in ("target", "noised", "output", "loss_space", "weighting", "clamp"):
+        for name in ("target", "noised", "output", "loss_space", "weighting", "clamp", "encoder_gradient"):
             del objective[name]
     else:
         if spec.loss_space == "velocity":
             del objective["weighting"]
         if (spec.output, spec.loss_space, objective.get("weighting")) in _NOTHING_DIVIDED:
             del objective["clamp"]
+    reaches_encoder = spec.noised != "detached" or spec.target not in _DETACHED
+    if spec.diffusion_weight == 0 or not reaches_encoder:
+        objective.pop("encoder_gradient", None)
+    if "encoder_gradient" not in objective or spec.encoder_gradient == 0 or spec.encoder_gradient_warmup == 0:
+        del objective["encoder_gradient_warmup"], objective["encoder_gradient_ramp"]
     if not target_kept:
         del objective["target_decay"], objective["target_warmup"]
-    if spec.reconstruction_weight == 0:
+    if spec.reconstruction_weight == spec.anchor_weight == 0:
         del objective["reconstruction"]
-    if spec.perceptual_weight == 0:
+    if spec.perceptual_weight == spec.anchor_perceptual_weight == 0:
         del objective["perceptual_backbone"], objective["perceptual_weights"]
     else:
         objective["perceptual_weights"] = _file_name(objective["perceptual_weights"])

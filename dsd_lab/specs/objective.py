@@ -14,7 +14,8 @@ from dsd_lab.specs.part_fields import Choice, PartSection
 
 Weight = Annotated[float, Field(ge=0, le=1e6)]
 
-OF_ONE_IMAGE = ("layernorm", "layernorm_affine", "image_rmsnorm")
+_NORMS = ("layernorm", "layernorm_affine", "image_rmsnorm", "rmsnorm")
+OF_ONE_IMAGE = (*_NORMS, "tanh")
 """Normalisers that take an image by itself, noise-free: they have the same effect on a prediction."""
 
 
@@ -22,7 +23,7 @@ class Latent(PartSection):
     """What is done to the encoder's output before it is noised and decoded."""
 
     normaliser: Annotated[str, Choice("normaliser")] = "layernorm"
-    """`layernorm`: over the channels of a token. `image_rmsnorm`: unit mean square over the tokens and channels of an image. `batchnorm`: per channel over batch and tokens, no affine. `fixed_noise`: free latents plus noise in training. `kl`: a sampled mean and variance (ours: layernorm)."""
+    """`layernorm`: over the channels of a token. `image_rmsnorm`: unit mean square over the tokens and channels of an image. `rmsnorm`: unit mean square over the channels of a token. `batchnorm`: per channel over batch and tokens, no affine. `tanh`: 3 tanh(z / 3), a bound that fixes no scale. `fixed_noise`: free latents plus noise in training. `kl`: a sampled mean and variance (ours: layernorm)."""
     eps: float | None = Field(None, gt=0, le=1)
     """What the norms add to the variance (`image_rmsnorm`: to the mean square) before its root; null: 1e-6, for `batchnorm` 1e-5. UNITE has 1e-5, REPA-E 1e-4."""
     normalise_prediction: bool = False
@@ -40,12 +41,12 @@ class Latent(PartSection):
     decoder_noise: float = Field(0.0, ge=0, le=10)
     """Standard deviation of Gaussian noise added to the decoder's input in training."""
     regularisers: dict[Annotated[str, Choice("regulariser")], Weight] = {}
-    """Weights of plug-ins' loss terms on the latents, by name; 0 leaves one out."""
+    """Weights of loss terms on the latents, by name; 0 leaves one out. `variance_expansion`: mean of 1 / (variance + 0.01) over channels. `vicreg_variance`, `vicreg_covariance`: VICReg's hinge on the standard deviation and its squared covariances. `sigreg`: a sketched test of normality."""
 
     @model_validator(mode="after")
     def _fits_the_normaliser(self) -> Latent:
         for name, asked, those in (
-            ("eps", self.eps is not None, (*OF_ONE_IMAGE, "batchnorm")),
+            ("eps", self.eps is not None, (*_NORMS, "batchnorm")),
             ("normalise_prediction", self.normalise_prediction, OF_ONE_IMAGE),
             ("decoded", self.decoded == "raw", ("batchnorm",)),
         ):
@@ -87,6 +88,16 @@ class Objective(PartSection):
     """w(t) in clean space: 1, or 1 / max(1 - t, clamp)^2."""
     clamp: float = Field(0.05, gt=0, le=1)
     """Smallest 1 - t that is divided by (ours; JiT and UNITE use 0.05)."""
+    encoder_gradient: float = Field(1.0, ge=0, le=1)
+    """Share of the diffusion loss' gradient that reaches the encoder, through z_t and a live target; a number between the detached (0) and the joint (1) encoder."""
+    encoder_gradient_warmup: int = Field(0, ge=0, le=10**9)
+    """Steps n over which that share rises from 0, as encoder_gradient * min(1, step / n) or along a logistic curve; 0: no ramp (LDLM, arXiv 2605.07933: 50,000)."""
+    encoder_gradient_ramp: Literal["linear", "sigmoid"] = "linear"
+    """`sigmoid`: the logistic function of 12 (step / n - 1/2), scaled to go from 0 to 1 (its steepness is ours)."""
+    anchor_weight: float = Field(0.0, ge=0, le=1e6)
+    """Weight of the pixel anchor: the reconstruction loss of the decoded clean prediction f(z_t) against the image (SpeeDiff, CVPR 2026, where it is the squared error). Its gradient reaches denoiser, decoder and, as the diffusion loss does through z_t, the encoder. 0 leaves it out."""
+    anchor_perceptual_weight: float = Field(0.0, ge=0, le=1e6)
+    """Weight of the perceptual distance of the same two images; 0 leaves it out."""
     balance: Literal["none", "gradient_norm"] = "none"
     """`gradient_norm`: at every step, diffusion, auxiliary and perceptual losses are scaled so that their gradients with respect to the latents have the norm of the reconstruction's, before their weights (VQGAN's adaptive weight, arXiv 2012.09841; ours here)."""
 
@@ -94,9 +105,15 @@ class Objective(PartSection):
     def _something_to_train(self) -> Objective:
         if self.reconstruction_weight == 0 and self.diffusion_weight == 0 and self.perceptual_weight == 0:
             raise ValueError("reconstruction_weight: both loss weights are 0, so nothing would be trained")
-        if self.perceptual_weight > 0 and self.perceptual_backbone is None:
-            raise ValueError("perceptual_backbone: perceptual_weight needs the name of a timm model, such as vgg16")
-        if self.perceptual_weight > 0 and self.perceptual_weights is None:
+        for name in ("anchor_weight", "anchor_perceptual_weight"):
+            if getattr(self, name) > 0 and self.diffusion_weight == 0:
+                raise ValueError(f"{name}: there is no clean prediction to decode where diffusion_weight is 0")
+        uses = next(
+            (name for name in ("perceptual_weight", "anchor_perceptual_weight") if getattr(self, name) > 0), None
+        )
+        if uses and self.perceptual_backbone is None:
+            raise ValueError(f"perceptual_backbone: {uses} needs the name of a timm model, such as vgg16")
+        if uses and self.perceptual_weights is None:
             raise ValueError(
                 f"perceptual_weights: perceptual_backbone {self.perceptual_backbone} needs a file, `pretrained` or `random`"
             )

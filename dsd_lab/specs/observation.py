@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dsd_lab.specs.base import Section as Section
 
@@ -31,7 +31,17 @@ class Observation(Section):
     """Steps between checkpoints; a killed trial loses at most these."""
     checkpoints_kept: int = Field(2, ge=1, le=1000)
     """Complete checkpoints kept while training."""
+    keep_every: int | None = Field(None, ge=1, le=10**9)
+    """Steps between checkpoints that are kept for good, a multiple of `checkpoint_every`; none if left out. Another trial that trains alike until then goes on from one."""
     images_every: int = Field(500, ge=1, le=10**9)
     """Steps between grids of reconstructions and samples; always drawn at the end."""
     images: int = Field(20, ge=1, le=400)
     """Images in a grid."""
+
+    @model_validator(mode="after")
+    def _keeps_what_is_saved(self) -> Observation:
+        if self.keep_every is not None and self.keep_every % self.checkpoint_every:
+            raise ValueError(
+                f"keep_every: {self.keep_every} is no multiple of checkpoint_every ({self.checkpoint_every})"
+            )
+        return self

@@ -19,7 +19,7 @@ class Kind:
 
 
 _DIFFUSION, _MODEL = "dsd_lab.core.diffusion", "dsd_lab.core.model"
-_TERMS = ("reconstruction", "diffusion", "perceptual", "entropy", "kl", "total")
+_TERMS = ("reconstruction", "diffusion", "perceptual", "anchor", "anchor_perceptual", "entropy", "kl", "total")
 KINDS: dict[str, Kind] = {
     "target": Kind("objective.target", f"{_DIFFUSION}.objectives", ("live", "stop_gradient", "ema")),
     "output": Kind("objective.output", f"{_DIFFUSION}.objectives", ("velocity", "clean")),
@@ -35,12 +35,13 @@ KINDS: dict[str, Kind] = {
     "regulariser": Kind(
         "latent.regularisers",
         f"{_DIFFUSION}.regularisers",
+        ("variance_expansion", "vicreg_variance", "vicreg_covariance", "sigreg"),
         reserved=(*_TERMS, "alignment", "representation", "classification"),
     ),
     "normaliser": Kind(
         "latent.normaliser",
         f"{_MODEL}.normalisers",
-        ("none", "layernorm", "layernorm_affine", "image_rmsnorm", "batchnorm", "fixed_noise", "kl"),
+        ("none", "layernorm", "layernorm_affine", "image_rmsnorm", "rmsnorm", "batchnorm", "tanh", "fixed_noise", "kl"),
     ),
     "time_distribution": Kind("time.distribution", f"{_DIFFUSION}.paths", ("uniform", "logit_normal")),
     "sampler": Kind("evaluate.sampler", f"{_DIFFUSION}.samplers", ("euler", "heun", "sde", "dopri5")),

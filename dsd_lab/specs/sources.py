@@ -29,7 +29,7 @@ def named_backbones(trial: Trial) -> dict[str, NamedBackbone]:
     """The timm models that a trial's losses use, by the loss."""
     found = {}
     auxiliary, objective = trial.auxiliary, trial.objective
-    if objective.perceptual_weight > 0:
+    if objective.perceptual_weight > 0 or objective.anchor_perceptual_weight > 0:
         found["perceptual"] = NamedBackbone(
             "objective.perceptual_backbone",
             str(objective.perceptual_backbone),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from dsd_lab.specs.auxiliary import EMA, Augmentation, Auxiliary
 from dsd_lab.specs.base import Section as Section
@@ -26,6 +26,7 @@ from dsd_lab.specs.objective import Time as Time
 from dsd_lab.specs.observation import Observation, Probe
 from dsd_lab.specs.part_fields import is_foreign, kinds_in
 from dsd_lab.specs.registry import trait
+from dsd_lab.specs.resources import Resources as Resources
 from dsd_lab.specs.training import Optimiser as Optimiser
 from dsd_lab.specs.training import Training as Training
 from dsd_lab.specs.training import decay_of as decay_of
@@ -35,20 +36,6 @@ SCHEMA_VERSION = 2
 
 Since 2, gradients are clipped apart where no weight is shared, and five fields have other names (`specs/renamed.py`).
 """
-
-
-class Resources(Section):
-    """What one trial occupies."""
-
-    cpus: float = Field(1.0, gt=0, le=4096)
-    """Logical CPUs."""
-    gpus: float = Field(0.0, ge=0, le=1)
-    """Share of a GPU: 1 is a whole one, a fraction shares it; a trial uses one GPU at most."""
-    threads: int = Field(1, ge=1, le=1024)
-    """Threads of a trial's matrix products. It is no part of a trial's identity: it may change the last bits of losses and weights on a CPU, since sums of products are split among threads, and so, over many steps, weights to within what another seed changes. It changes neither the images, times, noise and labels of a step, nor anything where it is equal: one number of threads gives the same bits again."""
-
-    patience: float = Field(3600.0, gt=0, le=1e7)
-    """Seconds without an optimiser step after which a trial is taken for one that hangs: its stacks go to `hang.txt`, its process ends, a sweep takes it up again."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +73,11 @@ class Trial(Section):
                 f"optimiser.warmup_steps: {self.optimiser.warmup_steps} is more than training.steps ({training.steps})"
             )
         self.stages()
+        part = training.batch_size // training.grad_accum_steps
+        if self.resources.team > part:
+            raise ValueError(
+                f"resources.processes: {self.resources.team} processes share {part} images (training.batch_size over training.grad_accum_steps); each needs one"
+            )
         wrong = unfit(self) or misfit(self) or misfit_of_latents(self)
         if wrong is not None:
             raise ValueError(wrong)
@@ -154,8 +146,9 @@ def resolved_phases(training: Training, objective: Objective) -> list[tuple[int,
             )
         before = found[-1][1]
         changes = {} if phase.objective is None else phase.objective.model_dump(exclude_none=True)
-        if changes.get("perceptual_weight", 0) > 0 and objective.perceptual_weight == 0:
-            raise ValueError(f"{where}.objective.perceptual_weight: a phase can switch it off, not on")
+        for name in ("perceptual_weight", "anchor_perceptual_weight"):
+            if changes.get(name, 0) > 0 and getattr(objective, name) == 0:
+                raise ValueError(f"{where}.objective.{name}: a phase can switch it off, not on")
         try:
             changed = Objective.model_validate(_laid_over(before, changes))
         except ValidationError as error:
@@ -218,13 +211,15 @@ def trained_roles(trial: Trial) -> set[str]:
     """Roles that the losses of a stage reach, were nothing frozen."""
     objective, latent, auxiliary = trial.objective, trial.latent, trial.auxiliary
     live = objective.diffusion_weight > 0 and (live_target(objective) or objective.noised == "live")
+    live = live and objective.encoder_gradient > 0
     penalised = latent.entropy_weight > 0 or (latent.normaliser == "kl" and latent.kl_weight > 0)
     penalised = penalised or any(weight > 0 for weight in latent.regularisers.values())
     beside = auxiliary.alignment > 0 or auxiliary.representation > 0 or auxiliary.classification > 0
     beside = beside or any(weight > 0 for weight in auxiliary.extra.values())
     decodes = objective.reconstruction_weight > 0 or objective.perceptual_weight > 0
+    anchored = objective.anchor_weight > 0 or objective.anchor_perceptual_weight > 0
     reached = {"encode": live or penalised or decodes or beside, "denoise": objective.diffusion_weight > 0}
-    return {role for role, used in {**reached, "decode": decodes}.items() if used}
+    return {role for role, used in {**reached, "decode": decodes or anchored}.items() if used}
 
 
 def blocks_of(trial: Trial, role: str) -> int:

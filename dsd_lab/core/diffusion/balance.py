@@ -7,15 +7,19 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from dsd_lab.core.peers import Peers
+
 DELTA, LARGEST = 1e-6, 1e4
 """What is added to the norm that is divided by, and the largest factor: VQGAN's paper and its code."""
 
 
-def _none(reconstruction: Tensor | None, terms: Mapping[str, Tensor], z: Tensor) -> dict[str, Tensor]:
+def _none(reconstruction: Tensor | None, terms: Mapping[str, Tensor], z: Tensor, peers: Peers) -> dict[str, Tensor]:
     return {}
 
 
-def _gradient_norm(reconstruction: Tensor | None, terms: Mapping[str, Tensor], z: Tensor) -> dict[str, Tensor]:
+def _gradient_norm(
+    reconstruction: Tensor | None, terms: Mapping[str, Tensor], z: Tensor, peers: Peers
+) -> dict[str, Tensor]:
     """VQGAN's adaptive weight (Esser et al., arXiv 2012.09841, eq. 7): |grad L_rec| / (|grad L| + delta), at most 1e4.
 
     There the gradients are those of the decoder's last layer, which one loss besides reconstruction
@@ -23,25 +27,28 @@ def _gradient_norm(reconstruction: Tensor | None, terms: Mapping[str, Tensor], z
     the whole batch and before any weight, so that weights become ratios of gradient norms. A term
     whose gradient does not reach z, or is zero there, has no factor.
     """
-    target = None if reconstruction is None else _norm(reconstruction, z)
+    target = None if reconstruction is None else _norm(reconstruction, z, peers)
     factors: dict[str, Tensor] = {}
     for name, term in terms.items() if target is not None else ():
-        norm = _norm(term, z)
+        norm = _norm(term, z, peers)
         if norm is not None and target is not None:
             factor = (target / (norm + DELTA)).clamp(0, LARGEST)
             factors[name] = torch.where(norm == 0, torch.ones_like(factor), factor)
     return factors
 
 
-def _norm(term: Tensor, z: Tensor) -> Tensor | None:
+def _norm(term: Tensor, z: Tensor, peers: Peers) -> Tensor | None:
     if not (term.requires_grad and z.requires_grad):
         return None
-    (gradient,) = torch.autograd.grad(term, z, retain_graph=True, allow_unused=True)
-    return None if gradient is None else gradient.norm()
+    own = term if peers.alone else term * peers.share
+    (gradient,) = torch.autograd.grad(own, z, retain_graph=True, allow_unused=True)
+    if gradient is None:
+        return None
+    return gradient.norm() if peers.alone else peers.total(gradient.square().sum()).sqrt()
 
 
-BALANCES: dict[str, Callable[[Tensor | None, Mapping[str, Tensor], Tensor], dict[str, Tensor]]] = {
+BALANCES: dict[str, Callable[[Tensor | None, Mapping[str, Tensor], Tensor, Peers], dict[str, Tensor]]] = {
     "none": _none,
     "gradient_norm": _gradient_norm,
 }
-"""(reconstruction, other terms by name, latents) -> factors by name, without gradient; a term that is absent has 1."""
+"""(reconstruction, other terms by name, latents, processes) -> factors by name, without gradient; a term that is absent has 1."""

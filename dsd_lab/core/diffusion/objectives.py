@@ -20,6 +20,7 @@ Squares are means over tokens and channels; losses are means over the batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -92,6 +93,34 @@ def _ema(
     assert target_encoder is not None
     with torch.no_grad():
         return target_encoder.encode(x, noise, kept)
+
+
+# -- The share of the diffusion loss' gradient that the encoder gets ---------------------------------
+
+
+RAMPS: dict[str, Callable[[float], float]] = {
+    "linear": lambda progress: progress,
+    "sigmoid": lambda progress: (
+        _logistic(12 * (progress - 0.5)) / (2 * _logistic(6.0) - 1) + 0.5 - 0.5 / (2 * _logistic(6.0) - 1)
+    ),
+}
+"""(share of the warm-up that has passed) -> share of the full gradient, from 0 to 1."""
+
+
+def _logistic(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def encoder_gradient(spec: Objective, step: int) -> float:
+    """Share of the diffusion loss' gradient that reaches the encoder at the step that follows `step` done ones."""
+    if spec.encoder_gradient_warmup == 0 or step >= spec.encoder_gradient_warmup:
+        return spec.encoder_gradient
+    return spec.encoder_gradient * RAMPS[spec.encoder_gradient_ramp](step / spec.encoder_gradient_warmup)
+
+
+def with_gradient(z: Tensor, share: float) -> Tensor:
+    """z itself, of whose gradient a share flows back."""
+    return z if share == 1 else z.detach() + share * (z - z.detach())
 
 
 # -- The latent that is noised -------------------------------------------------------------------
@@ -178,10 +207,22 @@ def diffusion_loss(
         draws: times, noise and labels.
         spec: fields `noised`, `output`, `loss_space`, `weighting`, `clamp`.
     """
+    return _diffusion_loss(*predictions(denoise, z, draws, spec), z2, draws, spec)
+
+
+def predictions(
+    denoise: Callable[[Tensor, Tensor, Tensor], Tensor], z: Tensor, draws: Draws, spec: Objective
+) -> tuple[Tensor, Tensor]:
+    """Clean and velocity predictions f, v [B, T, c] from noised latents; arguments as of `diffusion_loss`."""
     z_t = paths.noised(NOISED[spec.noised](z), draws.e, draws.t)
     out = denoise(z_t, draws.t, draws.y).float()
-    f, v = OUTPUTS.bound(spec.output, spec)(out, z_t, draws.t, spec.clamp)
-    return LOSS_SPACES.bound(spec.loss_space, spec)(f, v, z2, draws.e, draws.t, spec)
+    found: tuple[Tensor, Tensor] = OUTPUTS.bound(spec.output, spec)(out, z_t, draws.t, spec.clamp)
+    return found
+
+
+def _diffusion_loss(f: Tensor, v: Tensor, z2: Tensor, draws: Draws, spec: Objective) -> Tensor:
+    found: Tensor = LOSS_SPACES.bound(spec.loss_space, spec)(f, v, z2, draws.e, draws.t, spec)
+    return found
 
 
 def losses(
@@ -191,19 +232,21 @@ def losses(
     draws: Draws,
     trial: Trial,
     auxiliaries: Auxiliaries | None = None,
+    step: int = 0,
 ) -> Losses:
-    """All losses of a batch of images x [B, C, H, W] in [-1, 1].
+    """All losses of a batch of images x [B, C, H, W] in [-1, 1]; `step` is the number of optimiser steps done.
 
     total = reconstruction_weight * reconstruction + diffusion_weight * diffusion
             + the normaliser's weighted penalties - entropy_weight * entropy + the weighted regularisers
-            + the weighted auxiliary losses + perceptual_weight * perceptual
+            + anchor_weight * anchor + the weighted auxiliary losses + perceptual_weight * perceptual
 
     with diffusion, auxiliary and perceptual losses multiplied by the factors of `balance` too. Terms
     whose weight is zero are left out of `terms`; without `auxiliaries`, theirs and the perceptual one.
     """
     spec = trial.objective
     tokens = Tokens() if auxiliaries is None else auxiliaries.tokens()
-    perceptual = None if auxiliaries is None or spec.perceptual_weight == 0 else auxiliaries.perceptual
+    seen = None if auxiliaries is None else auxiliaries.perceptual
+    perceptual = None if spec.perceptual_weight == 0 else seen
     raw = network.encode_raw(x, draws.hidden, tokens.encode)
     reads_settled = auxiliaries is not None and auxiliaries.reads_settled
     # Before the step's own normalisation, which moves the running statistics.
@@ -223,18 +266,28 @@ def losses(
         if perceptual is not None:
             others["perceptual"] = spec.perceptual_weight, perceptual(image, x)
     if spec.diffusion_weight > 0:
-        z2 = TARGETS.bound(spec.target, spec)(z, x, target_encoder, draws.latent_e, tokens.target).float()
+        shared = with_gradient(z, encoder_gradient(spec, step))
+        z2 = TARGETS.bound(spec.target, spec)(shared, x, target_encoder, draws.latent_e, tokens.target).float()
         denoise, again = partial(network.denoise, kept=tokens.denoise), len(draws.t) // len(x)
-        diffusion = diffusion_loss(denoise, z.repeat(again, 1, 1), z2.repeat(again, 1, 1), draws, spec)
-        weighted["diffusion"] = spec.diffusion_weight, diffusion
+        f, v = predictions(denoise, shared.repeat(again, 1, 1), draws, spec)
+        weighted["diffusion"] = spec.diffusion_weight, _diffusion_loss(f, v, z2.repeat(again, 1, 1), draws, spec)
+        if spec.anchor_weight > 0 or (spec.anchor_perceptual_weight > 0 and seen is not None):
+            foreseen, wanted = network.decode(f).float(), x.repeat(again, 1, 1, 1)
+            if spec.anchor_weight > 0:
+                anchor = RECONSTRUCTIONS.bound(spec.reconstruction, spec)(foreseen, wanted)
+                others["anchor"] = spec.anchor_weight, anchor
+            if spec.anchor_perceptual_weight > 0 and seen is not None:
+                others["anchor_perceptual"] = spec.anchor_perceptual_weight, seen(foreseen, wanted)
     if auxiliaries is not None:
         others |= auxiliaries.terms(Seen(network, x, z, draws, tokens, settled), target_encoder)
     balanced = {name: term for name, (_, term) in (weighted | others).items() if name != "reconstruction"}
-    factors = BALANCES[spec.balance](weighted.get("reconstruction", (0, None))[1], balanced, z)
+    factors = BALANCES[spec.balance](weighted.get("reconstruction", (0, None))[1], balanced, z, network.peers)
     weighted |= {name: pair for name, pair in network.normaliser.penalties(raw).items() if pair[0] > 0}
+    # Neither is a mean over images.
+    every = network.peers.whole(z) if trial.latent.entropy_weight > 0 or trial.latent.regularisers else z
     if trial.latent.entropy_weight > 0:
-        weighted["entropy"] = -trial.latent.entropy_weight, gaussian_entropy(z, trial.latent.entropy_floor)
-    weighted |= regularisers(z, trial.latent)
+        weighted["entropy"] = -trial.latent.entropy_weight, gaussian_entropy(every, trial.latent.entropy_floor)
+    weighted |= regularisers(every, trial.latent)
     total = z.new_zeros(())
     multipliers: dict[str, Tensor] = {}
     for name, (weight, term) in (weighted | others).items():

@@ -29,6 +29,7 @@ from dsd_lab.core.model.blocks import (
     widened,
 )
 from dsd_lab.core.model.normalisers import NORMALISERS, build_normaliser
+from dsd_lab.core.peers import ALONE, Peers
 
 if TYPE_CHECKING:
     from dsd_lab.specs.trial import Trial
@@ -47,6 +48,8 @@ class Network(nn.Module):
     """
 
     position: Tensor
+    peers: Peers = ALONE
+    """The processes that share its batches in training."""
 
     def __init__(self, trial: Trial, channels: int, classes: int) -> None:
         super().__init__()
@@ -147,8 +150,12 @@ class Network(nn.Module):
     def normalise(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
         """What `encode_raw` gives -> latents [B, T, c] in float32, whatever the precision of the blocks."""
         with no_autocast(raw):
-            z: Tensor = self.normaliser(widened(raw), noise)
-        return z
+            raw, gathers = widened(raw), self.normaliser.whole_batch and self.normaliser.training
+            if self.peers.alone or not gathers:
+                z: Tensor = self.normaliser(raw, noise)
+                return z
+            every = self.normaliser(self.peers.whole(raw), None if noise is None else self.peers.whole(noise))
+            return self.peers.own(every)
 
     def denoise(self, z_t: Tensor, t: Tensor, y: Tensor, kept: list[Tensor] | None = None) -> Tensor:
         """Noised latents [B, T, c] at times [B] with labels [B] -> clean latent or velocity [B, T, c].

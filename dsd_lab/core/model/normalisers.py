@@ -28,10 +28,13 @@ class Normaliser(nn.Module):
 
     `inputs` is the number of encoder outputs a latent channel, `noisy` whether training draws noise
     [B, T, c] ~ N(0, I) for it. Without noise, as in probes and samples, the map is deterministic.
+    `whole_batch` is whether a latent depends on the other images of its batch in training: several processes that
+    train a trial then give it the images of all of them.
     """
 
     inputs = 1
     noisy = False
+    whole_batch = False
 
     def __init__(self, channels: int, spec: Latent) -> None:
         super().__init__()
@@ -115,6 +118,26 @@ class ImageRMSNorm(Normaliser):
         return raw * (raw.square().mean((-2, -1), keepdim=True) + self.eps).rsqrt()
 
 
+@NORMALISERS.add("rmsnorm")
+class RMSNorm(Normaliser):
+    """Unit mean square over the channels of each token: z / sqrt(mean z^2 + eps), eps 1e-6 (Zhang and Sennrich, arXiv 1910.07467)."""
+
+    def __init__(self, channels: int, spec: Latent) -> None:
+        super().__init__(channels, spec)
+        self.eps = 1e-6 if spec.eps is None else spec.eps
+
+    def forward(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
+        return raw * (raw.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+
+
+@NORMALISERS.add("tanh")
+class Tanh(Normaliser):
+    """z = 3 tanh(raw / 3): latents within (-3, 3), whose scale is free below that (JEDI, arXiv 2605.13013)."""
+
+    def forward(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
+        return 3 * (raw / 3).tanh()
+
+
 @NORMALISERS.add("batchnorm")
 class LatentBatchNorm(Normaliser):
     """Zero mean and unit variance of each channel over batch and tokens, without affine.
@@ -122,6 +145,8 @@ class LatentBatchNorm(Normaliser):
     Running statistics are used outside training (momentum 0.1 and eps 1e-5, as torch's defaults; REPA-E,
     arXiv 2504.10483, has eps 1e-4).
     """
+
+    whole_batch = True
 
     def __init__(self, channels: int, spec: Latent) -> None:
         super().__init__(channels, spec)

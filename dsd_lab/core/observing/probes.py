@@ -51,9 +51,9 @@ class ProbeSet:
         return drawn[_TIMES_A_DRAW // 2 :: _TIMES_A_DRAW][torch.randperm(count, generator=source)]
 
     def measure(
-        self, network: Network, target_encoder: Network | None
+        self, network: Network, target_encoder: Network | None, step: int = 0
     ) -> tuple[dict[str, float], dict[str, list[float]]]:
-        """Metrics and covariance spectra of the networks as they stand; modes and gradients are left as found."""
+        """Metrics and covariance spectra of the networks after `step` steps; modes and gradients are left as found."""
         networks = [network] if target_encoder is None else [network, target_encoder]
         modes = [(module, module.training) for part in networks for module in part.modules()]
         for part in networks:
@@ -75,7 +75,7 @@ class ProbeSet:
                 metrics |= gradients
                 spectra |= by_direction
             if self.trial.probe.gradient_images:
-                metrics |= self._interference(network, target_encoder)
+                metrics |= self._interference(network, target_encoder, step)
         finally:
             for module, training in modes:
                 module.training = training
@@ -138,7 +138,7 @@ class ProbeSet:
             spectra[f"scale_std/token{suffix}"] = std.tolist()
         return metrics, spectra
 
-    def _interference(self, network: Network, target_encoder: Network | None) -> dict[str, float]:
+    def _interference(self, network: Network, target_encoder: Network | None, step: int) -> dict[str, float]:
         """Cosine and norm ratio (diffusion over reconstruction) of the two weighted losses' gradients.
 
         With respect to the latents z, and to the encoder's weights under `interference/encoder`.
@@ -148,7 +148,7 @@ class ProbeSet:
         x, spec = self.x[:count], self.trial.objective
         draws = Draws(self.t[:count], self.e[:count], self.y[:count])
         with torch.enable_grad():
-            found = losses(network, target_encoder, x, draws, self.trial)
+            found = losses(network, target_encoder, x, draws, self.trial, step=step)
             if not {"diffusion", "reconstruction"} <= found.terms.keys():
                 return {}
             weighted = (

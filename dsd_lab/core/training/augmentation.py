@@ -17,15 +17,28 @@ if TYPE_CHECKING:
     from dsd_lab.specs.auxiliary import Augmentation
 
 
-def augmented(x: Tensor, spec: Augmentation, seed: int, step: int) -> Tensor:
-    """Images [B, C, H, W] of a step, flipped and cropped as the spec says; x itself where it says neither."""
+def augmented(
+    x: Tensor, spec: Augmentation, seed: int, step: int, size: int | None = None, rows: Tensor | None = None
+) -> Tensor:
+    """Images of a step, flipped and cropped as the spec says; x itself where it says neither.
+
+    Args:
+        x: images [B, C, H, W], or some of them.
+        spec: section `augmentation`.
+        seed: of the trial.
+        step: of training.
+        size: B, where x are some of them.
+        rows: which ones x are.
+    """
+    size = len(x) if size is None else size
+    chosen = slice(None) if rows is None else rows
     if spec.flip > 0:
-        drawn = torch.rand(len(x), generator=generator(seed, "flip", step, x.device), device=x.device)
-        x = flipped(x, drawn < spec.flip)
+        drawn = torch.rand(size, generator=generator(seed, "flip", step, x.device), device=x.device)
+        x = flipped(x, (drawn < spec.flip)[chosen])
     if spec.crop > 0:
         source = generator(seed, "crop", step, x.device)
-        shifts = torch.randint(-spec.crop, spec.crop + 1, (len(x), 2), generator=source, device=x.device)
-        x = shifted_crop(x, shifts)
+        shifts = torch.randint(-spec.crop, spec.crop + 1, (size, 2), generator=source, device=x.device)
+        x = shifted_crop(x, shifts[chosen])
     return x
 
 

@@ -6,6 +6,7 @@ trial draws what an uninterrupted one draws. The order of the draws of a generat
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,11 +28,21 @@ def indices_of(trial: Trial, seed: int, step: int, images: int) -> Tensor:
 
 
 def draw_batch(
-    trial: Trial, seed: int, step: int, data: DataSet, network: Network, device: torch.device
+    trial: Trial,
+    seed: int,
+    step: int,
+    data: DataSet,
+    network: Network,
+    device: torch.device,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Draws]:
-    """Images [B, C, H, W] in [-1, 1], augmented, and the random numbers of the step."""
+    """Images [B, C, H, W] in [-1, 1], augmented, and the random numbers of the step.
+
+    `rows` chooses images of the batch: the numbers are drawn for all of them, and no other image is read.
+    """
     size, again = trial.training.batch_size, trial.training.noise_draws
-    x, y = data.train.at(indices_of(trial, seed, step, len(data.train)), device)
+    indices = indices_of(trial, seed, step, len(data.train))
+    x, y = data.train.at(indices if rows is None else indices[rows], device)
     source = generator(seed, "step", step, device)
     t = draw_times(trial.time, again * size, source)
     shape = (network.tokens, network.latent_channels)
@@ -40,6 +51,8 @@ def draw_batch(
     noise = torch.randn((size, *shape), generator=source, device=device) if trial.latent.decoder_noise > 0 else None
     latent = generator(seed, "latent", step, device) if network.normaliser.noisy else None
     latent_e = None if latent is None else torch.randn((size, *shape), generator=latent, device=device)
-    x = augmented(x, trial.augmentation, seed, step)
+    x = augmented(x, trial.augmentation, seed, step, size, None if rows is None else rows.to(device))
     hidden = hidden_tokens(trial.augmentation, size, network.tokens, seed, step, device)
-    return x, Draws(t, e, y.repeat(again).masked_fill(dropped, data.classes), noise, latent_e, hidden, y)
+    drawn = Draws(t, e, dropped, noise, latent_e, hidden)
+    drawn = drawn if rows is None else drawn.of_images(rows.to(device), size)
+    return x, replace(drawn, y=y.repeat(again).masked_fill(drawn.y, data.classes), labels=y)

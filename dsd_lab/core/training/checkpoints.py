@@ -33,9 +33,14 @@ _TENSORS, _MANIFEST = "tensors.safetensors", "manifest.json"
 
 
 def save_checkpoint(
-    folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    keep: int,
+    keep_every: int | None = None,
 ) -> Path:
-    """Write `folder/step-N` and remove all but the newest `keep` checkpoints.
+    """Write `folder/step-N` and remove all but the newest `keep` checkpoints and those of every `keep_every` steps.
 
     Raises:
         OSError: the disk is full or not writable; older checkpoints are intact.
@@ -65,7 +70,8 @@ def save_checkpoint(
         raise
     sync_folder(folder)
     for old in list_checkpoints(folder)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+        if keep_every is None or int(old.name.removeprefix("step-")) % keep_every:
+            shutil.rmtree(old, ignore_errors=True)
     return final
 
 

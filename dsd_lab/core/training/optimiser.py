@@ -1,9 +1,7 @@
-"""The optimiser, its schedule, and averages of weights."""
+"""The optimiser."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -102,22 +100,3 @@ def hidden_matrices(network: Network) -> list[nn.Parameter]:
     """Matrices of attention and MLP; not adaLN's, which start at zero and which an orthogonal step would throw open."""
     parts = [part for block in network.blocks for name, part in block.named_children() if name in ("attention", "mlp")]
     return [p for part in parts for p in part.parameters() if p.dim() == 2]
-
-
-def _tail(progress: float, tail: float) -> float:
-    return min(1.0, (1 - progress) / tail)
-
-
-SCHEDULES: dict[str, Callable[[float, float], float]] = {
-    "constant": lambda progress, tail: 1.0,
-    "cosine": lambda progress, tail: 0.5 * (1 + math.cos(math.pi * progress)),
-    "wsd": _tail,
-}
-
-
-def learning_rate(spec: Optimiser, step: int, steps: int) -> float:
-    """Learning rate of the step that follows `step` done ones, of `steps`."""
-    if step < spec.warmup_steps:
-        return spec.lr * (step + 1) / spec.warmup_steps
-    progress = (step - spec.warmup_steps) / max(1, steps - spec.warmup_steps)
-    return spec.lr * SCHEDULES[spec.schedule](progress, spec.tail)

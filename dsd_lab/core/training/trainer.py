@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from dsd_lab.core.model.blocks import ROLES
 from dsd_lab.core.model.network import Network, attends_fused
 from dsd_lab.core.observing.pictures import draw_pictures
 from dsd_lab.core.observing.probes import ProbeSet
+from dsd_lab.core.peers import ALONE, Peers
 from dsd_lab.core.randomness import Draws, generator
 from dsd_lab.core.training import checkpoints
 from dsd_lab.core.training.batches import draw_batch, indices_of
@@ -31,7 +33,9 @@ from dsd_lab.core.training.clipping import clip_gradients, clipped_parts
 from dsd_lab.core.training.ema import Averaging, average_name, ramped_decay, warmed_decay
 from dsd_lab.core.training.events import Checkpointed, Diverged, Drew, Event, Finished, Logged, Probed
 from dsd_lab.core.training.finiteness import Finiteness
-from dsd_lab.core.training.optimiser import build_optimiser, learning_rate
+from dsd_lab.core.training.gradient_sums import GradientSums
+from dsd_lab.core.training.optimiser import build_optimiser
+from dsd_lab.core.training.schedule import learning_rate
 from dsd_lab.errors import BadInput, NoResources
 from dsd_lab.specs.trial import unfit_images
 
@@ -50,6 +54,8 @@ def pick_device(gpus: float) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise NoResources(f"resources.gpus is {gpus:g}, but this process sees no GPU")
+    if "LOCAL_RANK" in os.environ:  # under torchrun, whose processes all see all GPUs
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     return torch.device("cuda")
 
 
@@ -62,13 +68,20 @@ class Trainer:
         data: images, whose size the trial's network must have.
         device: where to train.
         folder: where checkpoints go; None keeps none (the events `Checkpointed` are left out).
+        peers: the processes that train the trial together, each with a trainer of its own.
 
     Raises:
         BadInput: the images are not square, or not of the size that the network takes.
     """
 
     def __init__(
-        self, trial: Trial, seed: int, data: DataSet, device: torch.device, folder: Path | None = None
+        self,
+        trial: Trial,
+        seed: int,
+        data: DataSet,
+        device: torch.device,
+        folder: Path | None = None,
+        peers: Peers = ALONE,
     ) -> None:
         if unfit := unfit_images(trial, data.train.shape):
             raise BadInput(unfit)
@@ -97,6 +110,7 @@ class Trainer:
         if trial.training.compile:
             for network in filter(None, (self.network, self.target_encoder)):
                 network.compile_blocks()
+        self._share_batches(peers)
         self.clipped_parts = clipped_parts(self.network, self.auxiliaries)
         self.probe_set = ProbeSet(trial, data, self.network, device)
         self.step = 0
@@ -110,12 +124,26 @@ class Trainer:
         self.resumed_lines: int | None = None
         """Lines that the records had before the checkpoint that was resumed from, where its state says so."""
 
+    def _share_batches(self, peers: Peers) -> None:
+        part, batch = (
+            self.trial.training.batch_size // self.trial.training.grad_accum_steps,
+            self.trial.training.batch_size,
+        )
+        self.peers = peers.of_batches(part)
+        own = torch.arange(part)[self.peers.rows]
+        self._own_images = None if peers.alone else torch.cat([start + own for start in range(0, batch, part)])
+        """Which images of a batch this process takes; None for all."""
+        self._gradient_sums = GradientSums(self.trained.parameters(), self.peers)
+        for network in filter(None, (self.network, self.target_encoder)):
+            network.peers = self.peers
+
     # -- One step ----------------------------------------------------------------------------------
 
     def _enter(self, stage: Stage) -> None:
         """Begin a stage of training: its objective from here on, and what does not move in it."""
         self.stage = self.probe_set.stage = stage
         self.network.freeze(stage.frozen)
+        self._gradient_sums.forget()
         for network in (self.network, self.target_encoder):
             if network is not None:
                 network.normaliser.train("encode" not in stage.frozen)
@@ -132,32 +160,45 @@ class Trainer:
                 tensor.index_copy_(0, rows, before)
 
     def draw(self, step: int) -> tuple[Tensor, Draws]:
-        """Images [B, C, H, W] and random numbers of the global batch of a step; the next ones are fetched ahead."""
-        train, steps = self.data.train, self.trial.training.steps
-        batch = draw_batch(self.trial, self.seed, step, self.data, self.network, self.device)
+        """Images [B, C, H, W] and random numbers of the batch of a step; the next ones are fetched ahead.
+
+        Of several processes, each has the rows of its own images.
+        """
+        train, steps, own = self.data.train, self.trial.training.steps, self._own_images
+        batch = draw_batch(self.trial, self.seed, step, self.data, self.network, self.device, own)
         coming = range(step + 1, min(step + 1 + BATCHES_AHEAD, steps))
-        train.prefetch(indices_of(self.trial, self.seed, later, len(train)) for later in coming)
+        ahead = (indices_of(self.trial, self.seed, later, len(train)) for later in coming)
+        train.prefetch(ahead if own is None else (indices[own] for indices in ahead))
         return batch
 
     def gradients(self, x: Tensor, draws: Draws) -> dict[str, Tensor]:
         """Backward through the losses of a global batch, part by part; returns the loss and its terms."""
         self.optimiser.zero_grad(set_to_none=True)
-        training, batch = self.trial.training, len(x)
-        part = batch // training.grad_accum_steps
+        training, images = self.trial.training, len(x)
+        part = images // training.grad_accum_steps
+        share = self.peers.share / training.grad_accum_steps
         sums: dict[str, Tensor] = {}
-        for start in range(0, batch, part):
+        for start in range(0, images, part):
             chosen = slice(start, start + part)
-            its_draws = draws if part == batch else draws.of_images(chosen, batch)
+            its_draws = draws if part == images else draws.of_images(chosen, images)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
                 found = losses(
-                    self.network, self.target_encoder, x[chosen], its_draws, self.stage.trial, self.auxiliaries
+                    self.network,
+                    self.target_encoder,
+                    x[chosen],
+                    its_draws,
+                    self.stage.trial,
+                    self.auxiliaries,
+                    self.step,
                 )
-            share = part / batch
+            if start + part == images:
+                self._gradient_sums.begin()
             (found.total if share == 1 else found.total * share).backward()
             balance = {f"balance/{name}": value for name, value in found.multipliers.items()}
             for name, value in {"loss": found.total, **found.terms, **balance}.items():
                 sums[name] = sums.get(name, 0) + value.detach() * share
-        return sums
+        self._gradient_sums.end()
+        return self.peers.totals(sums)
 
     def train_step(self) -> Diverged | None:
         """One optimiser step; none is taken, and the event returned, where loss or gradient is not finite.
@@ -216,21 +257,20 @@ class Trainer:
             last = self.step == steps
             self._stage_of_step()
             if self.step != self._resumed_at:
-                if self.step % self.trial.probe.every == 0 or last:
-                    yield self._probed()
-                if (self.step % watch.images_every == 0 and self.step > 0) or last:
-                    yield Drew(self.step, draw_pictures(self.average, self.probe_set, self.stage.trial))
-                if self.folder is not None and ((self.step % watch.checkpoint_every == 0 and self.step > 0) or last):
-                    started = time.perf_counter()
-                    self.save(**flush())
-                    yield Checkpointed(self.step, time.perf_counter() - started)
+                saves = self.folder is not None and (
+                    (self.step % watch.checkpoint_every == 0 and self.step > 0) or last
+                )
+                if saves:
+                    self.peers.refuse_strays(list(self.trained.parameters()), self.step)
+                if self.peers.leads:
+                    yield from self._observed(last, saves, flush)
             if last:
                 yield Finished(self.step, self.step * self.trial.training.batch_size)
                 return
-            if stop():
+            if self.peers.any(stop()):
                 if (diverged := self.diverged(wait=True)) is not None:
                     yield diverged
-                elif self.folder is not None and self.step % watch.checkpoint_every and self.step != self._resumed_at:
+                elif self.peers.leads and self._is_unsaved():
                     self.save(told=False, **flush())
                 return
             started = time.perf_counter()
@@ -245,11 +285,27 @@ class Trainer:
                 yield self._logged(seconds)
                 seconds = 0.0
 
+    def _observed(self, last: bool, saves: bool, flush: Callable[[], dict[str, Any]]) -> Iterator[Event]:
+        """Probe, draw, and save, where it is time."""
+        watch = self.trial.observation
+        if self.step % self.trial.probe.every == 0 or last:
+            yield self._probed()
+        if (self.step % watch.images_every == 0 and self.step > 0) or last:
+            yield Drew(self.step, draw_pictures(self.average, self.probe_set, self.stage.trial))
+        if saves:
+            started = time.perf_counter()
+            self.save(**flush())
+            yield Checkpointed(self.step, time.perf_counter() - started)
+
     def _is_watched(self) -> bool:
         """Whether something is told or kept of the present step, and the next one has to wait."""
         watch = self.trial.observation
         often = (watch.log_every, self.trial.probe.every, watch.images_every, watch.checkpoint_every)
         return self.step == self.trial.training.steps or any(self.step % every == 0 for every in often)
+
+    def _is_unsaved(self) -> bool:
+        every = self.trial.observation.checkpoint_every
+        return self.folder is not None and self.step % every != 0 and self.step != self._resumed_at
 
     def _stage_of_step(self) -> None:
         """Enter the stage that the next step belongs to, where it is another."""
@@ -261,9 +317,21 @@ class Trainer:
         started = time.perf_counter()
         # Batches of probes have other shapes than those of steps, and would each be compiled too.
         eager = torch.compiler.set_stance("force_eager") if self.trial.training.compile else contextlib.nullcontext()
-        with eager:
-            metrics, spectra = self.probe_set.measure(self.network, self.target_encoder)
+        with eager, self._without_peers():
+            metrics, spectra = self.probe_set.measure(self.network, self.target_encoder, self.step)
         return Probed(self.step, metrics, spectra, time.perf_counter() - started)
+
+    @contextlib.contextmanager
+    def _without_peers(self) -> Iterator[None]:
+        """The leader computes alone, on whole batches."""
+        networks = [network for network in (self.network, self.target_encoder) if network is not None]
+        for network in networks:
+            network.peers = ALONE
+        try:
+            yield
+        finally:
+            for network in networks:
+                network.peers = self.peers
 
     def _logged(self, seconds: float) -> Logged:
         metrics = {f"train/{name}": float(total) / self._summed for name, total in self._sums.items()}
@@ -289,15 +357,30 @@ class Trainer:
             "summed": self._summed,
             "data": self.data.fingerprint,
             "device": self.device.type,
+            "processes": self.peers.size,
             "told": told,
             **more,
         }
-        checkpoints.save_checkpoint(folder, self.step, tensors, state, self.trial.observation.checkpoints_kept)
+        watch = self.trial.observation
+        checkpoints.save_checkpoint(folder, self.step, tensors, state, watch.checkpoints_kept, watch.keep_every)
 
     def save_crash(self, folder: Path, reason: str) -> None:
         """What a step that was not taken can be done again with: weights, images; its random numbers follow from seed and step."""
         batch = indices_of(self.trial, self.seed, self.step, len(self.data.train))
         self.save(folder, reason=reason, seed=self.seed, batch=batch.tolist())
+
+    def _newest_checkpoint(
+        self, usable: Callable[[dict[str, Any]], bool]
+    ) -> tuple[Path, dict[str, Tensor], dict[str, Any]] | None:
+        """The one that the leader chooses; all processes read it."""
+        if self.folder is None:
+            return None
+        found = checkpoints.newest_checkpoint(self.folder, usable) if self.peers.leads else None
+        at = self.peers.leaders(-1 if found is None else _step_of(found[0]))
+        if self.peers.leads or at < 0:
+            return found
+        path = self.folder / f"step-{at:09d}"
+        return path, *checkpoints.load_checkpoint(path)
 
     def resume(self, usable: Callable[[dict[str, Any]], bool] = lambda state: True) -> bool:
         """Go on from the newest whole checkpoint; False where there is none.
@@ -309,8 +392,7 @@ class Trainer:
             BadInput: the checkpoint was trained on other images.
             CorruptCheckpoint: it is whole but of another network.
         """
-        found = checkpoints.newest_checkpoint(self.folder, usable) if self.folder is not None else None
-        if found is None:
+        if (found := self._newest_checkpoint(usable)) is None:
             return False
         path, tensors, state = found
         if state["data"] != self.data.fingerprint:
@@ -325,10 +407,14 @@ class Trainer:
         self._sums = {k: v.to(self.device) for k, v in _part(tensors, "sums").items()}
         self._summed, self.resumed_told = int(state["summed"]), bool(state.get("told", True))
         self.resumed_lines = state.get("lines")
-        self.step = self._resumed_at = int(path.name.removeprefix("step-"))
+        self.step = self._resumed_at = _step_of(path)
         self._enter(self.stage)  # its frozen rows are those that were just read
         self._stage_of_step()
         return True
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Any]:

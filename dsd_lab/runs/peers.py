@@ -1,0 +1,201 @@
+"""The processes of a trial that several train: who starts them, and what those do that do not lead.
+
+The leader runs the trial as a process alone would (`run_trial.py`). The others only train, and leave the home folder
+to it: they read its checkpoint at the start, and write nothing.
+
+    python -m dsd_lab.runs.peers      one of them, started by a leader on the same machine; its job comes on standard input
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dsd_lab.core.peers import ALONE, Peers, joined
+from dsd_lab.core.training.trainer import Trainer, pick_device
+from dsd_lab.errors import LabError, PeerLost
+from dsd_lab.home.home import Home
+from dsd_lab.home.plugins import keep_plugins
+from dsd_lab.runs.child_environment import child_environment
+from dsd_lab.runs.data_shelf import DataShelf
+from dsd_lab.specs.plugins import load_kept
+from dsd_lab.specs.renamed import recorded_trial
+from dsd_lab.specs.sweep import PlannedTrial
+from dsd_lab.training_code import training_code
+
+if TYPE_CHECKING:
+    from dsd_lab.core.data import DataSet
+
+Team = Callable[[Home, PlannedTrial], AbstractContextManager[Peers]]
+"""(home, trial) -> the leader among its processes, which are there while the block lasts."""
+_GOODBYE = 30.0
+"""Seconds in which a process that has trained to the end may leave."""
+
+
+def job_of(home: Home, trial: PlannedTrial) -> dict[str, Any]:
+    """What a process needs to train a trial, as JSON."""
+    return {
+        "home": str(home.root.resolve()),
+        "trial": {
+            "id": trial.id,
+            "variant": trial.variant,
+            "seed": trial.seed,
+            "point": trial.point,
+            "overrides": trial.overrides,
+            "fields": trial.fields.model_dump(),
+        },
+        "plugins": keep_plugins(home),
+    }
+
+
+def trial_of(job: dict[str, Any]) -> PlannedTrial:
+    """The trial of a job; its plug-ins are loaded."""
+    load_kept(job["plugins"])
+    return PlannedTrial(**{**job["trial"], "fields": recorded_trial(job["trial"])})
+
+
+def follow(
+    home: Home,
+    trial: PlannedTrial,
+    shelf: DataShelf,
+    rendezvous: str,
+    rank: int,
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Train a trial to its end as one of its processes that do not lead.
+
+    Args:
+        home: of the leader too.
+        trial: the leader's.
+        shelf: data sets already in memory.
+        rendezvous: where the processes meet (`core/peers.py`).
+        rank: 1 or more.
+        stop: asked before every step; where one process says so, all stop.
+    """
+    resources = trial.fields.resources
+    torch.set_num_threads(resources.threads)
+    device = pick_device(resources.gpus)
+    with joined(rendezvous, rank, resources.team, resources.patience, device) as peers:
+        trainer = trainer_among(peers, trial, shelf.get(trial, home), device, home.trial(trial.id).checkpoints)
+        trainer.resume()
+        for _ in trainer.run(stop):
+            pass
+
+
+def trainer_among(peers: Peers, trial: PlannedTrial, data: DataSet, device: torch.device, checkpoints: Path) -> Trainer:
+    """A trainer that shares its batches, after a look at whether all processes have the same images and code.
+
+    Raises:
+        BadInput: they have not.
+    """
+    peers.agree(data.fingerprint, "images")
+    peers.agree(training_code(), "training code")
+    return Trainer(trial.fields, trial.seed, data, device, checkpoints, peers)
+
+
+@contextlib.contextmanager
+def started_here(home: Home, trial: PlannedTrial) -> Iterator[Peers]:
+    """This process leads; the others are its children on this machine, each with its own GPU where the trial has some.
+
+    Raises:
+        PeerLost: one of them ended before its time.
+    """
+    resources = trial.fields.resources
+    size, device = resources.team, pick_device(resources.gpus)
+    if size == 1:
+        yield ALONE
+        return
+    with tempfile.TemporaryDirectory(prefix="dsd-lab-") as folder, contextlib.ExitStack() as children:
+        rendezvous = f"file:{folder}/meeting"
+        started = [
+            children.enter_context(_child(job_of(home, trial) | {"rendezvous": rendezvous, "rank": rank}, folder))
+            for rank in range(1, size)
+        ]
+
+        def lost() -> str | None:
+            return next((child.why() for child in started if child.process.poll() is not None), None)
+
+        try:
+            with joined(rendezvous, 0, size, resources.patience, device, lost) as peers:
+                yield peers
+        except PeerLost as error:
+            for child in started:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.process.wait(1.0)
+            raise PeerLost(lost() or str(error)) from error
+
+
+class _Child:
+    """A process of a trial, and what it complained about."""
+
+    def __init__(self, process: subprocess.Popen[bytes], rank: int, complaints: Path) -> None:
+        self.process, self._rank, self._complaints = process, rank, complaints
+
+    def why(self) -> str:
+        lines = self._complaints.read_text(errors="replace").strip().splitlines()
+        reason = f": {lines[-1][:300]}" if lines else ""
+        return f"process {self._rank} of the trial ended with {self.process.poll()}{reason}"
+
+
+@contextlib.contextmanager
+def _child(job: dict[str, Any], folder: str) -> Iterator[_Child]:
+    rank, environment = job["rank"], child_environment(os.environ)
+    gpus = environment.get("CUDA_VISIBLE_DEVICES", "")
+    if job["trial"]["fields"]["resources"]["gpus"] > 0:
+        environment["CUDA_VISIBLE_DEVICES"] = gpus.split(",")[rank] if gpus else str(rank)
+    complaints = Path(folder, f"{rank}.txt")
+    with complaints.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "dsd_lab.runs.peers"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=file,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches the leader, which stops them all after the same step
+        )
+    assert process.stdin is not None
+    try:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(job).encode() + b"\n")
+            process.stdin.flush()
+        yield _Child(process, rank, complaints)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_GOODBYE)
+    finally:
+        process.kill()
+        process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+
+
+def _end_with_leader() -> None:
+    """The leader holds the other end of standard input; when it has died, so does this process."""
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+def main() -> int:
+    """One process of a trial; returns the exit code."""
+    job = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_leader, daemon=True).start()
+    try:
+        follow(Home(Path(job["home"])), trial_of(job), DataShelf(), job["rendezvous"], job["rank"])
+    except LabError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

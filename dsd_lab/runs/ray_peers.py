@@ -1,0 +1,102 @@
+"""The processes of a trial under Ray: actors in the trial's own placement group, one a bundle.
+
+They die with the worker that leads them, since it owns them, and the worker learns of a lost one with the next message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.placement_group import get_current_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from dsd_lab.core.peers import ALONE, Peers, joined
+from dsd_lab.core.training.trainer import pick_device
+from dsd_lab.errors import PeerLost
+from dsd_lab.home.home import Home
+from dsd_lab.runs.peers import follow, job_of, trial_of
+from dsd_lab.specs.sweep import PlannedTrial
+
+_GOODBYE = 30.0
+"""Seconds in which a process that has trained to the end may leave."""
+
+
+class Follower:
+    """An actor that trains as one of a trial's processes that do not lead."""
+
+    def follow(self, job: dict[str, Any], rendezvous: str, rank: int) -> None:
+        """Train to the end."""
+        from dsd_lab.runs.data_shelf import DataShelf
+
+        follow(Home(Path(job["home"])), trial_of(job), DataShelf(), rendezvous, rank)
+
+
+@contextlib.contextmanager
+def in_placement_group(home: Home, trial: PlannedTrial) -> Iterator[Peers]:
+    """This worker leads, in the first bundle; the others are started in those that follow.
+
+    Raises:
+        PeerLost: one of them ended before its time.
+    """
+    resources = trial.fields.resources
+    size = resources.team
+    if size == 1:
+        yield ALONE
+        return
+    group, job = get_current_placement_group(), job_of(home, trial)
+    assert group is not None
+    with tempfile.TemporaryDirectory(prefix="dsd-lab-") as folder:
+        rendezvous = _rendezvous(folder)
+        actors = [
+            ray.remote(Follower)
+            .options(
+                num_cpus=resources.cpus,
+                num_gpus=resources.gpus_of_process,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+            )
+            .remote()
+            for rank in range(1, size)
+        ]
+        ends = [actor.follow.remote(job, rendezvous, rank) for rank, actor in enumerate(actors, 1)]
+
+        def lost() -> str | None:
+            return _first_fault(ends)
+
+        try:
+            with joined(rendezvous, 0, size, resources.patience, pick_device(resources.gpus), lost) as peers:
+                yield peers
+            ray.wait(ends, num_returns=len(ends), timeout=_GOODBYE)
+        except PeerLost as error:
+            ray.wait(ends, num_returns=len(ends), timeout=1.0)
+            raise PeerLost(_first_fault(ends) or str(error)) from error
+        finally:
+            for actor in actors:
+                ray.kill(actor)
+
+
+def _rendezvous(folder: str) -> str:
+    """A file where all processes are on this machine: no port for others to knock at. Else a port of this one."""
+    if len([node for node in ray.nodes() if node["Alive"]]) == 1:
+        return f"file:{folder}/meeting"
+    address = ray.util.get_node_ip_address()
+    with socket.socket() as free:
+        free.bind((address, 0))
+        return f"tcp:{address}:{free.getsockname()[1]}"
+
+
+def _first_fault(ends: list[Any]) -> str | None:
+    """Why the first process that is not there any more has ended, or None."""
+    ended, _ = ray.wait(ends, num_returns=len(ends), timeout=0)
+    for end in ended:
+        try:
+            ray.get(end)
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None) or error
+            return f"process {ends.index(end) + 1} of the trial: {(str(cause).splitlines() or [''])[0][:300]}"
+    return None

@@ -1,0 +1,105 @@
+"""Going on from another trial's checkpoint, where both trained alike until then, instead of from the first step."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+from dsd_lab.core.training.checkpoints import list_checkpoints, load_checkpoint
+from dsd_lab.errors import BadInput, CorruptCheckpoint
+from dsd_lab.home.beginnings import begun_alike
+from dsd_lab.home.home import Home
+from dsd_lab.home.spool import complete_lines, is_whole_picture, parsed_lines
+from dsd_lab.home.trial_folder import TrialFolder
+from dsd_lab.planning.shared_steps import beginning_key, takes_over
+from dsd_lab.specs.renamed import recorded_trial
+from dsd_lab.specs.sweep import PlannedTrial
+from dsd_lab.specs.trial import Trial
+from dsd_lab.training_code import is_current
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A checkpoint of another trial that a trial can go on from."""
+
+    folder: TrialFolder
+    step: int
+
+
+def find_beginning(home: Home, trial: PlannedTrial) -> Beginning | None:
+    """The latest checkpoint of another trial of the home folder that a trial can go on from; files are not verified yet."""
+    best: Beginning | None = None
+    for other in begun_alike(home, beginning_key(trial.fields, trial.seed)):
+        if other == trial.id:
+            continue
+        folder = home.trial(other)
+        fields = _fields_of(folder)
+        if fields is None or folder.imported() or not is_current(folder.status().get("code")):
+            continue
+        for path in list_checkpoints(folder.checkpoints):
+            step = int(path.name.removeprefix("step-"))
+            if (best is None or step > best.step) and takes_over(trial.fields, fields, step):
+                best = Beginning(folder, step)
+    return best
+
+
+def _fields_of(folder: TrialFolder) -> Trial | None:
+    try:
+        described = folder.description()
+        return None if described is None else recorded_trial(described)
+    except BadInput:
+        return None
+
+
+def begin_from(found: Beginning, folder: TrialFolder, data: str, device: str) -> bool:
+    """Take over records, pictures and checkpoint of another trial; the checkpoint last, so that a trial has all or none.
+
+    Args:
+        found: by `find_beginning`.
+        folder: of the trial that goes on.
+        data: fingerprint of its images.
+        device: type of its device.
+
+    Returns:
+        Whether it was done: not where a file is damaged or gone, or the other trial had other images or another device.
+    """
+    name = f"step-{found.step:09d}"
+    try:
+        _, state = load_checkpoint(found.folder.checkpoints / name)
+        lines = _lines_until(found)
+    except (CorruptCheckpoint, BadInput, OSError):
+        return False
+    if lines is None or (state.get("data"), state.get("device"), state.get("told", True)) != (data, device, True):
+        return False
+    pictures = [picture for line in lines for picture in json.loads(line).get("files", [])]
+    try:
+        if not all(is_whole_picture(found.folder.images / picture) for picture in pictures):
+            return False
+        folder.images.mkdir(parents=True, exist_ok=True)
+        for picture in pictures:
+            shutil.copyfile(found.folder.images / picture, folder.images / picture)
+        folder.spool.write_bytes(b"".join(lines))
+        writing = folder.checkpoints / f".writing-{name}"
+        shutil.copytree(found.folder.checkpoints / name, writing, symlinks=True)
+        writing.rename(folder.checkpoints / name)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _lines_until(found: Beginning) -> list[bytes] | None:
+    """The other trial's lines up to that of its checkpoint; None where that is not there."""
+    lines = complete_lines(found.folder.spool)
+    for count, entry in enumerate(parsed_lines(lines, found.folder.spool), 1):
+        if entry["kind"] == "checkpoint" and entry["step"] == found.step:
+            return lines[:count]
+    return None
+
+
+def taken_over(found: Beginning) -> dict[str, Any]:
+    """What the status of the trial that goes on says of it."""
+    status = found.folder.status()
+    until = {key: [e for e in status.get(key) or [] if e["step"] < found.step] for key in ("trained_by", "trained_on")}
+    return {"began_from": {"trial": found.folder.id, "step": found.step}, "code": status.get("code"), **until}

@@ -1,0 +1,186 @@
+"""A trial that several processes train is the trial that one trains."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from unittest import mock
+
+import pytest
+import torch
+from several import train
+from sweeping import run, start, wait_until, write_spec
+from test_pretended_gpu import MORE, covering, trial_of
+
+from dsd_lab.errors import NoResources
+from dsd_lab.home.home import Home
+from dsd_lab.runs import ray_engine
+from dsd_lab.specs.trial import Trial
+
+STEPS = 4
+BIG = {"training": {"batch_size": 10}}
+WHOLE = {
+    "batchnorm": {
+        "latent": {"normaliser": "batchnorm", "entropy_weight": 0.1},
+        "objective": {"output": "clean", "loss_space": "clean", "balance": "gradient_norm"},
+        "auxiliary": {"classification": 0.1},
+        "training": {"noise_draws": 2},
+    },
+    "augmented": {"augmentation": {"flip": 0.5, "crop": 1, "mask": 0.25}, "auxiliary": {"representation": 0.1}},
+}
+"""What is taken over a whole batch, several at once."""
+
+
+def shared(fields):
+    """The trial in batches that no number of processes from 2 to 4 divides evenly, a record a step."""
+    values = fields.model_dump()
+    parts = values["training"]["grad_accum_steps"]
+    values["training"] |= {"steps": STEPS, "batch_size": 11 * parts, "precision": "fp32", "compile": False}
+    values["optimiser"] |= {"warmup_steps": 0}
+    values["probe"] |= {"every": 2, "images": 16, "scale_images": 8}
+    values["observation"] |= {"log_every": 1, "images": 1, "images_every": 2, "checkpoint_every": 2}
+    return Trial.model_validate(values)
+
+
+@pytest.fixture(scope="module")
+def trials():
+    names = [*covering(), *(name for name in MORE if name not in ("perceptual", "vision"))]
+    made = {name: shared(trial_of(name)) for name in names}
+    return made | {name: shared(Trial.model_validate(fields)) for name, fields in WHOLE.items()}
+
+
+@pytest.fixture(scope="module")
+def alone(trials):
+    return train(trials, 1)
+
+
+@pytest.mark.parametrize("processes", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4))])
+def test_records_equal_those_of_one_process_whatever_the_variant(trials, alone, processes):
+    found = train(trials, processes)
+    for name in trials:
+        (records, weights), (expected, expected_weights) = found[name], alone[name]
+        assert len(records) == STEPS
+        for step, (mine, theirs) in enumerate(zip(records, expected, strict=True)):
+            assert mine.keys() == theirs.keys(), (name, step)
+            for key, value in theirs.items():
+                if not key.startswith("train/clipped"):  # a norm at the limit may fall on either side of it
+                    assert mine[key] == pytest.approx(value, rel=2e-4, abs=2e-5), (name, step, key)
+        # A weight whose gradient is 0 but for rounding (a bias before batchnorm) goes wherever AdamW takes it.
+        mine, theirs = (torch.cat([w.flatten() for w in part.values()]) for part in (weights, expected_weights))
+        assert float((mine - theirs).norm() / theirs.norm()) < 1e-3, name
+
+
+def test_the_same_number_of_processes_gives_the_same_bits_and_a_resume_too(tmp_path):
+    trials = {"whole": shared(Trial.model_validate(WHOLE["batchnorm"]))}
+    ((records, weights),) = train(trials, 3).values()
+    ((again, _),) = train(trials, 3).values()
+    assert again == records
+    train(trials, 3, tmp_path, until=2)
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-000000002"]
+    ((rest, resumed),) = train(trials, 3, tmp_path).values()
+    assert rest == records[2:]
+    assert all(torch.equal(resumed[key], weights[key]) for key in weights)
+
+
+def test_another_number_of_processes_goes_on(tmp_path):
+    trials = {"whole": shared(Trial.model_validate(WHOLE["augmented"]))}
+    ((records, _),) = train(trials, 1).values()
+    train(trials, 2, tmp_path, until=2)
+    ((rest, _),) = train(trials, 3, tmp_path).values()
+    assert [r["train/loss"] for r in rest] == pytest.approx([r["train/loss"] for r in records[2:]], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("resources", "message"),
+    [
+        ({"gpus": 2.5}, "neither a share of one GPU nor a whole number"),
+        ({"gpus": 2, "processes": 3}, "each process has one GPU"),
+        ({"processes": 100}, "100 processes share 64 images"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(resources, message):
+    with pytest.raises(ValueError, match=message):
+        Trial.model_validate({"resources": resources, "training": {"batch_size": 64}})
+
+
+def test_whole_gpus_are_processes():
+    assert [
+        Trial.model_validate({"resources": r}).resources.team
+        for r in ({}, {"gpus": 0.5}, {"gpus": 8}, {"processes": 3})
+    ] == [1, 1, 8, 3]
+
+
+def test_room_for_processes_is_counted_over_machines():
+    def asks(processes, machines):
+        trial = mock.Mock(fields=Trial.model_validate({"resources": {"processes": processes, "cpus": 2}}))
+        trial.name = "dsd s0"
+        nodes = [{"Alive": True, "Resources": {"CPU": cpus}} for cpus in machines]
+        with mock.patch.object(ray_engine.ray, "nodes", return_value=nodes):
+            ray_engine._check_resources([trial])
+
+    asks(3, [5, 2])
+    with pytest.raises(NoResources, match="asks for 4 processes with 2 CPUs each, but there is room for 3"):
+        asks(4, [5, 2])
+
+
+TRIAL = {
+    "data": {"source": "digits"},
+    "network": {"size": "nano8"},
+    "training": {"steps": 40, "batch_size": 33},
+    "observation": {"checkpoint_every": 10, "log_every": 10},
+    "probe": {"every": 40, "images": 16, "gradient_images": 0, "scale_images": 0},
+    "resources": {"processes": 2},
+}
+DSD = {"dsd": {"why": "The whole method.", "objective": {"target": "ema", "output": "clean", "loss_space": "clean"}}}
+
+
+def weights_in(home):
+    (folder,) = (Home(home).root / "trials").iterdir()
+    return (folder / "checkpoints" / "step-000000040" / "tensors.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_train_sweep_and_torchrun_give_the_same_bits(tmp_path):
+    spec = write_spec(tmp_path, DSD, base=TRIAL, seeds=[0])
+    run("train", spec, "--variant", "dsd", "--home", tmp_path / "train", "--no-tracking")
+    run("sweep", spec, "--home", tmp_path / "sweep", "--no-tracking")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "dsd_lab", "train", spec]
+    subprocess.run([*command, "--variant", "dsd", "--home", tmp_path / "torchrun", "--no-tracking"], check=True)
+    assert weights_in(tmp_path / "train") == weights_in(tmp_path / "sweep") == weights_in(tmp_path / "torchrun")
+    (status,) = (tmp_path / "sweep" / "trials").glob("*/status.json")
+    assert json.loads(status.read_text())["trained_on"][0]["device"].startswith("2 x ")
+
+
+def followers():
+    """Processes that train beside a leader: their ids."""
+    found = subprocess.run(["pgrep", "-f", "dsd_lab.runs.peers|ray::Follower"], capture_output=True, text=True)
+    return [int(line) for line in found.stdout.split() if int(line) != os.getpid()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["train", "sweep"])
+def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(tmp_path, verb):
+    base = TRIAL | {"training": {"steps": 40, "batch_size": 512}}
+    spec = write_spec(tmp_path, DSD, base=base, seeds=[0])
+    chosen = ["--variant", "dsd"] if verb == "train" else []
+    home = Home(tmp_path / "home")
+    driver = start(verb, spec, *chosen, "--home", home.root, "--no-tracking")
+    wait_until(lambda: any(home.root.glob("trials/*/checkpoints/step-*")), "a checkpoint is there")
+    for process in followers():
+        os.kill(process, signal.SIGKILL)
+    began = time.monotonic()
+    code = driver.wait(200)
+    if verb == "train":
+        assert code == 3
+        assert time.monotonic() - began < 60
+        assert '"state": "interrupted"' in next(home.root.glob("trials/*/status.json")).read_text()
+        assert "process 1 of the trial ended with -9" in next(home.root.glob("trials/*/status.json")).read_text()
+        run(verb, spec, *chosen, "--home", home.root, "--no-tracking")
+    else:
+        assert code == 0
+        assert json.loads(next(home.root.glob("trials/*/status.json")).read_text())["attempt"] == 2
+    assert not followers()
+    run("train", spec, "--variant", "dsd", "--home", tmp_path / "whole", "--no-tracking")
+    assert weights_in(home.root) == weights_in(tmp_path / "whole")
