@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from dsd_lab.bench.clock import Clock
 from dsd_lab.bench.machine import tensor_bytes
-from dsd_lab.bench.measure import _Block
+from dsd_lab.bench.measure import Block
 from dsd_lab.bench.parts import Stopwatch, timed_parts
 from dsd_lab.core.data import load_data
 from dsd_lab.core.training.cuda_graphs import WARM_UP, Replay
@@ -115,8 +115,8 @@ def test_parts_are_timed_kernel_by_kernel_and_steps_recorded_anew_after_them(tin
     assert all(
         torch.equal(a, b) for a, b in zip(plain.network.parameters(), replayed.network.parameters(), strict=True)
     )
-    block = _Block(replayed, Clock(torch.device("cpu")))
-    block.settle(replayed.stage)
+    block = Block(replayed, Clock(torch.device("cpu")))
+    block.enter(replayed.stage)
     assert tape.recorded == 3, "steps are timed from the first that is replayed"
 
 
