@@ -6,7 +6,22 @@ import contextlib
 from pathlib import Path
 
 NETWORK = frozenset(
-    ["9p", "afs", "beegfs", "ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "fuse.sshfs", "gpfs", "lustre", "nfs", "nfs4", "smb3", "smbfs"]
+    [
+        "9p",
+        "afs",
+        "beegfs",
+        "ceph",
+        "cifs",
+        "fuse.ceph",
+        "fuse.glusterfs",
+        "fuse.sshfs",
+        "gpfs",
+        "lustre",
+        "nfs",
+        "nfs4",
+        "smb3",
+        "smbfs",
+    ]
 )
 """Types, as the kernel names them, of file systems that other machines may write to."""
 _SQLITE = "sqlite:///"
