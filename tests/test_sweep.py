@@ -187,6 +187,22 @@ def test_a_private_folder_has_a_short_and_plain_path_and_goes_at_the_end(place, 
     assert not first.exists() and not second.exists()
 
 
+def test_a_place_that_is_full_or_gone_is_passed_over_and_without_any_a_line_says_so(short_tmp, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(short_tmp / "gone"))
+    with private_folder(_SOCKET_PATH_ROOM) as folder:
+        assert folder.parent == Path("/tmp")
+    free = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=0) if place == "/tmp" else free(place))
+    with private_folder(_SOCKET_PATH_ROOM) as folder:
+        assert folder.parent == Path("/var/tmp")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=0))
+    with (
+        pytest.raises(NoResources, match=r"\(.*gone: No space left.*; /tmp: No space left.*\); set TMPDIR to another"),
+        private_folder(_SOCKET_PATH_ROOM),
+    ):
+        pass
+
+
 def test_what_a_killed_sweep_left_is_removed_by_the_next_one_and_nothing_else_is(tmp_path, short_tmp):
 
     def killed():
