@@ -5,10 +5,8 @@ import json
 import pytest
 import torch
 from sweeping import VARIANTS, imported, run, write_spec
-from test_benchmarks import MANY, trial_of
+from test_benchmarks import MANY
 
-from dsd_lab.bench.clock import Clock
-from dsd_lab.bench.parts import PARTS, Stopwatch, timed_parts
 from dsd_lab.bench.summary import shares
 from dsd_lab.cli.main import main
 from dsd_lab.core.data import load_data
@@ -40,36 +38,6 @@ def benched(tmp_path_factory):
     return spec, Home(folder / "home"), answer
 
 
-# -- Timers around the trainer ---------------------------------------------------------------------------
-
-
-def test_a_stopwatch_counts_every_moment_for_the_innermost_part_alone(monkeypatch):
-    ticks = iter(range(100))
-    monkeypatch.setattr(Clock, "now", lambda self: float(next(ticks)))
-    watch = Stopwatch(Clock(CPU))
-    inner = watch.timed("encode", lambda: None)
-    watch.timed("rest", lambda: [inner(), inner()])()
-    assert watch.seconds["encode"] == 2 and watch.seconds["rest"] == 3 and sum(watch.seconds.values()) == 5
-
-
-@pytest.mark.parametrize("variant", ["dsd", "more", "parts"])
-def test_timers_find_every_part_change_no_number_and_leave_nothing_behind(variant, digits, tmp_path):
-    trial = trial_of(variant, tmp_path)
-    plain, timed = (Trainer(trial, 0, digits, CPU) for _ in range(2))
-    watch = Stopwatch(Clock(CPU))
-    with timed_parts(timed, watch):
-        timed.train_step()
-    assert set(watch.seconds) == set(PARTS) and all(seconds > 0 for seconds in watch.seconds.values())
-    plain.train_step()
-    before = dict(watch.seconds)
-    plain.train_step()
-    timed.train_step()
-    assert watch.seconds == before
-    assert all(torch.equal(a, b) for a, b in zip(plain.network.parameters(), timed.network.parameters(), strict=True))
-    assert not {"encode_raw", "denoise", "decode"} & vars(timed.network).keys()
-    assert not {"train_step", "draw", "gradients"} & vars(timed).keys()
-
-
 # -- The answer -------------------------------------------------------------------------------------------
 
 
@@ -78,12 +46,12 @@ def test_the_answer_has_every_figure_with_its_spread_and_one_trial_for_every_sha
     assert [t["name"] for t in answer["trials"]] == ["dsd", "phases"]
     for trial in answer["trials"]:
         spreads = [trial[k] for k in ("step_seconds", "images_per_second", "utilisation", "ceiling_flops_per_second")]
-        spreads += list(trial["parts"].values()) + [trial["events"][k]["made"] for k in (*EVENTS, "status")]
+        spreads += [trial["events"][k]["made"] for k in (*EVENTS, "status")]
         for spread in spreads:
             assert set(spread) == {"median", "min", "max"}
             assert 0 <= spread["min"] <= spread["median"] <= spread["max"] < float("inf")
         assert trial["memory"]["bytes"] > trial["params"] * 4
-        assert list(trial["parts"]) == list(PARTS) and trial["batch_size"] == 8 and trial["device"] == cpu_name()
+        assert trial["batch_size"] == 8 and trial["device"] == cpu_name()
         assert sum(trial["shares"].values()) == pytest.approx(1) and set(trial["shares"]) == {
             "steps", "probes", "images", "checkpoints", "events",
         }  # fmt: skip
@@ -91,16 +59,6 @@ def test_the_answer_has_every_figure_with_its_spread_and_one_trial_for_every_sha
         assert trial["images_per_second"]["max"] == pytest.approx(fastest)
     assert answer["provenance"]["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert answer["repeats"] == 2
-
-
-def test_the_parts_add_up_to_a_step(digits, tmp_path, monkeypatch):
-    trainer, read = Trainer(trial_of("dsd", tmp_path), 0, digits, CPU), []
-    now = Clock.now
-    monkeypatch.setattr(Clock, "now", lambda self: read.append(now(self)) or read[-1])
-    watch = Stopwatch(Clock(CPU))
-    with timed_parts(trainer, watch):
-        trainer.train_step()
-    assert sum(watch.seconds.values()) == pytest.approx(read[-1] - read[0], rel=1e-6)
 
 
 def test_flops_are_those_that_are_counted_for_the_variant(benched):
@@ -119,7 +77,7 @@ def test_tables_for_people_show_every_trial_and_target(tmp_path, capsys):
     assert main([*arguments, "--variant", "control"]) == OK
     shown = capsys.readouterr().out
     assert "control" in shown and "dsd " not in shown.replace("dsd_lab", "").replace("dsd-lab", "")
-    for word in ("images/s", "MFU", "backward", "checkpoints"):
+    for word in ("images/s", "MFU", "checkpoints"):
         assert word in shown
     assert "…" not in shown, "a cell was cut"
 

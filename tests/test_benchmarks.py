@@ -8,10 +8,12 @@ import pytest
 import torch
 from benchmarks.__main__ import main
 from benchmarks.bare_loop import BareLoop, _written_out, by_hand
+from benchmarks.parts import PARTS, Stopwatch, timed_parts
 from benchmarks.targets import SWEEPS, TRIALS, verdicts
 from benchmarks.whole_sweep import figures, whole_sweep
 from sweeping import write_spec
 
+from dsd_lab.bench.clock import Clock
 from dsd_lab.core.data.splits import StreamedImages
 from dsd_lab.core.training.trainer import Trainer
 from dsd_lab.errors import BAD_INPUT, OK, BadInput
@@ -93,6 +95,46 @@ def test_the_bare_loop_takes_no_value_that_it_does_not_know_for_another(name, ti
     assert _written_out(trainer.network, None, x, draws, objective).isfinite()
     with pytest.raises(ValueError, match=f"objective.{name}: 'invented'"):
         _written_out(trainer.network, None, x, draws, objective.model_copy(update={name: "invented"}))
+
+
+# -- Timers around the trainer ---------------------------------------------------------------------------
+
+
+def test_a_stopwatch_counts_every_moment_for_the_innermost_part_alone(monkeypatch):
+    ticks = iter(range(100))
+    monkeypatch.setattr(Clock, "now", lambda self: float(next(ticks)))
+    watch = Stopwatch(Clock(CPU))
+    inner = watch.timed("encode", lambda: None)
+    watch.timed("rest", lambda: [inner(), inner()])()
+    assert watch.seconds["encode"] == 2 and watch.seconds["rest"] == 3 and sum(watch.seconds.values()) == 5
+
+
+@pytest.mark.parametrize("variant", ["dsd", "more", "parts"])
+def test_timers_find_every_part_change_no_number_and_leave_nothing_behind(variant, digits, tmp_path):
+    trial = trial_of(variant, tmp_path)
+    plain, timed = (Trainer(trial, 0, digits, CPU) for _ in range(2))
+    watch = Stopwatch(Clock(CPU))
+    with timed_parts(timed, watch):
+        timed.train_step()
+    assert set(watch.seconds) == set(PARTS) and all(seconds > 0 for seconds in watch.seconds.values())
+    plain.train_step()
+    before = dict(watch.seconds)
+    plain.train_step()
+    timed.train_step()
+    assert watch.seconds == before
+    assert all(torch.equal(a, b) for a, b in zip(plain.network.parameters(), timed.network.parameters(), strict=True))
+    assert not {"encode_raw", "denoise", "decode"} & vars(timed.network).keys()
+    assert not {"train_step", "draw", "gradients"} & vars(timed).keys()
+
+
+def test_the_parts_add_up_to_a_step(digits, tmp_path, monkeypatch):
+    trainer, read = Trainer(trial_of("dsd", tmp_path), 0, digits, CPU), []
+    now = Clock.now
+    monkeypatch.setattr(Clock, "now", lambda self: read.append(now(self)) or read[-1])
+    watch = Stopwatch(Clock(CPU))
+    with timed_parts(trainer, watch):
+        trainer.train_step()
+    assert sum(watch.seconds.values()) == pytest.approx(read[-1] - read[0], rel=1e-6)
 
 
 # -- Figures and targets ---------------------------------------------------------------------------------
@@ -190,6 +232,7 @@ def test_trials_are_measured_with_every_promise(tmp_path, capsys):
     assert [t["name"] for t in answer["targets"]] == names
     assert len(capsys.readouterr().out.splitlines()) == len(names)
     spreads = [*(trial["loop"][k] for k in ("ratio", "cpu_ratio", "bare_step_seconds")), trial["over_eager"]]
+    assert list(trial["parts"]) == list(PARTS)
     for spread in (*spreads, *trial["evaluation"].values(), *answer["start_up"].values()):
         assert 0 < spread["min"] <= spread["median"] <= spread["max"] < float("inf")
     assert all(value > 0 for value in trial["store"].values())

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from benchmarks.parts import Stopwatch, timed_parts
 from pydantic import ValidationError
 from sweeping import run, write_spec
 from test_pretended_gpu import MORE, covering, trial_of
@@ -13,7 +14,6 @@ from torch.utils._pytree import tree_leaves
 from dsd_lab.bench.clock import Clock
 from dsd_lab.bench.machine import tensor_bytes
 from dsd_lab.bench.measure import Block
-from dsd_lab.bench.parts import Stopwatch, timed_parts
 from dsd_lab.core.data import load_data
 from dsd_lab.core.training.cuda_graphs import WARM_UP, Replay
 from dsd_lab.core.training.events import Logged

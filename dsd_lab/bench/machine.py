@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import psutil
 import torch
 
 from dsd_lab.bench.clock import Clock
-from dsd_lab.bench.parts import kernel_by_kernel
+from dsd_lab.core.training.cuda_graphs import Replay
 from dsd_lab.core.training.trainer import Trainer
 from dsd_lab.planning.memory import Storages
 
@@ -52,6 +54,16 @@ def held_memory(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         return {"bytes": torch.cuda.max_memory_allocated(device), "of": "GPU tensors"}
     return {"bytes": psutil.Process().memory_info().rss, "of": "process"}
+
+
+@contextlib.contextmanager
+def kernel_by_kernel(trainer: Trainer) -> Iterator[None]:
+    """Until the block ends no step is replayed: what is inside one cannot be told apart. It is recorded anew afterwards."""
+    replay, trainer.replay = trainer.replay, None
+    try:
+        yield
+    finally:
+        trainer.replay = None if replay is None else Replay(replay.recorder)
 
 
 def tensor_bytes(trainer: Trainer) -> int:

@@ -1,4 +1,4 @@
-"""Times one trial's training on this machine: whole steps, their parts, and what happens between them."""
+"""Times one trial's training on this machine: its steps, and what happens between them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import torch
 from dsd_lab.bench.clock import Clock, spread
 from dsd_lab.bench.events import event_seconds
 from dsd_lab.bench.machine import Ceiling, held_memory, tensor_bytes
-from dsd_lab.bench.parts import PARTS, Stopwatch, timed_parts
 from dsd_lab.bench.random_images import random_images
 from dsd_lab.bench.subjects import Subject
 from dsd_lab.bench.summary import event_medians, shares
@@ -177,20 +176,12 @@ def measure(
     steps = settings.steps or max(2, min(_MAX_STEPS, round(_BLOCK_SECONDS / warm)))
 
     ceilings, step_seconds = [ceiling.measure()], []
-    parts: dict[str, list[float]] = {name: [] for name in PARTS}
     for repeat in range(repeats):
-        seconds, its_parts = 0.0, dict.fromkeys(PARTS, 0.0)
+        seconds = 0.0
         for stage in trainer.stages:
-            share, watch = block.shares[stage.start], Stopwatch(clock)
             block.enter(stage)
-            seconds += share * block.steps(stage, steps) / steps
-            with timed_parts(trainer, watch):
-                block.steps(stage, steps)
-            for name, taken in watch.seconds.items():
-                its_parts[name] += share * taken / steps
+            seconds += block.shares[stage.start] * block.steps(stage, steps) / steps
         step_seconds.append(seconds)
-        for name in PARTS:
-            parts[name].append(its_parts[name])
         ceilings.append(ceiling.measure())
         on_repeat(repeat + 1)
     longest = max(trainer.stages, key=lambda stage: block.shares[stage.start])
@@ -215,7 +206,6 @@ def measure(
         "steps_timed": steps * repeats * len(trainer.stages),
         "step_seconds": spread(step_seconds),
         "images_per_second": spread([images / s for s in step_seconds]),
-        "parts": {name: spread(values) for name, values in parts.items()},
         "flops_per_image": shape.flops_per_image,
         "flops_by_role": shape.role_flops,
         "ceiling_flops_per_second": spread(ceilings),

@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
             error=True,
         )
     home.prepare()
-    answer = {"machine": {"processor": cpu_name(), "load": round(load, 2)}, "provenance": provenance()}
+    answer: dict[str, Any] = {"machine": {"processor": cpu_name(), "load": round(load, 2)}, "provenance": provenance()}
     with _scratch(home) as scratch:
         trials = _trials(subjects, home, scratch, arguments)
     answer |= {"repeats": arguments.repeats, "trials": trials}

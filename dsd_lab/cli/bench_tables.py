@@ -14,10 +14,10 @@ _SHARES = ("steps", "probes", "images", "checkpoints", "events")
 
 
 def print_answer(answer: dict[str, Any]) -> None:
-    """Print speed, parts of a step and shares of a trial, one line a trial in each."""
+    """Print speed and shares of a whole trial, one line a trial in each."""
     console = table_console()
     trials = answer["trials"]
-    for table in (_speed(trials), _parts(trials), _whole(trials)):
+    for table in (_speed(trials), _whole(trials)):
         console.print(table)
         console.print()
     console.print(f"{_where(answer)}; medians of {answer['repeats']} repeats (least to greatest)", highlight=False)
@@ -61,17 +61,6 @@ def _speed(trials: list[dict[str, Any]]) -> Table:
             f"{trial['utilisation']['median']:.1%}",
             *(f"{trial['memory'][what] / 2**20:,.0f} MiB" for what in ("bytes", "tensors", "planned")),
         )
-    return table
-
-
-def _parts(trials: list[dict[str, Any]]) -> Table:
-    names = list(trials[0]["parts"])
-    table = _table("trial", *names)
-    table.title, table.title_justify = "ms per step, timed part by part", "left"
-    for trial in trials:
-        parts = {name: trial["parts"][name]["median"] for name in names}
-        whole = sum(parts.values())
-        table.add_row(_label(trial, trials), *(f"{1e3 * s:.2f} {s / whole:>4.0%}" for s in parts.values()))
     return table
 
 

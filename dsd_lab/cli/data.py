@@ -90,9 +90,8 @@ def _print(trial: Trial, data: DataSet) -> None:
 def _sheet(data: DataSet, path: Path, number: int | None) -> Path:
     """A picture of the first training images of every class, one row a class."""
     import torch
-    from PIL import Image
 
-    from dsd_lab.core.observing.pictures import tile
+    from dsd_lab.core.observing.pictures import encoded
 
     labels = data.train.labels
     rows = []
@@ -106,6 +105,5 @@ def _sheet(data: DataSet, path: Path, number: int | None) -> Path:
     if number is not None:
         path = path.with_stem(f"{path.stem}-{number}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    array = tile(torch.cat(rows), _COLUMNS).permute(1, 2, 0).numpy()
-    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(path)
+    path.write_bytes(encoded(torch.cat(rows)))
     return path

@@ -117,7 +117,7 @@ def _add_running(verbs: argparse._SubParsersAction) -> None:
     bench = add_verb(
         verbs,
         "bench",
-        "measure how fast trials train on this machine, and where the time goes",
+        "measure how fast trials train on this machine, and how their time is shared",
         f"dsd-lab bench {_SPEC} --variant dsd",
     )
     bench.add_argument(

@@ -35,9 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     output.check(["grid.png"], alone="images")
 
     import torch
-    from PIL import Image
 
-    from dsd_lab.core.observing.pictures import tile
+    from dsd_lab.core.observing.pictures import encoded, png
     from dsd_lab.core.training.trainer import pick_device
     from dsd_lab.evaluation.sampling import load_network, sample_images
     from dsd_lab.specs.recorded import recorded_fields
@@ -64,9 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         drawn = Path(scratch)
         (drawn / "images").mkdir()
-        for name, image in zip([*names, "grid.png"], [*images, tile(images, 10)], strict=True):
-            array = image.permute(1, 2, 0).numpy()
-            Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(drawn / name)
+        for name, image in zip(names, images, strict=True):
+            (drawn / name).write_bytes(png(image))
+        (drawn / "grid.png").write_bytes(encoded(images))
         output.publish(drawn, {}, alone="images")
     out, files = output.folder, [str(output.folder / name) for name in (*names, "grid.png")]
     of_class = None if chosen is None else {"number": chosen, "name": name_of(chosen, data.class_names)}

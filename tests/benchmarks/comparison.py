@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.bare_loop import BareLoop, EagerLoop
+from benchmarks.parts import part_seconds
 from dsd_lab.bench.clock import Clock, spread
 from dsd_lab.bench.measure import Block
 from dsd_lab.core.data import DataSet
@@ -30,7 +31,7 @@ class Taken:
 
 
 def compare(trial: Trial, seed: int, data: DataSet, device: torch.device, repeats: int, steps: int) -> dict[str, Any]:
-    """`loop`: a step of the trainer over one of the bare loop, by the median turn; `over_eager`: plain float32 over ours.
+    """`loop`: a step of the trainer over one of the bare loop, by the median turn; `over_eager`: plain float32 over ours; `parts` of a step.
 
     With phases, what concerns a step is the mean over all steps of the trial.
 
@@ -72,7 +73,11 @@ def compare(trial: Trial, seed: int, data: DataSet, device: torch.device, repeat
         found["over_eager"].append(unhurried / ours)
     spreads = {name: spread(values) for name, values in found.items()}
     losses = "written out" if loop.by_hand else "shared"
-    return {"over_eager": spreads.pop("over_eager"), "loop": {**spreads, "losses": losses}}
+    return {
+        "over_eager": spreads.pop("over_eager"),
+        "loop": {**spreads, "losses": losses},
+        "parts": part_seconds(trainer, block, clock, repeats, steps),
+    }
 
 
 def _in_turns(

@@ -67,9 +67,14 @@ def save_grid(folder: Path, name: str, step: int, images: Tensor) -> str:
 
 def encoded(samples: Tensor) -> bytes:
     """The PNG of images [N, C, H, W] uint8 as one picture of ten columns."""
+    return png(tile(samples, columns=10))
+
+
+def png(picture: Tensor) -> bytes:
+    """The PNG of one picture [C, H, W] uint8 of 1 or 3 channels."""
     from PIL import Image
 
-    array = tile(samples, columns=10).permute(1, 2, 0).numpy()
+    array = picture.permute(1, 2, 0).numpy()
     file = io.BytesIO()
     Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(file, format="PNG")
     return file.getvalue()
