@@ -3,15 +3,16 @@
 # make test-all  the suite with the slow tests (at most 30 minutes)
 # make soak     hundreds of tiny trials under fire: workers, drivers, checkpoints and the store are struck (40 minutes)
 # make fuzz      damaged and forged files of every kind for FUZZ_SECONDS (an hour): each is refused in a line or can be read
-# make bench     how fast a few shipped specs train and sweeps run on this machine, and targets beside it (a quarter of an hour, on an idle one)
-# make bench-gpu the paper's sizes on a GPU: memory and share of its ceiling beside targets, eager and compiled; small
-#                sizes without and with CUDA graphs; the quick ablation with a trial a GPU, and with four
+# make bench     tests/benchmarks on a few shipped specs and sweeps, compared with targets (a quarter of an hour on an idle machine)
+# make bench-gpu the same for the paper's sizes on a GPU: memory and MFU, eager and compiled; small
+#                sizes; the quick ablation with a trial a GPU, and with four
 # make check     linter and type checker
 # make docs      the documentation as a website in site/, which works offline
 PYTHON ?= python3
 BIN := .venv/bin
 SPEC ?= experiments/collapse_ablation.yaml
 FUZZ_SECONDS ?= 3600
+BENCHMARKS := PYTHONPATH=tests $(BIN)/python -m benchmarks
 BENCH ?= experiments/collapse_ablation.yaml experiments/component_ablation.yaml experiments/size_scaling.yaml
 
 # One thread a process unless a spec says otherwise: trials run side by side on the machine's cores.
@@ -36,17 +37,16 @@ fuzz: .venv/.installed-test
 	FUZZ_SECONDS=$(FUZZ_SECONDS) nice -n 10 $(BIN)/python -m pytest -p no:cacheprovider --timeout=0 tests/test_fuzz_files.py tests/test_fuzz_foreign.py
 
 bench: .venv/.installed
-	$(BIN)/dsd-lab bench $(BENCH)
-	$(BIN)/dsd-lab bench $(SPEC) --sweep
-	$(BIN)/dsd-lab bench $(SPEC) --sweep --variant dsd --set training.steps=1 --set network.width=16 --set evaluate=[] --set seeds=[$$(seq -s, 0 499)]
+	$(BENCHMARKS) trials $(BENCH)
+	$(BENCHMARKS) sweeps $(SPEC)
+	$(BENCHMARKS) sweeps $(SPEC) --variant dsd --set training.steps=1 --set network.width=16 --set evaluate=[] --set seeds=[$$(seq -s, 0 499)]
 
 bench-gpu: .venv/.installed
-	$(BIN)/dsd-lab bench experiments/imagenet256.yaml --profile full --random-images
-	$(BIN)/dsd-lab bench experiments/imagenet256.yaml --profile full --random-images --set base.training.compile=true
-	$(BIN)/dsd-lab bench nano8 nano28 --set base.resources.gpus=1
-	$(BIN)/dsd-lab bench nano8 nano28 --set base.resources.gpus=1 --set base.training.cuda_graphs=true
-	$(BIN)/dsd-lab bench $(SPEC) --sweep --set base.resources.gpus=1
-	$(BIN)/dsd-lab bench $(SPEC) --sweep --set base.resources.gpus=0.25
+	$(BENCHMARKS) trials experiments/imagenet256.yaml --profile full --random-images
+	$(BENCHMARKS) trials experiments/imagenet256.yaml --profile full --random-images --set base.training.compile=true
+	$(BENCHMARKS) trials nano8 nano28 --set base.resources.gpus=1
+	$(BENCHMARKS) sweeps $(SPEC) --set base.resources.gpus=1
+	$(BENCHMARKS) sweeps $(SPEC) --set base.resources.gpus=0.25
 
 check: .venv/.installed-test
 	$(BIN)/ruff check dsd_lab tests

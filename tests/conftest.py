@@ -1,6 +1,8 @@
 """Fixtures of all tests: one thread, tiny trials, the digits, and where the shared data sets lie."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -88,3 +90,14 @@ def whole(tmp_path_factory):
     spec = write_spec(folder)
     plan = train_here(Home(folder / "home"), spec)
     return SimpleNamespace(spec=spec, trial=plan.trials[0], outcome=outcome(Home(folder / "home"), plan.trials[0].id))
+
+
+@pytest.fixture
+def short_tmp(monkeypatch):
+    """A folder of our own for temporary files, with a path short enough for Ray's sockets."""
+    folder = tempfile.mkdtemp(prefix="t", dir="/tmp")
+    monkeypatch.setenv("TMPDIR", folder)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield Path(folder)
+    tempfile.tempdir = None
+    shutil.rmtree(folder, ignore_errors=True)

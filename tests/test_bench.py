@@ -1,22 +1,15 @@
-"""`dsd-lab bench`: what it measures and adds up, what it compares with, what `plan` makes of it. No time is asserted."""
+"""`dsd-lab bench`: what it measures and adds up, what `plan` makes of it. No time is asserted."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
 from sweeping import VARIANTS, imported, run, write_spec
+from test_benchmarks import MANY
 
-from dsd_lab.bench import startup
-from dsd_lab.bench.bare_loop import BareLoop, _written_out, by_hand
-from dsd_lab.bench.clock import Clock, Taken
-from dsd_lab.bench.parts import PARTS, Stopwatch, timed_parts
-from dsd_lab.bench.summary import TARGETS, shares, verdicts
-from dsd_lab.cli.bench_tables import _targets
-from dsd_lab.cli.console import table_console
+from dsd_lab.bench.summary import shares
 from dsd_lab.cli.main import main
 from dsd_lab.core.data import load_data
-from dsd_lab.core.data.splits import StreamedImages
 from dsd_lab.core.training.events import Checkpointed, Drew, Logged, Probed
 from dsd_lab.core.training.trainer import Trainer
 from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK
@@ -29,37 +22,11 @@ from dsd_lab.specs.trial import Trial
 
 QUICK = ("--steps", 2, "--repeats", 2)
 CPU = torch.device("cpu")
-MANY = {
-    "dsd": {},
-    "control": {"objective": {"diffusion_weight": 0.0}},
-    "naive": {"objective": {"target": "live", "output": "velocity", "loss_space": "velocity", "reconstruction": "l1"}},
-    "converted": {"objective": {"output": "velocity", "weighting": "velocity"}, "time": {"shift": 2.0}},
-    "clean_in_velocity": {"objective": {"target": "stop_gradient", "output": "clean", "loss_space": "velocity"}},
-    "detached": {"objective": {"target": "stop_gradient", "noised": "detached"}, "training": {"precision": "bf16"}},
-    "more": {"auxiliary": {"representation": 0.5, "classification": 0.1}, "latent": {"decoder_noise": 0.2}},
-    "parts": {"training": {"grad_accum_steps": 2, "extra_ema_decays": [0.9]}},
-    "muon": {"optimiser": {"kind": "muon", "encoder_lr_factor": 0.5}, "latent": {"normaliser": "batchnorm"}},
-    "phases": {"training": {"phases": [{"start": 0.5, "objective": {"diffusion_weight": 0.0}, "frozen": ["denoise"]}]}},
-}
-"""One variant for every way through the bare loop."""
 
 
 @pytest.fixture(scope="module")
 def digits():
     return load_data(Trial().data)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_processes():
-    """Start-up, which takes seconds, is measured for real where the verb runs in a process of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        nothing = {"median": 0.0, "min": 0.0, "max": 0.0}
-        patch.setattr(startup, "start_up", lambda *_: {"help": nothing, "imports": nothing})
-        yield
-
-
-def trial_of(variant, folder):
-    return load_sweep(write_spec(folder, {"x": MANY[variant]})).trials[0].fields
 
 
 @pytest.fixture(scope="module")
@@ -71,83 +38,6 @@ def benched(tmp_path_factory):
     return spec, Home(folder / "home"), answer
 
 
-# -- The comparison is one of like with like -----------------------------------------------------------
-
-
-@pytest.mark.parametrize("variant", MANY)
-def test_the_bare_loop_takes_the_steps_that_the_trainer_takes(variant, digits, tmp_path):
-    trainer = Trainer(trial_of(variant, tmp_path), 0, digits, CPU)
-    loop = BareLoop(trainer)
-    assert loop.by_hand == by_hand(trainer.trial) == (variant not in ("more", "parts", "phases"))
-    for step in range(3):
-        x, draws = trainer.draw(step)
-        assert trainer.train_step() is None
-        loop.step(x, draws)
-    for name in ("network", "average", "target_encoder", "auxiliaries"):
-        ours, theirs = getattr(trainer, name), getattr(loop, name)
-        if ours is not None:
-            torch.testing.assert_close(dict(theirs.state_dict()), dict(ours.state_dict()), rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("variant", ["dsd", "more"])
-def test_the_bare_loops_own_batches_are_images_and_noise_of_the_right_kind(variant, digits, tmp_path):
-    loop = BareLoop(Trainer(trial_of(variant, tmp_path), 0, digits, CPU))
-    seen = set()
-    for _ in range(3):
-        x, draws = loop.batch()
-        seen.add(x.sum().item())
-        assert x.shape == (8, 1, 8, 8) and -1 <= x.min() < 0 < x.max() <= 1
-        assert draws.t.shape == draws.y.shape == (8,) and draws.e.shape == (8, 4, 8)
-        assert draws.t.min() >= 0 and draws.t.max() <= 1 and draws.y.max() <= digits.classes
-        loop.step(x, draws)
-    assert len(seen) == 3
-
-
-@pytest.mark.parametrize("variant", ["dsd", "more"])
-def test_the_bare_loop_has_images_that_the_trainer_streams_in_memory(variant, digits, tmp_path):
-    train = digits.train
-
-    def decode(index):
-        return train.pixels[index].numpy()
-
-    streamed = replace(digits, train=StreamedImages(decode, train.labels, train.shape, train.levels, workers=0))
-    loop = BareLoop(Trainer(trial_of(variant, tmp_path), 0, streamed, CPU))
-    assert len(loop.pixels) == len(loop.labels) == 32 and torch.equal(loop.pixels, train.pixels[:32])
-    for _ in range(5):  # more than one epoch of them
-        loop.step(*loop.batch())
-    assert loop.count == 5
-
-
-# -- Timers around the trainer ---------------------------------------------------------------------------
-
-
-def test_a_stopwatch_counts_every_moment_for_the_innermost_part_alone(monkeypatch):
-    ticks = iter(range(100))
-    monkeypatch.setattr(Clock, "now", lambda self: float(next(ticks)))
-    watch = Stopwatch(Clock(CPU))
-    inner = watch.timed("encode", lambda: None)
-    watch.timed("rest", lambda: [inner(), inner()])()
-    assert watch.seconds["encode"] == 2 and watch.seconds["rest"] == 3 and sum(watch.seconds.values()) == 5
-
-
-@pytest.mark.parametrize("variant", ["dsd", "more", "parts"])
-def test_timers_find_every_part_change_no_number_and_leave_nothing_behind(variant, digits, tmp_path):
-    trial = trial_of(variant, tmp_path)
-    plain, timed = (Trainer(trial, 0, digits, CPU) for _ in range(2))
-    watch = Stopwatch(Clock(CPU))
-    with timed_parts(timed, watch):
-        timed.train_step()
-    assert set(watch.seconds) == set(PARTS) and all(seconds > 0 for seconds in watch.seconds.values())
-    plain.train_step()
-    before = dict(watch.seconds)
-    plain.train_step()
-    timed.train_step()
-    assert watch.seconds == before
-    assert all(torch.equal(a, b) for a, b in zip(plain.network.parameters(), timed.network.parameters(), strict=True))
-    assert not {"encode_raw", "denoise", "decode"} & vars(timed.network).keys()
-    assert not {"train_step", "draw", "gradients"} & vars(timed).keys()
-
-
 # -- The answer -------------------------------------------------------------------------------------------
 
 
@@ -156,34 +46,19 @@ def test_the_answer_has_every_figure_with_its_spread_and_one_trial_for_every_sha
     assert [t["name"] for t in answer["trials"]] == ["dsd", "phases"]
     for trial in answer["trials"]:
         spreads = [trial[k] for k in ("step_seconds", "images_per_second", "utilisation", "ceiling_flops_per_second")]
-        spreads += [trial["loop"][k] for k in ("ratio", "cpu_ratio", "bare_step_seconds")]
-        spreads += [trial["over_eager"], *trial["evaluation"].values()]
-        assert set(trial["evaluation"]) == (set() if trial["variant"] == "control" else {"sampling", "features"})
-        spreads += list(trial["parts"].values()) + [trial["events"][k]["made"] for k in (*EVENTS, "status")]
+        spreads += [trial["events"][k]["made"] for k in (*EVENTS, "status")]
         for spread in spreads:
             assert set(spread) == {"median", "min", "max"}
             assert 0 <= spread["min"] <= spread["median"] <= spread["max"] < float("inf")
         assert trial["memory"]["bytes"] > trial["params"] * 4
-        assert list(trial["parts"]) == list(PARTS) and trial["batch_size"] == 8 and trial["device"] == cpu_name()
+        assert trial["batch_size"] == 8 and trial["device"] == cpu_name()
         assert sum(trial["shares"].values()) == pytest.approx(1) and set(trial["shares"]) == {
             "steps", "probes", "images", "checkpoints", "events",
         }  # fmt: skip
         fastest = trial["batch_size"] / trial["step_seconds"]["min"]
         assert trial["images_per_second"]["max"] == pytest.approx(fastest)
     assert answer["provenance"]["versions"]["torch"] == torch.__version__.partition("+")[0]
-    assert set(answer["start_up"]) == {"help", "imports"} and answer["repeats"] == 2
-    names = ["loop", "probes", "events", "sampling", "features", "checkpoints", "planned", "help"]
-    assert [t["name"] for t in answer["targets"]] == names
-
-
-def test_the_parts_add_up_to_a_step(digits, tmp_path, monkeypatch):
-    trainer, read = Trainer(trial_of("dsd", tmp_path), 0, digits, CPU), []
-    now = Clock.now
-    monkeypatch.setattr(Clock, "now", lambda self: read.append(now(self)) or read[-1])
-    watch = Stopwatch(Clock(CPU))
-    with timed_parts(trainer, watch):
-        trainer.train_step()
-    assert sum(watch.seconds.values()) == pytest.approx(read[-1] - read[0], rel=1e-6)
+    assert answer["repeats"] == 2
 
 
 def test_flops_are_those_that_are_counted_for_the_variant(benched):
@@ -202,41 +77,9 @@ def test_tables_for_people_show_every_trial_and_target(tmp_path, capsys):
     assert main([*arguments, "--variant", "control"]) == OK
     shown = capsys.readouterr().out
     assert "control" in shown and "dsd " not in shown.replace("dsd_lab", "").replace("dsd-lab", "")
-    for word in ("images/s", "ours/bare", "backward", "checkpoints", "start-up", "at most 1.03"):
+    for word in ("images/s", "MFU", "checkpoints"):
         assert word in shown
     assert "…" not in shown, "a cell was cut"
-
-
-def test_a_gpu_has_targets_of_its_own_which_are_least_figures_of_sizes(capsys):
-    def used(size, share, on="cuda"):
-        return {"spec": "spec.yaml", "name": size, "size": size, "on": on, "utilisation": {"median": share}}
-
-    trials = [used("small256", 0.3), used("small256", 0.24), used("middle256", 0.36), used("nano8", 0.01)]
-    found = {v["name"]: (v["figure"], v["met"]) for v in verdicts(trials)}
-    assert found == {"used, small256": (0.24, False), "used, middle256": (0.36, True)}
-    assert verdicts([used("base256", 0.1, on="cpu")]) == []
-    table_console().print(_targets(verdicts(trials), trials))
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "at least 25% 24.00% missed" in shown and "at least 35% 36.00% met" in shown
-
-
-def test_targets_are_judged_by_the_trial_that_is_furthest_from_them():
-    def figures(name, ratio, share):
-        return {
-            "spec": "spec.yaml",
-            "name": name,
-            "loop": {"ratio": {"median": ratio}},
-            "shares": {"probes": share, "events": 0.001, "checkpoints": 0.001},
-            "evaluation": {} if name == "b" else {"sampling": {"median": 1.2}, "features": {"median": 1.0}},
-            "memory": {"off_plan": 0.02},
-        }
-
-    found = {v["name"]: v for v in verdicts([figures("a", 1.0, 0.04), figures("b", 1.1, 0.02)])}
-    assert (found["loop"]["trial"], found["loop"]["met"]) == ("b", False)
-    assert (found["probes"]["trial"], found["probes"]["met"]) == ("a", False)
-    assert (found["sampling"]["trial"], found["sampling"]["met"]) == ("a", False) and found["features"]["met"]
-    assert found["events"]["met"] and found["checkpoints"]["met"] and found["planned"]["met"]
-    assert len(found) == sum(not target.of for target in TARGETS)
 
 
 def test_a_size_and_a_spec_without_its_images_run_on_random_ones(tmp_path):
@@ -246,15 +89,6 @@ def test_a_size_and_a_spec_without_its_images_run_on_random_ones(tmp_path):
     assert code == OK and [t["images"] for t in answer["trials"]] == ["random", "random"]
     assert [t["spec"] for t in answer["trials"]] == ["nano8", str(spec)]
     assert answer["trials"][0]["size"] == "nano8" and answer["trials"][0]["batch_size"] == 4
-
-
-def test_the_store_is_measured_where_it_is_asked_for(tmp_path, benched):
-    spec, home = write_spec(tmp_path), tmp_path / "home"
-    code, answer = run("bench", spec, "--steps", 1, "--repeats", 1, "--store", "--home", home)
-    assert code == OK and set(answer["trials"][0]["store"]) == {"open_seconds", "trial_seconds", "share"}
-    assert all(value > 0 for value in answer["trials"][0]["store"].values())
-    assert not (home / "mlflow.db").exists() and not list((home / "cache").rglob("bench-*"))
-    assert not list(home.glob("trials/*")) and "store" not in benched[2]["trials"][0]
 
 
 # -- What plan makes of it -----------------------------------------------------------------------------------
@@ -329,10 +163,6 @@ def test_shares_are_counts_times_times():
     assert found["checkpoints"] == pytest.approx(0.1 * counts["checkpoint"] / whole)
 
 
-def test_times_taken_add_up_by_either_clock():
-    assert (Taken(3.0, 1.0) - Taken(1.0, 0.5) + Taken(1.0, 1.0)) * 2 == Taken(6.0, 3.0)
-
-
 # -- What it refuses ------------------------------------------------------------------------------------------
 
 
@@ -345,8 +175,6 @@ def test_times_taken_add_up_by_either_clock():
         (["SPEC", "--variant", "dsb"], "did you mean 'dsd'?"),
         (["SPEC", "--set", "data={source: idx, path: nowhere}"], "--random-images"),
         (["SPEC", "--set", "training.stpes=1"], "training.steps"),
-        (["nano8", "--sweep"], "--sweep measures sweeps of spec files"),
-        (["SPEC", "--sweep", "--steps", "2"], "--steps: is for single trials"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2_before_torch_is_imported(arguments, complaint, tmp_path):
@@ -395,15 +223,3 @@ def test_it_needs_neither_ray_nor_mlflow(tmp_path):
     _, code, printed, _ = imported(*arguments, blocked=("ray", "mlflow"))
     answer = json.loads(printed)
     assert code == OK and answer["trials"]
-    assert all(answer["start_up"][name]["min"] > 0 for name in ("help", "error", "plan", "imports"))
-    assert {"help", "error", "plan"} <= {t["name"] for t in answer["targets"]}
-
-
-@pytest.mark.parametrize("name", ["target", "noised", "output", "loss_space", "weighting", "reconstruction"])
-def test_the_bare_loop_takes_no_value_that_it_does_not_know_for_another(name, tiny_trial, digits):
-    trainer = Trainer(tiny_trial(objective={"target": "stop_gradient"}), 0, digits, CPU)
-    x, draws = trainer.draw(0)
-    objective = trainer.trial.objective
-    assert _written_out(trainer.network, None, x, draws, objective).isfinite()
-    with pytest.raises(ValueError, match=f"objective.{name}: 'invented'"):
-        _written_out(trainer.network, None, x, draws, objective.model_copy(update={name: "invented"}))

@@ -55,8 +55,6 @@ SURFACE = {
         "--repeats",
         "--steps",
         "--random-images",
-        "--sweep",
-        "--store",
         "--json",
     },
     "report": {"SPEC|SWEEP", "--plugin", "--profile", "--out", "--tracking-uri", "--json"},
@@ -143,9 +141,11 @@ def test_every_verb_answers_in_json():
 def completed(*words):
     """What bash would offer for the last of these words."""
     script = subprocess.run(command("completion", "bash"), capture_output=True, text=True, check=True).stdout
-    line = "COMP_WORDS=(" + " ".join(f"'{w}'" for w in ("dsd-lab", *words)) + f"); COMP_CWORD={len(words)}; _dsd_lab"
+    line = (
+        "COMP_WORDS=(" + " ".join(f"'{w}'" for w in ("dsd-lab", *words)) + f"); COMP_CWORD={len(words)}; _shtab_dsd_lab"
+    )
     asked = f"{script}\n{line}\nprintf '%s\\n' \"${{COMPREPLY[@]}}\""
-    done = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True)
+    done = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True, cwd=ROOT)
     assert not done.stderr
     return set(done.stdout.split())
 
@@ -154,14 +154,19 @@ def completed(*words):
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        (("",), {*SURFACE, "--help", "--version"}),
+        (("",), set(SURFACE)),
         (("s",), {"sweep", "sample", "status", "schema"}),
+        (("-",), {"-h", "--help", "--version"}),
         (("sweep", "--re"), {"--retry-failed"}),
         (("report", "--"), {"--home", "--help", "--plugin", "--profile", "--out", "--tracking-uri", "--json"}),
         (("sample", "3d", "--sampler", ""), set()),  # a plug-in may have more
         (("completion", "f"), {"fish"}),
-        (("sweep", "exp"), set()),  # bash goes on with file names
-        (("report", "--out", "--"), set()),
+        (("sweep", "experiments/coll"), {"experiments/collapse_ablation.yaml"}),
+        (("plan", "experiments/mnist.yaml", "--profile", "q"), {"quick"}),
+        (("train", "experiments/collapse_ablation.yaml", "--variant", "nai"), {"naive"}),
+        (("train", "none.yaml", "--variant", ""), set()),
+        (("sweep", "x.yaml", "--set", "training.ste"), {"training.steps="}),
+        (("report", "--out", "exp"), {"experiments"}),
     ],
 )
 def test_bash_completes_verbs_options_and_their_values(words, offered):

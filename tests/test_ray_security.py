@@ -68,30 +68,25 @@ def test_a_neighbour_is_refused_and_ray_leaves_nothing_outside_the_home_and_noth
     (tmp_path / "planted").mkdir()
     imported = plant_modules(tmp_path / "planted")
     monkeypatch.chdir(tmp_path / "planted")
-    (home.root / "ray" / "session_old" / "logs").mkdir(parents=True)
-    for path in (home.root / "ray", home.root / "ray" / "session_old"):  # as earlier versions left them
-        path.chmod(0o777)
     before = dict(os.environ)
-    with connected(home, {}):
+    with connected(home, {}) as folder:
+        assert folder.parent.stat().st_mode & 0o777 == 0o700 and list(folder.parent.glob("ray/session_*"))
         address, token = ray.get_runtime_context().gcs_address, os.environ["RAY_AUTH_TOKEN"]
         refused = [asks(address, neighbour()), asks(address, [], RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64)]
         let_in = asks(address, [], RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
         seen, numpy = ray.get(ray.remote(lambda: (dict(os.environ), __import__("numpy").__file__)).remote())
-        assert open_to_others(home.root) == []
+        assert open_to_others(folder.parent) == []
+        for path in folder.parent.rglob("*"):
+            if path.is_file():
+                content = path.read_bytes()
+                assert b"canary-5f3a9" not in content and token.encode() not in content, path
     assert let_in.stdout.strip() == "1", let_in.stderr
     for answer in refused:
         assert answer.returncode != 0 and not answer.stdout and "InvalidAuthToken" in answer.stderr, answer
     assert numpy == find_spec("numpy").origin and not imported.exists()
     assert "canary-5f3a9" not in seen.values() and seen["PYTHONSAFEPATH"] == "1"
     assert dict(os.environ) == before and list(user.iterdir()) == []
-    folders = [path for path in (home.root / "ray").rglob("*") if path.is_dir() and not path.is_symlink()]
-    assert [path for path in folders if path.stat().st_mode & 0o002] == []
-    sessions = [path for path in folders if path.name.startswith("session_")]
-    assert len(sessions) == 2 and {path.stat().st_mode & 0o777 for path in sessions} == {0o700}
-    for path in home.root.rglob("*"):
-        if path.is_file():
-            content = path.read_bytes()
-            assert b"canary-5f3a9" not in content and token.encode() not in content, path
+    assert not folder.parent.exists() and not home.root.exists()
 
 
 def test_the_token_is_another_one_for_every_sweep(tmp_path, user, monkeypatch):

@@ -59,13 +59,13 @@ def listening(pids: list[int]) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's list of sockets")
-def test_nothing_that_a_sweep_starts_listens_on_another_address_than_loopback(tmp_path):
+def test_nothing_that_a_sweep_starts_listens_on_another_address_than_loopback(tmp_path, short_tmp):
     spec, home = write_spec(tmp_path, base=LONG), Home(tmp_path / "home")
     (trial,) = load_sweep(spec).trials
     sweep = start("sweep", spec, "--home", home.root, "--no-tracking")
     try:
         worker = wait_until(lambda: running(home, trial.id, 10), "the trial is under way", sweep)
-        pids = {int(p.split()[0]) for p in processes_in(home.root)} | {sweep.pid, worker}
+        pids = {int(p.split()[0]) for p in processes_in(short_tmp)} | {sweep.pid, worker}
         addresses = listening([pid for pid in pids if Path(f"/proc/{pid}").exists()])
     finally:
         sweep.terminate()

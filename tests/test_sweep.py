@@ -5,6 +5,7 @@ its single worker runs the same computation first and last, with a failing and a
 """
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -29,6 +30,7 @@ from sweeping import (
     VARIANTS,
     events,
     foreign_checkpoint,
+    imported,
     in_child,
     outcome,
     processes_in,
@@ -43,7 +45,7 @@ from sweeping import (
 
 from dsd_lab.errors import BAD_INPUT, INTERRUPTED, NO_RESOURCES, OK, TERMINATED, TRIALS_FAILED, NoResources
 from dsd_lab.files.locks import locked
-from dsd_lab.files.short_paths import short_path
+from dsd_lab.files.temporary import private_folder
 from dsd_lab.home.home import Home
 from dsd_lab.planning.estimates import cached_shape
 from dsd_lab.runs import ray_engine as engine
@@ -77,17 +79,6 @@ class Swept:
         return [self.home.trial(i).status() for i in self.ids(variant)]
 
 
-@pytest.fixture
-def short_tmp(monkeypatch):
-    """A folder of our own for temporary files, with a path short enough for Ray's sockets."""
-    folder = tempfile.mkdtemp(prefix="t", dir="/tmp")
-    monkeypatch.setenv("TMPDIR", folder)
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    yield Path(folder)
-    tempfile.tempdir = None
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
@@ -104,11 +95,6 @@ def swept(tmp_path_factory):
         shutil.rmtree(temporary)
     tempfile.tempdir = None
     return Swept(home, spec, load_sweep(spec), code, answer, leftovers)
-
-
-def sessions(home: Home) -> list[str]:
-    """Ray's sessions so far: one for each start."""
-    return sorted(path.name for path in (home.root / "ray").glob("u*/ray/session_2*"))
 
 
 def attempts(home: Home, plan: Plan) -> dict[str, Any]:
@@ -184,54 +170,67 @@ def test_nothing_is_written_outside_the_home_folder_though_its_path_is_too_long_
         "damaged",
         "spec.yaml",
     ]
-    assert len(sessions(swept.home)) == 1
+    assert list((swept.home.root / "ray").iterdir()) == []
 
 
-def test_a_short_path_is_used_as_it_is_and_a_long_one_through_a_link_of_our_own(tmp_path, monkeypatch):
-    short, long = Path("/srv/home/ray"), tmp_path / ("x" * 100)
-    long.mkdir()
-    with short_path(short, _SOCKET_PATH_ROOM) as path:
-        assert path == short
-    for odd in ("/srv/jos\u00e9", "/srv/a b", "/srv/a?b", "/srv/a%41"):
-        with short_path(Path(odd), _SOCKET_PATH_ROOM) as path:
-            assert os.readlink(path) == odd and str(path).isascii()
-    for place in ("/tmp", str(tmp_path / ("y" * 40))):
-        monkeypatch.setattr(tempfile, "tempdir", place)
-        with short_path(long, _SOCKET_PATH_ROOM) as first, short_path(long, _SOCKET_PATH_ROOM) as second:
-            assert len(str(first)) <= _SOCKET_PATH_ROOM and first.resolve() == long
-            assert first != second
-        assert not first.parent.exists() and not second.parent.exists() and long.is_dir()
+@pytest.mark.parametrize("place", ["short", "x" * 60, "jos\u00e9", "a b", "a?b", "a%41"])
+def test_a_private_folder_has_a_short_and_plain_path_and_goes_at_the_end(place, short_tmp, monkeypatch):
+    (short_tmp / place).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(short_tmp / place))
+    with private_folder(_SOCKET_PATH_ROOM) as first, private_folder(_SOCKET_PATH_ROOM) as second:
+        assert first != second
+        for folder in (first, second):
+            assert len(str(folder)) <= _SOCKET_PATH_ROOM and str(folder).isascii() and not set(" ?%") & set(str(folder))
+            assert folder.stat().st_mode & 0o777 == 0o700
+            assert folder.parent == (short_tmp / place if place == "short" else Path("/tmp"))
+            (folder / "ray" / "logs").mkdir(parents=True)
+    assert not first.exists() and not second.exists()
 
 
-def test_the_link_that_a_killed_sweep_left_is_removed_by_the_next_one_of_its_home_and_no_other_is(
-    tmp_path, monkeypatch
-):
-    place = tmp_path / "tmp"
-    place.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(place))
-    mine, other = tmp_path / ("x" * 100), tmp_path / ("z" * 100)
-    room = len(os.fsencode(place)) + len("/dsd-12345678/ray")
+def test_a_place_that_is_full_or_gone_is_passed_over_and_without_any_a_line_says_so(short_tmp, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(short_tmp / "gone"))
+    with private_folder(_SOCKET_PATH_ROOM) as folder:
+        assert folder.parent == Path("/tmp")
+    free = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=0) if place == "/tmp" else free(place))
+    with private_folder(_SOCKET_PATH_ROOM) as folder:
+        assert folder.parent == Path("/var/tmp")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=0))
+    with (
+        pytest.raises(NoResources, match=r"\(.*gone: No space left.*; /tmp: No space left.*\); set TMPDIR to another"),
+        private_folder(_SOCKET_PATH_ROOM),
+    ):
+        pass
 
-    def killed(folder):
-        with short_path(folder, room):
+
+def test_what_a_killed_sweep_left_is_removed_by_the_next_one_and_nothing_else_is(tmp_path, short_tmp):
+
+    def killed():
+        with private_folder(_SOCKET_PATH_ROOM) as folder:
+            (folder / "ray").mkdir()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    for folder in (mine, other):
-        folder.mkdir()
-        assert in_child(lambda folder=folder: killed(folder)) == -signal.SIGKILL
-    with short_path(mine, room) as held, short_path(mine, room) as beside:
-        left = {os.readlink(path): path for path in place.glob("*/ray") if path not in (held, beside)}
-        assert set(left) == {str(other)} and held.exists() and beside.exists()
-    assert [path.parent for path in left.values()] == list(place.iterdir())
+    assert in_child(killed) == -signal.SIGKILL
+    (left,) = short_tmp.iterdir()
+    (short_tmp / "dsd-lab-mine1234").mkdir()  # no mark of ours
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "held").write_text("")
+    (short_tmp / "dsd-lab-abcd1234").symlink_to(tmp_path / "photos")
+    with private_folder(_SOCKET_PATH_ROOM) as held, private_folder(_SOCKET_PATH_ROOM) as beside:
+        assert not left.exists() and held.exists() and beside.exists()
+    assert {path.name for path in short_tmp.iterdir()} == {"dsd-lab-mine1234", "dsd-lab-abcd1234"}
+    assert (tmp_path / "photos" / "held").exists()
 
 
 def test_running_a_finished_sweep_again_runs_nothing_and_does_not_start_ray(swept):
-    before, ray = attempts(swept.home, swept.plan), sessions(swept.home)
-    code, answer = run("sweep", swept.spec, "--home", swept.home.root, "--no-tracking")
+    before = attempts(swept.home, swept.plan)
+    program = ["sweep", str(swept.spec), "--home", str(swept.home.root), "--no-tracking", "--json"]
+    modules, code, printed, _ = imported(*program)
+    answer = json.loads(printed)
     assert code == TRIALS_FAILED  # the failed ones still are
     assert answer == swept.answer
     assert attempts(swept.home, swept.plan) == before
-    assert sessions(swept.home) == ray
+    assert "ray" not in modules
 
 
 # -- The same sweep, extended ------------------------------------------------------------------------
@@ -354,7 +353,7 @@ def test_only_selects_trials_and_leaves_the_others_pending(tmp_path):
 
 
 @pytest.mark.slow
-def test_fail_fast_stops_at_the_first_failure_and_leaves_the_rest_for_later(tmp_path):
+def test_fail_fast_stops_at_the_first_failure_and_leaves_the_rest_for_later(tmp_path, short_tmp):
     variants = {"broken": FOREIGN, **{f"late{i}": {"data": {"revision": str(i)}} for i in range(4)}}
     spec = write_spec(tmp_path, variants)
     foreign_checkpoint(Home(tmp_path / "home"), load_sweep(spec).only(["variant=broken"]).trials[0])
@@ -362,7 +361,7 @@ def test_fail_fast_stops_at_the_first_failure_and_leaves_the_rest_for_later(tmp_
     code, answer = run(*arguments, "--fail-fast", "--max-concurrent", 1)
     assert code == TRIALS_FAILED
     assert answer["states"] == {"failed": 1, "pending": 4}
-    wait_until(lambda: not processes_in(tmp_path / "home"), "Ray has ended")
+    wait_until(lambda: not processes_in(short_tmp), "Ray has ended")
 
 
 # -- Devices -----------------------------------------------------------------------------------------
@@ -401,7 +400,6 @@ def test_a_sweep_runs_on_the_nodes_of_a_running_cluster_and_leaves_it_running(tm
     assert [home.trial(t.id).state() for t in plan.trials] == ["done"] * 3
     assert len({home.trial(t.id).status()["pid"] for t in plan.trials}) == 2
     assert stored_steps(home) == spooled_steps(home, [t.id for t in plan.trials])
-    assert sessions(home) == []
 
 
 def test_an_address_where_no_cluster_answers_is_exit_code_4_in_one_line(tmp_path, capsys):
@@ -485,5 +483,6 @@ def test_f2_and_f8_an_interrupted_sweep_leaves_no_process_and_ends_bit_equal_whe
         if sent != signal.SIGKILL:
             assert list(short_tmp.iterdir()) == []
         assert run("sweep", undisturbed.spec, "--home", home.root)[0] == OK
+        assert list(short_tmp.iterdir()) == [], "what a killed sweep left is removed by the next one"
     assert {i: outcome(home, i) for i in ids} == undisturbed.outcomes
     assert stored_steps(home) == spooled_steps(home, ids)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from dsd_lab.bench.clock import Clock
-from dsd_lab.bench.parts import replaced
 from dsd_lab.core.training.events import Checkpointed, Diverged, Drew, Event, Logged, Probed
 from dsd_lab.core.training.trainer import Trainer
 from dsd_lab.errors import BadInput
@@ -16,6 +15,26 @@ from dsd_lab.home.trial_folder import TrialFolder
 from dsd_lab.runs.spool_writer import Spool
 
 _KINDS: dict[type[Event], str] = {Logged: "record", Probed: "probe", Drew: "images", Checkpointed: "checkpoint"}
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Replace a function of a module, or a method of one object, until the block ends.
+
+    Args:
+        owner: module or object.
+        name: of the function.
+        make: from what is there to what takes its place.
+    """
+    own, there = name in vars(owner), getattr(owner, name)
+    setattr(owner, name, make(there))
+    try:
+        yield
+    finally:
+        if own:
+            setattr(owner, name, there)
+        else:
+            delattr(owner, name)  # the class's own method shows again
 
 
 @contextlib.contextmanager

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
-import resource
-from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from dsd_lab.bench.clock import Clock
@@ -16,9 +14,8 @@ from dsd_lab.core.training.trainer import Trainer
 
 _SIDES = {"cpu": 768, "cuda": 8192}
 """Rows of the square matrices: large enough for the full rate, small enough for the time given."""
-
-
 _SECONDS = 0.1
+"""Seconds that one measurement takes at least."""
 
 
 class Ceiling:
@@ -27,14 +24,13 @@ class Ceiling:
     Args:
         device: where.
         precision: `fp32` or `bf16`, as a trial has it.
-        seconds: that one measurement takes at least.
     """
 
-    def __init__(self, device: torch.device, precision: str, seconds: float = _SECONDS) -> None:
+    def __init__(self, device: torch.device, precision: str) -> None:
         side = _SIDES.get(device.type, _SIDES["cpu"])
         kind = torch.bfloat16 if precision == "bf16" else torch.float32
         self._a, self._b = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
-        self._clock, self._seconds, self._flops = Clock(device), seconds, 2.0 * side**3
+        self._clock, self._flops = Clock(device), 2.0 * side**3
         self.measure()  # the first products load the library's kernels
 
     @torch.no_grad()
@@ -46,31 +42,16 @@ class Ceiling:
                 self._a @ self._b
             count += batch
             took = self._clock.now() - began
-            if took >= self._seconds:
+            if took >= _SECONDS:
                 return count * self._flops / took
             batch *= 2  # few waits for a GPU
 
 
-_PROCESS = Path("/proc/self")
-
-
-def forget_peak(device: torch.device) -> None:
-    """Measure the peak from here on; where the kernel cannot forget, a process keeps that of its whole life."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    with contextlib.suppress(OSError):
-        (_PROCESS / "clear_refs").write_text("5")
-
-
-def peak_memory(device: torch.device) -> dict[str, Any]:
-    """Bytes and what they are: all that the process holds (CPU), or tensors on the GPU."""
+def held_memory(device: torch.device) -> dict[str, Any]:
+    """Bytes and what they are: all that the process holds now (CPU), or the most that tensors held on the GPU."""
     if device.type == "cuda":
         return {"bytes": torch.cuda.max_memory_allocated(device), "of": "GPU tensors"}
-    with contextlib.suppress(OSError, StopIteration, ValueError):
-        lines = (_PROCESS / "status").read_text().splitlines()
-        told = next(line for line in lines if line.startswith("VmHWM:"))
-        return {"bytes": int(told.split()[1]) * 1024, "of": "process"}
-    return {"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "of": "process"}
+    return {"bytes": psutil.Process().memory_info().rss, "of": "process"}
 
 
 def tensor_bytes(trainer: Trainer) -> int:

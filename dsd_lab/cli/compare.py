@@ -18,16 +18,15 @@ from dsd_lab.errors import OK, BadInput
 from dsd_lab.files.printable import say
 from dsd_lab.home.data_facts import other_images
 from dsd_lab.home.lookup import find_manifest
-from dsd_lab.report.groups import LOG_STD, Column, Group, columns_of, groups_of
+from dsd_lab.report.groups import Group, columns_of, groups_of
 from dsd_lab.report.results import Result, results_of
 from dsd_lab.report.statistics.comparisons import (
     Comparison,
+    compare_pairs,
     comparison_row,
     comparison_table,
     conclusions,
-    paired_differences,
 )
-from dsd_lab.report.statistics.intervals import compare_paired, difference_range, holm, seeds_needed
 from dsd_lab.specs.report import ReportSettings
 from dsd_lab.store.artifacts import flat
 from dsd_lab.store.mlflow_store import Store
@@ -71,7 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
     both = [name for name in a.groups if name in b.groups]
     if not both:
         raise BadInput(f"{a.key} and {b.key} share no variant: {_some(a.groups)} against {_some(b.groups)}")
-    comparisons = compare_sides(a, b, settings)
+    measured = {column.name for column in columns_of(b.results)}
+    columns = [column for column in columns_of(a.results) if column.name in measured]
+    comparisons = compare_pairs([(b.groups[name], a.groups[name]) for name in both], columns, settings)
     if not comparisons:
         raise BadInput(f"{a.key} and {b.key} share no seed that has finished in both, so nothing can be paired")
     answer = {
@@ -92,34 +93,6 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print(answer, comparisons)
     return OK
-
-
-def compare_sides(a: Side, b: Side, settings: ReportSettings) -> list[Comparison]:
-    """B minus A of every variant and quantity that both have, over the seeds that have finished in both; std as its logarithm."""
-    there = {column.name for column in columns_of(b.results)}
-    columns = [LOG_STD if c.name == "latent/std" else c for c in columns_of(a.results) if c.name in there]
-    found: list[Comparison] = []
-    for column in columns:
-        family = _family(a, b, column, settings)
-        tested = [c.paired.p for c in family if c.paired.p is not None]
-        adjusted, enough = iter(holm(tested)), seeds_needed(len(tested)) if tested else 0
-        for c in family:
-            own = next(adjusted) if c.paired.p is not None else None
-            found.append(
-                Comparison(c.group, c.reference, column, c.paired, own if c.paired.difference.n >= enough else None)
-            )
-    return found
-
-
-def _family(a: Side, b: Side, column: Column, settings: ReportSettings) -> list[Comparison]:
-    family = []
-    for name, reference in a.groups.items():
-        if (group := b.groups.get(name)) is not None:
-            differences = paired_differences(group, reference, column, settings)
-            paired = compare_paired(list(differences.values()), differences, difference_range(column.within))
-            if paired is not None:
-                family.append(Comparison(group, reference, column, paired, None))
-    return family
 
 
 def differing_fields(a: Side, b: Side, both: list[str]) -> dict[str, list[Any]]:

@@ -117,7 +117,7 @@ def _add_running(verbs: argparse._SubParsersAction) -> None:
     bench = add_verb(
         verbs,
         "bench",
-        "measure how fast trials train on this machine, where the time goes, and what a bare loop would take",
+        "measure how fast trials train on this machine, and how their time is shared",
         f"dsd-lab bench {_SPEC} --variant dsd",
     )
     bench.add_argument(
@@ -132,16 +132,6 @@ def _add_running(verbs: argparse._SubParsersAction) -> None:
         "--steps", type=positive, metavar="N", help="steps of a repeat (default: as many as take half a second)"
     )
     bench.add_argument("--random-images", action="store_true", help="random pixels in the place of a spec's images")
-    bench.add_argument(
-        "--store",
-        action="store_true",
-        help="measure the store too, which syncs in the background of a sweep (imports MLflow)",
-    )
-    bench.add_argument(
-        "--sweep",
-        action="store_true",
-        help="measure whole sweeps of the specs in an empty home folder, not single trials",
-    )
     answers_json(bench)
 
 

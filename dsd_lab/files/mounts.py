@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import re
-from pathlib import Path, PurePath
+from pathlib import Path
 
 NETWORK = frozenset(
     [
@@ -25,30 +24,20 @@ NETWORK = frozenset(
     ]
 )
 """Types, as the kernel names them, of file systems that other machines may write to."""
-_MOUNTS = Path("/proc/self/mountinfo")
 _SQLITE = "sqlite:///"
 
 
 def network_filesystem(folder: Path) -> str | None:
     """The type of the network file system that a folder lies on, or is to lie on; None: it is local, or nobody can tell."""
+    import psutil
+
+    whole, deepest, found = folder.resolve(), -1, None
     with contextlib.suppress(OSError):
-        found = filesystem_of(folder.resolve(), _MOUNTS.read_text())
-        return found if found in NETWORK else None
-    return None
-
-
-def filesystem_of(folder: PurePath, mounts: str) -> str | None:
-    """The type of the file system of a folder, whose path is absolute, among Linux's mounts (`proc(5)`, mountinfo)."""
-    deepest, found = -1, None
-    for line in mounts.splitlines():
-        before, separator, after = line.partition(" - ")
-        fields = before.split()
-        if not separator or len(fields) < 5 or not after:
-            continue
-        point = PurePath(re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), fields[4]))
-        if folder.is_relative_to(point) and len(point.parts) >= deepest:  # the last of those at one place is seen
-            deepest, found = len(point.parts), after.split()[0]
-    return found
+        for mount in psutil.disk_partitions(all=True):
+            point = Path(mount.mountpoint)
+            if whole.is_relative_to(point) and len(point.parts) >= deepest:  # the last of those at one place is seen
+                deepest, found = len(point.parts), mount.fstype
+    return found if found in NETWORK else None
 
 
 def shared_sqlite_warning(home: Path, uri: str | None) -> str | None:

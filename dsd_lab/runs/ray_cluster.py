@@ -1,8 +1,8 @@
-"""Start a Ray of our own inside the home folder, or join a running one.
+"""Start a Ray of our own in a private temporary folder, or join a running one.
 
 Whoever reaches a Ray's ports can run code as its user, so our own one listens on loopback alone and asks every
-client for a random token that only this sweep's processes know. Its folders are private, and neither its processes
-nor a cluster's logs are given more of the environment than they need.
+client for a random token that only this sweep's processes know. Neither its processes nor a cluster's logs are given
+more of the environment than they need.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-d
 from ray.job_config import JobConfig
 
 from dsd_lab.errors import NoResources
-from dsd_lab.files.short_paths import short_path
+from dsd_lab.files.temporary import private_folder
 from dsd_lab.home.home import Home
 from dsd_lab.runs.child_environment import child_environment
 
@@ -33,11 +33,14 @@ _PATIENCE = 10.0
 """Seconds in which a cluster must answer."""
 _SOCKET_PATH_ROOM = 43
 """Characters that Ray's socket paths leave for its folder: Linux takes 107, Ray's own part has up to 64."""
+_FOLDER = "ray"
 
 
 @contextlib.contextmanager
-def connected(home: Home, cluster: dict[str, Any]) -> Iterator[None]:
-    """Ray as it is needed: a running cluster where an address is given, else one of our own inside the home folder.
+def connected(home: Home, cluster: dict[str, Any]) -> Iterator[Path]:
+    """Ray as it is needed: a running cluster where an address is given, else one of our own.
+
+    Yields a folder for Tune's own files that all its processes see.
 
     While the block lasts, this process has no more of its environment than Ray's processes may see: Tune copies
     credentials from it into the cluster's logs.
@@ -48,14 +51,14 @@ def connected(home: Home, cluster: dict[str, Any]) -> Iterator[None]:
     # It prints the traceback of every worker that is lost; states, `error.txt` and the summary tell of it.
     logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
     handler = signal.getsignal(signal.SIGTERM)
-    with _joined(cluster) if "address" in cluster else _started(home, cluster):
+    with _joined(home, cluster) if "address" in cluster else _started(cluster) as folder:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray has just set its own, which end this process at once
-        yield
+        yield folder
 
 
 @contextlib.contextmanager
-def _joined(cluster: dict[str, Any]) -> Iterator[None]:
+def _joined(home: Home, cluster: dict[str, Any]) -> Iterator[Path]:
     address = cluster["address"]
     named = "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") == address else "--address"
     host, colon, port = address.rpartition(":")
@@ -75,7 +78,7 @@ def _joined(cluster: dict[str, Any]) -> Iterator[None]:
                 hint = "" if isinstance(error, ConnectionRefusedError) else f" ({_token_hint()})"
                 raise NoResources(f"{named} {address}: no Ray cluster answers: {reason}{hint}") from None
             try:
-                yield
+                yield home.root.resolve() / "ray" / "tune"
             finally:
                 ray.shutdown()
             return
@@ -95,10 +98,12 @@ def _token_hint() -> str:
 
 
 @contextlib.contextmanager
-def _started(home: Home, cluster: dict[str, Any]) -> Iterator[None]:
-    folder = _private_folder(home)
+def _started(cluster: dict[str, Any]) -> Iterator[Path]:
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    with short_path(folder, _SOCKET_PATH_ROOM) as short, _environment(token, without=("RAY_AUTH_TOKEN_PATH",)):
+    with (
+        private_folder(_SOCKET_PATH_ROOM - len(f"/{_FOLDER}")) as folder,
+        _environment(token, without=("RAY_AUTH_TOKEN_PATH",)),
+    ):
         try:
             with _loopback():
                 ray.init(
@@ -109,14 +114,15 @@ def _started(home: Home, cluster: dict[str, Any]) -> Iterator[None]:
                         "logging_level": logging.ERROR,
                         "object_store_memory": 200 * 1024**2,
                         "job_config": _job(),
-                        "_temp_dir": str(short),
+                        "_temp_dir": str(
+                            folder / _FOLDER
+                        ),  # Ray opens it to everybody; the folder around it is private
                         **cluster,
                     }
                 )
-            yield
+            yield folder / "tune"
         finally:
             ray.shutdown()
-            _close(folder)
 
 
 @contextlib.contextmanager
@@ -150,27 +156,6 @@ def _job() -> JobConfig:
     job = JobConfig()
     job._py_driver_sys_path = _NoPaths()
     return job
-
-
-def _private_folder(home: Home) -> Path:
-    """This user's folder for Ray's sessions, inside one that nobody else may enter: Ray opens its own to everybody."""
-    shared = home.root.resolve() / "ray"
-    folder = shared / f"u{os.getuid()}" / "ray"
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.parent.chmod(0o700)
-    with contextlib.suppress(OSError):  # another user's
-        shared.chmod(shared.stat().st_mode & 0o775)  # earlier versions left it, and their sessions, open to everybody
-    for left in shared.glob("session_*"):
-        _close(left)
-    return folder
-
-
-def _close(folder: Path) -> None:
-    """Take back the right to write that Ray gives to everybody."""
-    for path in (folder, *folder.rglob("*")):
-        with contextlib.suppress(OSError):  # another user's, or removed meanwhile
-            if path.is_dir() and not path.is_symlink() and path.stat().st_mode & 0o002:
-                path.chmod(0o700)
 
 
 @contextlib.contextmanager

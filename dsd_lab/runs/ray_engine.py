@@ -2,7 +2,7 @@
 
 Ray Tune executes a list of unfinished trials; what is finished is decided by the home folder, before
 Ray starts. Workers are reused from trial to trial, so that a process imports torch and loads its data
-once. Tune's own logs, results and checkpoints are off or inside the home folder.
+once. Tune's own logs, results and checkpoints are off, or in a folder that goes with Ray.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ def run_trials(
     stop = home.root.resolve() / "ray" / f"stop-{uuid.uuid4().hex[:12]}"  # on every node that sees the home folder
     stop.parent.mkdir(parents=True, exist_ok=True)
     folders = [home.trial(t.id) for t in trials]
-    with connected(home, cluster or {}), HeldSignals(stop, lambda: any(f.is_locked() for f in folders)) as signals:
+    held = HeldSignals(stop, lambda: any(f.is_locked() for f in folders))
+    with connected(home, cluster or {}) as scratch, held as signals:
         _check_resources(trials)
         accepted()
         common = {
@@ -146,7 +147,7 @@ def run_trials(
             ),
             run_config=tune.RunConfig(
                 name="trials",
-                storage_path=str(home.root.resolve() / "ray" / "tune"),
+                storage_path=str(scratch),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials have their own
                 failure_config=tune.FailureConfig(max_failures=RETRIES),
                 callbacks=callbacks,

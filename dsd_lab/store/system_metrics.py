@@ -1,9 +1,8 @@
-"""The load of this machine, sampled beside a sweep under the names that MLflow gives its system metrics.
+"""The load of this machine, sampled while a sweep runs, under the names that MLflow gives its system metrics.
 
-MLflow's own sampler is a thread in the training process and needs psutil; here the uploader samples,
-from Linux's /proc and, where there is one, from `nvidia-smi`, so that no trial waits for it. The
-numbers are the machine's, not a trial's: they belong to the sweep. On a cluster they are those of the
-machine where `sweep` runs.
+MLflow's own sampler is a thread in the training process; here the uploader samples, so that no trial waits
+for it. The numbers are the machine's, not a trial's: they belong to the sweep. On a cluster they are those of
+the machine where `sweep` runs.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ import subprocess
 import time
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from dsd_lab.errors import BadInput
 from dsd_lab.home.spool import complete_lines
@@ -27,16 +28,11 @@ _MIB = 2**20 / 1e6
 
 
 class Sampler:
-    """Appends a sample to the sweep's folder when one is due.
+    """Appends a sample to the sweep's folder when one is due."""
 
-    Args:
-        sweep: folder of the sweep.
-        proc: where the kernel tells its counters.
-    """
-
-    def __init__(self, sweep: Path, proc: Path = Path("/proc")) -> None:
-        self._sweep, self._proc, self._due = sweep, proc, time.monotonic() + EVERY
-        self._cpu, self._net = self._processor(), self._network()
+    def __init__(self, sweep: Path) -> None:
+        self._sweep, self._due, self._net = sweep, time.monotonic() + EVERY, psutil.net_io_counters()
+        psutil.cpu_percent()  # what follows is the load since here
         self._file = sweep / "machine.jsonl"
         if self._file.exists():  # a sampler that was killed may have left half a line
             self._file.write_bytes(b"".join(complete_lines(self._file)))
@@ -52,57 +48,21 @@ class Sampler:
         return True
 
     def now(self) -> dict[str, float]:
-        """The load since the last call; what this machine does not tell is absent."""
-        return self._load() | self._memory() | self._traffic() | self._disk() | gpus()
-
-    def _load(self) -> dict[str, float]:
-        before, self._cpu = self._cpu, self._processor()
-        if before is None or self._cpu is None or self._cpu[1] == before[1]:
-            return {}
-        idle, total = self._cpu[0] - before[0], self._cpu[1] - before[1]
-        return {"cpu_utilization_percentage": 100 * (1 - idle / total)}
-
-    def _memory(self) -> dict[str, float]:
-        path = self._proc / "meminfo"
-        if not path.exists():
-            return {}
-        sizes = {name: int(size.split()[0]) * 1024 for name, _, size in (x.partition(":") for x in _lines(path))}
-        used = sizes["MemTotal"] - sizes["MemAvailable"]
-        return {
-            "system_memory_usage_megabytes": used / 1e6,
-            "system_memory_usage_percentage": 100 * used / sizes["MemTotal"],
-        }
-
-    def _traffic(self) -> dict[str, float]:
-        now = self._network()
-        if now is None or self._net is None:
-            return {}
-        names = ("network_receive_megabytes", "network_transmit_megabytes")
-        return {name: (b - a) / 1e6 for name, a, b in zip(names, self._net, now, strict=True)}
-
-    def _disk(self) -> dict[str, float]:
-        disk = shutil.disk_usage(self._sweep)  # the disk that fills is the home folder's
-        return {
-            "disk_usage_percentage": 100 * disk.used / (disk.used + disk.free),
+        """The load since the last call, and the traffic since the first; what this machine does not tell is absent."""
+        memory, net = psutil.virtual_memory(), psutil.net_io_counters()
+        disk = psutil.disk_usage(str(self._sweep))  # the disk that fills is the home folder's
+        found = {
+            "cpu_utilization_percentage": psutil.cpu_percent(),
+            "system_memory_usage_megabytes": (memory.total - memory.available) / 1e6,
+            "system_memory_usage_percentage": memory.percent,
+            "disk_usage_percentage": disk.percent,
             "disk_usage_megabytes": disk.used / 1e6,
             "disk_available_megabytes": disk.free / 1e6,
         }
-
-    def _processor(self) -> tuple[int, int] | None:
-        """Idle and all ticks of all cores since the machine started."""
-        path = self._proc / "stat"
-        if not path.exists():
-            return None
-        ticks = [int(n) for n in _lines(path)[0].split()[1:9]]
-        return ticks[3] + ticks[4], sum(ticks)
-
-    def _network(self) -> tuple[int, int] | None:
-        """Bytes received and sent by all interfaces since the machine started."""
-        path = self._proc / "net" / "dev"
-        if not path.exists():
-            return None
-        counters = [line.partition(":")[2].split() for line in _lines(path)[2:]]
-        return sum(int(c[0]) for c in counters), sum(int(c[8]) for c in counters)
+        if net is not None and self._net is not None:  # a machine without network interfaces
+            found["network_receive_megabytes"] = (net.bytes_recv - self._net.bytes_recv) / 1e6
+            found["network_transmit_megabytes"] = (net.bytes_sent - self._net.bytes_sent) / 1e6
+        return found | gpus()
 
 
 def gpus() -> dict[str, float]:
@@ -151,7 +111,3 @@ def read_samples(sweep: Path) -> list[dict[str, Any]]:
                 f"{path}:{number}: is damaged; remove the file, which only says how busy machines were"
             ) from None
     return found
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines()

@@ -45,21 +45,27 @@ def paired_differences(group: Group, reference: Group, column: Column, settings:
 
 
 def compare(groups: list[Group], columns: list[Column], settings: ReportSettings) -> list[Comparison]:
-    """Every group against the reference of its grid point, quantity by quantity; std as its logarithm."""
+    """Every group against the reference of its grid point, as `compare_pairs`."""
     reference = reference_of(groups, settings)
-    compared = [LOG_STD if c.name == "latent/std" else c for c in columns]
+    pairs = []
+    for members in points_of(groups).values():
+        against = next((g for g in members if g.variant == reference), None)
+        pairs += [(g, against) for g in members if against is not None and g is not against]
+    return compare_pairs(pairs, columns, settings)
+
+
+def compare_pairs(
+    pairs: list[tuple[Group, Group]], columns: list[Column], settings: ReportSettings
+) -> list[Comparison]:
+    """The first group of every pair against the second, its reference, quantity by quantity; std as its logarithm."""
     found = []
-    for column in compared:
+    for column in (LOG_STD if c.name == "latent/std" else c for c in columns):
         family: list[tuple[Group, Group, Paired]] = []
-        for members in points_of(groups).values():
-            against = next((g for g in members if g.variant == reference), None)
-            for group in members:
-                if against is None or group is against:
-                    continue
-                differences = paired_differences(group, against, column, settings)
-                paired = compare_paired(list(differences.values()), differences, difference_range(column.within))
-                if paired is not None:
-                    family.append((group, against, paired))
+        for group, against in pairs:
+            differences = paired_differences(group, against, column, settings)
+            paired = compare_paired(list(differences.values()), differences, difference_range(column.within))
+            if paired is not None:
+                family.append((group, against, paired))
         tested = [p.p for _, _, p in family if p.p is not None]
         adjusted = iter(holm(tested))
         enough = seeds_needed(len(tested)) if tested else 0

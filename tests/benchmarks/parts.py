@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from dsd_lab.bench.clock import Clock
+from dsd_lab.bench.clock import Clock, spread
+from dsd_lab.bench.events import replaced
+from dsd_lab.bench.measure import Block
 from dsd_lab.core.training import trainer as training
 from dsd_lab.core.training.trainer import Trainer
 
@@ -63,26 +65,6 @@ class Stopwatch:
 
 
 @contextlib.contextmanager
-def replaced(owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """Replace a function of a module, or a method of one object, until the block ends.
-
-    Args:
-        owner: module or object.
-        name: of the function.
-        make: from what is there to what takes its place.
-    """
-    own, there = name in vars(owner), getattr(owner, name)
-    setattr(owner, name, make(there))
-    try:
-        yield
-    finally:
-        if own:
-            setattr(owner, name, there)
-        else:
-            delattr(owner, name)  # the class's own method shows again
-
-
-@contextlib.contextmanager
 def timed_parts(trainer: Trainer, watch: Stopwatch) -> Iterator[None]:
     """Tell the stopwatch of every part of the trainer's steps until the block ends."""
     network, target = trainer.network, trainer.target_encoder
@@ -106,3 +88,20 @@ def timed_parts(trainer: Trainer, watch: Stopwatch) -> Iterator[None]:
         for owner, name, part in calls:
             stack.enter_context(replaced(owner, name, partial(watch.timed, part)))
         yield
+
+
+def part_seconds(trainer: Trainer, block: Block, clock: Clock, repeats: int, steps: int) -> dict[str, dict[str, float]]:
+    """Seconds per step of each of `PARTS`; with phases, the mean over all steps of the trial."""
+    found: dict[str, list[float]] = {name: [] for name in PARTS}
+    for _ in range(repeats):
+        own = dict.fromkeys(PARTS, 0.0)
+        for stage in trainer.stages:
+            watch = Stopwatch(clock)
+            block.enter(stage)
+            with timed_parts(trainer, watch):
+                block.steps(stage, steps)
+            for name, seconds in watch.seconds.items():
+                own[name] += block.shares[stage.start] * seconds / steps
+        for name in PARTS:
+            found[name].append(own[name])
+    return {name: spread(values) for name, values in found.items()}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dsd_lab.bench.clock import Clock
+from dsd_lab.bench.clock import Clock, spread
 from dsd_lab.core.data.splits import as_floats
 from dsd_lab.core.model.network import Network
 from dsd_lab.core.randomness import generator
@@ -22,12 +22,12 @@ _LEAST = 0.2
 
 
 @torch.no_grad()
-def evaluation_ratios(trainer: Trainer, clock: Clock, repeats: int) -> dict[str, list[float]]:
-    """Time of drawing samples (`sampling`) and of finding features (`features`) over that of their passes, one value a repeat.
+def evaluation_ratios(trainer: Trainer, repeats: int) -> dict[str, dict[str, float]]:
+    """Time of drawing samples (`sampling`) and of finding features (`features`) over that of their passes.
 
     The features are those of an in-domain extractor whose weights are random, which takes as long.
     """
-    device, data = trainer.device, trainer.data
+    device, data, clock = trainer.device, trainer.data, Clock(trainer.device)
     images = max(1, min(_BATCH, len(data.train)))
     y = torch.randint(data.classes, (images,), generator=generator(0, "labels"))
     extractor = Extractor(data.channels, data.image_size, data.classes).to(device).eval()
@@ -40,7 +40,7 @@ def evaluation_ratios(trainer: Trainer, clock: Clock, repeats: int) -> dict[str,
         ),
         "features": (lambda: extractor.extract(pixels, device), lambda: extractor(values)),
     }
-    return {name: [_ratio(*pair, clock) for _ in range(repeats)] for name, pair in pairs.items()}
+    return {name: spread([_ratio(*pair, clock) for _ in range(repeats)]) for name, pair in pairs.items()}
 
 
 def _ratio(whole: Callable[[], object], passes: Callable[[], object], clock: Clock) -> float:

@@ -10,9 +10,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from typing import Any
+
+import psutil
 
 from dsd_lab.errors import BadInput
 from dsd_lab.home.home import Home
@@ -21,7 +22,6 @@ _LOOK = 1.0
 """Seconds between two looks at the workers."""
 _SHORT = 1.0
 """Seconds of a trial's own work below which what passes around it says nothing of a sweep that somebody would run."""
-_PROC = Path("/proc")
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ def whole_sweep(spec: str, options: list[str], home: Home) -> dict[str, Any]:
 
     `first_step_seconds` is from its start to the end of the first step. `occupancy` is the time from the
     first trial's start to the last one's end, over the trials' own (training and evaluations) divided by the
-    number of slots, a slot being a worker that worked beside others; None where trials are shorter than a second. `beside_seconds` is what passes between the
+    number of slots, a slot being a worker that worked beside others; None where trials are shorter than a second. `overhead_seconds` is what passes between the
     starts of two trials on a worker beyond the first one's own work; `each_seconds` all of it. `memory` and
     `handles` are of the largest worker, after a fifth of the trials and at the end, `..._growth` the one over the
-    other; None where the system has no /proc.
+    other; None where no worker was seen.
 
     Args:
         spec: its file.
@@ -99,7 +99,7 @@ def figures(home: Home, looks: Sequence[tuple[int, Mapping[int, tuple[int, int]]
         "slots": slots,
         "busy_seconds": busy,
         "occupancy": span * slots / busy if busy > _SHORT * len(trials) else None,
-        "beside_seconds": median(b.started - a.started - a.busy for a, b in pairs) if pairs else None,
+        "overhead_seconds": median(b.started - a.started - a.busy for a, b in pairs) if pairs else None,
         "each_seconds": median(b.started - a.started for a, b in pairs) if pairs else None,
         **held,
         **growth,
@@ -138,14 +138,13 @@ def _first_step(home: Home) -> float:
 
 
 def _look(home: Home) -> tuple[int, dict[int, tuple[int, int]]]:
-    """Trials that were begun, and (resident KiB, open handles) of every worker that lives."""
+    """Trials that were begun, and (resident bytes, open handles) of every worker that lives."""
     statuses = [json.loads(path.read_text()) for path in home.root.glob("trials/*/status.json")]
     held = {}
     for worker in {status["pid"] for status in statuses}:
-        with contextlib.suppress(OSError, StopIteration, ValueError):  # it has ended, or there is no /proc
-            lines = (_PROC / str(worker) / "status").read_text().splitlines()
-            memory = int(next(line for line in lines if line.startswith("VmRSS:")).split()[1])
-            held[worker] = (memory, len(list((_PROC / str(worker) / "fd").iterdir())))
+        with contextlib.suppress(psutil.Error):  # it has ended
+            process = psutil.Process(worker)
+            held[worker] = (process.memory_info().rss, process.num_fds())
     return len(statuses), held
 
 
