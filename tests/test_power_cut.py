@@ -27,7 +27,7 @@ def cut(whole, tmp_path_factory):
     with Disk(root).watched() as disk:
         home = Home(root / "home")
         home.prepare()
-        home.write_manifest("tiny", manifest_of(load_sweep(whole.spec)))
+        home.write_manifest(manifest_of(load_sweep(whole.spec)))
         finish(home, whole.trial)
     assert outcome(home, whole.trial.id) == whole.outcome
     return disk.images

@@ -42,7 +42,7 @@ def test_the_command_and_every_override_are_in_manifest_trial_export_and_store(t
     home = Home(folder / "home")
     manifest = home.manifests()["tiny"]
     assert manifest["set"] == ["training.steps=8", "optimiser.lr=0.002"]
-    for command in (manifest["command"], home.trial(trial).description()["provenance"]["command"]):
+    for command in (manifest["command"], home.trial(trial).description().provenance.command):
         assert command.startswith("dsd-lab train ") and command.endswith(
             "--set training.steps=8 --set optimiser.lr=0.002"
         )
@@ -100,7 +100,7 @@ def test_a_work_tree_that_differs_from_its_commit_is_kept_with_the_trial(tmp_pat
         (trial,) = train_here(home, write_spec(tmp_path), "training.steps=2").trials
         text = (home.trial(trial.id).root / "code.diff").read_text()
         assert text.startswith("+xxx") and len(text) < 300_000 and "[cut at" in text
-        assert len(home.trial(trial.id).description()["provenance"]["git_diff"]) == 64
+        assert len(home.trial(trial.id).description().provenance.git_diff) == 64
         assert run("export", "tiny", "--home", home.root, "--out", tmp_path / "export")[0] == OK
         assert run("import", tmp_path / "export", "--home", tmp_path / "other")[0] == OK
         assert (Home(tmp_path / "other").trial(trial.id).root / "code.diff").read_text() == text

@@ -54,7 +54,7 @@ def other_home(trained, place):
     (place / "dsd-lab-home.json").unlink(missing_ok=True)
     for folder in (place / "trials").iterdir():
         status = Home(place).trial(folder.name).status()
-        Home(place).trial(folder.name).write_status(started=status["started"] + 100)
+        Home(place).trial(folder.name).write_status(started=status.started + 100)
     return Home(place)
 
 
@@ -306,7 +306,7 @@ def test_a_server_that_is_restarted_in_mid_sweep_ends_with_everything_once(tmp_p
     with mlflow_server(served, port):
         output, _ = sweep.communicate(timeout=DEADLINE)
         assert sweep.returncode == 0, output
-        ids = [entry["id"] for entry in home.manifests()["tiny"]["trials"]]
+        ids = [entry["id"] for entry in home.manifests()["tiny"].trials]
         Store(home, uri).sync(home.manifests()["tiny"])
     assert stored_steps(Home(served)) == spooled_steps(home, ids)
 

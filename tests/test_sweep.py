@@ -258,7 +258,7 @@ def test_adding_a_seed_runs_only_the_new_trials(swept, extended):
     assert extended.answer["states"] == {"done": 6, "diverged": 3}
     assert extended.after == extended.before
     new = [e["id"] for e in extended.answer["trials"] if e["name"].endswith("s2")]
-    assert [swept.home.trial(i).status()["attempt"] for i in new] == [1, 1, 1]
+    assert [swept.home.trial(i).status().attempt for i in new] == [1, 1, 1]
 
 
 def test_adding_an_evaluation_evaluates_finished_trials_and_retrains_nothing(swept, extended):
@@ -399,7 +399,7 @@ def test_a_sweep_runs_on_the_nodes_of_a_running_cluster_and_leaves_it_running(tm
         cluster.shutdown()
     plan = load_sweep(spec)
     assert [home.trial(t.id).state() for t in plan.trials] == ["done"] * 3
-    assert len({home.trial(t.id).status()["pid"] for t in plan.trials}) == 2
+    assert len({home.trial(t.id).status().pid for t in plan.trials}) == 2
     assert stored_steps(home) == spooled_steps(home, [t.id for t in plan.trials])
     assert sessions(home) == []
 
@@ -420,7 +420,7 @@ def test_f8_a_trial_whose_worker_is_told_to_end_is_retried_and_ends_bit_equal(un
         os.kill(wait_until(lambda: running(home, victim, 60), "the trial is under way", sweep), signal.SIGTERM)
         output, _ = sweep.communicate(timeout=DEADLINE)
     assert sweep.returncode == OK, output
-    assert home.trial(victim).status()["attempt"] == 2
+    assert home.trial(victim).status().attempt == 2
     assert {t.id: outcome(home, t.id) for t in undisturbed.plan.trials} == undisturbed.outcomes
     assert stored_steps(home) == spooled_steps(home, list(undisturbed.outcomes))
 

@@ -15,7 +15,7 @@ from dsd_lab.bench.bare_loop import BareLoop, EagerLoop
 from dsd_lab.bench.clock import Clock, Taken, mean, middle, spread
 from dsd_lab.bench.evaluation import evaluation_ratios
 from dsd_lab.bench.events import event_seconds
-from dsd_lab.bench.machine import Ceiling, forget_peak, peak_memory, tensor_bytes
+from dsd_lab.bench.machine import Ceiling, tensor_bytes
 from dsd_lab.bench.parts import PARTS, Stopwatch, timed_parts
 from dsd_lab.core.data import DataSet
 from dsd_lab.core.training.cuda_graphs import WARM_UP
@@ -23,6 +23,7 @@ from dsd_lab.core.training.trainer import Trainer
 from dsd_lab.errors import BadInput
 from dsd_lab.planning.estimates import Shape
 from dsd_lab.planning.flops import count_bytes, count_shape
+from dsd_lab.runs.meter import forget_peak, peak_memory
 from dsd_lab.specs.trial import Stage, Trial
 
 _BLOCK_SECONDS = 0.5

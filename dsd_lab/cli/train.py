@@ -81,15 +81,18 @@ def run(arguments: argparse.Namespace) -> int:
         "state": state,
         "folder": str(folder.root),
     }
-    answer |= {"error": folder.status().get("error"), "evaluations": folder.evaluations()}
+    answer |= {
+        "error": folder.status().error,
+        "evaluations": {k: e.model_dump() for k, e in folder.evaluations().items()},
+    }
     if arguments.json:
         print_json(answer)
     else:
         say(f"{trial.name}: {state}" + (f": {answer['error']}" if answer["error"] else ""))
         say(f"trial {trial.id} in {folder.root}")
-        if damaged := folder.status().get("damaged"):
+        if damaged := folder.status().damaged:
             say(f"it passed over damaged checkpoints: {', '.join(damaged)}")
-        if trial.id not in {entry["id"] for entry in recorded["trials"]}:
+        if trial.id not in recorded.ids:
             say(f"it is beside the trials of sweep {plan.key} as it last ran: in no report of it, and kept until `rm`")
     if state == "interrupted":
         return stop.exit_code

@@ -14,7 +14,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 from dsd_lab.planning.estimates import shape_key
 from dsd_lab.specs.evaluate_list import applies
@@ -166,8 +165,3 @@ class Remaining:
         if s.state in ("failed", "diverged", "stopped"):
             return False
         return s.state != "done" or len(s.evaluated) < len(self._evaluations[s.trial.id])
-
-
-def holdout_of(description: dict[str, Any] | None) -> int | None:
-    """Held-out images that a started trial has told of."""
-    return None if description is None else int(description["data"]["holdout"])

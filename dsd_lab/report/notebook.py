@@ -15,6 +15,7 @@ import pandas as pd
 from dsd_lab.errors import BadInput
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import find_manifest
+from dsd_lab.home.sweep_records import Manifest
 from dsd_lab.report.figures.registry import FIGURES
 from dsd_lab.report.figures.scaling import scaling_table
 from dsd_lab.report.figures.style import Look, looks_of, style
@@ -57,7 +58,7 @@ class Picture:
 class Opened:
     """One sweep of a home folder, as its report sees it."""
 
-    manifest: dict[str, Any]
+    manifest: Manifest
     results: list[Result]
     settings: ReportSettings
 
@@ -105,7 +106,7 @@ class Opened:
         """Where the data came from: sweep, code, versions, machines, images; and what a reader must know first."""
         lines = [f"> {markdown_text(n)}" for n in notices(self._all_groups, self.settings)]
         lines += [f"- **{markdown_text(k)}**: {markdown_text(v)}" for k, v in provenance_lines(self.results, self.manifest)]  # fmt: skip
-        return Text("\n".join([markdown_text(self.manifest["why"]), "", *lines]))
+        return Text("\n".join([markdown_text(self.manifest.why), "", *lines]))
 
     def answer(self) -> Text:
         """The sweep's answer in words, made from its numbers, and how it was found."""
@@ -142,7 +143,7 @@ class Opened:
                 with style():
                     drawn = draw(self.groups, self._looks, self.settings)
                     if drawn is None:
-                        raise BadInput(f"{self.manifest['key']} has nothing to draw in the figure {name!r}")
+                        raise BadInput(f"{self.manifest.key} has nothing to draw in the figure {name!r}")
                     buffer = io.BytesIO()
                     drawn.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
                 return Picture(buffer.getvalue(), caption)
@@ -153,7 +154,7 @@ class Opened:
             raise BadInput(f"no table {name!r}; there are {', '.join(self._tables)}")
         made = self._tables[name]()
         if made is None:
-            raise BadInput(f"{self.manifest['key']} has no rows for the table {name!r}")
+            raise BadInput(f"{self.manifest.key} has no rows for the table {name!r}")
         return made
 
 
@@ -175,4 +176,4 @@ def open_sweep(home: str | Path, name: str, profile: str | None = None) -> Opene
     store.sync(manifest)
     with tempfile.TemporaryDirectory() as scratch:
         results = results_of(store, manifest, Path(scratch))
-    return Opened(manifest, results, ReportSettings.model_validate(manifest["spec"]["report"]))
+    return Opened(manifest, results, ReportSettings.model_validate(manifest.spec["report"]))

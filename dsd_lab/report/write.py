@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from dsd_lab.home.sweep_records import Manifest
 from dsd_lab.report.figures.pictures import note_damaged
 from dsd_lab.report.figures.registry import draw_all
 from dsd_lab.report.figures.scaling import scaling_table
@@ -26,7 +27,7 @@ from dsd_lab.specs.report import ReportSettings
 
 
 def write_report(
-    results: list[Result], settings: ReportSettings, manifest: dict[str, Any], folder: Path
+    results: list[Result], settings: ReportSettings, manifest: Manifest, folder: Path
 ) -> tuple[Page, dict[str, Any]]:
     """Write pages, tables and figures below an empty folder; returns what the pages show and what `--json` prints.
 
@@ -39,7 +40,7 @@ def write_report(
 
 
 def write_part(
-    results: list[Result], settings: ReportSettings, manifest: dict[str, Any], folder: Path
+    results: list[Result], settings: ReportSettings, manifest: Manifest, folder: Path
 ) -> tuple[Page, dict[str, Any]]:
     """Write the tables and figures of one sweep below a folder; returns its page, which is not written, and its JSON."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,9 +70,9 @@ def write_part(
     note_damaged(groups)
     figures, frames = draw_all(groups, settings, folder / "figures"), frames_of(groups)
     page = Page(
-        key=manifest["key"],
-        title=manifest["name"] + (f" ({manifest['profile']})" if manifest["profile"] else ""),
-        why=manifest["why"],
+        key=manifest.key,
+        title=manifest.name + (f" ({manifest.profile})" if manifest.profile else ""),
+        why=manifest.why,
         notices=notices(all_groups, settings),
         answer=[s for s in (*answer(groups), effects_sentence(effects)) if s],
         method=method_note(groups, settings),
@@ -79,7 +80,7 @@ def write_part(
         figures=figures,
         frames=frames,
         columns=[(labels[c.name], c.name, c.note) for c in columns],
-        variants=[(name, fields.get("why", "")) for name, fields in manifest["spec"]["variants"].items()],
+        variants=[(name, fields.get("why", "")) for name, fields in manifest.spec["variants"].items()],
         provenance=provenance_lines(everything, manifest),
     )
     return page, _json(page, groups, comparisons, effects, {t.name: t for t in tables}, manifest)
@@ -91,10 +92,10 @@ def _json(
     comparisons: list[Comparison],
     effects: Table | None,
     tables: dict[str, Table],
-    manifest: dict[str, Any],
+    manifest: Manifest,
 ) -> dict[str, Any]:
     return {
-        "sweep": manifest["key"],
+        "sweep": manifest.key,
         "answer": " ".join(page.answer),
         "notices": page.notices,
         "variants": [_group_json(g) for g in groups],
@@ -133,8 +134,8 @@ def _records(table: Table | None) -> list[dict[str, Any]]:
     """A table's numbers; what a row lacks is null."""
     if table is None:
         return []
-    rows: list[dict[str, Any]] = table.frame.astype(object).to_dict("records")
+    rows = table.frame.astype(object).to_dict("records")
     return [
-        {k: None if v is None or (isinstance(v, float) and math.isnan(v)) else v for k, v in row.items()}
+        {str(k): None if v is None or (isinstance(v, float) and math.isnan(v)) else v for k, v in row.items()}
         for row in rows
     ]

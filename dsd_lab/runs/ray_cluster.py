@@ -180,12 +180,13 @@ def _loopback() -> Iterator[None]:
     Nor is its API server started: without a dashboard it serves nobody, and it asks the network which
     cloud it is in even where usage reports are off.
     """
+    changed: tuple[tuple[object, str, object], ...]
     changed = ((ray_constants, "ENABLE_RAY_CLUSTER", False), (Node, "start_api_server", lambda self, **asked: None))
-    before = [getattr(place, name) for place, name, _ in changed]
-    for place, name, value in changed:
-        setattr(place, name, value)
+    before = [getattr(owner, name) for owner, name, _ in changed]
+    for owner, name, value in changed:
+        setattr(owner, name, value)
     try:
         yield
     finally:
-        for (place, name, _), value in zip(changed, before, strict=True):
-            setattr(place, name, value)
+        for (owner, name, _), earlier in zip(changed, before, strict=True):
+            setattr(owner, name, earlier)

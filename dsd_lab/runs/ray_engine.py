@@ -36,15 +36,14 @@ from dsd_lab.runs.ray_callbacks import RETRIES, RecordFailures, SignalCheck, Sto
 from dsd_lab.runs.ray_cluster import connected
 from dsd_lab.runs.signals import HeldSignals, StopFile
 from dsd_lab.specs.plugins import load_kept
-from dsd_lab.specs.renamed import recorded_trial
 from dsd_lab.specs.sweep import PlannedTrial
-from dsd_lab.specs.trial import Generation
+from dsd_lab.specs.trial import Generation, Trial
 
 _REPORT_EVERY = 5.0
 """Seconds between a worker's reports to Tune, which cannot take many."""
 
 
-class TrialWorker(tune.Trainable):  # type: ignore[misc]
+class TrialWorker(tune.Trainable):
     """A process that runs trials one after the other."""
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -66,7 +65,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]
         job = config["job"]
         load_kept(job["plugins"])
         content = job["trial"]
-        trial = PlannedTrial(**{**content, "fields": recorded_trial(content)})
+        trial = PlannedTrial(**{**content, "fields": Trial.model_validate(content["fields"])})
         evaluations = [Generation.model_validate(e) for e in job["evaluate"]]
         home, stop = Home(Path(job["home"])), StopFile(Path(job["stop"]))
         remember_call(job["command"])
@@ -138,8 +137,8 @@ def run_trials(
         jobs = iter([{"trial": _payload(t), "decided_at": decided[t.id], **common} for t in trials])
         callbacks = [SignalCheck(signals), RecordFailures(home, fail_fast)]
         tuner = tune.Tuner(
-            tune.with_resources(TrialWorker, lambda config: _request(config["job"]["trial"]["fields"]["resources"])),
-            param_space={"job": tune.sample_from(lambda: next(jobs))},
+            tune.with_resources(TrialWorker, _request),
+            param_space={"job": tune.sample_from(lambda: next(jobs))},  # type: ignore[arg-type,misc]  # Ray takes both
             tune_config=tune.TuneConfig(
                 num_samples=len(trials), max_concurrent_trials=max_concurrent or 0, reuse_actors=True
             ),
@@ -174,8 +173,10 @@ def _payload(trial: PlannedTrial) -> dict[str, Any]:
     }
 
 
-def _request(resources: dict[str, float]) -> dict[str, float]:
-    return {"cpu": resources["cpus"], "gpu": resources["gpus"]}
+def _request(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """What a trial asks Ray for."""
+    resources = config["job"]["trial"]["fields"]["resources"]
+    return tune.PlacementGroupFactory([{"CPU": resources["cpus"], "GPU": resources["gpus"]}])
 
 
 def _check_resources(trials: list[PlannedTrial]) -> None:

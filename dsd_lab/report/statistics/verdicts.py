@@ -13,6 +13,7 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,8 +71,8 @@ def latent_state(result: Result, probes: int) -> LatentState | None:
 
 
 def _state(result: Result, variance: float, token: float, image: float, capacity: float, images: float) -> LatentState:
-    network = result.description["fields"]["network"]
-    channels, tokens = network["latent_channels"], (network["image_size"] // network["patch_size"]) ** 2
+    network = result.trial.network
+    channels, tokens = int(network.latent_channels or 0), network.tokens
     filled = patch_ranks(result) or (math.inf, math.inf)
     bounds = min(channels, filled[0]), min(tokens * channels, int(images) - 1, filled[1])
     return LatentState(variance**0.5, token, image, capacity, *bounds)
@@ -173,7 +174,7 @@ def states_over_training(result: Result, probes: int) -> tuple[list[int], list[L
     return [int(s) for s in steps], [_state(result, *row) for row in zip(*(c.tolist() for c in table), strict=True)]
 
 
-def _running_median(values: Floats, width: int) -> NDArray:
+def _running_median(values: Floats, width: int) -> NDArray[Any]:
     """Median of each value and the up to `width` - 1 before it."""
     head = [np.median(values[: i + 1]) for i in range(min(width - 1, len(values)))]
     if len(values) < width:

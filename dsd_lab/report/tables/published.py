@@ -10,16 +10,17 @@ import csv
 import re
 from dataclasses import dataclass, replace
 from importlib.resources import files
-from typing import Any
 
 import pandas as pd
 
 from dsd_lab.home.parameter_count import parameters_in
+from dsd_lab.home.trial_records import DataRecord
 from dsd_lab.report.groups import Group
 from dsd_lab.report.statistics.intervals import POSITIVE, Estimate, estimate
 from dsd_lab.report.tables.rendering import Cell, Table, estimate_cell
 from dsd_lab.specs.auxiliary import EMA
 from dsd_lab.specs.report import ReportSettings
+from dsd_lab.specs.trial import Trial
 
 _NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 _EVALUATION = re.compile(
@@ -106,20 +107,20 @@ def our_rows(groups: list[Group]) -> list[Row]:
             if not found or not group.described:
                 continue
             first = group.described[0]
-            fields, data = first.description["fields"], first.description["data"]
+            data = first.record.data
             weights = parameters_in(first.folder)
             rows.append(
                 Row(
                     method=group.name,
                     parameters=weights / 1e6 if weights else None,
-                    epochs=first.step * fields["training"]["batch_size"] / data["train"],
+                    epochs=first.step * first.trial.training.batch_size / data.train,
                     guidance=_guidance(found),
                     sampler=f"{_sampler(found)}; {found['rest'].replace('-', ', ')}",
                     images=int(found["images"]),
                     extractor=_extractor(found, data),
-                    data=_IMAGENET if found["reference"] and _is_imagenet(fields, data) else data["name"],
+                    data=_IMAGENET if found["reference"] and _is_imagenet(first.trial, data) else data.name,
                     autoencoder_counted="yes",
-                    pretrained_model=_pretrained_model(fields),
+                    pretrained_model=_pretrained_model(first.trial),
                     source=f"this sweep; statistics {found['reference']}" if found["reference"] else "this sweep",
                     cite="this sweep",
                     fid=value,
@@ -143,27 +144,27 @@ def _sampler(found: re.Match[str]) -> str:
     return f"{_SAMPLERS.get(name, name.capitalize())} {found['steps']}"
 
 
-def _extractor(found: re.Match[str], data: dict[str, Any]) -> str:
+def _extractor(found: re.Match[str], data: DataRecord) -> str:
     """Features and what they are compared with: published statistics are another measure than training images."""
     name = _EXTRACTORS.get(found["extractor"], found["extractor"])
     if found["reference"] and name == "Inception":
         return name  # as the published rows: against statistics
     if found["reference"]:
         return f"{name} against statistics {found['reference']}"
-    return name if name == "in-domain" else f"{name} against {min(data['train'], _MOST_TRAINING):,} training images"
+    return name if name == "in-domain" else f"{name} against {min(data.train, _MOST_TRAINING):,} training images"
 
 
-def _is_imagenet(fields: dict[str, Any], data: dict[str, Any]) -> bool:
+def _is_imagenet(trial: Trial, data: DataRecord) -> bool:
     """Whether a trial's images are of ImageNet's number of classes and at the published rows' size."""
-    return data["classes"] == 1000 and fields["network"]["image_size"] == 256
+    return data.classes == 1000 and trial.network.image_size == 256
 
 
-def _pretrained_model(fields: dict[str, Any]) -> str:
+def _pretrained_model(trial: Trial) -> str:
     """`yes` where a loss compares with a timm model whose weights were not drawn at random."""
-    objective, auxiliary = fields["objective"], fields.get("auxiliary", {})
-    perceptual = objective.get("perceptual_weight", 0) > 0 and objective["perceptual_weights"] != "random"
-    aligned = auxiliary.get("alignment", 0) > 0 and auxiliary["alignment_to"] != EMA
-    return "yes" if perceptual or (aligned and auxiliary["alignment_weights"] != "random") else "no"
+    objective, auxiliary = trial.objective, trial.auxiliary
+    perceptual = objective.perceptual_weight > 0 and objective.perceptual_weights != "random"
+    aligned = auxiliary.alignment > 0 and auxiliary.alignment_to != EMA
+    return "yes" if perceptual or (aligned and auxiliary.alignment_weights != "random") else "no"
 
 
 def published_table(groups: list[Group], dots: dict[str, str]) -> Table | None:
@@ -261,9 +262,8 @@ def collapse_table(groups: list[Group], settings: ReportSettings, dots: dict[str
 
 def _setup(group: Group) -> str:
     first = group.described[0]
-    fields, network = first.description["fields"], first.description["fields"]["network"]
-    tokens = (network["image_size"] // network["patch_size"]) ** 2
+    network = first.trial.network
     return (
-        f"{first.description['data']['name']}, {tokens} tokens x {network['latent_channels']} channels, "
-        f"{fields['latent']['normaliser']}, {first.step:,} steps"
+        f"{first.record.data.name}, {network.tokens} tokens x {network.latent_channels} channels, "
+        f"{first.trial.latent.normaliser}, {first.step:,} steps"
     )
