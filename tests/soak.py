@@ -249,7 +249,7 @@ def soak(
             struck.server.close()
         took = time.monotonic() - began
     (manifest,), (expected,) = home.manifests().values(), whole.manifests().values()
-    assert [t["id"] for t in manifest["trials"]] == [t["id"] for t in expected["trials"]]
+    assert manifest.ids == expected.ids
     different = [i for i in ids if record_of(home, i) != record_of(whole, i)]
     assert not different, f"these trials are not what they would have been: {different}"
     attempts = {i: home.trial(i).status().attempt for i in ids}

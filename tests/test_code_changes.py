@@ -101,7 +101,7 @@ def test_f13_a_trial_that_goes_on_on_another_processor_or_gpu_says_so(begun):
     assert train(begun, "--allow-code-change") == OK
     assert [(e.device, e.step) for e in folder.status().trained_on] == [("a Xeon", 0), (processor(), 8)]
     assert told_devices(folder.status()) == f"a Xeon from step 0, {processor()} from step 8"
-    assert told_devices({"trained_on": [{"device": "a Xeon", "step": 0}]}) is None and told_devices({}) is None
+    assert told_devices(Status(trained_on=[DeviceFrom(device="a Xeon", step=0)])) is None
 
 
 @pytest.mark.slow

@@ -141,7 +141,7 @@ def test_f4_a_disk_that_is_full_fails_the_trial_says_so_and_leaves_the_older_che
 
     assert in_child(work) == 0
     status = folder.status()
-    assert status["state"] == "interrupted" and "the disk is full" in status["error"] and "\n" not in status["error"]
+    assert status.state == "interrupted" and "the disk is full" in status.error and "\n" not in status.error
     assert load_checkpoint(list_checkpoints(folder.checkpoints)[0])
     assert not list(folder.checkpoints.glob(".writing-*"))
     assert finish(home, whole.trial)[-1] == "done"
@@ -211,8 +211,8 @@ def test_f7_memory_that_runs_out_is_a_failure_that_says_so_and_is_not_tried_agai
 
     assert in_child(work) == 0
     status = home.trial(trial.id).status()
-    assert status["state"] == "failed" and status["attempt"] == 1
-    assert "memory" in status["error"]
+    assert status.state == "failed" and status.attempt == 1
+    assert "memory" in status.error
     # A failed trial is left alone until somebody asks for it; Ray is not even started.
     home.write_manifest(manifest_of(load_sweep(spec)))
     assert run("sweep", spec, "--home", home.root, "--no-tracking")[0] == TRIALS_FAILED

@@ -94,7 +94,7 @@ def test_a_run_with_ones_own_trial_id_never_replaces_ones_own_result(start, home
     settled = {k.removeprefix("dsd."): v for k, v in own.data.tags.items() if k.startswith("dsd.") and k != "dsd.kind"}
     foreign(store, "elsewhere", start, **settled)
     found, notices = read(home, tmp_path)
-    assert found[trial].metrics == own.data.metrics and found[trial].tags["dsd.code"] == status["code"]
+    assert found[trial].metrics == own.data.metrics and found[trial].tags["dsd.code"] == status.code
     assert found[trial].metrics.get("latent/std") != 666.0
     assert any(f"1 other runs of trial {trial} in the store are passed over" in line for line in notices)
 

@@ -139,12 +139,11 @@ def test_a_spec_is_an_experiment_a_sweep_a_parent_run_and_a_trial_a_child_run(ho
     ended = [int(1000 * home.trial(t.id).status().updated) for t in plan.trials if t.variant != "broken"]
     assert parent.info.end_time >= max(ended)
     # It began when the sweep was run, however much later the store hears of it.
-    assert parent.info.start_time == int(1000 * manifest["run_at"]) <= parent.info.end_time
+    assert parent.info.start_time == int(1000 * manifest.run_at) <= parent.info.end_time
     Store(home).sync(manifest)
     assert store.client.get_run(parent.info.run_id).info.end_time == parent.info.end_time
     assert (
-        json.loads((Path(parent.info.artifact_uri.removeprefix("file://")) / "spec.json").read_text())
-        == manifest["spec"]
+        json.loads((Path(parent.info.artifact_uri.removeprefix("file://")) / "spec.json").read_text()) == manifest.spec
     )
 
 
@@ -299,7 +298,7 @@ def test_the_source_of_a_data_set_is_the_one_that_was_read(fields, kind, source)
 
 
 def test_samples_of_the_machine_are_system_metrics_of_the_sweeps_run_once_each(home, manifest):
-    folder = home.sweep_folder(manifest["key"])
+    folder = home.sweep_folder(manifest.key)
 
     def sample(*numbers):
         with (folder / "machine.jsonl").open("a") as file:
@@ -427,7 +426,7 @@ def test_a_trial_that_another_sweep_trained_is_a_short_run_that_points_to_it_and
     store.sync(manifest)
     before = stored(home)
     for syncing in (store, store, Store(home)):
-        syncing.sync(manifest | {"name": "other", "key": "other"})
+        syncing.sync(manifest.changed(name="other", key="other"))
     first, pointer = (run_of(store, plan.trials[0].id, kind) for kind in ("trial", "pointer"))
     parent = store.client.get_run(pointer.data.tags["mlflow.parentRunId"])
     assert parent.info.run_name == "other"
@@ -444,7 +443,7 @@ def test_a_trial_that_another_sweep_trained_is_a_short_run_that_points_to_it_and
 
 
 def test_a_store_that_lacks_nothing_is_asked_once_for_all_trials(home, manifest, monkeypatch):
-    other = manifest | {"name": "other", "key": "other"}
+    other = manifest.changed(name="other", key="other")
     for one in (manifest, other):
         Store(home).sync(one)
     for one in (manifest, other):
@@ -567,8 +566,8 @@ def test_a_history_survives_its_file_and_holds_every_metric_spectrum_and_time(ho
         for name, values in line.spectra.items():
             assert [spectra[f"spectrum/{name}", line.step, i] for i in range(len(values))] == values
             seen += len(values)
-        if line["kind"] in ("train", "probe"):
-            assert scalars[f"seconds/{line['kind']}", line.step] == line["seconds"]
+        if line.kind in ("train", "probe"):
+            assert scalars[f"seconds/{line.kind}", line.step] == line.seconds
     assert seen == len(spectra) > 0
 
 

@@ -135,13 +135,13 @@ def test_one_failing_trial_gives_exit_code_3_and_does_not_stop_the_others(swept)
 
 def test_a_failed_trial_says_what_is_wrong_with_its_checkpoint(swept):
     for status in swept.status("broken"):
-        assert "step-000000004: the weights of another network" in status["error"]
+        assert "step-000000004: the weights of another network" in status.error
 
 
 def test_a_diverged_trial_stops_before_its_last_step_and_says_at_which(swept):
     for trial, status in zip(swept.ids("wild"), swept.status("wild"), strict=True):
-        assert 0 < status["step"] < 12
-        assert f"step {status['step'] + 1} is not finite" in status["error"]
+        assert 0 < status.step < 12
+        assert f"step {status.step + 1} is not finite" in status.error
         assert events(swept.home, trial)[-1]["kind"] == "diverged"
 
 
@@ -152,7 +152,7 @@ def test_a_sweep_that_only_diverged_is_a_result_and_not_a_failure(swept):
 
 
 def test_a_worker_is_reused_and_no_state_leaks_from_one_trial_to_the_next(swept):
-    assert len({status["pid"] for v in swept.plan.spec.variants for status in swept.status(v)}) == 1
+    assert len({status.pid for v in swept.plan.spec.variants for status in swept.status(v)}) == 1
     for first, last in zip(swept.ids("dsd"), swept.ids("again"), strict=True):
         assert first != last
         assert outcome(swept.home, first) == outcome(swept.home, last)
@@ -439,7 +439,7 @@ def test_f15_an_import_that_fails_in_the_workers_alone_fails_the_trial_and_says_
         output, _ = sweep.communicate(timeout=DEADLINE)
     status = home.trial(whole.trial.id).status()
     assert sweep.returncode == TRIALS_FAILED, output
-    assert status["state"] == "failed" and "libcudart.so.99" in status["error"] and "\n" not in status["error"]
+    assert status.state == "failed" and "libcudart.so.99" in status.error and "\n" not in status.error
     assert "Traceback" not in output and "libcudart.so.99" in output
 
 
@@ -455,7 +455,7 @@ def test_a_trial_whose_workers_keep_dying_fails_and_says_so(undisturbed, tmp_pat
     output, _ = sweep.communicate(timeout=DEADLINE)
     assert sweep.returncode == TRIALS_FAILED, output
     status = home.trial(victim).status()
-    assert status["state"] == "failed" and status["error"].startswith("the worker died 3 times")
+    assert status.state == "failed" and status.error.startswith("the worker died 3 times")
     assert home.trial(other).state() == "done"  # it ended first, and the failure is not taken for its own
 
 
