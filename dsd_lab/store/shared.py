@@ -57,7 +57,7 @@ class Ours:
 
     def is_recorded(self, run: Run) -> bool:
         """Whether this home is known to have made a run, or to have taken it as its own with the trial's files at hand."""
-        return self.record.get(slot_of(run.data.tags)) == run.info.run_id
+        return bool(self.record.get(slot_of(run.data.tags)) == run.info.run_id)
 
     def runs(self, condition: str, experiments: list[str] | None = None, deleted: bool = False) -> list[Run]:
         """This home's runs that meet a condition, one of each kind, trial and code."""
