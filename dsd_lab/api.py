@@ -17,9 +17,9 @@ from dsd_lab.errors import BadInput, CorruptCheckpoint
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import find_trial
 from dsd_lab.home.outputs import Output
+from dsd_lab.home.plugins import recorded_fields
 from dsd_lab.home.spool import read_spool
 from dsd_lab.runs.data_shelf import DataShelf
-from dsd_lab.specs.recorded import recorded_fields
 from dsd_lab.specs.trial import Trial
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ def load_trial(home: str | Path, trial_id: str) -> LoadedTrial:
         raise CorruptCheckpoint(f"{folder.checkpoints}: no checkpoint to load weights from")
     tensors, _ = checkpoints.load_checkpoint(found[0])
     fields = recorded_fields(description, Path(home))
-    network = Network(fields, _channels(tensors, fields, found[0]), int(description["data"]["classes"]))
+    network = Network(fields, _channels(tensors, fields, found[0]), description.data.classes)
     load_tensors(network, "average", tensors, found[0])
-    return LoadedTrial(folder.id, network.requires_grad_(False).eval(), fields, int(description["seed"]))
+    return LoadedTrial(folder.id, network.requires_grad_(False).eval(), fields, description.seed)
 
 
 def _channels(tensors: dict[str, torch.Tensor], fields: Trial, path: Path) -> int:
@@ -107,8 +107,8 @@ def export_latents(home: str | Path, trial_id: str, path: str | Path, split: str
     arrays: dict[str, NDArray[Any]] = {"z": torch.cat(parts).numpy(), "y": images.labels.numpy()}
     rows: dict[str, list[tuple[int, list[float]]]] = {}
     for entry in read_spool(folder.spool):
-        for name, values in entry.get("spectra", {}).items():
-            rows.setdefault(f"spectrum/{name}", []).append((entry["step"], values))
+        for name, values in entry.spectra.items():
+            rows.setdefault(f"spectrum/{name}", []).append((entry.step, values))
     for name, found in rows.items():
         arrays[name] = np.array([values for _, values in found])
         arrays[f"{name}/step"] = np.array([step for step, _ in found])

@@ -29,7 +29,7 @@ def record_of(home: Home, trial: str) -> tuple[Any, ...]:
     newest = list_checkpoints(folder.checkpoints)[:1] + list_checkpoints(folder.root / "crash")[:1]
     digests = [json.loads((path / "manifest.json").read_text())["sha256"] for path in newest]
     pictures = {path.name: path.read_bytes() for path in folder.images.glob("*.png")}
-    return folder.state(), folder.status()["step"], digests, events(home, trial), pictures
+    return folder.state(), folder.status().step, digests, events(home, trial), pictures
 
 
 def stored_trials(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -41,7 +41,9 @@ def stored_trials(folder: Path) -> dict[str, list[dict[str, Any]]]:
         parameters, metrics = defaultdict(list), defaultdict(list)
         for run, *row in database.execute("select run_uuid, key, value from params"):
             parameters[run].append(tuple(row))
-        for run, *row in database.execute("select run_uuid, key, step, value, is_nan from metrics"):
+        for run, *row in database.execute(
+            "select run_uuid, key, step, value, is_nan from metrics where key not like 'machine/%'"
+        ):
             metrics[run].append(tuple(row))
         runs = database.execute("select run_uuid, status, artifact_uri from runs").fetchall()
     found: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)

@@ -78,7 +78,7 @@ def make_large(home: Home, trials: int, steps: int) -> dict[str, Any]:
     path.write_text(yaml.safe_dump(spec, sort_keys=False))
     plan = load_sweep(path)
     manifest = manifest_of(plan)
-    home.write_manifest(plan.key, manifest)
+    home.write_manifest(manifest)
     origin = provenance() | {"device": "cpu"}
     for trial in plan.trials:
         _write_trial(home, trial, steps, origin)

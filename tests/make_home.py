@@ -31,7 +31,7 @@ def make(folder: Path) -> None:
     spec = write_spec(folder, variants, base=SMALL, evaluate=[EVALUATION], name="old")
     plan, home = load_sweep(spec), Home(folder / "home")
     home.prepare()
-    home.write_manifest(plan.key, manifest_of(plan) | {"spec_path": "spec.yaml"})
+    home.write_manifest(manifest_of(plan).changed(spec_path="spec.yaml"))
     for trial in plan.trials:
         progress = run_trial(home, trial, plan.spec.evaluate, DataShelf())
         for _ in progress:

@@ -15,7 +15,7 @@ from dsd_lab.specs.loading import load_sweep
 def recording(home: Home, spec: Path) -> list[dict[str, Any]]:
     """One entry a trial, counted from the first one's start; of one that went on after a stop it tells nothing true."""
     plan = load_sweep(spec)
-    zero = min(home.trial(t.id).status()["started"] for t in plan.trials)
+    zero = min(home.trial(t.id).status().started for t in plan.trials)
 
     def at(time: float) -> float:
         return round(time - zero, 1)

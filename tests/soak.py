@@ -96,14 +96,14 @@ class Soak:
     def ended(self) -> bool:
         for trial in self.ids:
             if trial not in self.ended_in and self.home.trial(trial).state() in ENDED:
-                self.ended_in[trial] = self.home.trial(trial).status()["attempt"]
+                self.ended_in[trial] = self.home.trial(trial).status().attempt
         return len(self.ended_in) == len(self.ids)
 
     def workers(self) -> dict[str, int]:
         """Running trials and the processes that run them."""
         held = [i for i in self.ids if (self.home.trial(i).root / "lock").exists()]
         running = [i for i in held if self.home.trial(i).state() == "running"]
-        return {i: int(self.home.trial(i).status()["pid"]) for i in running}
+        return {i: int(self.home.trial(i).status().pid) for i in running}
 
     # -- Strikes -------------------------------------------------------------------------------------
 
@@ -249,10 +249,10 @@ def soak(
             struck.server.close()
         took = time.monotonic() - began
     (manifest,), (expected,) = home.manifests().values(), whole.manifests().values()
-    assert [t["id"] for t in manifest["trials"]] == [t["id"] for t in expected["trials"]]
+    assert manifest.ids == expected.ids
     different = [i for i in ids if record_of(home, i) != record_of(whole, i)]
     assert not different, f"these trials are not what they would have been: {different}"
-    attempts = {i: home.trial(i).status()["attempt"] for i in ids}
+    attempts = {i: home.trial(i).status().attempt for i in ids}
     assert attempts == struck.ended_in, "a trial that had ended was run again"
     Store(whole).sync(expected)
     stored, undisturbed = stored_trials(folder / "served"), stored_trials(whole.root)

@@ -24,6 +24,7 @@ from dsd_lab.core.data import load_data
 from dsd_lab.core.training.checkpoints import list_checkpoints, save_checkpoint
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import manifest_of
+from dsd_lab.home.trial_records import TrialRecord
 from dsd_lab.runs.run_trial import DataShelf, run_trial
 from dsd_lab.runs.signals import TERMINATING
 from dsd_lab.runs.spool_writer import read_spool
@@ -151,7 +152,7 @@ def train_here(home: Home, path: Path, *overrides: str) -> Plan:
     """Run the trials of a spec in this process, one after the other, and record the sweep as `sweep` does."""
     plan = load_sweep(path, sets=list(overrides))
     home.prepare()
-    home.write_manifest(plan.key, manifest_of(plan))
+    home.write_manifest(manifest_of(plan))
     shelf = DataShelf()
     for trial in plan.trials:
         for _ in run_trial(home, trial, plan.spec.evaluate, shelf):
@@ -159,10 +160,21 @@ def train_here(home: Home, path: Path, *overrides: str) -> Plan:
     return plan
 
 
+def described(fields: dict[str, Any], provenance: dict[str, Any] | None = None, **data: Any) -> TrialRecord:
+    """The record of an invented trial with these fields, trained on the digits."""
+    machine = {"host": "h", "system": "Linux", "processor": "a CPU"}
+    origin = {"code": "c", "git_commit": None, "git_dirty": False, "python": "3.11", "versions": {}, "device": "cpu"}
+    told = {"name": "digits", "fingerprint": "f" * 64, "train": 1402, "holdout": 395, "classes": 10, **data}
+    named = {"id": "0" * 12, "variant": "v", "point": {}, "seed": 0, "size": "nano8", "name": "v s0", "overrides": {}}
+    origin = provenance or origin | {"machine": machine}
+    return TrialRecord.model_validate(
+        {**named, "fields": fields, "canonical": {}, "flops_per_image": 5_177_344, "data": told, "provenance": origin}
+    )
+
+
 def events(home: Home, trial_id: str) -> list[dict[str, Any]]:
-    """A trial's spool without clock times."""
-    lines = read_spool(home.trial(trial_id).spool)
-    return [{k: v for k, v in line.items() if k not in ("time", "seconds")} for line in lines]
+    """A trial's spool without clock times, speed and memory."""
+    return [line.result() for line in read_spool(home.trial(trial_id).spool)]
 
 
 def outcome(home: Home, trial_id: str) -> tuple[Any, ...]:
@@ -178,7 +190,7 @@ def running(home: Home, trial: str, lines: int) -> int:
     """The process that runs a trial, once its spool has so many lines; 0 before."""
     folder = home.trial(trial)
     long_enough = folder.spool.exists() and folder.spool.read_bytes().count(b"\n") >= lines
-    return int(folder.status()["pid"]) if long_enough and folder.state() == "running" else 0
+    return int(folder.status().pid or 0) if long_enough and folder.state() == "running" else 0
 
 
 def stored_steps(home: Home) -> list[tuple[Any, ...]]:
@@ -193,7 +205,10 @@ def stored_steps(home: Home) -> list[tuple[Any, ...]]:
 def spooled_steps(home: Home, ids: list[str]) -> list[tuple[Any, ...]]:
     """(trial, metric, step) of everything that the trials have recorded."""
     return sorted(
-        (trial, name, line["step"]) for trial in ids for line in events(home, trial) for name in line.get("metrics", {})
+        (trial, name, line.step)
+        for trial in ids
+        for line in read_spool(home.trial(trial).spool)
+        for name in line.measured()
     )
 
 

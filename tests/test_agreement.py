@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sweeping import described
 
 from dsd_lab.home.history import History
 from dsd_lab.report.figures.style import looks_of
@@ -37,7 +38,7 @@ def trial(variant="naive", seed=0, objective=None, factor=1.0, gaps=(9, 1, -1, 9
         id=f"{variant}-{seed}", variant=variant, point={}, seed=seed, size="nano8", state=state, steps=30, step=30, seconds=1.0,
         error=None, metrics={"rank_gap/t-1": 0.0, "rank_gap/t1": 0.0},
         history=History(np.array(at), np.array(names, dtype=object), np.array(index), np.array(values)),
-        description={"fields": fields},
+        description=described(fields),
     )  # fmt: skip
 
 
@@ -79,7 +80,7 @@ def test_latents_that_the_loss_does_not_reach_are_predicted_to_stay_and_nothing_
 
 def test_an_objective_that_the_closed_forms_are_not_about_is_compared_with_nothing():
     other = trial()
-    other.description["fields"]["objective"]["weighting"] = "a later one"
+    other.description.fields["objective"]["weighting"] = "a later one"
     found = agreement_of(other, SETTINGS)
     assert (found.predicted, found.measured) == (None, None) and found.gap == 0.0
 

@@ -40,7 +40,7 @@ def trained(tmp_path_factory):
     ids = {t.variant: t.id for t in train_here(home, spec).trials}
     assert run("export", "tiny", "--home", home.root, "--out", folder / "exported", "--weights")[0] == OK
     other = load_sweep(write_spec(folder / "second", {"dsd": {}}, evaluate=[EVALUATION], name="second"))
-    home.write_manifest("second", manifest_of(other))
+    home.write_manifest(manifest_of(other))
     home.trial(ids["naive"]).write_status(state="interrupted")
     assert run("plan", spec, "--home", home.root)[0] == OK
     np.savez(folder / "reference.npz", mu=np.zeros(64), sigma=np.eye(64))

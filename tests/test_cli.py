@@ -57,7 +57,7 @@ SURFACE = {
         "--random-images",
         "--json",
     },
-    "report": {"SPEC|SWEEP", "--plugin", "--profile", "--out", "--tracking-uri", "--json"},
+    "report": {"SPEC|SWEEP", "--plugin", "--profile", "--x", "--out", "--tracking-uri", "--json"},
     "sample": {
         "trial",
         "--plugin",
@@ -353,7 +353,7 @@ def test_a_row_is_a_line_in_a_file_however_long_it_is(verb, tmp_path, capsys):
     plan = load_sweep(spec := write_spec(tmp_path, {name: changes | {"training": {"weight_ema": 0.9}}}))
     home = Home(tmp_path / "home")
     home.prepare()
-    home.write_manifest(plan.key, manifest_of(plan))
+    home.write_manifest(manifest_of(plan))
     assert main([verb, *([str(spec)] if verb == "plan" else []), "--home", str(home.root)]) == OK
     (row,) = [line for line in capsys.readouterr().out.splitlines() if plan.trials[0].id in line]
     assert name in row and "pending" in row and row.endswith({"plan": "weight_ema=0.9", "status": "0/12"}[verb])
@@ -396,7 +396,7 @@ def test_a_trial_of_a_gpu_is_sampled_on_the_cpu_where_there_is_none_and_says_so(
 
     def on_gpu(folder):
         found = described(folder)
-        return found | {"fields": found["fields"] | {"resources": {"gpus": 1.0}}}
+        return found.changed(fields=found.fields | {"resources": {"gpus": 1.0}})
 
     monkeypatch.setattr(TrialFolder, "description", on_gpu)
     assert run("sample", ids["dsd"], "--n", 1, "--steps", 1, "--out", tmp_path, "--home", home.root)[0] == OK

@@ -11,6 +11,7 @@ from dsd_lab.cli.main import main
 from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import manifest_of
+from dsd_lab.home.trial_records import CodeFrom, DeviceFrom, Status
 from dsd_lab.provenance import processor
 from dsd_lab.runs.continuity import told_changes, told_devices, trained_by, trained_on
 from dsd_lab.runs.data_shelf import DataShelf
@@ -30,8 +31,12 @@ def begun(tmp_path):
     (trial,) = load_sweep(spec).only(["variant=naive"]).trials
     asked = iter(range(1000))
     assert [p.state for p in run_trial(home, trial, [], DataShelf(), lambda: next(asked) == 8)][-1] == "interrupted"
-    home.trial(trial.id).write_status(code=OTHER, trained_by=[{"code": OTHER, "step": 0}], trained_on=None)
+    home.trial(trial.id).write_status(code=OTHER, trained_by=[{"code": OTHER, "step": 0}], trained_on=[])
     return home, spec, home.trial(trial.id)
+
+
+def codes(entries):
+    return [(entry.code, entry.step) for entry in entries]
 
 
 def train(begun, *more):
@@ -66,24 +71,24 @@ def test_f14_trials_that_other_code_began_are_refused_and_go_on_only_where_that_
     assert main([*sweep, "--allow-code-change"]) == NO_RESOURCES
     assert train(begun, "--allow-code-change") == OK
     assert folder.state() == "done"
-    assert folder.status()["trained_by"] == [{"code": OTHER, "step": 0}, {"code": training_code(), "step": 8}]
+    assert [(e.code, e.step) for e in folder.status().trained_by] == [(OTHER, 0), (training_code(), 8)]
 
 
 def test_f14_what_is_trained_again_is_no_longer_by_the_code_that_trained_it_first(begun):
     _, _, folder = begun
     now = training_code()
-    assert trained_by(Home(folder.root).trial("0" * 12), 0) == [{"code": now, "step": 0}]  # never begun
-    assert trained_by(folder, 0) == [{"code": now, "step": 0}]
+    assert codes(trained_by(Home(folder.root).trial("0" * 12), 0)) == [(now, 0)]  # never begun
+    assert codes(trained_by(folder, 0)) == [(now, 0)]
     folder.write_status(trained_by=[{"code": OTHER, "step": 0}, {"code": now, "step": 8}], code=now)
-    assert trained_by(folder, 4) == [{"code": OTHER, "step": 0}, {"code": now, "step": 4}]
-    assert trained_by(folder, 12) == [{"code": OTHER, "step": 0}, {"code": now, "step": 8}]
+    assert codes(trained_by(folder, 4)) == [(OTHER, 0), (now, 4)]
+    assert codes(trained_by(folder, 12)) == [(OTHER, 0), (now, 8)]
     (folder.root / "status.json").unlink()  # as a power cut may leave it
     description = folder.root / "trial.json"
     content = json.loads(description.read_text())
     description.write_text(json.dumps(content | {"provenance": content["provenance"] | {"code": OTHER}}))
-    assert trained_by(folder, 8) == [{"code": OTHER, "step": 0}, {"code": now, "step": 8}]
-    assert told_changes({"trained_by": trained_by(folder, 8)}) == f"{OTHER} from step 0, {now} from step 8"
-    assert told_changes({"trained_by": [{"code": now, "step": 0}]}) is None and told_changes({}) is None
+    assert codes(trained_by(folder, 8)) == [(OTHER, 0), (now, 8)]
+    assert told_changes(Status(trained_by=trained_by(folder, 8))) == f"{OTHER} from step 0, {now} from step 8"
+    assert told_changes(Status(trained_by=[CodeFrom(code=now, step=0)])) is None and told_changes(Status()) is None
 
 
 def test_f13_a_trial_that_goes_on_on_another_processor_or_gpu_says_so(begun):
@@ -92,17 +97,17 @@ def test_f13_a_trial_that_goes_on_on_another_processor_or_gpu_says_so(begun):
     content = json.loads(description.read_text())
     machine = content["provenance"]["machine"] | {"processor": "a Xeon"}
     description.write_text(json.dumps(content | {"provenance": content["provenance"] | {"machine": machine}}))
-    assert trained_on(folder, 8, "a Xeon") == [{"device": "a Xeon", "step": 0}]
+    assert trained_on(folder, 8, "a Xeon") == [DeviceFrom(device="a Xeon", step=0)]
     assert train(begun, "--allow-code-change") == OK
-    assert folder.status()["trained_on"] == [{"device": "a Xeon", "step": 0}, {"device": processor(), "step": 8}]
+    assert [(e.device, e.step) for e in folder.status().trained_on] == [("a Xeon", 0), (processor(), 8)]
     assert told_devices(folder.status()) == f"a Xeon from step 0, {processor()} from step 8"
-    assert told_devices({"trained_on": [{"device": "a Xeon", "step": 0}]}) is None and told_devices({}) is None
+    assert told_devices(Status(trained_on=[DeviceFrom(device="a Xeon", step=0)])) is None
 
 
 @pytest.mark.slow
 def test_f14_logs_report_and_export_say_which_code_trained_what(begun, tmp_path):
     home, spec, folder = begun
-    home.write_manifest("old", manifest_of(load_sweep(spec)))  # under the ids of today's schema version
+    home.write_manifest(manifest_of(load_sweep(spec)))  # under the ids of today's schema version
     assert train(begun, "--allow-code-change") == OK
     said = f"{OTHER} from step 0, {training_code()} from step 8"
     assert run("logs", folder.id, "--home", home.root)[1]["code_changes"] == said

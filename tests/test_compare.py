@@ -49,9 +49,9 @@ def compare(home, a, b):
 
 def capacity(home, key, variant, seed):
     """The median of the last three probes, from the spool."""
-    (trial,) = (t for t in home.manifests()[key]["trials"] if (t["variant"], t["seed"]) == (variant, seed))
-    lines = [line for line in read_spool(home.trial(trial["id"]).spool) if line["kind"] == "probe"]
-    return statistics.median([line["metrics"]["latent/capacity_bits/token"] for line in lines[-3:]])
+    (trial,) = (t for t in home.manifests()[key].trials if (t.variant, t.seed) == (variant, seed))
+    lines = [line for line in read_spool(home.trial(trial.id).spool) if line.kind == "probe"]
+    return statistics.median([line.metrics["latent/capacity_bits/token"] for line in lines[-3:]])
 
 
 def test_two_profiles_are_compared_over_the_seeds_that_both_have(home):

@@ -186,8 +186,8 @@ def test_one_class_is_trained_evaluated_and_sampled(tmp_path):
     home = Home(tmp_path / "home")
     plan = train_here(home, spec_of(tmp_path), "evaluate=[{steps: 2}]")
     (found,) = home.trial(plan.trials[0].id).evaluations().values()
-    assert any(name.startswith("fid/indomain-") for name in found["metrics"])
-    assert not any(name.startswith(("is", "label_accuracy", "probe")) for name in found["metrics"])
+    assert any(name.startswith("fid/indomain-") for name in found.metrics)
+    assert not any(name.startswith(("is", "label_accuracy", "probe")) for name in found.metrics)
 
 
 # -- sample --class ------------------------------------------------------------------------------------

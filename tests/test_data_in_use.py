@@ -31,12 +31,12 @@ def test_a_trial_records_what_was_read_from_its_images(tmp_path, spec, memory, c
     before = run("plan", path, "--home", home.root)[1]["trials"][0]
     trial = train_here(home, path).trials[0]
     folder = home.trial(trial.id)
-    assert folder.state() == "done", folder.status().get("error")
-    record = folder.description()["data"]
+    assert folder.state() == "done", folder.status().error
+    record = folder.description().data
     facts = {"train": 20, "holdout": 4, "classes": 4, "shape": [3, 8, 8], "damaged": 1, "resident": memory != "stream"}
-    assert record.items() >= facts.items() and "class000/00024.png" in record["damaged_named"][0]
-    assert record["train_by_class"] == [5] * 4 and len(record["mean"]) == 3
-    assert next(iter(folder.evaluations().values()))["metrics"]
+    assert record.model_dump().items() >= facts.items() and "class000/00024.png" in record.damaged_named[0]
+    assert record.train_by_class == [5] * 4 and len(record.mean) == 3
+    assert next(iter(folder.evaluations().values())).metrics
     capsys.readouterr()
     after = run("plan", path, "--home", home.root)[1]["trials"][0]
     assert after["data"] == {k: record[k] for k in after["data"]} == known_facts(home, trial.fields.data)
@@ -65,5 +65,5 @@ def test_a_damaged_image_fails_its_trial_in_one_line(tmp_path, spec):
     home = Home(tmp_path / "home")
     trial = train_here(home, spec(damaged="refuse")).trials[0]
     status = home.trial(trial.id).status()
-    assert status["state"] == "failed" and "00024.png: a picture of mode I;16; convert it" in status["error"]
-    assert status["error"].isprintable()
+    assert status.state == "failed" and "00024.png: a picture of mode I;16; convert it" in status.error
+    assert status.error.isprintable()

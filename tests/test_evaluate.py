@@ -142,7 +142,7 @@ def test_finished_trials_are_measured_again_without_training_and_the_store_hears
     wanted = {f"fid/indomain-n20-cfg{g}-euler1-balanced-ema0.99" for g in (1, 3)}
     assert wanted <= names
     (manifest,) = home.manifests().values()
-    rows = {t.entry["id"]: t.metrics for t in Store(home).read(manifest, tmp_path)}
+    rows = {t.entry.id: t.metrics for t in Store(home).read(manifest, tmp_path)}
     assert all(wanted <= rows[i].keys() for i in ours)
     assert home.trial(ours[0]).evaluating() is None
 
@@ -182,7 +182,7 @@ def test_a_failing_evaluation_leaves_the_trial_finished(trained, monkeypatch):
         patch.setattr("dsd_lab.runs.trial_evaluations.evaluate_generation", lambda *_: 1 / 0)
         code, answer = evaluate(home, ids["dsd", 0], "--steps", 3, "--no-tracking")
     assert code == TRIALS_FAILED and "ZeroDivisionError" in answer["trials"][0]["error"]
-    assert home.trial(ids["dsd", 0]).state() == "done" and home.trial(ids["dsd", 0]).status()["error"] is None
+    assert home.trial(ids["dsd", 0]).state() == "done" and home.trial(ids["dsd", 0]).status().error is None
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ STAGED = {
 def test_a_staged_trial_has_a_denoiser_to_evaluate_though_its_first_stage_trains_none(home, tmp_path):
     evaluate = [{"steps": 1, "images": 20, "metrics": ["fid"], "weights": ["ema", "ema:0.5"]}]
     (trial,) = train_here(home, write_spec(tmp_path, STAGED, evaluate=evaluate)).trials
-    found = [e["metrics"] for e in home.trial(trial.id).evaluations().values()]
+    found = [e.metrics for e in home.trial(trial.id).evaluations().values()]
     names = {name for metrics in found for name in metrics if name.startswith("fid/")}
     assert len(found) == 2 and {name.rpartition("-")[2] for name in names} == {"ema0.99", "ema0.5"}
 

@@ -96,7 +96,7 @@ def test_a_resumed_trial_tells_from_its_first_moment_the_step_that_it_goes_on_fr
     progress.close()
     again = run_trial(home, whole.trial, [], DataShelf())
     first = next(again)
-    assert (first.step, folder.status()["step"], folder.status()["attempt"]) == (4, 4, 2)
+    assert (first.step, folder.status().step, folder.status().attempt) == (4, 4, 2)
     again.close()
 
 
@@ -110,7 +110,7 @@ def test_f5_a_flipped_bit_in_a_checkpoints_state_costs_what_came_after_the_one_b
     path.write_bytes(path.read_bytes().replace(b'"device": "cpu"', b'"device": "cpt"'))
     again = run_trial(home, whole.trial, [], DataShelf())
     steps = [next(again).step for _ in range(2)]
-    assert folder.status()["damaged"] == ["damaged-step-000000008"] and steps[1] == 6  # the first record after step 4
+    assert folder.status().damaged == ["damaged-step-000000008"] and steps[1] == 6  # the first record after step 4
     again.close()
     train, sweep = ("train", "--variant", "dsd"), ("sweep",)
     for verb in (train, sweep):  # nothing is left to be done for the second
@@ -141,7 +141,7 @@ def test_f4_a_disk_that_is_full_fails_the_trial_says_so_and_leaves_the_older_che
 
     assert in_child(work) == 0
     status = folder.status()
-    assert status["state"] == "interrupted" and "the disk is full" in status["error"] and "\n" not in status["error"]
+    assert status.state == "interrupted" and "the disk is full" in status.error and "\n" not in status.error
     assert load_checkpoint(list_checkpoints(folder.checkpoints)[0])
     assert not list(folder.checkpoints.glob(".writing-*"))
     assert finish(home, whole.trial)[-1] == "done"
@@ -188,7 +188,7 @@ def test_f6_a_loss_that_turns_infinite_ends_a_trial_as_diverged_and_no_figure_is
     spec = write_spec(tmp_path, {"wild": VARIANTS["wild"]})
     (trial,) = train_here(home, spec).trials
     folder = home.trial(trial.id)
-    assert folder.state() == "diverged" and "is not finite" in folder.status()["error"]
+    assert folder.state() == "diverged" and "is not finite" in folder.status().error
     for text in folder.spool.read_text().splitlines():
         json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in the spool"))
     Store(home).sync(manifest_of(load_sweep(spec)))
@@ -211,12 +211,12 @@ def test_f7_memory_that_runs_out_is_a_failure_that_says_so_and_is_not_tried_agai
 
     assert in_child(work) == 0
     status = home.trial(trial.id).status()
-    assert status["state"] == "failed" and status["attempt"] == 1
-    assert "memory" in status["error"]
+    assert status.state == "failed" and status.attempt == 1
+    assert "memory" in status.error
     # A failed trial is left alone until somebody asks for it; Ray is not even started.
-    home.write_manifest("tiny", manifest_of(load_sweep(spec)))
+    home.write_manifest(manifest_of(load_sweep(spec)))
     assert run("sweep", spec, "--home", home.root, "--no-tracking")[0] == TRIALS_FAILED
-    assert home.trial(trial.id).status()["attempt"] == 1 and not (home.root / "ray").exists()
+    assert home.trial(trial.id).status().attempt == 1 and not (home.root / "ray").exists()
 
 
 def test_f13_a_clock_that_jumps_back_changes_no_result_and_loses_no_metric(whole, home, monkeypatch):
@@ -245,7 +245,7 @@ def test_f13_a_trial_that_began_on_another_kind_of_device_is_not_continued_silen
     del manifest["manifest_sha256"]
     (newest / "manifest.json").write_text(json.dumps(manifest))
     assert finish(home, whole.trial)[-1] == "failed"
-    assert "trained on cuda so far and would go on on cpu" in home.trial(whole.trial.id).status()["error"]
+    assert "trained on cuda so far and would go on on cpu" in home.trial(whole.trial.id).status().error
 
 
 @pytest.mark.parametrize("state", ["interrupted", "failed"])
@@ -281,4 +281,4 @@ def test_f15_a_gpu_that_is_not_there_is_a_failure_that_says_so(home, tmp_path, m
     spec = write_spec(tmp_path, base={"resources": {"gpus": 1.0}})
     assert main(["train", str(spec), "--variant", "dsd", "--home", str(home.root), "--no-tracking"]) == TRIALS_FAILED
     (trial,) = load_sweep(spec).trials
-    assert "resources.gpus is 1, but this process sees no GPU" in home.trial(trial.id).status()["error"]
+    assert "resources.gpus is 1, but this process sees no GPU" in home.trial(trial.id).status().error

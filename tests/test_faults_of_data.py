@@ -28,8 +28,8 @@ from dsd_lab.core.data import DataSet, Images, load_data
 from dsd_lab.core.training.checkpoints import list_checkpoints
 from dsd_lab.errors import OK
 from dsd_lab.evaluation.extractor import load_extractor
-from dsd_lab.home.caches import extractor_path
 from dsd_lab.home.lookup import manifest_of
+from dsd_lab.home.names import extractor_path
 from dsd_lab.runs.run_trial import DataShelf, run_trial
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.trial import Data
@@ -53,7 +53,7 @@ def test_f12_data_that_are_deleted_while_a_trial_trains_are_not_missed_until_it_
     progress.close()
     shutil.rmtree(folder)
     assert finish(home, trial)[-1] == "failed"
-    assert "train-images-idx3-ubyte" in home.trial(trial.id).status()["error"]
+    assert "train-images-idx3-ubyte" in home.trial(trial.id).status().error
     assert list_checkpoints(home.trial(trial.id).checkpoints)
     folder.mkdir()
     write_idx(folder)
@@ -139,12 +139,12 @@ def test_f19_a_report_of_partial_failed_diverged_missing_and_repeated_results_sa
     variants = {k: VARIANTS[k] for k in ("dsd", "control", "wild", "broken")}
     spec = write_spec(tmp_path, variants, seeds=[0, 1])
     train_here(home, spec, "seeds=[0]")
-    home.write_manifest("tiny", manifest_of(load_sweep(spec)))  # seed 1 never started
+    home.write_manifest(manifest_of(load_sweep(spec)))  # seed 1 never started
     (dsd,) = load_sweep(spec, sets=["seeds=[0]"]).only(["variant=dsd"]).trials
-    code = home.trial(dsd.id).status()["code"]
-    home.trial(dsd.id).write_status(code="older", started=1.0)
+    code = home.trial(dsd.id).status().code
+    home.trial(dsd.id).write_status(code="older", started=1e9)
     Store(home).sync(manifest_of(load_sweep(spec)))  # a second run of one trial
-    home.trial(dsd.id).write_status(code=code, started=2.0)
+    home.trial(dsd.id).write_status(code=code, started=2e9)
     assert run("report", spec, "--home", home.root)[0] == OK
     page = (home.report_folder("tiny") / "report.md").read_text()
     for what in ("diverged", "failed", "pending"):

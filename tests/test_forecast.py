@@ -195,7 +195,7 @@ def test_a_stopped_trial_says_so_is_not_done_and_goes_on_in_a_sweep_that_stops_n
     ids = {t["name"]: t["id"] for t in answer["trials"]}
     assert code == OK and states == {"control s0": "done", "naive s0": STOPPED}
     status = home.trial(ids["naive s0"]).status()
-    assert 20 <= status["step"] < 40 and "chance of collapse of 0.993" in status["error"]
+    assert 20 <= status.step < 40 and "chance of collapse of 0.993" in status.error
     again = run("sweep", spec, "--stop-collapsed", "0.9", "--no-tracking", "--home", home.root)[1]
     assert {t["name"]: t["state"] for t in again["trials"]} == states
     code, report = run("report", "--home", home.root)
@@ -203,7 +203,7 @@ def test_a_stopped_trial_says_so_is_not_done_and_goes_on_in_a_sweep_that_stops_n
     assert {v["variant"]: v["healthy"]["of"] for v in report["variants"]} == {"control": 1, "naive": 0}
     train_here(home, spec)
     folder = home.trial(ids["naive s0"])
-    assert folder.state() == "done" and folder.status()["error"] is None
+    assert folder.state() == "done" and folder.status().error is None
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ IDS = ("../../victim", VICTIM, "..", ".", "", "abcdefabcde/", "ABCDEFABCDEF", "a
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
 def test_a_trial_of_a_manifest_that_lies_elsewhere_is_refused(verb, home, capsys, monkeypatch):
     monkeypatch.chdir(home.root.parent)
-    trials = home.manifests()["old"]["trials"]
+    trials = [entry.model_dump() for entry in home.manifests()["old"].trials]
     path = edit_manifest(home, trials=[trials[0] | {"id": "../../victim"}, *trials[1:]])
     said = refused(capsys, home, verb, path)
     assert "'../../victim' is not the id of a trial; move it away and run its sweep again" in said
@@ -70,7 +70,7 @@ def test_a_trial_of_a_manifest_that_lies_elsewhere_is_refused(verb, home, capsys
 
 @pytest.mark.parametrize("name", IDS, ids=repr)
 def test_nothing_but_twelve_digits_is_the_id_of_a_trial(name, home, capsys):
-    trials = home.manifests()["old"]["trials"]
+    trials = [entry.model_dump() for entry in home.manifests()["old"].trials]
     name = str(home.root.parent / "victim") if name == VICTIM else name
     path = edit_manifest(home, trials=[*trials, trials[0] | {"id": name}])
     assert "is not the id of a trial" in refused(capsys, home, ["rm", "old", "--yes"], path)

@@ -99,7 +99,7 @@ def test_any_damage_to_an_evaluation_makes_it_one_that_is_not_finished_or_leaves
     path.write_bytes(damaged(raw, damage))
     try:
         for content in work[1].evaluations().values():
-            assert all(math.isfinite(value) for value in content["metrics"].values())
+            assert all(math.isfinite(value) for value in content.metrics.values())
     finally:
         path.write_bytes(raw)
 

@@ -62,7 +62,7 @@ def read(home, tmp_path, name="scratch"):
     opened, manifest = Store(home), home.manifests()["old"]
     opened.sync(manifest)
     (tmp_path / name).mkdir()
-    return {t.entry["id"]: t for t in opened.read(manifest, tmp_path / name)}, list(opened.notices)
+    return {t.entry.id: t for t in opened.read(manifest, tmp_path / name)}, list(opened.notices)
 
 
 GOOD = {"trial": "0" * 12, "sweep": "old", "code": "abc", "state": "done", "step": "12", "seconds": "1.5"}
@@ -94,7 +94,7 @@ def test_a_run_with_ones_own_trial_id_never_replaces_ones_own_result(start, home
     settled = {k.removeprefix("dsd."): v for k, v in own.data.tags.items() if k.startswith("dsd.") and k != "dsd.kind"}
     foreign(store, "elsewhere", start, **settled)
     found, notices = read(home, tmp_path)
-    assert found[trial].metrics == own.data.metrics and found[trial].tags["dsd.code"] == status["code"]
+    assert found[trial].metrics == own.data.metrics and found[trial].tags["dsd.code"] == status.code
     assert found[trial].metrics.get("latent/std") != 666.0
     assert any(f"1 other runs of trial {trial} in the store are passed over" in line for line in notices)
 
@@ -148,7 +148,7 @@ def test_artifacts_in_a_place_of_others_are_not_read(home, store, tmp_path):
 def test_a_result_of_another_home_says_so(home, store, tmp_path):
     """A shared store: a trial that was never here is shown, and never as one's own."""
     other = Home(tmp_path / "other")
-    other.write_manifest("old", home.manifests()["old"])
+    other.write_manifest(home.manifests()["old"])
     uri = f"sqlite:///{home.root / 'mlflow.db'}"
     code, answer = run("report", "old", "--home", other.root, "--tracking-uri", uri)
     assert code == OK and any("imported (another home of the store), not trained" in n for n in answer["notices"])
@@ -158,11 +158,11 @@ def test_a_result_of_another_home_says_so(home, store, tmp_path):
 
 def test_a_run_that_claims_to_be_of_this_home_is_imported_where_its_trial_was_never_here(home, store, tmp_path):
     trial, other = done_of(home), Home(tmp_path / "other")
-    other.write_manifest("old", home.manifests()["old"])
+    other.write_manifest(home.manifests()["old"])
     for made in store.client.search_runs([store.client.get_experiment_by_name("old").experiment_id]):
         store.client.delete_run(made.info.run_id)
     foreign(store, **GOOD | {"trial": trial, "home": other.id})
-    (found,) = [t for t in Store(other, store.uri).read(other.manifests()["old"], tmp_path) if t.entry["id"] == trial]
+    (found,) = [t for t in Store(other, store.uri).read(other.manifests()["old"], tmp_path) if t.entry.id == trial]
     assert found.metrics == {"latent/std": 666.0} and found.tags["dsd.imported"] == "another home of the store"
 
 

@@ -12,10 +12,10 @@ from dsd_lab.core.training.checkpoints import list_checkpoints, newest_checkpoin
 from dsd_lab.errors import BAD_INPUT, OK, BadInput
 from dsd_lab.files.index import index_path
 from dsd_lab.files.locks import locked
-from dsd_lab.home.caches import extractor_path
 from dsd_lab.home.garbage import foreign_trials, garbage
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import manifest_of
+from dsd_lab.home.names import extractor_path
 from dsd_lab.specs.loading import load_sweep
 
 
@@ -97,7 +97,7 @@ def test_a_trial_that_a_sweep_names_meanwhile_stays(home, ids):
     manifest = home.manifests()["second"]
     forget(home, "second")
     (found,) = (item for item in garbage(home, "code") if item.kind == "trial")
-    home.write_manifest("second", manifest)
+    home.write_manifest(manifest)
     assert not found.free() and home.trial(ids[2]).state() == "done"
 
 
@@ -136,7 +136,7 @@ def test_caches_of_other_code_and_of_other_data_go_and_present_ones_stay(home, i
     shapes = home.cache / "shapes.json"
     present = json.loads(shapes.read_text())
     shapes.write_text(json.dumps(present | {json.dumps(["other code", {}]): {}}))
-    fingerprint = home.trial(ids[0]).description()["data"]["fingerprint"]
+    fingerprint = home.trial(ids[0]).description().data.fingerprint
     kept, gone = extractor_path(home.cache, fingerprint), extractor_path(home.cache, "0" * 64)
     older = kept.with_name(kept.name.replace("-v1", "-v0"))
     kept.parent.mkdir()
@@ -243,7 +243,7 @@ def test_rm_leaves_a_trial_that_is_held_and_refuses_a_sweep_that_runs(home, ids,
 def test_rm_never_guesses_between_profiles(home, capsys):
     manifest = home.manifests()["first"]
     for profile in ("a", "b"):
-        home.write_manifest(f"big--{profile}", manifest | {"key": f"big--{profile}", "name": "big", "profile": profile})
+        home.write_manifest(manifest.changed(key=f"big--{profile}", name="big", profile=profile))
     assert main(["rm", "big", "--yes", "--home", str(home.root)]) == BAD_INPUT
     assert "big--a, big--b" in capsys.readouterr().err
     assert main(["rm", "fist", "--yes", "--home", str(home.root)]) == BAD_INPUT
@@ -274,7 +274,7 @@ def test_a_trial_that_was_trained_alone_is_no_garbage_and_no_part_of_the_sweep(h
     assert other not in ids.values()
     home.trial(other).write_status(state="interrupted")
     assert not any(other in path for path in gc(home, "--yes")[0]) and home.trial(other).description() is not None
-    assert {t["id"] for t in home.manifests()["first"]["trials"]} == {ids[0], ids[1]}
+    assert {*home.manifests()["first"].ids} == {ids[0], ids[1]}
     assert run("logs", other, "--home", home.root)[1]["sweeps"] == ["first"]
     (sweep,) = [s for s in run("status", "--home", home.root)[1]["sweeps"] if s["sweep"] == "first"]
     (row,) = [t for t in sweep["trials"] if t["id"] == other]
@@ -288,8 +288,8 @@ def test_a_trial_that_was_trained_alone_is_no_garbage_and_no_part_of_the_sweep(h
 def test_a_trial_that_was_trained_alone_stays_when_its_sweep_runs_anew_and_goes_with_it(home, alone, tmp_path):
     spec, train = alone
     others = [train(1), train(2), train(1)]
-    home.write_manifest("first", manifest_of(load_sweep(spec)))  # as `sweep` records it
-    assert home.manifests()["first"]["kept"] == [others[1], others[0]]
+    home.write_manifest(manifest_of(load_sweep(spec)))  # as `sweep` records it
+    assert home.manifests()["first"].kept == [others[1], others[0]]
     assert run("export", "first", "--home", home.root, "--out", tmp_path / "out")[0] == OK
     assert not any(other in str(path) for path in (tmp_path / "out").rglob("*") for other in others)
     assert "kept" not in json.loads((tmp_path / "out" / "sweeps" / "first" / "manifest.json").read_text())
@@ -302,17 +302,17 @@ def test_a_first_trial_that_was_trained_alone_is_kept_too(tmp_path):
     _, answer = run(
         "train", spec, "--variant", "dsd", "--no-tracking", "--home", home.root, "--set", "training.steps=1"
     )
-    home.write_manifest("tiny", manifest_of(load_sweep(spec)))
-    assert gc(home)[0] == {} and home.manifests()["tiny"]["kept"] == [answer["id"]]
+    home.write_manifest(manifest_of(load_sweep(spec)))
+    assert gc(home)[0] == {} and home.manifests()["tiny"].kept == [answer["id"]]
 
 
 def test_a_damaged_record_is_written_anew_by_its_sweep_and_a_newer_one_is_not(home, ids, alone):
     spec, _ = alone
     path, manifest = home.sweep_folder("first") / "manifest.json", manifest_of(load_sweep(spec))
     for damaged in ({"kept": ["../../victim"]}, {"kept": 7}, {"trials": None}):
-        path.write_text(json.dumps(manifest | damaged))
-        home.write_manifest("first", manifest)
-        assert home.manifests()["first"] == {"format": 1, **manifest}
-    path.write_text(json.dumps(manifest | {"format": 2}))
+        path.write_text(json.dumps(manifest.model_dump() | damaged))
+        home.write_manifest(manifest)
+        assert home.manifests()["first"] == manifest
+    path.write_text(json.dumps(manifest.model_dump() | {"format": 2}))
     with pytest.raises(BadInput, match="format 2 is newer"):
-        home.write_manifest("first", manifest)
+        home.write_manifest(manifest)

@@ -122,19 +122,19 @@ def test_json_of_many_megabytes_does_not_come_in(folder, capsys):
 
 def test_an_import_is_never_the_default_of_a_report_whatever_its_date(folder):
     mine = Home(folder / "mine")
-    own = json.loads((KEPT / "sweeps" / "old" / "manifest.json").read_text())
-    mine.write_manifest("own", own | {"key": "own", "name": "own", "trials": [], "run_at": 1.1e9})
+    own = Home(KEPT).manifests()["old"]
+    mine.write_manifest(own.changed(key="own", name="own", trials=[], run_at=1.1e9))
     forge(folder / "export", MANIFEST, lambda m: m.update(run_at=4.1e9))
     assert main(["import", str(folder / "export"), "--home", str(mine.root)]) == OK
-    assert find_manifest(mine, None, None)["key"] == "own"
-    assert find_manifest(mine, "old", None)["imported"]["at"] > 1.1e9
+    assert find_manifest(mine, None, None).key == "own"
+    assert find_manifest(mine, "old", None).imported.at > 1.1e9
 
 
 def test_a_manifest_that_is_imported_keeps_no_trial_and_no_mark_of_its_own(folder):
     forge(folder / "export", MANIFEST, lambda m: m.update(kept=["0" * 12], imported=None, format=1))
     assert main(["import", str(folder / "export"), "--home", str(folder / "other")]) == OK
     manifest = Home(folder / "other").manifests()["old"]
-    assert "kept" not in manifest and manifest["imported"]["at"]
+    assert not manifest.kept and manifest.imported.at
 
 
 def test_a_trial_that_is_here_is_not_relabelled_by_another_version(folder, capsys):
@@ -205,5 +205,5 @@ def test_an_import_changes_no_run_that_the_store_has(folder):
 
 def test_ids_follow_from_the_canonical_fields_of_a_manifest():
     spec = Path(__file__).parents[1] / "experiments" / "collapse_ablation.yaml"
-    manifest = json.loads(json.dumps(manifest_of(load_sweep(spec))))
-    assert all(canonical_ids(e["canonical"], [e["seed"]]) == [e["id"]] for e in manifest["trials"])
+    manifest = manifest_of(load_sweep(spec))
+    assert all(canonical_ids(e.canonical, [e.seed]) == [e.id] for e in manifest.trials)

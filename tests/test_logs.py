@@ -54,7 +54,7 @@ def test_a_diverged_trial_has_a_reason_and_no_traceback(trained):
 def test_plain_output_is_one_line_an_event_and_a_terminal_acts_on_none_of_it(trained, capsys):
     home, ids = trained
     folder = home.trial(ids["broken"])
-    error = folder.status()["error"]
+    error = folder.status().error
     folder.write_status(error="bad \x1b[2J name\nsecond")
     try:
         assert main(["logs", ids["broken"], "--home", str(home.root)]) == OK

@@ -37,8 +37,8 @@ from dsd_lab.evaluation.reconstruction import psnr, representation, ssim, ssim_w
 from dsd_lab.evaluation.reference import DIMENSIONS, check_files, read_reference
 from dsd_lab.evaluation.sampling import labels_of
 from dsd_lab.evaluation.workspace import Bench
-from dsd_lab.home.caches import extractor_path
 from dsd_lab.home.home import Home
+from dsd_lab.home.names import extractor_path
 from dsd_lab.specs.evaluate_list import applies
 from dsd_lab.specs.trial import Generation, Trial
 

@@ -60,7 +60,7 @@ def test_f1_workers_that_are_killed_before_during_and_after_a_checkpoint_lose_no
     assert sweep.returncode == OK, output
     struck = {moment: orders.carried_out(*moment) for moment in moments}
     assert {moment: found and found[1] for moment, found in struck.items()} == moments
-    assert [home.trial(i).status()["attempt"] for i in (long, short)] == [3, 2]
+    assert [home.trial(i).status().attempt for i in (long, short)] == [3, 2]
     assert {i: outcome(home, i) for i in (long, short)} == undisturbed.outcomes
     assert stored_steps(home) == spooled_steps(home, [long, short])
 

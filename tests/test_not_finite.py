@@ -49,7 +49,7 @@ def test_f6_averaged_weights_alone_that_are_not_finite_are_told_of_and_nothing_i
     words = ["--images", "12", "--sampler", "euler", "--steps", str(EVALUATION["steps"]), "--no-tracking"]
     assert run("evaluate", trial.id, *words, "--weights", "ema", "--home", home.root)[0] == OK
     ((_, content),) = folder.evaluations().items()
-    assert content["metrics"] == {"not_finite/weights/ema": 1.0}
+    assert content.metrics == {"not_finite/weights/ema": 1.0}
     assert run("logs", trial.id, "--home", home.root)[1]["metrics"]["not_finite/weights/ema"]["value"] == 1
 
 

@@ -142,13 +142,13 @@ def test_a_trial_with_parts_of_every_kind_records_them(trained):
     _, _, home, answers = trained
     folder = home.trial(answers["own"]["id"])
     described = folder.description()
-    assert set(described["canonical"]["plugins"]) == USED
-    assert set(described["provenance"]["plugins"]) == {"my_parts"}
-    assert described["canonical"]["objective"]["options"] == {"huber": {"delta": 0.5}}
+    assert set(described.canonical["plugins"]) == USED
+    assert set(described.provenance.plugins) == {"my_parts"}
+    assert described.canonical["objective"]["options"] == {"huber": {"delta": 0.5}}
     records = list(read_spool(folder.spool))
-    losses = {name for entry in records if entry["kind"] == "train" for name in entry["metrics"]}
+    losses = {name for entry in records if entry.kind == "train" for name in entry.metrics}
     assert {"train/unit_scale", "train/mean_pixel"} <= losses
-    largest = [e["metrics"]["latent/largest"] for e in records if e["kind"] == "probe"]
+    largest = [e.metrics["latent/largest"] for e in records if e.kind == "probe"]
     assert largest and all(0 < value <= 1 for value in largest)  # `squash` bounds them
     (evaluated,) = answers["own"]["evaluations"].values()
     assert list(evaluated["metrics"]) == ["sample/brightness/n20-cfg1-midpoint2-balanced-ema0.99"]
@@ -158,8 +158,8 @@ def test_trials_without_the_parts_keep_their_ids(trained, tmp_path):
     _, _, home, answers = trained
     assert load_sweep(write_spec(tmp_path)).trials[0].id == answers["plain"]["id"]
     described = home.trial(answers["plain"]["id"]).description()
-    assert "plugins" not in described["canonical"]
-    assert trial_id(Trial.model_validate(described["fields"]), 0) == answers["plain"]["id"]
+    assert "plugins" not in described.canonical
+    assert trial_id(described.trial, 0) == answers["plain"]["id"]
 
 
 def test_report_shows_own_metrics_without_the_plug_in(trained):

@@ -27,7 +27,7 @@ def cut(whole, tmp_path_factory):
     with Disk(root).watched() as disk:
         home = Home(root / "home")
         home.prepare()
-        home.write_manifest("tiny", manifest_of(load_sweep(whole.spec)))
+        home.write_manifest(manifest_of(load_sweep(whole.spec)))
         finish(home, whole.trial)
     assert outcome(home, whole.trial.id) == whole.outcome
     return disk.images
@@ -86,7 +86,7 @@ def test_records_that_a_power_cut_took_from_a_home_that_did_not_flush_them_are_m
         next(progress)
     progress.close()
     lines = folder.spool.read_bytes().splitlines(keepends=True)
-    at = next(i for i, entry in enumerate(read_spool(folder.spool)) if (entry["step"], entry["kind"]) == (6, "images"))
+    at = next(i for i, entry in enumerate(read_spool(folder.spool)) if (entry.step, entry.kind) == (6, "images"))
     folder.spool.write_bytes(b"".join(lines[:at]) + bytes(len(lines[at])))
     steps = [p.step for p in run_trial(home, whole.trial, [], DataShelf())]
     assert steps[1] == 6 and outcome(home, whole.trial.id) == whole.outcome

@@ -71,7 +71,7 @@ def test_f8_a_signal_gives_train_a_checkpoint_within_10_seconds_and_it_ends_bit_
     assert process.returncode == code, output
     assert home.trial(trial).state() == "interrupted" and "Traceback" not in output
     (step,) = saved(home, trial)
-    assert home.trial(trial).status()["step"] == step
+    assert home.trial(trial).status().step == step
     assert run(*arguments)[0] == OK
     assert told(outcome(home, trial)) == told(undisturbed.outcomes[trial])
 
@@ -90,7 +90,7 @@ def test_f8_a_signal_gives_every_trial_of_a_sweep_a_checkpoint_and_the_sweep_end
         assert time.monotonic() - began < GRACE
         output, _ = sweep.communicate(timeout=DEADLINE)
     assert sweep.returncode == TERMINATED, output
-    assert home.trial(trial).status()["state"] == "interrupted" and "Traceback" not in output
+    assert home.trial(trial).status().state == "interrupted" and "Traceback" not in output
     assert list((home.root / "ray").glob("stop-*")) == []
     assert run(*arguments)[0] == OK
     ids = [t.id for t in undisturbed.plan.trials]
@@ -119,7 +119,7 @@ def test_f8_a_machine_that_sleeps_goes_on_and_no_trial_is_taken_for_one_that_han
             os.kill(process, signal.SIGCONT)
         output, _ = sweep.communicate(timeout=DEADLINE)
     assert sweep.returncode == OK, output
-    assert [home.trial(i).status()["attempt"] for i in ids] == [1, 1] and not list(home.root.glob("trials/*/hang.txt"))
+    assert [home.trial(i).status().attempt for i in ids] == [1, 1] and not list(home.root.glob("trials/*/hang.txt"))
     assert {i: outcome(home, i) for i in ids} == undisturbed.outcomes
     assert stored_steps(home) == spooled_steps(home, ids)
 

@@ -72,7 +72,7 @@ def test_p1_a_trial_is_its_hash_is_never_run_twice_and_never_overwritten(tmp_pat
     assert files_of(home.trial(trial.id).root) == before
     ids = {t.id for t in load_sweep(other).trials}
     assert trial.id in ids and len(ids) == 2
-    assert [home.trial(i).status()["attempt"] for i in ids] == [1, 1]
+    assert [home.trial(i).status().attempt for i in ids] == [1, 1]
     assert stored_steps(home) == spooled_steps(home, sorted(ids))
 
 
@@ -178,13 +178,13 @@ def test_p5_a_loss_that_is_not_finite_is_a_result_with_all_that_is_needed_to_loo
     folder = home.trial(wild.id)
     (crash,) = list_checkpoints(folder.root / "crash")
     tensors, state = load_checkpoint(crash)
-    step = folder.status()["step"]
+    step = folder.status().step
     assert all(bool(torch.isfinite(v).all()) for k, v in tensors.items() if k.startswith("network."))
     assert state["batch"] == batch_indices(0, step, 8, len(digits.train)).tolist() and state["seed"] == 0
     trainer = Trainer(wild.fields, 0, digits, torch.device("cpu"), folder.root / "crash")
     assert trainer.resume() and trainer.step == step
     diverged = trainer.train_step()
-    assert diverged is not None and diverged.reason == state["reason"] == folder.status()["error"]
+    assert diverged is not None and diverged.reason == state["reason"] == folder.status().error
     code, _ = run("report", spec, "--home", home.root)
     assert code == OK and "diverged" in (home.report_folder("tiny") / "report.md").read_text()
 

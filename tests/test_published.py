@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sweeping import described
 from test_report import SETTINGS, result
 
 from dsd_lab.evaluation.metric_names import extractor_name, sampling_name, weights_name
@@ -148,8 +149,8 @@ def test_only_imagenet_against_statistics_shares_the_published_column():
     }
     (group,) = grouped(settings, **{name: 4.0, name.replace("-ref0a1b2c3d", ""): 5.0})
     for r in group.results:
-        r.description["data"] |= {"classes": 1000, "name": "imagenet", "train": 1_281_167}
-        r.description["fields"]["network"]["image_size"] = 256
+        fields = r.record.fields | {"network": r.record.fields["network"] | {"image_size": 256}}
+        object.__setattr__(r, "description", described(fields, classes=1000, name="imagenet", train=1_281_167))
     kinds = {row.kind: row.fid.mean for row in our_rows([group])}
     assert kinds == {"FID (Inception, ImageNet 256)": 5.0, "FID (Inception against 100,000 training images, imagenet)": 6.0}  # fmt: skip
 
@@ -229,4 +230,4 @@ def test_an_installed_wheel_carries_the_published_rows(tmp_path):
     ],
 )
 def test_a_trial_says_whether_a_pretrained_model_helped_it(sections, told):
-    assert _pretrained_model(Trial.model_validate(sections).model_dump()) == told
+    assert _pretrained_model(Trial.model_validate(sections)) == told

@@ -12,8 +12,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 from safetensors.numpy import save_file
+from sweeping import described
 
 from dsd_lab.home.history import History
+from dsd_lab.home.sweep_records import Manifest
 from dsd_lab.report.figures.latents import curves
 from dsd_lab.report.figures.spectra import spectrum_maps
 from dsd_lab.report.figures.style import looks_of
@@ -76,9 +78,6 @@ def result(variant, seed=0, state="done", point=None, size="nano8", metrics=None
     folder, spectra, evaluations = more.pop("folder", None), more.pop("spectra", False), more.pop("evaluations", [])
     latents = HEALTHY | {"images": 256, "patches": 12.5, "whole": 35.0} | more
     made = state not in ("pending", "failed")
-    description = {"fields": fields, "provenance": ORIGIN, "data": {"name": "digits", "fingerprint": "f" * 64}}
-    description["flops_per_image"] = 5_177_344
-    description["data"] |= {"train": 1402, "holdout": 395, "classes": 10}
     return Result(
         id=f"{variant}-{seed}",
         variant=variant,
@@ -92,7 +91,7 @@ def result(variant, seed=0, state="done", point=None, size="nano8", metrics=None
         error=error,
         metrics={**({"rank_gap/t0": 0.0, "rank_gap/t1": 0.0} if spectra else {}), **(metrics or {})},
         history=history(latents, spectra) if made else History.empty(),
-        description=description if made else {},
+        description=described(fields, ORIGIN) if made else None,
         evaluations=evaluations,
         folder=folder,
     )
@@ -399,7 +398,7 @@ def test_cells_that_differ_in_more_than_the_design_are_of_no_design(other):
 
 
 def _with(description, sections):
-    return description | {"fields": Trial.model_validate(description["fields"] | sections).model_dump()}
+    return description.changed(fields=Trial.model_validate(description.fields | sections).model_dump())
 
 
 def test_effects_are_differences_within_seeds_and_shapley_shares_add_up_to_the_recovery():
@@ -485,7 +484,8 @@ KINDS = {"control": {}, "naive": {"std": 0.0101}, "dsd": {"token": 5.123}}
 
 def manifest(variants, why="Does *it* hold?"):
     spec = {"variants": {v: {"why": f"# {HOSTILE}"} for v in variants}}
-    return {"name": "a-sweep", "key": "a-sweep--quick", "profile": "quick", "why": why, "spec": spec}
+    named = {"name": "a-sweep", "key": "a-sweep--quick", "profile": "quick", "why": why, "run_at": 1.7e9}
+    return Manifest(**named, spec=spec, trials=[])
 
 
 def written(folder):

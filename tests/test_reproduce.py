@@ -41,17 +41,17 @@ def test_the_command_and_every_override_are_in_manifest_trial_export_and_store(t
     folder, trial = trained
     home = Home(folder / "home")
     manifest = home.manifests()["tiny"]
-    assert manifest["set"] == ["training.steps=8", "optimiser.lr=0.002"]
-    for command in (manifest["command"], home.trial(trial).description()["provenance"]["command"]):
+    assert manifest.set == ["training.steps=8", "optimiser.lr=0.002"]
+    for command in (manifest.command, home.trial(trial).description().provenance.command):
         assert command.startswith("dsd-lab train ") and command.endswith(
             "--set training.steps=8 --set optimiser.lr=0.002"
         )
     exported = json.loads((folder / "export" / "sweeps" / "tiny" / "manifest.json").read_text())
-    assert (exported["command"], exported["set"]) == (manifest["command"], manifest["set"])
+    assert (exported["command"], exported["set"]) == (manifest.command, manifest.set)
     store = Store(home)
     store.sync(manifest)
     runs = store.client.search_runs([store.client.get_experiment_by_name("tiny").experiment_id])
-    assert {r.data.tags["dsd.command"] for r in runs} == {manifest["command"]}
+    assert {r.data.tags["dsd.command"] for r in runs} == {manifest.command}
 
 
 def test_plan_on_the_exported_spec_gives_the_exported_ids(trained):
@@ -80,7 +80,7 @@ def test_a_resolved_spec_gives_the_same_trials_whatever_it_was_made_of(tmp_path)
             again = load_sweep(other)
             assert [(t.id, t.name) for t in again.trials] == [(t.id, t.name) for t in plan.trials]
             assert again.trials[-1].fields == plan.trials[-1].fields
-            assert manifest_of(again)["evaluations"] == manifest_of(plan)["evaluations"]
+            assert manifest_of(again).evaluations == manifest_of(plan).evaluations
 
 
 def test_passwords_and_secrets_are_in_no_record():
@@ -100,7 +100,7 @@ def test_a_work_tree_that_differs_from_its_commit_is_kept_with_the_trial(tmp_pat
         (trial,) = train_here(home, write_spec(tmp_path), "training.steps=2").trials
         text = (home.trial(trial.id).root / "code.diff").read_text()
         assert text.startswith("+xxx") and len(text) < 300_000 and "[cut at" in text
-        assert len(home.trial(trial.id).description()["provenance"]["git_diff"]) == 64
+        assert len(home.trial(trial.id).description().provenance.git_diff) == 64
         assert run("export", "tiny", "--home", home.root, "--out", tmp_path / "export")[0] == OK
         assert run("import", tmp_path / "export", "--home", tmp_path / "other")[0] == OK
         assert (Home(tmp_path / "other").trial(trial.id).root / "code.diff").read_text() == text

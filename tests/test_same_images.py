@@ -127,7 +127,7 @@ def test_a_trial_is_not_measured_on_other_images(copy, verb, capsys):
     plan = load_sweep(spec_on(copy, copy / "a" / "raw"))
     trial = Home(copy / "home").trial(plan.trials[0].id)
     more = {"evaluate": ("--metrics", "psnr", "--no-tracking"), "sample": ("--n", 1, "--steps", 1), "latents": ()}[verb]
-    record = trial.description()
+    record = trial.description().model_dump(exclude_unset=True)
     record["fields"]["data"]["path"] = str(copy / "b" / "raw")  # as if the images in its place had changed
     write_json(trial.root / "trial.json", record)
     assert run(verb, trial.id, *more, "--home", copy / "home")[0] == BAD_INPUT
@@ -158,10 +158,10 @@ def mixed(copy):
     """A home in which one sweep has a trial of other images, as it could be made once."""
     home = Home(copy / "home")
     (manifest,) = home.manifests().values()
-    odd = home.trial(manifest["trials"][1]["id"])
-    record = odd.description()
+    odd = home.trial(manifest.trials[1].id)
+    record = odd.description().model_dump(exclude_unset=True)
     write_json(odd.root / "trial.json", record | {"data": record["data"] | {"fingerprint": "f" * 64}})
-    return home, manifest["key"], odd.id
+    return home, manifest.key, odd.id
 
 
 def test_a_table_has_one_set_of_images(mixed, tmp_path, capsys):

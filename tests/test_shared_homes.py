@@ -45,7 +45,7 @@ def renamed(spec: Path, folder: Path, name: str, **variants) -> Path:
 
 
 def attempts(home: Home, ids: list[str]) -> list[int]:
-    return [home.trial(i).status()["attempt"] for i in ids]
+    return [home.trial(i).status().attempt for i in ids]
 
 
 def test_f9_two_sweeps_that_share_trials_share_the_work_and_one_sweep_twice_is_refused(undisturbed, tmp_path, capsys):
@@ -113,7 +113,7 @@ def test_f24_trials_side_by_side_equal_trials_one_after_the_other(tmp_path):
     alone, together = Home(tmp_path / "alone"), Home(tmp_path / "together")
     ids = [t.id for t in train_here(alone, spec).trials]
     assert run("sweep", spec, "--home", together.root, "--no-tracking", "--max-concurrent", 8)[0] == OK
-    assert len({together.trial(i).status()["pid"] for i in ids}) > 2
+    assert len({together.trial(i).status().pid for i in ids}) > 2
     states = [together.trial(i).state() for i in ids]
     assert states == [alone.trial(i).state() for i in ids] and set(states) == {"done", "diverged"}
     assert [events(together, i) for i in ids] == [events(alone, i) for i in ids]

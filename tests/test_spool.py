@@ -14,6 +14,7 @@ from dsd_lab.core.data import DataSet, Images
 from dsd_lab.core.observing.pictures import tile
 from dsd_lab.core.training.events import Checkpointed, Diverged, Drew, Finished, Logged, Probed
 from dsd_lab.home.home import Home
+from dsd_lab.home.trial_records import SpoolLine, Status
 from dsd_lab.runs.run_trial import DataShelf, run_trial
 from dsd_lab.runs.spool_writer import Spool, read_spool
 from dsd_lab.specs.identity import evaluation_id, trial_id
@@ -34,8 +35,8 @@ STORY = [
 
 
 def plain(lines):
-    """Lines without clock times."""
-    return [{k: v for k, v in line.items() if k not in ("time", "seconds")} for line in lines]
+    """Lines without clock times, speed and memory."""
+    return [line.result() for line in lines]
 
 
 def write(folder, events, resumed_at=None):
@@ -61,7 +62,7 @@ def test_lines_are_numbered_from_zero_and_hold_their_events(tmp_path):
 
 def test_divergence_is_a_line_with_its_reason(tmp_path):
     (line,) = write(tmp_path, [Diverged(3, "the loss of step 4 is not finite")])
-    told = {"n": 0, "format": 1, "step": 3, "kind": "diverged", "reason": "the loss of step 4 is not finite"}
+    told = {"n": 0, "step": 3, "kind": "diverged", "reason": "the loss of step 4 is not finite"}
     assert line == told
 
 
@@ -92,7 +93,7 @@ def test_a_torn_last_line_is_not_there_yet(tmp_path, cut):
     write(tmp_path, STORY)
     path = tmp_path / "spool.jsonl"
     path.write_bytes(path.read_bytes()[:-cut])
-    assert [line["n"] for line in read_spool(path)] == list(range(len(STORY) - 1))
+    assert [line.n for line in read_spool(path)] == list(range(len(STORY) - 1))
 
 
 def test_drawn_images_are_files_that_the_line_names(tmp_path):
@@ -176,7 +177,7 @@ def few(digits):
     train, holdout = (
         Images(part.pixels[:count], part.labels[:count]) for part, count in ((digits.train, 120), (digits.holdout, 40))
     )
-    return DataSet(train, holdout, digits.classes, "few" * 20)
+    return DataSet(train, holdout, digits.classes, "f" * 64)
 
 
 @pytest.fixture
@@ -200,18 +201,18 @@ def test_a_trial_runs_from_nothing_to_done_and_leaves_its_files(lab, few):
     folder = home.trial(planned.id)
     assert progress[0].state == "running" and progress[-1] == dataclasses.replace(progress[-1], state="done", step=6)
     assert all(p.steps == 6 for p in progress)
-    assert folder.state() == "done" and folder.status()["attempt"] == 1
+    assert folder.state() == "done" and folder.status().attempt == 1
     lines = list(read_spool(folder.spool))
-    assert [line["n"] for line in lines] == list(range(len(lines)))
-    assert lines[-1]["kind"] == "finished" and lines[-1]["images_seen"] == 48
+    assert [line.n for line in lines] == list(range(len(lines)))
+    assert lines[-1].kind == "finished" and lines[-1].images_seen == 48
     for line in lines:
-        for name in line.get("files", []):
+        for name in line.files:
             assert (folder.images / name).is_file()
     described = folder.description()
-    assert described["id"] == planned.id and described["seed"] == 0
-    assert described["data"] == {"name": "digits", "fingerprint": "few" * 20, **few.facts}
+    assert described.id == planned.id and described.seed == 0
+    assert described.data.model_dump(exclude_unset=True) == {"name": "digits", "fingerprint": "f" * 64, **few.facts}
     counts = {"train": 120, "holdout": 40, "classes": 10, "shape": [1, 8, 8], "damaged": 0}
-    assert described["data"].items() >= counts.items()
+    assert described.data.model_dump().items() >= counts.items()
     assert folder.evaluations() == {}
 
 
@@ -232,8 +233,8 @@ def test_an_evaluation_is_done_once_and_may_be_added_later_without_training(lab)
     assert [p.state for p in run_trial(home, planned, [GENERATION], shelf)][-1] == "done"
     key = evaluation_id(GENERATION)
     (found,) = folder.evaluations().values()
-    assert list(folder.evaluations()) == [key] and found["settings"] == GENERATION.model_dump()
-    assert any(name.startswith("fid/") for name in found["metrics"])
+    assert list(folder.evaluations()) == [key] and found.settings == GENERATION.model_dump()
+    assert any(name.startswith("fid/") for name in found.metrics)
     assert (folder.images / f"evaluation-{key}.png").is_file()
     assert folder.spool.read_bytes() == before
     written = (folder.root / "evaluations" / f"{key}.json").stat().st_mtime_ns
@@ -251,7 +252,7 @@ def test_a_control_is_measured_for_what_it_has(lab):
     home, planned, shelf = lab(objective={"diffusion_weight": 0.0})
     assert list(run_trial(home, planned, [GENERATION], shelf))[-1].state == "done"
     (found,) = home.trial(planned.id).evaluations().values()
-    assert {name.partition("/")[0] for name in found["metrics"]} == {"rfid", "psnr", "ssim"}
+    assert {name.partition("/")[0] for name in found.metrics} == {"rfid", "psnr", "ssim"}
 
 
 def test_a_failing_trial_is_recorded_and_yielded_and_not_raised(lab):
@@ -259,7 +260,7 @@ def test_a_failing_trial_is_recorded_and_yielded_and_not_raised(lab):
     progress = list(run_trial(home, planned, [], shelf))
     folder = home.trial(planned.id)
     assert progress[-1].state == folder.state() == "failed"
-    assert "network.image_size is 16" in folder.status()["error"]
+    assert "network.image_size is 16" in folder.status().error
     assert "Traceback" in (folder.root / "error.txt").read_text()
     assert not folder.is_locked()
 
@@ -270,9 +271,9 @@ def test_a_fault_of_ours_is_recorded_with_its_kind_and_a_second_run_can_succeed(
         patch.setattr(DataShelf, "get", lambda *_: 1 / 0)
         assert list(run_trial(home, planned, [], shelf))[-1].state == "failed"
     folder = home.trial(planned.id)
-    assert folder.status()["error"] == "ZeroDivisionError: division by zero"
+    assert folder.status().error == "ZeroDivisionError: division by zero"
     assert list(run_trial(home, planned, [], shelf))[-1].state == "done"
-    assert folder.status()["error"] is None and folder.status()["attempt"] == 2
+    assert folder.status().error is None and folder.status().attempt == 2
 
 
 def test_a_failing_evaluation_leaves_the_training_result_standing(lab, monkeypatch):
@@ -284,7 +285,7 @@ def test_a_failing_evaluation_leaves_the_training_result_standing(lab, monkeypat
         patch.setattr("dsd_lab.runs.trial_evaluations.evaluate_generation", lambda *_: 1 / 0)
         assert list(run_trial(home, planned, [GENERATION], shelf))[-1].state == "failed"
     assert list(run_trial(home, planned, [GENERATION], shelf))[-1].state == "done"
-    assert plain(map(json.loads, before.splitlines())) == plain(read_spool(folder.spool))
+    assert plain(map(SpoolLine.model_validate_json, before.splitlines())) == plain(read_spool(folder.spool))
     assert list(folder.evaluations()) == [evaluation_id(GENERATION)]
 
 
@@ -295,7 +296,7 @@ def test_a_trial_that_diverges_is_a_result_and_is_neither_evaluated_nor_run_agai
     assert list(run_trial(home, planned, [GENERATION], shelf))[-1].state == "diverged"
     folder = home.trial(planned.id)
     lines = list(read_spool(folder.spool))
-    assert lines[-1]["kind"] == "diverged" and folder.status()["error"] == lines[-1]["reason"]
+    assert lines[-1].kind == "diverged" and folder.status().error == lines[-1].reason
     assert folder.evaluations() == {}
     assert [p.state for p in run_trial(home, planned, [GENERATION], shelf)] == ["diverged"]
 
@@ -316,7 +317,7 @@ def test_a_trial_that_another_process_holds_is_left_to_it_and_freed_by_its_death
         assert folder.state() == "running"
         (progress,) = run_trial(home, planned, [], shelf)
         assert (progress.state, progress.step) == ("running", 4)
-        assert not folder.spool.exists() and folder.status() == {"state": "running", "step": 4}
+        assert not folder.spool.exists() and folder.status() == Status(state="running", step=4)
     finally:
         holder.kill()
         holder.communicate()
@@ -350,7 +351,7 @@ def test_an_interrupted_trial_ends_with_the_spool_and_images_of_an_uninterrupted
             next(run)
         run.close()
         folder = home.trial(planned.id)
-        ended = any(line["kind"] == "finished" for line in read_spool(folder.spool))
+        ended = any(line.kind == "finished" for line in read_spool(folder.spool))
         assert folder.state() == ("done" if ended else "interrupted")
         assert list(run_trial(home, planned, [], shelf))[-1].state == "done"
         assert plain(read_spool(folder.spool)) == expected

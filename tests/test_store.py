@@ -84,14 +84,14 @@ def metric_rows(home):
 def expected(home, plan):
     """(trial, metric, step) of all that the spools and evaluations say."""
     found = [
-        (t.id, name, line["step"])
+        (t.id, name, line.step)
         for t in plan.trials
-        for line in events(home, t.id)
-        for name in line.get("metrics", {})
+        for line in read_spool(home.trial(t.id).spool)
+        for name in line.measured()
     ]
     for trial in plan.trials:
-        step = home.trial(trial.id).status()["step"]
-        names = {name for content in home.trial(trial.id).evaluations().values() for name in content["metrics"]}
+        step = home.trial(trial.id).status().step
+        names = {name for content in home.trial(trial.id).evaluations().values() for name in content.metrics}
         found += [(trial.id, name, step) for name in names]
     return sorted(found)
 
@@ -136,15 +136,14 @@ def test_a_spec_is_an_experiment_a_sweep_a_parent_run_and_a_trial_a_child_run(ho
         "broken s0": ("FAILED", "failed"),
     }
     assert parent.info.status == "FAILED"
-    ended = [int(1000 * home.trial(t.id).status()["updated"]) for t in plan.trials if t.variant != "broken"]
+    ended = [int(1000 * home.trial(t.id).status().updated) for t in plan.trials if t.variant != "broken"]
     assert parent.info.end_time >= max(ended)
     # It began when the sweep was run, however much later the store hears of it.
-    assert parent.info.start_time == int(1000 * manifest["run_at"]) <= parent.info.end_time
+    assert parent.info.start_time == int(1000 * manifest.run_at) <= parent.info.end_time
     Store(home).sync(manifest)
     assert store.client.get_run(parent.info.run_id).info.end_time == parent.info.end_time
     assert (
-        json.loads((Path(parent.info.artifact_uri.removeprefix("file://")) / "spec.json").read_text())
-        == manifest["spec"]
+        json.loads((Path(parent.info.artifact_uri.removeprefix("file://")) / "spec.json").read_text()) == manifest.spec
     )
 
 
@@ -173,11 +172,11 @@ def test_a_trial_run_has_the_parameters_that_differ_and_tags_that_say_where_it_c
         "device": "cpu",
     }.items():
         assert tags[f"dsd.{name}"] == value
-    assert tags["dsd.code"] == description["provenance"]["code"]
+    assert tags["dsd.code"] == description.provenance.code
     assert tags["dsd.git_dirty"] in ("true", "false")
-    assert tags.get("mlflow.source.git.commit") == description["provenance"]["git_commit"]
-    assert tags["dsd.version.torch"] == description["provenance"]["versions"]["torch"]
-    assert description["data"]["fingerprint"].startswith(tags["dsd.data"])
+    assert tags.get("mlflow.source.git.commit") == description.provenance.git_commit
+    assert tags["dsd.version.torch"] == description.provenance.versions["torch"]
+    assert description.data.fingerprint.startswith(tags["dsd.data"])
 
 
 def test_parameters_that_differ_only_since_a_variant_was_added_are_added_to_the_runs_that_were_there(home, spec):
@@ -196,7 +195,9 @@ def test_every_metric_of_a_spool_is_stored_at_its_step_with_its_value(home, plan
     assert stored(home) == expected(home, plan)
     run = run_of(store, plan.trials[0].id)
     recorded = {
-        (n, line["step"]): v for line in events(home, plan.trials[0].id) for n, v in line.get("metrics", {}).items()
+        (n, line.step): v
+        for line in read_spool(home.trial(plan.trials[0].id).spool)
+        for n, v in line.measured().items()
     }
     for name in ("train/loss", "latent/variance"):
         for metric in store.client.get_metric_history(run.info.run_id, name):
@@ -241,7 +242,7 @@ def test_the_weights_in_the_store_are_the_averaged_ones_of_the_last_checkpoint(h
 def test_what_is_read_is_what_was_trained_and_a_trial_that_never_started_is_pending(home, plan, manifest, tmp_path):
     later = load_sweep(plan.path, sets=["seeds=[0, 1]"])
     Store(home).sync(manifest)
-    found = {s.entry["name"]: s for s in Store(home).read(manifest_of(later), tmp_path)}
+    found = {s.entry.name: s for s in Store(home).read(manifest_of(later), tmp_path)}
     assert {name: s.tags["dsd.state"] for name, s in found.items() if name.endswith("s0")} == {
         "dsd s0": "done",
         "control s0": "done",
@@ -276,9 +277,9 @@ def test_the_data_set_is_an_input_of_every_run_whose_data_was_loaded_with_its_di
             assert found == []
             continue
         (given,) = found
-        data = home.trial(trial.id).description()["data"]
-        assert (given.dataset.name, given.dataset.digest) == (data["name"], data["fingerprint"][:16])
-        assert json.loads(given.dataset.profile)["num_rows"] == data["train"]
+        data = home.trial(trial.id).description().data
+        assert (given.dataset.name, given.dataset.digest) == (data.name, data.fingerprint[:16])
+        assert json.loads(given.dataset.profile)["num_rows"] == data.train
         assert {tag.key: tag.value for tag in given.tags} == {"mlflow.data.context": "training"}
 
 
@@ -291,16 +292,13 @@ def test_the_data_set_is_an_input_of_every_run_whose_data_was_loaded_with_its_di
     ],
 )
 def test_the_source_of_a_data_set_is_the_one_that_was_read(fields, kind, source):
-    assert source_of(Data(**fields).model_dump()) == (kind, source)
+    assert source_of(Data(**fields)) == (kind, source)
     theirs = get_dataset_source_from_json(json.dumps(source), kind)  # MLflow reads it as a source of its own
     assert theirs.to_dict().items() >= source.items()
-    old = {"source": fields["source"], "path": fields.get("path")}  # a record from before there was `hub`
-    if "hub" not in fields:
-        assert source_of(old) == (kind, source)
 
 
 def test_samples_of_the_machine_are_system_metrics_of_the_sweeps_run_once_each(home, manifest):
-    folder = home.sweep_folder(manifest["key"])
+    folder = home.sweep_folder(manifest.key)
 
     def sample(*numbers):
         with (folder / "machine.jsonl").open("a") as file:
@@ -407,10 +405,10 @@ def test_a_trial_trained_anew_by_other_code_is_a_run_of_its_own_and_the_one_that
     home, plan, manifest, tmp_path
 ):
     folder = home.trial(plan.trials[0].id)
-    folder.write_status(code="older", started=1.0)
+    folder.write_status(code="older", started=1e9)
     Store(home).sync(manifest)
     old = stored(home)
-    folder.write_status(code="newer", started=2.0)
+    folder.write_status(code="newer", started=2e9)
     store = Store(home)
     store.sync(manifest)
     found = store.read(manifest, tmp_path)[0]
@@ -428,7 +426,7 @@ def test_a_trial_that_another_sweep_trained_is_a_short_run_that_points_to_it_and
     store.sync(manifest)
     before = stored(home)
     for syncing in (store, store, Store(home)):
-        syncing.sync(manifest | {"name": "other", "key": "other"})
+        syncing.sync(manifest.changed(name="other", key="other"))
     first, pointer = (run_of(store, plan.trials[0].id, kind) for kind in ("trial", "pointer"))
     parent = store.client.get_run(pointer.data.tags["mlflow.parentRunId"])
     assert parent.info.run_name == "other"
@@ -445,7 +443,7 @@ def test_a_trial_that_another_sweep_trained_is_a_short_run_that_points_to_it_and
 
 
 def test_a_store_that_lacks_nothing_is_asked_once_for_all_trials(home, manifest, monkeypatch):
-    other = manifest | {"name": "other", "key": "other"}
+    other = manifest.changed(name="other", key="other")
     for one in (manifest, other):
         Store(home).sync(one)
     for one in (manifest, other):
@@ -563,13 +561,13 @@ def test_a_history_survives_its_file_and_holds_every_metric_spectrum_and_time(ho
     spectra = table[table["index"].notna()].set_index(["name", "step", "index"])["value"].to_dict()
     seen = 0
     for line in read_spool(spool):
-        for name, value in line.get("metrics", {}).items():
-            assert scalars[name, line["step"]] == value
-        for name, values in line.get("spectra", {}).items():
-            assert [spectra[f"spectrum/{name}", line["step"], i] for i in range(len(values))] == values
+        for name, value in line.metrics.items():
+            assert scalars[name, line.step] == value
+        for name, values in line.spectra.items():
+            assert [spectra[f"spectrum/{name}", line.step, i] for i in range(len(values))] == values
             seen += len(values)
-        if line["kind"] in ("train", "probe"):
-            assert scalars[f"seconds/{line['kind']}", line["step"]] == line["seconds"]
+        if line.kind in ("train", "probe"):
+            assert scalars[f"seconds/{line.kind}", line.step] == line.seconds
     assert seen == len(spectra) > 0
 
 

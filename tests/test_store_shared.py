@@ -54,7 +54,7 @@ def other_home(trained, place):
     (place / "dsd-lab-home.json").unlink(missing_ok=True)
     for folder in (place / "trials").iterdir():
         status = Home(place).trial(folder.name).status()
-        Home(place).trial(folder.name).write_status(started=status["started"] + 100)
+        Home(place).trial(folder.name).write_status(started=status.started + 100)
     return Home(place)
 
 
@@ -102,7 +102,7 @@ def test_behind_a_thousand_other_experiments_and_runs_every_run_is_found_again(h
         tags += [("dsd.code", "x", f"{n:032d}") for n in range(1_100)]
         database.executemany("insert into tags (key, value, run_uuid) values (?, ?, ?)", tags)
     assert Store(home).sync(manifest) == 0
-    other = manifest | {"name": "second", "key": "second"}
+    other = manifest.changed(name="second", key="second")
     Store(home).sync(other)
     Store(home).sync(other)
     names = [name for name, _ in runs_of(home) if not name.startswith("other")]
@@ -233,7 +233,7 @@ def test_a_home_elsewhere_reports_and_goes_on_and_writes_nothing_to_the_old_plac
         assert found.folder.is_relative_to(new.root) and (found.folder / "history.parquet").exists()
     for trial in trained[2]:
         new.trial(trial).write_status(error="changed", attempt=7)
-    Store(new).sync(manifest | {"name": "second", "key": "second"})
+    Store(new).sync(manifest.changed(name="second", key="second"))
     Store(new).sync(manifest)
     places = rows(new.root / "mlflow.db", "select artifact_uri from runs")
     assert all(place.startswith(new.root.as_uri()) for (place,) in places) and len(places) == 6
@@ -306,7 +306,7 @@ def test_a_server_that_is_restarted_in_mid_sweep_ends_with_everything_once(tmp_p
     with mlflow_server(served, port):
         output, _ = sweep.communicate(timeout=DEADLINE)
         assert sweep.returncode == 0, output
-        ids = [entry["id"] for entry in home.manifests()["tiny"]["trials"]]
+        ids = home.manifests()["tiny"].ids
         Store(home, uri).sync(home.manifests()["tiny"])
     assert stored_steps(Home(served)) == spooled_steps(home, ids)
 

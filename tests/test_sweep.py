@@ -121,13 +121,13 @@ def test_one_failing_trial_gives_exit_code_3_and_does_not_stop_the_others(swept)
 
 def test_a_failed_trial_says_what_is_wrong_with_its_checkpoint(swept):
     for status in swept.status("broken"):
-        assert "step-000000004: the weights of another network" in status["error"]
+        assert "step-000000004: the weights of another network" in status.error
 
 
 def test_a_diverged_trial_stops_before_its_last_step_and_says_at_which(swept):
     for trial, status in zip(swept.ids("wild"), swept.status("wild"), strict=True):
-        assert 0 < status["step"] < 12
-        assert f"step {status['step'] + 1} is not finite" in status["error"]
+        assert 0 < status.step < 12
+        assert f"step {status.step + 1} is not finite" in status.error
         assert events(swept.home, trial)[-1]["kind"] == "diverged"
 
 
@@ -138,7 +138,7 @@ def test_a_sweep_that_only_diverged_is_a_result_and_not_a_failure(swept):
 
 
 def test_a_worker_is_reused_and_no_state_leaks_from_one_trial_to_the_next(swept):
-    assert len({status["pid"] for v in swept.plan.spec.variants for status in swept.status(v)}) == 1
+    assert len({status.pid for v in swept.plan.spec.variants for status in swept.status(v)}) == 1
     for first, last in zip(swept.ids("dsd"), swept.ids("again"), strict=True):
         assert first != last
         assert outcome(swept.home, first) == outcome(swept.home, last)
@@ -257,7 +257,7 @@ def test_adding_a_seed_runs_only_the_new_trials(swept, extended):
     assert extended.answer["states"] == {"done": 6, "diverged": 3}
     assert extended.after == extended.before
     new = [e["id"] for e in extended.answer["trials"] if e["name"].endswith("s2")]
-    assert [swept.home.trial(i).status()["attempt"] for i in new] == [1, 1, 1]
+    assert [swept.home.trial(i).status().attempt for i in new] == [1, 1, 1]
 
 
 def test_adding_an_evaluation_evaluates_finished_trials_and_retrains_nothing(swept, extended):
@@ -398,7 +398,7 @@ def test_a_sweep_runs_on_the_nodes_of_a_running_cluster_and_leaves_it_running(tm
         cluster.shutdown()
     plan = load_sweep(spec)
     assert [home.trial(t.id).state() for t in plan.trials] == ["done"] * 3
-    assert len({home.trial(t.id).status()["pid"] for t in plan.trials}) == 2
+    assert len({home.trial(t.id).status().pid for t in plan.trials}) == 2
     assert stored_steps(home) == spooled_steps(home, [t.id for t in plan.trials])
 
 
@@ -418,7 +418,7 @@ def test_f8_a_trial_whose_worker_is_told_to_end_is_retried_and_ends_bit_equal(un
         os.kill(wait_until(lambda: running(home, victim, 60), "the trial is under way", sweep), signal.SIGTERM)
         output, _ = sweep.communicate(timeout=DEADLINE)
     assert sweep.returncode == OK, output
-    assert home.trial(victim).status()["attempt"] == 2
+    assert home.trial(victim).status().attempt == 2
     assert {t.id: outcome(home, t.id) for t in undisturbed.plan.trials} == undisturbed.outcomes
     assert stored_steps(home) == spooled_steps(home, list(undisturbed.outcomes))
 
@@ -437,7 +437,7 @@ def test_f15_an_import_that_fails_in_the_workers_alone_fails_the_trial_and_says_
         output, _ = sweep.communicate(timeout=DEADLINE)
     status = home.trial(whole.trial.id).status()
     assert sweep.returncode == TRIALS_FAILED, output
-    assert status["state"] == "failed" and "libcudart.so.99" in status["error"] and "\n" not in status["error"]
+    assert status.state == "failed" and "libcudart.so.99" in status.error and "\n" not in status.error
     assert "Traceback" not in output and "libcudart.so.99" in output
 
 
@@ -453,7 +453,7 @@ def test_a_trial_whose_workers_keep_dying_fails_and_says_so(undisturbed, tmp_pat
     output, _ = sweep.communicate(timeout=DEADLINE)
     assert sweep.returncode == TRIALS_FAILED, output
     status = home.trial(victim).status()
-    assert status["state"] == "failed" and status["error"].startswith("the worker died 3 times")
+    assert status.state == "failed" and status.error.startswith("the worker died 3 times")
     assert home.trial(other).state() == "done"  # it ended first, and the failure is not taken for its own
 
 

@@ -15,6 +15,7 @@ from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK, BadInput
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import manifest_of
 from dsd_lab.home.revisions import revisions
+from dsd_lab.home.sweep_records import Asked
 from dsd_lab.runs import ray_engine as engine
 from dsd_lab.runs.data_shelf import DataShelf
 from dsd_lab.specs.loading import load_sweep
@@ -84,8 +85,8 @@ EDITS = [["base.network.width=32"], ["seeds=[3,4]"], ["base.data.path=/nowhere",
 @pytest.mark.parametrize("edits", EDITS)
 def test_gc_never_offers_a_finished_trial_that_the_sweep_named_before(edits, kept):
     home, spec, trial = kept
-    home.write_manifest("tiny", manifest_of(load_sweep(spec, sets=edits)))
-    assert trial not in {entry["id"] for entry in home.manifests()["tiny"]["trials"]}
+    home.write_manifest(manifest_of(load_sweep(spec, sets=edits)))
+    assert trial not in home.manifests()["tiny"].ids
     _, answer = run("gc", "--yes", "--home", home.root)
     assert not any(item["kind"] == "trial" for item in answer["items"]) and home.trial(trial).state() == "done"
     assert run("rm", "tiny", "--yes", "--home", home.root)[0] == OK  # it goes with its sweep
@@ -95,8 +96,8 @@ def test_gc_never_offers_a_finished_trial_that_the_sweep_named_before(edits, kep
 def test_a_record_that_was_made_before_there_was_a_history_is_its_first_revision(kept):
     home, spec, trial = kept
     (home.sweep_folder("tiny") / "revisions.json").unlink()
-    home.write_manifest("tiny", manifest_of(load_sweep(spec, sets=["seeds=[1]"])), "dsd-lab sweep")
-    assert [trial in r["trials"] for r in revisions(home.sweep_folder("tiny"))] == [True, False]
+    home.write_manifest(manifest_of(load_sweep(spec, sets=["seeds=[1]"])), "dsd-lab sweep")
+    assert [trial in r.trials for r in revisions(home.sweep_folder("tiny"))] == [True, False]
 
 
 def test_the_history_says_what_was_asked_when_by_which_command_and_what_changed(kept):
@@ -104,7 +105,7 @@ def test_the_history_says_what_was_asked_when_by_which_command_and_what_changed(
 
     def ask(*sets):
         manifest = manifest_of(load_sweep(spec, sets=list(sets)))
-        return home.write_manifest("tiny", manifest, f"dsd-lab sweep {' '.join(sets)}"), manifest["run_at"]
+        return home.write_manifest(manifest, f"dsd-lab sweep {' '.join(sets)}"), manifest.run_at
 
     same, _ = ask()
     wider, at = ask("base.network.width=32")
@@ -113,10 +114,10 @@ def test_the_history_says_what_was_asked_when_by_which_command_and_what_changed(
     assert same is again is None
     assert wider == "revision 2 of its settings: base.network.width 16 -> 32"
     assert back == "revision 1 of its settings: asked for before; base.network.width 32 -> 16"
-    found = {r["number"]: r for r in revisions(home.sweep_folder("tiny"))}
-    assert list(found) == [2, 1] and [len(found[n]["runs"]) for n in (1, 2)] == [3, 2]
-    assert found[2]["runs"][0] == {"at": at, "command": "dsd-lab sweep base.network.width=32"}
-    assert found[2]["changes"] == "base.network.width 16 -> 32"
+    found = {r.number: r for r in revisions(home.sweep_folder("tiny"))}
+    assert list(found) == [2, 1] and [len(found[n].runs) for n in (1, 2)] == [3, 2]
+    assert found[2].runs[0] == Asked(at=at, command="dsd-lab sweep base.network.width=32")
+    assert found[2].changes == "base.network.width 16 -> 32"
 
 
 def test_a_history_that_cannot_be_read_stops_gc_and_sweep(kept, capsys):
@@ -126,7 +127,7 @@ def test_a_history_that_cannot_be_read_stops_gc_and_sweep(kept, capsys):
         assert main([*verb, "--home", str(home.root)]) == BAD_INPUT
         assert "revisions.json: is damaged" in capsys.readouterr().err
     with pytest.raises(BadInput, match="is damaged"):
-        home.write_manifest("tiny", manifest_of(load_sweep(spec)))
+        home.write_manifest(manifest_of(load_sweep(spec)))
 
 
 def test_passwords_do_not_go_into_a_command_line(monkeypatch):
@@ -140,7 +141,7 @@ def test_passwords_do_not_go_into_a_command_line(monkeypatch):
 def test_a_trial_that_hangs_reads_failed_and_one_that_is_killed_interrupted(tmp_path, monkeypatch):
     home, spec = Home(tmp_path / "home"), write_spec(tmp_path, base={"resources": {"patience": 0.2}})
     (trial,) = load_sweep(spec).trials
-    home.write_manifest("tiny", manifest_of(load_sweep(spec)))
+    home.write_manifest(manifest_of(load_sweep(spec)))
 
     def hang(*_):
         threading.Event().wait()
@@ -148,7 +149,7 @@ def test_a_trial_that_hangs_reads_failed_and_one_that_is_killed_interrupted(tmp_
     monkeypatch.setattr(DataShelf, "get", hang)
     assert in_child(lambda: finish(home, trial)) == 1
     (row,) = run("status", "--home", home.root)[1]["sweeps"][0]["trials"]
-    assert row["state"] == "failed" and home.trial(trial.id).status()["error"].startswith("hang: no step in ")
+    assert row["state"] == "failed" and home.trial(trial.id).status().error.startswith("hang: no step in ")
     monkeypatch.setattr(DataShelf, "get", lambda *_: die())
     assert in_child(lambda: finish(home, trial)) == -signal.SIGKILL
     (row,) = run("status", "--home", home.root)[1]["sweeps"][0]["trials"]

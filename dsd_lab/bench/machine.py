@@ -67,4 +67,4 @@ def tensor_bytes(trainer: Trainer) -> int:
         trainer.train_step()
     events = sorted(profiler.events(), key=lambda event: event.time_range.start)
     most = max(itertools.accumulate(event.self_cpu_memory_usage for event in events))
-    return sum(weights.values()) + moments + most
+    return int(sum(weights.values()) + moments + most)

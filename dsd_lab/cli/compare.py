@@ -18,6 +18,7 @@ from dsd_lab.errors import OK, BadInput
 from dsd_lab.files.printable import say
 from dsd_lab.home.data_facts import other_images
 from dsd_lab.home.lookup import find_manifest
+from dsd_lab.home.sweep_records import Manifest
 from dsd_lab.report.groups import Group, columns_of, groups_of
 from dsd_lab.report.results import Result, results_of
 from dsd_lab.report.statistics.comparisons import (
@@ -40,7 +41,7 @@ class Side:
     """One of the two sweeps."""
 
     key: str
-    manifest: dict[str, Any]
+    manifest: Manifest
     results: list[Result]
     groups: dict[str, Group]
 
@@ -49,20 +50,20 @@ def run(arguments: argparse.Namespace) -> int:
     """Compare two sweeps."""
     home = home_of(arguments)
     manifests = [find_manifest(home, name, None) for name in (arguments.a, arguments.b)]
-    if manifests[0]["key"] == manifests[1]["key"]:
+    if manifests[0].key == manifests[1].key:
         raise BadInput(
-            f"{arguments.a} and {arguments.b} are the same sweep, {manifests[0]['key']}; `dsd-lab status` lists others"
+            f"{arguments.a} and {arguments.b} are the same sweep, {manifests[0].key}; `dsd-lab status` lists others"
         )
-    settings = ReportSettings.model_validate(manifests[0]["spec"]["report"])  # one way to take values, for both
+    settings = ReportSettings.model_validate(manifests[0].spec["report"])  # one way to take values, for both
     store, sides = Store(home, arguments.tracking_uri), []
     for manifest in manifests:
         store.sync(manifest)
         with tempfile.TemporaryDirectory() as scratch:
             results = results_of(store, manifest, Path(scratch))
-        own = ReportSettings.model_validate(manifest["spec"]["report"])
-        sides.append(Side(manifest["key"], manifest, results, {g.name: g for g in groups_of(results, own)}))
+        own = ReportSettings.model_validate(manifest.spec["report"])
+        sides.append(Side(manifest.key, manifest, results, {g.name: g for g in groups_of(results, own)}))
     a, b = sides
-    if across := other_images({r.id: r.description for side in sides for r in side.results if r.description}):
+    if across := other_images({r.id: r.record for side in sides for r in side.results if r.description}):
         trial, what = next(iter(across.items()))
         raise BadInput(
             f"{a.key} and {b.key} have one declared data set and {len(across)} trials of other images, such as {trial} ({what}); write another data.name or data.revision in one of them"
@@ -80,8 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         "b": b.key,
         "difference": "b minus a",
         "differing": differing_fields(a, b, both),
-        "same_data": len({r.description["data"]["fingerprint"] for s in sides for r in s.results if r.description})
-        == 1,
+        "same_data": len({r.record.data.fingerprint for s in sides for r in s.results if r.description}) == 1,
         "variants": [_variant(a.groups[name], b.groups[name]) for name in both],
         "only_a": [name for name in a.groups if name not in b.groups],
         "only_b": [name for name in b.groups if name not in a.groups],
@@ -100,7 +100,7 @@ def differing_fields(a: Side, b: Side, both: list[str]) -> dict[str, list[Any]]:
     found: dict[str, tuple[list[Any], list[Any]]] = {}
     sides = []
     for side in (a, b):
-        canonical = {entry["id"]: flat(entry["canonical"]) for entry in side.manifest["trials"]}
+        canonical = {entry.id: flat(entry.canonical) for entry in side.manifest.trials}
         sides.append({name: canonical[side.groups[name].results[0].id] for name in both})
     for name in both:
         fields_a, fields_b = (side[name] for side in sides)

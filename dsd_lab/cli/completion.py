@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     for verb in verbs.choices.values():
         for action in verb._actions:
             if (values := _values(action)) is not None:
-                action.complete = values  # type: ignore[attr-defined]  # shtab reads it
+                action.complete = values  # shtab reads it
     script = shtab.complete(parser, arguments.shell)
     if arguments.json:
         print_json({"shell": arguments.shell, "script": script})

@@ -12,13 +12,13 @@ from dsd_lab.evaluation.reference import check_files
 from dsd_lab.files.printable import say
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import find_trial
+from dsd_lab.home.plugins import planned_again, recorded_fields
 from dsd_lab.home.trial_folder import TrialFolder
 from dsd_lab.runs.data_shelf import DataShelf, refuse_changed_images
 from dsd_lab.specs.checks import lacking_guidance
 from dsd_lab.specs.evaluate_list import applies
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.loading import load_sweep
-from dsd_lab.specs.recorded import recorded_fields
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.specs.training import lacking_average
 from dsd_lab.specs.trial import Generation
@@ -65,10 +65,10 @@ def run(arguments: argparse.Namespace) -> int:
             for progress in run_trial(home, trial, list(wanted.values()), shelf, told=told):
                 state = progress.state
                 bar.update(task, completed=len((folder.evaluations().keys() - before.keys()) & wanted.keys()))
-            error = folder.status().get("error")
+            error = folder.status().error
             if state == "failed":  # the evaluation did; what was trained stands
                 folder.write_status(state="done", error=None)
-            found = {key: content for key, content in folder.evaluations().items() if key in wanted}
+            found = {key: content.model_dump() for key, content in folder.evaluations().items() if key in wanted}
             answers.append(
                 {
                     "id": folder.id,
@@ -143,14 +143,12 @@ def _planned(home: Home, folder: TrialFolder) -> PlannedTrial:
     fields = recorded_fields(described, home.root)
     if fields.data.path is not None and not Path(fields.data.path).is_dir():
         raise BadInput(f"{folder.id}: data.path: no such folder {fields.data.path}")
-    return PlannedTrial(
-        folder.id, described["variant"], described["seed"], fields, described["point"], described["overrides"]
-    )
+    return planned_again(described, fields)
 
 
 def _store(home: Home, ids: set[str], uri: str | None) -> None:
     """Bring the store up to date for every sweep that names one of the trials."""
-    sweeps = [m for m in home.manifests().values() if ids & {t["id"] for t in m["trials"]}]
+    sweeps = [m for m in home.manifests().values() if ids & {*m.ids}]
     if sweeps:
         from dsd_lab.store.mlflow_store import Store
 

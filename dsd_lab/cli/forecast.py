@@ -14,6 +14,7 @@ from dsd_lab.files.atomic import write_json
 from dsd_lab.files.bounded import read_json
 from dsd_lab.files.printable import say
 from dsd_lab.home.home import Home
+from dsd_lab.home.sweep_records import Manifest
 from dsd_lab.specs.report import ReportSettings
 
 FILE = "forecast.json"
@@ -81,7 +82,7 @@ def load_forecast(home: Home) -> Any:
         raise BadInput(f"{path}: cannot be used: {error}; make it anew with `dsd-lab forecast`") from None
 
 
-def _examples(home: Home, manifest: dict[str, Any]) -> tuple[list[Any], int]:
+def _examples(home: Home, manifest: Manifest) -> tuple[list[Any], int]:
     from dsd_lab.report.results import results_of
     from dsd_lab.report.statistics.forecast_judged import examples_of
     from dsd_lab.report.statistics.verdicts import judge, row_key
@@ -91,8 +92,8 @@ def _examples(home: Home, manifest: dict[str, Any]) -> tuple[list[Any], int]:
     store.sync(manifest)
     with tempfile.TemporaryDirectory() as scratch:
         results = results_of(store, manifest, Path(scratch))
-    judged = judge(results, ReportSettings.model_validate(manifest["spec"]["report"]))
-    return examples_of(manifest["name"], results, [judged[row_key(r)] for r in results])
+    judged = judge(results, ReportSettings.model_validate(manifest.spec["report"]))
+    return examples_of(manifest.name, results, [judged[row_key(r)] for r in results])
 
 
 def _print(answer: dict[str, Any]) -> None:

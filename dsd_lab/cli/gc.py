@@ -7,9 +7,9 @@ import argparse
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK
 from dsd_lab.files.printable import say
-from dsd_lab.home.freeable import Freeable
 from dsd_lab.home.garbage import foreign_trials, garbage, held_trials, linked_folders
 from dsd_lab.home.home import Home
+from dsd_lab.home.ownership import Freeable
 from dsd_lab.training_code import training_code
 from dsd_lab.units import readable
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections import deque
 from typing import Any
 
 from dsd_lab.cli.options import home_of, print_json
-from dsd_lab.errors import OK, BadInput
+from dsd_lab.errors import OK
 from dsd_lab.files.printable import printable, say
-from dsd_lab.home.home import Home, named_by
+from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import find_trial
 from dsd_lab.home.spool import read_spool
 from dsd_lab.home.trial_folder import TrialFolder
+from dsd_lab.home.trial_records import SpoolLine
 from dsd_lab.runs.continuity import told_changes, told_devices
 from dsd_lab.training_code import training_code
 from dsd_lab.units import duration
@@ -27,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = find_trial(home, arguments.trial)
     answer = record_of(home, folder, arguments.lines)
     if arguments.json:
-        print_json(answer)
+        print_json(answer | {"events": [line.model_dump(exclude_unset=True) for line in answer["events"]]})
         return OK
     state = answer["state"] + (" (imported)" if answer["imported"] else "")
     say(f"{answer['name'] or 'never started'}: {state}, trial {answer['id']} in {folder.root}")
@@ -60,51 +62,47 @@ def record_of(home: Home, folder: TrialFolder, lines: int) -> dict[str, Any]:
     """
     status, state = folder.status(), folder.state(training_code())
     metrics: dict[str, dict[str, Any]] = {}
-    events: list[dict[str, Any]] = []
-    try:
-        for entry in read_spool(folder.spool):
-            events = [*events, entry][-lines:]
-            metrics |= {k: {"step": entry["step"], "value": v} for k, v in entry.get("metrics", {}).items()}
-    except (ValueError, KeyError, AttributeError, TypeError):
-        after = f"after its line {events[-1]['n'] + 1}" if events and "n" in events[-1] else "in its first line"
-        raise BadInput(f"{folder.spool}: is damaged {after}; what comes later cannot be read") from None
-    for content in folder.evaluations().values():
-        metrics |= {k: {"step": status.get("step", 0), "value": v} for k, v in content["metrics"].items()}
-    names = [m for m in home.manifests().items() if folder.id in named_by(m[1])]
-    known = next((t["name"] for _, m in names for t in m["trials"] if t["id"] == folder.id), None)
-    traceback, described = folder.root / "error.txt", folder.description() or {}
+    events: deque[SpoolLine] = deque(maxlen=lines)
+    for line in read_spool(folder.spool):
+        events.append(line)
+        metrics |= {k: {"step": line.step, "value": v} for k, v in line.metrics.items()}
+    for evaluation in folder.evaluations().values():
+        metrics |= {k: {"step": status.step, "value": v} for k, v in evaluation.metrics.items()}
+    sweeps = {key: manifest for key, manifest in home.manifests().items() if folder.id in manifest.named}
+    known = next((entry.name for m in sweeps.values() for entry in m.trials if entry.id == folder.id), None)
+    traceback, described = folder.root / "error.txt", folder.description()
     return {
         "id": folder.id,
-        "name": described.get("name") or known,
-        "sweeps": [key for key, _ in names],
+        "name": known if described is None else described.name,
+        "sweeps": list(sweeps),
         "folder": str(folder.root.resolve()),
         "state": state,
         "imported": folder.imported() is not None,
-        "step": int(status.get("step", 0)),
-        "steps": int(status.get("steps", 0)),
-        "attempts": int(status.get("attempt", 0)),
-        "seconds": float(status.get("seconds", 0.0)),
-        "error": status.get("error"),
+        "step": status.step,
+        "steps": status.steps,
+        "attempts": status.attempt,
+        "seconds": status.seconds,
+        "error": status.error,
         "code_changes": told_changes(status),
         "device_changes": told_devices(status),
-        "damaged": int(described.get("data", {}).get("damaged", 0)),
+        "damaged": 0 if described is None else described.data.damaged,
         # A traceback outlives the attempt that it is from; it says something only about a trial that failed last.
         "traceback": str(traceback.resolve()) if state == "failed" and traceback.exists() else None,
         "metrics": metrics,
-        "events": events,
+        "events": list(events),
     }
 
 
-def event_line(entry: dict[str, Any]) -> str:
+def event_line(line: SpoolLine) -> str:
     """One event as one line: when, at which step, what."""
-    kind, metrics = entry["kind"], entry.get("metrics", {})
-    if kind == "probe":
+    metrics = line.metrics
+    if line.kind == "probe":
         metrics = {k: metrics[k] for k in _SHOWN if k in metrics}
     parts = [f"{name} {value:.4g}" for name, value in metrics.items()]
-    parts += entry.get("files", [])
-    if "reason" in entry:
-        parts.append(printable(str(entry["reason"])))
-    if "images_seen" in entry:
-        parts.append(f"{entry['images_seen']:,} images seen")
-    clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["time"]))
-    return f"{clock}  step {entry['step']:>7,}  {kind:<10}  {', '.join(parts)}".rstrip()
+    parts += line.files
+    if line.reason is not None:
+        parts.append(printable(line.reason))
+    if line.images_seen is not None:
+        parts.append(f"{line.images_seen:,} images seen")
+    clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(line.time))
+    return f"{clock}  step {line.step:>7,}  {line.kind:<10}  {', '.join(parts)}".rstrip()

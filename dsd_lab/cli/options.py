@@ -19,7 +19,9 @@ from dsd_lab.specs.sweep import Plan
 TRIAL = "trial id (the first characters do)"
 
 
-def add_verb(verbs: argparse._SubParsersAction, name: str, what: str, example: str) -> argparse.ArgumentParser:
+def add_verb(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, what: str, example: str
+) -> argparse.ArgumentParser:
     """A verb with its help, an example, and `--home`."""
     verb: argparse.ArgumentParser = verbs.add_parser(
         name, help=what, description=what[0].upper() + what[1:] + ".", epilog=f"example: {example}"

@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_running(verbs: argparse._SubParsersAction) -> None:
+def _add_running(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """What runs trials, or says how they would run."""
     plan = add_verb(verbs, "plan", "show the trials of a spec without running them", f"dsd-lab plan {_SPEC}")
     takes_spec(plan)
@@ -135,7 +135,7 @@ def _add_running(verbs: argparse._SubParsersAction) -> None:
     answers_json(bench)
 
 
-def _add_finished(verbs: argparse._SubParsersAction) -> None:
+def _add_finished(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """What reads, measures and draws from finished trials."""
     report = add_verb(verbs, "report", "write tables, figures and pages of sweeps", f"dsd-lab report {_SPEC}")
     report.add_argument(
@@ -146,6 +146,11 @@ def _add_finished(verbs: argparse._SubParsersAction) -> None:
     )
     takes_plugins(report)
     report.add_argument("--profile", help="profile to report (default: the one that ran last)")
+    report.add_argument(
+        "--x",
+        choices=["step", "images", "flops"],
+        help="x axis of figures over training (default: the spec's report.x)",
+    )
     report.add_argument("--out", metavar="DIR", help="folder for the report (default: HOME/reports/SWEEP)")
     takes_tracking(report)
     answers_json(report)
@@ -246,7 +251,7 @@ def _add_finished(verbs: argparse._SubParsersAction) -> None:
     answers_json(latents)
 
 
-def _add_keeping(verbs: argparse._SubParsersAction) -> None:
+def _add_keeping(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """What looks after the home folder."""
     status = add_verb(verbs, "status", "show every sweep in the home folder", "dsd-lab status")
     answers_json(status)
@@ -280,7 +285,7 @@ def _add_keeping(verbs: argparse._SubParsersAction) -> None:
     answers_json(rm)
 
 
-def _add_exchanging(verbs: argparse._SubParsersAction) -> None:
+def _add_exchanging(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """What sets two sweeps side by side, and lets one travel."""
     compare = add_verb(
         verbs,
@@ -312,7 +317,7 @@ def _add_exchanging(verbs: argparse._SubParsersAction) -> None:
     answers_json(take)
 
 
-def _add_beside(verbs: argparse._SubParsersAction) -> None:
+def _add_beside(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """What is beside trials: pages, starter specs, editors, shells."""
     ui = add_verb(verbs, "ui", "open MLflow's UI on this machine", "dsd-lab ui")
     ui.add_argument(

@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     changed = _other_images(home, plan)
     code = training_code()
     manifest = manifest_of(plan)
-    timed = timed_seconds(home, manifest["trials"])
+    timed = timed_seconds(home, manifest.trials)
     needs = once_for_seeds(lambda fields: _needs(fields, home, code, timed, arguments.gpu, facts_of))
     rows = []
     for trial in plan.trials:
@@ -86,9 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
             "name": plan.spec.name,
             "key": plan.key,
             "profile": plan.profile,
-            "why": manifest["why"],
+            "why": manifest.why,
             "trials": len(rows),
-            "evaluations": manifest["evaluations"],
+            "evaluations": manifest.evaluations,
             "plugins": {p.name: {"digest": p.digest, "path": str(p.path)} for p in plugins.values()},
         }
         print_json({"sweep": sweep, "trials": rows})
@@ -268,7 +268,7 @@ def _some(rows: list[dict[str, Any]], source: str) -> str:
 
 
 def _name(row: dict[str, Any]) -> str:
-    return row["variant"] + "".join(f" {k.rsplit('.', 1)[-1]}={v}" for k, v in row["point"].items())
+    return str(row["variant"]) + "".join(f" {k.rsplit('.', 1)[-1]}={v}" for k, v in row["point"].items())
 
 
 def _roles(rows: list[dict[str, Any]]) -> Table:

@@ -6,7 +6,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -15,8 +14,9 @@ from rich.text import Text
 
 from dsd_lab.files.printable import printable
 from dsd_lab.home.home import Home
+from dsd_lab.home.trial_records import Status
 from dsd_lab.planning.estimates import cached_shape
-from dsd_lab.planning.eta import Remaining, Seen, holdout_of
+from dsd_lab.planning.eta import Remaining, Seen
 from dsd_lab.specs.evaluate_list import applies
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.specs.trial import Generation
@@ -92,8 +92,8 @@ class SweepProgress:
             for trial, state, status in looked:
                 if trial.id not in self._ended and state in _OVER:
                     self._ended.add(trial.id)
-                    note = f": {status.get('error')}" if status.get("error") else ""
-                    took = duration(float(status.get("seconds", 0)))
+                    note = f": {status.error}" if status.error else ""
+                    took = duration(status.seconds)
                     self._say(f"{trial.name}: {state} after {took}{note}")
             if not last and time.monotonic() - told > _PLAIN_EVERY:
                 told = time.monotonic()
@@ -106,41 +106,42 @@ class SweepProgress:
         """One line, however long: it may go to a file, which has no width."""
         self._console.print(printable(line), soft_wrap=True)
 
-    def _look(self) -> list[tuple[PlannedTrial, str, dict[str, Any]]]:
+    def _look(self) -> list[tuple[PlannedTrial, str, Status]]:
         looked = []
         for trial in self._trials:
             folder = self._home.trial(trial.id)
-            looked.append((trial, folder.state(), folder.status()))
+            status = folder.status()
+            looked.append((trial, folder.state(status=status), status))
         return looked
 
-    def _summary(self, looked: list[tuple[PlannedTrial, str, dict[str, Any]]]) -> str:
+    def _summary(self, looked: list[tuple[PlannedTrial, str, Status]]) -> str:
         counts = Counter(state for _, state, _ in looked)
         parts = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
         left = self._time_left(looked)
         spent = duration(time.monotonic() - self._began)
         return f"{parts}; {spent} spent, {'about ' + duration(left) + ' left' if left is not None else 'time left not known yet'}"
 
-    def _time_left(self, looked: list[tuple[PlannedTrial, str, dict[str, Any]]]) -> float | None:
+    def _time_left(self, looked: list[tuple[PlannedTrial, str, Status]]) -> float | None:
         seen = []
         for trial, state, status in looked:
             folder = self._home.trial(trial.id)
             if state == "done" and len(self._evaluated.get(trial.id, ())) < self._wanted[trial.id]:
-                self._evaluated[trial.id] = [float(e["seconds"]) for e in folder.evaluations().values()]
+                self._evaluated[trial.id] = [e.seconds for e in folder.evaluations().values()]
             at_work = state == "running" or (state == "done" and trial.id not in self._released and folder.is_locked())
             complete = len(self._evaluated.get(trial.id, ())) >= self._wanted[trial.id]
             if state == "done" and not at_work and complete:
                 self._released.add(trial.id)
-            step, seconds = int(status.get("step", 0)), float(status.get("seconds", 0.0))
-            seen.append(Seen(trial, state, step, seconds, self._evaluated.get(trial.id, ()), at_work))
+            seen.append(Seen(trial, state, status.step, status.seconds, self._evaluated.get(trial.id, ()), at_work))
             if self._holdout is None:
-                self._holdout = holdout_of(folder.description())
+                described = folder.description()
+                self._holdout = None if described is None else described.data.holdout
         return self._remaining.seconds(seen, self._holdout)
 
-    def _table(self, looked: list[tuple[PlannedTrial, str, dict[str, Any]]]) -> Group:
+    def _table(self, looked: list[tuple[PlannedTrial, str, Status]]) -> Group:
         table = Table(box=None, pad_edge=False)
         for column in ("variant", "trials", "now"):
             table.add_column(column)
-        groups: dict[str, list[tuple[PlannedTrial, str, dict[str, Any]]]] = {}
+        groups: dict[str, list[tuple[PlannedTrial, str, Status]]] = {}
         for row in looked:
             groups.setdefault(row[0].name.rsplit(" ", 1)[0], []).append(row)
         for name, rows in groups.items():
@@ -153,9 +154,7 @@ class SweepProgress:
                     _COLOURS[state],
                 )
             running = ", ".join(
-                f"s{t.seed} {int(s.get('step', 0)):,}/{t.fields.training.steps:,}"
-                for t, state, s in rows
-                if state == "running"
+                f"s{t.seed} {s.step:,}/{t.fields.training.steps:,}" for t, state, s in rows if state == "running"
             )
             evaluating = ", ".join(
                 f"s{t.seed} {said}"
@@ -163,6 +162,6 @@ class SweepProgress:
                 if state == "done" and (said := self._home.trial(t.id).evaluating())
             )
             running = ", ".join(filter(None, (running, evaluating)))
-            failed = "; ".join(f"s{t.seed} {s.get('error')}" for t, state, s in rows if state in _OVER[1:])
+            failed = "; ".join(f"s{t.seed} {s.error}" for t, state, s in rows if state in _OVER[1:])
             table.add_row(name, marks, Text(printable(running or failed), "red" if failed and not running else ""))
         return Group(Text(self._summary(looked)), table)

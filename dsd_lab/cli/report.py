@@ -13,11 +13,12 @@ from dsd_lab.errors import OK, BadInput
 from dsd_lab.files.printable import say
 from dsd_lab.home.lookup import find_manifest
 from dsd_lab.home.outputs import Output
+from dsd_lab.home.sweep_records import Manifest
 from dsd_lab.home.trial_folder import ENDED
 from dsd_lab.report.page.page import Page, write_html, write_markdown
 from dsd_lab.report.results import results_of
 from dsd_lab.report.write import write_part
-from dsd_lab.specs.report import ReportSettings
+from dsd_lab.specs.report import ReportSettings, XAxis
 from dsd_lab.store.mlflow_store import Store
 
 _LONGEST = 200
@@ -28,8 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Report one sweep, or several in one report."""
     home = home_of(arguments)
     found = [find_manifest(home, name, arguments.profile) for name in arguments.sweep or [None]]
-    manifests = list({m["key"]: m for m in found}.values())
-    folder = Path(arguments.out) if arguments.out else home.report_folder(_folder_name([m["key"] for m in manifests]))
+    manifests = list({m.key: m for m in found}.values())
+    folder = Path(arguments.out) if arguments.out else home.report_folder(_folder_name([m.key for m in manifests]))
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"--out {folder}: is a file; name a folder")
     output = Output(home, folder, f"--out {folder}", aside=arguments.out is None)
@@ -37,12 +38,12 @@ def run(arguments: argparse.Namespace) -> int:
     store = Store(home, arguments.tracking_uri)
     with tempfile.TemporaryDirectory() as scratch:
         drawn = Path(scratch)
-        parts = [drawn / m["key"] if len(manifests) > 1 else drawn for m in manifests]
-        made = [_part(store, m, part) for m, part in zip(manifests, parts, strict=True)]
+        parts = [drawn / m.key if len(manifests) > 1 else drawn for m in manifests]
+        made = [_part(store, m, part, arguments.x) for m, part in zip(manifests, parts, strict=True)]
         pages = [page for page, _, _ in made]
         write_html(pages, drawn)
         write_markdown(pages, drawn)
-        output.publish(drawn, {m["key"]: finished for m, (_, _, finished) in zip(manifests, made, strict=True)})
+        output.publish(drawn, {m.key: finished for m, (_, _, finished) in zip(manifests, made, strict=True)})
     for manifest in manifests:
         store.attach_report(manifest, folder, "report" if len(manifests) == 1 else f"reports/{folder.name}")
     if arguments.json:
@@ -58,9 +59,9 @@ def run(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _part(store: Store, manifest: dict[str, Any], folder: Path) -> tuple[Page, dict[str, Any], int]:
+def _part(store: Store, manifest: Manifest, folder: Path, x: XAxis | None) -> tuple[Page, dict[str, Any], int]:
     """Write a sweep's tables and figures; returns its page, its JSON and its number of finished trials."""
-    settings = ReportSettings.model_validate(manifest["spec"]["report"])
+    settings = ReportSettings.model_validate(manifest.spec["report"] | ({} if x is None else {"x": x}))
     store.sync(manifest)
     with tempfile.TemporaryDirectory() as scratch:
         results = results_of(store, manifest, Path(scratch))

@@ -12,8 +12,8 @@ from dsd_lab.errors import OK, TRIALS_FAILED, BadInput
 from dsd_lab.files.printable import say
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import find_trial
+from dsd_lab.home.plugins import planned_again, recorded_fields
 from dsd_lab.home.trial_folder import TrialFolder
-from dsd_lab.specs.recorded import recorded_fields
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.specs.trial import SCHEMA_VERSION
 
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
             bar.update(task, completed=progress.step)
     again = own.trial(trial.id)
     if again.state() == "failed":
-        raise BadInput(f"{trial.name}: could not be trained again: {again.status().get('error')}")
+        raise BadInput(f"{trial.name}: could not be trained again: {again.status().error}")
     answer = compare(recorded, again)
     answer = {"id": trial.id, "name": trial.name, "folder": str(again.root), **answer}
     if arguments.json:
@@ -71,23 +71,14 @@ def planned(home: Home, folder: TrialFolder, data: str | None) -> PlannedTrial:
     described = folder.description()
     if described is None:
         raise BadInput(f"{folder.root}: has no trial.json: it never started, so that nothing can be compared")
-    if (version := described.get("schema_version", 1)) != SCHEMA_VERSION:
+    if (version := described.schema_version) != SCHEMA_VERSION:
         raise BadInput(
             f"{folder.root / 'trial.json'}: was trained under schema version {version}; this program trains by version {SCHEMA_VERSION}, which gives other weights: run its sweep to train it anew"
         )
-    try:
-        fields = recorded_fields(described, home.root)
-        if data is not None:
-            fields = fields.model_copy(
-                update={"data": fields.data.model_copy(update={"path": str(Path(data).resolve())})}
-            )
-        return PlannedTrial(
-            folder.id, described["variant"], described["seed"], fields, described["point"], described["overrides"]
-        )
-    except (KeyError, ValueError) as error:
-        raise BadInput(
-            f"{folder.root / 'trial.json'}: is not a trial of this version: {str(error).splitlines()[0]}"
-        ) from None
+    fields = recorded_fields(described, home.root)
+    if data is not None:
+        fields = fields.model_copy(update={"data": fields.data.model_copy(update={"path": str(Path(data).resolve())})})
+    return planned_again(described, fields)
 
 
 def _own_home(home: Home, trial: str) -> Home:

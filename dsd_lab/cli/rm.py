@@ -9,7 +9,6 @@ from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.files.printable import say
 from dsd_lab.home.garbage import foreign_trials, forget_sweep, sweep_trials
-from dsd_lab.home.home import named_by
 from dsd_lab.home.revisions import ever_named
 from dsd_lab.specs.messages import did_you_mean
 from dsd_lab.units import readable
@@ -19,7 +18,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Show what would go, and with `--yes` let it go."""
     home = home_of(arguments)
     manifests = home.manifests()
-    named = [key for key, m in manifests.items() if arguments.sweep in (key, m["name"])]
+    named = [key for key, m in manifests.items() if arguments.sweep in (key, m.name)]
     # A deletion never guesses: `report` takes the profile that ran last, this wants the one that is meant.
     if arguments.sweep in named:
         named = [arguments.sweep]
@@ -36,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     trials = sweep_trials(home, key)
     held = [t for t in trials if home.trial(t.path.name).is_locked()]
     going = [t for t in trials if t not in held]
-    shared = len(named_by(manifests[key]) | ever_named(home.root).get(key, set())) - len(trials)
+    shared = len(manifests[key].named | ever_named(home.root).get(key, set())) - len(trials)
     if arguments.yes:
         left = forget_sweep(home, key, going)
         held, going = [*held, *left], [t for t in going if t not in left]
@@ -49,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     print_items(home, going)
     for trial in held:
         say(f"left alone, since somebody works on it: {trial.path.name}")
-    print_foreign({trial: names for trial, names in foreign_trials(home).items() if trial in named_by(manifests[key])})
+    print_foreign({trial: names for trial, names in foreign_trials(home).items() if trial in manifests[key].named})
     if shared:
         say(
             f"{shared} of its trials stay: another sweep names them, they never started, or their folders are not only ours"

@@ -39,13 +39,13 @@ def run(arguments: argparse.Namespace) -> int:
     from dsd_lab.core.observing.pictures import png, tile
     from dsd_lab.core.training.trainer import pick_device
     from dsd_lab.evaluation.sampling import load_network, sample_images
-    from dsd_lab.specs.recorded import recorded_fields
+    from dsd_lab.home.plugins import recorded_fields
 
     trial = recorded_fields(description, home.root)
     if not trial.has_denoiser:
-        raise BadInput(f"{arguments.trial}: {description['variant']!r} has no denoiser to sample from")
+        raise BadInput(f"{arguments.trial}: {description.variant!r} has no denoiser to sample from")
     if (unguided := lacking_guidance(arguments.guidance, trial)) is not None:
-        raise BadInput(f"--guidance: {description['variant']!r} {unguided}")
+        raise BadInput(f"--guidance: {description.variant!r} {unguided}")
     data = DataShelf().of_trial(folder, trial, home)
     if not data.conditional and arguments.guidance != 1:
         raise BadInput(f"--guidance {arguments.guidance:g}: the data has no classes to guide towards")

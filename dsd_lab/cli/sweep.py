@@ -77,13 +77,13 @@ def run(arguments: argparse.Namespace) -> int:
             _say(console, announce_need(home, training, training_code()))
 
         def record() -> None:
-            if changes := home.write_manifest(plan.key, manifest, command_line()):
+            if changes := home.write_manifest(manifest, command_line()):
                 _say(console, f"{plan.key}: {changes}")
 
         code = _execute(home, plan, todo, stopping, arguments, console, record)
-    _summarise(home, plan, manifest, arguments, console)
+    states = _summarise(home, plan, arguments, console)
     ended = (*ENDED, STOPPED) if stopping else ENDED  # that a forecast stops a trial was asked for
-    if code == OK and any(home.trial(t.id).state() not in ended for t in plan.trials):
+    if code == OK and any(state not in (*ended, "stale") for state in states.values()):
         return TRIALS_FAILED
     return code
 
@@ -142,12 +142,13 @@ def _unfinished(home: Home, plan: Plan, retry_failed: bool, stopping: bool) -> l
     todo = []
     for trial in _distinct(plan):
         folder = home.trial(trial.id)
-        state = folder.state()
+        status = folder.status()
+        state = folder.state(status=status)
         if stopping and state == STOPPED:
             continue
         wanted = {evaluation_id(e) for e in plan.spec.evaluate if applies(e, trial.fields)}
-        lacking = state == "done" and not wanted <= set(folder.evaluations())
-        again = state == "failed" and (retry_failed or folder.status().get("cause") == "input")
+        lacking = state == "done" and bool(wanted) and not wanted <= set(folder.evaluations())
+        again = state == "failed" and (retry_failed or status.cause == "input")
         if state not in (*ENDED, "failed") or lacking or again:
             todo.append(trial)
     return todo
@@ -197,10 +198,10 @@ def _finish_uploader(uploader: subprocess.Popen[bytes], console: LabConsole, pat
         _say(console, f"stored in {duration(time.monotonic() - began)}")
 
 
-def _summarise(
-    home: Home, plan: Plan, manifest: dict[str, Any], arguments: argparse.Namespace, console: LabConsole
-) -> None:
-    states = {t.id: home.trial(t.id).state(training_code()) for t in plan.trials}
+def _summarise(home: Home, plan: Plan, arguments: argparse.Namespace, console: LabConsole) -> dict[str, str]:
+    """Say how every trial of the sweep has ended; returns their states by id."""
+    statuses = {t.id: home.trial(t.id).status() for t in plan.trials}
+    states = {i: home.trial(i).state(training_code(), status) for i, status in statuses.items()}
     counts = Counter(states[t.id] for t in _distinct(plan))
     if arguments.json:
         print_json(
@@ -210,22 +211,23 @@ def _summarise(
                 "trials": [{"id": t.id, "name": t.name, "state": states[t.id]} for t in plan.trials],
             }
         )
-        return
+        return states
     _say(console, f"{plan.key}: " + ", ".join(f"{n} {state}" for state, n in sorted(counts.items())))
     if foreign := [t for t in _distinct(plan) if states[t.id] in (*ENDED, "stale") and home.trial(t.id).imported()]:
         _say(
             console, f"  {len(foreign)} of them imported, not trained here, such as {foreign[0].name} ({foreign[0].id})"
         )
     for trial in _distinct(plan):
-        reason = home.trial(trial.id).status().get("error")
+        reason = statuses[trial.id].error
         if states[trial.id] in ("failed", "diverged", STOPPED) or (states[trial.id] == "interrupted" and reason):
             _say(console, f"  {trial.name} {states[trial.id]}: {reason}")
-        if damaged := home.trial(trial.id).status().get("damaged"):
+        if damaged := statuses[trial.id].damaged:
             _say(console, f"  {trial.name} passed over damaged checkpoints: {', '.join(damaged)}")
     if note := stale_note((states[t.id] for t in _distinct(plan)), training_code()):
         _say(console, note)
     command, at = program(arguments)
     _say(console, f"next: {command} report {arguments.spec}{at}, and {command} ui{at} for MLflow")
+    return states
 
 
 def _say(console: LabConsole, text: str) -> None:

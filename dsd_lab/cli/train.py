@@ -64,14 +64,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from dsd_lab.runs.peers import started_here
     from dsd_lab.runs.run_trial import run_trial
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     state = "pending"
-    team = {} if rank is None else {"team": gathered}
+    team = started_here if rank is None else gathered
     with Progress(*columns, console=table_console(), disable=arguments.json) as bar, StopSignals() as stop:
         task = bar.add_task(trial.name, total=trial.fields.training.steps)
-        for progress in run_trial(home, trial, plan.spec.evaluate, shelf, stop, **team):
+        for progress in run_trial(home, trial, plan.spec.evaluate, shelf, stop, team=team):
             state = progress.state
             bar.update(task, completed=progress.step)
     if not arguments.no_tracking and state != "interrupted":
@@ -90,15 +91,18 @@ def run(arguments: argparse.Namespace) -> int:
         "state": state,
         "folder": str(folder.root),
     }
-    answer |= {"error": folder.status().get("error"), "evaluations": folder.evaluations()}
+    answer |= {
+        "error": folder.status().error,
+        "evaluations": {k: e.model_dump() for k, e in folder.evaluations().items()},
+    }
     if arguments.json:
         print_json(answer)
     else:
         say(f"{trial.name}: {state}" + (f": {answer['error']}" if answer["error"] else ""))
         say(f"trial {trial.id} in {folder.root}")
-        if damaged := folder.status().get("damaged"):
+        if damaged := folder.status().damaged:
             say(f"it passed over damaged checkpoints: {', '.join(damaged)}")
-        if trial.id not in {entry["id"] for entry in recorded["trials"]}:
+        if trial.id not in recorded.ids:
             say(f"it is beside the trials of sweep {plan.key} as it last ran: in no report of it, and kept until `rm`")
     if state == "interrupted":
         return stop.exit_code

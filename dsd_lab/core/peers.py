@@ -67,7 +67,7 @@ class Peers:
         """
         if self.alone:
             return own
-        found: Tensor = _Whole.apply(own, self)  # type: ignore[no-untyped-call]
+        found: Tensor = _Whole.apply(own, self)
         return found
 
     def own(self, whole: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ def statistics(features: Tensor) -> Statistics:
     """Mean and covariance of features [N, D], in float64."""
     from torch_fidelity.metric_fid import fid_features_to_statistics
 
-    return fid_features_to_statistics(features.double())
+    found: Statistics = fid_features_to_statistics(features.double())
+    return found
 
 
 def frechet(one: Statistics, other: Statistics) -> float:

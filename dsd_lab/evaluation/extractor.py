@@ -23,7 +23,7 @@ from dsd_lab.core.data.splits import as_floats
 from dsd_lab.core.randomness import batch_indices, generator
 from dsd_lab.files.atomic import write_atomic
 from dsd_lab.files.locks import locked
-from dsd_lab.home.caches import extractor_path
+from dsd_lab.home.names import extractor_path
 
 if TYPE_CHECKING:
     from dsd_lab.core.data import DataSet, Split

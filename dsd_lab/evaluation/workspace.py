@@ -16,8 +16,8 @@ from dsd_lab.evaluation.metric_names import sampling_name
 from dsd_lab.evaluation.reconstruction import reconstructions
 from dsd_lab.evaluation.reference import inception_path, read_reference
 from dsd_lab.evaluation.sampling import interval_of, load_network, sample_images
-from dsd_lab.home.caches import extractor_path
 from dsd_lab.home.home import Home
+from dsd_lab.home.names import extractor_path
 
 if TYPE_CHECKING:
     from dsd_lab.core.data import DataSet

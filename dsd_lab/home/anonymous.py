@@ -40,11 +40,10 @@ def _text(text: str, hosts: frozenset[str], roots: tuple[Path, ...]) -> str:
     return text
 
 
-def names_of(trials: list[dict[str, Any]]) -> frozenset[str]:
+def names_of(hosts: set[str]) -> frozenset[str]:
     """Names of the machines that trained, of this one and of its user."""
-    found = {platform.node(), *(t.get("provenance", {}).get("machine", {}).get("host", "") for t in trials)}
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a user without a name
         user = ""
-    return frozenset({*found, *({user} if user != "root" else ())} - {""})
+    return frozenset({*hosts, platform.node(), *({user} if user != "root" else ())} - {""})

@@ -12,17 +12,14 @@ from dsd_lab.files.atomic import size_of, write_json
 from dsd_lab.files.bounded import read_json
 from dsd_lab.files.index import index_path
 from dsd_lab.files.locks import is_held
-from dsd_lab.home.freeable import Freeable, is_own_folder
 from dsd_lab.home.home import Home
-from dsd_lab.home.ownership import below, remove
+from dsd_lab.home.names import extractor_path
+from dsd_lab.home.ownership import Freeable, below, is_own_folder, remove
+from dsd_lab.home.trial_records import TrialRecord
 
 _EXTRACTOR, _STATISTICS = re.compile(r"[0-9a-f]{16}-v\d+\.safetensors"), re.compile(r"[0-9a-f]{16}-.+\.safetensors")
-
-
 _INDEX = re.compile(r"files-[0-9a-f]{24}\.(index|json)")
 _PACK = re.compile(r"[0-9a-f]{24}\.pack|\.[0-9a-f]{24}\.pack\.[a-z0-9_]{8}")
-
-
 _BENCH = re.compile(r"bench-[a-z0-9_]{8}")
 
 
@@ -51,12 +48,7 @@ def unused_counts(home: Home, code: str) -> Iterator[Freeable]:
 def unused_extractors(home: Home, named: set[str]) -> Iterator[Freeable]:
     """Extractors and statistics that no recorded trial's data has."""
     files, kept = _cached(home, "extractors", _EXTRACTOR), _cached(home, "statistics", _STATISTICS)
-    if not files and not kept:
-        return
-    from dsd_lab.home.caches import extractor_path  # imports torch: only where there is one
-
-    described = [d for d in (home.trial(i).description() for i in named) if d is not None]
-    prints = {d["data"]["fingerprint"] for d in described}
+    prints = {d.data.fingerprint for d in _described(home, named)}
     needed = {extractor_path(home.cache, fingerprint, kind) for fingerprint in prints for kind in (True, False)}
     needed |= {path for path in kept if any(path.name.startswith(f"{p[:16]}-") for p in prints)}
     for path in (*files, *kept):
@@ -68,8 +60,7 @@ def unused_extractors(home: Home, named: set[str]) -> Iterator[Freeable]:
 
 def unused_indexes(home: Home, named: set[str]) -> Iterator[Freeable]:
     """What is known of the files of folders that no recorded trial reads; it is found out anew where one does."""
-    described = [d for d in (home.trial(i).description() for i in named) if d is not None]
-    places = {d["fields"]["data"].get("path") for d in described} - {None}
+    places = {str(path) for d in _described(home, named) if (path := d.fields.get("data", {}).get("path"))}
     needed = {index_path(home.cache / "data", Path(place)).name for place in places}
     for path in _cached(home, "data", _INDEX):
         if path.stem not in needed:
@@ -79,8 +70,7 @@ def unused_indexes(home: Home, named: set[str]) -> Iterator[Freeable]:
 
 def unused_packs(home: Home, named: set[str]) -> Iterator[Freeable]:
     """Rows of parquet files that were unpacked to be streamed, and what was left where that was broken off."""
-    described = [d for d in (home.trial(i).description() for i in named) if d is not None]
-    streams = any(not d["data"].get("resident", True) for d in described)
+    streams = any(not d.data.resident for d in _described(home, named))
     for path in _cached(home, "data", _PACK):
         whole = path.suffix == ".pack"
         lock = path.parent / f"{path.name.removeprefix('.').partition('.')[0]}.lock"
@@ -100,6 +90,10 @@ def killed_bench_folders(home: Home) -> Iterator[Freeable]:
 def killed_benches(home: Home) -> list[Path]:
     """Folders that benchmarks wrote into; where none runs, those of killed ones."""
     return [path for path in _cached(home, "bench", _BENCH) if is_own_folder(path)]
+
+
+def _described(home: Home, named: set[str]) -> Iterator[TrialRecord]:
+    return filter(None, (home.trial(i).description() for i in sorted(named)))
 
 
 def _cached(home: Home, name: str, pattern: re.Pattern[str]) -> list[Path]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -22,6 +22,7 @@ from dsd_lab.files.bounded import read_json
 from dsd_lab.files.index import Listing, content_digest, known_digest, listing_of
 from dsd_lab.home.home import Home
 from dsd_lab.home.trial_folder import ENDED, STOPPED
+from dsd_lab.home.trial_records import TrialRecord
 from dsd_lab.specs.identity import canonical_fields, data_name
 from dsd_lab.specs.part_fields import is_foreign
 from dsd_lab.specs.registry import find_plugin_part
@@ -198,12 +199,11 @@ def _path(home: Home, data: Data) -> Path:
 # -- What trials were trained on ---------------------------------------------------------------------------
 
 
-def images_of(description: dict[str, Any]) -> Images:
+def images_of(description: TrialRecord) -> Images:
     """What a trial was trained on, from its description."""
-    data, fields = description["data"], description["fields"]["data"]
-    place = fields.get("path") or fields.get("hub") or fields.get("source") or data["name"]
-    names = tuple(data.get("class_names", ()))
-    return Images(data["fingerprint"], str(place), int(data["train"]), int(data["holdout"]), names)
+    data, fields = description.data, description.fields.get("data", {})
+    place = fields.get("path") or fields.get("hub") or fields.get("source") or data.name
+    return Images(data.fingerprint, str(place), data.train, data.holdout, tuple(data.class_names))
 
 
 def declared_by(canonical_data: dict[str, Any]) -> str:
@@ -212,13 +212,9 @@ def declared_by(canonical_data: dict[str, Any]) -> str:
     return json.dumps(defaults | canonical_data, sort_keys=True)
 
 
-def declared_in(description: dict[str, Any]) -> str | None:
-    """The declared identity of the data set that a trial was trained on; None where its description is damaged."""
-    try:
-        images_of(description)
-        return declared_by(description["canonical"]["data"])
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None
+def declared_in(description: TrialRecord) -> str:
+    """The declared identity of the data set that a trial was trained on."""
+    return declared_by(description.canonical.get("data", {}))
 
 
 def trained_images(home: Home) -> dict[str, list[Trained]]:
@@ -231,9 +227,7 @@ def trained_images(home: Home) -> dict[str, list[Trained]]:
             continue
         # A trial that failed before its first checkpoint begins anew, on whatever images are there then.
         if folder.state() in (*ENDED, STOPPED) or folder.is_locked() or any(folder.checkpoints.glob("step-*")):
-            declared = declared_in(described)
-            if declared is not None:
-                found.setdefault(declared, []).append(Trained(folder.id, images_of(described)))
+            found.setdefault(declared_in(described), []).append(Trained(folder.id, images_of(described)))
     return found
 
 
@@ -266,7 +260,7 @@ def refuse_other(trial: Trial, here: Images, trained: Iterable[Trained]) -> None
         )
 
 
-def other_images(descriptions: dict[str, dict[str, Any]]) -> dict[str, str]:
+def other_images(descriptions: Mapping[str, TrialRecord]) -> dict[str, str]:
     """Trials whose images are not those of the others with the same declared data set, each with a line about them.
 
     The images that most trials were trained on stay; of equally many, those of the first trial.
@@ -276,8 +270,7 @@ def other_images(descriptions: dict[str, dict[str, Any]]) -> dict[str, str]:
     """
     declared: dict[str, dict[str, Images]] = {}
     for trial, described in descriptions.items():
-        if (key := declared_in(described)) is not None:
-            declared.setdefault(key, {})[trial] = images_of(described)
+        declared.setdefault(declared_in(described), {})[trial] = images_of(described)
     found = {}
     for trials in declared.values():
         most = Counter(images.fingerprint for images in trials.values()).most_common(1)[0][0]

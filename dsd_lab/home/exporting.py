@@ -12,20 +12,21 @@ from dsd_lab.errors import BadInput
 from dsd_lab.files.atomic import write_json
 from dsd_lab.home.anonymous import anonymous, names_of
 from dsd_lab.home.data_facts import other_images
+from dsd_lab.home.export_format import INDEX, Index, Listed, kind_of
 from dsd_lab.home.garbage import whole_checkpoint
 from dsd_lab.home.home import Home
 from dsd_lab.home.parameter_count import average_parameters
 from dsd_lab.home.plugins import kept_path
-from dsd_lab.home.records import FORMAT, INDEX, kind_of
+from dsd_lab.home.record_types import FORMAT
 from dsd_lab.home.spool import complete_lines
+from dsd_lab.home.sweep_records import Manifest
 from dsd_lab.home.trial_folder import TrialFolder
+from dsd_lab.home.trial_records import Parameters, TrialRecord
 from dsd_lab.training_code import training_code
 from dsd_lab.version import __version__
 
 
-def export_sweep(
-    home: Home, manifest: dict[str, Any], out: Path, weights: bool, nameless: bool = False
-) -> dict[str, Any]:
+def export_sweep(home: Home, manifest: Manifest, out: Path, weights: bool, nameless: bool = False) -> Index:
     """Write everything that a reviewer of a sweep needs; returns the index, which is written last.
 
     Args:
@@ -40,21 +41,21 @@ def export_sweep(
     """
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise BadInput(f"--out {out}: is there already; name a new or an empty folder")
-    folders = [home.trial(i) for i in dict.fromkeys(t["id"] for t in manifest["trials"])]
+    folders = [home.trial(i) for i in dict.fromkeys(manifest.ids)]
     _refuse_running(folders)
     described = {folder.id: folder.description() for folder in folders}
     for trial, what in other_images({key: d for key, d in described.items() if d is not None}).items():
         raise BadInput(
-            f"{manifest['key']}: trial {trial} was trained on other images than the others: {what}; remove it with `dsd-lab rm`, then export"
+            f"{manifest.key}: trial {trial} was trained on other images than the others: {what}; remove it with `dsd-lab rm`, then export"
         )
-    sweep = out / "sweeps" / manifest["key"]
+    sweep = out / "sweeps" / manifest.key
     sweep.mkdir(parents=True)
     # The folder that the spec lay in is of no use elsewhere, and trials beside the sweep's own do not go with it.
-    own = {k: v for k, v in manifest.items() if k != "kept"}
-    write_json(sweep / "manifest.json", own | {"spec_path": Path(manifest["spec_path"]).name})
-    write_json(sweep / "spec.json", manifest["spec"])
+    own = manifest.model_dump(exclude_unset=True, exclude={"kept"}) | {"spec_path": Path(manifest.spec_path).name}
+    Manifest.model_validate(own).write(sweep / "manifest.json")
+    write_json(sweep / "spec.json", manifest.spec)
     for folder in folders:
-        if folder.status():
+        if folder.status().state != "pending":
             _copy_trial(folder, out / "trials" / folder.id, weights)
     for name, digest in _plugins_of(folders):
         source = kept_path(home, name, digest)
@@ -64,29 +65,30 @@ def export_sweep(
     _refuse_running(folders)
     if nameless:
         _make_anonymous(home, out)
-    index = {
-        "format": FORMAT,
-        "sweep": manifest["key"],
-        "weights": weights,
-        "schema_version": manifest.get("schema_version", 1),
-        "made_by": {"dsd-lab": __version__, "code": training_code()},
-        "files": {str(p.relative_to(out)): _listed(p) for p in sorted(out.rglob("*")) if p.is_file()},
-    }
-    unknown = [name for name in index["files"] if kind_of(name) is None]
+    index = Index(
+        format=FORMAT,
+        sweep=manifest.key,
+        weights=weights,
+        schema_version=manifest.schema_version,
+        made_by={"dsd-lab": __version__, "code": training_code()},
+        files={str(p.relative_to(out)): _listed(p) for p in sorted(out.rglob("*")) if p.is_file()},
+    )
+    unknown = [name for name in index.files if kind_of(name) is None]
     if unknown:
         raise BadInput(f"{unknown[0]}: a file of this name cannot be exported; rename it in {home.root}")
-    write_json(out / INDEX, index)
+    index.write(out / INDEX)
     return index
 
 
 def _plugins_of(folders: list[TrialFolder]) -> list[tuple[str, str]]:
     """Name and digest of the plug-ins that were loaded when trials were trained."""
-    described = [folder.description() or {} for folder in folders]
-    return sorted({pair for d in described for pair in (d.get("provenance", {}).get("plugins") or {}).items()})
+    described = filter(None, (folder.description() for folder in folders))
+    return sorted({pair for d in described for pair in d.provenance.plugins.items()})
 
 
 def _make_anonymous(home: Home, out: Path) -> None:
-    names = names_of([json.loads(path.read_text()) for path in out.glob("trials/*/trial.json")])
+    described = [TrialRecord.read(path) for path in sorted(out.glob("trials/*/trial.json"))]
+    names = names_of({d.provenance.machine.host for d in described if d is not None})
     roots = (home.root.resolve(), Path.home())
     for pattern in ("sweeps/*/*.json", "trials/*/*.json", "trials/*/evaluations/*.json"):
         for path in out.glob(pattern):
@@ -117,17 +119,18 @@ def _copy_trial(folder: TrialFolder, target: Path, weights: bool) -> None:
     if weights:
         shutil.copytree(newest, target / "checkpoints" / newest.name)
     else:
-        write_json(target / "parameters.json", {"parameters": average_parameters(newest / "tensors.safetensors")})
+        counted = Parameters(parameters=average_parameters(newest / "tensors.safetensors"))
+        counted.write(target / "parameters.json")
 
 
-def _listed(path: Path) -> dict[str, Any]:
+def _listed(path: Path) -> Listed:
     with path.open("rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+        return Listed(sha256=hashlib.file_digest(file, "sha256").hexdigest(), bytes=path.stat().st_size)
 
 
-def index_summary(index: dict[str, Any]) -> dict[str, Any]:
+def index_summary(index: Index) -> dict[str, Any]:
     """What `--json` says of an export."""
-    trials = {name.split("/")[1] for name in index["files"] if name.startswith("trials/")}
-    size = sum(entry["bytes"] for entry in index["files"].values())
-    summary = {k: index[k] for k in ("format", "sweep", "weights")}
-    return summary | {"trials": len(trials), "files": len(index["files"]), "bytes": size + len(json.dumps(index))}
+    trials = {name.split("/")[1] for name in index.files if name.startswith("trials/")}
+    size = sum(listed.bytes for listed in index.files.values()) + len(index.model_dump_json())
+    summary = index.model_dump(include={"format", "sweep", "weights"})
+    return summary | {"trials": len(trials), "files": len(index.files), "bytes": size}

@@ -21,13 +21,14 @@ from dsd_lab.home.cached_garbage import (
     unused_indexes,
     unused_packs,
 )
-from dsd_lab.home.freeable import Freeable, is_own_folder
-from dsd_lab.home.home import Home, named_by
+from dsd_lab.home.home import Home
 from dsd_lab.home.names import SWEEP_ENTRIES, is_trial_id
 from dsd_lab.home.ownership import (
+    Freeable,
     below,
     delete_trial,
     foreign_entries,
+    is_own_folder,
     is_trial,
     remove,
     require_home,
@@ -75,14 +76,14 @@ def named_trials(home: Home, but: str | None = None) -> set[str]:
         home: whose sweeps.
         but: key of a sweep that is left out.
     """
-    now = {key: named_by(manifest) for key, manifest in home.manifests().items()}
+    now = {key: manifest.named for key, manifest in home.manifests().items()}
     named = [*now.items(), *ever_named(home.root).items()]
     return {trial for key, trials in named if key != but for trial in trials}
 
 
 def sweep_trials(home: Home, key: str) -> list[Freeable]:
     """The trials that a sweep names and no other recorded sweep does."""
-    own = (named_by(home.manifests()[key]) | ever_named(home.root).get(key, set())) - named_trials(home, but=key)
+    own = (home.manifests()[key].named | ever_named(home.root).get(key, set())) - named_trials(home, but=key)
     return [_trial(home, home.trial(p.name), key, "no other sweep names it") for p in _trials(home) if p.name in own]
 
 

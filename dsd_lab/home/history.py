@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,12 +23,12 @@ def history_table(spool: Path) -> pd.DataFrame:
     """All metrics and spectra of a spool."""
     rows: list[tuple[int, str, int | None, float]] = []
     for entry in read_spool(spool):
-        step = entry["step"]
-        rows += [(step, name, None, value) for name, value in entry.get("metrics", {}).items()]
-        for name, values in entry.get("spectra", {}).items():
-            rows += [(step, f"spectrum/{name}", i, value) for i, value in enumerate(values)]
-        if entry["kind"] in ("train", "probe"):
-            rows.append((step, f"seconds/{entry['kind']}", None, entry["seconds"]))
+        found = entry.measured()
+        if entry.kind in ("train", "probe") and entry.seconds is not None:
+            found[f"seconds/{entry.kind}"] = entry.seconds
+        rows += [(entry.step, name, None, value) for name, value in found.items()]
+        for name, values in entry.spectra.items():
+            rows += [(entry.step, f"spectrum/{name}", i, value) for i, value in enumerate(values)]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     return table.astype({"step": "int64", "name": "string", "index": "Int64", "value": "float64"})
 
@@ -55,11 +56,13 @@ class History:
         values: of every row.
     """
 
-    def __init__(self, steps: NDArray, names: NDArray, index: NDArray, values: Floats) -> None:
+    def __init__(self, steps: NDArray[Any], names: NDArray[Any], index: NDArray[Any], values: Floats) -> None:
         known, codes = np.unique(names, return_inverse=True) if len(names) else (names, np.zeros(0, int))
         self._fill([str(name) for name in known], codes, steps, index, values)
 
-    def _fill(self, known: list[str], codes: NDArray, steps: NDArray, index: NDArray, values: Floats) -> None:
+    def _fill(
+        self, known: list[str], codes: NDArray[Any], steps: NDArray[Any], index: NDArray[Any], values: Floats
+    ) -> None:
         # One stable sort by (name, step, index); every name is then a slice.
         order = np.lexsort((index, steps, codes))
         bounds = np.searchsorted(codes[order], np.arange(len(known) + 1))
@@ -86,12 +89,12 @@ class History:
         )
         return made
 
-    def series(self, name: str) -> tuple[NDArray, Floats]:
+    def series(self, name: str) -> tuple[NDArray[Any], Floats]:
         """Steps and values of a metric; empty where it was not measured."""
         part = self._slices.get(name, slice(0, 0))
         return self._steps[part], self._values[part]
 
-    def spectrum(self, name: str) -> tuple[NDArray, Floats]:
+    def spectrum(self, name: str) -> tuple[NDArray[Any], Floats]:
         """Steps [S] and eigenvalues [S, K] of a spectrum (`spectrum/token`, ...); empty where it was not measured."""
         part = self._slices.get(name, slice(0, 0))
         steps = np.unique(self._steps[part])

@@ -12,19 +12,17 @@ A trial's state is what its files say now: a status of `running` whose lock nobo
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dsd_lab.errors import BadInput, NoResources
-from dsd_lab.files.atomic import make_folder, write_json
+from dsd_lab.files.atomic import make_folder
 from dsd_lab.files.locks import is_held, locked
 from dsd_lab.home.mark import MARK, mark_home
-from dsd_lab.home.names import SWEEP_KEY, is_date, is_trial_id
+from dsd_lab.home.record_types import FORMAT, DamagedRecord
 from dsd_lab.home.revisions import record_revision
-from dsd_lab.home.trial_folder import FORMAT, TrialFolder, read_record, readable
-from dsd_lab.specs.renamed import present_manifest
+from dsd_lab.home.sweep_records import Manifest
+from dsd_lab.home.trial_folder import TrialFolder
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class Home:
         except OSError as error:
             raise NoResources(f"--home {self.root}: cannot be written: {error.strerror}") from None
 
-    def write_manifest(self, key: str, manifest: dict[str, Any], command: str | None = None) -> str | None:
+    def write_manifest(self, manifest: Manifest, command: str | None = None) -> str | None:
         """Record a sweep: its spec, profile and trials, and in its history what was asked, when and by which command.
 
         Trials that were trained one by one stay named.
@@ -99,16 +97,15 @@ class Home:
         Raises:
             BadInput: the record is newer than this program, or the history cannot be read.
         """
-        path = self.sweep_folder(key) / "manifest.json"
+        path = self.sweep_folder(manifest.key) / "manifest.json"
         with locked(path.with_suffix(".lock")):
             before = _undamaged(path)
-            kept = before.get("kept", []) if before else []
-            trials = [entry["id"] for entry in manifest["trials"]]
-            changes = record_revision(path.parent, before, manifest, trials, command)
-            write_json(path, {"format": FORMAT, **manifest, **({"kept": kept} if kept else {})}, durable=True)
+            changes = record_revision(path.parent, before, manifest, manifest.ids, command)
+            kept = {"kept": before.kept} if before is not None and before.kept else {}
+            manifest.model_copy(update={"format": FORMAT, **kept}).write(path, durable=True)
             return changes
 
-    def keep_trial(self, trial_id: str, manifest: dict[str, Any], command: str | None = None) -> dict[str, Any]:
+    def keep_trial(self, trial_id: str, manifest: Manifest, command: str | None = None) -> Manifest:
         """Name a trial beside those of a sweep: nobody who trained a single trial wants to be offered it as garbage.
 
         Args:
@@ -122,63 +119,51 @@ class Home:
         Raises:
             BadInput: that record is damaged, or newer than this program.
         """
-        path = self.sweep_folder(manifest["key"]) / "manifest.json"
+        path = self.sweep_folder(manifest.key) / "manifest.json"
         with locked(path.with_suffix(".lock")):
-            recorded = _manifest(path) if path.exists() else {"format": FORMAT, **manifest}
+            recorded = _manifest(path) if path.exists() else manifest.model_copy(update={"format": FORMAT})
             record_revision(path.parent, _undamaged(path), manifest, [trial_id], command)
-            recorded["kept"] = [*(i for i in recorded.get("kept", []) if i != trial_id), trial_id]
-            write_json(path, recorded, durable=True)
+            recorded = recorded.changed(kept=[*(i for i in recorded.kept if i != trial_id), trial_id])
+            recorded.write(path, durable=True)
             return recorded
 
-    def manifests(self) -> dict[str, dict[str, Any]]:
+    def manifests(self) -> dict[str, Manifest]:
         """All recorded sweeps by key: those that were imported, then those that ran here, the one that ran last at the end.
 
         Raises:
             BadInput: a manifest is damaged, or newer than this program.
         """
         found = {path.parent.name: _manifest(path) for path in self.root.glob("sweeps/*/manifest.json")}
-        return dict(sorted(found.items(), key=lambda item: ("imported" not in item[1], item[1]["run_at"])))
+        return dict(sorted(found.items(), key=lambda item: (item[1].imported is None, item[1].run_at)))
 
 
-def named_by(manifest: dict[str, Any]) -> set[str]:
-    """Ids of the trials that a recorded sweep names: its own, and those that were trained one by one beside them."""
-    return {entry["id"] for entry in manifest["trials"]} | set(manifest.get("kept", []))
+def _manifest(path: Path) -> Manifest:
+    """A manifest. It may be anybody's file: what it names leads to no other place than those of its sweep and its trials.
 
-
-def _manifest(path: Path) -> dict[str, Any]:
+    Raises:
+        BadInput: it is damaged, newer than this program, or of another sweep than its folder says.
+    """
+    found, wrong = None, "is damaged"
     try:
-        content = read_record(path)
+        found = Manifest.read(path)
     except OSError:
-        content = None
-    wrong = "is damaged" if content is None else _wrong_in(readable(content, path), path.parent.name)
-    if content is None or wrong:
-        raise BadInput(f"{path}: {wrong}; move it away and run its sweep again, which trains nothing anew")
-    return present_manifest(content)
+        pass
+    except DamagedRecord as damage:
+        wrong = damage.reason
+    if found is not None and found.key != path.parent.name:
+        wrong = f"its key {found.key!r} is not the name of its folder"
+    if found is None or found.key != path.parent.name:
+        raise DamagedRecord(str(path), f"{wrong}; move it away and run its sweep again, which trains nothing anew")
+    return found
 
 
-def _wrong_in(manifest: dict[str, Any], folder: str) -> str | None:
-    """What a manifest lacks, or what in it would lead to another place than those of its sweep and its trials: it may be anybody's file."""
-    if lacking := [key for key in ("key", "name", "run_at", "spec", "trials") if key not in manifest]:
-        return f"has no {lacking[0]!r}"
-    key, name, trials, kept = manifest["key"], manifest["name"], manifest["trials"], manifest.get("kept", [])
-    if key != folder or not re.fullmatch(SWEEP_KEY, folder):
-        return f"its key {str(key)[:200]!r} is not the name of its folder"
-    if key not in (name, f"{name}--{manifest.get('profile')}"):
-        return f"{str(name)[:200]!r} is not the name of sweep {key}"
-    if not (isinstance(trials, list) and isinstance(kept, list) and all(isinstance(entry, dict) for entry in trials)):
-        return "its trials are not a list of trials"
-    if not is_date(manifest["run_at"]):
-        return f"{str(manifest['run_at'])[:50]} is not the date of a run"
-    ids = [*(entry.get("id") for entry in trials), *kept]
-    wrong = [i for i in ids if not is_trial_id(i)]
-    return f"{str(wrong[0])[:200]!r} is not the id of a trial" if wrong else None
-
-
-def _undamaged(path: Path) -> dict[str, Any] | None:
+def _undamaged(path: Path) -> Manifest | None:
     """A manifest; None where there is none, or a damaged one.
 
     Raises:
         BadInput: it is newer than this program.
     """
-    content = read_record(path)
-    return None if content is None or _wrong_in(readable(content, path), path.parent.name) else content
+    try:
+        return _manifest(path) if path.exists() else None
+    except DamagedRecord:
+        return None

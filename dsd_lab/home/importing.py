@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from dsd_lab.errors import BadInput
-from dsd_lab.files.bounded import MAX_JSON, BadFile, read_json, read_plain
+from dsd_lab.files.bounded import MAX_JSON, BadFile, read_plain
 from dsd_lab.files.image_files import DamagedImage, open_grid
 from dsd_lab.home.data_facts import declared_in, other_images, trained_images
+from dsd_lab.home.export_format import INDEX, Index, kind_of, parsed, parsed_index
 from dsd_lab.home.home import Home
 from dsd_lab.home.plugins import kept_path
-from dsd_lab.home.records import INDEX, Index, Manifest, kind_of, parsed, parsed_index
 from dsd_lab.home.spool import complete_lines
+from dsd_lab.home.sweep_records import Manifest
+from dsd_lab.home.trial_records import TrialRecord
 from dsd_lab.specs.identity import canonical_ids, trial_id
-from dsd_lab.specs.renamed import present_fields, present_manifest
 from dsd_lab.specs.trial import SCHEMA_VERSION
 from dsd_lab.specs.yaml_document import one_line
 
@@ -34,7 +35,7 @@ _CHUNK = 2**20
 _LARGEST = {"manifest": MAX_JSON, "spec": MAX_JSON, "spool": 256 * 2**20}
 """Bytes of a file that are still read into memory, by kind."""
 _LARGEST_OTHER = 16 * 2**20
-_OWN = ("format", "spec_path", "run_at", "kept", "imported", "command", "set")
+_OWN = {"format", "spec_path", "run_at", "kept", "imported", "command", "set"}
 """Entries of a manifest that say where and when, not what, and what is beside the sweep's own trials."""
 
 
@@ -67,8 +68,9 @@ def import_sweep(home: Home, source: Path) -> Imported:
         there = [i for i in ids if os.path.lexists(home.trial(i).root)]
         for trial in there:
             _refuse_other_trial(home, trial, staging, index)
-        _refuse_other_sweep(home, index.sweep, staging)
-        _refuse_other_images(home, ids, staging)
+        manifest = documents[f"sweeps/{index.sweep}/manifest.json"]
+        _refuse_other_sweep(home, manifest)
+        _refuse_other_images(home, {d.id: d for d in documents.values() if isinstance(d, TrialRecord)})
         added = [i for i in ids if i not in there]
         for source in sorted((staging / "plugins").glob("*/*.py")):
             kept = kept_path(home, source.stem, source.parent.name)
@@ -79,11 +81,9 @@ def import_sweep(home: Home, source: Path) -> Imported:
             home.trial(trial).mark_imported(index.sweep, index.made_by, staging / "trials" / trial)
             (staging / "trials" / trial).rename(home.trial(trial).root)
         if index.sweep not in home.manifests():
-            manifest = read_json(staging / "sweeps" / index.sweep / "manifest.json")
-            foreign = {"spec_path": str(manifest.get("spec_path", ""))[:1000], "imported": {"at": time.time()}}
-            home.write_manifest(
-                index.sweep, {k: v for k, v in manifest.items() if k not in _OWN[:1] + _OWN[3:]} | foreign
-            )
+            left_out = {"format", "kept", "command", "set"}  # of where it ran, and of what is beside its own trials
+            foreign = manifest.model_dump(exclude_unset=True, exclude=left_out)
+            home.write_manifest(Manifest.model_validate(foreign | {"imported": {"at": time.time()}}))
         return Imported(index.sweep, added, there)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -201,7 +201,7 @@ def _check_documents(index: Index, documents: dict[str, Any]) -> None:
             raise BadInput(f"trials/{trial}: has no status.json")
         if kind == "trial":
             own = (
-                trial_id(content.fields, content.seed, content.canonical.get("plugins", {}))
+                trial_id(content.trial, content.seed, content.canonical.get("plugins", {}))
                 if content.schema_version == SCHEMA_VERSION
                 else trial
             )
@@ -229,7 +229,6 @@ def _id_of(canonical: dict[str, dict[str, Any]], seed: int) -> str | None:
 
 def _same_fields(mine: dict[str, dict[str, Any]], theirs: dict[str, dict[str, Any]], seed: int) -> bool:
     """Whether two records are of one trial; what a later version has added with a default makes no difference."""
-    mine, theirs = present_fields(mine), present_fields(theirs)  # either may be of an earlier schema version
     return mine == theirs or _id_of(mine, seed) == _id_of(theirs, seed) is not None
 
 
@@ -237,7 +236,7 @@ def _refuse_relabelled(home: Home, manifest: Manifest) -> None:
     """A trial that is here keeps its meaning: a manifest names it only by the fields that it was trained with."""
     for entry in manifest.trials:
         mine = home.trial(entry.id).description()
-        if mine is not None and not _same_fields(mine.get("canonical", {}), entry.canonical, entry.seed):
+        if mine is not None and not _same_fields(mine.canonical, entry.canonical, entry.seed):
             raise BadInput(
                 f"{home.trial(entry.id).root}: was trained with other fields than the import says of {entry.name!r}; nothing is changed"
             )
@@ -259,10 +258,8 @@ def _refuse_other_trial(home: Home, trial: str, staging: Path, index: Index) -> 
             )
 
 
-def _refuse_other_images(home: Home, ids: list[str], staging: Path) -> None:
+def _refuse_other_images(home: Home, theirs: dict[str, TrialRecord]) -> None:
     """What comes must have one set of images under a declared name and revision, the same as the trials of this home."""
-    paths = {i: staging / "trials" / i / "trial.json" for i in ids}
-    theirs = {i: read_json(path) for i, path in paths.items() if path.exists()}
     declared = {declared_in(description) for description in theirs.values()}
     known = [entry.trial for key, trained in trained_images(home).items() if key in declared for entry in trained]
     mine = {i: d for i in known if i not in theirs and (d := home.trial(i).description()) is not None}
@@ -272,14 +269,11 @@ def _refuse_other_images(home: Home, ids: list[str], staging: Path) -> None:
         )
 
 
-def _refuse_other_sweep(home: Home, key: str, staging: Path) -> None:
-    mine = home.manifests().get(key)
-    if mine is None:
-        return
-    theirs = present_manifest(read_json(staging / "sweeps" / key / "manifest.json"))
-    if {k: v for k, v in mine.items() if k not in _OWN} != {k: v for k, v in theirs.items() if k not in _OWN}:
+def _refuse_other_sweep(home: Home, theirs: Manifest) -> None:
+    mine = home.manifests().get(theirs.key)
+    if mine is not None and mine.model_dump(exclude=_OWN) != theirs.model_dump(exclude=_OWN):
         raise BadInput(
-            f"{home.sweep_folder(key)}: is another sweep of this name; nothing is overwritten: import into another --home"
+            f"{home.sweep_folder(theirs.key)}: is another sweep of this name; nothing is overwritten: import into another --home"
         )
 
 

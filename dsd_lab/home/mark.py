@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import re
 import uuid
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+
+from dsd_lab.home.record_types import Record, Text
 
 MARK = "dsd-lab-home.json"
 _NOTE = "dsd-lab keeps its trials here; `dsd-lab gc` and `dsd-lab rm` delete only in folders with this file"
+
+
+class HomeMark(Record):
+    """`dsd-lab-home.json`."""
+
+    format: int = 1
+    home: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    note: Text = ""
 
 
 def home_id(root: Path) -> str | None:
@@ -40,10 +51,9 @@ def mark_home(root: Path) -> str:
         known = _id_in(file.read(4096))
         if known is None:
             known = uuid.uuid4().hex
-            content = {"format": 1, "home": known, "note": _NOTE}
             file.seek(0)
             file.truncate()
-            file.write(json.dumps(content, indent=1).encode() + b"\n")
+            file.write(HomeMark(format=1, home=known, note=_NOTE).model_dump_json(indent=1).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
     return known
@@ -51,8 +61,6 @@ def mark_home(root: Path) -> str:
 
 def _id_in(raw: bytes) -> str | None:
     try:
-        content = json.loads(raw)
-    except (ValueError, RecursionError):
+        return HomeMark.model_validate_json(raw).home
+    except ValidationError:
         return None
-    found = content.get("home") if isinstance(content, dict) else None
-    return found if isinstance(found, str) and re.fullmatch(r"[0-9a-f]{32}", found) else None

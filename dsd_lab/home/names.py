@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 TRIAL_ID, SWEEP_KEY = r"[0-9a-f]{12}", r"[a-z0-9][a-z0-9._-]{0,131}"
@@ -13,14 +14,14 @@ TRIAL_ENTRIES = frozenset(
         "trial.json",
         "status.json",
         "progress.json",
-        "code.diff",
         "imported.json",
+        "evaluating.json",
+        "parameters.json",
         "spool.jsonl",
         "lock",
-        "evaluating.json",
+        "code.diff",
         "error.txt",
         "hang.txt",
-        "parameters.json",
         "checkpoints",
         "images",
         "evaluations",
@@ -31,19 +32,23 @@ TRIAL_ENTRIES = frozenset(
 SWEEP_ENTRIES = ("manifest.json", "revisions.json", "manifest.lock", "machine.jsonl", "lock")
 """What a sweep's folder may hold."""
 PICTURE_STEM, METRIC = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", r"[A-Za-z0-9_./ -]{1,250}"
-_METRIC = re.compile(METRIC)
 NOT_FINITE = "not_finite/"
 """Begins the name of a metric that says, by a 1, that the one of the rest of its name had no finite value."""
+
+
+_EXTRACTOR_VERSION = 1
+"""Part of the cache's file name; raised when the extractor's network or its training changes."""
+
+
+def extractor_path(cache: Path, fingerprint: str, conditional: bool = True) -> Path:
+    """Where the extractor of a data set, with or without classes to tell apart, is cached."""
+    task = "" if conditional else "-rotation"
+    return cache / "extractors" / f"{fingerprint[:16]}-v{_EXTRACTOR_VERSION}{task}.safetensors"
 
 
 def is_trial_id(value: Any) -> bool:
     """Twelve hexadecimal digits."""
     return isinstance(value, str) and re.fullmatch(TRIAL_ID, value) is not None
-
-
-def is_picture(value: Any) -> bool:
-    """The name of a PNG, without a folder."""
-    return isinstance(value, str) and re.fullmatch(rf"{PICTURE_STEM}\.png", value) is not None
 
 
 def is_number(value: Any) -> bool:
@@ -64,11 +69,6 @@ def is_code(value: Any) -> bool:
 def is_sweep_key(value: Any) -> bool:
     """The name of a sweep's folder."""
     return isinstance(value, str) and re.fullmatch(SWEEP_KEY, value) is not None
-
-
-def are_metrics(value: Any) -> bool:
-    """Finite numbers by names that MLflow takes."""
-    return isinstance(value, dict) and all(_METRIC.fullmatch(k) and is_number(v) for k, v in value.items())
 
 
 def finite(metrics: dict[str, float]) -> dict[str, float]:

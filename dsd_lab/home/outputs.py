@@ -13,13 +13,22 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from dsd_lab.errors import BadInput
-from dsd_lab.files.atomic import read_cache, write_json
 from dsd_lab.files.locks import locked
 from dsd_lab.files.printable import say
 from dsd_lab.home.home import Home
+from dsd_lab.home.record_types import Count, Record, Sha256, Text
+
+
+class Written(Record):
+    """A file of `written/`: what was written into a folder."""
+
+    format: int = 1
+    folder: Text
+    files: dict[str, list[Sha256]] = {}
+    results: dict[str, Count] = {}
+    """Finished trials by sweep."""
 
 
 class Output:
@@ -76,18 +85,18 @@ class Output:
                 if not self._aside:
                     raise BadInput(f"{self._option}: {obstacle}; move it away, or name another folder")
                 record = self._set_aside(obstacle)
-            before = record["files"]
+            before = record.files
             new = {name: [_digest(made / name)] for name in names}
             # Both, while neither is there for certain: whatever is killed here, the next call knows its files.
             both = {name: [*before.get(name, []), *new.get(name, [])] for name in {*before, *new}}
-            self._write(both, record["results"])
+            self._write(both, record.results)
             for name in names:
                 self._put(made / name, name)
             for name in before.keys() - new.keys():
                 self._remove(name, before)
             self._write(new, results)
 
-    def _obstacle(self, names: Iterable[str], record: dict[str, Any]) -> str | None:
+    def _obstacle(self, names: Iterable[str], record: Written) -> str | None:
         """What is in the way of files; None where nothing is."""
         for name in names:
             path = self.folder
@@ -98,34 +107,34 @@ class Output:
             path = self.folder / name
             if path.is_symlink():
                 return f"{path} is a link"
-            if path.exists() and not self._is_ours(name, record["files"]):
+            if path.exists() and not self._is_ours(name, record.files):
                 return f"{path} was not written by dsd-lab, or has changed since"
         return None
 
-    def _beside(self, alone: str | None, record: dict[str, Any]) -> str | None:
+    def _beside(self, alone: str | None, record: Written) -> str | None:
         """A file in a folder that is to hold ours alone."""
         folder = None if alone is None else self.folder / alone
         if folder is None or not folder.is_dir():
             return None
         names = sorted(path.relative_to(self.folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
-        theirs = [name for name in names if not self._is_ours(name, record["files"])]
+        theirs = [name for name in names if not self._is_ours(name, record.files)]
         return f"{self.folder / theirs[0]} would lie among the new files" if theirs else None
 
     @staticmethod
-    def _better(results: dict[str, int], record: dict[str, Any]) -> str | None:
-        for key, count in record["results"].items():
+    def _better(results: dict[str, int], record: Written) -> str | None:
+        for key, count in record.results.items():
             if key in results and results[key] < count:
                 return f"it holds a report of {count} finished trials of sweep {key!r}, and this one has {results[key]}"
         return None
 
-    def _set_aside(self, why: str) -> dict[str, Any]:
+    def _set_aside(self, why: str) -> Written:
         number = 1
         while (place := self._given.with_name(f"{self._given.name}.before-{number}")).exists() or place.is_symlink():
             number += 1
         self._given.rename(place)
         self.folder = self._given.absolute()
         say(f"dsd-lab: {why}; that folder is kept as {place}", error=True)
-        return {"files": {}, "results": {}}
+        return Written(folder=self._key)
 
     def _is_ours(self, name: str, files: dict[str, list[str]]) -> bool:
         """Whether a file is what we wrote under its name, reached through no link."""
@@ -157,17 +166,17 @@ class Output:
                     if parent.parts:
                         (self.folder / parent).rmdir()
 
-    def _read(self) -> dict[str, Any]:
-        """The record; empty where there is none, or a damaged one."""
-        content = read_cache(self._record)
-        files, results = content.get("files"), content.get("results")
-        if content.get("folder") != self._key or not isinstance(files, dict) or not isinstance(results, dict):
-            return {"files": {}, "results": {}}
-        known = {n: d for n, d in files.items() if isinstance(d, list) and not {"..", "/"} & {*PurePosixPath(n).parts}}
-        return {"files": known, "results": {k: n for k, n in results.items() if isinstance(n, int)}}
+    def _read(self) -> Written:
+        """The record; empty where there is none, a damaged one, or one of another folder."""
+        found = Written.known(self._record) or Written(folder="")
+        if found.folder != self._key:
+            return Written(folder=self._key)
+        return found.changed(
+            files={n: d for n, d in found.files.items() if not {"..", "/"} & {*PurePosixPath(n).parts}}
+        )
 
     def _write(self, files: dict[str, list[str]], results: dict[str, int]) -> None:
-        write_json(self._record, {"format": 1, "folder": self._key, "files": files, "results": results}, durable=True)
+        Written(format=1, folder=self._key, files=files, results=results).write(self._record, durable=True)
 
 
 def _digest(path: Path) -> str:

@@ -6,10 +6,10 @@ records parse. A trial is known by the records in its folder, a cache by its nam
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,24 @@ from dsd_lab.errors import BadInput
 from dsd_lab.home.home import Home
 from dsd_lab.home.mark import MARK, home_id
 from dsd_lab.home.names import TRIAL_ENTRIES, is_trial_id
-from dsd_lab.home.trial_folder import STATES
+from dsd_lab.home.trial_records import Status, TrialRecord
+
+
+@dataclass(frozen=True)
+class Freeable:
+    """Something that can be freed, and how."""
+
+    kind: str
+    path: Path
+    why: str
+    bytes: int
+    free: Callable[[], bool]
+    """Frees it; False where somebody has taken hold of it meanwhile."""
+
+    def row(self) -> dict[str, Any]:
+        """As `--json` shows it."""
+        return {"kind": self.kind, "path": str(self.path), "why": self.why, "bytes": self.bytes}
+
 
 _RECORDS = {"trial.json", "status.json", "lock"}
 
@@ -57,10 +74,20 @@ def trial_folders(home: Home) -> Iterator[Path]:
 
 def is_trial(folder: Path, trial_id: str) -> bool:
     """Whether a record in a folder says that it is this trial's: `trial.json` by its id, `status.json` by a state."""
-    described = _record(folder / "trial.json")
-    if described.get("id") == trial_id:
-        return True
-    return not described and _record(folder / "status.json").get("state") in STATES
+    path = folder / "trial.json"
+    try:
+        described = None if path.is_symlink() else TrialRecord.read(path)
+    except (BadInput, OSError):  # somebody else's file of this name
+        return False
+    if described is not None:
+        return described.id == trial_id
+    status = Status.known(folder / "status.json")
+    return status is not None and status.state != "pending"
+
+
+def is_own_folder(path: Path) -> bool:
+    """A folder of ours; a link leads to a place that somebody chose, and is left alone."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def foreign_entries(folder: Path) -> list[str]:
@@ -91,12 +118,3 @@ def remove(path: Path) -> bool:
     else:
         path.unlink(missing_ok=True)
     return True
-
-
-def _record(path: Path) -> dict[str, Any]:
-    """A record as JSON; empty where it is missing, damaged, or a link."""
-    try:
-        content = None if path.is_symlink() else json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from dsd_lab.files.bounded import read_json
+from dsd_lab.home.trial_records import Parameters
 
 AVERAGE = "average."
 """Prefix of a checkpoint's tensors that are the network as deployed."""
@@ -20,7 +20,8 @@ def parameters_in(folder: Path | None) -> int | None:
     path, counted = folder / "final" / "weights.safetensors", folder / "final" / "parameters.json"
     if path.exists():
         return _count(path)
-    return int(read_json(counted)["parameters"]) if counted.exists() else None
+    found = Parameters.read(counted)
+    return None if found is None else found.parameters
 
 
 def average_parameters(checkpoint: Path) -> int:

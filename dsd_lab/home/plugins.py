@@ -8,9 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dsd_lab.errors import BadInput
 from dsd_lab.files.atomic import write_atomic
 from dsd_lab.home.home import Home
+from dsd_lab.home.trial_records import TrialRecord
 from dsd_lab.specs import registry
+from dsd_lab.specs.sweep import PlannedTrial
+from dsd_lab.specs.trial import Trial
 
 
 def kept_path(home: Home, name: str, digest: str) -> Path:
@@ -36,3 +40,34 @@ def keep_plugins(home: Home) -> list[dict[str, Any]]:
 def loaded_digests() -> dict[str, str]:
     """Digest of every loaded plug-in, by name."""
     return {plugin.name: plugin.digest for plugin in registry.plugins.values()}
+
+
+def recorded_fields(description: TrialRecord, home: Path) -> Trial:
+    """The fields of a trial's record, whose plug-ins must be loaded.
+
+    Args:
+        description: the trial's record.
+        home: the home folder, which keeps the sources of plug-ins.
+
+    Raises:
+        BadInput: the trial uses a plug-in's part that is not loaded, or another version of it (the line says what to
+            give), or its fields are not those of a trial of this version.
+    """
+    for key, digest in description.canonical.get("plugins", {}).items():
+        kind, _, name = key.partition("/")
+        part = registry.find_plugin_part(kind, name)
+        if part is None or part.digest != digest:
+            owners = description.provenance.plugins.items()
+            kept = [str(p) for n, d in owners if (p := home / "plugins" / d / f"{n}.py").is_file()]
+            cure = (
+                f"give --plugin {' --plugin '.join(kept)}" if kept else "give the plug-in that defines it with --plugin"
+            )
+            what = "is not loaded" if part is None else f"at {part.where} is not the version that trained it"
+            raise BadInput(f"trial {description.id}: its {kind} {name!r} {what}; {cure}")
+    return description.trial
+
+
+def planned_again(description: TrialRecord, fields: Trial) -> PlannedTrial:
+    """A recorded trial as its sweep planned it."""
+    d = description
+    return PlannedTrial(d.id, d.variant, d.seed, fields, d.point, d.overrides)

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from pydantic import ValidationError
 
 from dsd_lab.errors import BadInput
 from dsd_lab.files.bounded import BadFile, read_plain
 from dsd_lab.files.image_files import DamagedImage, open_grid
-from dsd_lab.home.names import are_metrics, is_number, is_picture
-from dsd_lab.home.trial_folder import readable
-
-_NEEDS = {
-    "train": ("metrics", "seconds"),
-    "probe": ("metrics", "spectra", "seconds"),
-    "images": ("files",),
-    "checkpoint": (),
-    "diverged": (),
-    "finished": (),
-}
-"""What a line of each kind has beside its number, time and step."""
-_MOST = 10**11
-"""Above every step and every second since 1970 that will be written."""
+from dsd_lab.home.record_types import refuse_newer
+from dsd_lab.home.trial_records import SpoolLine
 
 
-def read_spool(path: Path) -> Iterator[dict[str, Any]]:
+def read_spool(path: Path) -> Iterator[SpoolLine]:
     """Complete lines of a spool; a torn last line is not there yet.
 
     Raises:
@@ -35,7 +25,7 @@ def read_spool(path: Path) -> Iterator[dict[str, Any]]:
     return parsed_lines(complete_lines(path), path)
 
 
-def parsed_lines(lines: list[bytes], path: Path) -> Iterator[dict[str, Any]]:
+def parsed_lines(lines: list[bytes], path: Path) -> Iterator[SpoolLine]:
     """What lines of a spool say.
 
     Raises:
@@ -48,15 +38,15 @@ def parsed_lines(lines: list[bytes], path: Path) -> Iterator[dict[str, Any]]:
         yield entry
 
 
-def _parsed(line: bytes, path: Path) -> dict[str, Any] | None:
+def _parsed(line: bytes, path: Path) -> SpoolLine | None:
     """What a line says; None where it is damaged."""
     try:
-        entry = json.loads(line, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
+        return SpoolLine.model_validate_json(line)
+    except ValidationError:
+        with contextlib.suppress(ValueError, RecursionError):
+            content = json.loads(line)
+            refuse_newer(content if isinstance(content, dict) else {}, str(path))  # it may well look otherwise
         return None
-    if isinstance(entry, dict):
-        readable(entry, path)  # a newer line may well look otherwise
-    return entry if _is_whole(entry) else None
 
 
 def sound_lines(path: Path, images: Path | None = None) -> int:
@@ -74,7 +64,7 @@ def sound_lines(path: Path, images: Path | None = None) -> int:
         entry = _parsed(line, path)
         if entry is None:
             return number
-        pictures = [] if images is None else [images / name for name in entry.get("files", [])]
+        pictures = [] if images is None else [images / name for name in entry.files]
         if not all(is_whole_picture(picture) for picture in pictures if picture.exists()):
             return number
     return len(lines)
@@ -98,25 +88,3 @@ def complete_lines(path: Path) -> list[bytes]:
     except BadFile as error:
         raise BadInput(f"{path}: {error.strerror}") from None
     return [line + b"\n" for line in raw.split(b"\n")[:-1]]
-
-
-def _is_whole(entry: Any) -> bool:
-    """Whether a line is one that a trial writes, so far as its readers rely on it."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("kind"), str) or entry["kind"] not in _NEEDS:
-        return False
-    if not {"n", "time", "step", *_NEEDS[entry["kind"]]} <= entry.keys():
-        return False
-    spectra, files = entry.get("spectra", {}), entry.get("files", [])
-    return (
-        all(isinstance(entry[name], int) and 0 <= entry[name] < _MOST for name in ("n", "step"))
-        and all(is_number(n) and 0 <= n < _MOST for n in (entry["time"], entry.get("seconds", 0)))
-        and are_metrics(entry.get("metrics", {}))
-        and isinstance(spectra, dict)
-        and all(isinstance(values, list) and all(map(is_number, values)) for values in spectra.values())
-        and isinstance(files, list)
-        and all(map(is_picture, files))
-    )
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")

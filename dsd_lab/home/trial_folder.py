@@ -10,33 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsd_lab.errors import BadInput
 from dsd_lab.files.atomic import make_folder, write_json
-from dsd_lab.files.bounded import read_json_object
 from dsd_lab.files.locks import is_held, locked
-from dsd_lab.home.names import are_metrics
-from dsd_lab.specs.renamed import present_record
+from dsd_lab.home.record_types import TEXT
+from dsd_lab.home.trial_records import Evaluation, ImportedTrial, ProgressRecord, Status, TrialRecord
 from dsd_lab.training_code import same_results
 
 STATES = ("pending", "running", "done", "failed", "diverged", "interrupted", "stopped", "stale", "other images")
-
-
 ENDED = ("done", "diverged")
 """States of a trial whose result stands."""
-
-
 STOPPED = "stopped"
 """State of a trial that a forecast ended early: no result; a sweep that does not stop trials goes on with it."""
-
-
 OTHER_IMAGES = "other images"
 """What a trial of a sweep is called whose images are not those of the sweep's other trials; its own state stays."""
-
-
-FORMAT = 1
-"""Version of the files below a home folder; one that says none is of the first."""
-
-
 _LOCK_TRIES = 20
 
 
@@ -62,64 +48,65 @@ class TrialFolder:
     def images(self) -> Path:
         return self.root / "images"
 
-    def description(self) -> dict[str, Any] | None:
+    def description(self) -> TrialRecord | None:
         """What the trial is (fields, seed, provenance); None before it first started.
 
         Raises:
-            BadInput: it is newer than this program.
+            BadInput: it is newer than this program, or no such record.
         """
-        path = self.root / "trial.json"
-        content = read_record(path)
-        return None if content is None else present_record(readable(content, path))
+        return TrialRecord.read(self.root / "trial.json")
 
-    def status(self) -> dict[str, Any]:
-        """The recorded status; empty before the trial first started."""
-        status = read_record(self.root / "status.json") or {}
-        if status.get("state") == "running":
-            progress = read_record(self.root / "progress.json") or {}
-            if progress.get("attempt") == status.get("attempt"):
-                return status | progress
+    def status(self) -> Status:
+        """The recorded status; `pending` before the trial first started.
+
+        Raises:
+            BadInput: it is no such record.
+        """
+        status = self._status()
+        if status.state == "running":
+            progress = ProgressRecord.known(self.root / "progress.json")
+            if progress is not None and progress.attempt == status.attempt:
+                return status.model_copy(update=progress.model_dump())
         return status
 
-    def imported(self) -> dict[str, Any] | None:
+    def _status(self) -> Status:
+        return Status.read(self.root / "status.json") or Status()
+
+    def imported(self) -> ImportedTrial | None:
         """Which sweep an import brought the trial with, when, and what exported it; None where it was trained here."""
-        return read_record(self.root / "imported.json")
+        return ImportedTrial.read(self.root / "imported.json")
 
-    def mark_imported(self, sweep: str, made_by: dict[str, str], folder: Path | None = None) -> None:
-        """Record that somebody else trained the trial.
-
-        Args:
-            sweep: that it came with.
-            made_by: program and code that exported it.
-            folder: where its files still are; None is their place.
-        """
-        write_json((folder or self.root) / "imported.json", {"sweep": sweep, "at": time.time(), "made_by": made_by})
+    def mark_imported(self, sweep: str, made_by: dict[str, str], folder: Path) -> None:
+        """Record that somebody else trained the trial; its files are still in `folder`."""
+        ImportedTrial(sweep=sweep, at=time.time(), made_by=made_by).write(folder / "imported.json")
 
     def write_status(self, **entries: Any) -> None:
         """Replace entries of the status; it survives a power cut."""
-        write_json(self.root / "status.json", self.status() | entries, durable=True)
+        if entries.get("error"):
+            entries["error"] = str(entries["error"])[:TEXT]
+        self.status().changed(**entries).write(self.root / "status.json", durable=True)
 
-    def write_progress(self, **entries: Any) -> None:
+    def write_progress(self, step: int, seconds: float, updated: float) -> None:
         """Say how far a running trial is, about once a second, in a file of its own that is not flushed.
 
         A power cut can leave it empty. The status beside it, which says what trained the trial, stays whole.
         """
-        attempt = (read_record(self.root / "status.json") or {}).get("attempt")
-        write_json(self.root / "progress.json", {"attempt": attempt, **entries})
+        now = ProgressRecord(attempt=self._status().attempt, step=step, seconds=seconds, updated=updated)
+        now.write(self.root / "progress.json")
 
-    def state(self, code: str | None = None) -> str:
+    def state(self, code: str | None = None, status: Status | None = None) -> str:
         """One of `STATES`.
 
         Args:
             code: hash of the present training code; where it is given, a finished trial of other code is `stale`.
+            status: the trial's, where it has just been read.
         """
-        status = self.status()
-        recorded = status.get("state", "pending")
-        if recorded == "running" and not self.is_locked():
+        status = status or self._status()
+        if status.state == "running" and not self.is_locked():
             return "interrupted"
-        if recorded in ENDED and code is not None and same_results(status.get("code")) != same_results(code):
+        if status.state in ENDED and code is not None and same_results(status.code) != same_results(code):
             return "stale"
-        return str(recorded)
+        return status.state
 
     def is_locked(self) -> bool:
         """Whether a living process works on the trial."""
@@ -151,10 +138,10 @@ class TrialFolder:
         except (FileNotFoundError, ValueError):
             return None
 
-    def evaluations(self) -> dict[str, dict[str, Any]]:
+    def evaluations(self) -> dict[str, Evaluation]:
         """Finished evaluations by id; one that is damaged is not finished."""
-        found = {path.stem: read_record(path) for path in sorted((self.root / "evaluations").glob("*.json"))}
-        return {key: content for key, content in found.items() if content and are_metrics(content.get("metrics"))}
+        found = {path.stem: Evaluation.known(path) for path in sorted((self.root / "evaluations").glob("*.json"))}
+        return {key: content for key, content in found.items() if content is not None}
 
 
 def stale_note(states: Iterable[str], code: str) -> str | None:
@@ -167,20 +154,3 @@ def stale_note(states: Iterable[str], code: str) -> str | None:
         f"{count} {which} stale: done, by other training code than today's ({code}). Results stand and are reported; "
         "`dsd-lab logs TRIAL` names the code, `dsd-lab reproduce TRIAL` shows whether today's gives the same"
     )
-
-
-def readable(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The content of a file, where this program can read its version.
-
-    Raises:
-        BadInput: it is newer.
-    """
-    version = content.get("format", 1)
-    if isinstance(version, int) and version > FORMAT:
-        raise BadInput(f"{path}: format {version} is newer than this program reads, which is {FORMAT}; update dsd-lab")
-    return content
-
-
-def read_record(path: Path) -> dict[str, Any] | None:
-    """A power cut can leave a file empty or torn: it is as if never written."""
-    return read_json_object(path)

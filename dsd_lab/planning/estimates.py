@@ -8,13 +8,14 @@ until a trial of the same shape has been timed in the home folder.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dsd_lab.files.atomic import read_cache, write_json
 from dsd_lab.home.data_facts import known_facts
 from dsd_lab.home.home import Home
+from dsd_lab.home.sweep_records import Entry
 from dsd_lab.specs.identity import canonical_fields
 from dsd_lab.specs.training import Training
 from dsd_lab.specs.trial import Trial
@@ -38,10 +39,20 @@ class Shape:
     """Forward and backward FLOPs of a training step for one image, all passes that the variant makes."""
     role_flops: dict[str, int]
     """FLOPs of one forward pass of each role for one image."""
+    stage_flops: Sequence[int] = ()
+    """`flops_per_image` of every stage of training; earlier counts have the mean alone."""
     auxiliary: int = 0
     """Trained weights of the auxiliary losses' heads, which are no part of the deployed network."""
     frozen: int = 0
     """Weights of the timm models that losses compare with."""
+
+    def flops_until(self, trial: Trial, step: int) -> float:
+        """Training FLOPs of the first steps of a trial of this shape."""
+        stages = trial.stages()
+        each = self.stage_flops if len(self.stage_flops) == len(stages) else [self.flops_per_image] * len(stages)
+        ends = [*(stage.start for stage in stages[1:]), trial.training.steps]
+        steps = [max(0, min(step, end) - stage.start) for stage, end in zip(stages, ends, strict=True)]
+        return float(trial.training.batch_size * sum(n * flops for n, flops in zip(steps, each, strict=True)))
 
     def memory(self, training: Training, bytes_per_image: int) -> int:
         """Bytes that tensors hold at most in a step, within 15 % of what was measured on the CPU.
@@ -99,13 +110,13 @@ def _cached(home: Home, trial: Trial, parts: list[Any], count: Callable[[int, in
     return known[key]
 
 
-def timed_seconds(home: Home, entries: list[dict[str, Any]]) -> dict[str, float]:
+def timed_seconds(home: Home, entries: list[Entry]) -> dict[str, float]:
     """Seconds a step by canonical shape, from trials that have been trained in this home folder."""
     found: dict[str, float] = {}
     for entry in entries:
-        status = home.trial(entry["id"]).status()
-        if status.get("state") == "done" and status.get("seconds") and status.get("step"):
-            found[shape_key(entry["canonical"])] = float(status["seconds"]) / int(status["step"])
+        status = home.trial(entry.id).status()
+        if status.state == "done" and status.seconds and status.step:
+            found[shape_key(entry.canonical)] = status.seconds / status.step
     return found
 
 

@@ -13,7 +13,6 @@ import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 from dsd_lab.planning.estimates import Shape, shape_key
 from dsd_lab.specs.evaluate_list import applies
@@ -60,7 +59,7 @@ def evaluation_work(trial: Trial, shape: Shape, evaluation: Generation, holdout:
     images = holdout if evaluation.images == "holdout" else evaluation.images
     traits = parts_of("sampler").part(evaluation.sampler).traits
     steps = Generation().steps if traits.get("adaptive") else evaluation.steps
-    calls = steps * traits.get("calls", 1) * (1 if evaluation.guidance == 1 else 2)
+    calls: float = steps * traits.get("calls", 1) * (1 if evaluation.guidance == 1 else 2)
     return _EVALUATION + calls * images * shape.role_flops["denoise"]
 
 
@@ -140,8 +139,3 @@ class Remaining:
         if s.state in ("failed", "diverged", "stopped"):
             return False
         return s.state != "done" or len(s.evaluated) < len(self._evaluations[s.trial.id])
-
-
-def holdout_of(description: dict[str, Any] | None) -> int | None:
-    """Held-out images that a started trial has told of."""
-    return None if description is None else int(description["data"]["holdout"])

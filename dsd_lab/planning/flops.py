@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +29,13 @@ _META, _CPU = torch.device("meta"), torch.device("cpu")
 
 def count_shape(trial: Trial, channels: int, classes: int) -> dict[str, Any]:
     """Counts of one training step: the fields of `dsd_lab.planning.estimates.Shape`; with phases, FLOPs are the mean over all steps."""
-    flops = 0.0
-    for stage, share in _stages(trial):
+    found = []
+    for stage, _ in _stages(trial):
         network = _network(trial, channels, classes, _META)
         network.freeze(stage.frozen)
         network.activation_checkpointing = trial.training.activation_checkpointing
-        flops += share * _count_flops(network, stage.trial, channels, classes)
+        found.append(_count_flops(network, stage.trial, channels, classes))
+    flops = sum(share * count for (_, share), count in zip(_stages(trial), found, strict=True))
     network = _network(trial, channels, classes, _META)
     params, auxiliaries = count_parameters(network), _auxiliaries(network, trial, classes)
     copies = {"average": params["total"]} | {f"average@{d!r}": params["total"] for d in trial.training.extra_ema_decays}
@@ -47,6 +49,7 @@ def count_shape(trial: Trial, channels: int, classes: int) -> dict[str, Any]:
         "frozen": auxiliaries.frozen_parameters(),
         "moments": 2 * (params["total"] + heads) - muon,
         "flops_per_image": round(flops),
+        "stage_flops": found,
         "role_flops": _count_roles(network, trial, channels),
     }
 
@@ -146,7 +149,7 @@ def _count_flops(network: Network, trial: Trial, channels: int, classes: int) ->
     target = network if _has_target(trial) else None
     with FlopCounterMode(display=False) as counter:
         losses(network, target, _images(trial, channels), draws, trial, auxiliaries).total.backward()
-    return counter.get_total_flops() // _COUNTED_BATCH
+    return int(counter.get_total_flops() // _COUNTED_BATCH)
 
 
 def _place(module: torch.nn.Module, device: torch.device) -> None:
@@ -166,7 +169,7 @@ def _count_roles(network: Network, trial: Trial, channels: int) -> dict[str, int
         x = _images(trial, channels)
         z = torch.zeros(_COUNTED_BATCH, network.tokens, network.latent_channels)
         t, y = torch.zeros(_COUNTED_BATCH), torch.zeros(_COUNTED_BATCH, dtype=torch.long)
-        passes = {
+        passes: dict[str, Callable[[], torch.Tensor]] = {
             "encode": lambda: network.encode(x),
             "denoise": lambda: network.denoise(z, t, y),
             "decode": lambda: network.decode(z),

@@ -35,7 +35,7 @@ def shared_steps(one: Trial, other: Trial) -> int:
 
     A cosine schedule falls towards a fixed end from its first step on: with other `training.steps`, nothing is shared.
     """
-    shared = min(one.training.steps, other.training.steps)
+    shared: int = min(one.training.steps, other.training.steps)
     phases = [canonical_fields(trial)["training"]["phases"] for trial in (one, other)]
     while phases[0] and phases[1] and phases[0][0] == phases[1][0]:
         del phases[0][0], phases[1][0]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
+from dsd_lab.home.sweep_records import Manifest
 from dsd_lab.report.figures.scaling import scaling_table
 from dsd_lab.report.figures.style import Look, looks_of
 from dsd_lab.report.groups import Column, Group, columns_of, effective_control, groups_of
@@ -26,7 +26,7 @@ from dsd_lab.specs.report import ReportSettings
 class Content:
     """One sweep of a home folder, as its report sees it."""
 
-    manifest: dict[str, Any]
+    manifest: Manifest
     results: list[Result]
     settings: ReportSettings
 

@@ -53,7 +53,7 @@ class Opened(Content):
         """Where the data came from: sweep, code, versions, machines, images; and what a reader must know first."""
         lines = [f"> {markdown_text(n)}" for n in self.notices]
         lines += [f"- **{markdown_text(k)}**: {markdown_text(v)}" for k, v in provenance_lines(self.results, self.manifest)]  # fmt: skip
-        return Text("\n".join([markdown_text(self.manifest["why"]), "", *lines]))
+        return Text("\n".join([markdown_text(self.manifest.why), "", *lines]))
 
     def answer(self) -> Text:
         """The sweep's answer in words, made from its numbers, and how it was found."""
@@ -87,7 +87,7 @@ class Opened(Content):
                 with style():
                     drawn = draw(self.groups, self.looks, self.settings)
                     if drawn is None:
-                        raise BadInput(f"{self.manifest['key']} has nothing to draw in the figure {name!r}")
+                        raise BadInput(f"{self.manifest.key} has nothing to draw in the figure {name!r}")
                     buffer = io.BytesIO()
                     drawn.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
                 return Picture(buffer.getvalue(), caption)
@@ -98,7 +98,7 @@ class Opened(Content):
             raise BadInput(f"no table {name!r}; there are {', '.join(self.makers)}")
         made = self.makers[name]()
         if made is None:
-            raise BadInput(f"{self.manifest['key']} has no rows for the table {name!r}")
+            raise BadInput(f"{self.manifest.key} has no rows for the table {name!r}")
         return made
 
 
@@ -115,4 +115,4 @@ def open_sweep(home: str | Path, name: str, profile: str | None = None) -> Opene
         store = Store(folder)
         store.sync(manifest)
         results = results_of(store, manifest, Path(scratch))
-    return Opened(manifest, results, ReportSettings.model_validate(manifest["spec"]["report"]))
+    return Opened(manifest, results, ReportSettings.model_validate(manifest.spec["report"]))

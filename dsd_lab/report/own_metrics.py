@@ -26,7 +26,9 @@ def own_samples(results: list[Result]) -> dict[str, tuple[str, int, str, Range]]
 
 
 def _shown(results: list[Result]) -> dict[str, dict[str, Any]]:
-    recorded = {key: shown for r in results for key, shown in (r.description.get("shown") or {}).items()}
+    recorded = {
+        key: shown.model_dump() for r in results for key, shown in (r.record.shown if r.description else {}).items()
+    }
     return recorded | shown_metrics()
 
 

@@ -9,14 +9,19 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dsd_lab.files.bounded import read_json
 from dsd_lab.home.data_facts import other_images
 from dsd_lab.home.history import History
-from dsd_lab.home.records import Evaluation
+from dsd_lab.home.sweep_records import Entry, Manifest
 from dsd_lab.home.trial_folder import OTHER_IMAGES
+from dsd_lab.home.trial_records import Evaluation, TrialRecord
 from dsd_lab.specs.evaluation import Generation
 from dsd_lab.specs.part_fields import unknown_parts_pass
-from dsd_lab.specs.renamed import present_record
+from dsd_lab.specs.report import XAxis
+from dsd_lab.specs.trial import Trial
 from dsd_lab.store.mlflow_store import Store
 from dsd_lab.training_code import is_current
 
@@ -47,8 +52,8 @@ class Result:
     """Last value of every metric, evaluations included."""
     history: History = field(default_factory=History.empty)
     evaluations: list[Evaluated] = field(default_factory=list)
-    description: dict[str, Any] = field(default_factory=dict)
-    """trial.json: fields, data, provenance; empty where the trial never started."""
+    description: TrialRecord | None = None
+    """trial.json: fields, data, provenance; None where the trial never started."""
     folder: Path | None = None
     """Artifacts of the trial."""
     code_changes: str | None = None
@@ -66,12 +71,37 @@ class Result:
         return ", ".join([self.variant, *filter(None, [point_name(self.point)])])
 
     @property
+    def record(self) -> TrialRecord:
+        """The description of a trial that has one."""
+        assert self.description is not None, f"trial {self.id} never started"
+        return self.description
+
+    @property
+    def trial(self) -> Trial:
+        """The fields of a trial that has a description."""
+        return self.record.trial
+
+    @property
     def finished(self) -> bool:
         return self.state in FINISHED
 
     def images_of(self, evaluation: Generation) -> int:
         """Number of images that an evaluation asked for."""
-        return int(self.description["data"]["holdout"] if evaluation.images == "holdout" else evaluation.images)
+        return int(self.record.data.holdout if evaluation.images == "holdout" else evaluation.images)
+
+    def along(self, steps: NDArray[Any], x: XAxis) -> NDArray[Any]:
+        """Where optimiser steps of the trial [S] are on an axis of steps, images or FLOPs.
+
+        Records hold both at every logged step, between which the trial goes evenly; those of earlier versions follow
+        from its fields: they have no FLOPs where none were counted, and then no place on that axis (NaN).
+        """
+        if x == "step" or not len(steps):
+            return steps
+        at, seen = self.history.series(f"seen/{x}")
+        if not len(at):
+            each = self.trial.training.batch_size * (1.0 if x == "images" else self.record.flops_per_image or math.nan)
+            return np.asarray(steps * each)
+        return np.asarray(np.interp(steps, np.concatenate([[0], at]), np.concatenate([[0.0], seen])))
 
     def last_probes(self, name: str, count: int) -> float | None:
         """Median of the last probes of a latent metric; None where there is none or it is not finite."""
@@ -86,23 +116,21 @@ def point_name(point: dict[str, Any]) -> str:
     return ", ".join(f"{k.rsplit('.', 1)[-1]}={v}" for k, v in point.items())
 
 
-def result_of(
-    entry: dict[str, Any], state: str, tags: dict[str, str], metrics: dict[str, float], folder: Path | None
-) -> Result:
+def result_of(entry: Entry, state: str, tags: dict[str, str], metrics: dict[str, float], folder: Path | None) -> Result:
     """A result from a manifest's row and what the store holds of it."""
-    history, description, evaluations, unreadable = History.empty(), dict[str, Any](), list[Evaluated](), list[str]()
+    history, description, evaluations, unreadable = History.empty(), None, list[Evaluated](), list[str]()
     if folder is not None and (folder / "history.parquet").exists():
         history = History.read(folder / "history.parquet")
-        description = present_record(read_json(folder / "trial.json"))
+        description = TrialRecord.read(folder / "trial.json")
         evaluations, unreadable = _evaluations(folder / "evaluations")
     return Result(
-        id=entry["id"],
-        variant=entry["variant"],
-        point=entry["point"],
-        seed=entry["seed"],
-        size=entry["size"],
+        id=entry.id,
+        variant=entry.variant,
+        point=entry.point,
+        seed=entry.seed,
+        size=entry.size,
         state=state,
-        steps=entry["steps"],
+        steps=entry.steps,
         step=int(tags.get("dsd.step", 0)),
         seconds=float(tags.get("dsd.seconds", 0.0)),
         error=tags.get("dsd.error"),
@@ -134,11 +162,18 @@ def _evaluations(folder: Path) -> tuple[list[Evaluated], list[str]]:
 def without_values(result: Result, state: str, why: str) -> Result:
     """The row of a trial whose values must not be compared with those of the others."""
     return replace(
-        result, state=state, error=why, metrics={}, history=History.empty(), evaluations=[], description={}, folder=None
+        result,
+        state=state,
+        error=why,
+        metrics={},
+        history=History.empty(),
+        evaluations=[],
+        description=None,
+        folder=None,
     )
 
 
-def results_of(store: Store, manifest: dict[str, Any], scratch: Path) -> list[Result]:
+def results_of(store: Store, manifest: Manifest, scratch: Path) -> list[Result]:
     """The trials of a sweep as the store holds them; those that other training code trained are `stale`.
 
     A trial of other images than the rest has nothing but that state: its values are in no table.
@@ -150,5 +185,5 @@ def results_of(store: Store, manifest: dict[str, Any], scratch: Path) -> list[Re
             state = "stale"
         results.append(result_of(stored.entry, state, stored.tags, stored.metrics, stored.folder))
     store.say_notices()
-    others = other_images({r.id: r.description for r in results if r.description})
+    others = other_images({r.id: r.record for r in results if r.description})
     return [without_values(r, OTHER_IMAGES, others[r.id]) if r.id in others else r for r in results]

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from dsd_lab.home.sweep_records import Manifest
 from dsd_lab.report.content import Content
 from dsd_lab.report.figures.pictures import note_damaged
 from dsd_lab.report.figures.registry import draw_all
@@ -20,7 +21,7 @@ from dsd_lab.specs.report import ReportSettings
 
 
 def write_report(
-    results: list[Result], settings: ReportSettings, manifest: dict[str, Any], folder: Path
+    results: list[Result], settings: ReportSettings, manifest: Manifest, folder: Path
 ) -> tuple[Page, dict[str, Any]]:
     """Write pages, tables and figures below an empty folder; returns what the pages show and what `--json` prints.
 
@@ -33,7 +34,7 @@ def write_report(
 
 
 def write_part(
-    results: list[Result], settings: ReportSettings, manifest: dict[str, Any], folder: Path
+    results: list[Result], settings: ReportSettings, manifest: Manifest, folder: Path
 ) -> tuple[Page, dict[str, Any]]:
     """Write the tables and figures of one sweep below a folder; returns its page, which is not written, and its JSON."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,9 +44,9 @@ def write_part(
     note_damaged(content.groups)
     figures, frames = draw_all(content.groups, settings, folder / "figures"), frames_of(content.groups)
     page = Page(
-        key=manifest["key"],
-        title=manifest["name"] + (f" ({manifest['profile']})" if manifest["profile"] else ""),
-        why=manifest["why"],
+        key=manifest.key,
+        title=manifest.name + (f" ({manifest.profile})" if manifest.profile else ""),
+        why=manifest.why,
         notices=content.notices,
         answer=content.sentences,
         method=content.method,
@@ -53,7 +54,7 @@ def write_part(
         figures=figures,
         frames=frames,
         columns=[(labels[c.name], c.name, c.note) for c in content.columns],
-        variants=[(name, fields.get("why", "")) for name, fields in manifest["spec"]["variants"].items()],
+        variants=[(name, fields.get("why", "")) for name, fields in manifest.spec["variants"].items()],
         provenance=provenance_lines(results, manifest),
     )
     comparisons = content.comparisons
@@ -95,7 +96,8 @@ def _records(table: Table | None) -> list[dict[str, Any]]:
     """A table's numbers; what a row lacks is null."""
     if table is None:
         return []
+    rows = table.frame.astype(object).to_dict("records")
     return [
-        {str(k): None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
-        for row in table.frame.astype(object).to_dict("records")
+        {str(k): None if v is None or (isinstance(v, float) and math.isnan(v)) else v for k, v in row.items()}
+        for row in rows
     ]

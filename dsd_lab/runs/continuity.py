@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TypeVar
 
 from dsd_lab.errors import BadInput
 from dsd_lab.home.home import Home
 from dsd_lab.home.trial_folder import ENDED, TrialFolder
+from dsd_lab.home.trial_records import CodeFrom, DeviceFrom, Status
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.training_code import is_current, training_code
+
+From = TypeVar("From", CodeFrom, DeviceFrom)
 
 
 def refuse_other_code(home: Home, trials: list[PlannedTrial], allowed: bool) -> None:
@@ -32,48 +36,48 @@ def code_of(folder: TrialFolder) -> str:
     return before if before is not None and is_current(before) else training_code()
 
 
-def trained_by(folder: TrialFolder, step: int) -> list[dict[str, Any]]:
+def trained_by(folder: TrialFolder, step: int) -> list[CodeFrom]:
     """Codes with the step from which each trained, where today's goes on from a step.
 
     What was trained beyond that step is trained again, so that its codes are no part of the result.
     """
     before, code = _last_code(folder), code_of(folder)
-    known = folder.status().get("trained_by") or ([] if before is None else [{"code": before, "step": 0}])
-    return went_on(known, "code", code, step)
+    known = folder.status().trained_by or ([] if before is None else [CodeFrom(code=before, step=0)])
+    return _went_on(known, CodeFrom(code=code, step=step))
 
 
-def went_on(known: list[dict[str, Any]], what: str, value: str, step: int) -> list[dict[str, Any]]:
-    """What trained from which step, where `value` goes on from a step; what was trained beyond it is trained again."""
-    kept = [entry for entry in known if entry["step"] < step]
-    return kept if kept and kept[-1][what] == value else [*kept, {what: value, "step": step}]
+def _went_on(known: list[From], now: From) -> list[From]:
+    """What trained from which step, where `now` goes on from its step; what was trained beyond that is trained again."""
+    kept: list[From] = [entry for entry in known if entry.step < now.step]
+    if not kept or kept[-1].what != now.what:
+        kept.append(now)
+    return kept
 
 
-def told_changes(status: dict[str, Any]) -> str | None:
+def told_changes(status: Status) -> str | None:
     """`0c6f2d9aba8d from step 0, 57ce7aa01b2c from step 800`; None of a trial that one code trained."""
-    return told_in_turn(status.get("trained_by") or [], "code")
+    return _told_in_turn(status.trained_by)
 
 
-def told_in_turn(entries: list[dict[str, Any]], what: str) -> str | None:
+def _told_in_turn(entries: Sequence[From]) -> str | None:
     """What trained from which step, where it was more than one."""
-    return ", ".join(f"{e[what]} from step {e['step']:,}" for e in entries) if len(entries) > 1 else None
+    return ", ".join(f"{e.what} from step {e.step:,}" for e in entries) if len(entries) > 1 else None
 
 
 def _last_code(folder: TrialFolder) -> str | None:
-    described = folder.description() or {}  # where a power cut has taken the status
-    code: str | None = folder.status().get("code") or described.get("provenance", {}).get("code")
-    return code
+    described = folder.description()  # where a power cut has taken the status
+    return folder.status().code or (None if described is None else described.provenance.code)
 
 
-def trained_on(folder: TrialFolder, step: int, name: str) -> list[dict[str, Any]]:
+def trained_on(folder: TrialFolder, step: int, name: str) -> list[DeviceFrom]:
     """Devices with the step from which each trained, where one of this name goes on from a step."""
-    origin = (folder.description() or {}).get("provenance")  # of the attempt before
-    known = folder.status().get("trained_on") or []
-    if not known and origin:
-        before = origin["machine"]["processor"] if origin["device"] == "cpu" else origin["device"]
-        known = [{"device": before, "step": 0}]
-    return went_on(known, "device", name, step)
+    described, known = folder.description(), folder.status().trained_on
+    if not known and described is not None:  # of the attempt before
+        origin = described.provenance
+        known = [DeviceFrom(device=origin.machine.processor if origin.device == "cpu" else origin.device, step=0)]
+    return _went_on(known, DeviceFrom(device=name, step=step))
 
 
-def told_devices(status: dict[str, Any]) -> str | None:
+def told_devices(status: Status) -> str | None:
     """`NVIDIA A100 from step 0, NVIDIA H100 from step 800`; None of a trial that one device trained."""
-    return told_in_turn(status.get("trained_on") or [], "device")
+    return _told_in_turn(status.trained_on)

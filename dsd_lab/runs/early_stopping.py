@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from dsd_lab.home.history import History
 from dsd_lab.home.spool import read_spool
+from dsd_lab.specs.trial import Trial
 
 WINDOW = 0.05
 """Share of a trial's steps that a forecast sees."""
@@ -20,40 +21,37 @@ WINDOW = 0.05
 FORMAT = 1
 
 
-Fields = Mapping[str, Mapping[str, Any]]
-
-
 def _last(history: History, name: str, until: int) -> float | None:
     steps, values = history.series(name)
     seen = values[steps <= until]
     return float(seen[-1]) if len(seen) and math.isfinite(seen[-1]) else None
 
 
-def _log_std(history: History, fields: Fields, until: int) -> float | None:
+def _log_std(history: History, fields: Trial, until: int) -> float | None:
     variance = _last(history, "latent/variance", until)
     return 0.5 * math.log10(variance) if variance else None
 
 
-def _scale_gradient(history: History, fields: Fields, until: int) -> float | None:
+def _scale_gradient(history: History, fields: Trial, until: int) -> float | None:
     """asinh of the measured derivative; where the loss does not reach the latents it is not measured, and 0."""
-    if fields["objective"]["noised"] == "detached" and fields["objective"]["target"] != "live":
+    if fields.objective.noised == "detached" and fields.objective.target != "live":
         return 0.0
     value = _last(history, "theory/scale_gradient/token", until)
     return None if value is None else math.asinh(10 * value)
 
 
-def _rank_gap(history: History, fields: Fields, until: int) -> float | None:
-    bins = [_last(history, f"rank_gap/t{b}", until) for b in range(int(fields["probe"]["t_bins"]))]
+def _rank_gap(history: History, fields: Trial, until: int) -> float | None:
+    bins = [_last(history, f"rank_gap/t{b}", until) for b in range(fields.probe.t_bins)]
     known = [value for value in bins if value is not None]
     return sum(known) / len(known) if known else None
 
 
-def _log_loss(history: History, fields: Fields, until: int) -> float | None:
+def _log_loss(history: History, fields: Trial, until: int) -> float | None:
     loss = _last(history, "train/diffusion", until)
     return math.log10(loss) if loss else None
 
 
-FEATURES: dict[str, Callable[[History, Fields, int], float | None]] = {
+FEATURES: dict[str, Callable[[History, Trial, int], float | None]] = {
     "log10 latent std": _log_std,
     "derivative of the diffusion loss by the latents' scale": _scale_gradient,
     "rank gap": _rank_gap,
@@ -66,9 +64,9 @@ def seen_steps(steps: int) -> int:
     return int(WINDOW * steps)
 
 
-def features(history: History, fields: Fields) -> list[float] | None:
+def features(history: History, fields: Trial) -> list[float] | None:
     """The numbers of `FEATURES` over the first `WINDOW` of a trial; None where one of them was not recorded."""
-    until = seen_steps(fields["training"]["steps"])
+    until = seen_steps(fields.training.steps)
     found = [feature(history, fields, until) for feature in FEATURES.values()]
     return None if any(v is None for v in found) else [float(v) for v in found if v is not None]
 
@@ -76,10 +74,10 @@ def features(history: History, fields: Fields) -> list[float] | None:
 def early_history(spool: Path, until: int) -> History:
     """The metrics of a spool up to a step, while the trial may still be writing it."""
     rows = [
-        (entry["step"], name, value)
+        (entry.step, name, value)
         for entry in read_spool(spool)
-        if entry["step"] <= until
-        for name, value in entry.get("metrics", {}).items()
+        if entry.step <= until
+        for name, value in entry.metrics.items()
     ]
     if not rows:
         return History.empty()

@@ -30,8 +30,8 @@ from dsd_lab.home.plugins import keep_plugins
 from dsd_lab.runs.child_environment import child_environment
 from dsd_lab.runs.data_shelf import DataShelf
 from dsd_lab.specs.plugins import load_kept
-from dsd_lab.specs.renamed import recorded_trial
 from dsd_lab.specs.sweep import PlannedTrial
+from dsd_lab.specs.trial import Trial
 from dsd_lab.training_code import training_code
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def job_of(home: Home, trial: PlannedTrial) -> dict[str, Any]:
 def trial_of(job: dict[str, Any]) -> PlannedTrial:
     """The trial of a job; its plug-ins are loaded."""
     load_kept(job["plugins"])
-    return PlannedTrial(**{**job["trial"], "fields": recorded_trial(job["trial"])})
+    return PlannedTrial(**{**job["trial"], "fields": Trial.model_validate(job["trial"]["fields"])})
 
 
 def follow(

@@ -15,12 +15,13 @@ from dsd_lab.home.home import Home
 from dsd_lab.home.trial_folder import STOPPED, TrialFolder
 from dsd_lab.runs.early_stopping import Forecast, early_history, features, seen_steps
 from dsd_lab.runs.signals import HeldSignals
+from dsd_lab.specs.trial import Trial
 
 RETRIES = 2
 """Times that a trial whose worker died is taken up again from its checkpoint."""
 
 
-class SignalCheck(tune.Callback):  # type: ignore[misc]
+class SignalCheck(tune.Callback):
     """Lets signals through where Tune is between two steps: Ray's compiled code turns an exception into a fault."""
 
     def __init__(self, signals: HeldSignals) -> None:
@@ -37,7 +38,7 @@ class TrialFailed(BaseException):
     """A trial failed. Not an `Exception`, which Tune would take for the callback's own fault."""
 
 
-class RecordFailures(tune.Callback):  # type: ignore[misc]
+class RecordFailures(tune.Callback):
     """Records trials whose workers are lost for good, and ends a sweep at its first failure where that was asked for.
 
     Here because Tune's results have neither an order nor, where a worker told nothing, a configuration.
@@ -56,7 +57,7 @@ class RecordFailures(tune.Callback):  # type: ignore[misc]
             raise TrialFailed
 
 
-class StopCollapsed(tune.Stopper):  # type: ignore[misc]
+class StopCollapsed(tune.Stopper):
     """Stops a trial whose first 5 % of steps give at least a chance of collapse; asks once a trial.
 
     Tune asks between two of a worker's steps, when the worker writes nothing.
@@ -68,11 +69,11 @@ class StopCollapsed(tune.Stopper):  # type: ignore[misc]
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         trial = result["config"]["job"]["trial"]
-        fields, step = trial["fields"], int(result.get("step", 0))
-        until = seen_steps(fields["training"]["steps"])
+        fields, step = Trial.model_validate(trial["fields"]), int(result.get("step", 0))
+        until = seen_steps(fields.training.steps)
         if result["done"] or trial["id"] in self._asked or step < until or step == 0:
             return False
-        if fields["objective"]["diffusion_weight"] == 0:
+        if fields.objective.diffusion_weight == 0:
             return False
         self._asked.add(trial["id"])
         folder = self._home.trial(trial["id"])

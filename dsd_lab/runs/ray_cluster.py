@@ -165,6 +165,7 @@ def _loopback() -> Iterator[None]:
     Nor is its API server started: without a dashboard it serves nobody, and it asks the network which
     cloud it is in even where usage reports are off.
     """
+    changed: tuple[tuple[object, str, object], ...]
     changed = ((ray_constants, "ENABLE_RAY_CLUSTER", False), (Node, "start_api_server", lambda self, **asked: None))
     before = [getattr(place, name) for place, name, _ in changed]
     for place, name, value in changed:
@@ -172,5 +173,5 @@ def _loopback() -> Iterator[None]:
     try:
         yield
     finally:
-        for (place, name, _), value in zip(changed, before, strict=True):
-            setattr(place, name, value)
+        for (place, name, _), earlier in zip(changed, before, strict=True):
+            setattr(place, name, earlier)

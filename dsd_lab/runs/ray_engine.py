@@ -36,15 +36,14 @@ from dsd_lab.runs.ray_callbacks import RETRIES, RecordFailures, SignalCheck, Sto
 from dsd_lab.runs.ray_cluster import connected
 from dsd_lab.runs.signals import HeldSignals, StopFile
 from dsd_lab.specs.plugins import load_kept
-from dsd_lab.specs.renamed import recorded_trial
 from dsd_lab.specs.sweep import PlannedTrial
-from dsd_lab.specs.trial import Generation, Resources
+from dsd_lab.specs.trial import Generation, Resources, Trial
 
 _REPORT_EVERY = 5.0
 """Seconds between a worker's reports to Tune, which cannot take many."""
 
 
-class TrialWorker(tune.Trainable):  # type: ignore[misc]
+class TrialWorker(tune.Trainable):
     """A process that runs trials one after the other."""
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -67,7 +66,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]
         job = config["job"]
         load_kept(job["plugins"])
         content = job["trial"]
-        trial = PlannedTrial(**{**content, "fields": recorded_trial(content)})
+        trial = PlannedTrial(**{**content, "fields": Trial.model_validate(content["fields"])})
         evaluations = [Generation.model_validate(e) for e in job["evaluate"]]
         home, stop = Home(Path(job["home"])), StopFile(Path(job["stop"]))
         remember_call(job["command"])
@@ -140,8 +139,8 @@ def run_trials(
         jobs = iter([{"trial": _payload(t), "decided_at": decided[t.id], **common} for t in trials])
         callbacks = [SignalCheck(signals), RecordFailures(home, fail_fast)]
         tuner = tune.Tuner(
-            tune.with_resources(TrialWorker, lambda config: _request(config["job"]["trial"]["fields"]["resources"])),
-            param_space={"job": tune.sample_from(lambda: next(jobs))},
+            tune.with_resources(TrialWorker, _request),
+            param_space={"job": tune.sample_from(lambda: next(jobs))},  # type: ignore[arg-type,misc]  # Ray takes both
             tune_config=tune.TuneConfig(
                 num_samples=len(trials), max_concurrent_trials=max_concurrent or 0, reuse_actors=True
             ),
@@ -176,9 +175,9 @@ def _payload(trial: PlannedTrial) -> dict[str, Any]:
     }
 
 
-def _request(resources: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """A bundle a process, on as few machines as can be."""
-    asked = Resources.model_validate(resources)
+def _request(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """What a trial asks Ray for: a bundle a process, on as few machines as can be."""
+    asked = Resources.model_validate(config["job"]["trial"]["fields"]["resources"])
     gpus = {"GPU": asked.gpus_of_process} if asked.gpus else {}
     return tune.PlacementGroupFactory([{"CPU": asked.cpus, **gpus} for _ in range(asked.team)], strategy="PACK")
 

@@ -53,14 +53,13 @@ def in_placement_group(home: Home, trial: PlannedTrial) -> Iterator[Peers]:
     assert group is not None
     with tempfile.TemporaryDirectory(prefix="dsd-lab-") as folder:
         rendezvous = _rendezvous(folder)
+        follower: Any = ray.remote(Follower)
         actors = [
-            ray.remote(Follower)
-            .options(
+            follower.options(
                 num_cpus=resources.cpus,
                 num_gpus=resources.gpus_of_process,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
-            )
-            .remote()
+            ).remote()
             for rank in range(1, size)
         ]
         ends = [actor.follow.remote(job, rendezvous, rank) for rank, actor in enumerate(actors, 1)]

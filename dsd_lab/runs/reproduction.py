@@ -13,9 +13,6 @@ from dsd_lab.errors import CorruptCheckpoint
 from dsd_lab.home.spool import read_spool
 from dsd_lab.home.trial_folder import TrialFolder
 
-_CLOCK = ("time", "seconds", "format")
-"""Entries of a record that say when and how fast, not what."""
-
 
 def compare(recorded: TrialFolder, again: TrialFolder) -> dict[str, Any]:
     """Weights, records and origin of a trial and of its reproduction.
@@ -68,9 +65,9 @@ def _distance(a: Tensor, b: Tensor) -> float:
 
 def _records(recorded: TrialFolder, again: TrialFolder) -> dict[str, Any]:
     """Every line of the spools, clock times left out."""
-    before, now = (
-        [{k: v for k, v in line.items() if k not in _CLOCK} for line in read_spool(f.spool)] for f in (recorded, again)
-    )
+    before, now = ([line.result() for line in read_spool(f.spool)] for f in (recorded, again))
+    if not all("images" in line for line in before):  # recorded by a version that did not count them
+        now = [{k: v for k, v in line.items() if k not in ("images", "flops")} for line in now]
     if before == now:
         return {"equal": True, "text": f"equal ({len(now)} lines)"}
     for a, b in zip(before, now, strict=False):
@@ -92,11 +89,13 @@ def _origins(recorded: TrialFolder, again: TrialFolder) -> Iterator[dict[str, An
 
 
 def _origin(folder: TrialFolder) -> dict[str, Any]:
-    described = folder.description() or {}
-    origin = described.get("provenance", {})
-    found = {name: origin.get(name) for name in ("code", "git_commit", "git_diff", "python", "device")}
-    found |= {f"version of {name}": version for name, version in origin.get("versions", {}).items()}
-    found |= {name: origin.get("machine", {}).get(name) for name in ("system", "processor")}
-    found["images"] = described.get("data", {}).get("fingerprint")
-    found["codes in turn"] = [entry.get("code") for entry in folder.status().get("trained_by") or []]
+    described = folder.description()
+    if described is None:
+        return {}
+    origin = described.provenance
+    found: dict[str, Any] = origin.model_dump(include={"code", "git_commit", "git_diff", "python", "device"})
+    found |= {f"version of {name}": version for name, version in origin.versions.items()}
+    found |= origin.machine.model_dump(include={"system", "processor"})
+    found["images"] = described.data.fingerprint
+    found["codes in turn"] = [entry.code for entry in folder.status().trained_by]
     return found

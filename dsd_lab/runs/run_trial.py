@@ -18,17 +18,20 @@ from dsd_lab.core.training.checkpoints import list_checkpoints
 from dsd_lab.core.training.events import Diverged, Finished, Logged
 from dsd_lab.core.training.trainer import Trainer, pick_device
 from dsd_lab.errors import BadInput, LabError, NoResources, PeerLost, is_disk_full
-from dsd_lab.files.atomic import PRIVATE, write_atomic, write_json
+from dsd_lab.files.atomic import PRIVATE, write_atomic
 from dsd_lab.home.beginnings import note_beginning
 from dsd_lab.home.home import Home
 from dsd_lab.home.plugins import keep_plugins, loaded_digests
+from dsd_lab.home.record_types import FORMAT
 from dsd_lab.home.spool import sound_lines
-from dsd_lab.home.trial_folder import ENDED, FORMAT, STOPPED, TrialFolder
+from dsd_lab.home.trial_folder import ENDED, STOPPED, TrialFolder
+from dsd_lab.home.trial_records import DataRecord, Provenance, TrialRecord
 from dsd_lab.planning.estimates import cached_shape
 from dsd_lab.planning.shared_steps import beginning_key
 from dsd_lab.provenance import device_name, provenance, work_tree_diff
 from dsd_lab.runs.continuity import code_of, trained_by, trained_on
 from dsd_lab.runs.data_shelf import DataShelf
+from dsd_lab.runs.meter import Meter, forget_peak
 from dsd_lab.runs.peers import Team, started_here, trainer_among
 from dsd_lab.runs.shared_beginning import begin_from, find_beginning, taken_over
 from dsd_lab.runs.spool_writer import Spool
@@ -74,14 +77,14 @@ def run_trial(
     folder, steps = home.trial(trial.id), trial.fields.training.steps
     with folder.lock() as held:
         if not held:
-            yield Progress("running", int(folder.status().get("step", 0)), steps)
+            yield Progress("running", folder.status().step, steps)
             return
         try:
             if folder.state() not in ENDED:
                 yield from _train(home, folder, trial, shelf, stop, team)
             if folder.state() == "done":
                 yield from make_evaluations(home, folder, trial, evaluations, shelf, told)
-            yield Progress(folder.state(), int(folder.status()["step"]), steps)
+            yield Progress(folder.state(), folder.status().step, steps)
         except GeneratorExit:
             if folder.state() not in (*ENDED, STOPPED):
                 folder.write_status(state="interrupted")
@@ -91,7 +94,7 @@ def run_trial(
             raise
         except Exception as error:  # the boundary of a trial: whatever went wrong is its result, the sweep goes on
             _record_failure(folder, error)
-            yield Progress("failed", int(folder.status().get("step", 0)), steps)
+            yield Progress("failed", folder.status().step, steps)
 
 
 def gpu_is_lost() -> bool:
@@ -153,7 +156,7 @@ def _train(
 ) -> Generator[Progress]:
     steps = trial.fields.training.steps
     torch.set_num_threads(trial.fields.resources.threads)
-    attempt = int(folder.status().get("attempt", 0)) + 1
+    attempt = folder.status().attempt + 1
     now = time.time()
     saved = list_checkpoints(folder.checkpoints)
     reached = int(saved[0].name.removeprefix("step-")) if saved else 0
@@ -168,7 +171,7 @@ def _train(
         code=code_of(folder),
         pid=os.getpid(),
         devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
-        started=folder.status().get("started", now),
+        started=folder.status().started or now,
         updated=now,
     )
     yield Progress("running", reached, steps)
@@ -204,8 +207,17 @@ def _train(
         if damaged := sorted(path.name for path in folder.checkpoints.glob("damaged-*")):
             changed["damaged"] = damaged  # passed over, and looked at by nobody yet
         folder.write_status(step=at, **changed)
-        spool = Spool(folder.spool, folder.images, at if resumed else None, trainer.resumed_told, trainer.resumed_lines)
-        busy = float(folder.status().get("seconds", 0.0)) if resumed else 0.0
+        meter = Meter(trial.fields, cached_shape(trial.fields, home, training_code()), device)
+        forget_peak(device)
+        spool = Spool(
+            folder.spool,
+            folder.images,
+            at if resumed else None,
+            trainer.resumed_told,
+            trainer.resumed_lines,
+            meter,
+        )
+        busy = folder.status().seconds if resumed else 0.0
 
         with contextlib.closing(spool):
             yield from _follow(folder, trainer, spool, busy, watchdog, stop)
@@ -257,8 +269,9 @@ def _describe(home: Home, folder: TrialFolder, trial: PlannedTrial, data: DataSe
     (folder.root / "code.diff").unlink(missing_ok=True)  # of an attempt before
     if difference := work_tree_diff():
         write_atomic(folder.root / "code.diff", difference)
-    write_json(
-        folder.root / "trial.json",
+    plugins, shown = loaded_digests(), shown_metrics()
+    origin = provenance() | {"device": name} | ({"plugins": plugins} if plugins else {})
+    record = TrialRecord.model_validate(
         {
             "format": FORMAT,
             "schema_version": SCHEMA_VERSION,
@@ -272,10 +285,9 @@ def _describe(home: Home, folder: TrialFolder, trial: PlannedTrial, data: DataSe
             "fields": trial.fields.model_dump(),
             "canonical": canonical_fields(trial.fields),
             "flops_per_image": cached_shape(trial.fields, home, training_code()).flops_per_image,
-            "data": {"name": data_name(trial.fields), "fingerprint": data.fingerprint, **data.facts},
-            "provenance": provenance()
-            | {"device": name, **({"plugins": loaded} if (loaded := loaded_digests()) else {})},
-            **({"shown": shown} if (shown := shown_metrics()) else {}),
-        },
-        durable=True,
+            "data": DataRecord(name=data_name(trial.fields), fingerprint=data.fingerprint, **data.facts),
+            "provenance": Provenance.model_validate(origin),
+            **({"shown": shown} if shown else {}),
+        }
     )
+    record.write(folder.root / "trial.json", durable=True)

@@ -13,8 +13,8 @@ from dsd_lab.home.beginnings import begun_alike
 from dsd_lab.home.home import Home
 from dsd_lab.home.spool import complete_lines, is_whole_picture, parsed_lines
 from dsd_lab.home.trial_folder import TrialFolder
+from dsd_lab.home.trial_records import BeganFrom
 from dsd_lab.planning.shared_steps import beginning_key, takes_over
-from dsd_lab.specs.renamed import recorded_trial
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.specs.trial import Trial
 from dsd_lab.training_code import is_current
@@ -36,7 +36,7 @@ def find_beginning(home: Home, trial: PlannedTrial) -> Beginning | None:
             continue
         folder = home.trial(other)
         fields = _fields_of(folder)
-        if fields is None or folder.imported() or not is_current(folder.status().get("code")):
+        if fields is None or folder.imported() or not is_current(folder.status().code):
             continue
         for path in list_checkpoints(folder.checkpoints):
             step = int(path.name.removeprefix("step-"))
@@ -48,7 +48,7 @@ def find_beginning(home: Home, trial: PlannedTrial) -> Beginning | None:
 def _fields_of(folder: TrialFolder) -> Trial | None:
     try:
         described = folder.description()
-        return None if described is None else recorded_trial(described)
+        return None if described is None else described.trial
     except BadInput:
         return None
 
@@ -93,7 +93,7 @@ def _lines_until(found: Beginning) -> list[bytes] | None:
     """The other trial's lines up to that of its checkpoint; None where that is not there."""
     lines = complete_lines(found.folder.spool)
     for count, entry in enumerate(parsed_lines(lines, found.folder.spool), 1):
-        if entry["kind"] == "checkpoint" and entry["step"] == found.step:
+        if entry.kind == "checkpoint" and entry.step == found.step:
             return lines[:count]
     return None
 
@@ -101,5 +101,9 @@ def _lines_until(found: Beginning) -> list[bytes] | None:
 def taken_over(found: Beginning) -> dict[str, Any]:
     """What the status of the trial that goes on says of it."""
     status = found.folder.status()
-    until = {key: [e for e in status.get(key) or [] if e["step"] < found.step] for key in ("trained_by", "trained_on")}
-    return {"began_from": {"trial": found.folder.id, "step": found.step}, "code": status.get("code"), **until}
+    return {
+        "began_from": BeganFrom(trial=found.folder.id, step=found.step),
+        "code": status.code,
+        "trained_by": [entry for entry in status.trained_by if entry.step < found.step],
+        "trained_on": [entry for entry in status.trained_on if entry.step < found.step],
+    }

@@ -14,9 +14,10 @@ from dsd_lab.evaluation.evaluate import evaluate_generation
 from dsd_lab.evaluation.metric_names import sampling_name
 from dsd_lab.evaluation.reference import check_files
 from dsd_lab.evaluation.workspace import Bench
-from dsd_lab.files.atomic import make_folder, write_atomic, write_json
+from dsd_lab.files.atomic import make_folder, write_atomic
 from dsd_lab.home.home import Home
 from dsd_lab.home.trial_folder import TrialFolder
+from dsd_lab.home.trial_records import Evaluation
 from dsd_lab.runs.data_shelf import DataShelf
 from dsd_lab.specs.evaluate_list import applies
 from dsd_lab.specs.identity import evaluation_id
@@ -62,9 +63,9 @@ def make_evaluations(
             started = time.perf_counter()
             metrics, samples = evaluate_generation(e, trial.fields, folder.checkpoints, data, device, home.cache, bench)
             make_folder(folder.root / "evaluations")
-            content = {"settings": e.model_dump(), "metrics": metrics, "seconds": time.perf_counter() - started}
+            made = Evaluation(settings=e.model_dump(), metrics=metrics, seconds=time.perf_counter() - started)
             write_atomic(folder.images / f"evaluation-{key}.png", encoded(samples), durable=True)
-            write_json(folder.root / "evaluations" / f"{key}.json", content, durable=True)
+            made.write(folder.root / "evaluations" / f"{key}.json", durable=True)
             said.one_more()
             yield Progress("done", trial.fields.training.steps, trial.fields.training.steps)
     finally:

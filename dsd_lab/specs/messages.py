@@ -89,7 +89,7 @@ def _wanted(detail: ErrorDetails) -> str:
         if new is not None:
             return f"{new!r}, as {value!r} is named since schema version 2"
         near = did_you_mean(value, known) if isinstance(value, str) and known else ""
-        return context["expected"] + (near if "did you mean" in near else "")
+        return str(context["expected"]) + (near if "did you mean" in near else "")
     if kind in ("int_type", "int_from_float"):
         return "a whole number" + (f": write {value:.0f}" if isinstance(value, float) and value == value // 1 else "")
     if kind == "float_type":

@@ -58,6 +58,11 @@ class Network(Section):
             raise ValueError(f"width: {self.width} is not a multiple of 4, as 2D sine position codes need")
         return self
 
+    @property
+    def tokens(self) -> int:
+        """Latent tokens of an image: one a patch."""
+        return (int(self.image_size or 0) // int(self.patch_size or 1)) ** 2
+
 
 _COLUMNS = (
     "image_size",

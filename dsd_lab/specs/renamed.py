@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from dsd_lab.specs.trial import Trial
+from typing import Any
 
 RENAMED: dict[str, dict[str, str]] = {
     "training": {
@@ -18,6 +15,7 @@ RENAMED: dict[str, dict[str, str]] = {
 """Section -> earlier name -> today's."""
 RENAMED_VALUES: dict[tuple[str, str], dict[str, str]] = {("optimiser", "schedule"): {"tail": "wsd"}}
 """(Section, field) -> earlier value -> today's."""
+_SECTIONS = {*RENAMED, *(section for section, _ in RENAMED_VALUES)}
 
 
 REMOVED: dict[str, dict[str, tuple[Any, str]]] = {
@@ -47,39 +45,15 @@ def present_value(path: tuple[str, ...], value: Any) -> str | None:
     return known.get(value) if isinstance(value, str) else None
 
 
-def present_fields(recorded: dict[str, Any]) -> dict[str, Any]:
+def present_fields(recorded: Any) -> Any:
     """Recorded sections of a trial (section -> field -> value) under today's names; what is no section stays as it is."""
-    found: dict[str, Any] = {}
-    for section, values in recorded.items():
+    found = dict(recorded) if isinstance(recorded, dict) else recorded
+    for section in _SECTIONS:
+        values = found.get(section) if isinstance(found, dict) else None
         if isinstance(values, dict):
             names = RENAMED.get(section, {})
             void = {name: value for name, (value, _) in REMOVED.get(section, {}).items()}
             values = {n: v for n, v in values.items() if n not in void or v != void[n]}
             values = {names.get(name, name): value for name, value in values.items()}
-            for name, value in values.items():
-                values[name] = present_value((section, name), value) or value
-        found[section] = values
+            found[section] = {name: present_value((section, name), v) or v for name, v in values.items()}
     return found
-
-
-def present_record(content: dict[str, Any]) -> dict[str, Any]:
-    """A record that holds `fields` or `canonical` (`trial.json`, a manifest's trial), with these under today's names."""
-    sections = {key: content[key] for key in ("fields", "canonical") if isinstance(content.get(key), dict)}
-    return content | {key: present_fields(value) for key, value in sections.items()}
-
-
-def present_manifest(content: dict[str, Any]) -> dict[str, Any]:
-    """A sweep's manifest with the fields of its trials under today's names."""
-    return content | {"trials": [present_record(entry) for entry in content["trials"]]}
-
-
-def recorded_trial(record: dict[str, Any]) -> Trial:
-    """The trial that a `trial.json` of any schema version describes.
-
-    Raises:
-        KeyError: the record has no fields.
-        ValidationError: they are not those of a trial.
-    """
-    from dsd_lab.specs.trial import Trial
-
-    return Trial.model_validate(present_record(record)["fields"])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from dsd_lab.specs.trial import Section
+
+XAxis = Literal["step", "images", "flops"]
 
 
 class Tuning(Section):
@@ -41,5 +45,7 @@ class ReportSettings(Section):
     """Without a control: rank-collapsed below this fraction of what the images can fill, the effective rank of their own patches."""
     probes: int = Field(3, ge=1, le=1000)
     """A verdict is on the median of this many last probes."""
+    x: XAxis = "step"
+    """What figures over training have as x: optimiser steps, training images seen, or training FLOPs made."""
     tuned: Tuning | None = None
     """Where set, a seed is reported at the axis value that the other seeds rank best."""

@@ -34,7 +34,7 @@ class CoreSchemaLoader(yaml.SafeLoader):
         self._nodes += 1
         if self._depth > MAX_DEPTH or self._nodes > MAX_NODES:
             bound = f"{MAX_DEPTH} levels deep" if self._depth > MAX_DEPTH else f"{MAX_NODES:,} keys and values"
-            raise yaml.MarkedYAMLError(problem=f"more than {bound}", problem_mark=self.peek_event().start_mark)
+            raise yaml.MarkedYAMLError(problem=f"more than {bound}", problem_mark=self.peek_event().start_mark)  # type: ignore[no-untyped-call]
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node

@@ -10,13 +10,14 @@ from dsd_lab.errors import CorruptCheckpoint
 from dsd_lab.files.printable import printable
 from dsd_lab.home.history import write_history
 from dsd_lab.home.spool import is_whole_picture
+from dsd_lab.home.sweep_records import Entry
 from dsd_lab.home.trial_folder import ENDED, TrialFolder
 from dsd_lab.runs.continuity import told_changes, told_devices
 
 
-def differing(trials: list[dict[str, Any]]) -> list[str]:
+def differing(trials: list[Entry]) -> list[str]:
     """Key paths of the training fields that are not the same in all trials of a manifest."""
-    flats = [flat(t["canonical"]) for t in trials]
+    flats = [flat(t.canonical) for t in trials]
     keys = dict.fromkeys(k for fields in flats for k in fields)
     return [k for k in keys if len({json.dumps(fields.get(k)) for fields in flats}) > 1]
 
@@ -31,28 +32,28 @@ def status_tags(folder: TrialFolder, state: str) -> dict[str, str]:
     status, description = folder.status(), folder.description()
     tags = {
         "dsd.state": state,
-        "dsd.step": status.get("step", 0),
-        "dsd.seconds": status.get("seconds", 0.0),
-        "dsd.attempt": status.get("attempt", 1),
-        "dsd.code": status.get("code", "unknown"),
+        "dsd.step": status.step,
+        "dsd.seconds": status.seconds,
+        "dsd.attempt": status.attempt or 1,
+        "dsd.code": status.code or "unknown",
     }
     if changes := told_changes(status):
         tags["dsd.code_changes"] = changes
     if devices := told_devices(status):
         tags["dsd.device_changes"] = devices
-    if status.get("error"):
-        tags["dsd.error"] = printable(str(status["error"]))[:500]
+    if status.error:
+        tags["dsd.error"] = printable(status.error)[:500]
     if imported := folder.imported():
-        tags["dsd.imported"] = str(imported.get("sweep"))
+        tags["dsd.imported"] = imported.sweep
     if description is not None:
-        origin = description["provenance"]
+        origin = description.provenance
         tags |= {
-            "dsd.device": origin["device"],
-            "dsd.git_dirty": str(origin["git_dirty"]).lower(),
-            "dsd.data": description["data"]["fingerprint"][:16],
-            **({"dsd.command": str(origin["command"])[:5000]} if origin.get("command") else {}),
-            **({"mlflow.source.git.commit": origin["git_commit"]} if origin["git_commit"] else {}),
-            **{f"dsd.version.{name}": version for name, version in origin["versions"].items()},
+            "dsd.device": origin.device,
+            "dsd.git_dirty": str(origin.git_dirty).lower(),
+            "dsd.data": description.data.fingerprint[:16],
+            **({"dsd.command": origin.command[:5000]} if origin.command else {}),
+            **({"mlflow.source.git.commit": origin.git_commit} if origin.git_commit else {}),
+            **{f"dsd.version.{name}": version for name, version in origin.versions.items()},
         }
     return {name: str(value) for name, value in tags.items()}
 

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -24,6 +23,7 @@ from dsd_lab.errors import BadInput
 from dsd_lab.files.locks import locked
 from dsd_lab.files.printable import printable, say
 from dsd_lab.home.home import Home
+from dsd_lab.home.sweep_records import Entry, Manifest
 from dsd_lab.home.trial_folder import TrialFolder
 from dsd_lab.store.faults import StoreUnavailable, answering
 from dsd_lab.store.moved import artifacts_uri, relocate
@@ -105,7 +105,7 @@ class Store:
 
     # -- Writing -------------------------------------------------------------------------------------
 
-    def sync(self, manifest: dict[str, Any]) -> int:
+    def sync(self, manifest: Manifest) -> int:
         """Bring the store up to the files of a sweep's trials; returns the spool lines that were new.
 
         Raises:
@@ -114,7 +114,7 @@ class Store:
         with self._writing() as writer:
             sweep = writer.sweep(manifest)
             new, faults = 0, []
-            for entry in manifest["trials"]:
+            for entry in manifest.trials:
                 try:
                     new += writer.trial(sweep, entry)
                 except BadInput as error:  # a damaged file of one trial keeps no other from being stored
@@ -125,7 +125,7 @@ class Store:
                 raise faults[0]
             return new
 
-    def attach_report(self, manifest: dict[str, Any], folder: Path, place: str = "report") -> None:
+    def attach_report(self, manifest: Manifest, folder: Path, place: str = "report") -> None:
         """Add the report's pages to the sweep's parent run, below `place`.
 
         Raises:
@@ -150,7 +150,7 @@ class Store:
         with self._writing():
             orphans = [run for run in self.ours.runs("attributes.status = 'RUNNING'") if self._is_orphan(run)]
             for run in [] if dry_run else orphans:
-                ended = self.home.trial(run.data.tags.get("dsd.trial", "-")).status().get("updated", time.time())
+                ended = self.home.trial(run.data.tags.get("dsd.trial", "-")).status().updated or time.time()
                 self.client.set_terminated(run.info.run_id, "KILLED", int(1000 * ended))
                 if "dsd.settled" in run.data.tags:
                     self.client.delete_tag(run.info.run_id, "dsd.settled")
@@ -165,7 +165,7 @@ class Store:
 
     # -- Reading -------------------------------------------------------------------------------------
 
-    def read(self, manifest: dict[str, Any], scratch: Path) -> list[StoredTrial]:
+    def read(self, manifest: Manifest, scratch: Path) -> list[StoredTrial]:
         """The trials of a sweep as the store holds them; artifacts are fetched below `scratch` where they are remote.
 
         Raises:
@@ -177,20 +177,20 @@ class Store:
                 trials = self.ours.runs("tags.`dsd.kind` = 'trial'")
             own = artifacts_uri(self.home.root) if self.ours.own else None
             reader = Reader(self.client, scratch, own, self._write_anew, lambda line: self._notes.setdefault(line))
-            return [self._stored(reader, entry, trials) for entry in manifest["trials"]]
+            return [self._stored(reader, entry, trials) for entry in manifest.trials]
 
-    def _stored(self, reader: Reader, entry: dict[str, Any], trials: list[Run]) -> StoredTrial:
+    def _stored(self, reader: Reader, entry: Entry, trials: list[Run]) -> StoredTrial:
         """A trial from this home's run; where it was never here, from one that may be another home's, and is marked so."""
-        folder = self.home.trial(entry["id"])
-        runs, status = [run for run in trials if run.data.tags["dsd.trial"] == entry["id"]], folder.status()
-        if status:
-            what = (str(status.get("code")), imported_with(folder))
+        folder = self.home.trial(entry.id)
+        runs, status = [run for run in trials if run.data.tags["dsd.trial"] == entry.id], folder.status()
+        if status.state != "pending":
+            what = (str(status.code), imported_with(folder))
             runs = [run for run in runs if (run.data.tags["dsd.code"], run.data.tags.get("dsd.imported")) == what]
             return reader.stored(entry, runs[-1] if runs else None, folder)
         recorded = [run for run in runs if self.ours.is_recorded(run)]
         if recorded:
             return reader.stored(entry, recorded[-1], None)
-        found = reader.stored(entry, next(reversed(runs or self.ours.of_anybody(entry["id"])), None), None)
+        found = reader.stored(entry, next(reversed(runs or self.ours.of_anybody(entry.id)), None), None)
         if found.folder is not None:
             found.tags.setdefault("dsd.imported", "another home of the store")
         return found

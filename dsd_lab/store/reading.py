@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlparse
 
 import pyarrow as pa
@@ -17,8 +16,10 @@ from mlflow.entities import Run
 from safetensors import SafetensorError, safe_open
 
 from dsd_lab.errors import BadInput
-from dsd_lab.files.bounded import check_plain, read_json_object
+from dsd_lab.files.bounded import check_plain
+from dsd_lab.home.sweep_records import Entry
 from dsd_lab.home.trial_folder import ENDED, TrialFolder
+from dsd_lab.home.trial_records import Parameters, TrialRecord
 from dsd_lab.store.artifacts import write_artifacts
 
 _COLUMNS = ("step", "name", "index", "value")
@@ -32,7 +33,7 @@ _READ = ("history.parquet", "trial.json", "final", "images", "evaluations")
 class StoredTrial:
     """What the store holds of a trial of a sweep."""
 
-    entry: dict[str, Any]
+    entry: Entry
     """The trial's row of the sweep's manifest."""
     tags: dict[str, str]
     metrics: dict[str, float]
@@ -59,7 +60,7 @@ class Reader:
     write_anew: Callable[[Run, TrialFolder], None]
     note: Callable[[str], None]
 
-    def stored(self, entry: dict[str, Any], run: Run | None, folder: TrialFolder | None) -> StoredTrial:
+    def stored(self, entry: Entry, run: Run | None, folder: TrialFolder | None) -> StoredTrial:
         """A trial from its run; pending where there is no run, or where it cannot be read.
 
         Args:
@@ -70,21 +71,21 @@ class Reader:
         pending = StoredTrial(entry, {"dsd.state": "pending"}, {}, None)
         if run is None:
             return pending
-        place = self._fetched(entry["id"], run)
+        place = self._fetched(entry.id, run)
         started = folder is not None and folder.description() is not None and not folder.is_locked()
         if folder is not None and started and place is not None and not (place / "history.parquet").exists():
             self.write_anew(run, folder)
             run = self.client.get_run(run.info.run_id)
-            place = self._fetched(entry["id"], run)
+            place = self._fetched(entry.id, run)
         if place is not None and not (reason := damage(place)):
             return StoredTrial(entry, dict(run.data.tags), dict(run.data.metrics), place)
         what = "lie outside the folders of the store" if place is None else f"are damaged ({reason})"
-        line = f"trial {entry['id']}: its files in the store {what}"
+        line = f"trial {entry.id}: its files in the store {what}"
         if folder is None:
             self.note(f"{line}; it is passed over")
             return pending
         self.note(f"{line}; those of the home folder are shown")
-        place = self.scratch / f"own-{entry['id']}"
+        place = self.scratch / f"own-{entry.id}"
         place.mkdir(exist_ok=True)
         write_artifacts(folder, str(run.data.tags.get("dsd.state")), place)
         if (folder.root / "evaluations").is_dir():
@@ -130,7 +131,7 @@ def damage(folder: Path) -> str | None:
     try:
         for name in ("history.parquet", "trial.json"):
             check_plain(folder / name)
-        if read_json_object(folder / "trial.json") is None:
+        if TrialRecord.read(folder / "trial.json") is None:
             return "trial.json is no JSON object"
         table = pq.ParquetFile(folder / "history.parquet")
         if table.schema_arrow.names[:4] != list(_COLUMNS):
@@ -143,7 +144,7 @@ def damage(folder: Path) -> str | None:
             check_plain(weights)
             with safe_open(weights, framework="numpy"):
                 pass
-        if os.path.lexists(counted) and not isinstance((read_json_object(counted) or {}).get("parameters"), int):
+        if os.path.lexists(counted) and Parameters.known(counted) is None:
             return "final/parameters.json holds no number of parameters"
     except (OSError, pa.ArrowException, BadInput, SafetensorError) as error:
         return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -20,6 +20,8 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run, RunTag
 from dsd_lab.files.image_files import DamagedImage, open_grid
 from dsd_lab.home.spool import is_whole_picture, read_spool
 from dsd_lab.home.trial_folder import TrialFolder
+from dsd_lab.home.trial_records import SpoolLine
+from dsd_lab.specs.data import Data
 from dsd_lab.store.artifacts import status_tags, write_artifacts
 
 RUN_STATUS = {
@@ -73,15 +75,15 @@ def _replay(client: MlflowClient, run: Run, folder: TrialFolder, certain: set[st
         held = 0  # metrics may have been stored without the count, or other lines been counted
         certain.add(run_id)
     metrics: list[Metric] = []
-    for entry in lines[held:]:
-        stamp, step = int(entry["time"] * 1000), entry["step"]
-        if entry["kind"] == "images":
-            _upload_images(client, run_id, folder, entry, stamp)
-        fresh = {k: v for k, v in entry.get("metrics", {}).items() if (k, step) not in known}
+    for line in lines[held:]:
+        stamp = int(line.time * 1000)
+        if line.kind == "images":
+            _upload_images(client, run_id, folder, line, stamp)
+        fresh = {k: v for k, v in line.measured().items() if (k, line.step) not in known}
         if len(metrics) + len(fresh) > BATCH:
-            _flush(client, run_id, metrics, entry["n"])
+            _flush(client, run_id, metrics, line.n)
             metrics = []
-        metrics += [Metric(name, value, stamp, step) for name, value in fresh.items()]
+        metrics += [Metric(name, value, stamp, line.step) for name, value in fresh.items()]
     if len(lines) > held:
         _flush(client, run_id, metrics, len(lines))
     return max(0, len(lines) - counted)
@@ -93,35 +95,34 @@ def _flush(client: MlflowClient, run_id: str, metrics: list[Metric], lines: int)
 
 def _pictures(client: MlflowClient, run: Run, folder: TrialFolder) -> None:
     """All pictures that the run should hold by its count of lines."""
-    for entry in list(read_spool(folder.spool))[: int(run.data.tags.get("dsd.lines", 0))]:
-        if entry["kind"] == "images":
-            _upload_images(client, run.info.run_id, folder, entry, int(entry["time"] * 1000))
+    for line in list(read_spool(folder.spool))[: int(run.data.tags.get("dsd.lines", 0))]:
+        if line.kind == "images":
+            _upload_images(client, run.info.run_id, folder, line, int(line.time * 1000))
 
 
-def _upload_images(client: MlflowClient, run_id: str, folder: TrialFolder, entry: dict[str, Any], stamp: int) -> None:
+def _upload_images(client: MlflowClient, run_id: str, folder: TrialFolder, line: SpoolLine, stamp: int) -> None:
     there = [Path(item.path).name for item in client.list_artifacts(run_id, "images")]
-    for name in entry["files"]:
+    for name in line.files:
         key, path = name.rsplit("-", 1)[0], folder.images / name
-        marked = (f"{key}%step%{entry['step']}%", f"{key}+step+{entry['step']}+")
+        marked = (f"{key}%step%{line.step}%", f"{key}+step+{line.step}+")
         if is_whole_picture(path) and not any(file.startswith(marked) for file in there):
-            place = {"key": key, "step": entry["step"], "timestamp": stamp}
             with contextlib.suppress(DamagedImage):  # the store keeps none of it
-                client.log_image(run_id, open_grid(path), synchronous=True, **place)
+                client.log_image(run_id, open_grid(path), key=key, step=line.step, timestamp=stamp, synchronous=True)
 
 
 def _evaluations(client: MlflowClient, run: Run, folder: TrialFolder, anew: bool) -> None:
     held = set() if anew else set(filter(None, run.data.tags.get("dsd.evaluations", "").split(",")))
     known, run_id = set(run.data.metrics), run.info.run_id
-    step, stamp = int(folder.status().get("step", 0)), int(time.time() * 1000)
+    step, stamp = folder.status().step, int(time.time() * 1000)
     for key, content in folder.evaluations().items():
         if key in held:
             continue
         picture = folder.images / f"evaluation-{key}.png"
         if is_whole_picture(picture):
             client.log_artifact(run_id, str(picture), "final")
-        client.log_dict(run_id, content, f"evaluations/{key}.json")
+        client.log_dict(run_id, content.model_dump(), f"evaluations/{key}.json")
         held.add(key)
-        fresh = {k: v for k, v in content["metrics"].items() if k not in known}  # evaluations share floors
+        fresh = {k: v for k, v in content.metrics.items() if k not in known}  # evaluations share floors
         metrics = [Metric(k, v, stamp, step) for k, v in fresh.items()]
         known |= set(fresh)
         client.log_batch(run_id, metrics=metrics, tags=[RunTag("dsd.evaluations", ",".join(sorted(held)))])
@@ -130,21 +131,20 @@ def _evaluations(client: MlflowClient, run: Run, folder: TrialFolder, anew: bool
 def _data_set(client: MlflowClient, run: Run, folder: TrialFolder) -> None:
     """The data set as MLflow's pages show one: an input of the run, with its digest."""
     description = folder.description()
-    if description is None or run.inputs.dataset_inputs:
+    if description is None or (run.inputs is not None and run.inputs.dataset_inputs):
         return
-    data, fields = description["data"], description["fields"]["data"]
-    kind, source = source_of(fields)
-    profile = {"num_rows": data["train"], "num_holdout": data["holdout"], "num_classes": data["classes"]}
-    found = Dataset(data["name"], data["fingerprint"][:16], kind, json.dumps(source), profile=json.dumps(profile))
+    data, (kind, source) = description.data, source_of(description.trial.data)
+    profile = {"num_rows": data.train, "num_holdout": data.holdout, "num_classes": data.classes}
+    found = Dataset(data.name, data.fingerprint[:16], kind, json.dumps(source), profile=json.dumps(profile))
     client.log_inputs(run.info.run_id, [DatasetInput(found, [InputTag("mlflow.data.context", "training")])])
 
 
-def source_of(data: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def source_of(data: Data) -> tuple[str, dict[str, Any]]:
     """MLflow's type of a data set's source and what it holds, from a trial's `data` fields."""
-    if data["path"] is not None:
-        return "local", {"uri": str(data["path"])}
-    if data.get("hub") is not None:
-        return "hugging_face", {"path": data["hub"]}  # as MLflow's own HuggingFaceDatasetSource
+    if data.path is not None:
+        return "local", {"uri": data.path}
+    if data.hub is not None:
+        return "hugging_face", {"path": data.hub}  # as MLflow's own HuggingFaceDatasetSource
     return "code", {"tags": {"mlflow.source.name": "sklearn.datasets.load_digits"}}
 
 
@@ -157,5 +157,5 @@ def _settle(client: MlflowClient, run: Run, folder: TrialFolder, state: str, see
     tags = status_tags(folder, state) | ({} if state == "running" else {"dsd.settled": seen})
     if "dsd.error" in run.data.tags and "dsd.error" not in tags:
         client.delete_tag(run_id, "dsd.error")  # it was tried again
-    set_state(client, run_id, state, folder.status().get("updated"))
+    set_state(client, run_id, state, folder.status().updated)
     client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])

@@ -51,13 +51,13 @@ class Ours:
             return False
         if "dsd.home" in tags or self.own:
             return bool(tags.get("dsd.home", self.home.id) == self.home.id)
-        trial = tags.get("dsd.trial")
-        started = self.home.trial(trial).status().get("started") if is_trial_id(trial) else None
-        return isinstance(started, (int, float)) and run.info.start_time == int(1000 * started)
+        trial = tags.get("dsd.trial", "")
+        started = self.home.trial(trial).status().started if is_trial_id(trial) else 0.0
+        return bool(started > 0 and run.info.start_time == int(1000 * started))
 
     def is_recorded(self, run: Run) -> bool:
         """Whether this home is known to have made a run, or to have taken it as its own with the trial's files at hand."""
-        return self.record.get(slot_of(run.data.tags)) == run.info.run_id
+        return bool(self.record.get(slot_of(run.data.tags)) == run.info.run_id)
 
     def runs(self, condition: str, experiments: list[str] | None = None, deleted: bool = False) -> list[Run]:
         """This home's runs that meet a condition, one of each kind, trial and code."""
@@ -65,7 +65,7 @@ class Ours:
         alike: dict[str, list[Run]] = {}
         for run in self._checked(self.is_ours, condition, named, deleted):
             alike.setdefault(slot_of(run.data.tags), []).append(run)
-        return [run for slot, runs in alike.items() if (run := self._own_of(slot, runs)) is not None]
+        return [own for slot, runs in alike.items() if (own := self._own_of(slot, runs)) is not None]
 
     def of_anybody(self, trial: str) -> list[Run]:
         """Runs of a trial, whichever home they say they are of and whatever their experiments are called."""
@@ -169,7 +169,7 @@ class Ours:
             yield from self._search(view, None)
             return
         yield from self._search(view, f"tags.`dsd.home` = '{self.home.id}'")
-        for name in dict.fromkeys(manifest["name"] for manifest in self.home.manifests().values()):
+        for name in dict.fromkeys(manifest.name for manifest in self.home.manifests().values()):
             found = self.client.get_experiment_by_name(name)
             if found is None or "dsd.home" in found.tags:
                 continue

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 
 from dsd_lab.home.home import Home
+from dsd_lab.home.sweep_records import Entry, Manifest
 from dsd_lab.home.trial_folder import ENDED, TrialFolder
 from dsd_lab.store.artifacts import differing, flat
 from dsd_lab.store.own_runs import slot_of
@@ -43,11 +43,15 @@ class SweepRuns:
 def imported_with(folder: TrialFolder) -> str | None:
     """The sweep that an import brought a trial with; None where it was trained here."""
     mark = folder.imported()
-    return None if mark is None else str(mark.get("sweep"))
+    return None if mark is None else mark.sweep
 
 
 def _mark(imported: str | None) -> dict[str, str]:
     return {} if imported is None else {"dsd.imported": imported}
+
+
+def _axes(entry: Entry) -> dict[str, str | int]:
+    return {"variant": entry.variant, "size": entry.size, "seed": entry.seed}
 
 
 def _may_change(sweep: SweepRuns, run: Run) -> bool:
@@ -85,17 +89,17 @@ class Writer:
         for memory in (self._runs, self._seen, self.certain):
             memory.clear()
 
-    def sweep(self, manifest: dict[str, Any]) -> SweepRuns:
+    def sweep(self, manifest: Manifest) -> SweepRuns:
         """The sweep's experiment and its parent run, made or restored where they are missing."""
-        key, name, why = manifest["key"], manifest["name"], manifest["why"]
+        key, name, why = manifest.key, manifest.name, manifest.why
         experiment = self.ours.experiment(name, why, self.artifacts)
-        imported = key if "imported" in manifest else None
+        imported = None if manifest.imported is None else key
         parent = self._find([experiment], "sweep", f"tags.`dsd.sweep` = '{key}'", imported)
         if parent is None:
             tags = {"dsd.kind": "sweep", "dsd.sweep": key, "mlflow.note.content": why} | _mark(imported)
-            tags |= {"dsd.command": str(manifest["command"])[:5000]} if manifest.get("command") else {}
-            parent = self._create(experiment, key, int(1000 * manifest["run_at"]), tags)
-        spec = json.dumps(manifest["spec"], indent=1)
+            tags |= {"dsd.command": manifest.command[:5000]} if manifest.command else {}
+            parent = self._create(experiment, key, int(1000 * manifest.run_at), tags)
+        spec = json.dumps(manifest.spec, indent=1)
         if self._seen.get(f"{key} spec") != spec:
             self.client.log_text(parent, spec, "spec.json")
             self._seen[f"{key} spec"] = spec
@@ -109,7 +113,7 @@ class Writer:
                 trials[tags["dsd.trial"], tags["dsd.code"], tags.get("dsd.imported")] = run
             condition = f"tags.`dsd.kind` = 'pointer' and tags.`dsd.sweep` = '{key}'"
             pointers = {run.data.tags["dsd.points_to"]: run for run in self.ours.runs(condition, everywhere)}
-        fields = differing(manifest["trials"])
+        fields = differing(manifest.trials)
         return SweepRuns(key, experiment, parent, fields, imported is not None, trials, pointers, everywhere)
 
     def _find(self, experiments: list[str], kind: str, condition: str, imported: str | None = None) -> str | None:
@@ -131,17 +135,17 @@ class Writer:
             self._runs[slot] = runs[0].info.run_id
         return self._runs[slot]
 
-    def trial(self, sweep: SweepRuns, entry: dict[str, Any]) -> int:
+    def trial(self, sweep: SweepRuns, entry: Entry) -> int:
         """Bring a trial's run up to its files; returns the spool lines that were new."""
-        folder = self.home.trial(entry["id"])
+        folder = self.home.trial(entry.id)
         state, status = folder.state(), folder.status()
         size = folder.spool.stat().st_size if folder.spool.exists() else 0
-        seen = f"{state} {status.get('attempt')} {size} {len(folder.evaluations())}"
-        slot = f"{sweep.key} {entry['name']}"
+        seen = f"{state} {status.attempt} {size} {len(folder.evaluations())}"
+        slot = f"{sweep.key} {entry.name}"
         if state == "pending" or self._seen.get(slot) == seen:
             return 0
-        code, imported, new = str(status.get("code")), imported_with(folder), 0
-        run = sweep.trials.get((entry["id"], code, imported))
+        code, imported, new = str(status.code), imported_with(folder), 0
+        run = sweep.trials.get((entry.id, code, imported))
         if run is not None and self._is_settled(sweep, entry, state, run, seen):
             self.ours.record.add(slot_of(run.data.tags), run.info.run_id)
         else:
@@ -152,7 +156,7 @@ class Writer:
                 self.client.set_tag(run.info.run_id, "mlflow.parentRunId", sweep.parent)
             lost = has_lost_artifacts(run, folder)
             if lost:
-                self.ours.say(f"the artifacts of {entry['name']!r} were gone from the store; they are written anew")
+                self.ours.say(f"the artifacts of {entry.name!r} were gone from the store; they are written anew")
             if run.data.tags.get("dsd.settled") != seen or lost:
                 new = bring_up(self.client, run, folder, state, seen, self.certain, lost)
             if run.data.tags["dsd.sweep"] != sweep.key and state in ENDED:
@@ -160,11 +164,11 @@ class Writer:
         self._seen[slot] = seen
         return new
 
-    def _is_settled(self, sweep: SweepRuns, entry: dict[str, Any], state: str, run: Run, seen: str) -> bool:
+    def _is_settled(self, sweep: SweepRuns, entry: Entry, state: str, run: Run, seen: str) -> bool:
         """Whether the first look at all runs showed that nothing of a trial is lacking."""
         if run.data.tags.get("dsd.settled") != seen or self._lacking(sweep, entry, run):
             return False
-        if self._is_orphaned(sweep, run) or has_lost_artifacts(run, self.home.trial(entry["id"])):
+        if self._is_orphaned(sweep, run) or has_lost_artifacts(run, self.home.trial(entry.id)):
             return False
         if run.data.tags["dsd.sweep"] == sweep.key or state not in ENDED:
             return True
@@ -185,37 +189,37 @@ class Writer:
             and tags.get("mlflow.parentRunId") != sweep.parent
         )
 
-    def _trial_run(self, sweep: SweepRuns, entry: dict[str, Any], code: str, imported: str | None) -> str:
+    def _trial_run(self, sweep: SweepRuns, entry: Entry, code: str, imported: str | None) -> str:
         """The run of a trial in whichever experiment this code first trained it; made where there is none."""
-        condition = f"tags.`dsd.trial` = '{entry['id']}' and tags.`dsd.code` = '{code}'"
+        condition = f"tags.`dsd.trial` = '{entry.id}' and tags.`dsd.code` = '{code}'"
         found = self._find(sweep.everywhere, "trial", condition, imported)
         if found is None:
             found = self._create_child(sweep, entry, "trial", {"dsd.code": code} | _mark(imported))
             self.certain.add(found)
         return found
 
-    def _create_child(self, sweep: SweepRuns, entry: dict[str, Any], kind: str, tags: dict[str, str]) -> str:
+    def _create_child(self, sweep: SweepRuns, entry: Entry, kind: str, tags: dict[str, str]) -> str:
         tags = tags | {"mlflow.parentRunId": sweep.parent, "dsd.kind": kind, "dsd.sweep": sweep.key}
-        tags |= {"dsd.trial": entry["id"]} | {f"dsd.{k}": str(entry[k]) for k in ("variant", "size", "seed")}
-        started = int(1000 * self.home.trial(entry["id"]).status().get("started", time.time()))
-        return self._create(sweep.experiment, entry["name"], started, tags)
+        tags |= {"dsd.trial": entry.id} | {f"dsd.{k}": str(v) for k, v in _axes(entry).items()}
+        started = int(1000 * (self.home.trial(entry.id).status().started or time.time()))
+        return self._create(sweep.experiment, entry.name, started, tags)
 
     def _create(self, experiment: str, name: str, started: int, tags: dict[str, str]) -> str:
         run = self.client.create_run(experiment, started, tags | {"dsd.home": self.home.id}, name)
         self.ours.record.add(slot_of(tags), run.info.run_id)
         return str(run.info.run_id)
 
-    def _parameters(self, sweep: SweepRuns, entry: dict[str, Any], run: Run) -> None:
+    def _parameters(self, sweep: SweepRuns, entry: Entry, run: Run) -> None:
         """Add the parameters that a run lacks: more of them differ as a sweep grows."""
         lacking = self._lacking(sweep, entry, run)
         if lacking:
             self.client.log_batch(run.info.run_id, params=lacking)
 
-    def _lacking(self, sweep: SweepRuns, entry: dict[str, Any], run: Run) -> list[Param]:
+    def _lacking(self, sweep: SweepRuns, entry: Entry, run: Run) -> list[Param]:
         if not _may_change(sweep, run):
             return []
-        fields = flat(entry["canonical"])
-        wanted = {k: entry[k] for k in ("variant", "size", "seed")} | {k: fields.get(k, "-") for k in sweep.differing}
+        fields = flat(entry.canonical)
+        wanted = _axes(entry) | {k: fields.get(k, "-") for k in sweep.differing}
         return [Param(k, str(v)[:500]) for k, v in wanted.items() if k not in run.data.params]
 
     def machine(self, sweep: SweepRuns) -> None:
@@ -233,20 +237,20 @@ class Writer:
             self.client.log_batch(sweep.parent, metrics=metrics)
             self._seen[slot] = str(step + 1)
 
-    def settle(self, sweep: SweepRuns, manifest: dict[str, Any]) -> None:
+    def settle(self, sweep: SweepRuns, manifest: Manifest) -> None:
         """Give the parent run the state of its trials."""
-        trials = [self.home.trial(t["id"]) for t in manifest["trials"]]
+        trials = [self.home.trial(t.id) for t in manifest.trials]
         order, states = ("running", "interrupted", "pending", "failed"), {t.state() for t in trials}
         state = next((s for s in order if s in states), "done")
         if self._seen.get(f"{sweep.key} state") != state:
             # It ended with its last trial, not when it was last looked at; all may have been trained before it began.
-            ended = max([manifest["run_at"], *(t.status().get("updated", 0.0) for t in trials)])
+            ended = max([manifest.run_at, *(t.status().updated for t in trials)])
             set_state(self.client, sweep.parent, state, ended)
             self._seen[f"{sweep.key} state"] = state
 
-    def _pointer(self, sweep: SweepRuns, entry: dict[str, Any], target: str) -> None:
+    def _pointer(self, sweep: SweepRuns, entry: Entry, target: str) -> None:
         """A short child run in this sweep for a trial that another sweep trained: its final metrics and where it is."""
-        trial = f"tags.`dsd.sweep` = '{sweep.key}' and tags.`dsd.trial` = '{entry['id']}'"
+        trial = f"tags.`dsd.sweep` = '{sweep.key}' and tags.`dsd.trial` = '{entry.id}'"
         pointer = self._find([sweep.experiment], "pointer", f"{trial} and tags.`dsd.points_to` = '{target}'")
         if pointer is None:
             pointer = self._create_child(sweep, entry, "pointer", {"dsd.points_to": target})
@@ -258,4 +262,4 @@ class Writer:
         tags = [RunTag(k, v) for k, v in found.data.tags.items() if k.startswith("dsd.") and k not in own]
         self.client.log_batch(pointer, metrics=lacking[:BATCH], tags=tags)
         if run.info.status != "FINISHED":
-            set_state(self.client, pointer, "done", self.home.trial(entry["id"]).status().get("updated"))
+            set_state(self.client, pointer, "done", self.home.trial(entry.id).status().updated)

@@ -9,11 +9,12 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dsd_lab.errors import LabError, is_disk_full
 from dsd_lab.files.printable import say
 from dsd_lab.home.home import Home
+from dsd_lab.home.sweep_records import Manifest
 from dsd_lab.store.system_metrics import Sampler
 
 if TYPE_CHECKING:
@@ -65,9 +66,9 @@ def _gave_up(reason: str) -> int:
     return 1
 
 
-def _recorded(home: Home, manifest: dict[str, Any]) -> bool:
+def _recorded(home: Home, manifest: Manifest) -> bool:
     """Whether any trial of the sweep has records."""
-    return any(home.trial(entry["id"]).spool.exists() for entry in manifest["trials"])
+    return any(home.trial(i).spool.exists() for i in manifest.ids)
 
 
 def _opened(home: Home) -> Store:

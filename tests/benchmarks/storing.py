@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 from dsd_lab.bench.subjects import Subject
 from dsd_lab.core.data import DataSet
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import manifest_of
+from dsd_lab.home.sweep_records import Manifest
 from dsd_lab.planning.measured import event_counts
 from dsd_lab.runs.data_shelf import DataShelf
 from dsd_lab.runs.run_trial import run_trial
@@ -65,5 +65,5 @@ def _short(trial: Trial, records: int) -> Trial:
     return trial.model_copy(update=changes)
 
 
-def _manifest(subject: Subject, trials: list[PlannedTrial]) -> dict[str, Any]:
+def _manifest(subject: Subject, trials: list[PlannedTrial]) -> Manifest:
     return manifest_of(Plan(subject.plan.spec, subject.plan.path, subject.plan.profile, trials))

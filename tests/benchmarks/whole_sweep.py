@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import psutil
 
 from dsd_lab.errors import BadInput
 from dsd_lab.home.home import Home
+from dsd_lab.home.spool import read_spool
 
 _LOOK = 1.0
 """Seconds between two looks at the workers."""
@@ -109,11 +109,10 @@ def figures(home: Home, looks: Sequence[tuple[int, Mapping[int, tuple[int, int]]
 def _ended(home: Home) -> list[_Ended]:
     found = []
     for path in home.root.glob("trials/*/status.json"):
-        status = json.loads(path.read_text())
-        evaluations = list(path.parent.glob("evaluations/*.json"))
-        seconds = sum(json.loads(e.read_text())["seconds"] for e in evaluations)
-        ended = max([status["updated"], *(e.stat().st_mtime for e in evaluations)])
-        found.append(_Ended(status["pid"], status["started"], ended, status["seconds"] + seconds))
+        folder = home.trial(path.parent.name)
+        status, seconds = folder.status(), sum(e.seconds for e in folder.evaluations().values())
+        ended = max([status.updated, *(e.stat().st_mtime for e in path.parent.glob("evaluations/*.json"))])
+        found.append(_Ended(status.pid or 0, status.started, ended, status.seconds + seconds))
     return found
 
 
@@ -129,19 +128,19 @@ def _most_at_once(trials: list[_Ended]) -> int:
 def _first_step(home: Home) -> float:
     """When the first step had ended, in seconds since the epoch: a record's time less that of its steps but one."""
     moments = [
-        record["time"] - record["seconds"] * (1 - 1 / record["step"])
+        line.time - line.seconds * (1 - 1 / line.step)
         for spool in home.root.glob("trials/*/spool.jsonl")
-        for record in map(json.loads, spool.read_text().splitlines())
-        if record.get("kind") == "train"
+        for line in read_spool(spool)
+        if line.kind == "train" and line.seconds is not None
     ]
     return float(min(moments))
 
 
 def _look(home: Home) -> tuple[int, dict[int, tuple[int, int]]]:
     """Trials that were begun, and (resident bytes, open handles) of every worker that lives."""
-    statuses = [json.loads(path.read_text()) for path in home.root.glob("trials/*/status.json")]
+    statuses = [home.trial(path.parent.name).status() for path in home.root.glob("trials/*/status.json")]
     held = {}
-    for worker in {status["pid"] for status in statuses}:
+    for worker in {status.pid for status in statuses if status.pid is not None}:
         with contextlib.suppress(psutil.Error):  # it has ended
             process = psutil.Process(worker)
             held[worker] = (process.memory_info().rss, process.num_fds())

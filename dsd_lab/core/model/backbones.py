@@ -96,13 +96,13 @@ class Backbone:
         chosen: dict[str, Any] = {}
         try:
             with torch.device("meta"):
-                stages = list(timm.create_model(named.name).feature_info)
+                stages = list(timm.create_model(named.name).feature_info)  # type: ignore[arg-type]
                 places = _places(named, layers, len(stages))
                 if places is not None:
                     chosen["out_indices"] = sorted(set(places))
                 deepest = max(int(stages[i]["reduction"]) for i in chosen.get("out_indices", range(len(stages))))
                 self.pixels = pixels(deepest)
-                if settings.fixed_input_size:
+                if settings.fixed_input_size:  # type: ignore[union-attr]
                     chosen["img_size"] = self.pixels
                 self.model = timm.create_model(named.name, features_only=True, **chosen).eval()
                 self._order: list[int] | None = None
@@ -116,7 +116,7 @@ class Backbone:
             self.model = self._loaded(named, chosen).to(device)
         self.model.requires_grad_(False).eval()
         # They lie on the device once and for all: sent at every call, they would hold up a GPU.
-        for name, numbers in (("pixel_mean", settings.mean), ("pixel_std", settings.std)):
+        for name, numbers in (("pixel_mean", settings.mean), ("pixel_std", settings.std)):  # type: ignore[union-attr]
             self.model.register_buffer(name, torch.tensor(numbers, device=device).reshape(1, 3, 1, 1), persistent=False)
 
     def _loaded(self, named: NamedBackbone, settings: dict[str, Any]) -> nn.Module:
@@ -129,7 +129,7 @@ class Backbone:
                 ) from None
         import timm
 
-        heads = timm.get_pretrained_cfg(named.name).classifier or ()
+        heads = timm.get_pretrained_cfg(named.name).classifier or ()  # type: ignore[union-attr]
         dropped = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
         kept = {name: value for name, value in read_weights(named).items() if not name.startswith(dropped)}
         # timm loads some models leniently: what another file does not change was not in this one.
@@ -167,7 +167,7 @@ class Backbone:
         x = (x.expand(-1, 3, -1, -1) + 1) / 2
         if x.shape[-1] != self.pixels:
             x = nn.functional.interpolate(x, size=(self.pixels, self.pixels), mode="bilinear", antialias=True)
-        return self._found((x - self.model.pixel_mean) / self.model.pixel_std)
+        return self._found((x - self.model.pixel_mean) / self.model.pixel_std)  # type: ignore[operator]
 
     def _found(self, x: Tensor) -> list[Tensor]:
         channels_last = str(getattr(getattr(self.model, "output_fmt", None), "value", "NCHW")) == "NHWC"

@@ -207,7 +207,7 @@ class Network(nn.Module):
         """Whether attention runs as torch's fused kernel, which is the default, or as products and a softmax."""
         for module in self.modules():
             if isinstance(module, Attention):
-                module.fused_attn = fused
+                module.fused_attn = fused  # type: ignore[misc]  # final for torch.jit, which is not used
 
     def compile_blocks(self) -> None:
         """Have torch compile the blocks, each for the shapes that it meets; all blocks of one width share the code."""

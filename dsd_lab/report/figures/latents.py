@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,12 +13,12 @@ from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
 from dsd_lab.home.history import Floats
-from dsd_lab.report.figures.style import Look, band, legend, narrow_title, panels, point_title, shown_points
+from dsd_lab.report.figures.style import X_LABELS, Look, band, legend, narrow_title, panels, point_title, shown_points
 from dsd_lab.report.groups import Group
 from dsd_lab.report.own_metrics import own_latent
 from dsd_lab.report.results import Result
 from dsd_lab.report.statistics.verdicts import cell_of, controls_of, latent_state
-from dsd_lab.specs.report import ReportSettings
+from dsd_lab.specs.report import ReportSettings, XAxis
 
 _QUANTITIES: tuple[tuple[str, str, bool, Callable[[Floats], Floats] | None], ...] = (
     ("latent/variance", "latent std", True, np.sqrt),
@@ -122,9 +123,9 @@ def curves(groups: list[Group], looks: dict[str, Look], settings: ReportSettings
         for part, members in zip(row, points.values(), strict=True):
             for group in members:
                 look = looks[group.variant]
-                band(part, _series(group.finished, name, transform), look, group.variant)
+                band(part, _series(group.finished, name, transform, settings.x), look, group.variant)
                 entry = None if group.finished else group.variant  # one line of the legend
-                for steps, values in _series([r for r in group.results if not r.finished], name, transform):
+                for steps, values in _series([r for r in group.results if not r.finished], name, transform, settings.x):
                     part.plot(steps, values, color=look.colour, linewidth=0.6, label=entry)
             part.set(
                 **(
@@ -139,17 +140,23 @@ def curves(groups: list[Group], looks: dict[str, Look], settings: ReportSettings
     if len(points) > 1:
         for part, point in zip(rows[0], points, strict=True):
             part.set_title(narrow_title(point))
-    figure.supxlabel("optimiser step", fontsize=9)
+    figure.supxlabel(X_LABELS[settings.x], fontsize=9)
     legend(figure, axes)
     return figure
 
 
 def _series(
-    results: list[Result], name: str, transform: Callable[[Floats], Floats] | None
-) -> list[tuple[NDArray, Floats]]:
-    """Steps and values of the trials that were probed."""
-    found = [(steps, values) for steps, values in (r.history.series(name) for r in results) if len(steps)]
+    results: list[Result], name: str, transform: Callable[[Floats], Floats] | None, x: XAxis
+) -> list[tuple[NDArray[Any], Floats]]:
+    """Places on the x axis and values of the trials that were probed."""
+    series = ((r, *r.history.series(name)) for r in results)
+    found = [(r.along(steps, x), values) for r, steps, values in series if len(steps)]
+    found = [(at, values) for at, values in found if np.isfinite(at).all()]
     return found if transform is None else [(steps, transform(values)) for steps, values in found]
+
+
+def _along(result: Result, step: float, x: XAxis) -> float:
+    return float(result.along(np.array([step]), x)[0])
 
 
 def survival(groups: list[Group], looks: dict[str, Look], settings: ReportSettings) -> Figure | None:
@@ -163,22 +170,23 @@ def survival(groups: list[Group], looks: dict[str, Look], settings: ReportSettin
     for part, (point, members) in zip(axes, points.items(), strict=True):
         for place, group in enumerate(members):
             judged = [r for r in group.results if group.verdicts[r.seed] is not None]
+            judged = [r for r in judged if math.isfinite(_along(r, r.step, settings.x))]
             if not judged:
                 continue
             turned = [group.judged[r.seed].collapsed_at for r in judged]
-            end = [float(r.step) for r, at in zip(judged, turned, strict=True) if at is None]
-            data: stats.CensoredData = stats.CensoredData(
-                uncensored=[float(at) for at in turned if at is not None], right=end
-            )
+            pairs = list(zip(judged, turned, strict=True))
+            end = [_along(r, r.step, settings.x) for r, at in pairs if at is None]
+            uncensored = [_along(r, at, settings.x) for r, at in pairs if at is not None]
+            data: stats.CensoredData = stats.CensoredData(uncensored=uncensored, right=end)
             curve = stats.ecdf(data).sf
-            last = max(r.step for r in judged)
+            last = max(_along(r, r.step, settings.x) for r in judged)
             look = looks[group.variant]
             x = np.concatenate([[0], curve.quantiles, [last]])
             y = np.concatenate([[1], curve.probabilities, curve.probabilities[-1:]])
             apart = 0.012 * (place - (len(members) - 1) / 2)  # curves that coincide would hide each other
             part.step(x, y + apart, where="post", color=look.colour, label=group.variant, **look.line)
         part.set(ylim=(-0.08, 1.08), title=point_title(point))
-    figure.supxlabel("optimiser step", fontsize=9)
+    figure.supxlabel(X_LABELS[settings.x], fontsize=9)
     figure.supylabel("share of seeds not collapsed", fontsize=9)
     legend(figure, axes)
     return figure

@@ -27,9 +27,7 @@ def samples(groups: list[Group], looks: dict[str, Look], settings: ReportSetting
 
 def _samples(result: Result) -> bool:
     """Whether there is a denoiser to sample from; the pictures of a control's evaluations are reconstructions."""
-    fields = result.description.get("fields", {})
-    phases = [phase.get("objective", {}) for phase in fields.get("training", {}).get("phases", [])]
-    return any(o.get("diffusion_weight", 0) > 0 for o in (fields.get("objective", {}), *phases))
+    return result.description is not None and result.trial.has_denoiser
 
 
 def note_damaged(groups: list[Group]) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from dsd_lab.home.history import Floats
-from dsd_lab.report.figures.style import Look, legend, narrow_title, panels, point_title, shown_points
+from dsd_lab.report.figures.style import X_LABELS, Look, legend, narrow_title, panels, point_title, shown_points
 from dsd_lab.report.groups import Group
 from dsd_lab.report.tables.main import gap_names
-from dsd_lab.specs.report import ReportSettings
+from dsd_lab.specs.report import ReportSettings, XAxis
 
 _ZERO = 1e-10
 """Eigenvalues below it are of directions that the normaliser removes, and are left out."""
@@ -60,7 +63,12 @@ def _spectrum(axes, finals: Floats, look: Look, label: str) -> None:  # type: ig
 def spectrum_maps(groups: list[Group], looks: dict[str, Look], settings: ReportSettings) -> Figure | None:
     """The token spectrum over training as a heat map for every group: geometric mean over seeds."""
     points = shown_points(groups)
-    maps = {g.name: found for members in points.values() for g in members if (found := _mean_spectrum(g)) is not None}
+    maps = {
+        g.name: found
+        for members in points.values()
+        for g in members
+        if (found := _mean_spectrum(g, settings.x)) is not None
+    }
     if not maps:
         return None
     variants = list(dict.fromkeys(g.variant for members in points.values() for g in members if g.name in maps))
@@ -88,7 +96,7 @@ def spectrum_maps(groups: list[Group], looks: dict[str, Look], settings: ReportS
                 part.set_title(variant)
             if not wrapped and column == 0:
                 part.set_ylabel(narrow_title(point), fontsize=6.5)
-    figure.supxlabel("optimiser step", fontsize=9)
+    figure.supxlabel(X_LABELS[settings.x], fontsize=9)
     figure.supylabel("eigenvalue index, tokens", fontsize=9)
     if image is not None:
         bar = figure.colorbar(image, ax=axes, label="covariance eigenvalue", shrink=0.9, extend="min")
@@ -102,9 +110,10 @@ def _edges(centres: Floats) -> Floats:
     return np.concatenate([[2 * centres[0] - between[0]], between, [2 * centres[-1] - between[-1]]])
 
 
-def _mean_spectrum(group: Group) -> tuple[np.ndarray, Floats] | None:
-    found = [r.history.spectrum("spectrum/token") for r in group.finished]
-    found = [(s, t) for s, t in found if len(s) > 1]
+def _mean_spectrum(group: Group, x: XAxis) -> tuple[NDArray[Any], Floats] | None:
+    spectra = ((r, *r.history.spectrum("spectrum/token")) for r in group.finished)
+    found = [(r.along(steps, x), table) for r, steps, table in spectra if len(steps) > 1]
+    found = [(at, table) for at, table in found if np.isfinite(at).all()]
     if not found:
         return None
     steps = found[0][0]

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from dsd_lab.home.history import Floats
 from dsd_lab.report.groups import Group, points_of
+from dsd_lab.specs.report import XAxis
 
 # Okabe and Ito's colours, told apart by colour-blind readers; the control is grey.
 _COLOURS = ("#D55E00", "#E69F00", "#CC79A7", "#56B4E9", "#0072B2", "#009E73", "#A0921B", "#000000")
 _MARKERS = "osD^v<>hpX"
 _CONTROL = "#7f7f7f"
-STYLE = {
+STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.spines.top": False,
@@ -44,6 +45,13 @@ _MANY_PANELS = 8
 """Panels from more than which ticks are thinned."""
 _MOST_STEPS = 250
 """Steps that a curve shows: more than its width has pixels of the eye's."""
+
+
+X_LABELS: dict[XAxis, str] = {
+    "step": "optimiser step",
+    "images": "training images seen",
+    "flops": "training FLOPs",
+}
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ def point_title(point: str, width: int = 34) -> str:
     return "\n".join(textwrap.wrap(point, width)).replace("$", r"\$")
 
 
-def band(axes: Axes, curves: list[tuple[NDArray, Floats]], look: Look, label: str) -> None:
+def band(axes: Axes, curves: list[tuple[NDArray[Any], Floats]], look: Look, label: str) -> None:
     """The mean of curves (steps, values) as a line, their smallest and largest as a band."""
     curves = [c for c in curves if len(c[0])]
     if not curves:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dsd_lab.report.figures.style import Look, band, legend, narrow_title, panels, shown_points
+from dsd_lab.report.figures.style import X_LABELS, Look, band, legend, narrow_title, panels, shown_points
 from dsd_lab.report.groups import Group
 from dsd_lab.report.statistics.agreement import ScaleRecord, gap_record, scale_record
-from dsd_lab.specs.report import ReportSettings
+from dsd_lab.specs.report import ReportSettings, XAxis
 
 _LINEAR = 0.01
 """Derivatives below it are shown on a linear scale, so that both signs fit on one axis."""
@@ -23,7 +25,7 @@ def theory(groups: list[Group], looks: dict[str, Look], settings: ReportSettings
     """Three panels a grid point; None where no trial has measured a derivative."""
     points = shown_points(groups)
     members = [g for shown in points.values() for g in shown]
-    records = {g.name: [r for t in g.finished if (r := scale_record(t)) is not None] for g in members}
+    records = {g.name: _records(g, settings.x) for g in members}
     if not any(records.values()):
         return None
     columns = len(points)
@@ -49,7 +51,7 @@ def theory(groups: list[Group], looks: dict[str, Look], settings: ReportSettings
         if columns > 1:
             rows[0][column].set_title(narrow_title(point))
         for row, label in zip(
-            rows, ("optimiser step", "closed form, one direction", "rank gap at a probe"), strict=True
+            rows, (X_LABELS[settings.x], "closed form, one direction", "rank gap at a probe"), strict=True
         ):
             row[column].set_xlabel(label)
     for row, label in zip(
@@ -60,6 +62,11 @@ def theory(groups: list[Group], looks: dict[str, Look], settings: ReportSettings
         row[0].set_ylabel(label)
     legend(figure, axes)
     return figure
+
+
+def _records(group: Group, x: XAxis) -> list[ScaleRecord]:
+    found = ((t, scale_record(t)) for t in group.finished)
+    return [replace(record, steps=trial.along(record.steps, x)) for trial, record in found if record is not None]
 
 
 def _over_training(axes: Axes, records: list[ScaleRecord], look: Look, label: str) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
+from dsd_lab.home.sweep_records import Manifest
 from dsd_lab.home.trial_folder import OTHER_IMAGES
 from dsd_lab.report.flags import flags_of
 from dsd_lab.report.groups import Group, effective_control, points_of
 from dsd_lab.report.results import Result
 from dsd_lab.report.statistics.intervals import clopper_pearson
 from dsd_lab.report.statistics.verdicts import latent_state
+from dsd_lab.specs.network import Network
 from dsd_lab.specs.report import ReportSettings
 
 _UNFINISHED = ("pending", "running", "interrupted", "failed")
@@ -43,8 +44,8 @@ def notices(groups: list[Group], settings: ReportSettings) -> list[str]:
         for r in results
         if r.state == OTHER_IMAGES
     ]
-    recorded = [r.description for r in results if r.description]
-    sets = {(d["data"]["name"], d.get("canonical", {}).get("data", {}).get("revision", "1")) for d in recorded}
+    recorded = [r.record for r in results if r.description]
+    sets = {(d.data.name, d.trial.data.revision) for d in recorded}
     if len(sets) > 1:
         named = ", ".join(f"{name} (revision {revision})" for name, revision in sorted(sets))
         told.append(f"Rows are of {len(sets)} data sets, {named}: differences between them are of the images too.")
@@ -161,36 +162,32 @@ def method_note(groups: list[Group], settings: ReportSettings) -> str:
     )
 
 
-def provenance_lines(results: list[Result], manifest: dict[str, Any]) -> list[tuple[str, str]]:
+def provenance_lines(results: list[Result], manifest: Manifest) -> list[tuple[str, str]]:
     """Code, versions, machines, data and settings behind the numbers; nothing for what no trial has told yet."""
-    described = [r.description for r in results if r.description]
-    origins = [d["provenance"] for d in described]
+    described = [r.record for r in results if r.description]
+    origins = [d.provenance for d in described]
     told = {
         "commit": (
-            f"{o['git_commit'] or 'not from git'}{' with uncommitted changes' if o['git_dirty'] else ''}"
-            for o in origins
+            f"{o.git_commit or 'not from git'}{' with uncommitted changes' if o.git_dirty else ''}" for o in origins
         ),
-        "training code": (o["code"] for o in origins),
+        "training code": (o.code for o in origins),
         "training code that changed": (f"{r.variant} s{r.seed}: {r.code_changes}" for r in results if r.code_changes),
         "device that changed": (f"{r.variant} s{r.seed}: {r.device_changes}" for r in results if r.device_changes),
-        "versions": (", ".join(f"{k} {v}" for k, v in o["versions"].items()) for o in origins),
-        "machines": (
-            f"{o['device']}: {o['machine']['processor']}, {o['machine']['system']}, Python {o['python']}"
-            for o in origins
-        ),
+        "versions": (", ".join(f"{k} {v}" for k, v in o.versions.items()) for o in origins),
+        "machines": (f"{o.device}: {o.machine.processor}, {o.machine.system}, Python {o.python}" for o in origins),
         "data": (
-            f"{d['data']['name']}: {d['data']['train']} training and {d['data']['holdout']} held-out images, "
-            f"{d['data']['classes']} classes, sha256 {d['data']['fingerprint'][:16]}"
-            + (f", {d['data']['damaged']} damaged images left out" if d["data"].get("damaged") else "")
-            for d in described
+            f"{d.name}: {d.train} training and {d.holdout} held-out images, "
+            f"{d.classes} classes, sha256 {d.fingerprint[:16]}"
+            + (f", {d.damaged} damaged images left out" if d.damaged else "")
+            for d in (record.data for record in described)
         ),
-        "latent": (_compression(d["fields"]["network"]) for d in described),
+        "latent": (_compression(d.trial.network) for d in described),
     }
-    lines = [("sweep", f"{manifest['name']}, profile {manifest['profile'] or 'none'}")]
+    lines = [("sweep", f"{manifest.name}, profile {manifest.profile or 'none'}")]
     joined = [(name, "; ".join(sorted(set(values)))) for name, values in told.items()]
     return lines + [(name, values) for name, values in joined if values]
 
 
-def _compression(network: dict[str, Any]) -> str:
-    numbers = (network["image_size"] // network["patch_size"]) ** 2 * network["latent_channels"]
-    return f"{numbers} numbers for {network['image_size'] ** 2} pixels a channel, size {network['size']}, {network['layout']}"
+def _compression(network: Network) -> str:
+    pixels = int(network.image_size or 0) ** 2
+    return f"{network.tokens * int(network.latent_channels or 0)} numbers for {pixels} pixels a channel, size {network.size}, {network.layout}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,7 @@ ASSUMED = (
 class ScaleRecord:
     """A trial's derivatives of the diffusion loss by the scale of each principal direction, over training."""
 
-    steps: NDArray
+    steps: NDArray[Any]
     """[S]; the first is before training."""
     std: Floats
     """[S, K], descending."""
@@ -45,7 +46,7 @@ class ScaleRecord:
     """[S, K]."""
 
     @property
-    def alive(self) -> NDArray:
+    def alive(self) -> NDArray[Any]:
         """[S, K]: directions that the normaliser leaves."""
         return self.std > _DEAD * self.std[:, :1]
 
@@ -56,10 +57,10 @@ def scale_record(result: Result) -> ScaleRecord | None:
     at, std = result.history.spectrum("spectrum/scale_std/token")
     if not len(steps) or not np.array_equal(steps, at) or not result.description:
         return None
-    if not has_closed_form(result.description["fields"]):
+    if not has_closed_form(result.record.fields):
         return None
     kept = np.unique(np.linspace(0, len(steps) - 1, _MOST_PROBES).round().astype(int))
-    predicted = scale_gradient(result.description["fields"], std[kept])
+    predicted = scale_gradient(result.record.fields, std[kept])
     return ScaleRecord(steps[kept], std[kept], measured[kept], predicted)
 
 
@@ -112,11 +113,8 @@ def agreement_of(result: Result, settings: ReportSettings) -> Agreement:
         predicted = _median(record.predicted.mean(1)[-last:])
         measured = _median(record.measured.mean(1)[-last:])
         signs = sign_agreement(record)
-    elif (
-        has_closed_form(result.description["fields"])
-        and result.description["fields"]["objective"]["noised"] == "detached"
-    ):
-        predicted = 0.0 if result.description["fields"]["objective"]["target"] != "live" else None
+    elif has_closed_form(result.record.fields) and result.trial.objective.noised == "detached":
+        predicted = 0.0 if result.trial.objective.target != "live" else None
     gap_signs = gap = None
     if gaps is not None:
         gap = float(gaps[0].mean())
@@ -158,7 +156,7 @@ def theory_table(groups: list[Group], settings: ReportSettings, looks: dict[str,
     rows, numbers, dots = [], [], []
     trials: list[Agreement] = []
     for group in groups:
-        diffused = [r for r in group.described if r.description["fields"]["objective"]["diffusion_weight"] > 0]
+        diffused = [r for r in group.described if r.trial.objective.diffusion_weight > 0]
         found = {r.seed: agreement_of(r, settings) for r in diffused}
         if not found:
             continue

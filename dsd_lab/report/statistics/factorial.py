@@ -90,7 +90,7 @@ def designs_of(groups: list[Group]) -> list[dict[Place, Group]]:
     for members in points_of(groups).values():
         designs: dict[str, dict[Place, Group]] = {}
         for group in members:
-            fields = next((r.description["fields"] for r in group.results if r.description), None)
+            fields = next((r.record.fields for r in group.results if r.description), None)
             if fields is None or fields["objective"]["noised"] != "live" or not fields["objective"]["diffusion_weight"]:
                 continue
             objective = fields["objective"]

@@ -45,9 +45,9 @@ def examples_of(spec: str, results: list[Result], judged: list[Judged]) -> tuple
     found: dict[str, Example] = {}
     lacking: set[str] = set()
     for result, verdict in zip(results, judged, strict=True):
-        if verdict.verdict is None or result.description["fields"]["objective"]["diffusion_weight"] == 0:
+        if verdict.verdict is None or result.trial.objective.diffusion_weight == 0:
             continue
-        seen = features(result.history, result.description["fields"])
+        seen = features(result.history, result.trial)
         if seen is None:
             lacking.add(result.id)
         else:

@@ -98,7 +98,7 @@ def scale_gradient(fields: Fields, s: Any) -> Floats:
         raise ValueError("no closed form for this objective or time distribution")
     t, noise, weight = time_rule(fields["time"], fields["objective"]["clamp"])
     square = np.square(np.asarray(s, dtype=float))[..., None]
-    return (_at_time(fields["objective"], square, t, noise) * weight).sum(-1)
+    return np.asarray((_at_time(fields["objective"], square, t, noise) * weight).sum(-1))
 
 
 def _at_time(objective: Mapping[str, Any], square: Floats, t: Floats, noise: Floats) -> Floats:

@@ -69,8 +69,8 @@ def latent_state(result: Result, probes: int) -> LatentState | None:
 
 
 def _state(result: Result, variance: float, token: float, image: float, capacity: float, images: float) -> LatentState:
-    network = result.description["fields"]["network"]
-    channels, tokens = network["latent_channels"], (network["image_size"] // network["patch_size"]) ** 2
+    network = result.trial.network
+    channels, tokens = int(network.latent_channels or 0), network.tokens
     filled = patch_ranks(result) or (math.inf, math.inf)
     bounds = min(channels, filled[0]), min(tokens * channels, int(images) - 1, filled[1])
     return LatentState(variance**0.5, token, image, capacity, *bounds)

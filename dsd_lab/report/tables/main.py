@@ -9,6 +9,7 @@ import pandas as pd
 
 from dsd_lab.home.parameter_count import parameters_in
 from dsd_lab.report.groups import Column, Group, floors_of, short_labels, value_of
+from dsd_lab.report.results import Result
 from dsd_lab.report.statistics.intervals import estimate
 from dsd_lab.report.statistics.verdicts import VERDICTS
 from dsd_lab.report.tables.rendering import Cell, Table, estimate_cell, shown
@@ -147,13 +148,13 @@ def cost_table(groups: list[Group], looks: dict[str, str]) -> Table | None:
         started = [r for r in group.results if r.seconds > 0 and r.description]
         if not started:
             continue
-        cpu = sum(r.seconds * r.description["fields"]["resources"]["cpus"] / 3600 for r in started)
-        gpu = sum(r.seconds * r.description["fields"]["resources"]["gpus"] / 3600 for r in started)
+        cpu = sum(r.seconds * r.trial.resources.cpus / 3600 for r in started)
+        gpu = sum(r.seconds * r.trial.resources.gpus / 3600 for r in started)
         speeds = [s for r in started if (s := _images_per_second(r)) is not None]
         speed = estimate(speeds)
         parameters = next((p for r in group.finished if (p := parameters_in(r.folder)) is not None), None)
         steps = max(r.step for r in started)
-        flops = next((n for r in started if (n := r.description.get("flops_per_image"))), None)
+        flops = next((n for r in started if (n := r.record.flops_per_image)), None)
         numbers.append(
             {
                 "variant": group.variant,
@@ -195,17 +196,17 @@ def cost_table(groups: list[Group], looks: dict[str, str]) -> Table | None:
     return Table("cost", "Cost", header, rows, pd.DataFrame(numbers), note, dots)
 
 
-def _images(result: Any) -> int:
-    return int(result.step * result.description["fields"]["training"]["batch_size"])
+def _images(result: Result) -> int:
+    return result.step * result.trial.training.batch_size
 
 
-def _images_per_second(result: Any) -> float | None:
+def _images_per_second(result: Result) -> float | None:
     steps, seconds = result.history.series("seconds/train")
     made = np.diff(steps, prepend=0)
     kept = (seconds > 0) & (made > 0)
     if not kept.any():
         return None
-    return float(np.median(made[kept] / seconds[kept])) * int(result.description["fields"]["training"]["batch_size"])
+    return float(np.median(made[kept] / seconds[kept])) * result.trial.training.batch_size
 
 
 def trial_table(groups: list[Group], columns: list[Column], settings: ReportSettings) -> Table:

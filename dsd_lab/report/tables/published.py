@@ -9,17 +9,18 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass, replace
 from importlib.resources import files
-from typing import Any
 
 import pandas as pd
 
 from dsd_lab.home.parameter_count import parameters_in
+from dsd_lab.home.trial_records import DataRecord
 from dsd_lab.report.groups import Group
 from dsd_lab.report.statistics.intervals import POSITIVE, Estimate, estimate
 from dsd_lab.report.tables.rendering import Cell, Table, estimate_cell
 from dsd_lab.specs.auxiliary import EMA
 from dsd_lab.specs.evaluation import Generation
 from dsd_lab.specs.report import ReportSettings
+from dsd_lab.specs.trial import Trial
 
 _EXTRACTORS = {"indomain": "in-domain", "inception": "Inception"}
 _MOST_TRAINING = 100_000
@@ -106,21 +107,21 @@ def our_rows(groups: list[Group]) -> list[Row]:
         }
         for name in (n for n in group.estimates if n in settings):
             first, e = settings[name]
-            fields, data = first.description["fields"], first.description["data"]
+            data = first.record.data
             weights, reference = parameters_in(first.folder), (e.reference_sha256 or "")[:8]
             labels = "holdout" if e.images == "holdout" else e.labels
             rows.append(
                 Row(
                     method=group.name,
                     parameters=weights / 1e6 if weights else None,
-                    epochs=first.step * fields["training"]["batch_size"] / data["train"],
+                    epochs=first.step * first.trial.training.batch_size / data.train,
                     guidance=_guidance(e),
                     sampler=f"{_sampler(e)}; {labels}, {name.rpartition('-')[2]}",
                     images=first.images_of(e),
                     extractor=_extractor(e, data),
-                    data=_IMAGENET if reference and _is_imagenet(fields, data) else data["name"],
+                    data=_IMAGENET if reference and _is_imagenet(first.trial, data) else data.name,
                     autoencoder_counted="yes",
-                    pretrained_model=_pretrained_model(fields),
+                    pretrained_model=_pretrained_model(first.trial),
                     source=f"this sweep; statistics {reference}" if reference else "this sweep",
                     cite="this sweep",
                     fid=group.estimates[name],
@@ -143,27 +144,27 @@ def _sampler(e: Generation) -> str:
     return f"{_SAMPLERS.get(e.sampler, e.sampler.capitalize())} {e.steps}"
 
 
-def _extractor(e: Generation, data: dict[str, Any]) -> str:
+def _extractor(e: Generation, data: DataRecord) -> str:
     """Features and what they are compared with: published statistics are another measure than training images."""
     name = _EXTRACTORS.get(e.extractor, e.extractor)
     if e.reference is not None and name == "Inception":
         return name  # as the published rows: against statistics
     if e.reference is not None:
         return f"{name} against statistics {(e.reference_sha256 or '')[:8]}"
-    return name if name == "in-domain" else f"{name} against {min(data['train'], _MOST_TRAINING):,} training images"
+    return name if name == "in-domain" else f"{name} against {min(data.train, _MOST_TRAINING):,} training images"
 
 
-def _is_imagenet(fields: dict[str, Any], data: dict[str, Any]) -> bool:
+def _is_imagenet(trial: Trial, data: DataRecord) -> bool:
     """Whether a trial's images are of ImageNet's number of classes and at the published rows' size."""
-    return data["classes"] == 1000 and fields["network"]["image_size"] == 256
+    return data.classes == 1000 and trial.network.image_size == 256
 
 
-def _pretrained_model(fields: dict[str, Any]) -> str:
+def _pretrained_model(trial: Trial) -> str:
     """`yes` where a loss compares with a timm model whose weights were not drawn at random."""
-    objective, auxiliary = fields["objective"], fields.get("auxiliary", {})
-    perceptual = objective.get("perceptual_weight", 0) > 0 and objective["perceptual_weights"] != "random"
-    aligned = auxiliary.get("alignment", 0) > 0 and auxiliary["alignment_to"] != EMA
-    return "yes" if perceptual or (aligned and auxiliary["alignment_weights"] != "random") else "no"
+    objective, auxiliary = trial.objective, trial.auxiliary
+    perceptual = objective.perceptual_weight > 0 and objective.perceptual_weights != "random"
+    aligned = auxiliary.alignment > 0 and auxiliary.alignment_to != EMA
+    return "yes" if perceptual or (aligned and auxiliary.alignment_weights != "random") else "no"
 
 
 def published_table(groups: list[Group], dots: dict[str, str]) -> Table | None:
@@ -258,9 +259,8 @@ def collapse_table(groups: list[Group], settings: ReportSettings, dots: dict[str
 
 def _setup(group: Group) -> str:
     first = group.described[0]
-    fields, network = first.description["fields"], first.description["fields"]["network"]
-    tokens = (network["image_size"] // network["patch_size"]) ** 2
+    network = first.trial.network
     return (
-        f"{first.description['data']['name']}, {tokens} tokens x {network['latent_channels']} channels, "
-        f"{fields['latent']['normaliser']}, {first.step:,} steps"
+        f"{first.record.data.name}, {network.tokens} tokens x {network.latent_channels} channels, "
+        f"{first.trial.latent.normaliser}, {first.step:,} steps"
     )

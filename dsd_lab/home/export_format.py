@@ -1,0 +1,143 @@
+"""The format of an exported folder: which files it may hold, and what each of them has to say.
+
+    export.json                       format version, and size and SHA-256 of every other file
+    sweeps/<key>/                     manifest.json  spec.json (the resolved spec)
+    trials/<id>/                      trial.json (fields, data, provenance)  status.json  spool.jsonl  parameters.json
+    trials/<id>/code.diff             what the work tree differed by from its commit
+    plugins/<digest>/<name>.py        sources of the plug-ins that were loaded; an import runs none
+    trials/<id>/images/*.png          trials/<id>/evaluations/*.json
+    trials/<id>/checkpoints/step-N/   manifest.json  tensors.safetensors: the newest, where weights were asked for
+
+A file of any other name is refused, so that no path can leave its root and nothing is ever unpickled.
+What files say is checked too: names in a manifest or a spool become paths and queries later on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from dsd_lab.errors import BadInput
+from dsd_lab.files.bounded import parse_json
+from dsd_lab.home.names import PICTURE_STEM, SWEEP_KEY, TRIAL_ID
+from dsd_lab.home.record_types import (
+    FOREIGN,
+    FORMAT,
+    Count,
+    DamagedRecord,
+    Key,
+    Record,
+    Sha256,
+    reason_of,
+    refuse_newer,
+)
+from dsd_lab.home.sweep_records import Manifest
+from dsd_lab.home.trial_records import CheckpointManifest, Evaluation, Parameters, SpoolLine, Status, TrialRecord
+from dsd_lab.specs.part_fields import unknown_parts_pass
+from dsd_lab.specs.sweep import Sweep
+from dsd_lab.specs.trial import Trial
+from dsd_lab.specs.yaml_document import one_line
+
+M = TypeVar("M", bound=BaseModel)
+R = TypeVar("R")
+INDEX = "export.json"
+_TRIAL = rf"trials/(?P<trial>{TRIAL_ID})"
+_PLACES = (
+    rf"sweeps/{SWEEP_KEY}/(?P<kind>manifest|spec)\.json",
+    rf"{_TRIAL}/(?P<kind>trial|status|parameters)\.json",
+    rf"{_TRIAL}/(?P<kind>spool)\.jsonl",
+    rf"{_TRIAL}/code\.(?P<kind>diff)",
+    r"plugins/[0-9a-f]{12}/[A-Za-z_][A-Za-z0-9_]{0,63}\.(?P<kind>py)",
+    rf"{_TRIAL}/images/{PICTURE_STEM}\.(?P<kind>png)",
+    rf"{_TRIAL}/(?P<kind>evaluation)s/[0-9a-f]{{8}}\.json",
+    rf"{_TRIAL}/checkpoints/step-\d{{9}}/(?P<kind>tensors)\.safetensors",
+    rf"{_TRIAL}/(?P<kind>checkpoint)s/step-\d{{9}}/manifest\.json",
+)
+
+
+class Listed(Record):
+    """A file of the export."""
+
+    sha256: Sha256
+    bytes: Count
+
+
+class Index(Record):
+    """`export.json`."""
+
+    format: int
+    sweep: Key
+    weights: bool
+    schema_version: int
+    """Version of the trials' identities."""
+    made_by: dict[str, str]
+    files: dict[str, Listed]
+
+
+_MODELS: dict[str, type[BaseModel]] = {
+    "spec": Sweep,
+    "manifest": Manifest,
+    "trial": TrialRecord,
+    "status": Status,
+    "parameters": Parameters,
+    "evaluation": Evaluation,
+    "checkpoint": CheckpointManifest,
+}
+
+
+def kind_of(name: str) -> tuple[str, str | None] | None:
+    """What a relative path of an export is, and of which trial; None where an export has no such file."""
+    for place in _PLACES:
+        if found := re.fullmatch(place, name, re.ASCII):
+            groups = found.groupdict()
+            return groups["kind"], groups.get("trial")
+    return None
+
+
+def parsed(kind: str, where: str, raw: bytes) -> Any:
+    """What a JSON file says, checked; of a spool, None: each of its lines is checked, and none is kept.
+
+    Raises:
+        BadInput: it is no JSON, or not what a file of its kind says.
+    """
+    if kind == "spool":
+        if raw and not raw.endswith(b"\n"):
+            raise BadInput(f"{where}: the last line is incomplete")
+        for n, line in enumerate(raw.split(b"\n")[:-1], 1):
+            _checked(SpoolLine, f"{where}: line {n}", line)
+        return None
+    with unknown_parts_pass():
+        found = _checked(_MODELS[kind], where, raw)
+        if isinstance(found, TrialRecord):
+            _read(lambda: Trial.model_validate(found.fields), where, "fields")
+        return found
+
+
+def parsed_index(where: str, raw: bytes) -> Index:
+    """`export.json`; a newer format is refused by its number before anything else of it is read.
+
+    Raises:
+        BadInput: it is not what an index says, or newer than this program.
+    """
+    content = _read(lambda: dict(parse_json(raw)), where)
+    refuse_newer(content, where)
+    if content.get("format") != FORMAT:
+        raise BadInput(f"{where}: is not the index of an export: format {content.get('format')!r}")
+    return _checked(Index, where, raw)
+
+
+def _checked(model: type[M], where: str, raw: bytes) -> M:
+    return _read(lambda: model.model_validate(parse_json(raw), context=FOREIGN), where)
+
+
+def _read(read: Callable[[], R], where: str, prefix: str = "") -> R:
+    try:
+        return read()
+    except ValidationError as error:
+        raise DamagedRecord(where, reason_of(error, prefix)) from None
+    except (ValueError, TypeError, RecursionError) as error:
+        reason = one_line((str(error).splitlines() or ["?"])[0], 300)
+        raise DamagedRecord(where, f"is not what it should be: {reason}") from None
