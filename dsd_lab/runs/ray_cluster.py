@@ -173,5 +173,5 @@ def _loopback() -> Iterator[None]:
     try:
         yield
     finally:
-        for (place, name, _), earlier in zip(changed, before, strict=True):
-            setattr(place, name, earlier)
+        for (owner, name, _), earlier in zip(changed, before, strict=True):
+            setattr(owner, name, earlier)
