@@ -9,7 +9,7 @@ import os
 import sys
 from types import ModuleType
 
-from dsd_lab.cli.parser import build_parser
+from dsd_lab.cli.parser import parse
 from dsd_lab.errors import BAD_INPUT, INTERRUPTED, NO_RESOURCES, UNEXPECTED, LabError, is_disk_full
 from dsd_lab.files.bounded import BadFile
 from dsd_lab.files.printable import printable
@@ -19,8 +19,9 @@ from dsd_lab.specs.plugins import load_plugins, plugin_place
 
 def main(argv: list[str] | None = None) -> int:
     """Run a verb; returns the exit code."""
-    arguments = build_parser().parse_args(argv)
-    remember_call(sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = parse(words)
+    remember_call(words)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: trials set their own threads
     try:
         if hasattr(arguments, "plugin"):

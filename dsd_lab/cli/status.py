@@ -12,7 +12,8 @@ from dsd_lab.cli.console import table_console
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK
 from dsd_lab.home.data_facts import other_images
-from dsd_lab.home.trial_folder import OTHER_IMAGES, STATES, TrialFolder, stale_note
+from dsd_lab.home.lookup import find_manifests
+from dsd_lab.home.trial_folder import OTHER_IMAGES, STATES, TrialFolder, state_notes
 from dsd_lab.training_code import training_code
 
 
@@ -35,8 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Show states; reads files only."""
     home, code = home_of(arguments), training_code()
     sweeps: list[dict[str, Any]] = []
-    for key, manifest in home.manifests().items():
-        trials = []
+    wanted = home.manifests().values() if arguments.sweep is None else find_manifests(home, arguments.sweep)
+    for manifest in wanted:
+        trials, key = [], manifest["key"]
         described = {entry["id"]: home.trial(entry["id"]).description() for entry in manifest["trials"]}
         others = other_images({key: d for key, d in described.items() if d is not None})
         for entry in manifest["trials"]:
@@ -79,6 +81,6 @@ def run(arguments: argparse.Namespace) -> int:
                 f"{trial['step']:,}/{trial['steps']:,}",
             )
         console.print(table)
-    if note := stale_note((trial["state"] for sweep in sweeps for trial in sweep["trials"]), code):
+    for note in state_notes((trial["state"] for sweep in sweeps for trial in sweep["trials"]), code):
         console.print(note, highlight=False, soft_wrap=True)
     return OK

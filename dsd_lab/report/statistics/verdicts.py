@@ -1,52 +1,30 @@
-"""The collapse verdict: computed from raw values when a report is made, never stored as truth.
+"""The collapse verdict on finished trials: computed from raw values when a report is made, never stored as truth.
 
-A verdict needs scale and rank, since no single number shows collapse: effective rank misses uniform
-shrinking, variance misses lost directions. It is judged against a reconstruction-only control of the
-same seed, size and grid point where the sweep has one. Without one, ranks are judged against what the
-images give latents to fill: the effective rank of their own patches at that token count, as far as the
-channels reach. Channels alone bound nothing: no data fills 128 of them from patches of 16 pixels.
+The rule itself is in `latent_state`.
 """
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dsd_lab.home.history import Floats
 from dsd_lab.report.results import Result
-from dsd_lab.specs.report import ReportSettings
-
-HEALTHY, SHRUNK, RANK_COLLAPSED, RUNAWAY = "healthy", "shrunk", "rank-collapsed", "scale-runaway"
-VERDICTS = (HEALTHY, SHRUNK, RANK_COLLAPSED, RUNAWAY)
-_MEASURES = (
-    "latent/variance",
-    "latent/effective_rank/token",
-    "latent/effective_rank/image",
-    "latent/capacity_bits/token",
-    "latent/probe_images",
+from dsd_lab.report.statistics.latent_state import HEALTHY as HEALTHY
+from dsd_lab.report.statistics.latent_state import (
+    MEASURES,
+    PATCHES,
+    LatentState,
+    control_at,
+    known_verdict,
+    state_of,
+    states_of,
+    verdict,
 )
-_PATCHES = ("patches/effective_rank/token", "patches/effective_rank/image")
-"""Of the probe's images; the same at every probe, and not recorded by early versions."""
-
-
-@dataclass(frozen=True)
-class LatentState:
-    """What a verdict is made from: medians of the last probes."""
-
-    std: float
-    rank_token: float
-    rank_image: float
-    capacity: float
-    """Bits a token."""
-    token_bound: float
-    """Token-level rank that the images can fill: of their patches, at most the number of channels."""
-    image_bound: float
-    """Image-level rank that they can fill: of the images, at most min(tokens x channels, probe images - 1)."""
+from dsd_lab.report.statistics.latent_state import VERDICTS as VERDICTS
+from dsd_lab.specs.report import ReportSettings
 
 
 @dataclass(frozen=True)
@@ -63,49 +41,21 @@ class Judged:
 
 def latent_state(result: Result, probes: int) -> LatentState | None:
     """The state of a trial's latents at the end; None where it was never probed."""
-    values = [result.last_probes(name, probes) for name in _MEASURES]
+    values = [result.last_probes(name, probes) for name in MEASURES]
     if any(v is None for v in values) or not result.description:
         return None
-    return _state(result, *(float(v) for v in values if v is not None))
+    return state_of(_network(result), patch_ranks(result), [float(v) for v in values if v is not None])
 
 
-def _state(result: Result, variance: float, token: float, image: float, capacity: float, images: float) -> LatentState:
-    network = result.description["fields"]["network"]
-    channels, tokens = network["latent_channels"], (network["image_size"] // network["patch_size"]) ** 2
-    filled = patch_ranks(result) or (math.inf, math.inf)
-    bounds = min(channels, filled[0]), min(tokens * channels, int(images) - 1, filled[1])
-    return LatentState(variance**0.5, token, image, capacity, *bounds)
+def _network(result: Result) -> dict[str, Any]:
+    fields: dict[str, Any] = result.description["fields"]["network"]
+    return fields
 
 
 def patch_ranks(result: Result) -> tuple[float, float] | None:
     """Effective ranks, at least 1, of the probe images' patches and of the images themselves; None where they were not recorded."""
-    token, image = (result.last_probes(name, 1) for name in _PATCHES)
+    token, image = (result.last_probes(name, 1) for name in PATCHES)
     return None if token is None or image is None else (max(token, 1.0), max(image, 1.0))
-
-
-def verdict(state: LatentState, control: LatentState | None, settings: ReportSettings) -> str:
-    """The verdict on latents, against a control's or against bounds of scale and of what images fill; the first that applies."""
-    if control is not None:
-        if state.std > settings.runaway * control.std:
-            return RUNAWAY
-        if state.std < settings.shrunk * control.std or state.capacity < settings.capacity * control.capacity:
-            return SHRUNK
-        if (
-            state.rank_token < settings.rank * control.rank_token
-            or state.rank_image < settings.rank * control.rank_image
-        ):
-            return RANK_COLLAPSED
-        return HEALTHY
-    if state.std > settings.runaway_std:
-        return RUNAWAY
-    if state.std < settings.shrunk_std:
-        return SHRUNK
-    if (
-        state.rank_token < settings.rank_bound * state.token_bound
-        or state.rank_image < settings.rank_bound * state.image_bound
-    ):
-        return RANK_COLLAPSED
-    return HEALTHY
 
 
 def controls_of(results: list[Result], settings: ReportSettings) -> dict[tuple[int, str, str], Result]:
@@ -134,8 +84,8 @@ def judge(results: list[Result], settings: ReportSettings) -> dict[str, Judged]:
             found[row_key(result)] = Judged(None, None, control is not None)
             continue
         against = None if control is None else latent_state(control, settings.probes)
-        name = verdict(state, against, settings)
-        if name == RANK_COLLAPSED and against is None and patch_ranks(result) is None:
+        name = known_verdict(state, against, settings)
+        if name is None:
             found[row_key(result)] = Judged(None, None, False)
             continue
         onset = None
@@ -156,8 +106,7 @@ def _collapse_step(result: Result, control: tuple[list[int], list[LatentState]],
     control_steps, control_states = control
     first = steps[-1]
     for step, state in zip(reversed(steps[:-1]), reversed(states[:-1]), strict=True):
-        place = max(bisect_right(control_steps, step) - 1, 0)  # the control's latest probe by then
-        if verdict(state, control_states[place] if control_states else None, settings) == HEALTHY:
+        if verdict(state, control_at(step, control_steps, control_states), settings) == HEALTHY:
             break
         first = step
     return first
@@ -165,20 +114,12 @@ def _collapse_step(result: Result, control: tuple[list[int], list[LatentState]],
 
 def states_over_training(result: Result, probes: int) -> tuple[list[int], list[LatentState]]:
     """Probe steps and the state of the latents at each: medians over it and the probes before it."""
-    measured = [result.history.series(name) for name in _MEASURES]
+    measured = [result.history.series(name) for name in MEASURES]
     steps = measured[0][0]
     for other, _ in measured[1:]:
         steps = steps if np.array_equal(steps, other) else np.intersect1d(steps, other)
-    table = [_running_median(values[np.isin(at, steps)], probes) for at, values in measured]
-    return [int(s) for s in steps], [_state(result, *row) for row in zip(*(c.tolist() for c in table), strict=True)]
-
-
-def _running_median(values: Floats, width: int) -> NDArray:
-    """Median of each value and the up to `width` - 1 before it."""
-    head = [np.median(values[: i + 1]) for i in range(min(width - 1, len(values)))]
-    if len(values) < width:
-        return np.array(head)
-    return np.concatenate([head, np.median(np.lib.stride_tricks.sliding_window_view(values, width), axis=1)])
+    table = [values[np.isin(at, steps)] for at, values in measured]
+    return [int(s) for s in steps], states_of(_network(result), patch_ranks(result), table, probes)
 
 
 def row_key(result: Result) -> str:
