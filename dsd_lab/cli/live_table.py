@@ -13,7 +13,7 @@ from rich.text import Text
 
 from dsd_lab.cli.live_trials import SoFar
 from dsd_lab.files.printable import printable
-from dsd_lab.report.statistics.latent_state import HEALTHY
+from dsd_lab.report.statistics.latent_state import HEALTHY, LatentState
 from dsd_lab.units import short_count
 
 _WIDE = 140
@@ -129,15 +129,13 @@ def _trials(rows: list[Row], width: int) -> Table:
         table.add_column("against", no_wrap=True)
     table.add_column("left", justify="right", no_wrap=True)
     for row in rows:
-        found, state = row.so_far, row.so_far.state
+        found = row.so_far
         numbers = [
             f"{_count(row.step)}/{_count(row.steps)}",
             "" if found.images_per_second is None else _count(round(found.images_per_second)),
             _number(found.loss),
-            _number(state and state.std),
-            _number(state and state.rank_token),
+            *(_number(value) for value in _latents(found.state)[: 4 if wide else 2]),
         ]
-        numbers += [_number(state and state.rank_image), _number(state and state.capacity)] if wide else []
         colour = "" if found.verdict is None else "green" if found.verdict == HEALTHY else "red"
         table.add_row(
             _line(row.name),
@@ -159,6 +157,11 @@ _HEADERS = {
 
 def _count(number: int) -> str:
     return f"{number:,}" if number < 100_000 else short_count(number)
+
+
+def _latents(state: LatentState | None) -> tuple[float | None, ...]:
+    """What is shown of the latents, what there is always room for first."""
+    return (None,) * 4 if state is None else (state.std, state.rank_token, state.rank_image, state.capacity)
 
 
 def _number(value: float | None) -> str:

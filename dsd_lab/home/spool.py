@@ -112,7 +112,8 @@ class SpoolTail:
             return None if self._at else []
         except BadFile as error:
             raise BadInput(f"{self._path}: {error.strerror}") from None
-        whole, entries = raw[: raw.rfind(b"\n") + 1], []
+        whole = raw[: raw.rfind(b"\n") + 1]
+        entries: list[dict[str, Any]] = []
         for line in whole.split(b"\n")[:-1]:
             entry = _parsed(line, self._path)
             if entry is None or entry["n"] != self._next + len(entries):
