@@ -93,8 +93,9 @@ class SweepProgress:
                     self._say(f"{trial.name}: {state} after {took}{note}")
             if not last and time.monotonic() - told > _PLAIN_EVERY:
                 told = time.monotonic()
-                self._say(self._summary(looked))
-                for row in self._rows(looked):
+                seen = self._seen(looked)
+                self._say(self._summary(looked, seen))
+                for row in self._rows(looked, seen):
                     self._say(f"  {plain_row(row)}")
                 for trial, _, _ in looked:
                     if how_far := self._home.trial(trial.id).evaluating():
@@ -113,15 +114,12 @@ class SweepProgress:
             looked.append((trial, folder.state(), folder.status()))
         return looked
 
-    def _summary(self, looked: _Looked) -> str:
+    def _summary(self, looked: _Looked, seen: list[Seen]) -> str:
         counts = Counter(state for _, state, _ in looked)
         parts = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-        left = self._time_left(looked)
+        left = self._remaining.seconds(seen, self._holdout)
         spent = duration(time.monotonic() - self._began)
         return f"{parts}; {spent} spent, {'about ' + duration(left) + ' left' if left is not None else 'time left not known yet'}"
-
-    def _time_left(self, looked: _Looked) -> float | None:
-        return self._remaining.seconds(self._seen(looked), self._holdout)
 
     def _seen(self, looked: _Looked) -> list[Seen]:
         seen = []
@@ -139,9 +137,9 @@ class SweepProgress:
                 self._holdout = holdout_of(folder.description())
         return seen
 
-    def _rows(self, looked: _Looked) -> list[Row]:
+    def _rows(self, looked: _Looked, seen: list[Seen]) -> list[Row]:
         """The trials that train."""
-        each = self._remaining.each(self._seen(looked), self._holdout) or {}
+        each = self._remaining.each(seen, self._holdout) or {}
         return [
             Row(
                 trial.name,
@@ -167,5 +165,6 @@ class SweepProgress:
         return found
 
     def _table(self, looked: _Looked) -> Group:
-        size = self._console.size
-        return live_table(self._summary(looked), self._rows(looked), self._variants(looked), size.width, size.height)
+        size, seen = self._console.size, self._seen(looked)
+        summary, rows = self._summary(looked, seen), self._rows(looked, seen)
+        return live_table(summary, rows, self._variants(looked), size.width, size.height)
