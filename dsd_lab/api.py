@@ -44,7 +44,7 @@ def load_trial(home: str | Path, trial_id: str) -> LoadedTrial:
 
     Args:
         home: the home folder.
-        trial_id: or its first characters.
+        trial_id: or its first characters, or its name, such as `naive s0`.
 
     Raises:
         BadInput: there is no such trial, or it has not finished.
@@ -86,7 +86,7 @@ def export_latents(home: str | Path, trial_id: str, path: str | Path, split: str
 
     Args:
         home: the home folder.
-        trial_id: or its first characters.
+        trial_id: or its first characters, or its name, such as `naive s0`.
         path: file to write.
         split: `holdout` or `train`.
 

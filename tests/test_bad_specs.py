@@ -431,7 +431,7 @@ EXTENDS = (
 )  # fmt: skip
 
 OVERRIDES = (
-    override("B27 no equals sign", "training.steps", "--set training.steps: ", "write key.path=value"),
+    override("B27 no equals sign", "training.steps", "--set training.steps: ", "write training.steps=VALUE"),
     override("B27 no key", "=5", "--set =5: ", "write key.path=value"),
     override("B27 nothing at all", "", "--set : ", "write key.path=value"),
     override("B27 a hole in the path", "training..steps=5", "--set training..steps=5: ", "write key.path=value"),

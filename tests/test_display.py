@@ -15,7 +15,7 @@ def test_a_line_stays_whole_however_narrow_the_console(whole, home):
     plan, told = load_sweep(whole.spec), io.StringIO()
     (trial,) = plan.trials
     error = "word " * 60 + "end"
-    with SweepProgress(home, plan.trials, Console(file=told, width=20), plan.spec.evaluate):
+    with SweepProgress(home, plan.trials, Console(file=told, width=20), plan.spec.evaluate, plan.spec.report):
         home.trial(trial.id).root.mkdir(parents=True)
         home.trial(trial.id).write_status(state="failed", seconds=3.0, error=error)
     assert told.getvalue() == f"{trial.name}: failed after 3 s: {error}\n"
@@ -28,8 +28,8 @@ def test_the_time_left_has_the_evaluations_that_are_not_done_in_it(home, tmp_pat
     (made,) = (home.trial(trial.id).root / "evaluations").glob("*.json")
 
     def left():
-        progress = SweepProgress(home, plan.trials, Console(file=io.StringIO()), plan.spec.evaluate)
-        return progress._time_left(progress._look())
+        progress = SweepProgress(home, plan.trials, Console(file=io.StringIO()), plan.spec.evaluate, plan.spec.report)
+        return progress._remaining.seconds(progress._seen(progress._look()), progress._holdout)
 
     assert left() == 0
     made.unlink()
@@ -40,9 +40,9 @@ def test_a_sweep_shows_the_time_left_of_its_own_evaluations(home, tmp_path, monk
     spec, asked = write_spec(tmp_path, evaluate=[EVALUATION]), []
 
     class Watched(SweepProgress):
-        def __init__(self, home, trials, console, evaluations):
+        def __init__(self, home, trials, console, evaluations, settings):
             asked.append(evaluations)
-            super().__init__(home, trials, console, evaluations)
+            super().__init__(home, trials, console, evaluations, settings)
 
     monkeypatch.setattr("dsd_lab.cli.sweep.SweepProgress", Watched)
     monkeypatch.setattr(

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from sweeping import VARIANTS, run, train_here, write_spec
 
+from dsd_lab.cli.logs import event_line
 from dsd_lab.cli.main import main
-from dsd_lab.errors import BAD_INPUT, OK
+from dsd_lab.errors import BAD_INPUT, INTERRUPTED, OK
 from dsd_lab.home.home import Home
 
 
@@ -83,3 +84,54 @@ def test_a_damaged_spool_is_one_line_that_says_how_far_it_can_be_read(trained, t
 def test_a_trial_that_is_not_there_is_exit_code_2(trained, capsys):
     assert main(["logs", "ffff", "--home", str(trained[0].root)]) == BAD_INPUT
     assert "no such trial" in capsys.readouterr().err
+
+
+def test_following_prints_what_is_recorded_meanwhile_and_ends_with_the_trial(trained, capsys, monkeypatch):
+    """Half of a finished trial's records are there when it begins; the rest comes while it waits."""
+    home, ids = trained
+    folder = home.trial(ids["dsd"])
+    lines = folder.spool.read_bytes().splitlines(keepends=True)
+    whole = [event_line(json.loads(line)) for line in lines]
+    half, rest = lines[: len(lines) // 2], lines[len(lines) // 2 :]
+    status = folder.status()
+    folder.spool.write_bytes(b"".join(half))
+    folder.write_status(state="running")
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        if rest:
+            with folder.spool.open("ab") as file:
+                file.write(rest.pop(0))
+        else:
+            folder.write_status(state="done", step=12)
+
+    monkeypatch.setattr("dsd_lab.cli.logs.time.sleep", sleep)
+    try:
+        with folder.lock():
+            monkeypatch.setattr(
+                "dsd_lab.home.trial_folder.TrialFolder.is_locked", lambda self: self.status()["state"] == "running"
+            )
+            assert main(["logs", "dsd", "--lines", "3", "--follow", "--home", str(home.root)]) == OK
+    finally:
+        folder.spool.write_bytes(b"".join(lines))
+        folder.write_status(**status)
+    printed = capsys.readouterr().out.splitlines()
+    start = printed.index(whole[len(half) - 3])
+    assert printed[start:] == [*whole[len(half) - 3 :], "done at step 12"]
+    assert len(waits) == len(lines) - len(half) + 1 and max(waits) <= 0.5
+
+
+def test_following_ends_with_ctrl_c_and_refuses_json(trained, capsys, monkeypatch):
+    home, ids = trained
+
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+
+    folder = home.trial(ids["dsd"])
+    monkeypatch.setattr("dsd_lab.cli.logs.time.sleep", interrupted)
+    monkeypatch.setattr("dsd_lab.home.trial_folder.TrialFolder.is_locked", lambda self: True)
+    assert main(["logs", folder.id, "--follow", "--home", str(home.root)]) == INTERRUPTED
+    assert not capsys.readouterr().err
+    assert main(["logs", folder.id, "--follow", "--json", "--home", str(home.root)]) == BAD_INPUT
+    assert capsys.readouterr().err == "dsd-lab: --follow: prints lines as they come; leave out --json\n"

@@ -153,7 +153,7 @@ def test_stale_is_explained_where_it_is_shown(copy, trained, capsys):
     for verb in (["status"], ["plan", str(copy / "spec.yaml"), *sets]):
         assert main([*verb, "--home", str(home.root)]) == OK
         told = capsys.readouterr().out
-        assert "1 trial is stale: done, by other training code than today's" in told and "reproduce" in told
+        assert "stale: done, by other training code than today's" in told and "reproduce" in told
 
 
 def test_a_reproduction_is_no_trial_of_the_home(copy, trained, capsys):

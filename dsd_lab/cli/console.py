@@ -29,7 +29,7 @@ class LabConsole(Console):
             yield segment if segment.control else segment._replace(text=printable(segment.text, keep="\n"))
 
 
-def table_console() -> LabConsole:
+def table_console(stderr: bool = False) -> LabConsole:
     """As wide as the terminal; in a file or a pipe every row is one line."""
-    console = LabConsole()
-    return console if console.is_terminal else LabConsole(width=_UNBOUNDED)
+    console = LabConsole(stderr=stderr)
+    return console if console.is_terminal else LabConsole(stderr=stderr, width=_UNBOUNDED)

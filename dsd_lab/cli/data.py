@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsd_lab.cli.options import home_of, print_json
+from dsd_lab.cli.options import home_of, place_of, print_json
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.files.printable import say
 from dsd_lab.planning.data_check import described, open_data
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             _print(trial, data)
         if arguments.out:
-            path = _sheet(data, Path(arguments.out), number if len(trials) > 1 else None)
+            path = _sheet(data, place_of(arguments.out, "--out"), number if len(trials) > 1 else None)
             say(f"contact sheet: {path}", error=arguments.json)
     if arguments.json:
         print_json(answers[0] if len(answers) == 1 else answers)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from dsd_lab.cli.options import home_of, print_json
+from dsd_lab.cli.options import home_of, place_of, print_json
 from dsd_lab.errors import OK
 from dsd_lab.files.printable import say
 from dsd_lab.home.exporting import export_sweep, index_summary
@@ -15,7 +14,7 @@ from dsd_lab.units import readable
 
 def run(arguments: argparse.Namespace) -> int:
     """Export a sweep."""
-    home, out = home_of(arguments), Path(arguments.out)
+    home, out = home_of(arguments), place_of(arguments.out, "--out")
     manifest = find_manifest(home, arguments.sweep, None)
     summary = index_summary(export_sweep(home, manifest, out, arguments.weights, arguments.anonymous))
     if arguments.json:

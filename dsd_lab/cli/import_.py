@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from dsd_lab.cli.options import home_of, print_json, program
+from dsd_lab.cli.options import home_of, place_of, print_json, program
 from dsd_lab.errors import OK
 from dsd_lab.files.printable import say
 from dsd_lab.home.importing import import_sweep
@@ -14,7 +13,7 @@ from dsd_lab.home.importing import import_sweep
 def run(arguments: argparse.Namespace) -> int:
     """Import a sweep."""
     home = home_of(arguments)
-    done = import_sweep(home, Path(arguments.folder))
+    done = import_sweep(home, place_of(arguments.folder, "DIR"))
     if arguments.json:
         print_json(vars(done))
         return OK

@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from dsd_lab.cli.options import print_json, program
+from dsd_lab.cli.options import place_of, print_json, program
 from dsd_lab.errors import OK, BadInput, NoResources
 from dsd_lab.files.atomic import write_json
 from dsd_lab.files.printable import say
@@ -64,7 +64,7 @@ profiles:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the spec, and beside it the schema that its first line names where there is none."""
-    path = Path(arguments.path)
+    path = place_of(arguments.path, "PATH")
     if path.suffix not in (".yaml", ".yml"):
         better = path / DEFAULT if path.is_dir() else path.with_name(f"{path.name}.yaml")
         raise BadInput(f"{path}: a spec is a .yaml file; name one such as {better}")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from dsd_lab.cli.options import home_of, print_json
+from dsd_lab.cli.options import home_of, place_of, print_json
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.files.printable import say
 from dsd_lab.home.lookup import find_trial
@@ -18,7 +17,11 @@ def run(arguments: argparse.Namespace) -> int:
     folder = find_trial(home, arguments.trial)
     if folder.state() != "done":  # known before torch is imported
         raise BadInput(f"{arguments.trial}: the trial is {folder.state()}; only a finished one can be loaded")
-    path = Path(arguments.out) if arguments.out else home.root / "latents" / f"{folder.id}-{arguments.split}.npz"
+    path = (
+        place_of(arguments.out, "--out")
+        if arguments.out
+        else home.root / "latents" / f"{folder.id}-{arguments.split}.npz"
+    )
     if path.is_dir():
         raise BadInput(f"--out {path}: is a folder; name a file")
     Output(home, path.parent, f"--out {path}", file=path.name).check([path.name])

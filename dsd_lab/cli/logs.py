@@ -8,12 +8,12 @@ from collections import deque
 from typing import Any
 
 from dsd_lab.cli.options import home_of, print_json
-from dsd_lab.errors import OK
+from dsd_lab.errors import INTERRUPTED, OK, BadInput
 from dsd_lab.files.printable import printable, say
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import find_trial
-from dsd_lab.home.spool import read_spool
-from dsd_lab.home.trial_folder import TrialFolder
+from dsd_lab.home.spool import SpoolTail, read_spool
+from dsd_lab.home.trial_folder import TrialFolder, state_notes
 from dsd_lab.home.trial_records import SpoolLine
 from dsd_lab.runs.continuity import told_changes, told_devices
 from dsd_lab.training_code import training_code
@@ -21,11 +21,15 @@ from dsd_lab.units import duration
 
 _SHOWN = ("latent/variance", "latent/effective_rank/token", "latent/effective_rank/image", "latent/capacity_bits/token")
 """Of the dozens of metrics of a probe, those that the verdict is made of; `--json` has all."""
+_LOOK_EVERY = 0.5
+"""Seconds between looks at a spool that is followed."""
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Show a trial."""
     home = home_of(arguments)
+    if arguments.follow and arguments.json:
+        raise BadInput("--follow: prints lines as they come; leave out --json")
     folder = find_trial(home, arguments.trial)
     answer = record_of(home, folder, arguments.lines)
     if arguments.json:
@@ -49,9 +53,32 @@ def run(arguments: argparse.Namespace) -> int:
         shown = {k: v for k, v in answer["metrics"].items() if not k.startswith("latent/") or k in _SHOWN}
         for name, (step, value) in ((k, (v["step"], v["value"])) for k, v in shown.items()):
             say(f"  {name:<60} {value:>12.6g}  at step {step:,}")
+    for note in state_notes([answer["state"]], training_code()):
+        say(note)
     for entry in answer["events"]:
         say(event_line(entry))
-    return OK
+    return _follow(folder, answer["events"]) if arguments.follow else OK
+
+
+def _follow(folder: TrialFolder, shown: list[SpoolLine]) -> int:
+    """Print events as they are recorded, until nobody works on the trial any more."""
+    tail = SpoolTail(folder.spool)
+    last = shown[-1].n if shown else -1
+    entries = [entry for entry in tail.read() if entry.n > last]
+    try:
+        while True:
+            for entry in entries:
+                say(event_line(entry))
+            state = folder.state()  # before the last look, so that nothing is recorded after it
+            ended = state not in ("pending", "running") and not folder.is_locked()
+            entries = tail.read()
+            if ended and not entries:
+                say(f"{state} at step {folder.status().step:,}")
+                return OK
+            if not entries:
+                time.sleep(_LOOK_EVERY)
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def record_of(home: Home, folder: TrialFolder, lines: int) -> dict[str, Any]:

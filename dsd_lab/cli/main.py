@@ -9,7 +9,7 @@ import os
 import sys
 from types import ModuleType
 
-from dsd_lab.cli.parser import build_parser
+from dsd_lab.cli.parser import parse
 from dsd_lab.errors import BAD_INPUT, INTERRUPTED, NO_RESOURCES, UNEXPECTED, LabError, is_disk_full
 from dsd_lab.files.bounded import BadFile
 from dsd_lab.files.printable import printable
@@ -20,8 +20,9 @@ from dsd_lab.store import SOON
 
 def main(argv: list[str] | None = None) -> int:
     """Run a verb; returns the exit code."""
-    arguments = build_parser().parse_args(argv)
-    remember_call(sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = parse(words)
+    remember_call(words)
     for name, value in {"OMP_NUM_THREADS": "1", **SOON}.items():  # before torch: trials set their own threads
         os.environ.setdefault(name, value)
     try:

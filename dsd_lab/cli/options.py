@@ -11,12 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dsd_lab.errors import BadInput
 from dsd_lab.files.redaction import without_password
 from dsd_lab.home.home import Home
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.sweep import Plan
 
-TRIAL = "trial id (the first characters do)"
+TRIAL = "trial: its id (the first characters do) or name, such as naive or 'naive s0'"
 
 
 def add_verb(
@@ -128,8 +129,24 @@ def positive(text: str) -> int:
 
 
 def home_of(arguments: argparse.Namespace) -> Home:
-    """`--home`, else `DSD_LAB_HOME`, else `runs/` below the current folder."""
-    return Home(Path(arguments.home or os.environ.get("DSD_LAB_HOME") or "runs").expanduser())
+    """`--home`, else `DSD_LAB_HOME`, else `runs/` below the current folder; absolute, as messages show it."""
+    return Home(place_of(arguments.home or os.environ.get("DSD_LAB_HOME") or "runs", "--home"))
+
+
+def place_of(text: str, option: str) -> Path:
+    """The file or folder that was typed, from the root on; links keep their names.
+
+    Args:
+        text: as it was typed, from the current folder on.
+        option: that it was typed for, for the message.
+
+    Raises:
+        BadInput: it begins with `~` and the name of nobody.
+    """
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise BadInput(f"{option} {text}: no such user") from None
 
 
 def program(arguments: argparse.Namespace) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 
 from dsd_lab.cli.options import (
     TRIAL,
@@ -21,7 +22,9 @@ from dsd_lab.cli.options import (
     takes_trial,
     takes_yes,
 )
+from dsd_lab.files.printable import one_line
 from dsd_lab.planning.gpus import DEFAULT_GPU, GPUS
+from dsd_lab.specs.near import did_you_mean
 from dsd_lab.version import __version__
 
 _SPEC = "experiments/collapse_ablation.yaml"
@@ -29,6 +32,10 @@ _SPEC = "experiments/collapse_ablation.yaml"
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole surface of the command line; a test freezes it."""
+    return _parser_and_verbs()[0]
+
+
+def _parser_and_verbs() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction[argparse.ArgumentParser]]:
     parser = argparse.ArgumentParser(
         prog="dsd-lab",
         description="Ablation sweeps of end-to-end latent diffusion: do the latents collapse, which change stops it, how surely?",
@@ -42,7 +49,32 @@ def build_parser() -> argparse.ArgumentParser:
     _add_keeping(verbs)
     _add_exchanging(verbs)
     _add_beside(verbs)
-    return parser
+    return parser, verbs
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """What was typed after `dsd-lab`; where that is not understood, a line says how to type it and the process ends."""
+    parser, verbs = _parser_and_verbs()
+    if words and not words[0].startswith("-") and words[0] not in verbs.choices:
+        near = did_you_mean(words[0], verbs.choices)
+        meant = near if "did you mean" in near else "; `dsd-lab --help` lists them"
+        parser.error(f"no verb {one_line(words[0])!r}{meant}")
+    arguments, left = parser.parse_known_args(words)
+    if left:
+        parser.error(_unrecognised(words, left))
+    return arguments
+
+
+def _unrecognised(words: list[str], left: list[str]) -> str:
+    """What is wrong with words that no verb takes; most often an override that was typed in two words."""
+    shown = one_line(shlex.join(left))
+    sets = [place for place, word in enumerate(words[:-2]) if word == "--set"]
+    for key, value in ((words[place + 1], words[place + 2]) for place in sets):
+        if "=" not in key and not value.startswith("-"):
+            return f"--set {one_line(key)} {one_line(value)}: write --set {one_line(shlex.quote(f'{key}={value}'))}"
+    if sets and "=" in left[0]:
+        return f"{shown}: every override has a --set of its own: write --set {one_line(shlex.quote(left[0]))}"
+    return f"unrecognized arguments: {shown}"
 
 
 def _add_running(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -254,11 +286,15 @@ def _add_finished(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _add_keeping(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """What looks after the home folder."""
     status = add_verb(verbs, "status", "show every sweep in the home folder", "dsd-lab status")
+    status.add_argument(
+        "sweep", nargs="?", metavar="SPEC|SWEEP", help="only this sweep, by spec file or name (default: all)"
+    )
     answers_json(status)
 
     logs = add_verb(verbs, "logs", "show what a trial recorded", "dsd-lab logs 3ddf1775b702 --lines 40")
     takes_trial(logs)
     logs.add_argument("--lines", type=positive, default=10, metavar="N", help="last events shown (default: 10)")
+    logs.add_argument("--follow", action="store_true", help="go on with new events until the trial ends, or Ctrl-C")
     answers_json(logs)
 
     doctor = add_verb(

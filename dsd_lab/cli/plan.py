@@ -19,7 +19,7 @@ from dsd_lab.files.printable import say
 from dsd_lab.home.data_facts import known_facts, skipped
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import manifest_of
-from dsd_lab.home.trial_folder import OTHER_IMAGES, stale_note
+from dsd_lab.home.trial_folder import OTHER_IMAGES, state_notes
 from dsd_lab.planning.data_check import check_data
 from dsd_lab.planning.disk import need_of
 from dsd_lab.planning.estimates import EFFICIENCY, Shape, cached_bytes, cached_shape, shape_key, timed_seconds
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
         _print(plan, rows)
         for line in plugin_lines():
             say(line)
-        if note := stale_note((row["status"] for row in rows), code):
+        for note in state_notes((row["status"] for row in rows), code):
             say(note)
     return OK
 

@@ -9,34 +9,26 @@ from collections.abc import Sequence
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
+from dsd_lab.cli.live_table import Row, Variant, live_table, plain_row
+from dsd_lab.cli.live_trials import LiveTrials
 from dsd_lab.files.printable import printable
 from dsd_lab.home.home import Home
 from dsd_lab.home.trial_records import Status
 from dsd_lab.planning.estimates import cached_shape
 from dsd_lab.planning.eta import Remaining, Seen
 from dsd_lab.specs.evaluate_list import applies
+from dsd_lab.specs.report import ReportSettings
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.specs.trial import Generation
 from dsd_lab.training_code import training_code
 from dsd_lab.units import duration
 
-_COLOURS = {
-    "done": "green",
-    "running": "cyan",
-    "failed": "bold red",
-    "diverged": "yellow",
-    "interrupted": "magenta",
-    "stopped": "yellow",
-    "stale": "yellow",
-    "other images": "bold red",
-    "pending": "dim",
-}
 _OVER = ("done", "failed", "diverged", "stopped")
 """States in which this run does no more for a trial."""
 _PLAIN_EVERY = 30.0
+_Looked = list[tuple[PlannedTrial, str, Status]]
+"""Every trial, its state and its status."""
 
 
 class SweepProgress:
@@ -47,16 +39,23 @@ class SweepProgress:
         trials: all trials of the sweep, finished ones too.
         console: where to draw.
         evaluations: of every finished trial.
+        settings: of the report, by which the verdict so far is judged.
     """
 
     def __init__(
-        self, home: Home, trials: list[PlannedTrial], console: Console, evaluations: Sequence[Generation]
+        self,
+        home: Home,
+        trials: list[PlannedTrial],
+        console: Console,
+        evaluations: Sequence[Generation],
+        settings: ReportSettings,
     ) -> None:
         self._home, self._trials, self._console = home, trials, console
         self._stop = threading.Event()
         self._began = time.monotonic()
         code = training_code()
         self._remaining = Remaining(trials, evaluations, lambda fields: cached_shape(fields, home, code))
+        self._live = LiveTrials(home, trials, settings)
         self._wanted = {t.id: sum(applies(e, t.fields) for e in evaluations) for t in trials}
         self._evaluated: dict[str, list[float]] = {}
         self._released: set[str] = set()
@@ -97,8 +96,13 @@ class SweepProgress:
                     self._say(f"{trial.name}: {state} after {took}{note}")
             if not last and time.monotonic() - told > _PLAIN_EVERY:
                 told = time.monotonic()
-                said = [f"{t.name} {how_far}" for t, _, _ in looked if (how_far := self._home.trial(t.id).evaluating())]
-                self._say("; ".join([self._summary(looked), *said]))
+                seen = self._seen(looked)
+                self._say(self._summary(looked, seen))
+                for row in self._rows(looked, seen):
+                    self._say(f"  {plain_row(row)}")
+                for trial, _, _ in looked:
+                    if how_far := self._home.trial(trial.id).evaluating():
+                        self._say(f"  {trial.name}: {how_far}")
             if last:
                 return
 
@@ -106,7 +110,7 @@ class SweepProgress:
         """One line, however long: it may go to a file, which has no width."""
         self._console.print(printable(line), soft_wrap=True)
 
-    def _look(self) -> list[tuple[PlannedTrial, str, Status]]:
+    def _look(self) -> _Looked:
         looked = []
         for trial in self._trials:
             folder = self._home.trial(trial.id)
@@ -114,14 +118,14 @@ class SweepProgress:
             looked.append((trial, folder.state(status=status), status))
         return looked
 
-    def _summary(self, looked: list[tuple[PlannedTrial, str, Status]]) -> str:
+    def _summary(self, looked: _Looked, seen: list[Seen]) -> str:
         counts = Counter(state for _, state, _ in looked)
         parts = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-        left = self._time_left(looked)
+        left = self._remaining.seconds(seen, self._holdout)
         spent = duration(time.monotonic() - self._began)
         return f"{parts}; {spent} spent, {'about ' + duration(left) + ' left' if left is not None else 'time left not known yet'}"
 
-    def _time_left(self, looked: list[tuple[PlannedTrial, str, Status]]) -> float | None:
+    def _seen(self, looked: _Looked) -> list[Seen]:
         seen = []
         for trial, state, status in looked:
             folder = self._home.trial(trial.id)
@@ -135,33 +139,36 @@ class SweepProgress:
             if self._holdout is None:
                 described = folder.description()
                 self._holdout = None if described is None else described.data.holdout
-        return self._remaining.seconds(seen, self._holdout)
+        return seen
 
-    def _table(self, looked: list[tuple[PlannedTrial, str, Status]]) -> Group:
-        table = Table(box=None, pad_edge=False)
-        for column in ("variant", "trials", "now"):
-            table.add_column(column)
-        groups: dict[str, list[tuple[PlannedTrial, str, Status]]] = {}
+    def _rows(self, looked: _Looked, seen: list[Seen]) -> list[Row]:
+        """The trials that train."""
+        each = self._remaining.each(seen, self._holdout) or {}
+        return [
+            Row(
+                trial.name,
+                status.step,
+                trial.fields.training.steps,
+                self._live.so_far(trial),
+                each.get(trial.id),
+            )
+            for trial, state, status in looked
+            if state == "running"
+        ]
+
+    def _variants(self, looked: _Looked) -> list[Variant]:
+        groups: dict[str, _Looked] = {}
         for row in looked:
             groups.setdefault(row[0].name.rsplit(" ", 1)[0], []).append(row)
+        found = []
         for name, rows in groups.items():
-            marks = Text()
-            for _, state, _ in rows:
-                marks.append(
-                    {"done": "●", "running": "◐", "pending": "○", "failed": "✗", "diverged": "▲", "stopped": "■"}.get(
-                        state, "◌"
-                    ),
-                    _COLOURS[state],
-                )
-            running = ", ".join(
-                f"s{t.seed} {s.step:,}/{t.fields.training.steps:,}" for t, state, s in rows if state == "running"
-            )
-            evaluating = ", ".join(
-                f"s{t.seed} {said}"
-                for t, state, _ in rows
-                if state == "done" and (said := self._home.trial(t.id).evaluating())
-            )
-            running = ", ".join(filter(None, (running, evaluating)))
-            failed = "; ".join(f"s{t.seed} {s.error}" for t, state, s in rows if state in _OVER[1:])
-            table.add_row(name, marks, Text(printable(running or failed), "red" if failed and not running else ""))
-        return Group(Text(self._summary(looked)), table)
+            working = [(t, self._home.trial(t.id).evaluating()) for t, state, _ in rows if state == "done"]
+            notes = [f"s{t.seed} {how_far}" for t, how_far in working if how_far]
+            notes += [f"s{t.seed}: {s.error}" for t, state, s in rows if state in _OVER[1:]]
+            found.append(Variant(name, [state for _, state, _ in rows], "; ".join(notes)))
+        return found
+
+    def _table(self, looked: _Looked) -> Group:
+        size, seen = self._console.size, self._seen(looked)
+        summary, rows = self._summary(looked, seen), self._rows(looked, seen)
+        return live_table(summary, rows, self._variants(looked), size.width, size.height)

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from dsd_lab.cli.options import home_of, print_json, program
+from dsd_lab.cli.options import home_of, place_of, print_json, program
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.files.printable import say
 from dsd_lab.home.lookup import find_manifest
@@ -30,7 +30,11 @@ def run(arguments: argparse.Namespace) -> int:
     home = home_of(arguments)
     found = [find_manifest(home, name, arguments.profile) for name in arguments.sweep or [None]]
     manifests = list({m.key: m for m in found}.values())
-    folder = Path(arguments.out) if arguments.out else home.report_folder(_folder_name([m.key for m in manifests]))
+    folder = (
+        place_of(arguments.out, "--out")
+        if arguments.out
+        else home.report_folder(_folder_name([m.key for m in manifests]))
+    )
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"--out {folder}: is a file; name a folder")
     output = Output(home, folder, f"--out {folder}", aside=arguments.out is None)

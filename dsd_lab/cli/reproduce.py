@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dsd_lab.cli.options import home_of, print_json
+from dsd_lab.cli.options import home_of, place_of, print_json
 from dsd_lab.errors import OK, TRIALS_FAILED, BadInput
 from dsd_lab.files.printable import say
 from dsd_lab.home.home import Home
@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     home = home_of(arguments)
     source = home
     if arguments.source is not None:
-        source = Home(Path(arguments.source))
+        source = Home(place_of(arguments.source, "--from"))
         if not (source.root / "export.json").is_file():
             raise BadInput(f"--from {source.root}: has no export.json; name a folder that `dsd-lab export` wrote")
     recorded = find_trial(source, arguments.trial)

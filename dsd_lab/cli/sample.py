@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from dsd_lab.cli.options import home_of, print_json
+from dsd_lab.cli.options import home_of, place_of, print_json
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.files.printable import say
 from dsd_lab.home.lookup import find_trial
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     if description is None or folder.state() != "done":
         raise BadInput(f"{arguments.trial}: the trial is {folder.state()}; only a finished one can be sampled")
 
-    place = Path(arguments.out) if arguments.out else home.root / "samples" / folder.id
+    place = place_of(arguments.out, "--out") if arguments.out else home.root / "samples" / folder.id
     if place.exists() and not place.is_dir():
         raise BadInput(f"--out {place}: is a file; name a folder")
     output = Output(home, place, f"--out {place}", aside=arguments.out is None)

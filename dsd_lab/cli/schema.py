@@ -1,14 +1,29 @@
-"""`dsd-lab schema`: the JSON Schema of a spec file, for completion in editors."""
+"""`dsd-lab schema`: the JSON Schema of a spec file, for completion and checks in editors.
+
+The schema checks every place where a spec can hold a trial's fields, and asks for none of them: what a
+place leaves out is inherited or has a default. Names of parts are those of the package and of loaded
+plug-ins. A spec that requires another plug-in may name any part; all other checks stay.
+"""
 
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any
 
 from dsd_lab.cli.options import print_json
 from dsd_lab.errors import OK
-from dsd_lab.specs.sweep import Sweep
+from dsd_lab.specs.part_fields import PART_KIND, PART_NAME
+from dsd_lab.specs.registry import plugin_parts, plugins
+from dsd_lab.specs.sweep import NAME, Sweep
 from dsd_lab.specs.trial import Trial
+
+_OPEN = "Open"
+"""Begins the names of definitions that take names of parts which this program does not know."""
+_WITHOUT = ("schema", "name", "profile", "profiles")
+"""Keys of a file that a profile does not hold."""
+
+Schema = dict[str, Any]
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -17,26 +32,138 @@ def run(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def spec_schema() -> dict[str, Any]:
-    """The schema of a file: a sweep whose base, variants and profiles hold a trial's fields."""
+def spec_schema() -> Schema:
+    """The schema of a file: a sweep whose base, variants, grid, profiles and evaluations are checked to the last key."""
     schema, trial = Sweep.model_json_schema(by_alias=True), Trial.model_json_schema()
-    properties, definitions = schema["properties"], schema.setdefault("$defs", {})
-    definitions |= trial.pop("$defs", {})
+    definitions = schema.pop("$defs") | trial.pop("$defs")
     definitions["Trial"] = trial
     why = {"type": "string", "description": "What this variant shows."}
     definitions["Variant"] = {**trial, "properties": {"why": why, **trial["properties"]}}
-    properties["base"] |= {"$ref": "#/$defs/Trial"}
-    properties["variants"]["additionalProperties"] = {"$ref": "#/$defs/Variant"}
-    keys = [k for k in properties if k not in ("profiles", "profile", "schema", "name")]
-    properties["profiles"]["additionalProperties"] = {
+    _close_options(definitions)
+    definitions["Grid"] = _grid(definitions)
+    keys = {key: _described(content) for key, content in schema["properties"].items()}
+    places: Schema = {
+        "base": {"$ref": "#/$defs/Trial"},
+        "variants": _named("Variant") | {"minProperties": 1},
+        "grid": {"$ref": "#/$defs/Grid"},
+        "evaluate": {"type": "array", "items": {"$ref": "#/$defs/Generation"}},
+    }
+    definitions["Profile"] = {
         "type": "object",
         "additionalProperties": False,
-        "properties": {k: {"$ref": f"#/properties/{k}"} for k in keys},
+        "properties": {k: content | places.get(k, {}) for k, content in keys.items() if k not in _WITHOUT},
     }
-    properties["extends"] = {
-        "type": "string",
-        "description": "A spec file, in this file's folder or below, that this one inherits from.",
+    places["profiles"] = _named("Profile")
+    opened = _opened(definitions | {"": places})
+    schema["properties"] = keys | {
+        "extends": {
+            "type": "string",
+            "description": "A spec file, in this file's folder or below, that this one inherits from.",
+        }
     }
-    schema["required"] = ["name"]  # the rest can be inherited
-    schema["title"] = "dsd-lab spec"
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    others = {"requires": {"contains": {"not": {"enum": sorted(plugins)}}}}
+    schema |= {
+        "if": {"required": ["requires"], "properties": others},
+        "then": {"properties": opened.pop(_OPEN)},
+        "else": {"properties": places},
+        "required": ["name"],  # the rest can be inherited
+        "title": "dsd-lab spec",
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$defs": _without_marks(definitions | opened),
+        **_without_marks(schema),
+    }
+
+
+def _described(content: Schema) -> Schema:
+    """A key of the file as all specs have it: without what `base`, `variants` and others hold."""
+    return content if not _takes_anything(content) else {"description": content["description"]}
+
+
+def _takes_anything(content: Schema) -> bool:
+    return content.get("type") == "object" or "$ref" in content.get("items", {})
+
+
+def _named(definition: str) -> Schema:
+    """A mapping of names to entries of one kind."""
+    return {
+        "type": "object",
+        "propertyNames": {"pattern": NAME},
+        "additionalProperties": {"$ref": f"#/$defs/{definition}"},
+    }
+
+
+def _grid(definitions: Schema) -> Schema:
+    """Axes: key paths of a trial's sections and fields, and of what is named inside a field, to lists of values."""
+    axes, inside = {}, {}
+    for section, content in definitions["Trial"]["properties"].items():
+        axes[section] = _axis({"$ref": content["$ref"]}, content.get("description"))
+        for name, field in definitions[content["$ref"].rpartition("/")[2]]["properties"].items():
+            axes[f"{section}.{name}"] = _axis(field, field.get("description"))
+            if field.get("type") == "object":
+                inside[rf"^{re.escape(f'{section}.{name}.')}"] = {"type": "array", "minItems": 1}
+    return {"type": "object", "additionalProperties": False, "properties": axes, "patternProperties": inside}
+
+
+def _axis(value: Schema, description: str | None) -> Schema:
+    described = {} if description is None else {"description": description}
+    notes = ("description", "default", "title")
+    return {"type": "array", "minItems": 1, "items": {k: v for k, v in value.items() if k not in notes}, **described}
+
+
+def _close_options(definitions: Schema) -> None:
+    """Options are those of the loaded plug-ins' parts."""
+    options: Schema = {}
+    for part in plugin_parts():
+        if part.options is not None:
+            options[part.name] = part.options.model_json_schema()
+            definitions |= options[part.name].pop("$defs", {})
+    for content in definitions.values():
+        if "options" in content["properties"]:
+            about = content["properties"]["options"]
+            about |= {"properties": options, "additionalProperties": False, PART_KIND: "options"}
+
+
+def _opened(definitions: Schema) -> Schema:
+    """Copies, under other names, of the definitions that name parts, which take any name of a part and any options."""
+    concerned = {name for name, content in definitions.items() if _marked(content)}
+    while more := {n for n, content in definitions.items() if _refers(content) & concerned} - concerned:
+        concerned |= more
+    return {f"{_OPEN}{name}": _open(definitions[name], concerned) for name in sorted(concerned)}
+
+
+def _marked(node: Any) -> bool:
+    if isinstance(node, dict):
+        return PART_KIND in node or any(map(_marked, node.values()))
+    return isinstance(node, list) and any(map(_marked, node))
+
+
+def _refers(node: Any) -> set[str]:
+    if isinstance(node, dict):
+        own = {node["$ref"].rpartition("/")[2]} if isinstance(node.get("$ref"), str) else set()
+        return own.union(*map(_refers, node.values()))
+    return set().union(*map(_refers, node)) if isinstance(node, list) else set()
+
+
+def _open(node: Any, concerned: set[str]) -> Any:
+    if isinstance(node, list):
+        return [_open(entry, concerned) for entry in node]
+    if not isinstance(node, dict):
+        return node
+    if node.get(PART_KIND) == "options":
+        return node | {"additionalProperties": {"type": "object"}}
+    if PART_KIND in node:  # the known names stay, for completion
+        notes = {key: node[key] for key in ("description", "default", "title") if key in node}
+        known = [{"enum": node["enum"]}] if "enum" in node else []
+        return notes | {"anyOf": [*known, {"type": "string", "pattern": PART_NAME}]}
+    made = {key: _open(value, concerned) for key, value in node.items()}
+    if isinstance(target := node.get("$ref"), str) and (name := target.rpartition("/")[2]) in concerned:
+        made["$ref"] = f"#/$defs/{_OPEN}{name}"
+    return made
+
+
+def _without_marks(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _without_marks(value) for key, value in node.items() if key != PART_KIND}
+    return [_without_marks(entry) for entry in node] if isinstance(node, list) else node

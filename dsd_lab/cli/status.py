@@ -11,8 +11,9 @@ from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK
 from dsd_lab.files.printable import say
 from dsd_lab.home.data_facts import other_images
+from dsd_lab.home.lookup import find_manifests
 from dsd_lab.home.sweep_records import Entry
-from dsd_lab.home.trial_folder import OTHER_IMAGES, STATES, TrialFolder, stale_note
+from dsd_lab.home.trial_folder import OTHER_IMAGES, STATES, TrialFolder, state_notes
 from dsd_lab.home.trial_records import TrialRecord
 from dsd_lab.training_code import training_code
 
@@ -37,7 +38,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Show states; reads files only."""
     home, code = home_of(arguments), training_code()
     sweeps: list[dict[str, Any]] = []
-    for key, manifest in home.manifests().items():
+    wanted = home.manifests().values() if arguments.sweep is None else find_manifests(home, arguments.sweep)
+    for manifest in wanted:
+        key = manifest.key
         entries: dict[str, Entry | None] = dict.fromkeys(manifest.named) | {e.id: e for e in manifest.trials}
         order = [*manifest.ids, *(i for i in manifest.kept if entries[i] is None)]
         described = {i: home.trial(i).description() for i in order}
@@ -67,6 +70,6 @@ def run(arguments: argparse.Namespace) -> int:
         name, state = (max((len(row[column]) for row in rows), default=0) for column in (1, 2))
         for trial, row in zip(sweep["trials"], rows, strict=True):  # rich takes a second for a table of 2,000 rows
             say(f"  {row[0]}  {row[1]:<{name}}  {row[2]:<{state}}  {trial['step']:,}/{trial['steps']:,}")
-    if note := stale_note((trial["state"] for sweep in sweeps for trial in sweep["trials"]), code):
+    for note in state_notes((trial["state"] for sweep in sweeps for trial in sweep["trials"]), code):
         console.print(note, highlight=False, soft_wrap=True)
     return OK

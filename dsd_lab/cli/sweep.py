@@ -14,6 +14,7 @@ from typing import Any
 
 from dsd_lab.cli.console import LabConsole
 from dsd_lab.cli.forecast import load_forecast
+from dsd_lab.cli.interrupt import answered_at_once
 from dsd_lab.cli.options import command_line, home_of, plan_of, print_json, program
 from dsd_lab.cli.progress import SweepProgress
 from dsd_lab.errors import OK, TERMINATED, TRIALS_FAILED, UNEXPECTED, BadInput
@@ -23,7 +24,7 @@ from dsd_lab.files.mounts import shared_sqlite_warning
 from dsd_lab.files.printable import printable
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import manifest_of
-from dsd_lab.home.trial_folder import ENDED, STOPPED, stale_note
+from dsd_lab.home.trial_folder import ENDED, STOPPED, state_notes
 from dsd_lab.planning.data_check import Decode, check_data
 from dsd_lab.planning.disk import announce_need
 from dsd_lab.planning.requirements import missing_data, missing_weights
@@ -52,6 +53,13 @@ def run(arguments: argparse.Namespace) -> int:
     stopping = None if arguments.stop_collapsed is None else (load_forecast(home), arguments.stop_collapsed)
     home.prepare()
     console = LabConsole(stderr=arguments.json)
+    with answered_at_once(lambda line: _say(console, line)):
+        return _run(home, plan, stopping, arguments, console)
+
+
+def _run(
+    home: Home, plan: Plan, stopping: tuple[Any, float] | None, arguments: argparse.Namespace, console: LabConsole
+) -> int:
     unfinished = _unfinished(home, plan, arguments.retry_failed, stopping is not None)
     decode: Decode = "all" if unfinished else "none"
     for line in check_data(home, unfinished or plan.trials, plan.spec.evaluate, decode=decode):
@@ -104,7 +112,7 @@ def _execute(
     try:
         if todo:
             try:
-                progress = SweepProgress(home, _distinct(plan), console, plan.spec.evaluate)
+                progress = SweepProgress(home, _distinct(plan), console, plan.spec.evaluate, plan.spec.report)
                 with handled(TERMINATING, raise_terminated), progress:
                     from dsd_lab.runs.ray_engine import (
                         run_trials,  # imports Ray: only here, and only where something runs
@@ -187,6 +195,8 @@ def _finish_uploader(uploader: subprocess.Popen[bytes], console: LabConsole, pat
     assert uploader.stdin is not None
     uploader.stdin.close()
     began = time.monotonic()
+    if patience is not None:
+        _say(console, f"storing what was recorded, for {patience:.0f} s at most")
     try:
         code = uploader.wait(patience)
     except subprocess.TimeoutExpired:
@@ -223,7 +233,7 @@ def _summarise(home: Home, plan: Plan, arguments: argparse.Namespace, console: L
             _say(console, f"  {trial.name} {states[trial.id]}: {reason}")
         if damaged := statuses[trial.id].damaged:
             _say(console, f"  {trial.name} passed over damaged checkpoints: {', '.join(damaged)}")
-    if note := stale_note((states[t.id] for t in _distinct(plan)), training_code()):
+    for note in state_notes(states.values(), training_code()):
         _say(console, note)
     command, at = program(arguments)
     _say(console, f"next: {command} report {arguments.spec}{at}, and {command} ui{at} for MLflow")

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from dsd_lab.cli.console import table_console
+from dsd_lab.cli.interrupt import answered_at_once
 from dsd_lab.cli.options import command_line, home_of, plan_of, print_json
 from dsd_lab.errors import OK, TRIALS_FAILED, BadInput
 from dsd_lab.evaluation.reference import check_files
@@ -69,8 +70,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     state = "pending"
+    told = table_console(stderr=arguments.json)
     team = started_here if rank is None else gathered
-    with Progress(*columns, console=table_console(), disable=arguments.json) as bar, StopSignals() as stop:
+    with (
+        Progress(*columns, console=told, disable=arguments.json) as bar,
+        StopSignals() as stop,
+        answered_at_once(lambda line: told.print(line, soft_wrap=True)),
+    ):
         task = bar.add_task(trial.name, total=trial.fields.training.steps)
         for progress in run_trial(home, trial, plan.spec.evaluate, shelf, stop, team=team):
             state = progress.state

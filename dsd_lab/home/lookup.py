@@ -18,6 +18,11 @@ from dsd_lab.specs.resolved import resolved_spec
 from dsd_lab.specs.sweep import Plan
 from dsd_lab.specs.trial import SCHEMA_VERSION
 
+_SURELY_AN_ID = 6
+"""Characters from which the beginning of an id is taken for that, whatever variants are called."""
+_CANDIDATES = 6
+"""Trials that a message lists where a name means several."""
+
 
 def manifest_of(plan: Plan) -> Manifest:
     """What the home folder records of a sweep."""
@@ -52,8 +57,8 @@ def manifest_of(plan: Plan) -> Manifest:
     )
 
 
-def find_manifest(home: Home, name: str | None, profile: str | None) -> Manifest:
-    """The recorded sweep that a spec file or a sweep's name means; the one that ran last where several do.
+def find_manifests(home: Home, name: str | None) -> list[Manifest]:
+    """The recorded sweeps that a spec file or a sweep's name means, the one that ran last at the end; None means all.
 
     Raises:
         BadInput: nothing was recorded, or nothing under that name.
@@ -63,12 +68,22 @@ def find_manifest(home: Home, name: str | None, profile: str | None) -> Manifest
         raise BadInput(
             f"no sweep has been run in {home.root}; run `dsd-lab sweep SPEC` first, or name its folder with --home"
         )
-    candidates = list(manifests.values())
-    if name is not None:
-        wanted = load_sweep(Path(name), profile).spec.name if name.endswith((".yaml", ".yml")) else name
-        candidates = [m for m in candidates if wanted in (m.name, m.key)]
-        if not candidates:
-            raise BadInput(f"no sweep {wanted!r} has been run in {home.root}{did_you_mean(wanted, list(manifests))}")
+    if name is None:
+        return list(manifests.values())
+    wanted = load_sweep(Path(name)).spec.name if name.endswith((".yaml", ".yml")) else name
+    found = [m for m in manifests.values() if wanted in (m.name, m.key)]
+    if not found:
+        raise BadInput(f"no sweep {wanted!r} has been run in {home.root}{did_you_mean(wanted, list(manifests))}")
+    return found
+
+
+def find_manifest(home: Home, name: str | None, profile: str | None) -> Manifest:
+    """The recorded sweep that a spec file or a sweep's name means; the one that ran last where several do.
+
+    Raises:
+        BadInput: nothing was recorded, or nothing under that name.
+    """
+    candidates = find_manifests(home, name)
     if profile is not None:
         candidates = [m for m in candidates if m.profile == profile]
         if not candidates:
@@ -76,18 +91,41 @@ def find_manifest(home: Home, name: str | None, profile: str | None) -> Manifest
     return candidates[-1]
 
 
-def find_trial(home: Home, prefix: str) -> TrialFolder:
-    """The one trial whose id begins like this.
+def find_trial(home: Home, text: str) -> TrialFolder:
+    """The one trial whose id begins like this, or whose name is this or holds all of these words.
+
+    A trial is called by its sweep, its variant, its place in the grid and its seed, such as `naive lr=0.001 s0`.
 
     Raises:
         BadInput: none does, or several do.
     """
-    found = sorted(p.name for p in home.root.glob("trials/*") if p.name.startswith(prefix)) if prefix.isalnum() else []
-    if len(found) != 1:
-        what = (
-            f"{len(found)} trials begin so: {', '.join(found[:5])}"
-            if found
-            else f"no such trial in {home.root}; `dsd-lab status` lists them"
-        )
-        raise BadInput(f"{prefix}: {what}")
-    return home.trial(found[0])
+    begins = {p.name for p in home.root.glob(f"trials/{text}*")} if text.isalnum() else set()
+    if len(begins) == 1 and len(text) >= _SURELY_AN_ID:
+        return home.trial(begins.pop())
+    names = _trial_names(home)
+    called = {i for i, words in names.items() if text.split() and set(text.split()) <= {*words, " ".join(words[1:])}}
+    begins |= {i for i in names if text and i.startswith(text)}  # of those that have not started
+    found = sorted(begins | called, key=lambda i: (names.get(i, []), i))
+    if len(found) == 1:
+        return home.trial(found[0])
+    if not found:
+        near = did_you_mean(text, dict.fromkeys(n for words in names.values() for n in (words[1], " ".join(words[1:]))))
+        meant = near if "did you mean" in near else "; `dsd-lab status` lists them"
+        raise BadInput(f"{text}: no such trial in {home.root}{meant}")
+    shown = [f"{i} ({' '.join(names[i])})" if i in names else i for i in found[:_CANDIDATES]]
+    more = f" and {len(found) - _CANDIDATES} more" if len(found) > _CANDIDATES else ""
+    raise BadInput(
+        f"{text}: {len(found)} trials are called so: {', '.join(shown)}{more}; give an id, or more of the name"
+    )
+
+
+def _trial_names(home: Home) -> dict[str, list[str]]:
+    """By id: a trial's sweep and the words of its name; where several sweeps have it, of the one that ran last."""
+    names: dict[str, list[str]] = {}
+    for key, manifest in home.manifests().items():
+        entries = {entry.id: entry.name for entry in manifest.trials}
+        for alone in set(manifest.kept) - entries.keys():
+            described = home.trial(alone).description()
+            entries[alone] = "" if described is None else described.name
+        names |= {i: [key, *name.split()] for i, name in entries.items() if name}
+    return names

@@ -10,11 +10,11 @@ import contextlib
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from dsd_lab.errors import BadInput
+from dsd_lab.files.atomic import create_beside
 from dsd_lab.files.locks import locked
 from dsd_lab.files.printable import say
 from dsd_lab.home.home import Home
@@ -148,11 +148,10 @@ class Output:
     def _put(self, source: Path, name: str) -> None:
         target = self.folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        handle, temporary = create_beside(target)
         try:
             with os.fdopen(handle, "wb") as file, source.open("rb") as content:
                 shutil.copyfileobj(content, file)
-                os.fchmod(file.fileno(), source.stat().st_mode & 0o777)  # the umask's, where mkstemp gives 0600
             os.replace(temporary, target)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from dsd_lab.errors import BadInput
-from dsd_lab.files.bounded import BadFile, read_plain
+from dsd_lab.files.bounded import BadFile, open_plain, read_plain
 from dsd_lab.files.image_files import DamagedImage, open_grid
 from dsd_lab.home.record_types import refuse_newer
 from dsd_lab.home.trial_records import SpoolLine
@@ -68,6 +69,48 @@ def sound_lines(path: Path, images: Path | None = None) -> int:
         if not all(is_whole_picture(picture) for picture in pictures if picture.exists()):
             return number
     return len(lines)
+
+
+class SpoolTail:
+    """Reads a spool while a trial writes it; a trial that resumes cuts the end off, and writes on from there.
+
+    Args:
+        path: the spool; it need not be there yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._at, self._next, self._last = path, 0, 0, 0.0
+
+    def read(self) -> list[SpoolLine]:
+        """Entries that were written since the last call, in order; none while a line is damaged."""
+        entries = self._new()
+        if entries is None:  # cut: what comes after the cut is newer than all that was read
+            self._at = self._next = 0
+            entries = [entry for entry in self._new() or [] if entry.time > self._last]
+        self._last = entries[-1].time if entries else self._last
+        return entries
+
+    def _new(self) -> list[SpoolLine] | None:
+        """What follows what was read; None where the file does not go on from there."""
+        try:
+            with open_plain(self._path) as file:
+                if file.seek(0, os.SEEK_END) < self._at:
+                    return None
+                file.seek(self._at)
+                raw = file.read()
+        except FileNotFoundError:
+            return None if self._at else []
+        except BadFile as error:
+            raise BadInput(f"{self._path}: {error.strerror}") from None
+        whole = raw[: raw.rfind(b"\n") + 1]
+        entries: list[SpoolLine] = []
+        for line in whole.split(b"\n")[:-1]:
+            entry = _parsed(line, self._path)
+            if entry is None or entry.n != self._next + len(entries):
+                return None
+            entries.append(entry)
+        self._at, self._next = self._at + len(whole), self._next + len(entries)
+        return entries
 
 
 def is_whole_picture(path: Path) -> bool:

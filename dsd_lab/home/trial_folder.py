@@ -144,13 +144,18 @@ class TrialFolder:
         return {key: content for key, content in found.items() if content is not None}
 
 
-def stale_note(states: Iterable[str], code: str) -> str | None:
-    """One line about trials that are `stale`, where there are any; `code` is the hash of today's training code."""
-    count = sum(state == "stale" for state in states)
-    if not count:
-        return None
-    which = "trial is" if count == 1 else "trials are"
-    return (
-        f"{count} {which} stale: done, by other training code than today's ({code}). Results stand and are reported; "
-        "`dsd-lab logs TRIAL` names the code, `dsd-lab reproduce TRIAL` shows whether today's gives the same"
-    )
+_EXPLAINED = {
+    "interrupted": "ended before its last step; the same `dsd-lab sweep` goes on from the last checkpoint",
+    "diverged": "a loss or a weight was no longer finite, so training ended there; that is a result: it is not trained again, and has no verdict",
+    "failed": "an error ended it; `dsd-lab logs TRIAL` shows which, `dsd-lab sweep SPEC --retry-failed` runs it again",
+    STOPPED: "a forecast of collapse ended it early (--stop-collapsed); it has no verdict, and a sweep without that option goes on with it",
+    OTHER_IMAGES: "trained on other images than the sweep's other trials; its values are in no table of the report",
+    "stale": "done, by other training code than today's ({code}); the result stands and is reported; `dsd-lab logs TRIAL` names the code, `dsd-lab reproduce TRIAL` shows whether today's gives the same",
+}
+"""What a state that does not explain itself means, and what to do."""
+
+
+def state_notes(states: Iterable[str], code: str) -> list[str]:
+    """A line on each state that does not explain itself, where a trial is in it; `code` is the hash of today's training code."""
+    present = set(states)
+    return [f"{state}: {what.format(code=code)}" for state, what in _EXPLAINED.items() if state in present]

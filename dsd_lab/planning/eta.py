@@ -90,8 +90,26 @@ class Remaining:
             seen: all trials, in the order in which they start.
             holdout: held-out images, where a trial has told how many.
         """
-        working = [s for s in seen if s.at_work]
-        self._places = max(self._places, len(working))
+        self._places = max(self._places, sum(s.at_work for s in seen))
+        each = self.each(seen, holdout)
+        if not each:
+            return None if each is None else 0.0
+        working = {s.trial.id for s in seen if s.at_work}
+        ends = [left for trial, left in each.items() if trial in working]
+        ends += [0.0] * (self._places - len(ends))
+        heapq.heapify(ends)
+        for trial, left in each.items():
+            if trial not in working:
+                heapq.heappush(ends, heapq.heappop(ends) + left)
+        return max(ends)
+
+    def each(self, seen: list[Seen], holdout: int | None = None) -> dict[str, float] | None:
+        """Seconds of work that is left of each unfinished trial, by id; None while nothing has been timed.
+
+        Args:
+            seen: as for `seconds`.
+            holdout: as for `seconds`.
+        """
         timed: dict[str, tuple[float, int]] = {}
         for s in seen:
             before = timed.get(self._shapes[s.trial.id], (0.0, 0))
@@ -99,7 +117,7 @@ class Remaining:
         work = sum(s.step * self._work[s.trial.id] for s in seen)
         rest = [s for s in seen if self._is_unfinished(s)]
         if not rest:
-            return 0.0
+            return {}
         if not work:
             return None
         of_width: dict[int | None, tuple[float, float]] = {}
@@ -127,13 +145,7 @@ class Remaining:
             lacking = sum(sampling(s)[len(s.evaluated) :])
             return steps * a_step + lacking * (median(evaluated) if evaluated else a_unit(fields))
 
-        ends = [left(s) for s in rest if s.at_work]
-        ends += [0.0] * (self._places - len(ends))
-        heapq.heapify(ends)
-        for s in rest:
-            if not s.at_work:
-                heapq.heappush(ends, heapq.heappop(ends) + left(s))
-        return max(ends)
+        return {s.trial.id: left(s) for s in rest}
 
     def _is_unfinished(self, s: Seen) -> bool:
         if s.state in ("failed", "diverged", "stopped"):

@@ -45,7 +45,7 @@ class Auxiliary(PartSection):
     alignment_target_layers: list[Layer] = Field([-1], min_length=1, max_length=64)
     """The layer that each of `alignment_layers` is aligned to, counted alike (ours: the last)."""
     alignment_weights: str | None = Field(None, min_length=1)
-    """Weights of that timm model: a safetensors or PyTorch file, relative to the spec's file, or `pretrained` (timm downloads them), or `random`. Only the file's name is in a trial's identity."""
+    """Weights of that timm model: a safetensors or PyTorch file, relative to the file that names it, or `pretrained` (timm downloads them), or `random`. Only the file's name is in a trial's identity."""
     alignment_noised: Literal["live", "detached"] = "live"
     """Whether the denoiser's alignment reaches the encoder through z_t; where `objective.noised` says otherwise it takes a pass of its own."""
     alignment_encoder: float = Field(0.0, ge=0, le=1e6)

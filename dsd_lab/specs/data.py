@@ -15,7 +15,7 @@ class Data(PartSection):
     source: Annotated[str, Choice("data_source")] = "digits"
     """`digits`: scikit-learn's 1,797 8x8 digits. `idx`: MNIST's format. `parquet`: the Hugging Face image layout. `folder`: a sub-folder a class, as ImageNet, StyleGAN's `dataset.json`, or images without labels. `datasets`: `hub`, through the library of that name."""
     path: str | None = None
-    """Folder of the files, relative to the spec's file. Not part of a trial's identity; `name` is."""
+    """Folder of the files, relative to the file that names it. Not part of a trial's identity; `name` is."""
     hub: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?$")
     """Name on the Hugging Face Hub, `owner/name` (`datasets`)."""
     image_column: str = Field("image", min_length=1, max_length=200)

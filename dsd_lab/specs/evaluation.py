@@ -63,9 +63,9 @@ class Generation(PartSection):
     extractor: Literal["indomain", "inception"] = "indomain"
     """Features that samples are compared on: a classifier trained on the data set itself (without classes: a network that learned to tell quarter turns and to paint the image small), or Inception-v3, whose weights `dsd-lab fetch-weights` provides. Never one column."""
     inception_weights: str | None = None
-    """File of Inception's weights, relative to the spec's file; its SHA-256 is checked. Default: the one in the home folder. Not part of an evaluation's identity."""
+    """File of Inception's weights, relative to the file that names it; its SHA-256 is checked. Default: the one in the home folder. Not part of an evaluation's identity."""
     reference: str | None = None
-    """Statistics that FID is measured against instead of the training images: an .npz with `mu` and `sigma`, as ADM and pytorch-fid write it, relative to the spec's file. Its hash is part of the identity, its path is not."""
+    """Statistics that FID is measured against instead of the training images: an .npz with `mu` and `sigma`, as ADM and pytorch-fid write it, relative to the file that names it. Its hash is part of the identity, its path is not."""
     reference_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     """SHA-256 of that file; checked where it is given, filled in where it is not."""
     metrics: list[Metric] | None = Field(None, min_length=1)

@@ -8,7 +8,8 @@ from typing import Any
 
 from dsd_lab.errors import BadInput
 from dsd_lab.specs.messages import did_you_mean, places_of
-from dsd_lab.specs.yaml_document import Document, KeyPath, one_line, parse_scalar, read_document
+from dsd_lab.specs.sources import with_paths_from
+from dsd_lab.specs.yaml_document import SET_MARK, Document, KeyPath, one_line, parse_scalar, read_document
 
 MAX_EXTENDS = 20
 
@@ -24,6 +25,9 @@ def read_with_parents(path: Path) -> Document:
 
 def _inherit(path: Path, root: Path, seen: list[Path]) -> Document:
     document = read_document(path)
+    folder = resolved_path(path.parent, str(path))
+    if folder != root:  # what a file names is relative to that file, not to the one that extends it
+        document = Document(with_paths_from(folder, document.values), document.marks)
     parent = document.values.get("extends")
     if parent is None:
         return document.without("extends")
@@ -66,11 +70,14 @@ def parse_set(text: str, known: list[str]) -> tuple[KeyPath, Any, str]:
     Raises:
         BadInput: the text has another form, an unknown beginning, or a value that is not YAML.
     """
-    mark = f"--set {one_line(text)}"
+    mark = f"{SET_MARK}{one_line(text)}"
     key, equals, value = text.partition("=")
     path = tuple(key.strip().split("."))
     if not equals or not all(path):
-        raise BadInput(f"{mark}: write key.path=value, such as training.steps=200")
+        given = path[0] in known and not equals
+        raise BadInput(
+            f"{mark}: write {f'{key.strip()}=VALUE' if given else 'key.path=value, such as training.steps=200'}"
+        )
     if path[0] not in known:
         places = places_of(path[0])
         meant = f"; did you mean {places[0]!r}?" if places else did_you_mean(path[0], known)

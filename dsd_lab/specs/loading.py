@@ -16,7 +16,7 @@ from dsd_lab.specs.identity import trial_ids
 from dsd_lab.specs.inheritance import edited, parse_set, read_with_parents, resolved_path
 from dsd_lab.specs.messages import complaints, did_you_mean, summary
 from dsd_lab.specs.plugins import require
-from dsd_lab.specs.sources import named_paths
+from dsd_lab.specs.sources import named_paths, with_paths_from
 from dsd_lab.specs.sweep import MAX_TRIALS, Plan, PlannedTrial, Sweep
 from dsd_lab.specs.trial import Section, Trial
 from dsd_lab.specs.yaml_document import Document, one_line
@@ -41,6 +41,7 @@ def load_sweep(path: Path, profile: str | None = None, sets: list[str] | None = 
     known_keys = [*Trial.model_fields, *(f.alias or name for name, f in Sweep.model_fields.items())]
     for text in sets or []:
         key_path, value, mark = parse_set(text, known_keys)
+        value = with_paths_from(Path.cwd(), value, key_path)  # they were typed in this folder, not in the spec's
         if key_path[0] in Trial.model_fields:
             everywhere = everywhere.with_value(key_path, value, mark)
         elif key_path[0] in ("profile", "profiles"):

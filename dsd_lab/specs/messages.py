@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from typing import Any, get_args
@@ -10,24 +9,17 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from dsd_lab.specs.near import did_you_mean as did_you_mean
 from dsd_lab.specs.renamed import gone, present_key, present_value
 from dsd_lab.specs.trial import Trial
-from dsd_lab.specs.yaml_document import Document, KeyPath, one_line
-
-
-def did_you_mean(name: str, known: list[str]) -> str:
-    """`; did you mean 'x'?`, or the list of known names where none is near."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {one_line(near[0])!r}?"
-    shown = sorted(one_line(k) for k in known)[:20]
-    return f"; known: {', '.join(shown)}{', ...' if len(known) > 20 else ''}" if known else ""
+from dsd_lab.specs.yaml_document import SET_MARK, Document, KeyPath, one_line
 
 
 def complaints(error: ValidationError, model: type[BaseModel], document: Document) -> list[str]:
     """The errors of a validation, one line for each key at fault, in the order of the fields."""
     beginnings: dict[KeyPath, str] = {}
     wanted: dict[KeyPath, list[str]] = {}
+    several: dict[KeyPath, str] = {}
     for detail in error.errors(include_url=False):
         path, text = _key_and_text(detail, document.values)
         where, shown, kind = document.where(path), one_line(".".join(path)), detail["type"]
@@ -40,7 +32,22 @@ def complaints(error: ValidationError, model: type[BaseModel], document: Documen
         else:  # the branches of a union (a whole number or 'holdout') complain one by one of the same key
             beginnings.setdefault(path, f"{where}: {shown}: {_as_written(detail['input'])} is not valid; it must be ")
             wanted.setdefault(path, []).append(_wanted(detail))
-    return [beginning + " or ".join(wanted.get(path, [])) for path, beginning in beginnings.items()]
+            if model is Trial and kind != "list_type":
+                several[path] = _as_axis(path, detail["input"], where)
+    return [
+        beginning + " or ".join(wanted.get(path, [])) + several.get(path, "") for path, beginning in beginnings.items()
+    ]
+
+
+def _as_axis(path: KeyPath, value: Any, where: str) -> str:
+    """How to write several values of one field, where they were given as its value; else empty."""
+    values = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else []
+    if len(path) != 2 or len(values) < 2:
+        return ""
+    key, listed = ".".join(path), one_line(", ".join(str(v).strip() for v in values))
+    if where.startswith(SET_MARK):
+        return f"; several values are an axis of the grid: {SET_MARK}'grid.{key}=[{listed}]'"
+    return f"; several values are an axis of `grid`: write {key}: [{listed}] there"
 
 
 def _key_and_text(detail: ErrorDetails, values: Any) -> tuple[KeyPath, str]:
@@ -88,7 +95,7 @@ def _wanted(detail: ErrorDetails) -> str:
         new = present_value(tuple(map(str, detail["loc"])), value)
         if new is not None:
             return f"{new!r}, as {value!r} is named since schema version 2"
-        near = did_you_mean(value, known) if isinstance(value, str) and known else ""
+        near = did_you_mean(value, known) if isinstance(value, str) and "," not in value and known else ""
         return str(context["expected"]) + (near if "did you mean" in near else "")
     if kind in ("int_type", "int_from_float"):
         return "a whole number" + (f": write {value:.0f}" if isinstance(value, float) and value == value // 1 else "")

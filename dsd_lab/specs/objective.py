@@ -69,7 +69,7 @@ class Objective(PartSection):
     perceptual_backbone: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """The name of that model in timm, such as vgg16."""
     perceptual_weights: str | None = Field(None, min_length=1)
-    """Its weights: a safetensors or PyTorch file, relative to the spec's file, or `pretrained` (timm downloads them), or `random`. Only the file's name is in a trial's identity."""
+    """Its weights: a safetensors or PyTorch file, relative to the file that names it, or `pretrained` (timm downloads them), or `random`. Only the file's name is in a trial's identity."""
     diffusion_weight: float = Field(1.0, ge=0, le=1e6)
     """Weight of the diffusion loss; 0 leaves a reconstruction-only control."""
     target: Annotated[str, Choice("target")] = "ema"

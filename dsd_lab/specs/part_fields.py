@@ -17,7 +17,9 @@ from dsd_lab.specs.base import Section
 from dsd_lab.specs.part_kinds import KINDS
 from dsd_lab.specs.registry import find_plugin_part, names_of, options_of
 
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+PART_KIND = "x-part"
+"""Key that marks names of parts in a JSON Schema; the schema that users get is without it."""
+PART_NAME = r"^[a-z][a-z0-9_]{0,63}$"
 _unknown_pass: ContextVar[bool] = ContextVar("unknown_pass", default=False)
 
 
@@ -41,7 +43,7 @@ class Choice:
         if isinstance(value, str) and not value.isprintable() and any("\ud800" <= c <= "\udfff" for c in value):
             raise PydanticKnownError("string_unicode")
         known = isinstance(value, str) and value in all_names(self.kind)
-        if not known and not (_unknown_pass.get() and isinstance(value, str) and _NAME.fullmatch(value)):
+        if not known and not (_unknown_pass.get() and isinstance(value, str) and re.fullmatch(PART_NAME, value)):
             raise PydanticKnownError("literal_error", {"expected": expected(self.kind)})
         return str(value)
 
@@ -49,7 +51,8 @@ class Choice:
         return core_schema.no_info_plain_validator_function(self._check)
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return {"type": "string", "enum": all_names(self.kind)}
+        names = all_names(self.kind)
+        return {"type": "string", PART_KIND: self.kind, **({"enum": names} if names else {"not": {}})}
 
 
 def all_names(kind: str) -> list[str]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dsd_lab.specs.auxiliary import EMA, NO_FILES
 
 if TYPE_CHECKING:
     from dsd_lab.specs.trial import Trial
+
+
+_PATHS = (("data", "path"), ("objective", "perceptual_weights"), ("auxiliary", "alignment_weights"))
+"""Fields of a trial that name a folder or a file, by section and field."""
+_PATHS_OF_EVALUATIONS = ("reference", "inception_weights")
 
 
 class NamedBackbone(NamedTuple):
@@ -56,3 +62,22 @@ def named_paths(trial: Trial) -> dict[tuple[str, str], str]:
             section, name = named.weights_key.split(".")
             found[section, name] = named.weights
     return found
+
+
+def with_paths_from(folder: Path, value: Any, at: tuple[str, ...] = ()) -> Any:
+    """A part of a spec with its folders and files named from the root, where they are relative to a folder.
+
+    Args:
+        folder: that they are relative to; absolute.
+        value: a whole spec, or what is at one key path of it.
+        at: that key path; a part may be an axis of the grid, such as `data.path`.
+    """
+    if isinstance(value, dict):
+        return {key: with_paths_from(folder, inner, (*at, key)) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [with_paths_from(folder, inner, at) for inner in value]
+    parts = tuple(part for part in ".".join(at).split(".") if not part.isdecimal())
+    names_file = parts[-2:] in _PATHS or ("evaluate" in parts[:-1] and parts[-1] in _PATHS_OF_EVALUATIONS)
+    if not names_file or not isinstance(value, str) or not value or value in NO_FILES or value.startswith("~"):
+        return value
+    return str(folder / value)

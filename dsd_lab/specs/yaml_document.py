@@ -19,21 +19,18 @@ import yaml
 
 from dsd_lab.errors import BadInput
 from dsd_lab.files.bounded import BadFile, open_plain
-from dsd_lab.files.printable import printable
+from dsd_lab.files.printable import one_line as one_line
+from dsd_lab.specs.near import near_file
 from dsd_lab.specs.yaml_scalars import MAX_BYTES, MAX_DEPTH, MAX_NODES, SCALARS, TAG, CoreSchemaLoader
 
 KeyPath = tuple[str, ...]
+SET_MARK = "--set "
+"""Begins the mark of a value that the command line set."""
 
 
 for _kind, (_pattern, _first) in SCALARS.items():
     if _first is not None:
         CoreSchemaLoader.add_implicit_resolver(TAG + _kind, re.compile(rf"{_pattern}\Z"), _first)
-
-
-def one_line(text: str, most: int = 80) -> str:
-    """`text` as it can stand in a message: line breaks and control characters escaped, the end cut off."""
-    text = text if len(text) <= most else text[: most - 3] + "..."
-    return printable(text)
 
 
 @dataclass
@@ -147,7 +144,7 @@ def _read_text(path: Path, name: str) -> str:
             with open_plain(path) as file:
                 raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise BadInput(f"{name}: no such file") from None
+        raise BadInput(f"{name}: no such file{near_file(path)}") from None
     except BadFile as error:
         raise BadInput(f"{name}: {error.strerror}; name a YAML file, or `-` for standard input") from None
     except OSError as error:

@@ -76,7 +76,7 @@ def write_artifacts(folder: TrialFolder, state: str, target: Path) -> None:
 def _write_final(folder: TrialFolder, final: Path) -> None:
     """The last grids under fixed names, and the averaged weights as safetensors."""
     # Imports torch: only where a trial has ended, so that a report on a store that has everything does not wait for it.
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from dsd_lab.core.training.checkpoints import list_checkpoints, load_checkpoint
 
@@ -94,4 +94,4 @@ def _write_final(folder: TrialFolder, final: Path) -> None:
         except CorruptCheckpoint:
             return
         average = {k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")}
-        save_file(average, final / "weights.safetensors")
+        (final / "weights.safetensors").write_bytes(save(average))  # `save_file` gives 0600, whatever the umask

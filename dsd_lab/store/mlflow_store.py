@@ -65,6 +65,8 @@ class Store:
             own = self.uri == own_uri(self.home.root)
             if self.uri.startswith("sqlite:///"):
                 relocate(Path(self.uri.removeprefix("sqlite:///")), self.home.root, self.home.id, own)
+            if own:
+                (self.home.root / "mlflow.db").touch()  # SQLite would give it 0644, whatever the umask
             _artifact_repos_cache.clear()  # by run alone: a copy of a home has the same runs elsewhere
             self.client = MlflowClient(tracking_uri=self.uri)
             self.client.search_experiments(max_results=1)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dsd_lab.errors import BadInput, NoResources
-from dsd_lab.files.atomic import write_atomic
+from dsd_lab.files.atomic import create_beside, write_atomic
 from dsd_lab.files.bounded import parse_json, read_plain
 from dsd_lab.files.image_files import MAX_BYTES
 from dsd_lab.files.locks import locked
@@ -162,7 +162,7 @@ def _packed(records: Records, path: Path, stamp: Stamp) -> Path:
             f"{path.parent}: {free / 2**30:.1f} GiB free, {needed / 2**30:.1f} GiB needed to stream from parquet files"
         )
     offsets = [0]
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = create_beside(path)
     try:
         with os.fdopen(handle, "wb") as file:
             for _, read in records.items():

@@ -27,6 +27,10 @@ def notices(groups: list[Group], settings: ReportSettings) -> list[str]:
         parts = ", ".join(f"{n} {s}" for s, n in unfinished.items())
         ended = len(results) - sum(unfinished.values())
         told.append(f"This report is partial: {ended} of {len(results)} trials have ended ({parts}).")
+    if states["interrupted"]:
+        told.append(
+            f"{_trials(states['interrupted'])} interrupted, before the last step: the same `dsd-lab sweep` goes on from the last checkpoint."
+        )
     if states["diverged"]:
         told.append(
             f"{_trials(states['diverged'])} diverged (a loss was not finite): no verdict, and in no mean; see the table of trials."

@@ -1,51 +1,30 @@
-"""The collapse verdict: computed from raw values when a report is made, never stored as truth.
+"""The collapse verdict on finished trials: computed from raw values when a report is made, never stored as truth.
 
-A verdict needs scale and rank, since no single number shows collapse: effective rank misses uniform
-shrinking, variance misses lost directions. It is judged against a reconstruction-only control of the
-same seed, size and grid point where the sweep has one. Without one, ranks are judged against what the
-images give latents to fill: the effective rank of their own patches at that token count, as far as the
-channels reach. Channels alone bound nothing: no data fills 128 of them from patches of 16 pixels.
+The rule itself is in `latent_state`.
 """
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from dsd_lab.report.results import Result
-from dsd_lab.specs.report import ReportSettings
-
-HEALTHY, SHRUNK, RANK_COLLAPSED, RUNAWAY = "healthy", "shrunk", "rank-collapsed", "scale-runaway"
-VERDICTS = (HEALTHY, SHRUNK, RANK_COLLAPSED, RUNAWAY)
-_MEASURES = (
-    "latent/variance",
-    "latent/effective_rank/token",
-    "latent/effective_rank/image",
-    "latent/capacity_bits/token",
-    "latent/probe_images",
+from dsd_lab.report.statistics.latent_state import HEALTHY as HEALTHY
+from dsd_lab.report.statistics.latent_state import (
+    MEASURES,
+    PATCHES,
+    LatentState,
+    control_at,
+    known_verdict,
+    state_of,
+    states_of,
+    verdict,
 )
-_PATCHES = ("patches/effective_rank/token", "patches/effective_rank/image")
-"""Of the probe's images; the same at every probe, and not recorded by early versions."""
-
-
-@dataclass(frozen=True)
-class LatentState:
-    """What a verdict is made from: medians of the last probes."""
-
-    std: float
-    rank_token: float
-    rank_image: float
-    capacity: float
-    """Bits a token."""
-    token_bound: float
-    """Token-level rank that the images can fill: of their patches, at most the number of channels."""
-    image_bound: float
-    """Image-level rank that they can fill: of the images, at most min(tokens x channels, probe images - 1)."""
+from dsd_lab.report.statistics.latent_state import VERDICTS as VERDICTS
+from dsd_lab.specs.report import ReportSettings
 
 
 @dataclass(frozen=True)
@@ -62,43 +41,20 @@ class Judged:
 
 def latent_state(result: Result, probes: int) -> LatentState | None:
     """The state of a trial's latents at the end; None where it was never probed."""
-    values = [result.last_probes(name, probes) for name in _MEASURES]
+    values = [result.last_probes(name, probes) for name in MEASURES]
     if any(v is None for v in values) or not result.description:
         return None
-    return _state(result, *(float(v) for v in values if v is not None))
+    return state_of(_network(result), patch_ranks(result), [float(v) for v in values if v is not None])
 
 
-def _state(result: Result, variance: float, token: float, image: float, capacity: float, images: float) -> LatentState:
-    network = result.trial.network
-    channels, tokens = int(network.latent_channels or 0), network.tokens
-    filled = patch_ranks(result) or (math.inf, math.inf)
-    bounds = min(channels, filled[0]), min(tokens * channels, int(images) - 1, filled[1])
-    return LatentState(variance**0.5, token, image, capacity, *bounds)
+def _network(result: Result) -> dict[str, Any]:
+    return result.trial.network.model_dump()
 
 
 def patch_ranks(result: Result) -> tuple[float, float] | None:
     """Effective ranks, at least 1, of the probe images' patches and of the images themselves; None where they were not recorded."""
-    token, image = (result.last_probes(name, 1) for name in _PATCHES)
+    token, image = (result.last_probes(name, 1) for name in PATCHES)
     return None if token is None or image is None else (max(token, 1.0), max(image, 1.0))
-
-
-def verdict(state: LatentState, control: LatentState | None, settings: ReportSettings) -> str:
-    """The verdict on latents, against a control's or against bounds of scale and of what images fill; the first that applies."""
-    if control is not None:
-        high, low, few = (
-            settings.runaway * control.std,
-            settings.shrunk * control.std,
-            settings.capacity * control.capacity,
-        )
-        ranks = settings.rank * control.rank_token, settings.rank * control.rank_image
-    else:
-        high, low, few = settings.runaway_std, settings.shrunk_std, -math.inf
-        ranks = settings.rank_bound * state.token_bound, settings.rank_bound * state.image_bound
-    if state.std > high:
-        return RUNAWAY
-    if state.std < low or state.capacity < few:
-        return SHRUNK
-    return RANK_COLLAPSED if state.rank_token < ranks[0] or state.rank_image < ranks[1] else HEALTHY
 
 
 def controls_of(results: list[Result], settings: ReportSettings) -> dict[tuple[int, str, str], Result]:
@@ -127,8 +83,8 @@ def judge(results: list[Result], settings: ReportSettings) -> dict[str, Judged]:
             found[row_key(result)] = Judged(None, None, control is not None)
             continue
         against = None if control is None else latent_state(control, settings.probes)
-        name = verdict(state, against, settings)
-        if name == RANK_COLLAPSED and against is None and patch_ranks(result) is None:
+        name = known_verdict(state, against, settings)
+        if name is None:
             found[row_key(result)] = Judged(None, None, False)
             continue
         onset = None
@@ -149,8 +105,7 @@ def _collapse_step(result: Result, control: tuple[list[int], list[LatentState]],
     control_steps, control_states = control
     first = steps[-1]
     for step, state in zip(reversed(steps[:-1]), reversed(states[:-1]), strict=True):
-        place = max(bisect_right(control_steps, step) - 1, 0)  # the control's latest probe by then
-        if verdict(state, control_states[place] if control_states else None, settings) == HEALTHY:
+        if verdict(state, control_at(step, control_steps, control_states), settings) == HEALTHY:
             break
         first = step
     return first
@@ -158,15 +113,12 @@ def _collapse_step(result: Result, control: tuple[list[int], list[LatentState]],
 
 def states_over_training(result: Result, probes: int) -> tuple[list[int], list[LatentState]]:
     """Probe steps and the state of the latents at each: medians over it and the probes before it."""
-    measured = [result.history.series(name) for name in _MEASURES]
+    measured = [result.history.series(name) for name in MEASURES]
     steps = measured[0][0]
     for other, _ in measured[1:]:
         steps = steps if np.array_equal(steps, other) else np.intersect1d(steps, other)
-    table = pd.DataFrame(
-        {name: values[np.isin(at, steps)] for name, (at, values) in zip(_MEASURES, measured, strict=True)}
-    )
-    medians = table.rolling(probes, min_periods=1).median()
-    return [int(s) for s in steps], [_state(result, *row) for row in medians.itertuples(index=False)]
+    table = [values[np.isin(at, steps)] for at, values in measured]
+    return [int(s) for s in steps], states_of(_network(result), patch_ranks(result), table, probes)
 
 
 def row_key(result: Result) -> str:
