@@ -30,6 +30,7 @@ from dsd_lab.runs.spool_writer import read_spool
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.sweep import Plan, PlannedTrial
 from dsd_lab.specs.trial import Generation
+from dsd_lab.store.replay import stored_metrics
 
 DEADLINE = 240.0
 """Seconds after which something that a test waits for will not happen any more."""
@@ -193,7 +194,7 @@ def stored_steps(home: Home) -> list[tuple[Any, ...]]:
 def spooled_steps(home: Home, ids: list[str]) -> list[tuple[Any, ...]]:
     """(trial, metric, step) of everything that the trials have recorded."""
     return sorted(
-        (trial, name, line["step"]) for trial in ids for line in events(home, trial) for name in line.get("metrics", {})
+        (trial, name, line["step"]) for trial in ids for line in events(home, trial) for name in stored_metrics(line)
     )
 
 

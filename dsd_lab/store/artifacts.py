@@ -26,6 +26,20 @@ def flat(sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {f"{section}.{name}": value for section, fields in sections.items() for name, value in fields.items()}
 
 
+def sweep_parameters(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of a sweep's parent run: what its trials have in common, and what it is made of."""
+    trials = manifest["trials"]
+    apart, common = set(differing(trials)), flat(trials[0]["canonical"]) if trials else {}
+    made_of = {
+        "profile": manifest["profile"] or "-",
+        "variants": ", ".join(dict.fromkeys(t["variant"] for t in trials)),
+        "seeds": ", ".join(dict.fromkeys(str(t["seed"]) for t in trials)),
+        "trials": len(trials),
+    }
+    axes = {f"grid.{key}": ", ".join(map(str, values)) for key, values in manifest["spec"].get("grid", {}).items()}
+    return made_of | axes | {key: value for key, value in common.items() if key not in apart}
+
+
 def status_tags(folder: TrialFolder, state: str) -> dict[str, str]:
     """How far a trial is and what went wrong, and where its result comes from: that once its data was loaded."""
     status, description = folder.status(), folder.description()

@@ -29,6 +29,7 @@ RUN_STATUS = {
     "interrupted": "KILLED",
     "stopped": "KILLED",
 }
+STD, _VARIANCE = "latent/std", "latent/variance"
 BATCH = 900
 """Metrics a call; MLflow takes at most 1,000."""
 
@@ -77,7 +78,7 @@ def _replay(client: MlflowClient, run: Run, folder: TrialFolder, certain: set[st
         stamp, step = int(entry["time"] * 1000), entry["step"]
         if entry["kind"] == "images":
             _upload_images(client, run_id, folder, entry, stamp)
-        fresh = {k: v for k, v in entry.get("metrics", {}).items() if (k, step) not in known}
+        fresh = {k: v for k, v in stored_metrics(entry).items() if (k, step) not in known}
         if len(metrics) + len(fresh) > BATCH:
             _flush(client, run_id, metrics, entry["n"])
             metrics = []
@@ -85,6 +86,12 @@ def _replay(client: MlflowClient, run: Run, folder: TrialFolder, certain: set[st
     if len(lines) > held:
         _flush(client, run_id, metrics, len(lines))
     return max(0, len(lines) - counted)
+
+
+def stored_metrics(entry: dict[str, Any]) -> dict[str, float]:
+    """What the store holds of a spool line: its metrics, and the std of latents, since MLflow's charts take no roots."""
+    metrics: dict[str, float] = entry.get("metrics", {})
+    return metrics | ({STD: metrics[_VARIANCE] ** 0.5} if metrics.get(_VARIANCE, -1.0) >= 0 else {})
 
 
 def _flush(client: MlflowClient, run_id: str, metrics: list[Metric], lines: int) -> None:
