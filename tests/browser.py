@@ -27,13 +27,16 @@ class Browser:
         ours_in, theirs_out = os.pipe()
         theirs_in, ours_out = os.pipe()
         flags = "--headless=new --no-sandbox --disable-gpu --hide-scrollbars --no-first-run --disable-extensions"
-        flags += " --disable-background-networking --disable-dev-shm-usage --remote-debugging-pipe about:blank"
+        flags += " --disable-background-networking --disable-component-update --disable-sync --disable-quic"
+        flags += " --disable-dev-shm-usage --remote-debugging-pipe about:blank"
         start = f'exec "$0" {flags} --user-data-dir="$1" 3<&{theirs_in} 4>&{theirs_out}'
         self._process = subprocess.Popen(
             ["bash", "-c", start, str(PROGRAM), str(profile)],
             pass_fds=(theirs_in, theirs_out),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            env=os.environ
+            | {"XDG_CONFIG_HOME": str(profile), "XDG_CACHE_HOME": str(profile)},  # reports of crashes too
         )
         os.close(theirs_in)
         os.close(theirs_out)

@@ -87,6 +87,26 @@ def test_init_copies_a_shipped_spec_and_what_it_extends(empty, capsys):
     assert "did you mean 'factorial'?" in capsys.readouterr().err
 
 
+def test_what_to_call_next_is_how_this_program_was_called_as_a_fresh_shell_takes_it(tmp_path):
+    program = f"#!{sys.executable}\nimport sys\nfrom dsd_lab.cli.main import main\nsys.exit(main())\n"
+    for folder in ("own bin", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "dsd-lab").write_text(program)
+        (tmp_path / folder / "dsd-lab").chmod(0o755)
+
+    def told(called, path, **variables):
+        environment = {k: v for k, v in os.environ.items() if k != "DSD_LAB_HOME"}
+        environment |= {"PATH": f"{path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), **variables}
+        command = [called, "init", "--from", "factorial", f"{len(list(tmp_path.iterdir()))}.yaml"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()[-1].removeprefix("next: ")
+
+    # Another installation may be the one that the search path finds.
+    assert told("own bin/dsd-lab", tmp_path / "other").startswith("'own bin/dsd-lab' plan ")
+    assert told(str(tmp_path / "other" / "dsd-lab"), tmp_path / "other").startswith("dsd-lab plan ")
+    assert told("other/dsd-lab", "/", DSD_LAB_HOME="my home").endswith(" --home 'my home'")
+
+
 @pytest.mark.slow
 def test_a_wheel_brings_the_specs_and_its_commands_work_from_an_empty_folder(tmp_path):
     source, folder = tmp_path / "source", tmp_path / "folder"

@@ -6,10 +6,12 @@ import zlib
 
 import pytest
 from mlflow.entities import ViewType
-from sweeping import EVALUATION, VARIANTS, run, train_here, write_spec
+from sweeping import EVALUATION, VARIANTS, free_port, run, train_here, write_spec
 
+from dsd_lab.cli.ui import _newest
 from dsd_lab.home.home import Home
 from dsd_lab.store.mlflow_store import Store
+from dsd_lab.store.uri import own_uri
 from dsd_lab.store.views import newest_view, views_of
 
 PREFIX = "mlflow.sharedViewState."
@@ -75,6 +77,7 @@ def test_the_views_of_a_grid_have_its_axes_and_the_newest_sweep_stands_first(mad
     page = f"/experiments/{experiment}/runs?viewStateShareKey={home.id[:8]}-trials-tiny"
     assert newest_view(store.client, home.id) == newest_view(store.client, "") == page
     assert newest_view(store.client, "0" * 32) is None
+    assert _newest(own_uri(home.root), home.id) == page  # as `dsd-lab ui` asks a server
     for key, value in tags.items():
         store.client.set_experiment_tag(experiment, key, value)
     store.client.set_experiment_tag(experiment, f"{PREFIX}{home.id[:8]}-trials-foreign", "no JSON at all")
@@ -116,3 +119,8 @@ def test_what_a_later_run_changed_is_said_since_mlflow_changes_no_parameter(made
     assert "trials: 4, now 2" in tags["dsd.changed_parameters"] and "variants" in tags["dsd.changed_parameters"]
     Store(home).sync(manifest)
     assert runs_of(store, experiment)["tiny"].data.tags["dsd.changed_parameters"] == ""
+
+
+def test_a_server_that_does_not_answer_leaves_its_own_address(capsys):
+    assert _newest(f"http://127.0.0.1:{free_port()}", "") is None
+    assert "does not answer" in capsys.readouterr().err
