@@ -28,15 +28,15 @@ def log_parameters(client: MlflowClient, run_id: str, parameters: list[Param]) -
         client.log_batch(run_id, params=parameters[start : start + _AT_ONCE])
 
 
-def describe_sweep(client: MlflowClient, parent: str, manifest: dict[str, Any]) -> None:
+def describe_sweep(client: MlflowClient, parent: Run, manifest: dict[str, Any]) -> None:
     """Give a sweep's parent run its parameters. MLflow changes none: what a later run of the sweep changed is in a tag."""
     wanted = {k: str(v)[:500] for k, v in sweep_parameters(manifest).items()}
-    there = client.get_run(parent).data
-    log_parameters(client, parent, [Param(k, v) for k, v in wanted.items() if k not in there.params])
+    run_id, there = parent.info.run_id, parent.data
+    log_parameters(client, run_id, [Param(k, v) for k, v in wanted.items() if k not in there.params])
     changed = {k: v for k, v in wanted.items() if there.params.get(k, v) != v}
     told = "; ".join(f"{k}: {there.params[k]}, now {v}" for k, v in changed.items())[:_LONGEST_NOTE]
     if told != there.tags.get(_CHANGED, ""):
-        client.set_tag(parent, _CHANGED, told)
+        client.set_tag(run_id, _CHANGED, told)
 
 
 def offer_views(client: MlflowClient, home: Home, experiment: str, manifest: dict[str, Any]) -> None:

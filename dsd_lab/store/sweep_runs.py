@@ -31,6 +31,8 @@ class SweepRuns:
     key: str
     experiment: str
     parent: str
+    parent_run: Run | None
+    """The parent as the first pass found it; None in later passes."""
     differing: list[str]
     whys: dict[str, str]
     """What each variant is there for."""
@@ -105,8 +107,10 @@ class Writer:
         trials: dict[tuple[str, str, str | None], Run] = {}
         pointers: dict[str, Run] = {}
         everywhere = self.ours.experiments()
+        parent_run: Run | None = None
         if f"{key} state" not in self._seen:
-            describe_sweep(self.client, parent, manifest)
+            parent_run = self.client.get_run(parent)
+            describe_sweep(self.client, parent_run, manifest)
             self.current = self.ours.runs("tags.`dsd.kind` = 'trial'", everywhere)
             for run in self.current:
                 tags = run.data.tags
@@ -115,7 +119,9 @@ class Writer:
             pointers = {run.data.tags["dsd.points_to"]: run for run in self.ours.runs(condition, everywhere)}
         fields, variants = differing(manifest["trials"]), manifest["spec"]["variants"]
         whys = {name: str(over.get("why") or "") for name, over in variants.items() if isinstance(over, dict)}
-        return SweepRuns(key, experiment, parent, fields, whys, imported is not None, trials, pointers, everywhere)
+        return SweepRuns(
+            key, experiment, parent, parent_run, fields, whys, imported is not None, trials, pointers, everywhere
+        )
 
     def _find(self, experiments: list[str], kind: str, condition: str, imported: str | None = None) -> str | None:
         slot = f"{kind} {imported} {condition}"
@@ -231,7 +237,7 @@ class Writer:
         samples = read_samples(self.home.sweep_folder(sweep.key))
         slot = f"{sweep.key} machine"
         if slot not in self._seen:
-            run = self.client.get_run(sweep.parent)
+            run = sweep.parent_run or self.client.get_run(sweep.parent)
             names = [name for name in run.data.metrics if name.startswith("system/")]
             held = [m.step for name in names for m in self.client.get_metric_history(sweep.parent, name)]
             self._seen[slot] = str(max(held, default=-1) + 1)

@@ -119,7 +119,7 @@ def _column(kind: str, name: str) -> str:
 
 def _chart(kind: str, metric: str, section: str) -> dict[str, Any]:
     """A chart of one metric, of each run or group; the rest of a line's settings is as MLflow's own charts have it."""
-    chart = {"uuid": f"{kind} {metric}", "type": kind, "metricSectionId": section, "metricKey": metric}
+    chart: dict[str, Any] = {"uuid": f"{kind} {metric}", "type": kind, "metricSectionId": section, "metricKey": metric}
     chart |= {"deleted": False, "isGenerated": False, "runsCountToCompare": 100}
     if kind == "LINE":
         chart |= {"selectedMetricKeys": [metric], "scaleType": "linear", "xAxisKey": "step", "xAxisScaleType": "linear"}
