@@ -448,8 +448,8 @@ def test_a_store_that_lacks_nothing_is_asked_once_for_all_trials(home, manifest,
 
             monkeypatch.setattr(store.client, name, counted)
         assert store.sync(one) == 0
-        # The sweep, its trials, its pointers; the sweep's run for its samples of the machine.
-        assert asked == ["search_runs"] * 3 + ["get_run"]
+        # The sweep; its run, for its parameters and samples of the machine; its trials; its pointers.
+        assert asked == ["search_runs", "get_run", "search_runs", "search_runs"]
 
 
 # -- A store that fails ------------------------------------------------------------------------------
