@@ -15,6 +15,7 @@ from dsd_lab.planning.requirements import missing_data
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.messages import did_you_mean
 from dsd_lab.specs.shipped import FOLDER, shipped_names
+from dsd_lab.specs.yaml_document import parse_scalar
 
 DEFAULT = "my_sweep.yaml"
 _SCHEMA = "spec.schema.json"
@@ -145,6 +146,6 @@ def starter(path: Path) -> str:
 
 
 def _plain(path: Path) -> str:
-    """What a sweep can be called that comes from a file."""
+    """What a sweep can be called that comes from a file, as YAML; what it would read as a number is quoted."""
     plain = re.sub(r"-{2,}", "-", re.sub(r"[^a-z0-9._-]", "_", path.stem.lower())).lstrip("._-")[:64]
-    return plain or "my_sweep"
+    return (plain if isinstance(parse_scalar(plain, "name"), str) else f'"{plain}"') if plain else "my_sweep"
