@@ -27,13 +27,16 @@ class Browser:
         ours_in, theirs_out = os.pipe()
         theirs_in, ours_out = os.pipe()
         flags = "--headless=new --no-sandbox --disable-gpu --hide-scrollbars --no-first-run --disable-extensions"
-        flags += " --disable-background-networking --disable-dev-shm-usage --remote-debugging-pipe about:blank"
+        flags += " --disable-background-networking --disable-component-update --disable-sync --disable-quic"
+        flags += " --disable-dev-shm-usage --remote-debugging-pipe about:blank"
         start = f'exec "$0" {flags} --user-data-dir="$1" 3<&{theirs_in} 4>&{theirs_out}'
         self._process = subprocess.Popen(
             ["bash", "-c", start, str(PROGRAM), str(profile)],
             pass_fds=(theirs_in, theirs_out),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            env=os.environ
+            | {"XDG_CONFIG_HOME": str(profile), "XDG_CACHE_HOME": str(profile)},  # reports of crashes too
         )
         os.close(theirs_in)
         os.close(theirs_out)
@@ -103,9 +106,22 @@ class Browser:
     def wait(self, expression: str, seconds: float = _PATIENCE) -> None:
         """Wait until an expression is true."""
         until = time.monotonic() + seconds
-        while not self.ask(f"Boolean({expression})"):
+        while not self.ask(f"Boolean(document.body && ({expression}))"):
             assert time.monotonic() < until, f"did not come: {expression}\n{self.ask('document.body.innerText')[:3000]}"
             select.select([self._in], [], [], 0.2)
+
+    def click(self, element: str) -> None:
+        """Press the mouse's button in the middle of an element, once it is there and nothing moves it."""
+        self.wait(element)
+        box = f"(e => (e.scrollIntoView({{block: 'nearest'}}), Object.values(e.getBoundingClientRect().toJSON())))({element})"
+        before = None
+        while (found := self.ask(box)) != before:
+            before = found
+            select.select([self._in], [], [], 0.2)
+        x, y, width, height, *_ = found
+        place = {"x": x + width / 2, "y": y + height / 2, "button": "left", "clickCount": 1}
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, **place)
 
     def screenshot(self, path: Path, whole: bool = False) -> None:
         """A picture of what is seen, or of the whole page."""

@@ -31,6 +31,7 @@ from dsd_lab.runs.spool_writer import read_spool
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.sweep import Plan, PlannedTrial
 from dsd_lab.specs.trial import Generation
+from dsd_lab.store.replay import stored_metrics
 
 DEADLINE = 240.0
 """Seconds after which something that a test waits for will not happen any more."""
@@ -208,7 +209,7 @@ def spooled_steps(home: Home, ids: list[str]) -> list[tuple[Any, ...]]:
         (trial, name, line.step)
         for trial in ids
         for line in read_spool(home.trial(trial).spool)
-        for name in line.measured()
+        for name in stored_metrics(line)
     )
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import re
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
 from browser import PROGRAM, Browser
@@ -84,42 +83,67 @@ def test_the_report_is_readable_at_every_width_and_asks_for_nothing(home, browse
     assert {a.partition(":")[0] for a in browser.asked} <= {"file", "data"}
 
 
-def test_mlflow_lists_trials_under_their_sweep_draws_ranks_and_shows_images(home, browser, pictures):
+def shown(text, among="a, button, [role=menuitem]"):
+    """The element that has this text and no other."""
+    return f"[...document.querySelectorAll({json.dumps(among)})].find(e => e.innerText.trim() === {json.dumps(text)})"
+
+
+CHARTS = "document.querySelector('input[type=radio][value=CHART]')?.closest('label')"
+LINES = """(name => [...document.querySelectorAll('.js-plotly-plot')].flatMap(p => p.data || [])
+    .filter(t => t.metricKey === name && t.type.startsWith('scatter')))"""
+
+
+def test_mlflow_opens_on_the_newest_trials_and_clicks_lead_from_the_experiments_to_a_chart_of_their_ranks(
+    home, browser, pictures
+):
     store = Store(home)
     experiment = store.client.get_experiment_by_name("tiny").experiment_id
     runs = {r.info.run_name: r.info.run_id for r in store.client.search_runs([experiment])}
+    listed = [f"{v} s{s}" for v in ("control", "naive", "dsd") for s in (0, 1)]
+    all_listed = f"{json.dumps(listed)}.every(n => document.body.innerText.includes(n))"
     process = start("ui", "--home", home.root, "--port", 5700, "--json")
     try:
         url = answer_of(process)["url"]
         at = url.partition("/?")[0]
-        browser.look(1600, 1000)
-        browser.open(url)  # sets the cookie
-        browser.wait("location.search === '' && document.readyState === 'complete'")
-        browser.open(f"{at}/#/experiments/{experiment}/runs")
-        row = f"document.querySelector('[row-id=\"{runs['tiny']}\"]')"
-        browser.wait(row)
-        assert "dsd s0" not in browser.ask("document.body.innerText")
-        button = f"[...{row}.parentElement.parentElement.querySelectorAll('[row-id=\"{runs['tiny']}\"] button')][0]"
-        browser.wait(button)
-        browser.ask(f"{button}.click()")
-        listed = [f"{v} s{s}" for v in ("control", "naive", "dsd") for s in (0, 1)]
-        browser.wait(f"{json.dumps(listed)}.every(n => document.body.innerText.includes(n))")
-        browser.wait("document.body.innerText.includes('digits (')")  # the data set, with its digest
-        browser.screenshot(pictures / "mlflow-runs.png")
-
-        chosen = [runs[n] for n in ("control s0", "naive s0", "dsd s0")]
-        asked = {"runs": chosen, "metric": RANK, "experiments": [experiment], "plot_metric_keys": [RANK]}
-        browser.open(f"{at}/#/metric?" + "&".join(f"{k}={quote(json.dumps(v))}" for k, v in asked.items()))
-        browser.wait("document.querySelectorAll('.js-plotly-plot .scatterlayer .trace').length >= 3")
-        drawn = browser.ask(
-            "[...document.querySelectorAll('.scatterlayer .trace path.js-line')].map(p => p.getAttribute('d'))"
+        browser.look(1280, 900)
+        browser.open(url)
+        browser.wait(all_listed)
+        assert browser.ask("location.href").startswith(f"{at}/#/experiments/{experiment}/runs?") and "token" not in (
+            browser.ask("location.href")
         )
-        assert len({d for d in drawn if d}) >= 3
-        browser.screenshot(pictures / "mlflow-chart.png")
+        assert not browser.ask(f"Boolean(document.querySelector('[row-id=\"{runs['tiny']}\"]'))")  # the parent
+        headers = browser.ask("[...document.querySelectorAll('[role=columnheader]')].map(e => e.innerText.trim())")
+        for name in ("variant", "seed", "size", "dsd.verdict", "latent/std", RANK, "latent/capacity_bits/token"):
+            assert name in headers
+        assert any(name.startswith("fid/") for name in headers)
+        browser.screenshot(pictures / "mlflow-first.png")
+
+        # By clicks alone, as somebody does who comes from the list of experiments.
+        browser.click(shown("Experiments"))
+        browser.wait("document.body.innerText.includes('Time created')")
+        browser.click(shown("tiny", f'a[href*="/experiments/{experiment}"]'))
+        browser.click(shown("Views"))
+        browser.click(shown("tiny: trials"))
+        browser.wait(all_listed)
+        browser.click(CHARTS)
+        browser.wait(f"new Set({LINES}({json.dumps(RANK)}).map(t => t.name)).size >= 4")
+        drawn = browser.ask(f"{LINES}({json.dumps(RANK)}).map(t => [t.name, [...t.y]])")
+        for name, values in drawn:
+            history = store.client.get_metric_history(runs[name], RANK)
+            assert values == pytest.approx([m.value for m in sorted(history, key=lambda m: m.step)])
+        assert {name for name, _ in drawn} == set(listed)
+        browser.screenshot(pictures / "mlflow-charts.png")
+        browser.click("document.querySelector('[data-testid=saved-views-trigger]')")
+        browser.click(shown("tiny: means of variants"))
+        browser.wait("document.body.innerText.includes('Group: control')")
+        browser.screenshot(pictures / "mlflow-means.png")
 
         browser.open(f"{at}/#/experiments/{experiment}/runs/{runs['dsd s0']}/artifacts/final/samples.png")
         browser.wait("[...document.images].some(i => i.src.startsWith('blob:') && i.naturalWidth > 100)")
         browser.screenshot(pictures / "mlflow-image.png")
+        browser.open(f"{at}/#/experiments/{experiment}/runs/{runs['tiny']}")
+        browser.wait("document.body.innerText.includes('collapsed at step')")  # the table of verdicts
+        browser.screenshot(pictures / "mlflow-parent.png")
         browser.open(f"{at}/#/experiments/{experiment}/runs/{runs['tiny']}/artifacts/report/report.html")
         browser.wait("document.querySelector('iframe')")
         browser.screenshot(pictures / "mlflow-report.png")

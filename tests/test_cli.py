@@ -101,7 +101,8 @@ SURFACE = {
     "export": {"SWEEP", "--out", "--weights", "--anonymous", "--json"},
     "import": {"DIR", "--json"},
     "ui": {"--port", "--tracking-uri", "--json"},
-    "init": {"PATH", "--json"},
+    "specs": {"--json"},
+    "init": {"PATH", "--from", "--json"},
     "schema": {"--plugin", "--json"},
     "parts": {"KIND", "--plugin", "--json"},
     "completion": {"shell", "--json"},
@@ -155,7 +156,7 @@ def completed(*words):
     ("words", "offered"),
     [
         (("",), set(SURFACE)),
-        (("s",), {"sweep", "sample", "status", "schema"}),
+        (("s",), {"sweep", "sample", "status", "schema", "specs"}),
         (("-",), {"-h", "--help", "--version"}),
         (("sweep", "--re"), {"--retry-failed"}),
         (("report", "--"), {"--home", "--help", "--plugin", "--profile", "--out", "--tracking-uri", "--json"}),

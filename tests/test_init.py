@@ -36,6 +36,14 @@ def test_without_a_path_it_is_written_to_the_current_folder(tmp_path, monkeypatc
     assert load_sweep(tmp_path / "my_sweep.yaml").key == "my_sweep--quick"
 
 
+@pytest.mark.parametrize("name", ["2", "1e3", "null", "on"])
+def test_a_file_whose_name_yaml_reads_as_something_else_gives_a_sweep_of_that_name(tmp_path, name):
+    for arguments in ([], ["--from", "factorial"]):
+        folder = tmp_path / "".join(arguments)
+        assert run("init", folder / f"{name}.yaml", *arguments)[0] == OK
+        assert load_sweep(folder / f"{name}.yaml").spec.name == name
+
+
 def test_the_grid_that_is_commented_out_works_when_it_is_not(tmp_path):
     run("init", tmp_path / "a.yaml")
     text = (tmp_path / "a.yaml").read_text()

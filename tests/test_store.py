@@ -29,9 +29,10 @@ from dsd_lab.runs.spool_writer import read_spool
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.trial import Data
+from dsd_lab.store.artifacts import flat
 from dsd_lab.store.faults import StoreUnavailable
 from dsd_lab.store.mlflow_store import Store
-from dsd_lab.store.replay import source_of
+from dsd_lab.store.replay import source_of, stored_metrics
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def expected(home, plan):
         (t.id, name, line.step)
         for t in plan.trials
         for line in read_spool(home.trial(t.id).spool)
-        for name in line.measured()
+        for name in stored_metrics(line)
     ]
     for trial in plan.trials:
         step = home.trial(trial.id).status().step
@@ -147,21 +148,12 @@ def test_a_spec_is_an_experiment_a_sweep_a_parent_run_and_a_trial_a_child_run(ho
     )
 
 
-def test_a_trial_run_has_the_parameters_that_differ_and_tags_that_say_where_it_comes_from(home, plan, manifest):
+def test_a_trial_run_has_the_parameters_that_count_and_tags_that_say_where_it_comes_from(home, plan, manifest):
     store = Store(home)
     store.sync(manifest)
     run = run_of(store, plan.trials[0].id)
-    assert run.data.params == {
-        "variant": "dsd",
-        "size": "nano8",
-        "seed": "0",
-        **{
-            f"data.{k}": v
-            for k, v in {"name": "digits", "revision": "1", "holdout": "0.22"}.items()
-            if k in ("name", "holdout")
-        },
-        **{k: v for k, v in run.data.params.items() if k.split(".")[0] in ("objective", "optimiser", "time", "labels")},
-    }
+    counted = {k: str(v) for k, v in flat(manifest["trials"][0]["canonical"]).items()}
+    assert run.data.params == counted | {"variant": "dsd", "size": "nano8", "seed": "0"}
     assert run.data.params["objective.diffusion_weight"] == "1.0" and run.data.params["optimiser.lr"] == "0.001"
     tags, description = run.data.tags, home.trial(plan.trials[0].id).description()
     for name, value in {
@@ -180,12 +172,12 @@ def test_a_trial_run_has_the_parameters_that_differ_and_tags_that_say_where_it_c
 
 
 def test_parameters_that_differ_only_since_a_variant_was_added_are_added_to_the_runs_that_were_there(home, spec):
-    one, two = (load_sweep(spec, sets=["seeds=[0]"]).only([f"variant={v}"]) for v in ("dsd", "dsd,control"))
+    one, two = (load_sweep(spec, sets=["seeds=[0]"]).only([f"variant={v}"]) for v in ("control", "dsd,control"))
     store = Store(home)
     store.sync(manifest_of(one))
-    assert set(run_of(store, one.trials[0].id).data.params) == {"variant", "size", "seed"}
+    assert "time.distribution" not in run_of(store, one.trials[0].id).data.params  # of no effect in a control
     Store(home).sync(manifest_of(two))
-    assert run_of(store, one.trials[0].id).data.params["objective.diffusion_weight"] == "1.0"
+    assert run_of(store, one.trials[0].id).data.params["time.distribution"] == "-"
 
 
 def test_every_metric_of_a_spool_is_stored_at_its_step_with_its_value(home, plan, manifest):
@@ -457,8 +449,8 @@ def test_a_store_that_lacks_nothing_is_asked_once_for_all_trials(home, manifest,
 
             monkeypatch.setattr(store.client, name, counted)
         assert store.sync(one) == 0
-        # The sweep, its trials, its pointers; the sweep's run for its samples of the machine.
-        assert asked == ["search_runs"] * 3 + ["get_run"]
+        # The sweep; its run, for its parameters and samples of the machine; its trials; its pointers.
+        assert asked == ["search_runs", "get_run", "search_runs", "search_runs"]
 
 
 # -- A store that fails ------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """`dsd-lab ui` as its user and as a neighbour on the same machine meet it."""
 
 import asyncio
+import contextlib
 import http.cookiejar
 import json
+import shutil
 import subprocess
 import sys
 import urllib.error
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from neighbours import neighbour, plant_modules
-from sweeping import DEADLINE, answer_of, processes_in, start, wait_until
+from sweeping import DEADLINE, answer_of, processes_in, start, train_here, wait_until, write_spec
 
 from dsd_lab.home.home import Home
 from dsd_lab.store.mlflow_store import Store
@@ -38,6 +40,21 @@ print(json.dumps([
     asked("/", Cookie="dsd-lab-ui=guess"), asked("/static-files/index.html"),
 ]))
 """
+
+
+@contextlib.contextmanager
+def opened(home, **options):
+    """`dsd-lab ui` on a home folder: its process's address, the token, and a browser without scripts that has been let in."""
+    process = start("ui", "--home", home.root, "--port", 5600, "--json", **options)
+    try:
+        at, _, token = answer_of(process)["url"].partition("/?token=")
+        browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()))
+        with browser.open(f"{at}/?token={token}", timeout=DEADLINE) as answer:
+            yield at, token, browser, answer.read().decode()
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+    wait_until(lambda: not processes_in(home.root), "nothing of the server is left")
 
 
 def answered(gate, headers=(), query=b"", kind="http", method="GET", path="/"):
@@ -78,6 +95,23 @@ def test_the_address_with_the_token_leads_to_the_page_without_it(gate):
     assert cookie.startswith(b"dsd-lab-ui=right;") and b"httponly" in cookie and b"samesite=lax" in cookie
 
 
+def test_the_first_page_leads_to_the_newest_trials_and_no_name_of_a_sweep_ends_its_script():
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    gate = TokenGate(None, "right", lambda: "/experiments/1/runs?viewStateShareKey=</script>")
+    scope = {"type": "http", "method": "GET", "path": "/", "raw_path": b"/", "query_string": b"token=right"}
+    scope |= {"headers": [], "scheme": "http", "server": ("127.0.0.1", 5000), "root_path": ""}
+    asyncio.run(gate(scope, None, send))
+    headers, page = dict(sent[0]["headers"]), sent[1]["body"].decode()
+    assert sent[0]["status"] == 200 and headers[b"set-cookie"].startswith(b"dsd-lab-ui=right;")
+    assert headers[b"cache-control"] == b"no-store"
+    assert 'location.replace("/#/experiments/1/runs?viewStateShareKey=\\u003c/script>")' in page
+    assert page.count("</script>") == 1 and "token" not in page and "right" not in page
+
+
 @pytest.mark.parametrize(
     "request_of",
     [
@@ -108,10 +142,7 @@ def test_a_neighbour_reads_nothing_and_the_printed_address_opens_in_one_click(tm
     planted.mkdir()
     imported = plant_modules(planted)
     before = sorted(planted.iterdir())
-    process = start("ui", "--home", home.root, "--port", 5600, "--json", cwd=planted)
-    try:
-        url = answer_of(process)["url"]
-        at, _, token = url.partition("/?token=")
+    with opened(home, cwd=planted) as (at, token, browser, first):
         listening = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
         port = f":{int(at.rpartition(':')[2]):04X}"
         assert {row[1] for row in listening if row[1].endswith(port) and row[3] == "0A"} == {f"0100007F{port}"}
@@ -120,18 +151,46 @@ def test_a_neighbour_reads_nothing_and_the_printed_address_opens_in_one_click(tm
         assert set(json.loads(answers.stdout)) == {401}, answers
         everybody_sees = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists()]
         assert not [line for line in everybody_sees if token.encode() in line]
-
-        browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()))
-        with browser.open(url, timeout=60) as answer:
-            assert answer.url == f"{at}/" and b"MLflow" in answer.read()
+        assert 'location.replace("/")' in first  # there is no sweep whose trials could be shown
+        with browser.open(at, timeout=60) as answer:
+            assert b"MLflow" in answer.read()
         found = f"{at}/api/2.0/mlflow/experiments/get-by-name?experiment_name="
         with browser.open(f"{found}Default", timeout=60) as answer:
             assert json.load(answer)["experiment"]["name"] == "Default"
         with pytest.raises(urllib.error.HTTPError) as caught:
             browser.open(f"{found}mine", timeout=60)
         assert caught.value.code == 404
-    finally:
-        process.terminate()
-        process.communicate(timeout=60)
-    wait_until(lambda: not processes_in(home.root), "nothing of the server is left")
     assert not imported.exists() and sorted(planted.iterdir()) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [shutil.move, shutil.copytree], ids=["moved", "copied"])
+def test_a_home_that_lies_elsewhere_now_opens_and_shows_files_from_there(tmp_path, way):
+    before = Home(tmp_path / "before")
+    plan = train_here(before, write_spec(tmp_path, {"dsd": {}}, seeds=[0]))
+    Store(before).sync(before.manifests()[plan.key])
+    way(before.root, tmp_path / "after")
+    home = Home(tmp_path / "after")
+    if before.root.exists():  # whatever would be read from here is not what is asked for
+        for path in before.root.rglob("trial.json"):
+            path.write_text("{}")
+    seen = sorted(before.root.rglob("*")) if before.root.exists() else None
+    with opened(home) as (at, _, browser, first):
+
+        def asked(path, content=None):
+            body = None if content is None else json.dumps(content).encode()
+            request = urllib.request.Request(at + path, body, {"Content-Type": "application/json"})
+            with browser.open(request, timeout=60) as answer:
+                return json.load(answer)
+
+        view = f"{home.id[:8]}-trials-{plan.key}"
+        found = asked("/ajax-api/2.0/mlflow/experiments/get-by-name?experiment_name=tiny")["experiment"]
+        assert f'"/#/experiments/{found["experiment_id"]}/runs?viewStateShareKey={view}"' in first
+        search = {"experiment_ids": [found["experiment_id"]], "filter": "tags.`dsd.kind` = 'trial'"}
+        (run,) = asked("/ajax-api/2.0/mlflow/runs/search", search)["runs"]
+        at_run = f"run_uuid={run['info']['run_id']}"
+        listed = asked(f"/ajax-api/2.0/mlflow/artifacts/list?{at_run.replace('uuid', 'id')}")
+        assert {"trial.json", "history.parquet", "final"} <= {f["path"] for f in listed["files"]}
+        shown = asked(f"/get-artifact?path=trial.json&{at_run}")
+        assert shown == json.loads((home.trial(plan.trials[0].id).root / "trial.json").read_text())
+    assert seen == (sorted(before.root.rglob("*")) if before.root.exists() else None)

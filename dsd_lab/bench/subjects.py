@@ -17,6 +17,7 @@ from dsd_lab.specs.identity import canonical_fields
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.messages import did_you_mean
 from dsd_lab.specs.network import SIZES
+from dsd_lab.specs.shipped import SUFFIXES, shipped_names, spec_file
 from dsd_lab.specs.sweep import Plan, PlannedTrial
 
 
@@ -50,7 +51,7 @@ def chosen_subjects(arguments: argparse.Namespace) -> list[Subject]:
         plan = plan.only([f"variant={','.join(arguments.variant)}"]) if arguments.variant else plan
         random = size or arguments.random_images
         for missing in [] if random else missing_data(plan):
-            raise BadInput(f"{text}: data.path: no such folder {missing}; --random-images does without")
+            raise BadInput(f"{text}: {missing}; --random-images does without")
         for missing in missing_weights(plan):
             raise BadInput(f"{text}: {missing}")
         first: dict[str, PlannedTrial] = {}
@@ -61,9 +62,10 @@ def chosen_subjects(arguments: argparse.Namespace) -> list[Subject]:
 
 
 def _plan_of_spec(text: str, arguments: argparse.Namespace) -> Plan:
-    if text != "-" and not Path(text).exists() and not text.endswith((".yaml", ".yml")):
-        raise BadInput(f"{text}: neither a spec file nor a size{did_you_mean(text, list(SIZES))}")
-    return load_sweep(Path(text), arguments.profile, arguments.set)
+    known = [*SIZES, *shipped_names()]
+    if text != "-" and not Path(text).exists() and not text.endswith(SUFFIXES) and text not in known:
+        raise BadInput(f"{text}: neither a spec nor a size{did_you_mean(text, known)}")
+    return load_sweep(spec_file(text), arguments.profile, arguments.set)
 
 
 def _plan_of_size(text: str, arguments: argparse.Namespace) -> Plan:

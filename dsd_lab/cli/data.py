@@ -13,6 +13,7 @@ from dsd_lab.planning.data_check import described, open_data
 from dsd_lab.planning.requirements import missing_data
 from dsd_lab.specs.identity import data_name
 from dsd_lab.specs.loading import load_sweep
+from dsd_lab.specs.shipped import spec_file
 from dsd_lab.specs.sweep import read_fields
 from dsd_lab.specs.trial import Trial, unfit_images
 
@@ -59,7 +60,7 @@ def _is_spec(arguments: argparse.Namespace) -> bool:
 def _trials(arguments: argparse.Namespace) -> list[Trial]:
     """One trial for each data set."""
     if _is_spec(arguments):
-        plan = load_sweep(Path(arguments.spec), arguments.profile, arguments.set)
+        plan = load_sweep(spec_file(arguments.spec), arguments.profile, arguments.set)
         for missing in missing_data(plan):
             raise BadInput(f"{plan.path}: {missing}")
         return list({t.fields.data.model_dump_json(): t.fields for t in plan.trials}.values())

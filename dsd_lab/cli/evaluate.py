@@ -19,6 +19,7 @@ from dsd_lab.specs.checks import lacking_guidance
 from dsd_lab.specs.evaluate_list import applies
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.loading import load_sweep
+from dsd_lab.specs.shipped import spec_file
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.specs.training import lacking_average
 from dsd_lab.specs.trial import Generation
@@ -96,7 +97,7 @@ def _evaluations(arguments: argparse.Namespace) -> list[Generation]:
     if arguments.spec is not None:
         if given:
             raise BadInput(f"--{next(iter(given))}: with --spec, the entries of the spec's `evaluate` say everything")
-        entries = load_sweep(Path(arguments.spec), arguments.profile).spec.evaluate
+        entries = load_sweep(spec_file(arguments.spec), arguments.profile).spec.evaluate
         if not entries:
             raise BadInput(f"{arguments.spec}: has no `evaluate`")
         return entries

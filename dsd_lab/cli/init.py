@@ -1,4 +1,4 @@
-"""`dsd-lab init`: a commented spec to start from."""
+"""`dsd-lab init`: a commented spec to start from, or a copy of a shipped one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from dsd_lab.cli.options import place_of, print_json, program
 from dsd_lab.errors import OK, BadInput, NoResources
 from dsd_lab.files.atomic import write_json
 from dsd_lab.files.printable import say
+from dsd_lab.planning.requirements import missing_data
+from dsd_lab.specs.loading import load_sweep
+from dsd_lab.specs.messages import did_you_mean
+from dsd_lab.specs.shipped import FOLDER, shipped_names
+from dsd_lab.specs.yaml_document import parse_scalar
 
 DEFAULT = "my_sweep.yaml"
 _SCHEMA = "spec.schema.json"
@@ -64,15 +69,19 @@ profiles:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the spec, and beside it the schema that its first line names where there is none."""
-    path = place_of(arguments.path, "PATH")
+    path = place_of(arguments.path or (DEFAULT if arguments.source is None else f"{arguments.source}.yaml"), "PATH")
     if path.suffix not in (".yaml", ".yml"):
         better = path / DEFAULT if path.is_dir() else path.with_name(f"{path.name}.yaml")
         raise BadInput(f"{path}: a spec is a .yaml file; name one such as {better}")
+    content = starter(path) if arguments.source is None else _copied(arguments.source, path)
+    parents = {} if arguments.source is None else _parents(arguments.source, path)
     schema = path.with_name(_SCHEMA)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for parent, text in parents.items():
+            parent.write_text(text, encoding="utf-8")
         with path.open("x", encoding="utf-8") as file:  # fails where anything is there, a link too
-            file.write(starter(path))
+            file.write(content)
         new_schema = not os.path.lexists(schema)  # a link that leads nowhere is somebody's too
         if new_schema:
             from dsd_lab.cli.schema import spec_schema
@@ -85,15 +94,58 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise NoResources(f"{path}: cannot be written: {error.strerror}") from None
     if arguments.json:
-        print_json({"spec": str(path), "schema": str(schema), "schema_written": new_schema})
+        extends = [str(parent) for parent in parents]
+        print_json({"spec": str(path), "schema": str(schema), "schema_written": new_schema, "extends": extends})
         return OK
-    say(f"{path}: a spec to edit" + (f", and {schema} for editors" if new_schema else ""))
+    more = [*(f"{parent}, which it extends" for parent in parents), *([f"{schema} for editors"] if new_schema else [])]
+    say(f"{path}: a spec to edit" + "".join(f", and {what}" for what in more))
+    for missing in missing_data(load_sweep(path)):
+        say(missing)
     command, at = program(arguments)
     say(f"next: {command} plan {path}{at}")
     return OK
 
 
+def _copied(name: str, path: Path) -> str:
+    """A shipped spec, under the name of its new file where that is another: so that its sweep has a folder of its own.
+
+    Raises:
+        BadInput: none is called so.
+    """
+    if name not in shipped_names():
+        raise BadInput(f"--from {name}: no spec that dsd-lab ships with{did_you_mean(name, shipped_names())}")
+    text = _text_of(name)
+    return text if path.stem == name else re.sub(r"(?m)^name: .*$", f"name: {_plain(path)}", text, count=1)
+
+
+def _parents(name: str, path: Path) -> dict[Path, str]:
+    """The specs that a shipped one extends, where its copy looks for them; those that are there already are left out.
+
+    Raises:
+        BadInput: another file is in the place of one.
+    """
+    found: dict[Path, str] = {}
+    while extends := re.search(r"(?m)^extends: (.+)\.yaml$", _text_of(name)):
+        name = extends[1]
+        place, text = path.with_name(f"{name}.yaml"), _text_of(name)
+        if place == path or os.path.lexists(place):
+            if place == path or not place.is_file() or place.read_bytes() != text.encode():
+                raise BadInput(f"{place}: {path.name} extends the shipped spec {name}; copy to another folder or name")
+        else:
+            found[place] = text
+    return found
+
+
+def _text_of(name: str) -> str:
+    return (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+
+
 def starter(path: Path) -> str:
     """The spec, named after its file where that is a name that a sweep can have."""
+    return _STARTER.format(file=path.name if path.name.isprintable() else DEFAULT, name=_plain(path))
+
+
+def _plain(path: Path) -> str:
+    """What a sweep can be called that comes from a file, as YAML; what it would read as a number is quoted."""
     plain = re.sub(r"-{2,}", "-", re.sub(r"[^a-z0-9._-]", "_", path.stem.lower())).lstrip("._-")[:64]
-    return _STARTER.format(file=path.name if path.name.isprintable() else DEFAULT, name=plain or "my_sweep")
+    return (plain if isinstance(parse_scalar(plain, "name"), str) else f'"{plain}"') if plain else "my_sweep"

@@ -15,6 +15,7 @@ from dsd_lab.errors import BadInput
 from dsd_lab.files.redaction import without_password
 from dsd_lab.home.home import Home
 from dsd_lab.specs.loading import load_sweep
+from dsd_lab.specs.shipped import spec_file
 from dsd_lab.specs.sweep import Plan
 
 TRIAL = "trial: its id (the first characters do) or name, such as naive or 'naive s0'"
@@ -40,7 +41,9 @@ def takes_trial(verb: argparse.ArgumentParser) -> None:
 
 def takes_spec(verb: argparse.ArgumentParser) -> None:
     """A spec file, and what is laid over it."""
-    verb.add_argument("spec", metavar="SPEC", help="YAML file, or - for standard input")
+    verb.add_argument(
+        "spec", metavar="SPEC", help="YAML file, name of a shipped spec (`dsd-lab specs`), or - for standard input"
+    )
     takes_spec_options(verb)
 
 
@@ -150,10 +153,21 @@ def place_of(text: str, option: str) -> Path:
 
 
 def program(arguments: argparse.Namespace) -> tuple[str, str]:
-    """How to call this program again from this shell, and the `--home` that goes with it."""
-    typed = sys.argv[0] if Path(sys.argv[0]).name == "dsd-lab" else f"{sys.executable} -m dsd_lab"
-    home = "" if arguments.home is None else f" --home {shlex.quote(arguments.home)}"
-    return ("dsd-lab" if shutil.which("dsd-lab") else typed), home
+    """How to call this program again, from a fresh shell in the same folder, and the `--home` that goes with it."""
+    called = sys.argv[0] if Path(sys.argv[0]).name == "dsd-lab" else None
+    found = shutil.which("dsd-lab")
+    if found is not None and called is not None and os.path.realpath(found) == os.path.realpath(called):
+        command = "dsd-lab"  # of the search path; another one that is found there is another installation
+    else:
+        command = shlex.quote(called) if called is not None else f"{shlex.quote(sys.executable)} -m dsd_lab"
+    home = arguments.home or os.environ.get("DSD_LAB_HOME")
+    return command, "" if not home else f" --home {shlex.quote(home)}"
+
+
+def store_option(arguments: argparse.Namespace) -> str:
+    """The `--tracking-uri` that a next command needs to find what this one stored; a password in it is left out."""
+    given = arguments.tracking_uri
+    return "" if given is None else f" --tracking-uri {shlex.quote(without_password(given, given))}"
 
 
 def command_line() -> str:
@@ -163,7 +177,7 @@ def command_line() -> str:
 
 def plan_of(arguments: argparse.Namespace) -> Plan:
     """The plan of the spec that the arguments name."""
-    plan = load_sweep(Path(arguments.spec), arguments.profile, arguments.set)
+    plan = load_sweep(spec_file(arguments.spec), arguments.profile, arguments.set)
     only = getattr(arguments, "only", None)
     return plan.only(only) if only else plan
 

@@ -27,7 +27,7 @@ from dsd_lab.planning.gpus import DEFAULT_GPU, GPUS
 from dsd_lab.specs.near import did_you_mean
 from dsd_lab.version import __version__
 
-_SPEC = "experiments/collapse_ablation.yaml"
+_SPEC = "collapse_ablation"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -96,7 +96,11 @@ def _add_running(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "show what is read from a spec's images, or from a folder",
         "dsd-lab data ../shared/photos --out photos.png",
     )
-    data.add_argument("spec", metavar="SPEC|FOLDER", help="YAML file, or a folder of images, parquet or idx files")
+    data.add_argument(
+        "spec",
+        metavar="SPEC|FOLDER",
+        help="YAML file, name of a shipped spec, or a folder of images, parquet or idx files",
+    )
     takes_spec_options(data)
     data.add_argument("--out", metavar="FILE", help="PNG with the first training images of every class")
     answers_json(data)
@@ -153,7 +157,10 @@ def _add_running(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         f"dsd-lab bench {_SPEC} --variant dsd",
     )
     bench.add_argument(
-        "specs", nargs="+", metavar="SPEC|SIZE", help="YAML file, or a network size such as nano8 (on random images)"
+        "specs",
+        nargs="+",
+        metavar="SPEC|SIZE",
+        help="YAML file, name of a shipped spec, or a network size such as nano8 (on random images)",
     )
     takes_spec_options(bench)
     bench.add_argument(
@@ -365,9 +372,20 @@ def _add_beside(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     takes_tracking(ui)
     answers_json(ui)
 
-    init = add_verb(verbs, "init", "write a commented spec to start from", "dsd-lab init experiments/my_sweep.yaml")
+    specs = add_verb(
+        verbs,
+        "specs",
+        "list the specs that dsd-lab ships with, and whether the images are here that they need",
+        "dsd-lab specs",
+    )
+    answers_json(specs)
+
+    init = add_verb(verbs, "init", "write a commented spec to start from", "dsd-lab init my_sweep.yaml --from mnist")
     init.add_argument(
-        "path", nargs="?", metavar="PATH", default="my_sweep.yaml", help="file to write (default: my_sweep.yaml)"
+        "path", nargs="?", metavar="PATH", help="file to write (default: my_sweep.yaml, or the shipped spec's name)"
+    )
+    init.add_argument(
+        "--from", dest="source", metavar="NAME", help="copy this shipped spec (`dsd-lab specs` lists them)"
     )
     answers_json(init)
 

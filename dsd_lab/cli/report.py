@@ -6,17 +6,18 @@ import argparse
 import hashlib
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from dsd_lab.cli.options import home_of, place_of, print_json, program
+from dsd_lab.cli.options import home_of, place_of, print_json, program, store_option
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.files.printable import say
 from dsd_lab.home.lookup import find_manifest
 from dsd_lab.home.outputs import Output
 from dsd_lab.home.sweep_records import Manifest
 from dsd_lab.home.trial_folder import ENDED
-from dsd_lab.report.page.page import Page, write_html, write_markdown
+from dsd_lab.report.page.page import Page, summary, write_html, write_markdown
 from dsd_lab.report.results import results_of
+from dsd_lab.report.statistics.verdicts import judge, row_key
 from dsd_lab.report.write import write_part
 from dsd_lab.specs.report import ReportSettings, XAxis
 from dsd_lab.store.mlflow_store import Store
@@ -44,14 +45,15 @@ def run(arguments: argparse.Namespace) -> int:
         drawn = Path(scratch)
         parts = [drawn / m.key if len(manifests) > 1 else drawn for m in manifests]
         made = [_part(store, m, part, arguments.x) for m, part in zip(manifests, parts, strict=True)]
-        pages = [page for page, _, _ in made]
+        pages = [part.page for part in made]
         write_html(pages, drawn)
         write_markdown(pages, drawn)
-        output.publish(drawn, {m.key: finished for m, (_, _, finished) in zip(manifests, made, strict=True)})
-    for manifest in manifests:
-        store.attach_report(manifest, folder, "report" if len(manifests) == 1 else f"reports/{folder.name}")
+        output.publish(drawn, {m.key: part.finished for m, part in zip(manifests, made, strict=True)})
+    place = "report" if len(manifests) == 1 else f"reports/{folder.name}"
+    for manifest, part in zip(manifests, made, strict=True):
+        store.attach_report(manifest, folder, summary(part.page), part.verdicts, place)
     if arguments.json:
-        contents = [content for _, content, _ in made]
+        contents = [part.content for part in made]
         print_json(contents[0] if len(contents) == 1 else {"sweeps": contents})
         return OK
     for page in pages:
@@ -59,19 +61,33 @@ def run(arguments: argparse.Namespace) -> int:
             say(line)
     say(f"report: {(folder / 'report.html').resolve()}")
     command, at = program(arguments)
-    say(f"MLflow: {command} ui{at}")
+    say(f"MLflow: {command} ui{at}{store_option(arguments)}")
     return OK
 
 
-def _part(store: Store, manifest: Manifest, folder: Path, x: XAxis | None) -> tuple[Page, dict[str, Any], int]:
-    """Write a sweep's tables and figures; returns its page, its JSON and its number of finished trials."""
+class _Part(NamedTuple):
+    """What a report says of one sweep."""
+
+    page: Page
+    content: dict[str, Any]
+    """For `--json`."""
+    finished: int
+    """Trials that have ended."""
+    verdicts: dict[str, str | None]
+    """By trial."""
+
+
+def _part(store: Store, manifest: Manifest, folder: Path, x: XAxis | None) -> _Part:
+    """Write a sweep's tables and figures."""
     settings = ReportSettings.model_validate(manifest.spec["report"] | ({} if x is None else {"x": x}))
     store.sync(manifest)
     with tempfile.TemporaryDirectory() as scratch:
         results = results_of(store, manifest, Path(scratch))
         say(f"dsd-lab: drawing the figures of {len(results)} trials", error=True)
         finished = sum(result.finished or result.state in ENDED for result in results)
-        return *write_part(results, settings, manifest, folder), finished
+        judged = judge(results, settings)
+        verdicts = {r.id: judged[row_key(r)].verdict for r in reversed(results)}
+        return _Part(*write_part(results, settings, manifest, folder), finished, verdicts)
 
 
 def _folder_name(keys: list[str]) -> str:

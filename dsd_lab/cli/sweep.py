@@ -15,7 +15,7 @@ from typing import Any
 from dsd_lab.cli.console import LabConsole
 from dsd_lab.cli.forecast import load_forecast
 from dsd_lab.cli.interrupt import answered_at_once
-from dsd_lab.cli.options import command_line, home_of, plan_of, print_json, program
+from dsd_lab.cli.options import command_line, home_of, plan_of, print_json, program, store_option
 from dsd_lab.cli.progress import SweepProgress
 from dsd_lab.errors import OK, TERMINATED, TRIALS_FAILED, UNEXPECTED, BadInput
 from dsd_lab.evaluation.reference import check_files
@@ -236,7 +236,9 @@ def _summarise(home: Home, plan: Plan, arguments: argparse.Namespace, console: L
     for note in state_notes(states.values(), training_code()):
         _say(console, note)
     command, at = program(arguments)
-    _say(console, f"next: {command} report {arguments.spec}{at}, and {command} ui{at} for MLflow")
+    at += store_option(arguments)
+    _say(console, f"next: {command} report {plan.key}{at}")
+    _say(console, f"MLflow: {command} ui{at} (verdicts are there after the report)")
     return states
 
 

@@ -15,10 +15,16 @@ from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import INTERRUPTED, OK, TERMINATED, BadInput
 from dsd_lab.files.printable import say
 from dsd_lab.files.redaction import without_password
+from dsd_lab.home.mark import home_id
 from dsd_lab.runs.child_environment import safe_imports
 from dsd_lab.runs.signals import Terminated, raise_terminated
 from dsd_lab.store.moved import relocate
 from dsd_lab.store.uri import chosen_uri
+
+_HOW = (
+    "it opens on the trials of the sweep that ran last; charts: the second button above the table; "
+    "other sweeps and means of variants: the menu at the top right"
+)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -35,7 +41,9 @@ def run(arguments: argparse.Namespace) -> int:
         uri = f"sqlite:///{database}"
     if uri.startswith(("http://", "https://")):
         shown = without_password(uri, uri)
-        _tell(arguments, {"url": shown}, [f"the store is a server already: {shown}"])
+        page = _newest(uri, home_id(home.root) or "")
+        shown = shown if page is None else f"{shown.rstrip('/')}/#{page}"
+        _tell(arguments, {"url": shown}, [f"the store is a server already: {shown}", _HOW])
         return OK
     with listening(arguments.port) as bound:  # held from here on: no other program can take the address's place
         port, token = bound.getsockname()[1], secrets.token_urlsafe(32)
@@ -44,14 +52,29 @@ def run(arguments: argparse.Namespace) -> int:
         _tell(
             arguments,
             {"url": url, "ssh": ssh},
-            [f"MLflow on {url} (Ctrl-C ends it)", f"from another machine: {ssh}, then the same address there"],
+            [f"MLflow on {url} (Ctrl-C ends it)", _HOW, f"from another machine: {ssh}, then the same address there"],
         )
         # Not among the arguments, which everybody on the machine sees.
         hidden = {"DSD_LAB_UI_TOKEN": token, "MLFLOW_BACKEND_STORE_URI": uri}
         # Its job runners, seven processes for judging chatbots, do nothing here.
         less = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        command = [sys.executable, "-P", "-m", "dsd_lab.store.ui_server", str(bound.fileno())]
+        command = [sys.executable, "-P", "-m", "dsd_lab.store.ui_server", str(bound.fileno()), home_id(home.root) or ""]
         return _serve(command, {**os.environ, **safe_imports(os.environ), **less, **hidden}, bound.fileno())
+
+
+def _newest(uri: str, home: str) -> str | None:
+    """Page of the newest sweep's trials on a server; None where it has none or does not answer."""
+    from mlflow import MlflowClient  # seconds; only where there is a server to ask
+
+    from dsd_lab.store.faults import StoreUnavailable, answering
+    from dsd_lab.store.views import newest_view
+
+    try:
+        with answering(uri):
+            return newest_view(MlflowClient(tracking_uri=uri), home)
+    except StoreUnavailable as error:
+        say(f"dsd-lab: {error}", error=True)
+        return None
 
 
 def _tell(arguments: argparse.Namespace, answer: dict[str, str], lines: list[str]) -> None:

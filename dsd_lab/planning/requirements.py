@@ -12,12 +12,13 @@ from dsd_lab.specs.sweep import Plan
 
 
 def missing_data(plan: Plan) -> list[str]:
-    """`data.path: no such folder PATH` for each folder of images that the trials name and that is not there."""
+    """A line for each folder of images that the trials name and that is not there: which, and where to get its images."""
     paths = dict.fromkeys(t.fields.data.path for t in plan.trials if t.fields.data.path is not None)
+    get = f"; get the images from {plan.spec.data_from}" if plan.spec.data_from else ""
     return [
         f"data.path: {path} is a file; unpack it, and name the folder"
         if Path(path).is_file()
-        else f"data.path: no such folder {path}"
+        else f"data.path: no such folder {path}{get}"
         for path in paths
         if not Path(path).is_dir()
     ]

@@ -16,6 +16,7 @@ from dsd_lab.specs.identity import trial_ids
 from dsd_lab.specs.inheritance import edited, parse_set, read_with_parents, resolved_path
 from dsd_lab.specs.messages import complaints, did_you_mean, summary
 from dsd_lab.specs.plugins import require
+from dsd_lab.specs.shipped import paths_begin_at
 from dsd_lab.specs.sources import named_paths, with_paths_from
 from dsd_lab.specs.sweep import MAX_TRIALS, Plan, PlannedTrial, Sweep
 from dsd_lab.specs.trial import Section, Trial
@@ -62,7 +63,7 @@ def load_sweep(path: Path, profile: str | None = None, sets: list[str] | None = 
     document = expanded(document)
     _require(document)
     spec = _validated(document)
-    spec = spec.model_copy(update={"evaluate": with_files(spec.evaluate, document, path.parent)})
+    spec = spec.model_copy(update={"evaluate": with_files(spec.evaluate, document, paths_begin_at(path))})
     trials = _resolve(spec, document, everywhere, path)
     return Plan(spec, path, chosen, trials, everywhere.values, tuple(sets or ()))
 
@@ -137,7 +138,7 @@ def _with_absolute_paths(fields: Trial, document: Document, spec_path: Path) -> 
     for (section, name), written in named_paths(fields).items():
         where = f"{document.where((section, name))}: {section}.{name}"
         try:
-            found = spec_path.parent / Path(written).expanduser()
+            found = paths_begin_at(spec_path) / Path(written).expanduser()
         except RuntimeError:
             raise BadInput(f"{where}: no such user in {one_line(written)!r}") from None
         if found.name == "..":

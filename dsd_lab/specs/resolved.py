@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dsd_lab.specs.shipped import paths_begin_at
 from dsd_lab.specs.sources import named_paths
 from dsd_lab.specs.sweep import Plan
 
@@ -15,7 +16,7 @@ def resolved_spec(plan: Plan) -> dict[str, Any]:
     Overrides of every trial (`--set training.steps=100`) are in its base and in its variants, grid axes that they
     replace are gone, the profile is applied, and paths are absolute.
     """
-    content = plan.spec.model_dump(mode="json", by_alias=True)
+    content = plan.spec.model_dump(mode="json", by_alias=True, exclude={"data_from"})  # no setting
     # A control that is only the default need not be a variant; one that is written must be.
     content["report"] = plan.spec.report.model_dump(mode="json", exclude_unset=True)
     axes = {key for trial in plan.trials for key in trial.point}
@@ -60,7 +61,7 @@ def _absolute(sections: dict[str, Any], known: dict[tuple[str, str, str], str], 
 
 def _place(path: Path, written: str) -> Path:
     try:
-        place = path.parent / Path(written).expanduser()
+        place = paths_begin_at(path) / Path(written).expanduser()
         return place.parent.resolve() / place.name
     except (OSError, RuntimeError, ValueError):
         return Path(written)

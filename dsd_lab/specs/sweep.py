@@ -37,6 +37,8 @@ class Sweep(Section):
     """Name of the sweep, of its folder and of its MLflow experiment: lower case, digits, `.`, `_`, `-`."""
     why: str = ""
     """The question that the sweep answers; the report opens with it."""
+    data_from: str = ""
+    """Where to get the images if `data.path` is not there: an address, and what to set if they come in another layout."""
     requires: list[PluginName] = []
     """Plug-ins whose parts the spec names; each is given with `--plugin`, or installed."""
     base: dict[str, Any] = {}

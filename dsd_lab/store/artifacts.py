@@ -10,7 +10,7 @@ from dsd_lab.errors import CorruptCheckpoint
 from dsd_lab.files.printable import printable
 from dsd_lab.home.history import write_history
 from dsd_lab.home.spool import is_whole_picture
-from dsd_lab.home.sweep_records import Entry
+from dsd_lab.home.sweep_records import Entry, Manifest
 from dsd_lab.home.trial_folder import ENDED, TrialFolder
 from dsd_lab.runs.continuity import told_changes, told_devices
 
@@ -25,6 +25,20 @@ def differing(trials: list[Entry]) -> list[str]:
 def flat(sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """`{"training": {"steps": 8}}` -> `{"training.steps": 8}`."""
     return {f"{section}.{name}": value for section, fields in sections.items() for name, value in fields.items()}
+
+
+def sweep_parameters(manifest: Manifest) -> dict[str, Any]:
+    """Parameters of a sweep's parent run: what its trials have in common, and what it is made of."""
+    trials = manifest.trials
+    apart, common = set(differing(trials)), flat(trials[0].canonical) if trials else {}
+    made_of = {
+        "profile": manifest.profile or "-",
+        "variants": ", ".join(dict.fromkeys(t.variant for t in trials)),
+        "seeds": ", ".join(dict.fromkeys(str(t.seed) for t in trials)),
+        "trials": len(trials),
+    }
+    axes = {f"grid.{key}": ", ".join(map(str, values)) for key, values in manifest.spec.get("grid", {}).items()}
+    return made_of | axes | {key: value for key, value in common.items() if key not in apart}
 
 
 def status_tags(folder: TrialFolder, state: str) -> dict[str, str]:

@@ -25,6 +25,7 @@ from dsd_lab.files.printable import printable, say
 from dsd_lab.home.home import Home
 from dsd_lab.home.sweep_records import Entry, Manifest
 from dsd_lab.home.trial_folder import TrialFolder
+from dsd_lab.store.descriptions import attach_report, record_verdicts
 from dsd_lab.store.faults import StoreUnavailable, answering
 from dsd_lab.store.moved import artifacts_uri, relocate
 from dsd_lab.store.own_runs import Record
@@ -127,15 +128,26 @@ class Store:
                 raise faults[0]
             return new
 
-    def attach_report(self, manifest: Manifest, folder: Path, place: str = "report") -> None:
-        """Add the report's pages to the sweep's parent run, below `place`.
+    def attach_report(
+        self, manifest: Manifest, folder: Path, note: str, verdicts: dict[str, str | None], place: str = "report"
+    ) -> None:
+        """Add a report to a sweep's parent run, and the verdicts to the runs of its trials.
+
+        Args:
+            manifest: of the sweep.
+            folder: of the report: its pages, and below it or below a folder of the sweep's key tables and figures.
+            note: what it found, in Markdown: the description of the parent run.
+            verdicts: on the latents, by trial; None is none.
+            place: folder of the artifacts.
 
         Raises:
             StoreUnavailable: the store does not answer.
         """
         with self._writing() as writer:
-            for name in ("report.html", "report.md"):
-                self.client.log_artifact(writer.sweep(manifest).parent, str(folder / name), place)
+            sweep = writer.sweep(manifest)
+            attach_report(self.client, sweep.parent, folder, manifest.key, place, note)
+            own = f"tags.`dsd.sweep` = '{manifest.key}' and tags.`dsd.kind` != 'sweep'"
+            record_verdicts(self.client, self.ours.runs(own, sweep.everywhere), verdicts)
 
     def close_orphans(self, dry_run: bool = False) -> list[str]:
         """Close as KILLED the runs that say RUNNING though nobody works on their trial; returns their names.

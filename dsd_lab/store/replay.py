@@ -31,6 +31,7 @@ RUN_STATUS = {
     "interrupted": "KILLED",
     "stopped": "KILLED",
 }
+STD, _VARIANCE = "latent/std", "latent/variance"
 BATCH = 900
 """Metrics a call; MLflow takes at most 1,000."""
 
@@ -79,7 +80,7 @@ def _replay(client: MlflowClient, run: Run, folder: TrialFolder, certain: set[st
         stamp = int(line.time * 1000)
         if line.kind == "images":
             _upload_images(client, run_id, folder, line, stamp)
-        fresh = {k: v for k, v in line.measured().items() if (k, line.step) not in known}
+        fresh = {k: v for k, v in stored_metrics(line).items() if (k, line.step) not in known}
         if len(metrics) + len(fresh) > BATCH:
             _flush(client, run_id, metrics, line.n)
             metrics = []
@@ -87,6 +88,12 @@ def _replay(client: MlflowClient, run: Run, folder: TrialFolder, certain: set[st
     if len(lines) > held:
         _flush(client, run_id, metrics, len(lines))
     return max(0, len(lines) - counted)
+
+
+def stored_metrics(line: SpoolLine) -> dict[str, float]:
+    """What the store holds of a spool line: its metrics, and the std of latents, since MLflow's charts take no roots."""
+    metrics = line.measured()
+    return metrics | ({STD: metrics[_VARIANCE] ** 0.5} if metrics.get(_VARIANCE, -1.0) >= 0 else {})
 
 
 def _flush(client: MlflowClient, run_id: str, metrics: list[Metric], lines: int) -> None:

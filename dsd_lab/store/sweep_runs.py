@@ -13,6 +13,7 @@ from dsd_lab.home.home import Home
 from dsd_lab.home.sweep_records import Entry, Manifest
 from dsd_lab.home.trial_folder import ENDED, TrialFolder
 from dsd_lab.store.artifacts import differing, flat
+from dsd_lab.store.descriptions import NOTE, VERDICT, describe_sweep, log_parameters, offer_views
 from dsd_lab.store.own_runs import slot_of
 from dsd_lab.store.reading import has_lost_artifacts
 from dsd_lab.store.replay import BATCH, bring_up, set_state
@@ -30,7 +31,11 @@ class SweepRuns:
     key: str
     experiment: str
     parent: str
+    parent_run: Run | None
+    """The parent as the first pass found it; None in later passes."""
     differing: list[str]
+    whys: dict[str, str]
+    """What each variant is there for."""
     imported: bool
     trials: dict[tuple[str, str, str | None], Run]
     """Runs of trials by trial, code and import as the first pass found them, so that it asks once and not for each."""
@@ -96,7 +101,7 @@ class Writer:
         imported = None if manifest.imported is None else key
         parent = self._find([experiment], "sweep", f"tags.`dsd.sweep` = '{key}'", imported)
         if parent is None:
-            tags = {"dsd.kind": "sweep", "dsd.sweep": key, "mlflow.note.content": why} | _mark(imported)
+            tags = {"dsd.kind": "sweep", "dsd.sweep": key, NOTE: why} | _mark(imported)
             tags |= {"dsd.command": manifest.command[:5000]} if manifest.command else {}
             parent = self._create(experiment, key, int(1000 * manifest.run_at), tags)
         spec = json.dumps(manifest.spec, indent=1)
@@ -106,15 +111,21 @@ class Writer:
         trials: dict[tuple[str, str, str | None], Run] = {}
         pointers: dict[str, Run] = {}
         everywhere = self.ours.experiments()
+        parent_run: Run | None = None
         if f"{key} state" not in self._seen:
+            parent_run = self.client.get_run(parent)
+            describe_sweep(self.client, parent_run, manifest)
             self.current = self.ours.runs("tags.`dsd.kind` = 'trial'", everywhere)
             for run in self.current:
                 tags = run.data.tags
                 trials[tags["dsd.trial"], tags["dsd.code"], tags.get("dsd.imported")] = run
             condition = f"tags.`dsd.kind` = 'pointer' and tags.`dsd.sweep` = '{key}'"
             pointers = {run.data.tags["dsd.points_to"]: run for run in self.ours.runs(condition, everywhere)}
-        fields = differing(manifest.trials)
-        return SweepRuns(key, experiment, parent, fields, imported is not None, trials, pointers, everywhere)
+        fields, variants = differing(manifest.trials), manifest.spec["variants"]
+        whys = {name: str(over.get("why") or "") for name, over in variants.items() if isinstance(over, dict)}
+        return SweepRuns(
+            key, experiment, parent, parent_run, fields, whys, imported is not None, trials, pointers, everywhere
+        )
 
     def _find(self, experiments: list[str], kind: str, condition: str, imported: str | None = None) -> str | None:
         slot = f"{kind} {imported} {condition}"
@@ -213,13 +224,16 @@ class Writer:
         """Add the parameters that a run lacks: more of them differ as a sweep grows."""
         lacking = self._lacking(sweep, entry, run)
         if lacking:
-            self.client.log_batch(run.info.run_id, params=lacking)
+            log_parameters(self.client, run.info.run_id, lacking)
+            why = sweep.whys.get(entry.variant)
+            if why and NOTE not in run.data.tags:
+                self.client.set_tag(run.info.run_id, NOTE, why)
 
     def _lacking(self, sweep: SweepRuns, entry: Entry, run: Run) -> list[Param]:
         if not _may_change(sweep, run):
             return []
         fields = flat(entry.canonical)
-        wanted = _axes(entry) | {k: fields.get(k, "-") for k in sweep.differing}
+        wanted = _axes(entry) | dict.fromkeys(sweep.differing, "-") | fields
         return [Param(k, str(v)[:500]) for k, v in wanted.items() if k not in run.data.params]
 
     def machine(self, sweep: SweepRuns) -> None:
@@ -227,7 +241,7 @@ class Writer:
         samples = read_samples(self.home.sweep_folder(sweep.key))
         slot = f"{sweep.key} machine"
         if slot not in self._seen:
-            run = self.client.get_run(sweep.parent)
+            run = sweep.parent_run or self.client.get_run(sweep.parent)
             names = [name for name in run.data.metrics if name.startswith("system/")]
             held = [m.step for name in names for m in self.client.get_metric_history(sweep.parent, name)]
             self._seen[slot] = str(max(held, default=-1) + 1)
@@ -243,6 +257,7 @@ class Writer:
         order, states = ("running", "interrupted", "pending", "failed"), {t.state() for t in trials}
         state = next((s for s in order if s in states), "done")
         if self._seen.get(f"{sweep.key} state") != state:
+            offer_views(self.client, self.home, sweep.experiment, manifest)
             # It ended with its last trial, not when it was last looked at; all may have been trained before it began.
             ended = max([manifest.run_at, *(t.status().updated for t in trials)])
             set_state(self.client, sweep.parent, state, ended)
@@ -259,7 +274,7 @@ class Writer:
         step, stamp = int(found.data.tags.get("dsd.step", 0)), int(time.time() * 1000)
         lacking = [Metric(k, v, stamp, step) for k, v in found.data.metrics.items() if k not in run.data.metrics]
         own = {k for k in run.data.tags if k not in _FOLLOWING}
-        tags = [RunTag(k, v) for k, v in found.data.tags.items() if k.startswith("dsd.") and k not in own]
+        tags = [RunTag(k, v) for k, v in found.data.tags.items() if k.startswith("dsd.") and k not in {*own, VERDICT}]
         self.client.log_batch(pointer, metrics=lacking[:BATCH], tags=tags)
         if run.info.status != "FINISHED":
             set_state(self.client, pointer, "done", self.home.trial(entry.id).status().updated)

@@ -2,23 +2,39 @@
 
 Without accounts MLflow answers every user of the machine, and an experiment with an artifact location of one's own
 reads any file of whoever runs the server. A request needs the token: in the address at first, which sets a cookie,
-or as `Authorization: Bearer`, which MLflow's clients send for MLFLOW_TRACKING_TOKEN.
+or as `Authorization: Bearer`, which MLflow's clients send for MLFLOW_TRACKING_TOKEN. That address opens on the trials
+of the sweep that ran last.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hmac
+import json
 import os
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any
 
-from starlette.datastructures import URL
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
-from starlette.responses import PlainTextResponse, RedirectResponse
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
 COOKIE, TOKEN = "dsd-lab-ui", "token"
 _REFUSED = "This MLflow asks for a token: open the address that `dsd-lab ui` printed.\n"
+
+
+_START = """<!doctype html><meta charset="utf-8"><title>dsd-lab</title><script>
+for (const [key, value] of Object.entries(%s)) if (localStorage.getItem(key) === null) localStorage.setItem(key, value);
+location.replace(%s);
+</script><noscript><a href="/">MLflow</a></noscript>"""
+_SETTINGS = {
+    "mlflow.workflowType_v1": '"machine_learning"',
+    "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true",
+}
+"""Settings that MLflow's pages keep in a browser, for one that has none of them yet: menus of training and not of
+chatbots, and the assistant, which needs a language model, closed at first."""
 
 
 class TokenGate:
@@ -27,10 +43,12 @@ class TokenGate:
     Args:
         app: what is behind it.
         token: which every request needs.
+        newest: gives the page that the address with the token opens, as the part of an address after `#`; called for
+            every such request, since sweeps go on while pages are served. None is MLflow's own first page.
     """
 
-    def __init__(self, app: Any, token: str) -> None:
-        self._app, self._token = app, token.encode()
+    def __init__(self, app: Any, token: str, newest: Callable[[], str | None] = lambda: None) -> None:
+        self._app, self._token, self._newest = app, token.encode(), newest
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -43,39 +61,58 @@ class TokenGate:
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         elif scope["method"] == "GET" and self._is_token(asked.query_params.get(TOKEN, "")):
-            await self._welcome(asked.url)(scope, receive, send)
+            answer = await self._welcome(asked)
+            # Lax: a link in a report or a mail leads here, and other sites' forms do not bring it.
+            answer.set_cookie(COOKIE, self._token.decode(), httponly=True, samesite="lax")
+            answer.headers["Cache-Control"] = "no-store"
+            await answer(scope, receive, send)
         else:
             await PlainTextResponse(_REFUSED, 401)(scope, receive, send)
 
-    def _welcome(self, url: URL) -> RedirectResponse:
-        """The same page without the token, which then is in no history and no referrer."""
-        page = url.remove_query_params(TOKEN)
-        answer = RedirectResponse("/" + page.path.lstrip("/") + (f"?{page.query}" if page.query else ""), 303)
-        # Lax: a link in a report or a mail leads here, and other sites' forms do not bring it.
-        answer.set_cookie(COOKIE, self._token.decode(), httponly=True, samesite="lax")
-        return answer
+    async def _welcome(self, asked: HTTPConnection) -> Response:
+        """A page without the token in its address, which then is in no history and no referrer."""
+        page = asked.url.remove_query_params(TOKEN)
+        if page.path != "/":
+            return RedirectResponse("/" + page.path.lstrip("/") + (f"?{page.query}" if page.query else ""), 303)
+        newest = await run_in_threadpool(self._newest)
+        to = "/" if newest is None else f"/#{newest}"
+        # A name of a sweep is in it: `<` would end the script.
+        quoted = (json.dumps(value).replace("<", "\\u003c") for value in (_SETTINGS, to))
+        return HTMLResponse(_START % tuple(quoted))
 
     def _is_token(self, given: str) -> bool:
         return hmac.compare_digest(given.encode(), self._token)
 
 
-def serve(listening: socket.socket, uri: str, token: str) -> None:
+def serve(listening: socket.socket, uri: str, token: str, home_id: str) -> None:
     """Serve MLflow's pages and its REST interface until the process is told to end.
 
     Args:
         listening: socket that is bound to an address of this machine.
         uri: of the store.
         token: which every request needs.
+        home_id: of the home folder, whose newest sweep is shown first; empty takes the newest of the store.
     """
     import uvicorn
-    from mlflow import server
+    from mlflow import MlflowClient, server
+    from mlflow.exceptions import MlflowException
 
     os.environ[server.BACKEND_STORE_URI_ENV_VAR] = uri  # what `mlflow server` hands to its app
     os.environ[server.REGISTRY_STORE_URI_ENV_VAR] = uri
     from mlflow.server.fastapi_app import app
 
+    from dsd_lab.store.views import newest_view
+
+    client = MlflowClient(tracking_uri=uri)
+
+    def newest() -> str | None:
+        with contextlib.suppress(MlflowException):  # the pages themselves say what is wrong with the store
+            return newest_view(client, home_id)
+        return None
+
+    gate = TokenGate(app, token, newest)
     # No list of requests: the first one has the token in its address.
-    config = uvicorn.Config(TokenGate(app, token), log_level="warning", access_log=False)
+    config = uvicorn.Config(gate, log_level="warning", access_log=False)
     uvicorn.Server(config).run(sockets=[listening])
 
 
@@ -84,4 +121,5 @@ if __name__ == "__main__":
         socket.socket(fileno=int(sys.argv[1])),
         os.environ["MLFLOW_BACKEND_STORE_URI"],
         os.environ.pop("DSD_LAB_UI_TOKEN"),
+        sys.argv[2],
     )

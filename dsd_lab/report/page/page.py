@@ -112,6 +112,16 @@ def write_markdown(pages: list[Page], folder: Path) -> None:
     (folder / "report.md").write_text("\n\n".join(filter(None, parts)) + "\n")
 
 
+def summary(page: Page) -> str:
+    """The question, the answer and the first table of a page, in Markdown."""
+    parts = [
+        markdown_text(page.why),
+        *(f"**{markdown_text(a)}**" for a in page.answer),
+        *map(markdown, page.tables[:1]),
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
 def _md_parts(page: Page, place: str) -> list[str]:
     lead = page.figures[:1]
     parts = [f"# {markdown_text(page.title)}", markdown_text(page.why)]
