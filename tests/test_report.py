@@ -719,7 +719,7 @@ def test_distances_that_cannot_be_trusted_are_told_before_the_numbers():
     results = [result("dsd", seed, metrics=flagged if seed else {f"fid/{how}": 3.0}) for seed in range(3)]
     told = notices(groups_of(results, SETTINGS), SETTINGS)
     assert [t for t in told if "FID" in t] == [
-        "FID of 2 trials (features of an in-domain classifier, 9 images, no guidance, 25 steps of heun, balanced labels, EMA "
+        "FID of 2 trials (features of an in-domain classifier, 9 images, no guidance, 25 Heun steps, balanced labels, EMA "
         "weights of decay 0.99) is too high: 9 images are fewer than the features have dimensions. Evaluate more images, or "
         "read KID, which does not depend on their number."
     ]

@@ -11,6 +11,7 @@ from dsd_lab.report.figures.registry import draw_all
 from dsd_lab.report.figures.scaling import scaling_table
 from dsd_lab.report.figures.style import looks_of
 from dsd_lab.report.groups import Group, columns_of, effective_control, groups_of, short_labels
+from dsd_lab.report.own_metrics import own_parts_table
 from dsd_lab.report.page.frames import frames_of
 from dsd_lab.report.page.narrative import answer, method_note, notices, provenance_lines
 from dsd_lab.report.page.page import Page, write_html, write_markdown
@@ -61,6 +62,7 @@ def write_part(
         cost_table(all_groups, dots),
         published_table(groups, dots),
         collapse_table(groups, settings, dots),
+        own_parts_table(everything),
         trial_table(all_groups, columns, settings),
     )
     tables = [table for table in made if table is not None]

@@ -32,7 +32,7 @@ from dsd_lab.runs.trial_evaluations import STATUS_EVERY, Progress, make_evaluati
 from dsd_lab.runs.watchdog import Watchdog
 from dsd_lab.specs.identity import canonical_fields, data_name
 from dsd_lab.specs.plugins import plugin_place
-from dsd_lab.specs.registry import shown_metrics
+from dsd_lab.specs.registry import own_parts, shown_metrics
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.specs.trial import SCHEMA_VERSION, Generation
 from dsd_lab.training_code import training_code
@@ -248,6 +248,7 @@ def _describe(home: Home, folder: TrialFolder, trial: PlannedTrial, data: DataSe
             "provenance": provenance()
             | {"device": name, **({"plugins": loaded} if (loaded := loaded_digests()) else {})},
             **({"shown": shown} if (shown := shown_metrics()) else {}),
+            **({"own_parts": own} if (own := own_parts(canonical_fields(trial.fields))) else {}),
         },
         durable=True,
     )
