@@ -44,6 +44,17 @@ def shape_by_formula(trial: Trial, channels: int, classes: int) -> dict[str, Any
     }
 
 
+def bytes_by_formula(trial: Trial, channels: int, classes: int) -> int | None:
+    """Bytes an image that forward and backward hold at most at once beside the weights; None where it is not covered.
+
+    Args:
+        trial: its fields.
+        channels: colour channels of the images.
+        classes: their number of classes.
+    """
+    return _Sizes(trial, channels, classes).held() if covers(trial) else None
+
+
 def covers(trial: Trial) -> bool:
     """Whether the formulas are of what a trial does."""
     spec, auxiliary = trial.objective, trial.auxiliary
@@ -54,8 +65,7 @@ def covers(trial: Trial) -> bool:
         or trial.training.activation_checkpointing
         or trial.optimiser.kind != "adamw"
         or trial.latent.entropy_weight > 0
-        or trial.latent.normaliser == "layernorm_affine"
-        and trial.latent.normalise_prediction
+        or (trial.latent.normaliser == "layernorm_affine" and trial.latent.normalise_prediction)
         or spec.balance != "none"
         or spec.perceptual_weight > 0
         or spec.reconstruction_weight == 0
@@ -144,3 +154,18 @@ class _Sizes:
         if uses_target_encoder(spec) or trial.auxiliary.needs_target_encoder:
             flops += self.forward("encode", n)
         return flops + sum(3 * 2 * n * rows * a * b for a, b, rows in self._auxiliary_layers())
+
+    # -- Bytes an image ------------------------------------------------------------------------------
+
+    def held(self) -> int:
+        """What the backward pass needs of the forward passes, and the largest of its own tensors."""
+        trial, t, w = self.trial, self.tokens, self.width
+        heads = trial.network.heads or 0
+        half = trial.training.precision == "bf16"
+        fused = trial.resources.gpus > 0 or not half  # as `dsd_lab.core.model.network.attends_fused`
+        block = (48.6 if half else 80) * t * w + 16 * t + (4 * t * heads if fused else 2 * t * t * heads)
+        draws = trial.training.noise_draws if trial.objective.diffusion_weight > 0 else 0
+        found = (self.blocks["encode"] + self.blocks["decode"]) * block
+        found += draws * self.blocks["denoise"] * (block + (18 if half else 32) * w)
+        found += 4 * ((7.4 + 5.2 * draws) * t * w + 2.6 * draws * w + 3.3 * t * self.pixels + 4.4 * t * self.latent)
+        return round(found + 4 * sum(2 * rows * (a + b) for a, b, rows in self._auxiliary_layers()))
