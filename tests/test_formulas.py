@@ -49,7 +49,7 @@ def test_formulas_equal_the_counts(case, tiny_trial):
     [
         {"objective": {"balance": "gradient_norm"}},
         {"training": {"activation_checkpointing": True}},
-        {"training": {"phases": [{"at": 0.5, "freeze": ["encode"]}]}},
+        {"training": {"phases": [{"start": 0.5, "objective": {"target": "live"}}]}},
         {"latent": {"entropy_weight": 0.1}},
         {"optimiser": {"kind": "muon"}},
         {"auxiliary": {"alignment": 0.5, "alignment_from": "denoise"}},

@@ -168,4 +168,4 @@ class _Sizes:
         found = (self.blocks["encode"] + self.blocks["decode"]) * block
         found += draws * self.blocks["denoise"] * (block + (18 if half else 32) * w)
         found += 4 * ((7.4 + 5.2 * draws) * t * w + 2.6 * draws * w + 3.3 * t * self.pixels + 4.4 * t * self.latent)
-        return round(found + 4 * sum(2 * rows * (a + b) for a, b, rows in self._auxiliary_layers()))
+        return round(found + 4 * sum(rows * (a + b) for a, b, rows in self._auxiliary_layers()))

@@ -31,8 +31,9 @@ from dsd_lab.runs.spool_writer import Spool
 from dsd_lab.runs.trial_evaluations import STATUS_EVERY, Progress, make_evaluations
 from dsd_lab.runs.watchdog import Watchdog
 from dsd_lab.specs.identity import canonical_fields, data_name
+from dsd_lab.specs.part_fields import own_parts
 from dsd_lab.specs.plugins import plugin_place
-from dsd_lab.specs.registry import own_parts, shown_metrics
+from dsd_lab.specs.registry import shown_metrics
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.specs.trial import SCHEMA_VERSION, Generation
 from dsd_lab.training_code import training_code

@@ -260,20 +260,6 @@ def shown_metrics() -> dict[str, dict[str, Any]]:
     return found
 
 
-def own_parts(canonical: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """The plug-ins' parts that a trial uses, or may be measured by: plug-in, its file and the part's digest, by `kind/name`.
-
-    Args:
-        canonical: its canonical fields.
-    """
-    used, found = canonical.get("plugins", {}), {}
-    for part in plugin_parts():
-        key = f"{part.kind}/{part.name}"
-        if part.plugin is not None and (key in used or part.kind in ("latent_metric", "sample_metric", "sampler")):
-            found[key] = {"plugin": part.plugin.name, "file": part.plugin.path.name, "digest": part.digest}
-    return found
-
-
 def names_of(kind: str) -> dict[str, list[str]]:
     """Names that a spec may give, by the plug-in that defines them; those of the package under "" and first."""
     found = {"": list(KINDS[kind].shipped)}
