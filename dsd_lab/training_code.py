@@ -33,10 +33,7 @@ SAME_RESULTS: dict[str, str] = {
     "68d98741d16b": "aaf8525e7297",
     "aaf8525e7297": "c9cd35ae0365",
     "a38320e57487": "1817834653a1",
-    "8b0cb4a6c2b2": "4a73a862f079",
-    "4a73a862f079": "ebf00fa4b2f9",
-    "3bd7a5fc55b4": "ebf00fa4b2f9",
-    "7ee66f2db8fa": "ebf00fa4b2f9",
+    "8b0cb4a6c2b2": "NEW",
 }
 """Earlier hashes -> a later one whose code gives the same weights and records to the bit (golden losses prove it).
 

@@ -42,7 +42,8 @@ def trained(tmp_path_factory):
     other = load_sweep(write_spec(folder / "second", {"dsd": {}}, evaluate=[EVALUATION], name="second"))
     home.write_manifest(manifest_of(other))
     home.trial(ids["naive"]).write_status(state="interrupted")
-    assert run("plan", spec, "--home", home.root)[0] == OK
+    counted = ("--set", "objective.balance=gradient_norm")  # by no formula
+    assert run("plan", spec, "--home", home.root, *counted)[0] == OK
     np.savez(folder / "reference.npz", mu=np.zeros(64), sigma=np.eye(64))
     weights_path("inception", home).parent.mkdir()
     weights_path("inception", home).write_bytes(b"of others")

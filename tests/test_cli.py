@@ -288,8 +288,9 @@ def test_plan_tells_what_is_done_and_times_it_from_what_was_measured(tmp_path):
 def test_plan_counts_and_measures_once_and_a_later_one_loads_no_torch(tmp_path):
     spec, home = write_spec(tmp_path, seeds=[0, 1]), Home(tmp_path / "home")
     home.prepare()
-    first, _, printed, _ = imported("plan", str(spec), "--json", "--home", str(home.root))
-    later, code, again, _ = imported("plan", str(spec), "--json", "--home", str(home.root))
+    balanced = ["plan", str(spec), "--json", "--home", str(home.root), "--set", "objective.balance=gradient_norm"]
+    first, _, printed, _ = imported(*balanced)  # which no formula covers
+    later, code, again, _ = imported(*balanced)
     assert "torch" in first and "torch" not in later and code == OK
     assert json.loads(again) == json.loads(printed), "the speed of this machine is measured once for a home folder"
 
@@ -356,8 +357,11 @@ def test_a_row_is_a_line_in_a_file_however_long_it_is(verb, tmp_path, capsys):
     home.prepare()
     home.write_manifest(manifest_of(plan))
     assert main([verb, *([str(spec)] if verb == "plan" else []), "--home", str(home.root)]) == OK
-    (row,) = [line for line in capsys.readouterr().out.splitlines() if plan.trials[0].id in line]
-    assert name in row and "pending" in row and row.endswith({"plan": "weight_ema=0.9", "status": "0/12"}[verb])
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = [line for line in lines if plan.trials[0].id in line]
+    assert name in row and "pending" in row and (verb == "plan" or row.endswith("0/12"))
+    assert verb == "status" or any("weight_ema=0.9" in line for line in lines)
+    assert verb == "status" or all(len(line) <= 100 for line in lines if line not in (row, lines[lines.index(row) - 1]))
 
 
 def test_logs_reads_files_only_and_imports_nothing_heavy(trained):

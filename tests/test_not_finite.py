@@ -59,7 +59,7 @@ def test_a_report_says_what_is_left_out_because_it_was_not_finite():
         SimpleNamespace(metrics=metrics) for metrics in ({"fid_flag/not_finite/x": 1.0, **bad}, bad, {"kid/x": 1.0})
     ]
     assert flags_of(results) == [
-        "FID (x) of 1 trial: the distance is not finite and left out.",
+        "FID of 1 trial (x) could not be computed (not finite) and is left out.",
         "Weights (ema) of 2 trials are not finite: nothing of them is measured, and their images are a chessboard.",
         "Not finite at some step, and left out there: latent/rankme/image (2 trials).",
     ]

@@ -9,9 +9,11 @@ from sweeping import run
 
 from dsd_lab.cli.main import main
 from dsd_lab.errors import BAD_INPUT, INTERRUPTED, OK
+from dsd_lab.files.locks import locked
 from dsd_lab.home.home import Home
 from dsd_lab.home.mark import MARK, home_id, mark_home
 from dsd_lab.home.names import is_trial_id
+from dsd_lab.specs.plugin_source import source_digest
 
 KEPT = Path(__file__).parent / "fixtures" / "home-schema1" / "home"
 """A home that was made before homes were marked: one sweep, `old`, of four trials."""
@@ -180,6 +182,61 @@ def test_a_deletion_that_was_broken_off_is_ended(home, monkeypatch):
     assert not left.exists() and not home.trial(trial).root.exists()
 
 
+# -- Copies --------------------------------------------------------------------------------------------
+
+
+def keep_source(home, text):
+    """A plug-in's source as a sweep keeps it, and its digest."""
+    draft = write(home.root / "plugins" / "draft.py", text)
+    digest = source_digest(draft)
+    draft.unlink()
+    return write(home.root / "plugins" / digest / "my_parts.py", text), digest
+
+
+def test_sources_of_plugins_go_where_no_named_trial_was_trained_with_them(home):
+    used, digest = keep_source(home, "USED = 1")
+    unused, _ = keep_source(home, "UNUSED = 1")
+    changed, _ = keep_source(home, "CHANGED = 1")
+    changed.write_text("CHANGED = 2")  # by somebody: no longer what was kept
+    joined, _ = keep_source(home, "JOINED = 1")
+    notes = write(joined.with_name("notes.txt"))
+    description = next(home.root.glob("trials/*/trial.json"))
+    content = json.loads(description.read_text())
+    content["provenance"]["plugins"] = {"my_parts": digest}
+    description.write_text(json.dumps(content))
+    with locked(home.sweep_folder("old") / "lock"):  # a sweep keeps sources before its trials name them
+        assert gone(home)[0] == set()
+    assert gone(home)[0] == {unused.relative_to(home.root).as_posix()}
+    assert not unused.parent.exists() and all(path.exists() for path in (used, changed, joined, notes))
+    forget(home)
+    gone(home)  # the trials
+    assert not used.exists() and changed.exists() and joined.exists()
+
+
+def test_a_trial_that_was_trained_again_goes_with_the_trial(home, tmp_path):
+    home.prepare()
+    trials = sorted(p.name for p in home.root.glob("trials/*") if home.trial(p.name).description() is not None)
+    again = {}
+    for number, trial in enumerate(trials, 1):
+        own = Home(home.root / "reproductions" / f"{trial}-{number}")
+        own.prepare()
+        home.cache.mkdir(exist_ok=True)
+        (own.root / "cache").symlink_to(home.cache.resolve())
+        shutil.copytree(home.trial(trial).root, own.trial(trial).root)
+        again[trial] = own
+    kept = write(home.cache / "statistics" / "mine.safetensors")
+    assert gone(home)[0] == set()
+    forget(home)
+    noted, held, *others = trials
+    notes = write(again[noted].root / "notes.txt")
+    with locked(again[held].trial(held).root / "lock"):
+        gone(home)
+    assert notes.exists() and again[noted].trial(noted).root.exists() and again[held].trial(held).root.exists()
+    assert others and not any(again[trial].root.exists() for trial in others) and kept.exists()
+    gone(home)
+    assert not again[held].root.exists() and kept.exists()
+
+
 # -- Links ---------------------------------------------------------------------------------------------
 
 
@@ -197,7 +254,7 @@ def test_links_are_unlinked_and_never_followed(home, tmp_path):
     assert not trial.root.exists() and tree(photos) == {"a.jpg": b"mine"}
 
 
-@pytest.mark.parametrize("name", ["trials", "cache", "cache/data", "ray"])
+@pytest.mark.parametrize("name", ["trials", "cache", "cache/data", "ray", "plugins", "reproductions"])
 def test_nothing_is_deleted_through_a_folder_that_is_a_link_and_it_is_named(name, home, tmp_path):
     home.prepare()
     forget(home)

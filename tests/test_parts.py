@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from sweeping import command, run, write_spec
@@ -163,10 +164,21 @@ def test_trials_without_the_parts_keep_their_ids(trained, tmp_path):
 
 
 def test_report_shows_own_metrics_without_the_plug_in(trained):
-    _, _, home, _ = trained
+    _, _, home, answers = trained
     assert main(["report", "--home", str(home.root)]) == OK
     page = (home.root / "reports" / "tiny" / "report.md").read_text()
     assert "largest latent, std" in page and "brightness gap" in page
+    parts = pd.read_csv(home.root / "reports" / "tiny" / "tables" / "own_parts.csv", dtype=str)
+    used = {f"{row.kind.replace(' ', '_')}/{row.part}": row for row in parts.itertuples()}
+    own = {"latent_metric/largest", "sample_metric/brightness", "sampler/midpoint", "loss_space/l1_clean"}
+    assert set(used) == USED | own and {row.file for row in used.values()} == {"my_parts.py"}
+    described = [home.trial(answers[v]["id"]).description() for v in ("own", "l1")]
+    digests = {key: digest for d in described for key, digest in d["canonical"]["plugins"].items()}
+    assert {key: used[key].digest for key in digests} == digests
+    assert (used["normaliser/squash"].trials, used["latent_metric/largest"].trials) == ("1", "3")
+    assert (
+        "| squash | normaliser | my\\_parts | my\\_parts.py |" in page or "| squash | normaliser | my_parts |" in page
+    )
     from dsd_lab.store.mlflow_store import Store
 
     manifest = home.manifests()["tiny"]

@@ -19,12 +19,13 @@ from dsd_lab.home.sweep_records import Manifest
 from dsd_lab.report.figures.latents import curves
 from dsd_lab.report.figures.spectra import spectrum_maps
 from dsd_lab.report.figures.style import looks_of
-from dsd_lab.report.groups import LATENT_COLUMNS, columns_of, floors_of, groups_of
+from dsd_lab.report.groups import LATENT_COLUMNS, columns_of, floors_of, groups_of, short_labels
 from dsd_lab.report.page.narrative import answer, notices
 from dsd_lab.report.results import Result
 from dsd_lab.report.statistics.comparisons import compare, conclusions
 from dsd_lab.report.statistics.factorial import STEPS, designs_of, effects_of, orders_of
 from dsd_lab.report.statistics.verdicts import judge, row_key
+from dsd_lab.report.tables.measured_how import in_words, measured_how
 from dsd_lab.report.tables.rendering import csv_cell, latex_text, markdown_text, shown
 from dsd_lab.report.write import write_report
 from dsd_lab.specs.report import ReportSettings
@@ -585,6 +586,36 @@ def test_the_page_asks_nothing_of_any_other_machine_and_runs_no_script(report):
     assert anchors <= {attributes.get("id") for _, attributes in tags}
 
 
+def test_figures_are_numbered_navigation_is_in_page_order_and_terms_are_explained_first(report):
+    text, markdown = ((report[2] / f"report.{kind}").read_text() for kind in ("html", "md"))
+    numbers = re.findall(r"<b>Figure (\d+)\.</b>", text)
+    assert numbers == [str(n + 1) for n in range(len(numbers))] and len(numbers) >= len(report[0].figures) > 5
+    assert re.findall(r"\*Figure (\d+)\.", markdown) == numbers[: len(report[0].figures)]
+    targets = re.findall(r'href="#([^"]+)"', re.search(r"<nav>(.*?)</nav>", text, re.S)[1])
+    places = [text.index(f'id="{target}"') for target in targets]
+    assert places == sorted(places) and targets[-1] == "glossary"
+    assert text.index('<dl class="terms">') < text.index("<table>") and 'href="#glossary-capacity"' in text
+
+
+def test_names_of_metrics_are_short_and_their_settings_are_said_once():
+    how = "indomain-n20-cfg{}-heun25-balanced-ema0.99"
+    names = {f"fid/{how.format(g)}": 1.0 for g in ("1", "1.5")} | {f"kid/{how.format('1')}": 0.1}
+    columns = [
+        c for c in columns_of([result("dsd", metrics=names | {"psnr/perimage-n9-ema0.99": 20.0})]) if not c.is_latent
+    ]
+    labels = short_labels(columns)
+    assert list(labels.values()) == ["in-domain FID (cfg1)", "in-domain FID (cfg1.5)", "KID", "PSNR, dB"]
+    said = measured_how(columns, labels)
+    assert (
+        said.count("25 Heun steps") == 2
+        and "in-domain FID (cfg1), KID: features of an in-domain classifier, 20 images, no" in said
+    )
+    assert "guidance 1.5" in said and "PSNR, dB: mean over images, 9 images, EMA weights of decay 0.99." in said
+    assert in_words("indomain-n9-cfg2in0.1to0.9-dopri5rtol1e-05atol1e-06-random-trained").endswith(
+        "guidance 2 in t [0.1, 0.9], dopri5 (rtol 1e-05, atol 1e-06), random labels, weights as trained"
+    )
+
+
 def test_names_from_specs_and_errors_are_shown_letter_by_letter_in_every_format(report):
     page, _, folder, _ = report
     html, markdown = (folder / "report.html").read_text(), (folder / "report.md").read_text()
@@ -709,7 +740,11 @@ def test_inception_and_indomain_figures_have_columns_floors_and_notes_of_their_o
     columns = {c.name: c for c in columns_of(found) if not c.is_latent}
     assert set(columns) == set(names.values())
     labels = {e: columns[name].label.partition(" (")[0] for e, name in names.items()}
-    assert labels == {"indomain": "FID", "inception": "Inception FID", "inception-ref0badc0de": "Inception FID"}
+    assert labels == {
+        "indomain": "in-domain FID",
+        "inception": "Inception FID",
+        "inception-ref0badc0de": "Inception FID",
+    }
     assert "not Inception" in columns[names["indomain"]].note and "Inception-v3" in columns[names["inception"]].note
     assert floors_of(found, list(columns.values())) == {name: float(i) for i, name in enumerate(names.values())}
 
@@ -731,7 +766,9 @@ def test_distances_that_cannot_be_trusted_are_told_before_the_numbers():
     results = [result("dsd", seed, metrics=flagged if seed else {f"fid/{how}": 3.0}) for seed in range(3)]
     told = notices(groups_of(results, SETTINGS), SETTINGS)
     assert [t for t in told if "FID" in t] == [
-        f"FID ({how}) of 2 trials: unreliable, biased upwards: 9 images are too few to estimate the covariance of so many features."
+        "FID of 2 trials (features of an in-domain classifier, 9 images, no guidance, 25 Heun steps, balanced labels, EMA "
+        "weights of decay 0.99) is too high: 9 images are fewer than the features have dimensions. Evaluate more images, or "
+        "read KID, which does not depend on their number."
     ]
     assert not any("flag" in c.name for c in columns_of(results))
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from rich.table import Table
-
-from dsd_lab.cli.console import table_console
 from dsd_lab.cli.options import home_of, plan_of, print_json
 from dsd_lab.cli.parts import plugin_lines
+from dsd_lab.cli.plan_tables import FROM_BENCH, print_plan, print_wrapped
 from dsd_lab.errors import OK, BadInput
-from dsd_lab.evaluation.reference import check_files
+from dsd_lab.evaluation.reference import unusable_files
 from dsd_lab.files.printable import say
 from dsd_lab.home.data_facts import known_facts, skipped
 from dsd_lab.home.home import Home
@@ -34,13 +31,9 @@ from dsd_lab.specs.registry import plugins
 from dsd_lab.specs.sweep import Plan, PlannedTrial
 from dsd_lab.specs.trial import Data, Trial
 from dsd_lab.training_code import training_code
-from dsd_lab.units import duration, readable, short_bytes, short_count
 
-TIMED, BENCHED = "timed here", "from dsd-lab bench"
-"""Where a time comes from, if not from FLOPs: trials of the shape that were trained here, or a benchmark of it."""
-_ROLES = ("encode", "denoise", "decode")
-_MOST_ROWS = 1000
-"""Trials up to which each has a line of its own."""
+_TIMED = "timed here"
+"""Where a time comes from: trials of the shape that were trained here. Else it is a benchmark's, or from FLOPs."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -56,10 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
             say(f"dsd-lab: warning: {line}", error=True)
     for missing in missing_weights(plan):
         say(f"dsd-lab: warning: {missing}; `sweep` will refuse", error=True)
-    try:
-        check_files(plan.spec.evaluate, home)
-    except BadInput as error:
-        say(f"dsd-lab: warning: {error}; `sweep` will refuse", error=True)
+    for missing in unusable_files(plan.spec.evaluate, home):
+        say(f"dsd-lab: warning: {missing}; `sweep` will refuse", error=True)
     changed = _other_images(home, plan)
     code = training_code()
     manifest = manifest_of(plan)
@@ -78,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "status": OTHER_IMAGES if trial.id in changed else folder.state(code),
                 "evaluations_missing": _missing(plan, folder.evaluations(), trial),
                 "overrides": trial.overrides,
+                "gpus": trial.fields.resources.gpus,
                 **needs(trial.fields),
             }
         )
@@ -94,8 +86,8 @@ def run(arguments: argparse.Namespace) -> int:
         print_json({"sweep": sweep, "trials": rows})
     else:
         for line in lines:
-            say(line)
-        _print(plan, rows)
+            print_wrapped(line)
+        print_plan(plan, rows)
         for line in plugin_lines():
             say(line)
         for note in state_notes((row["status"] for row in rows), code):
@@ -156,10 +148,10 @@ def _seconds(trial: Trial, shape: Shape, timed: dict[str, float], home: Home, gp
     training = trial.training
     key = shape_key(canonical_fields(trial))
     if key in timed:
-        return timed[key] * training.steps, TIMED
+        return timed[key] * training.steps, _TIMED
     benched = benched_seconds(home, trial, gpu)
     if benched is not None:
-        return benched[0], f"{BENCHED} on {benched[1]}"
+        return benched[0], f"{FROM_BENCH} on {benched[1]}"
     flops = shape.flops_per_image * training.batch_size * training.steps
     if trial.resources.gpus > 0:
         peak = GPUS[gpu].peak(training.precision) * min(1.0, trial.resources.gpus)
@@ -169,131 +161,3 @@ def _seconds(trial: Trial, shape: Shape, timed: dict[str, float], home: Home, gp
 
 def _missing(plan: Plan, done: dict[str, Any], trial: PlannedTrial) -> int:
     return sum(evaluation_id(e) not in done for e in plan.spec.evaluate if applies(e, trial.fields))
-
-
-def _print(plan: Plan, rows: list[dict[str, Any]]) -> None:
-    console = table_console()
-    table = Table(box=None, pad_edge=False)
-    numbers = ("seed", "parameters", "FLOPs/image", "memory", "time")
-    for column in (
-        "id",
-        "variant",
-        "size",
-        "seed",
-        "status",
-        "parameters",
-        "FLOPs/image",
-        "memory",
-        "time",
-        "overrides",
-    ):
-        table.add_column(column, justify="right" if column in numbers else "left", no_wrap=column != "overrides")
-    for row in rows if len(rows) <= _MOST_ROWS else _points(rows):
-        mark = "~" if row["seconds_source"].startswith("from FLOPs") else ""
-        params, flops, memory = (
-            short_count(row["params"]["total"]),
-            short_count(row["flops_per_image"]),
-            short_bytes(row["memory_bytes"]),
-        )
-        overrides = " ".join(
-            f"{k.rsplit('.', 1)[-1]}={v}" for k, v in row["overrides"].items() if k not in row["point"]
-        )
-        table.add_row(
-            row["id"],
-            _name(row),
-            row["size"],
-            str(row["seed"]),
-            row["status"],
-            params,
-            flops,
-            memory,
-            mark + duration(row["seconds"]),
-            overrides,
-        )
-    console.print(table)
-    console.print(_roles(rows))
-    states = Counter(row["status"] for row in {row["id"]: row for row in rows}.values())
-    distinct = sum(states.values())
-    shared = f", {len(rows) - distinct} of them the same as others" if distinct < len(rows) else ""
-    left = sum(
-        r["seconds"] for r in {r["id"]: r for r in rows}.values() if r["status"] not in ("done", "diverged", "stale")
-    )
-    disk = sum(
-        r["disk_bytes"] for r in {r["id"]: r for r in rows}.values() if r["status"] not in ("done", "diverged", "stale")
-    )
-    evaluations = sum(r["evaluations_missing"] for r in rows if r["status"] == "done")
-    console.print(
-        f"{plan.key}: {len(rows)} trials{shared}: {', '.join(f'{n} {s}' for s, n in sorted(states.items()))}",
-        highlight=False,
-    )
-    if evaluations:
-        console.print(
-            f"{evaluations} evaluations of finished trials are missing; sweep makes them without training",
-            highlight=False,
-        )
-    console.print(f"about {duration(left)} of training left, one trial at a time{_origin(rows)}", highlight=False)
-    console.print(f"about {readable(disk)} of disk for what is not done", highlight=False)
-
-
-def _points(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for all seeds of a variant and grid point: their number, and the states that they are in."""
-    points: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        points.setdefault(_name(row), []).append(row)
-    return [
-        members[0]
-        | {
-            "id": f"{members[0]['id']} and {len(members) - 1} more" if len(members) > 1 else members[0]["id"],
-            "seed": f"{len(members)} seeds",
-            "status": ", ".join(f"{n} {state}" for state, n in sorted(Counter(r["status"] for r in members).items())),
-        }
-        for members in points.values()
-    ]
-
-
-def _origin(rows: list[dict[str, Any]]) -> str:
-    """Where the times come from, in words."""
-    sources = sorted({row["seconds_source"] for row in rows})
-    notes = [f"{_some(rows, source)} {source}" for source in sources if source.startswith(BENCHED)]
-    told = [s.removeprefix("from FLOPs").removeprefix(", ") for s in sources if s.startswith("from FLOPs")]
-    if told:
-        ceilings = " or ".join(f"one {name.upper()}'s" if name else "this machine's" for name in told)
-        notes.append(f"~: FLOPs at {EFFICIENCY:.0%} of {ceilings} matrix products")
-    return f" ({'; '.join(notes)})" if notes else ""
-
-
-def _some(rows: list[dict[str, Any]], source: str) -> str:
-    count = sum(row["seconds_source"] == source for row in rows)
-    return f"{count} of {len(rows)} trials"
-
-
-def _name(row: dict[str, Any]) -> str:
-    return str(row["variant"]) + "".join(f" {k.rsplit('.', 1)[-1]}={v}" for k, v in row["point"].items())
-
-
-def _roles(rows: list[dict[str, Any]]) -> Table:
-    """Weights and forward FLOPs by role, one line for all variants that share them."""
-    table = Table(box=None, pad_edge=False)
-    roles = ("total", "encode", "denoise", "decode", "heads", "shared")
-    for role in roles:
-        table.add_column(role, justify="right")
-    beside = {"auxiliary_params": "auxiliary heads", "frozen_params": "frozen models"}
-    beside = {key: name for key, name in beside.items() if any(row[key] for row in rows)}
-    table.add_column("EMA copies", justify="right")
-    for name in beside.values():
-        table.add_column(name, justify="right")
-    for role in _ROLES:
-        table.add_column(f"{role} FLOPs", justify="right")
-    table.add_column("weights, and FLOPs of one forward pass for an image, of")
-    shapes: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        same = (row["params"], row["copies"], row["flops_by_role"], *(row[key] for key in beside))
-        shapes.setdefault(repr(same), []).append(row)
-    for members in shapes.values():
-        names = list(dict.fromkeys(_name(row) for row in members))
-        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        first = members[0]
-        counts = [*(first["params"][r] for r in roles), sum(first["copies"].values()), *(first[key] for key in beside)]
-        counts += [first["flops_by_role"][role] for role in _ROLES]
-        table.add_row(*map(short_count, counts), shown)
-    return table

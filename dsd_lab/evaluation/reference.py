@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,11 +35,27 @@ def check_files(evaluations: list[Generation], home: Home) -> None:
     Raises:
         BadInput: one is missing, altered or of other features; one line says which and what to do.
     """
-    for path in {inception_path(e, home) for e in evaluations if e.extractor == "inception"}:
-        check_weights("inception", path)
-    for evaluation in evaluations:
-        if evaluation.reference is not None:
-            read_reference(evaluation)
+    for check in _checks(evaluations, home):
+        check()
+
+
+def unusable_files(evaluations: list[Generation], home: Home) -> list[str]:
+    """A line for each of those files that cannot be used."""
+    found: dict[str, None] = {}
+    for check in _checks(evaluations, home):
+        try:
+            check()
+        except BadInput as error:
+            found[str(error)] = None
+    return list(found)
+
+
+def _checks(evaluations: list[Generation], home: Home) -> list[Callable[[], object]]:
+    weights = sorted({inception_path(e, home) for e in evaluations if e.extractor == "inception"})
+    return [
+        *(partial(check_weights, "inception", path) for path in weights),
+        *(partial(read_reference, e) for e in evaluations if e.reference is not None),
+    ]
 
 
 def read_reference(evaluation: Generation) -> Statistics:

@@ -21,6 +21,7 @@ from dsd_lab.home.cached_garbage import (
     unused_indexes,
     unused_packs,
 )
+from dsd_lab.home.copied_garbage import unnamed_reproductions, unused_plugins
 from dsd_lab.home.home import Home
 from dsd_lab.home.names import SWEEP_ENTRIES, is_trial_id
 from dsd_lab.home.ownership import (
@@ -65,6 +66,7 @@ def garbage(home: Home, code: str) -> list[Freeable]:
         *unused_packs(home, named),
         *unused_indexes(home, named),
         *killed_bench_folders(home),
+        *_copies(home, named),
         *_ray_logs(home),
     ]
 
@@ -125,6 +127,8 @@ def linked_folders(home: Home) -> list[str]:
         "sweeps",
         "ray",
         "cache",
+        "plugins",
+        "reproductions",
         *(f"cache/{name}" for name in ("extractors", "statistics", "data", "bench")),
     )
     return [name for name in names if (home.root / name).is_symlink()]
@@ -202,6 +206,12 @@ def _is_whole(path: Path) -> bool:
         return same and is_intact(manifest)  # which NaN, that no manifest was written with, makes a ValueError
     except (OSError, ValueError, AttributeError):
         return False
+
+
+def _copies(home: Home, named: set[str]) -> Iterator[Freeable]:
+    yield from unnamed_reproductions(home, named)
+    if not _sweep_runs(home) and not held_trials(home):
+        yield from unused_plugins(home, named)
 
 
 def _ray_logs(home: Home) -> Iterator[Freeable]:

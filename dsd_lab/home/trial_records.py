@@ -108,6 +108,8 @@ class TrialRecord(Record):
     data: DataRecord
     provenance: Provenance
     shown: dict[Metric, Shown] = {}
+    own_parts: dict[Text, dict[Key, Text]] = {}
+    """Parts of plug-ins that the trial used or may be measured by: plug-in, file and digest, by kind and name."""
 
     @cached_property
     def trial(self) -> Trial:

@@ -31,6 +31,8 @@ Facts = dict[str, Any]
 Decode = Literal["all", "small", "none"]
 _VERSION = 1
 """Part of a record's name; raised when what is read from the same files changes."""
+_DIGITS, _DIGITS_SIZE = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180), 8
+"""Images of each of scikit-learn's digits, and their pixels a side."""
 _NAMED = 10
 """Classes that the line names."""
 
@@ -120,6 +122,8 @@ def _facts(home: Home, data: Data, opened: Callable[[Data], DataSet] | None, dec
         return None  # `plan` shows what else it can
     if opened is None and (found := known_data(home, data)) is not None:
         return found
+    if data.source == "digits":
+        return digits_facts(data)  # a package's own file: nothing of it can be damaged
     if decode == "none":
         return None
     if decode == "small":
@@ -133,6 +137,26 @@ def _facts(home: Home, data: Data, opened: Callable[[Data], DataSet] | None, dec
             }
     made = open_data(home, data) if opened is None else opened(data)
     return made.facts | {"fingerprint": made.fingerprint}
+
+
+def digits_facts(data: Data) -> Facts:
+    """What is read from scikit-learn's digits, without reading them: as `DataSet.facts`, without levels."""
+    held = [min(max(1, round(data.holdout * count)), count - 1) for count in _DIGITS]
+    size = data.size or _DIGITS_SIZE
+    return {
+        "train": sum(_DIGITS) - sum(held),
+        "holdout": sum(held),
+        "classes": len(_DIGITS),
+        "shape": [1, size, size],
+        "train_by_class": [count - out for count, out in zip(_DIGITS, held, strict=True)],
+        "holdout_by_class": held,
+        "class_names": [str(digit) for digit in range(len(_DIGITS))],
+        "holdout_from": f"{100 * data.holdout:g} % of every class",
+        "notes": [],
+        "resident": True,
+        "damaged": 0,
+        "damaged_named": [],
+    }
 
 
 def _check(trial: Trial, facts: Facts | None, evaluations: Sequence[Generation]) -> None:

@@ -1,7 +1,7 @@
 """What a trial will need: parameters by role, training FLOPs, memory and time, without training it.
 
-The counts come from the code that trains (`dsd_lab.planning.flops`) and are remembered in the home
-folder. The time is FLOPs over what this machine's matrix products reach, times a stated efficiency,
+The counts come from formulas (`dsd_lab.planning.formulas`); what these do not cover is counted by the code that
+trains (`dsd_lab.planning.flops`) and remembered in the home folder. The time is FLOPs over what this machine's matrix products reach, times a stated efficiency,
 until a trial of the same shape has been timed in the home folder.
 """
 
@@ -16,6 +16,7 @@ from dsd_lab.files.atomic import read_cache, write_json
 from dsd_lab.home.data_facts import known_facts
 from dsd_lab.home.home import Home
 from dsd_lab.home.sweep_records import Entry
+from dsd_lab.planning.formulas import bytes_by_formula, shape_by_formula
 from dsd_lab.specs.identity import canonical_fields
 from dsd_lab.specs.training import Training
 from dsd_lab.specs.trial import Trial
@@ -69,8 +70,11 @@ class Shape:
 
 
 def cached_shape(trial: Trial, home: Home, code: str) -> Shape:
-    """`count_shape`, remembered in the home folder's cache where there is one (keyed by fields and training code)."""
+    """`count_shape`, by formula where there is one, else remembered in the home folder's cache (keyed by fields and training code)."""
     fields = canonical_fields(trial)
+
+    if (found := shape_by_formula(trial, *_images_of(home, trial))) is not None:
+        return Shape(**found)
 
     def count(channels: int, classes: int) -> dict[str, Any]:
         from dsd_lab.planning.flops import count_shape  # imports torch: only where something is counted
@@ -81,7 +85,9 @@ def cached_shape(trial: Trial, home: Home, code: str) -> Shape:
 
 
 def cached_bytes(trial: Trial, home: Home, code: str) -> int:
-    """`count_bytes`, remembered as `cached_shape` is."""
+    """`count_bytes`, by formula or remembered as `cached_shape` is."""
+    if (found := bytes_by_formula(trial, *_images_of(home, trial))) is not None:
+        return found
     fields = canonical_fields(trial)
 
     def count(channels: int, classes: int) -> int:
@@ -95,10 +101,7 @@ def cached_bytes(trial: Trial, home: Home, code: str) -> int:
 
 def _cached(home: Home, trial: Trial, parts: list[Any], count: Callable[[int, int], Any]) -> Any:
     """What was counted for a data set's channels and classes."""
-    facts = known_facts(home, trial.data)
-    channels, classes = (1, 10) if trial.data.source in ("digits", "idx") else (3, _CLASSES)
-    if facts is not None:
-        channels, classes = facts["shape"][0], facts["classes"]
+    channels, classes = _images_of(home, trial)
     key = json.dumps([*parts, channels, classes], sort_keys=True)
     path = home.cache / "shapes.json"
     known = read_cache(path)
@@ -108,6 +111,14 @@ def _cached(home: Home, trial: Trial, parts: list[Any], count: Callable[[int, in
             home.cache.mkdir(exist_ok=True)
             write_json(path, known)
     return known[key]
+
+
+def _images_of(home: Home, trial: Trial) -> tuple[int, int]:
+    """Channels and classes of a trial's images; where they were not read yet, those of the usual sets."""
+    facts = known_facts(home, trial.data)
+    if facts is not None:
+        return facts["shape"][0], facts["classes"]
+    return (1, 10) if trial.data.source in ("digits", "idx") else (3, _CLASSES)
 
 
 def timed_seconds(home: Home, entries: list[Entry]) -> dict[str, float]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -179,26 +177,3 @@ def _count_roles(network: Network, trial: Trial, channels: int) -> dict[str, int
                 run()
             found[role] = counter.get_total_flops() // _COUNTED_BATCH
     return found
-
-
-@cache
-def matrix_ceiling(threads: int) -> float:
-    """FLOPs a second that float32 matrix products reach here with this many threads, measured once a process.
-
-    The best of some moments of 5 ms, since other work may have the rest.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        a, b = torch.randn(512, 512), torch.randn(512, 512)
-        a @ b
-        fastest = 0.0
-        for _ in range(20):
-            began, count = time.perf_counter(), 0
-            while time.perf_counter() - began < 0.005:
-                a @ b
-                count += 1
-            fastest = max(fastest, count * 2 * 512**3 / (time.perf_counter() - began))
-        return fastest
-    finally:
-        torch.set_num_threads(before)

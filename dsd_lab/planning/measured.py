@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -71,14 +72,32 @@ def machine_ceiling(home: Home, threads: int) -> float:
     path, key = home.cache / "ceilings.json", f"{cpu_name()}, {threads} threads"
     known = read_cache(path)
     if not isinstance(known.get(key), float):
-        from dsd_lab.planning.flops import matrix_ceiling  # imports torch: only where it was not measured yet
-
         known[key] = matrix_ceiling(threads)
         if home.root.is_dir():
             home.cache.mkdir(exist_ok=True)
             write_json(path, known)
     ceiling: float = known[key]
     return ceiling
+
+
+def matrix_ceiling(threads: int) -> float:
+    """FLOPs a second that NumPy's float32 matrix products reach here: those of a second of one core, times threads.
+
+    Args:
+        threads: that a trial computes with.
+    """
+    import numpy as np  # a tenth of a second: only where it was not measured yet
+
+    a, b = (np.random.default_rng(0).random((512, 512), dtype=np.float32) for _ in range(2))
+    a @ b
+    fastest = 0.0
+    for _ in range(20):
+        began, count = time.process_time(), 0  # of all threads: neither their number nor other work counts
+        while time.process_time() - began < 0.005:
+            a @ b
+            count += 1
+        fastest = max(fastest, count * 2 * 512**3 / (time.process_time() - began))
+    return threads * fastest
 
 
 def is_gpu(device: str, name: str) -> bool:

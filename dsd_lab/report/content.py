@@ -10,6 +10,7 @@ from dsd_lab.home.sweep_records import Manifest
 from dsd_lab.report.figures.scaling import scaling_table
 from dsd_lab.report.figures.style import Look, looks_of
 from dsd_lab.report.groups import Column, Group, columns_of, effective_control, groups_of
+from dsd_lab.report.own_metrics import own_parts_table
 from dsd_lab.report.page.narrative import answer, method_note, notices
 from dsd_lab.report.results import Result
 from dsd_lab.report.statistics.agreement import theory_table
@@ -74,6 +75,7 @@ class Content:
             "cost": lambda: cost_table(self.all_groups, dots),
             "published": lambda: published_table(groups, dots),
             "published_collapse": lambda: collapse_table(groups, settings, dots),
+            "own_parts": lambda: own_parts_table(self.results),
             "trials": lambda: trial_table(self.all_groups, columns, settings),
         }
 

@@ -6,6 +6,7 @@ from collections import Counter
 
 from dsd_lab.home.names import NOT_FINITE
 from dsd_lab.report.results import Result
+from dsd_lab.report.tables.measured_how import in_words
 
 _NAMED = 8
 """Metrics that a notice names."""
@@ -22,8 +23,8 @@ def flags_of(results: list[Result]) -> list[str]:
                 told.setdefault((why, how), []).append(value)
     lines = []
     for (why, how), values in sorted(told.items()):
-        said = _FLAGS.get(why, why).format(f"{min(values):.0f}")
-        lines.append(f"FID ({how}) of {len(values)} trial{'s' * (len(values) > 1)}: {said}.")
+        said = _FLAGS.get(why, why).format(f"{min(values):,.0f}")
+        lines.append(f"FID of {len(values)} trial{'s' * (len(values) > 1)} ({in_words(how)}) {said}.")
     return lines + _not_finite(results)
 
 
@@ -48,10 +49,10 @@ def _not_finite(results: list[Result]) -> list[str]:
 
 
 _FLAGS = {
-    "few_images": "unreliable, biased upwards: {} images are too few to estimate the covariance of so many features",
-    "rank_deficient": "unreliable: the samples span only {} dimensions of the features, fewer than their number allows",
-    "constant": "unreliable: the features of all samples are the same",
-    "not_finite": "the distance is not finite and left out",
-    "floor_with_train": "{} training images fill up the real images of its floor, which is lower than new images would give",
-    "few_real": "there are only {} real images, so no real-against-real floor at the same number",
+    "few_images": "is too high: {} images are fewer than the features have dimensions. Evaluate more images, or read KID, which does not depend on their number",
+    "rank_deficient": "is unreliable: the samples vary in only {} dimensions of the features, as they do where many look alike",
+    "constant": "is unreliable: all samples look the same to the classifier",
+    "not_finite": "could not be computed (not finite) and is left out",
+    "floor_with_train": "stands beside a score of real images that is too low: there were too few held-out images, and {} training images were added to them",
+    "few_real": "has no score of real images beside it: there are only {} real images, fewer than samples",
 }

@@ -94,6 +94,8 @@ def columns_of(results: list[Result]) -> list[Column]:
         for name in names:
             if name.startswith(f"{prefix}/") and "_floor/" not in name:
                 how, what, note = name.removeprefix(f"{prefix}/"), label, usual
+                if how.startswith("indomain") and prefix == "fid":
+                    what = f"in-domain {label}"
                 if how.startswith("inception"):
                     what = f"Inception {label}" if label.endswith(("FID", "KID")) else label
                     note = note.replace("features of an in-domain classifier, not Inception", _INCEPTION)
@@ -110,11 +112,27 @@ def range_of(metric: str) -> Range:
     return next((within for start, within in bounded.items() if metric.startswith(start)), ANY)
 
 
+def settings_of(column: Column) -> tuple[str, ...]:
+    """The parts of a column's name that say how it was measured: `indomain`, `n395`, `cfg1.5`, ...; none of latents."""
+    bracket = re.search(r" \((.*)\)$", column.label)
+    return () if bracket is None or column.is_latent else parts_of_name(bracket[1])
+
+
+def parts_of_name(how: str) -> tuple[str, ...]:
+    """The parts of the last section of a metric's name; the minus of an exponent separates none."""
+    return tuple(re.split(r"-(?=[a-z])", how))
+
+
 def short_labels(columns: list[Column]) -> dict[str, str]:
-    """Labels without the settings in brackets where one evaluation was made, so that a table fits a page."""
-    shortened = {c.name: re.sub(r" \(.*\)$", "", c.label) for c in columns}
-    counts = Counter(shortened.values())
-    return {c.name: shortened[c.name] if counts[shortened[c.name]] == 1 else c.label for c in columns}
+    """Labels that fit a page: of the settings in brackets only those in which columns of one quantity differ."""
+    bare = {c.name: re.sub(r" \(.*\)$", "", c.label) for c in columns}
+    labels = {}
+    for column in columns:
+        others = [settings_of(c) for c in columns if bare[c.name] == bare[column.name]]
+        own = [part for part in settings_of(column) if not all(part in other for other in others)]
+        labels[column.name] = f"{bare[column.name]} ({', '.join(own)})" if own else bare[column.name]
+    counts = Counter(labels.values())
+    return {c.name: labels[c.name] if counts[labels[c.name]] == 1 else c.label for c in columns}
 
 
 def floors_of(results: list[Result], columns: list[Column]) -> dict[str, float]:

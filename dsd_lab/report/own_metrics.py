@@ -1,11 +1,15 @@
-"""How reports show plug-ins' metrics: by the loaded plug-ins, else by what the trials' records say."""
+"""What reports show of plug-ins: their metrics, by the loaded plug-ins, else by what the trials' records say; and which parts were used."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+import pandas as pd
 
 from dsd_lab.report.results import Result
 from dsd_lab.report.statistics.intervals import ANY, Range
+from dsd_lab.report.tables.rendering import Cell, Table
 from dsd_lab.specs.registry import shown_metrics
 
 
@@ -23,6 +27,45 @@ def own_samples(results: list[Result]) -> dict[str, tuple[str, int, str, Range]]
     unknown = {"unit": "", "digits": 3, "note": "of a plug-in"}  # evaluated later, with a plug-in that is not loaded
     found = {key: shown.get(key, unknown | {"label": key.partition("/")[2].replace("_", " ")}) for key in sorted(names)}
     return {key: (_label(s), s["digits"], s["note"], ANY) for key, s in found.items()}
+
+
+def own_parts_table(results: list[Result]) -> Table | None:
+    """The parts of plug-ins that trials used or were measured by, with the file and the digest of each; None without any."""
+    rows: dict[tuple[str, ...], int] = {}
+    for result in results:
+        for key, digest, recorded in _parts_of(result):
+            kind, _, name = key.partition("/")
+            loaded = result.record.provenance.plugins
+            plugin = str(recorded.get("plugin") or ", ".join(sorted(loaded)) or "unknown")
+            row = (name, kind.replace("_", " "), plugin, str(recorded.get("file") or f"{plugin}.py"), digest)
+            rows[row] = rows.get(row, 0) + 1
+    if not rows:
+        return None
+    header = ["part", "kind", "plug-in", "file", "digest"]
+    frame = pd.DataFrame([dict(zip(header, row, strict=True)) | {"trials": n} for row, n in sorted(rows.items())])
+    cells = [[*map(Cell, row), Cell(str(count))] for row, count in sorted(rows.items())]
+    note = "The digest is of the code that a part can depend on: another digest is another part. The home folder keeps the files in plugins/."
+    return Table("own_parts", "Parts of plug-ins", [*header, "trials"], cells, frame, note)
+
+
+def _parts_of(result: Result) -> list[tuple[str, str, dict[str, Any]]]:
+    """Kind and name, digest and record of each part; of metrics and samplers those with a value."""
+    if result.description is None:
+        return []
+    used, recorded = result.description.canonical.get("plugins", {}), result.description.own_parts
+    found: list[tuple[str, str, dict[str, Any]]] = [(k, str(d), dict(recorded.get(k, {}))) for k, d in used.items()]
+    for key, part in recorded.items():
+        if key not in used and _has_value(result, *key.split("/", 1)):
+            found.append((key, part.get("digest", ""), dict(part)))
+    return found
+
+
+def _has_value(result: Result, kind: str, name: str) -> bool:
+    if kind == "sampler":
+        pattern = rf"[^/]+/.*-{re.escape(name)}\d.*"
+    else:
+        pattern = rf"{'latent' if kind == 'latent_metric' else 'sample'}/{re.escape(name)}(/.*)?"
+    return any(re.fullmatch(pattern, metric) for metric in result.metrics)
 
 
 def _shown(results: list[Result]) -> dict[str, dict[str, Any]]:

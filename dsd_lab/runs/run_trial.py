@@ -38,6 +38,7 @@ from dsd_lab.runs.spool_writer import Spool
 from dsd_lab.runs.trial_evaluations import STATUS_EVERY, Progress, make_evaluations
 from dsd_lab.runs.watchdog import Watchdog
 from dsd_lab.specs.identity import canonical_fields, data_name
+from dsd_lab.specs.part_fields import own_parts
 from dsd_lab.specs.plugins import plugin_place
 from dsd_lab.specs.registry import shown_metrics
 from dsd_lab.specs.sweep import PlannedTrial
@@ -288,6 +289,7 @@ def _describe(home: Home, folder: TrialFolder, trial: PlannedTrial, data: DataSe
             "data": DataRecord(name=data_name(trial.fields), fingerprint=data.fingerprint, **data.facts),
             "provenance": Provenance.model_validate(origin),
             **({"shown": shown} if shown else {}),
+            **({"own_parts": own} if (own := own_parts(canonical_fields(trial.fields))) else {}),
         }
     )
     record.write(folder.root / "trial.json", durable=True)

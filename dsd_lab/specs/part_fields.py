@@ -15,7 +15,7 @@ from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
 from dsd_lab.specs.base import Section
 from dsd_lab.specs.part_kinds import KINDS
-from dsd_lab.specs.registry import find_plugin_part, names_of, options_of
+from dsd_lab.specs.registry import find_plugin_part, names_of, options_of, plugin_parts
 
 PART_KIND = "x-part"
 """Key that marks names of parts in a JSON Schema; the schema that users get is without it."""
@@ -130,3 +130,17 @@ def kinds_in(section: type[Section]) -> dict[str, str]:
 def is_foreign(kind: str, name: str) -> bool:
     """Whether a name is a plug-in's, loaded or not."""
     return name not in KINDS[kind].shipped
+
+
+def own_parts(canonical: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """The plug-ins' parts that a trial uses, or may be measured by: plug-in, its file and the part's digest, by `kind/name`.
+
+    Args:
+        canonical: its canonical fields.
+    """
+    used, found = canonical.get("plugins", {}), {}
+    for part in plugin_parts():
+        key = f"{part.kind}/{part.name}"
+        if part.plugin is not None and (key in used or part.kind in ("latent_metric", "sample_metric", "sampler")):
+            found[key] = {"plugin": part.plugin.name, "file": part.plugin.path.name, "digest": part.digest}
+    return found

@@ -13,6 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from dsd_lab.files.printable import printable
+from dsd_lab.report.page.glossary import GLOSSARY, Term, first_terms, term_of
 from dsd_lab.report.tables.rendering import Table, markdown, markdown_text
 from dsd_lab.version import __version__
 
@@ -61,6 +62,11 @@ class Page:
     """Name and what its spec says of it."""
     provenance: list[tuple[str, str]]
 
+    @property
+    def terms(self) -> list[Term]:
+        """What is explained at the top."""
+        return first_terms(self.tables[0].header) if self.tables else []
+
 
 def write_html(pages: list[Page], folder: Path) -> None:
     """`report.html`: makes no external request, runs no script, and everything that comes from a spec is escaped.
@@ -90,6 +96,8 @@ def write_html(pages: list[Page], folder: Path) -> None:
         policy=Markup(policy),
         made=_now(),
         version=__version__,
+        glossary=GLOSSARY,
+        term_of=term_of,
     )
     (folder / "report.html").write_text(shown)
 
@@ -108,6 +116,7 @@ def write_markdown(pages: list[Page], folder: Path) -> None:
     parts = [f"# {markdown_text(', '.join(p.title for p in pages))}"] if len(pages) > 1 else []
     for page in pages:
         parts += _md_parts(page, _place(Path(), page, len(pages) > 1).as_posix())
+    parts += ["## Glossary", _md_list([(t.name, t.meaning) for t in GLOSSARY])]
     parts.append(f"Made {_now()} by dsd-lab {__version__}.")
     (folder / "report.md").write_text("\n\n".join(filter(None, parts)) + "\n")
 
@@ -123,24 +132,26 @@ def summary(page: Page) -> str:
 
 
 def _md_parts(page: Page, place: str) -> list[str]:
-    lead = page.figures[:1]
+    lead, *others = [_md_figure(d, place, number) for number, d in enumerate(page.figures, 1)] or [""]
     parts = [f"# {markdown_text(page.title)}", markdown_text(page.why)]
     parts += [f"> {markdown_text(n)}" for n in page.notices]
     parts += [f"**{markdown_text(a)}**" for a in page.answer]
-    parts += [_md_figure(d, place) for d in lead]
+    parts += [_md_list([(t.name, t.meaning) for t in page.terms]), lead]
     for table in page.tables[:1]:
-        parts += [f"## {markdown_text(table.title)}", markdown(table), markdown_text(page.method)]
-    if page.figures[1:]:
-        parts += ["## Figures", *(_md_figure(d, place) for d in page.figures[1:])]
+        parts += [f"## {markdown_text(table.title)}", markdown(table), markdown_text(table.note)]
+        parts += [markdown_text(page.method)]
+    if others:
+        parts += ["## Figures", *others]
     for table in page.tables[1:]:
-        parts += [f"## {markdown_text(table.title)}", markdown(table)]
-        parts += [markdown_text(table.note)] if table.note else []
+        shown = [markdown(table), markdown_text(table.note)]
+        folded = ["<details><summary>Show</summary>", *shown, "</details>"] if table.folded else shown
+        parts += [f"## {markdown_text(table.title)}", *folded]
     return [*parts, "## Variants", _md_list(page.variants), "## Provenance", _md_list(page.provenance)]
 
 
-def _md_figure(drawn: Drawn, place: str) -> str:
+def _md_figure(drawn: Drawn, place: str, number: int) -> str:
     caption = markdown_text(drawn.caption)
-    return f"![{caption}]({place}/{drawn.stem}.png)\n\n*{caption}*"
+    return f"![{caption}]({place}/{drawn.stem}.png)\n\n*Figure {number}. {caption}*"
 
 
 def _md_list(pairs: list[tuple[str, str]]) -> str:

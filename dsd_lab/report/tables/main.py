@@ -12,12 +12,14 @@ from dsd_lab.report.groups import Column, Group, floors_of, short_labels, value_
 from dsd_lab.report.results import Result
 from dsd_lab.report.statistics.intervals import estimate
 from dsd_lab.report.statistics.verdicts import VERDICTS
+from dsd_lab.report.tables.measured_how import measured_how
 from dsd_lab.report.tables.rendering import Cell, Table, estimate_cell, shown
 from dsd_lab.specs.report import ReportSettings
 from dsd_lab.units import short_count
 
 _BESIDE_VERDICTS = ("latent/", "fid/", "label_accuracy/")
 """Columns of the first table: latents can look healthy while samples fail."""
+_LOWER_IS_BETTER = ("fid/", "kid/", "rfid/")
 
 
 def verdict_table(groups: list[Group], columns: list[Column], looks: dict[str, str]) -> Table:
@@ -28,10 +30,10 @@ def verdict_table(groups: list[Group], columns: list[Column], looks: dict[str, s
     if floors:
         rows.append([Cell("real images", "same N and classes"), Cell(""), Cell(""), *_floors(visible, floors)])
     frame = pd.DataFrame([_verdict_numbers(g, columns) for g in groups])
-    header = ["variant", "verdicts", "collapsed at step", *short_labels(visible).values()]
-    return Table(
-        "verdicts", "Verdicts on the latents, and samples", header, rows, frame, dots=[looks[g.variant] for g in groups]
-    )
+    labels = short_labels(visible)
+    header = ["variant", "verdicts", "collapsed at step", *labels.values()]
+    dots, how = [looks[g.variant] for g in groups], measured_how(visible, labels)
+    return Table("verdicts", "Verdicts on the latents, and samples", header, rows, frame, how, dots)
 
 
 def evaluation_table(groups: list[Group], columns: list[Column], looks: dict[str, str]) -> Table | None:
@@ -56,15 +58,17 @@ def evaluation_table(groups: list[Group], columns: list[Column], looks: dict[str
         for c in visible
         if c.name in g.estimates
     )
-    measured = "; ".join(f"{c.label}: {c.note}" for c in visible)
+    labels = short_labels(visible)
+    better = [labels[c.name] for c in visible if c.name.startswith(_LOWER_IS_BETTER)]
+    rule = f" Lower is better for {', '.join(better)}." if better else ""
     dots = [looks[g.variant] for g in members]
     return Table(
         "evaluations",
         "Samples and reconstructions",
-        ["variant", *short_labels(visible).values()],
+        ["variant", *labels.values()],
         rows,
         frame,
-        f"{measured}.",
+        measured_how(visible, labels) + rule,
         dots,
     )
 

@@ -228,7 +228,7 @@ def _record(row: Row, kinds: list[str]) -> dict[str, object]:
 
 def collapse_table(groups: list[Group], settings: ReportSettings, dots: dict[str, str]) -> Table | None:
     """What was published of collapse and our latents below it; None where nothing was probed."""
-    rows, numbers, colours = [], [], []
+    rows, numbers, colours, comparable = [], [], [], False
     for r in reference("collapse"):
         rows.append([Cell(r["method"]), Cell(r["spatial_variance"]), Cell(r["total_variation"]), Cell(r["setup"]), Cell(r["source"])])  # fmt: skip
         own = {name: _number(r[name]) for name in ("spatial_variance", "total_variation")}
@@ -242,6 +242,8 @@ def collapse_table(groups: list[Group], settings: ReportSettings, dots: dict[str
         if spatial is None or variation is None or not group.described:
             continue
         setup = _setup(group)
+        first = group.described[0]
+        comparable = comparable or _is_imagenet(first.trial, first.record.data)
         rows.append([Cell(group.name), estimate_cell(spatial, 4), estimate_cell(variation, 2), Cell(setup), Cell("this sweep")])  # fmt: skip
         means = {"spatial_variance": spatial.mean, "total_variation": variation.mean}
         numbers.append({"method": group.name, **means, "setup": setup, "source": "this sweep"})
@@ -254,7 +256,8 @@ def collapse_table(groups: list[Group], settings: ReportSettings, dots: dict[str
         "were published as an effect on FID alone."
     )
     header = ["latents", "spatial variance", "total variation", "setup", "source"]
-    return Table("published_collapse", "Beside published results of collapse", header, rows, pd.DataFrame(numbers), note, colours)  # fmt: skip
+    title, frame = "Beside published results of collapse", pd.DataFrame(numbers)
+    return Table("published_collapse", title, header, rows, frame, note, colours, folded=not comparable)
 
 
 def _setup(group: Group) -> str:
