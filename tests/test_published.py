@@ -15,6 +15,7 @@ from dsd_lab.evaluation.metric_names import extractor_name, sampling_name, weigh
 from dsd_lab.home.history import History
 from dsd_lab.report.groups import groups_of
 from dsd_lab.report.tables.published import (
+    ADM_STATISTICS,
     _pretrained_model,
     collapse_table,
     our_rows,
@@ -23,6 +24,7 @@ from dsd_lab.report.tables.published import (
     reference,
 )
 from dsd_lab.report.tables.rendering import latex
+from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.trial import Generation, Trial
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,7 +109,12 @@ def test_two_kinds_of_fid_share_no_column_even_where_the_extractor_is_the_same()
         ({"guidance_interval": [0.1, 0.9]}, "none", "Heun 25", None),
         ({"guidance": 1e-05, "sampler": "sde", "steps": 250}, "1e-05", "SDE-EM 250", None),
         ({"extractor": "inception"}, "none", None, "FID (Inception against 1,402 training images, digits)"),
-        ({"extractor": "inception", "reference": "a.npz"}, "none", None, "FID (Inception, digits)"),
+        (
+            {"extractor": "inception", "reference": "a.npz"},
+            "none",
+            None,
+            "FID (Inception against statistics 0a1b2c3d, digits)",
+        ),
         ({"reference": "a.npz"}, "none", None, "FID (in-domain against statistics 0a1b2c3d, digits)"),
         ({"images": 50_000, "labels": "random", "weights": "ema:0.95", "sampler": "euler"}, "none", "Euler 25", None),
     ],
@@ -124,14 +131,30 @@ def test_every_evaluation_that_can_be_asked_for_has_a_row(settings, guidance, sa
     assert ("0a1b2c3d" in row.source) == (evaluation.reference is not None)
 
 
-def test_only_imagenet_against_statistics_shares_the_published_column():
-    name = "fid/inception-ref0a1b2c3d-n50000-cfg1-heun50-balanced-ema0.9999"
-    (group,) = grouped(**{name: 4.0, name.replace("-ref0a1b2c3d", ""): 5.0})
+def test_only_imagenet_against_adms_own_statistics_shares_the_published_column():
+    """Two files of statistics never share a column: a repacked or other one has its own, named after its hash."""
+    name = f"fid/inception-ref{ADM_STATISTICS[:8]}-n50000-cfg1-heun50-balanced-ema0.9999"
+    other = name.replace(ADM_STATISTICS[:8], "0a1b2c3d")
+    (group,) = grouped(**{name: 4.0, other: 3.0, name.replace(f"-ref{ADM_STATISTICS[:8]}", ""): 5.0})
     for r in group.results:
         r.description["data"] |= {"classes": 1000, "name": "imagenet", "train": 1_281_167}
         r.description["fields"]["network"]["image_size"] = 256
     kinds = {row.kind: row.fid.mean for row in our_rows([group])}
-    assert kinds == {"FID (Inception, ImageNet 256)": 5.0, "FID (Inception against 100,000 training images, imagenet)": 6.0}  # fmt: skip
+    assert kinds == {
+        "FID (Inception, ImageNet 256)": 5.0,
+        "FID (Inception against statistics 0a1b2c3d, imagenet)": 4.0,
+        "FID (Inception against 100,000 training images, imagenet)": 6.0,
+    }
+    assert {row.source for row in our_rows([group])} == {
+        "this sweep",
+        "this sweep; statistics 0a1b2c3d",
+        f"this sweep; statistics {ADM_STATISTICS[:8]}",
+    }
+
+
+def test_the_shipped_spec_names_adms_file_by_its_hash():
+    plan = load_sweep(ROOT / "experiments" / "imagenet256.yaml", profile="full")
+    assert {e.reference_sha256 for e in plan.spec.evaluate if e.reference} == {ADM_STATISTICS}
 
 
 def test_without_a_fid_of_ours_there_is_no_table_and_a_name_that_tells_too_little_is_left_out():

@@ -32,6 +32,12 @@ _EXTRACTORS = {"indomain": "in-domain", "inception": "Inception"}
 _MOST_TRAINING = 100_000
 """Training images, at most, that FID is measured against where no statistics are given (`dsd_lab.evaluation.real_images`)."""
 _IMAGENET = "ImageNet 256"
+ADM_STATISTICS = "b32732719497e42660a9affb4a966068cba0855ac449b82015e34ec376d20758"
+"""SHA-256 of ADM's `VIRTUAL_imagenet256_labeled.npz` (2,037,122,530 bytes), which published FIDs are measured against.
+
+Its authors publish no hash. Two copies of others list this one: huggingface.co/WindATree/diffusion-data (7c6013f) and
+huggingface.co/xiangzai/reference (bd36c84).
+"""
 _SAMPLERS = {"sde": "SDE-EM"}
 _SPATIAL, _VARIATION = "latent/spatial_variance", "latent/total_variation"
 
@@ -117,7 +123,7 @@ def our_rows(groups: list[Group]) -> list[Row]:
                     sampler=f"{_sampler(found)}; {found['rest'].replace('-', ', ')}",
                     images=int(found["images"]),
                     extractor=_extractor(found, data),
-                    data=_IMAGENET if found["reference"] and _is_imagenet(fields, data) else data["name"],
+                    data=_IMAGENET if _as_published(found) and _is_imagenet(fields, data) else data["name"],
                     autoencoder_counted="yes",
                     pretrained_model=_pretrained_model(fields),
                     source=f"this sweep; statistics {found['reference']}" if found["reference"] else "this sweep",
@@ -146,11 +152,16 @@ def _sampler(found: re.Match[str]) -> str:
 def _extractor(found: re.Match[str], data: dict[str, Any]) -> str:
     """Features and what they are compared with: published statistics are another measure than training images."""
     name = _EXTRACTORS.get(found["extractor"], found["extractor"])
-    if found["reference"] and name == "Inception":
-        return name  # as the published rows: against statistics
+    if _as_published(found):
+        return name
     if found["reference"]:
         return f"{name} against statistics {found['reference']}"
     return name if name == "in-domain" else f"{name} against {min(data['train'], _MOST_TRAINING):,} training images"
+
+
+def _as_published(found: re.Match[str]) -> bool:
+    """Whether FID was measured as in the published rows: on Inception's features, against ADM's own file."""
+    return bool(found["extractor"] == "inception" and found["reference"] == ADM_STATISTICS[:8])
 
 
 def _is_imagenet(fields: dict[str, Any], data: dict[str, Any]) -> bool:
@@ -195,8 +206,8 @@ def published_table(groups: list[Group], dots: dict[str, str]) -> Table | None:
         "Published rows carry their source; an empty cell was not published or not carried over. Parameters differ in kind: some "
         "count the autoencoder, some leave out 49 to 84 M of it. A column holds one kind of FID: one extractor on one data set; "
         "values in different columns cannot be compared, nor values at different numbers of images. Ours share the published column "
-        "where they were measured against statistics from a file, at 1,000 classes and 256 pixels; the source says which file, by the "
-        "start of its SHA-256: published FIDs are against ADM's VIRTUAL_imagenet256_labeled.npz. SDE-EM: Euler-Maruyama on the "
+        "where they were measured against ADM's VIRTUAL_imagenet256_labeled.npz, as published ones are, at 1,000 classes and 256 "
+        "pixels. Other statistics have a column each: it and the source say which, by the start of the file's SHA-256. SDE-EM: Euler-Maruyama on the "
         "stochastic equation. That DSD uses a pretrained model is a later paper's listing. The CSV file has sources in full."
     )
     colours = {r.method: dots[g.variant] for g in groups for r in ours if r.method == g.name}
