@@ -81,6 +81,17 @@ def test_plan_says_what_is_read_and_opens_files_again_only_when_they_change(tmp_
     assert main(["plan", str(spec), "--home", str(home.root)]) == BAD_INPUT
 
 
+def test_what_a_sweep_has_read_a_plan_need_not_read_again_wherever_it_lies(tmp_path, photos, capsys, monkeypatch):
+    """One listing and one record of files serve every verb."""
+    home = Home(tmp_path / "home")
+    home.prepare()
+    DataShelf().load(load_sweep(spec_of(tmp_path)).trials[0].fields.data, home)
+    monkeypatch.setattr("dsd_lab.core.data.load_data", None)
+    assert main(["plan", str(spec_of(tmp_path)), "--home", str(home.root)]) == OK
+    assert capsys.readouterr().out.splitlines()[0] == LINE
+    assert not list((home.root / "cache" / "data").glob("read-*"))
+
+
 WRONG = {
     "another size": (lambda root: None, {"size": 16}, {}, "write `network.image_size: 16`, or `data.size: 8`"),
     "not square": (lambda root: [p.write_bytes(encoded(pictures(1, size=8)[0][:, :6])) for p in root.rglob("*.png")], {}, {}, "`data.crop: centre`"),

@@ -8,6 +8,9 @@ from picturing import changed, pictures, write_folder, write_parquet
 
 from dsd_lab.core.data import load_data
 from dsd_lab.errors import BadInput
+from dsd_lab.home.data_facts import facts_at_hand, known_images
+from dsd_lab.home.home import Home
+from dsd_lab.runs.data_shelf import DataShelf
 from dsd_lab.specs.trial import Data
 
 HUB = Data(source="datasets", hub="owner/set")
@@ -55,6 +58,24 @@ def test_a_set_of_the_library_is_the_one_of_its_files(library, tmp_path, memory)
         load_data(changed(HUB, image_column="img"))
     with pytest.raises(BadInput, match=r"'label' of 'owner/set' holds no images"):
         load_data(changed(HUB, image_column="label"))
+
+
+def test_images_of_the_hub_are_known_without_decoding_until_the_librarys_files_change(library, tmp_path, monkeypatch):
+    home, place = Home(tmp_path / "home"), tmp_path / "here" / "owner" / "set"
+    home.prepare()
+    metadata = {"huggingface": '{"info": {"features": {"image": {"_type": "Image"}, "label": {"dtype": "int64", "_type": "Value"}}}}'}  # fmt: skip
+    write_parquet(place / "train.parquet", pictures(12), [0, 1, 2] * 4, metadata=metadata)
+    made = DataShelf().load(HUB, home)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "datasets", None)
+        known = known_images(home, HUB)
+        assert known.fingerprint == made.fingerprint and (known.train, known.place) == (len(made.train), "owner/set")
+        assert facts_at_hand(home, HUB) == made.facts | {"fingerprint": made.fingerprint}
+    assert known_images(home, changed(HUB, hub="owner/other")) is None
+    write_parquet(place / "train.parquet", 255 - pictures(12), [0, 1, 2] * 4, metadata=metadata)  # another revision
+    other = DataShelf().load(HUB, Home(tmp_path / "elsewhere"))
+    assert other.fingerprint != made.fingerprint and known_images(home, HUB) is None
+    assert DataShelf().load(HUB, home).fingerprint == known_images(home, HUB).fingerprint == other.fingerprint
 
 
 def test_a_damaged_row_of_the_library_is_named(library, tmp_path):

@@ -1,6 +1,7 @@
 """What is known about images without decoding them, and which trials of a home folder were trained on others.
 
-A data set is known by its declared name and revision. What the images are is known by their fingerprint, which
+What was read of images is kept under the content of their files, so that it is found again as long as no file changes,
+and wherever the files lie. A data set is known by its declared name and revision. What the images are is known by their fingerprint, which
 every trial records. `refuse_other_images` holds the two together: one declared data set has one fingerprint.
 """
 
@@ -8,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dsd_lab.errors import BadInput
 from dsd_lab.files.atomic import read_cache, write_json
@@ -26,6 +28,9 @@ from dsd_lab.specs.identity import canonical_fields, data_name
 from dsd_lab.specs.part_fields import is_foreign
 from dsd_lab.specs.registry import find_plugin_part
 from dsd_lab.specs.trial import Data, Trial
+
+if TYPE_CHECKING:
+    from dsd_lab.core.data import DataSet
 
 _READERS = ("pillow", "pyarrow", "scikit-learn", "datasets")
 """Packages that decode images; another version of one may read other pixels."""
@@ -104,8 +109,7 @@ def remember_images(
     home: Home,
     data: Data,
     before: Listing | None,
-    fingerprint: str,
-    facts: dict[str, Any],
+    made: DataSet,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Keep what the images are by the content of their files, so that they need not be decoded to be known again.
@@ -114,20 +118,19 @@ def remember_images(
         home: whose cache keeps it.
         data: what was read.
         before: its files as they were when reading began; nothing is kept where they have changed since.
-        fingerprint: of the images.
-        facts: of the images.
+        made: what was read from them.
         on_progress: called with the files done and their number while they are hashed.
     """
+    remember_facts(home, data, made.facts)
     after = list_files(data)
     if (before is None) != (after is None) or (before and after and before.digest != after.digest):
         return
     folder = home.cache / "data"
-    folder.mkdir(parents=True, exist_ok=True)
+    if data.source == "datasets":
+        write_json(_hub_path(folder, data), {"files": list(made.files)})
     content = _content(data, folder, after, True, on_progress)
     if content is not None:
-        names = list(facts["class_names"])
-        kept = {"fingerprint": fingerprint, "train": facts["train"], "holdout": facts["holdout"], "class_names": names}
-        write_json(_images_path(folder, data, content), kept)
+        write_json(_images_path(folder, data, content), made.facts | {"fingerprint": made.fingerprint})
 
 
 def known_images(home: Home, data: Data, reads: bool = False) -> Images | None:
@@ -138,14 +141,24 @@ def known_images(home: Home, data: Data, reads: bool = False) -> Images | None:
         data: the data set.
         reads: whether files that changed are read to see whether their content has; else nothing but the listing is.
     """
-    folder = home.cache / "data"
-    content = _content(data, folder, list_files(data), reads) if folder.is_dir() else None
-    kept = {} if content is None else read_cache(_images_path(folder, data, content))
+    kept = _kept(home, data, reads)
     try:
         names = tuple(str(name) for name in kept["class_names"])
         return Images(str(kept["fingerprint"]), place_of(data), int(kept["train"]), int(kept["holdout"]), names)
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def facts_at_hand(home: Home, data: Data) -> dict[str, Any] | None:
+    """`DataSet.facts` and the fingerprint of the images at hand; None where a file has changed since they were read, or never was read."""
+    kept = _kept(home, data, reads=False)
+    return kept if "shape" in kept else None  # earlier versions kept less
+
+
+def _kept(home: Home, data: Data, reads: bool) -> dict[str, Any]:
+    folder = home.cache / "data"
+    content = _content(data, folder, list_files(data), reads) if folder.is_dir() else None
+    return {} if content is None else read_cache(_images_path(folder, data, content))
 
 
 def _content(
@@ -160,12 +173,40 @@ def _content(
         return None  # a plug-in may read anything
     if data.source == "digits":
         return "digits"  # the package's version is in the reader's
+    if data.source == "datasets":
+        return _hub_content(folder, data)
     if listing is None:
         return None
     try:
         return content_digest(listing, folder, on_progress) if reads else known_digest(listing, folder)
     except OSError:
         return None
+
+
+_HUB_VERSION = re.compile(r"\d+\.\d+\.\d+")
+"""The library keeps a set in NAME/CONFIGURATION/VERSION/REVISION: another revision is another folder below NAME."""
+
+
+def _hub_content(folder: Path, data: Data) -> str | None:
+    """The library's own files of a set of the Hub, as they are: every revision of it that lies in the library's cache.
+
+    By names, sizes and times: the files of one set can be hundreds of gigabytes.
+    """
+    files = read_cache(_hub_path(folder, data)).get("files")
+    if not isinstance(files, list) or not files or not all(isinstance(name, str) for name in files):
+        return None
+    sets = {Path(name).parents[3] for name in files if len(Path(name).parents) > 4}
+    if not all(len(Path(n).parents) > 4 and _HUB_VERSION.fullmatch(Path(n).parents[1].name) for n in files):
+        return None  # images in memory, or files that lie anywhere
+    try:
+        rows = [row for place in sorted(sets) for row in listing_of(place).rows if row[0].endswith(b".arrow")]
+    except OSError:
+        return None
+    return hashlib.sha256(b"\0\n".join(part for row in rows for part in row)).hexdigest()
+
+
+def _hub_path(folder: Path, data: Data) -> Path:
+    return folder / f"hub-{hashlib.sha256(str(data.hub).encode()).hexdigest()[:24]}.json"
 
 
 def _images_path(folder: Path, data: Data, content: str) -> Path:

@@ -1,21 +1,17 @@
 """The images of a plan, opened once before anything runs: what is read, in one line, and what cannot train.
 
 What was found is kept in the home folder for as long as no file below the data's folder changes its size
-or its time, so that a later call decodes nothing and imports no torch.
+or its time (`home.data_facts`), so that a later call decodes nothing and imports no torch.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dsd_lab.errors import BadInput
-from dsd_lab.files.atomic import read_cache, write_json
-from dsd_lab.home.data_facts import remember_facts
+from dsd_lab.home.data_facts import facts_at_hand, list_files, remember_images
 from dsd_lab.specs.evaluation import without_classes
 from dsd_lab.specs.identity import data_name
 from dsd_lab.specs.per_seed import once_for_seeds
@@ -29,8 +25,6 @@ if TYPE_CHECKING:
 Facts = dict[str, Any]
 """`DataSet.facts` and the fingerprint; the latter is missing where only the first image was decoded."""
 Decode = Literal["all", "small", "none"]
-_VERSION = 1
-"""Part of a record's name; raised when what is read from the same files changes."""
 _NAMED = 10
 """Classes that the line names."""
 
@@ -89,36 +83,22 @@ def described(facts: Facts) -> list[str]:
     return [f"{counts}, {labels}{origin}", *left_out, *facts.get("notes", [])]
 
 
-def known_data(home: Home, data: Data) -> Facts | None:
-    """What was found when these files were last opened; None where they have changed, or were not."""
-    kept = read_cache(_path(home, data))
-    facts = kept.get("facts")
-    return facts if isinstance(facts, dict) and kept.get("files") == _listing(data) else None
-
-
 def open_data(home: Home, data: Data) -> DataSet:
     """Load a data set and keep what was found in the home folder, where there is one."""
     from dsd_lab.core.data import load_data  # imports torch
 
     there = home.root.is_dir()
-    before = _listing(data)
+    before = list_files(data) if there else None
     made = load_data(data, home.cache / "data" if there else None)
     if there:
-        keep_data(home, data, before, made)
+        remember_images(home, data, before, made)
     return made
-
-
-def keep_data(home: Home, data: Data, files: str, made: DataSet) -> None:
-    """Keep what was found of files that have this listing."""
-    facts = made.facts
-    remember_facts(home, data, facts)
-    write_json(_path(home, data), {"files": files, "facts": facts | {"fingerprint": made.fingerprint}})
 
 
 def _facts(home: Home, data: Data, opened: Callable[[Data], DataSet] | None, decode: str) -> Facts | None:
     if data.path is not None and not Path(data.path).is_dir():
         return None  # `plan` shows what else it can
-    if opened is None and (found := known_data(home, data)) is not None:
+    if opened is None and (found := facts_at_hand(home, data)) is not None:
         return found
     if decode == "none":
         return None
@@ -152,26 +132,3 @@ def _check(trial: Trial, facts: Facts | None, evaluations: Sequence[Generation])
 
 def _key(data: Data) -> str:
     return data.model_dump_json(exclude={"name", "revision", "memory", "workers"})
-
-
-def _path(home: Home, data: Data) -> Path:
-    text = json.dumps([_VERSION, _key(data)])
-    return home.cache / "data" / f"read-{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
-
-
-def _listing(data: Data) -> str:
-    """A hash of the names, sizes and times of all files below the data's folder; empty where there is none."""
-    if data.path is None:
-        return ""
-    found = hashlib.sha256()
-    for folder, folders, files in os.walk(data.path, followlinks=False):
-        folders.sort()
-        for name in sorted(files):
-            path = os.path.join(folder, name)
-            try:
-                stat = os.stat(path)
-                row = f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
-            except OSError:  # a link into nothing
-                row = f"{path}\0\n"
-            found.update(os.fsencode(row))
-    return found.hexdigest()

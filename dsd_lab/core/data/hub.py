@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 def load_hub(spec: Data, cache: Path | None) -> DataSet:
     """A data set of the Hub; the library keeps what it downloads in its own cache, and reads it from there offline."""
-    return assemble(spec, find_hub(spec), cache)
+    found = find_hub(spec)
+    parts = [part for part in (found.train, found.holdout) if part is not None]
+    return replace(assemble(spec, found, cache), files=tuple(path for part in parts for path, *_ in part.stamp()))
 
 
 def find_hub(spec: Data) -> Found:
@@ -126,7 +129,16 @@ class HubRecords(StoredRecords):
         return read_plain(image["path"], MAX_BYTES)
 
     def stamp(self) -> Stamp:
-        return stamp_of(Path(file["filename"]) for file in self._table.cache_files)
+        """The library's files, and those that rows name instead of holding an image's bytes."""
+        named = []
+        if self._without_bytes():
+            named = [image["path"] for image in self._table.with_format("arrow")[self._column].to_pylist() if image]
+        files = [*(file["filename"] for file in self._table.cache_files), *(name for name in named if name)]
+        return stamp_of(path for path in map(Path, files) if path.is_file())  # decoding names what is not there
+
+    def _without_bytes(self) -> bool:
+        column = self._table.with_format("arrow")[self._column]
+        return any(chunk.field("bytes").null_count for chunk in column.chunks)
 
 
 def _line(error: Exception) -> str:
