@@ -16,7 +16,10 @@ from dsd_lab.home.freeable import Freeable, is_own_folder
 from dsd_lab.home.home import Home
 from dsd_lab.home.ownership import below, remove
 
-_EXTRACTOR, _STATISTICS = re.compile(r"[0-9a-f]{16}-v\d+(-rotation)?\.safetensors"), re.compile(r"[0-9a-f]{16}-.+\.safetensors")
+_EXTRACTOR, _STATISTICS = (
+    re.compile(r"[0-9a-f]{16}-v\d+(-rotation)?\.safetensors"),
+    re.compile(r"[0-9a-f]{16}-.+\.safetensors"),
+)
 
 
 _INDEX = re.compile(r"files-[0-9a-f]{24}\.(index|json)|read-[0-9a-f]{24}\.json")

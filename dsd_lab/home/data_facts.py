@@ -11,12 +11,12 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dsd_lab.errors import BadInput
 from dsd_lab.files.atomic import read_cache, write_json
@@ -28,9 +28,6 @@ from dsd_lab.specs.identity import canonical_fields, data_name
 from dsd_lab.specs.part_fields import is_foreign
 from dsd_lab.specs.registry import find_plugin_part
 from dsd_lab.specs.trial import Data, Trial
-
-if TYPE_CHECKING:
-    from dsd_lab.core.data import DataSet
 
 _READERS = ("pillow", "pyarrow", "scikit-learn", "datasets")
 """Packages that decode images; another version of one may read other pixels."""
@@ -109,7 +106,8 @@ def remember_images(
     home: Home,
     data: Data,
     before: Listing | None,
-    made: DataSet,
+    facts: dict[str, Any],
+    files: Sequence[str] = (),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Keep what the images are by the content of their files, so that they need not be decoded to be known again.
@@ -118,19 +116,20 @@ def remember_images(
         home: whose cache keeps it.
         data: what was read.
         before: its files as they were when reading began; nothing is kept where they have changed since.
-        made: what was read from them.
+        facts: of the images, with their fingerprint.
+        files: behind images of the Hub, which lie in no folder of the user's.
         on_progress: called with the files done and their number while they are hashed.
     """
-    remember_facts(home, data, made.facts)
+    remember_facts(home, data, {key: value for key, value in facts.items() if key != "fingerprint"})
     after = list_files(data)
     if (before is None) != (after is None) or (before and after and before.digest != after.digest):
         return
     folder = home.cache / "data"
     if data.source == "datasets":
-        write_json(_hub_path(folder, data), {"files": list(made.files)})
+        write_json(_hub_path(folder, data), {"files": list(files)})
     content = _content(data, folder, after, True, on_progress)
     if content is not None:
-        write_json(_images_path(folder, data, content), made.facts | {"fingerprint": made.fingerprint})
+        write_json(_images_path(folder, data, content), facts)
 
 
 def known_images(home: Home, data: Data, reads: bool = False) -> Images | None:

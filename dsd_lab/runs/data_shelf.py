@@ -62,7 +62,8 @@ class DataShelf:
             before = list_files(data)
             with listening(_Teller(place_of(data))):
                 made = self.sets[key] = load_data(data, home.cache / "data")
-                remember_images(home, data, before, made, partial(tell, "files hashed"))
+                facts = made.facts | {"fingerprint": made.fingerprint}
+                remember_images(home, data, before, facts, made.files, partial(tell, "files hashed"))
         return self.sets[key]
 
     def for_training(self, trial: PlannedTrial, home: Home) -> DataSet:

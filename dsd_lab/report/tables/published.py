@@ -28,7 +28,7 @@ _EVALUATION = re.compile(
     rf"-(?P<sampler>[a-z]+)(?:(?P<order>5)rtol(?P<rtol>{_NUMBER})atol(?P<atol>{_NUMBER})|(?P<steps>\d+))-(?P<rest>.+)"
 )
 """The name of a FID tells how it was measured (`dsd_lab.evaluation.metric_names`)."""
-_EXTRACTORS = {"indomain": "in-domain", "inception": "Inception"}
+_EXTRACTORS = {"indomain": "in-domain", "turns": "in-domain turns", "inception": "Inception"}
 _MOST_TRAINING = 100_000
 """Training images, at most, that FID is measured against where no statistics are given (`dsd_lab.evaluation.real_images`)."""
 _IMAGENET = "ImageNet 256"
@@ -156,7 +156,11 @@ def _extractor(found: re.Match[str], data: dict[str, Any]) -> str:
         return name
     if found["reference"]:
         return f"{name} against statistics {found['reference']}"
-    return name if name == "in-domain" else f"{name} against {min(data['train'], _MOST_TRAINING):,} training images"
+    return (
+        name
+        if name.startswith("in-domain")
+        else f"{name} against {min(data['train'], _MOST_TRAINING):,} training images"
+    )
 
 
 def _as_published(found: re.Match[str]) -> bool:
