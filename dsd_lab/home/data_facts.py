@@ -1,7 +1,6 @@
 """What is known about images without decoding them, and which trials of a home folder were trained on others.
 
-What was read of images is kept under the content of their files, so that it is found again as long as no file changes,
-and wherever the files lie. A data set is known by its declared name and revision. What the images are is known by their fingerprint, which
+A data set is known by its declared name and revision. What the images are is known by their fingerprint, which
 every trial records. `refuse_other_images` holds the two together: one declared data set has one fingerprint.
 """
 
@@ -9,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from dsd_lab.files.atomic import read_cache, write_json
 from dsd_lab.files.bounded import read_json
 from dsd_lab.files.index import Listing, content_digest, known_digest, listing_of
 from dsd_lab.home.home import Home
+from dsd_lab.home.hub_files import content_of_hub, remember_hub
 from dsd_lab.home.trial_folder import ENDED, STOPPED
 from dsd_lab.specs.identity import canonical_fields, data_name
 from dsd_lab.specs.part_fields import is_foreign
@@ -126,7 +125,7 @@ def remember_images(
         return
     folder = home.cache / "data"
     if data.source == "datasets":
-        write_json(_hub_path(folder, data), {"files": list(files)})
+        remember_hub(folder, data, files)
     content = _content(data, folder, after, True, on_progress)
     if content is not None:
         write_json(_images_path(folder, data, content), facts)
@@ -173,39 +172,13 @@ def _content(
     if data.source == "digits":
         return "digits"  # the package's version is in the reader's
     if data.source == "datasets":
-        return _hub_content(folder, data)
+        return content_of_hub(folder, data)
     if listing is None:
         return None
     try:
         return content_digest(listing, folder, on_progress) if reads else known_digest(listing, folder)
     except OSError:
         return None
-
-
-_HUB_VERSION = re.compile(r"\d+\.\d+\.\d+")
-"""The library keeps a set in NAME/CONFIGURATION/VERSION/REVISION: another revision is another folder below NAME."""
-
-
-def _hub_content(folder: Path, data: Data) -> str | None:
-    """The library's own files of a set of the Hub, as they are: every revision of it that lies in the library's cache.
-
-    By names, sizes and times: the files of one set can be hundreds of gigabytes.
-    """
-    files = read_cache(_hub_path(folder, data)).get("files")
-    if not isinstance(files, list) or not files or not all(isinstance(name, str) for name in files):
-        return None
-    sets = {Path(name).parents[3] for name in files if len(Path(name).parents) > 4}
-    if not all(len(Path(n).parents) > 4 and _HUB_VERSION.fullmatch(Path(n).parents[1].name) for n in files):
-        return None  # images in memory, or files that lie anywhere
-    try:
-        rows = [row for place in sorted(sets) for row in listing_of(place).rows if row[0].endswith(b".arrow")]
-    except OSError:
-        return None
-    return hashlib.sha256(b"\0\n".join(part for row in rows for part in row)).hexdigest()
-
-
-def _hub_path(folder: Path, data: Data) -> Path:
-    return folder / f"hub-{hashlib.sha256(str(data.hub).encode()).hexdigest()[:24]}.json"
 
 
 def _images_path(folder: Path, data: Data, content: str) -> Path:
