@@ -102,6 +102,33 @@ def test_links_are_followed_neither_for_writing_nor_for_deletion(publish, tmp_pa
     assert tree(disk) == before
 
 
+@pytest.mark.parametrize(
+    "what", ["the folder of a file that is written", "a file that is replaced", "the folder of a file that goes"]
+)
+def test_a_link_that_appears_after_the_check_is_not_followed(what, publish, tmp_path, monkeypatch):
+    publish(report_html="1", tables__a_csv="1", figures__b_png="1")
+    out, disk = tmp_path / "out", write(tmp_path / "disk", a_csv="1", b_png="1", letter_txt="mine")
+    before, real = tree(disk), Output._write
+
+    def swapped(self, files, results):  # the last thing that happens before files are touched
+        real(self, files, results)
+        name = {"the folder of a file that is written": "tables", "the folder of a file that goes": "figures"}.get(
+            what, "report.html"
+        )
+        if not (out / name).is_symlink():
+            (out / name).rename(tmp_path / "aside")
+            (out / name).symlink_to(disk / ("letter.txt" if name == "report.html" else ""))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Output, "_write", swapped)
+        if what.endswith("goes"):
+            publish(report_html="2", tables__a_csv="2")
+        else:
+            with pytest.raises(BadInput, match=r"is reached through a link|was changed just now"):
+                publish(report_html="2", tables__a_csv="2")
+    assert tree(disk) == before
+
+
 def test_a_record_of_names_that_lead_out_of_the_folder_deletes_nothing(publish, tmp_path):
     import hashlib
     import json
@@ -129,10 +156,10 @@ def test_a_call_that_was_killed_half_way_is_followed_by_one_that_knows_its_files
     publish(report_html="1", report_md="1")
     put = Output._put
 
-    def killed(self, source, name):
+    def killed(self, source, name, files):
         if name == "report.md":
             raise KeyboardInterrupt
-        put(self, source, name)
+        put(self, source, name, files)
 
     with monkeypatch.context() as patch:
         patch.setattr(Output, "_put", killed)

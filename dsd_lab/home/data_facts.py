@@ -67,8 +67,7 @@ class Trained:
 
 def remember_facts(home: Home, data: Data, facts: dict[str, Any]) -> None:
     """Keep what was read from the images of a data set."""
-    path = _path(home, data)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    (path := _path(home, data)).parent.mkdir(parents=True, exist_ok=True)
     write_json(path, facts)
 
 

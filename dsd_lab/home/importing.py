@@ -7,6 +7,7 @@ interrupted import can be done again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -57,7 +58,8 @@ def import_sweep(home: Home, source: Path) -> Imported:
     """
     index = _index(source)
     _check_tree(source, index)
-    home.prepare()
+    missing = [path for path in (home.root, *home.root.parents) if not path.exists()]
+    home.check_writable()
     staging = Path(tempfile.mkdtemp(dir=home.root, prefix=".importing-"))
     try:
         documents = {name: _copy(source, name, staging, index) for name in index.files}
@@ -69,24 +71,30 @@ def import_sweep(home: Home, source: Path) -> Imported:
             _refuse_other_trial(home, trial, staging, index)
         _refuse_other_sweep(home, index.sweep, staging)
         _refuse_other_images(home, ids, staging)
-        added = [i for i in ids if i not in there]
-        for source in sorted((staging / "plugins").glob("*/*.py")):
-            kept = kept_path(home, source.stem, source.parent.name)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            source.replace(kept)
-        for trial in added:
-            home.trial(trial).root.parent.mkdir(exist_ok=True)
-            home.trial(trial).mark_imported(index.sweep, index.made_by, staging / "trials" / trial)
-            (staging / "trials" / trial).rename(home.trial(trial).root)
-        if index.sweep not in home.manifests():
-            manifest = read_json(staging / "sweeps" / index.sweep / "manifest.json")
-            foreign = {"spec_path": str(manifest.get("spec_path", ""))[:1000], "imported": {"at": time.time()}}
-            home.write_manifest(
-                index.sweep, {k: v for k, v in manifest.items() if k not in _OWN[:1] + _OWN[3:]} | foreign
-            )
-        return Imported(index.sweep, added, there)
+        home.prepare()  # a folder that something was refused for stays as it was, without the mark of a home
+        return _take_in(home, index, staging, [i for i in ids if i not in there], there)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty: something was added
+            for path in missing:
+                path.rmdir()
+
+
+def _take_in(home: Home, index: Index, staging: Path, added: list[str], there: list[str]) -> Imported:
+    """Move what was checked to its place."""
+    for source in sorted((staging / "plugins").glob("*/*.py")):
+        kept = kept_path(home, source.stem, source.parent.name)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        source.replace(kept)
+    for trial in added:
+        home.trial(trial).root.parent.mkdir(exist_ok=True)
+        home.trial(trial).mark_imported(index.sweep, index.made_by, staging / "trials" / trial)
+        (staging / "trials" / trial).rename(home.trial(trial).root)
+    if index.sweep not in home.manifests():
+        manifest = read_json(staging / "sweeps" / index.sweep / "manifest.json")
+        foreign = {"spec_path": str(manifest.get("spec_path", ""))[:1000], "imported": {"at": time.time()}}
+        home.write_manifest(index.sweep, {k: v for k, v in manifest.items() if k not in _OWN[:1] + _OWN[3:]} | foreign)
+    return Imported(index.sweep, added, there)
 
 
 # -- The folder ----------------------------------------------------------------------------------------
