@@ -15,6 +15,7 @@ import torch
 from dsd_lab.core.data.assembly import Found, assemble
 from dsd_lab.core.data.dataset import DataSet
 from dsd_lab.core.data.parquet_files import split_files
+from dsd_lab.core.data.parquet_pages import LyingPages, check_pages
 from dsd_lab.core.data.records import (
     Item,
     Records,
@@ -83,6 +84,7 @@ class ParquetRecords(Records):
     def __init__(self, files: list[Path], spec: Data, root: Path) -> None:
         self._files, self._image, self._label, self._root = files, spec.image_column, spec.label_column, root
         self._starts = [0]
+        self._checked: set[Path] = set()
         self.class_names: list[str] = []
         self.labels = torch.empty(0, dtype=torch.int64)
 
@@ -111,7 +113,6 @@ class ParquetRecords(Records):
             rows = table.metadata.num_rows
             if not rows:
                 raise BadInput(f"{shown(path)}: holds no images")
-            _check_declared(path, table.metadata)
             self._starts.append(self._starts[-1] + rows)
             if self._label is None:
                 parts.append(np.zeros(rows, dtype=np.int64))
@@ -157,6 +158,9 @@ class ParquetRecords(Records):
         fields = [kind.field(i).name for i in range(kind.num_fields)] if pyarrow.types.is_struct(kind) else []
         if "bytes" not in fields:
             raise BadInput(f"{shown(path)}: the column {self._image!r} is {kind}, not images as {{bytes, path}}")
+        if path not in self._checked:
+            _check_declared(path, table.metadata, {self._image, self._label})
+            self._checked.add(path)
         return table
 
     def items(self) -> Iterator[Item]:
@@ -233,8 +237,8 @@ def _not_parquet(path: Path, reason: str) -> str:
     return f"not a parquet file: {reason}"
 
 
-def _check_declared(path: Path, metadata: Any) -> None:
-    """Refuse a file whose footer declares more than a data set has, before any of it is unpacked."""
+def _check_declared(path: Path, metadata: Any, columns: set[str | None]) -> None:
+    """Refuse a file that declares more than a data set has, in its footer or in front of its pages, before any of it is unpacked."""
     rows, size = metadata.num_rows, path.stat().st_size
     if rows > size:
         raise BadInput(f"{shown(path)}: declares {rows:,} rows in {size:,} bytes, more than one image a byte")
@@ -245,6 +249,14 @@ def _check_declared(path: Path, metadata: Any) -> None:
                 raise BadInput(
                     f"{shown(path)}: the column {shown(column.path_in_schema)[:_MOST_NAME]!r} declares {column.total_uncompressed_size:,} bytes in one row group; {most:,} may be unpacked of a file of {size:,} bytes"
                 )
+            if group.num_rows and column.path_in_schema.partition(".")[0] in columns:
+                try:
+                    with open_plain(path) as file:
+                        check_pages(file, column)
+                except LyingPages as error:
+                    raise BadInput(
+                        f"{shown(path)}: the column {shown(column.path_in_schema)[:_MOST_NAME]!r}: {error}"
+                    ) from None
 
 
 def _reason(error: Exception) -> str:

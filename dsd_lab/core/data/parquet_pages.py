@@ -33,8 +33,8 @@ def check_pages(file: BinaryIO, column: Any) -> None:
     Raises:
         LyingPages: they declare more, or lie outside of what the footer gives them.
     """
-    starts = [at for at in (column.dictionary_page_offset, column.data_page_offset) if at is not None]
-    at, declared = min(starts), 0
+    dictionary_at, at, declared = column.dictionary_page_offset or 0, column.data_page_offset, 0
+    at = dictionary_at if 0 < dictionary_at < at else at
     end = at + column.total_compressed_size
     while at < end:
         file.seek(at)
