@@ -168,6 +168,16 @@ def lying(folder, of, says):
     return records
 
 
+@pytest.mark.parametrize(("name", "complaint"), [(b"a.png", "damaged after row 0: .*utf-8"), (b"bytes", "not a parquet file: .*utf-8")])  # fmt: skip
+def test_text_of_a_parquet_file_that_is_no_utf8_is_damage(name, complaint, tmp_path):
+    table(tmp_path, [encoded("PNG")], compression="none", use_dictionary=False, store_schema=False)
+    raw = (tmp_path / "train.parquet").read_bytes()
+    (tmp_path / "train.parquet").write_bytes(raw.replace(name, b"\xff" + name[1:]))
+    with pytest.raises(BadInput, match=complaint) as caught:
+        load_data(Data(source="parquet", path=str(tmp_path)))
+    assert str(caught.value).isprintable()
+
+
 def varint(number):
     """As Thrift's compact protocol writes it."""
     left, found = number << 1, b""

@@ -97,8 +97,10 @@ class ParquetRecords(Records):
         for path in self._files:
             table = self._opened(path, labelled=False)
             if self._label in table.schema_arrow.names:
-                found = table.read(columns=[self._label])[self._label]
-                greatest = pyarrow.compute.max(found).as_py()
+                try:
+                    greatest = pyarrow.compute.max(table.read(columns=[self._label])[self._label]).as_py()
+                except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+                    raise BadInput(f"{shown(path)}: damaged labels: {_reason(error)}") from None
                 if greatest is not None and not (isinstance(greatest, int) and greatest < 0):
                     return False
         return True
@@ -135,7 +137,7 @@ class ParquetRecords(Records):
 
         try:
             found: list[int | None] = table.read(columns=[self._label])[self._label].to_pylist()
-        except (OSError, pyarrow.ArrowException) as error:
+        except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
             raise BadInput(f"{shown(path)}: damaged labels: {_reason(error)}") from None
         return found
 
@@ -148,7 +150,7 @@ class ParquetRecords(Records):
             check_plain(path)
             table = pyarrow.parquet.ParquetFile(path)
             missing = [name for name in columns if name not in table.schema_arrow.names]
-        except (OSError, pyarrow.ArrowException) as error:
+        except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
             raise BadInput(f"{shown(path)}: {_not_parquet(path, _reason(error))}") from None
         if missing:
             raise BadInput(
@@ -180,7 +182,7 @@ class ParquetRecords(Records):
                         where = f"{shown(path)}: row {row} ({shown(str(image and image.get('path'))[:_MOST_NAME])})"
                         yield where, partial(_bytes, image, path.parent, self._root)
                         row += 1
-            except (OSError, pyarrow.ArrowException) as error:
+            except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
                 raise BadInput(f"{shown(path)}: damaged after row {row}: {_reason(error)}") from None
 
     def stamp(self) -> Stamp:
@@ -188,6 +190,8 @@ class ParquetRecords(Records):
 
     def _beside(self) -> Iterator[Path]:
         """Files beside the parquet files that rows name instead of holding an image's bytes."""
+        import pyarrow
+
         for path in self._files:
             table = self._opened(path, labelled=False)
             groups = [table.metadata.row_group(i) for i in range(table.metadata.num_row_groups)]
@@ -195,11 +199,14 @@ class ParquetRecords(Records):
             counted = [c.statistics for c in columns if c.path_in_schema == f"{self._image}.bytes"]
             if all(found is not None and found.null_count == 0 for found in counted):
                 continue
-            for batch in table.iter_batches(_ROWS, columns=[self._image]):
-                for image in batch.column(0).to_pylist():
+            try:
+                images = (i for b in table.iter_batches(_ROWS, columns=[self._image]) for i in b.column(0).to_pylist())
+                for image in images:
                     if image and image["bytes"] is None and image.get("path"):
                         with contextlib.suppress(OSError):  # decoding names it
                             yield _inside(image["path"], path.parent, self._root)
+            except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+                raise BadInput(f"{shown(path)}: damaged images: {_reason(error)}") from None
 
     def stored(self, cache: Path | None) -> StoredRecords:
         return pack(self, cache, self._image, self._name)
