@@ -326,17 +326,27 @@ def test_a_folder_that_is_no_export_is_refused(tmp_path, capsys):
     refused(capsys, tmp_path, tmp_path / "home", "has no export.json")
 
 
-def test_an_anonymous_export_names_no_place_no_process_and_no_machine_and_can_be_imported(trained, tmp_path):
+def test_an_anonymous_export_names_no_place_no_process_and_no_machine_and_can_be_imported(
+    trained, tmp_path, monkeypatch
+):
     source, ids = trained
     home = Home(shutil.copytree(source / "home", tmp_path / "copied home"))
     status = home.trial(ids["broken s0"]).root / "status.json"
     edit(
         status, error=f"{home.root}/trials/x: {platform.node()}: /srv/data of mine/a.png and /opt/lab/b.py are damaged"
     )
+    done = home.trial(ids["dsd s0"])
+    (done.root / "code.diff").write_text(f"+# on {platform.node()} of neo: {home.root}/notes\n")
+    with done.spool.open("a") as spool:
+        spool.write(json.dumps({"kind": "note", "text": f"{home.root}/a on {platform.node()} by neo"}) + "\n")
+    monkeypatch.setattr("getpass.getuser", lambda: "neo")
     out = tmp_path / "review"
     assert run("export", "tiny", "--home", home.root, "--out", out, "--weights", "--anonymous")[0] == OK
     texts = {path: path.read_text() for path in out.rglob("*.json*")}
     assert len(texts) > 10
+    for path in (p for p in out.rglob("*") if p.is_file()):  # pictures and weights too
+        for named in (str(tmp_path), str(source), str(Path.home()) + "/", platform.node(), "neo"):
+            assert not re.search(rf"(?<![\w.-]){re.escape(named)}(?![\w-])".encode(), path.read_bytes()), (path, named)
     for path, text in texts.items():
         for named in (str(tmp_path), str(source), str(home.root), platform.node(), "/opt/lab", '"pid"', "/srv"):
             assert named not in text, (path, named)

@@ -221,7 +221,7 @@ def test_a_file_among_others_replaces_itself_and_no_neighbour(tmp_path):
         Output(home, out, "--out", file="mine.npz").check(["mine.npz"])
 
 
-def test_latents_refuse_a_file_of_the_user_s(tmp_path, capsys):
+def test_latents_and_samples_refuse_a_file_of_the_user_s(tmp_path, capsys):
     home, spec = Home(tmp_path / "home"), write_spec(tmp_path)
     (trial,) = train_here(home, spec).trials
     write(tmp_path, mine_npz="mine")
@@ -230,6 +230,13 @@ def test_latents_refuse_a_file_of_the_user_s(tmp_path, capsys):
         assert main(["latents", trial.id, "--home", str(home.root), "--out", str(tmp_path / name)]) == BAD_INPUT
         assert f"--out {tmp_path / name}: " in capsys.readouterr().err
     assert (tmp_path / "mine.npz").read_text() == "mine"
+    write(tmp_path / "drawn", grid_png="mine")
+    assert (
+        main(["sample", trial.id, "--home", str(home.root), "--n", "2", "--out", str(tmp_path / "drawn")]) == BAD_INPUT
+    )
+    assert "grid.png was not written by dsd-lab" in capsys.readouterr().err and tree(tmp_path / "drawn") == {
+        "grid.png": "mine"
+    }
     for _ in range(2):
         assert run("latents", trial.id, "--home", home.root, "--out", tmp_path / "new.npz")[0] == OK
 

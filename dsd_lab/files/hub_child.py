@@ -26,7 +26,7 @@ def main(name: str, memory: str, file: str) -> int:
     try:
         found = datasets.load_dataset(name)
     except ConnectionError as error:
-        answer = {"unreachable": str(error)}
+        answer: dict[str, object] = {"unreachable": str(error)}
     except MemoryError:
         return 1
     except Exception as error:  # whatever a library says of what others wrote

@@ -45,7 +45,7 @@ class Resources(Section):
     gpus: float = Field(0.0, ge=0, le=1)
     """Share of a GPU: 1 is a whole one, a fraction shares it; a trial uses one GPU at most."""
     threads: int = Field(1, ge=1, le=1024)
-    """Threads of a trial's matrix products. It is no part of a trial's identity: it may change the last bits of losses and weights on a CPU, since sums of products are split among threads, and so, over many steps, weights to within what another seed changes. It changes neither the images, times, noise and labels of a step, nor anything where it is equal: one number of threads gives the same bits again."""
+    """Threads of a trial's matrix products. It is no part of a trial's identity: on a CPU, sums of products are split among threads, so that another number may change the last bits of losses and gradients, and over many steps the result as such rounding does. How far is not measured: compare variants at one number. It does not change the images, times, noise and labels of a step, and one number of threads gives the same bits again."""
 
     patience: float = Field(3600.0, gt=0, le=1e7)
     """Seconds without an optimiser step after which a trial is taken for one that hangs: its stacks go to `hang.txt`, its process ends, a sweep takes it up again."""
