@@ -13,6 +13,8 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+from dsd_lab.files.atomic import write_atomic
+
 FOLDER = Path(__file__).resolve().parent
 NAMES = ("collapse_ablation", "theory_vs_measurement", "what_dsd_needs", "paper_tables", "size_scaling")
 _METADATA = {
@@ -53,7 +55,7 @@ def main(home: str, *names: str) -> None:
         text = nbformat.writes(execute(path, Path(home))).rstrip() + "\n"
         if path.read_bytes() != before:
             sys.exit(f"{path}: was edited while it ran, and stays as it is; run it again")
-        path.write_text(text)
+        write_atomic(path, text)  # which replaces a link, and never writes through one
         print(f"{path.name}: {path.stat().st_size // 1024} KiB")
 
 

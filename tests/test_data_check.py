@@ -7,6 +7,7 @@ import pytest
 import torch
 from picturing import encoded, pictures, write_folder
 from sweeping import run, train_here, write_spec
+from test_report import result
 
 from dsd_lab.cli.main import main
 from dsd_lab.cli.sample import class_number
@@ -18,11 +19,13 @@ from dsd_lab.core.randomness import generator
 from dsd_lab.errors import BAD_INPUT, OK, BadInput
 from dsd_lab.evaluation.extractor import load_extractor, turning_losses
 from dsd_lab.home.home import Home
+from dsd_lab.report.groups import columns_of
 from dsd_lab.runs.data_shelf import DataShelf
 from dsd_lab.runs.run_trial import run_trial
 from dsd_lab.specs.evaluation import of_no_classes, without_classes
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.trial import Data, Generation, Trial
+from dsd_lab.store.mlflow_store import Store
 
 KEYS = ["train", "holdout", "holdout_from", "classes", "class_names", "train_by_class", "holdout_by_class", "channels", "image_size", "fingerprint"]  # fmt: skip
 LINE = "data: 18 training and 6 held-out images of 8 x 8, 3 classes: cat, dog, owl; held out: valid/"
@@ -79,6 +82,17 @@ def test_plan_says_what_is_read_and_opens_files_again_only_when_they_change(tmp_
     assert capsys.readouterr().out.splitlines()[0] == LINE
     (photos / "train" / "cat" / "00000.png").write_bytes(b"no image")
     assert main(["plan", str(spec), "--home", str(home.root)]) == BAD_INPUT
+
+
+def test_what_a_sweep_has_read_a_plan_need_not_read_again_wherever_it_lies(tmp_path, photos, capsys, monkeypatch):
+    """One listing and one record of files serve every verb."""
+    home = Home(tmp_path / "home")
+    home.prepare()
+    DataShelf().load(load_sweep(spec_of(tmp_path)).trials[0].fields.data, home)
+    monkeypatch.setattr("dsd_lab.core.data.load_data", None)
+    assert main(["plan", str(spec_of(tmp_path)), "--home", str(home.root)]) == OK
+    assert capsys.readouterr().out.splitlines()[0] == LINE
+    assert not list((home.root / "cache" / "data").glob("read-*"))
 
 
 WRONG = {
@@ -181,13 +195,37 @@ def test_a_sweep_of_one_class_that_needs_classes_is_refused(tmp_path, capsys):
         assert complaint in capsys.readouterr().err
 
 
+def test_a_dropped_label_makes_no_second_trial_where_there_is_nothing_to_drop(tmp_path, capsys):
+    """The id knows no data. So of two trials that differ by `labels.drop` alone, on one class, the second is refused."""
+    write_folder(tmp_path / "photos", pictures(20), [0] * 20, ["all"])
+    spec, home = spec_of(tmp_path), str(tmp_path / "home")
+    drops = ["--set", "base.labels.drop=0.3"]
+    assert main(["plan", str(spec), *drops, "--home", home]) == OK  # alone it changes nothing
+    grid = spec.read_text() + "grid: {labels.drop: [0.1, 0.3]}\n"
+    (tmp_path / "grid.yaml").write_text(grid)
+    capsys.readouterr()
+    assert main(["plan", str(tmp_path / "grid.yaml"), "--home", home]) == BAD_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "labels.drop: has no effect on the data 'photos', which has no classes" in line and "dsd drop=0.1 s0" in line
+    (usual,) = train_here(Home(tmp_path / "home"), spec).trials
+    assert main(["plan", str(spec), *drops, "--home", home]) == BAD_INPUT
+    assert f"trial {usual.id} is the same one" in capsys.readouterr().err
+
+
 def test_one_class_is_trained_evaluated_and_sampled(tmp_path):
     write_folder(tmp_path / "photos", faces(40, 8), [0] * 40, ["all"])
     home = Home(tmp_path / "home")
     plan = train_here(home, spec_of(tmp_path), "evaluate=[{steps: 2}]")
     (found,) = home.trial(plan.trials[0].id).evaluations().values()
-    assert any(name.startswith("fid/indomain-") for name in found.metrics)
     assert not any(name.startswith(("is", "label_accuracy", "probe")) for name in found.metrics)
+    named = {name for name in found.metrics if name.split("/")[0].removesuffix("_floor") in ("fid", "kid", "rfid", "precision", "recall")}  # fmt: skip
+    assert len(named) > 6 and all("/turns-" in name for name in named), "the task that made the features"
+    Store(home).sync(home.manifests()["tiny"])
+    (stored,) = Store(home).client.search_runs(["1"], "tags.`dsd.kind` = 'trial'")
+    assert named <= stored.data.metrics.keys()
+    columns = {c.name: c.note for c in columns_of([result("dsd", metrics=found.metrics)])}
+    (fid,) = (note for name, note in columns.items() if name.startswith("fid/"))
+    assert "learned quarter turns" in fid and "classifier" not in fid
 
 
 # -- sample --class ------------------------------------------------------------------------------------

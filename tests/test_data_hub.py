@@ -1,13 +1,19 @@
 """Data sets through the `datasets` library: what its absence says, and a local set where it is there."""
 
+import resource
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from picturing import changed, pictures, write_folder, write_parquet
 
-from dsd_lab.core.data import load_data
+from dsd_lab.core.data import hub, load_data
 from dsd_lab.errors import BadInput
+from dsd_lab.home.data_facts import facts_at_hand, known_images
+from dsd_lab.home.home import Home
+from dsd_lab.runs.data_shelf import DataShelf
 from dsd_lab.specs.trial import Data
 
 HUB = Data(source="datasets", hub="owner/set")
@@ -55,6 +61,41 @@ def test_a_set_of_the_library_is_the_one_of_its_files(library, tmp_path, memory)
         load_data(changed(HUB, image_column="img"))
     with pytest.raises(BadInput, match=r"'label' of 'owner/set' holds no images"):
         load_data(changed(HUB, image_column="label"))
+
+
+def test_images_of_the_hub_are_known_without_decoding_until_the_librarys_files_change(library, tmp_path, monkeypatch):
+    home, place = Home(tmp_path / "home"), tmp_path / "here" / "owner" / "set"
+    home.prepare()
+    metadata = {"huggingface": '{"info": {"features": {"image": {"_type": "Image"}, "label": {"dtype": "int64", "_type": "Value"}}}}'}  # fmt: skip
+    write_parquet(place / "train.parquet", pictures(12), [0, 1, 2] * 4, metadata=metadata)
+    made = DataShelf().load(HUB, home)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "datasets", None)
+        known = known_images(home, HUB)
+        assert known.fingerprint == made.fingerprint and (known.train, known.place) == (len(made.train), "owner/set")
+        assert facts_at_hand(home, HUB) == made.facts | {"fingerprint": made.fingerprint}
+    assert known_images(home, changed(HUB, hub="owner/other")) is None
+    write_parquet(place / "train.parquet", 255 - pictures(12), [0, 1, 2] * 4, metadata=metadata)  # another revision
+    other = DataShelf().load(HUB, Home(tmp_path / "elsewhere"))
+    assert other.fingerprint != made.fingerprint and known_images(home, HUB) is None
+    assert DataShelf().load(HUB, home).fingerprint == known_images(home, HUB).fingerprint == other.fingerprint
+
+
+def test_a_set_that_unpacks_without_end_is_refused_and_this_process_takes_none_of_it(library, tmp_path, monkeypatch):
+    """A file of a few kilobytes whose images repeat: 1.5 GiB once the library has unpacked it."""
+    place = tmp_path / "here" / "owner" / "set"
+    place.mkdir(parents=True)
+    repeated = pa.DictionaryArray.from_arrays(pa.array([0] * 100, pa.int32()), pa.array([bytes(16 * 2**20)]))
+    image = pa.StructArray.from_arrays([repeated, pa.array(["a.png"] * 100)], ["bytes", "path"])
+    found = pa.table({"image": image, "label": [0, 1] * 50})
+    pq.write_table(found, place / "train.parquet", compression="zstd", store_schema=False)
+    assert (place / "train.parquet").stat().st_size < 2**20
+    monkeypatch.setattr(hub, "_MOST_MEMORY", 2**30)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(BadInput, match=r"data\.hub: 'owner/set' cannot be loaded") as caught:
+        load_data(HUB)
+    assert str(caught.value).isprintable()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 2**10  # kilobytes
 
 
 def test_a_damaged_row_of_the_library_is_named(library, tmp_path):

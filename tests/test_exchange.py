@@ -347,3 +347,24 @@ def test_an_anonymous_export_names_no_place_no_process_and_no_machine_and_can_be
     )
     assert run("import", out, "--home", tmp_path / "reviewer")[0] == OK
     assert Home(tmp_path / "reviewer").trial(ids["dsd s0"]).state() == "done"
+
+
+def test_no_file_of_an_anonymous_export_names_the_user_the_machine_or_a_place(trained, tmp_path, monkeypatch):
+    """Every file is searched: records, spools, differences of the code, pictures and weights."""
+    source, ids = trained
+    home = Home(shutil.copytree(source / "home", tmp_path / "copied home"))
+    done = home.trial(ids["dsd s0"])
+    (done.root / "code.diff").write_text(f"+# on {platform.node()} of neo-of-mine: {home.root}/notes\n")
+    with done.spool.open("a") as spool:
+        spool.write(json.dumps({"kind": "note", "text": f"{home.root}/a on {platform.node()} by neo-of-mine"}) + "\n")
+    monkeypatch.setattr("getpass.getuser", lambda: "neo-of-mine")
+    out = tmp_path / "review"
+    assert run("export", "tiny", "--home", home.root, "--out", out, "--weights", "--anonymous")[0] == OK
+    searched = [path for path in out.rglob("*") if path.is_file()]
+    assert {path.suffix for path in searched} >= {".json", ".jsonl", ".diff", ".png", ".safetensors"}
+    for path in searched:
+        for named in (str(tmp_path), str(source), f"{Path.home()}/", platform.node(), "neo-of-mine"):
+            if path.suffix in (".png", ".safetensors") and len(named) < 8:
+                continue  # two letters stand in any megabyte of numbers
+            word = rf"(?<![\w.-]){re.escape(named)}(?![\w-])"
+            assert not re.search(word.encode(), path.read_bytes()), (path, named)

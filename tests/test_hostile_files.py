@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from sweeping import write_idx
 
-from dsd_lab.core.data import idx, load_data
+from dsd_lab.core.data import idx, load_data, parquet_pages
 from dsd_lab.core.data.decoding import decoded
 from dsd_lab.core.data.parquet import ParquetRecords
 from dsd_lab.errors import BadInput
@@ -154,6 +154,52 @@ def test_a_parquet_file_that_declares_more_than_its_size_can_hold_is_refused_by_
     many = table(tmp_path, [b""] * 200_000, labels=[0] * 200_000)
     with pytest.raises(BadInput, match=r"declares 200,000 rows in .* bytes"):
         many.read_labels()
+
+
+def lying(folder, of, says):
+    """A parquet file whose first page says another size than it has; of its own column's size the footer tells."""
+    records, path = table(folder, [bytes(of)], use_dictionary=False, compression="zstd"), folder / "train.parquet"
+    raw = path.read_bytes()
+    said = parquet_pages._struct(io.BytesIO(raw[4:]), 0)[2]  # behind the four bytes of the file's mark
+    old, new = varint(said), varint(says)
+    at = raw.index(old, 4)
+    assert said >= of and at < 16 and len(old) == len(new)
+    path.write_bytes(raw[:at] + new + raw[at + len(old) :])
+    return records
+
+
+@pytest.mark.parametrize(("name", "complaint"), [(b"a.png", "damaged after row 0: .*utf-8"), (b"bytes", "not a parquet file: .*utf-8")])  # fmt: skip
+def test_text_of_a_parquet_file_that_is_no_utf8_is_damage(name, complaint, tmp_path):
+    table(tmp_path, [encoded("PNG")], compression="none", use_dictionary=False, store_schema=False)
+    raw = (tmp_path / "train.parquet").read_bytes()
+    (tmp_path / "train.parquet").write_bytes(raw.replace(name, b"\xff" + name[1:]))
+    with pytest.raises(BadInput, match=complaint) as caught:
+        load_data(Data(source="parquet", path=str(tmp_path)))
+    assert str(caught.value).isprintable()
+
+
+def varint(number):
+    """As Thrift's compact protocol writes it."""
+    left, found = number << 1, b""
+    while left >= 128:
+        left, found = left >> 7, found + bytes([left & 127 | 128])
+    return found + bytes([left])
+
+
+def test_a_parquet_page_that_declares_more_than_the_footer_is_refused_before_it_is_allocated(tmp_path):
+    records = lying(tmp_path, 20 * 2**20, 120 * 2**20)
+    before = pa.total_allocated_bytes()
+    with pytest.raises(BadInput, match=r"train\.parquet: the column 'image.bytes': the page at byte 4 declares 125,829,120 bytes"):  # fmt: skip
+        records.read_labels()
+    assert pa.total_allocated_bytes() - before < 2**20
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "zstd"}, {"compression": "none"}, {"use_dictionary": False}, {"data_page_version": "2.0"}, {"data_page_size": 64}, {"write_page_checksum": True}, {"row_group_size": 2}, {"write_statistics": False}], ids=str)  # fmt: skip
+def test_pages_of_every_kind_that_pyarrow_writes_are_read(options, tmp_path):
+    kept = [encoded("PNG", (4, 4 + i)) for i in range(7)]
+    records = table(tmp_path, kept, **options)
+    assert records.read_labels().tolist() == [0, 1, 0, 1, 0, 1, 0]
+    assert [read() for _, read in records.items()] == kept
 
 
 def test_a_parquet_file_of_ordinary_images_is_read_as_before(tmp_path):

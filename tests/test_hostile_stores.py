@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from mlflow.entities import Metric, RunTag
 from sweeping import run
@@ -11,6 +12,7 @@ from sweeping import run
 from dsd_lab.cli.main import main
 from dsd_lab.errors import OK
 from dsd_lab.files.bounded import read_json_object
+from dsd_lab.home.history import write_history
 from dsd_lab.home.home import Home
 from dsd_lab.store.faults import StoreUnavailable
 from dsd_lab.store.mlflow_store import Store
@@ -121,6 +123,20 @@ def test_a_torn_artifact_is_replaced_by_the_files_of_the_home_with_a_notice(home
     (place / "history.parquet").write_bytes(whole[:-10])
     assert main(["report", "old", "--home", str(home.root)]) == OK
     assert f"trial {trial}: its files in the store are damaged" in capsys.readouterr().err
+
+
+def test_a_history_whose_names_are_no_text_is_damaged(home, tmp_path):
+    trial = home.trial(done_of(home))
+    shutil.copyfile(trial.root / "trial.json", tmp_path / "trial.json")
+    write_history(trial.spool, tmp_path / "history.parquet")
+    history = pq.read_table(tmp_path / "history.parquet")
+    name = history["name"][0].as_py().encode()
+    pq.write_table(history, tmp_path / "history.parquet", compression="none")
+    assert damage(tmp_path) is None
+    raw = (tmp_path / "history.parquet").read_bytes()
+    assert name in raw
+    (tmp_path / "history.parquet").write_bytes(raw.replace(name, b"\xff" + name[1:]))
+    assert "UTF8" in damage(tmp_path)
 
 
 def test_artifacts_in_a_place_of_others_are_not_read(home, store, tmp_path):

@@ -53,6 +53,17 @@ def refusal(source, home, capsys):
     return line
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_refused_import_leaves_no_mark_and_no_folder(there, folder, capsys):
+    place = folder / "new" / "study"
+    if there:
+        place.mkdir(parents=True)
+        (place / "notes.txt").write_text("mine")
+    forge(folder / "export", MANIFEST, lambda m: m.update(run_at=1e300))
+    refusal(folder / "export", place, capsys)
+    assert [p.name for p in place.iterdir()] == ["notes.txt"] if there else not (folder / "new").exists()
+
+
 def done_of(source):
     return next(
         p.parent for p in sorted(source.glob("trials/*/status.json")) if json.loads(p.read_text())["state"] == "done"

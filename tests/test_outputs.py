@@ -102,6 +102,33 @@ def test_links_are_followed_neither_for_writing_nor_for_deletion(publish, tmp_pa
     assert tree(disk) == before
 
 
+@pytest.mark.parametrize(
+    "what", ["the folder of a file that is written", "a file that is replaced", "the folder of a file that goes"]
+)
+def test_a_link_that_appears_after_the_check_is_not_followed(what, publish, tmp_path, monkeypatch):
+    publish(report_html="1", tables__a_csv="1", figures__b_png="1")
+    out, disk = tmp_path / "out", write(tmp_path / "disk", a_csv="1", b_png="1", letter_txt="mine")
+    before, real = tree(disk), Output._write
+
+    def swapped(self, files, results):  # the last thing that happens before files are touched
+        real(self, files, results)
+        name = {"the folder of a file that is written": "tables", "the folder of a file that goes": "figures"}.get(
+            what, "report.html"
+        )
+        if not (out / name).is_symlink():
+            (out / name).rename(tmp_path / "aside")
+            (out / name).symlink_to(disk / ("letter.txt" if name == "report.html" else ""))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Output, "_write", swapped)
+        if what.endswith("goes"):
+            publish(report_html="2", tables__a_csv="2")
+        else:
+            with pytest.raises(BadInput, match=r"is reached through a link|was changed just now"):
+                publish(report_html="2", tables__a_csv="2")
+    assert tree(disk) == before
+
+
 def test_a_record_of_names_that_lead_out_of_the_folder_deletes_nothing(publish, tmp_path):
     import hashlib
     import json
@@ -129,10 +156,10 @@ def test_a_call_that_was_killed_half_way_is_followed_by_one_that_knows_its_files
     publish(report_html="1", report_md="1")
     put = Output._put
 
-    def killed(self, source, name):
+    def killed(self, source, name, files):
         if name == "report.md":
             raise KeyboardInterrupt
-        put(self, source, name)
+        put(self, source, name, files)
 
     with monkeypatch.context() as patch:
         patch.setattr(Output, "_put", killed)
@@ -194,7 +221,7 @@ def test_a_file_among_others_replaces_itself_and_no_neighbour(tmp_path):
         Output(home, out, "--out", file="mine.npz").check(["mine.npz"])
 
 
-def test_latents_refuse_a_file_of_the_user_s(tmp_path, capsys):
+def test_latents_and_samples_refuse_a_file_of_the_user_s(tmp_path, capsys):
     home, spec = Home(tmp_path / "home"), write_spec(tmp_path)
     (trial,) = train_here(home, spec).trials
     write(tmp_path, mine_npz="mine")
@@ -203,6 +230,13 @@ def test_latents_refuse_a_file_of_the_user_s(tmp_path, capsys):
         assert main(["latents", trial.id, "--home", str(home.root), "--out", str(tmp_path / name)]) == BAD_INPUT
         assert f"--out {tmp_path / name}: " in capsys.readouterr().err
     assert (tmp_path / "mine.npz").read_text() == "mine"
+    write(tmp_path / "drawn", grid_png="mine")
+    assert (
+        main(["sample", trial.id, "--home", str(home.root), "--n", "2", "--out", str(tmp_path / "drawn")]) == BAD_INPUT
+    )
+    assert "grid.png was not written by dsd-lab" in capsys.readouterr().err and tree(tmp_path / "drawn") == {
+        "grid.png": "mine"
+    }
     for _ in range(2):
         assert run("latents", trial.id, "--home", home.root, "--out", tmp_path / "new.npz")[0] == OK
 

@@ -10,6 +10,7 @@ from sweeping import run
 from dsd_lab.cli.main import main
 from dsd_lab.errors import BAD_INPUT, INTERRUPTED, OK
 from dsd_lab.files.locks import locked
+from dsd_lab.home.garbage import garbage
 from dsd_lab.home.home import Home
 from dsd_lab.home.mark import MARK, home_id, mark_home
 from dsd_lab.home.names import is_trial_id
@@ -171,11 +172,11 @@ def test_a_deletion_that_was_broken_off_is_ended(home, monkeypatch):
     forget(home)
     trial = sorted(p.name for p in home.root.glob("trials/*"))[0]
 
-    def killed(path):
+    def killed(folder, name):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("dsd_lab.home.ownership.remove", killed)
+        patch.setattr("dsd_lab.home.ownership.remove_in", killed)
         assert main(["gc", "--yes", "--home", str(home.root)]) == INTERRUPTED
     (left,) = home.root.glob("trials/.removing-*")
     gone(home)
@@ -270,6 +271,32 @@ def test_nothing_is_deleted_through_a_folder_that_is_a_link_and_it_is_named(name
     before = tree(disk)
     _, answer = gone(home)
     assert tree(disk) == before and answer["linked"] == [name] and place.is_symlink()
+
+
+def test_a_link_that_takes_the_place_of_a_folder_after_it_was_checked_is_not_followed(home, tmp_path):
+    """Between what `gc` finds and what it deletes, `trials`, a checkpoint's folder and a cache become links."""
+    home.prepare()
+    forget(home)
+    write(home.root / "cache" / "data" / "0123456789abcdef01234567.pack")
+    found = garbage(home, "code")
+    assert {item.kind for item in found} >= {"trial", "cache"}
+    disk = tmp_path / "disk"
+    shutil.copytree(home.root / "trials", disk / "trials")
+    shutil.copytree(home.root / "cache", disk / "cache")
+    before = tree(disk)
+    for name in ("trials", "cache"):
+        (home.root / name).rename(home.root / f"{name}-before")
+        (home.root / name).symlink_to(disk / name)
+    assert not any(item.free() for item in found if item.kind in ("trial", "cache"))
+    assert tree(disk) == before
+
+
+def test_a_trial_into_whose_folder_something_was_put_after_it_was_found_stays(home):
+    forget(home)
+    home.prepare()
+    (first, *_) = [item for item in garbage(home, "code") if item.kind == "trial"]
+    notes = write(first.path / "notes.txt")
+    assert not first.free() and notes.read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", ["sweeps", "sweeps/old"])

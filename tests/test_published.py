@@ -16,6 +16,7 @@ from dsd_lab.evaluation.metric_names import extractor_name, sampling_name, weigh
 from dsd_lab.home.history import History
 from dsd_lab.report.groups import groups_of
 from dsd_lab.report.tables.published import (
+    ADM_STATISTICS,
     _pretrained_model,
     collapse_table,
     our_rows,
@@ -24,6 +25,7 @@ from dsd_lab.report.tables.published import (
     reference,
 )
 from dsd_lab.report.tables.rendering import latex
+from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.trial import Generation, Trial
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,7 +124,12 @@ def test_two_kinds_of_fid_share_no_column_even_where_the_extractor_is_the_same()
         ({"guidance_interval": [0.1, 0.9]}, "none", "Heun 25", None),
         ({"guidance": 1e-05, "sampler": "sde", "steps": 250}, "1e-05", "SDE-EM 250", None),
         ({"extractor": "inception"}, "none", None, "FID (Inception against 1,402 training images, digits)"),
-        ({"extractor": "inception", "reference": "a.npz"}, "none", None, "FID (Inception, digits)"),
+        (
+            {"extractor": "inception", "reference": "a.npz"},
+            "none",
+            None,
+            "FID (Inception against statistics 0a1b2c3d, digits)",
+        ),
         ({"reference": "a.npz"}, "none", None, "FID (in-domain against statistics 0a1b2c3d, digits)"),
         ({"images": 50_000, "labels": "random", "weights": "ema:0.95", "sampler": "euler"}, "none", "Euler 25", None),
     ],
@@ -140,19 +147,36 @@ def test_every_evaluation_that_can_be_asked_for_has_a_row(settings, guidance, sa
     assert ("0a1b2c3d" in row.source) == (evaluation.reference is not None)
 
 
-def test_only_imagenet_against_statistics_shares_the_published_column():
-    name = "fid/inception-ref0a1b2c3d-n50000-cfg1-heun50-balanced-ema0.9999"
+def test_only_imagenet_against_adms_own_statistics_shares_the_published_column():
+    """Two files of statistics never share a column: a repacked or other one has its own, named after its hash."""
+    name = f"fid/inception-ref{ADM_STATISTICS[:8]}-n50000-cfg1-heun50-balanced-ema0.9999"
+    other, plain = name.replace(ADM_STATISTICS[:8], "0a1b2c3d"), name.replace(f"-ref{ADM_STATISTICS[:8]}", "")
     published = Generation(extractor="inception", images=50_000, steps=50, reference="a.npz")
     settings = {
-        name: published.model_copy(update={"reference_sha256": "0a1b2c3d" * 8}),
-        name.replace("-ref0a1b2c3d", ""): published.model_copy(update={"reference": None}),
+        name: published.model_copy(update={"reference_sha256": ADM_STATISTICS}),
+        other: published.model_copy(update={"reference_sha256": "0a1b2c3d" * 8}),
+        plain: published.model_copy(update={"reference": None}),
     }
-    (group,) = grouped(settings, **{name: 4.0, name.replace("-ref0a1b2c3d", ""): 5.0})
+    (group,) = grouped(settings, **{name: 4.0, other: 3.0, plain: 5.0})
     for r in group.results:
         fields = r.record.fields | {"network": r.record.fields["network"] | {"image_size": 256}}
         object.__setattr__(r, "description", described(fields, classes=1000, name="imagenet", train=1_281_167))
     kinds = {row.kind: row.fid.mean for row in our_rows([group])}
-    assert kinds == {"FID (Inception, ImageNet 256)": 5.0, "FID (Inception against 100,000 training images, imagenet)": 6.0}  # fmt: skip
+    assert kinds == {
+        "FID (Inception, ImageNet 256)": 5.0,
+        "FID (Inception against statistics 0a1b2c3d, imagenet)": 4.0,
+        "FID (Inception against 100,000 training images, imagenet)": 6.0,
+    }
+    assert {row.source for row in our_rows([group])} == {
+        "this sweep",
+        "this sweep; statistics 0a1b2c3d",
+        f"this sweep; statistics {ADM_STATISTICS[:8]}",
+    }
+
+
+def test_the_shipped_spec_names_adms_file_by_its_hash():
+    plan = load_sweep(ROOT / "experiments" / "imagenet256.yaml", profile="full")
+    assert {e.reference_sha256 for e in plan.spec.evaluate if e.reference} == {ADM_STATISTICS}
 
 
 def test_without_a_fid_of_ours_there_is_no_table_and_one_whose_settings_are_lost_is_left_out():

@@ -8,11 +8,12 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
-from neighbours import plant_modules
+from neighbours import neighbour, plant_modules
 from sweeping import (
     DEADLINE,
     LONG,
@@ -29,6 +30,7 @@ from sweeping import (
 
 from dsd_lab.cli.main import main
 from dsd_lab.errors import OK
+from dsd_lab.files.atomic import PRIVATE, write_atomic
 from dsd_lab.files.redaction import without_password
 from dsd_lab.home.home import Home
 from dsd_lab.runs.run_trial import DataShelf, run_trial
@@ -133,6 +135,20 @@ def test_files_follow_the_umask_and_what_can_hold_a_secret_is_private(tmp_path):
     private = {path for path in modes if path.name == "error.txt"}
     assert private and {modes[path] for path in private} == {0o600}
     assert {path: f"{mode:o}" for path, mode in modes.items() if path not in private and mode != 0o640} == {}
+
+
+@pytest.mark.skipif(os.getuid() != 0 or shutil.which("setpriv") is None, reason="only root can become another user")
+def test_the_neighbour_of_these_tests_is_another_user_who_reads_no_private_file(tmp_path):
+    """Where this fails, the other tests of neighbours play one's own user, and show less."""
+    place = Path(tempfile.mkdtemp())
+    try:
+        place.chmod(0o755)
+        write_atomic(place / "error.txt", "canary-5f3a9", mode=PRIVATE)
+        write_atomic(place / "public.txt", "public", mode=0o644)
+        seen = subprocess.run([*neighbour(), "sh", "-c", f"id -u; cat {place}/*"], capture_output=True, text=True)
+    finally:
+        shutil.rmtree(place)
+    assert seen.stdout.splitlines() == ["65534", "public"] and "denied" in seen.stderr
 
 
 def test_a_password_in_the_address_of_a_store_is_not_shown(tmp_path):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
 import re
 from pathlib import Path
 
 from dsd_lab.cli.options import place_of, print_json, program
 from dsd_lab.errors import OK, BadInput, NoResources
-from dsd_lab.files.atomic import write_json
 from dsd_lab.files.printable import say
 from dsd_lab.planning.requirements import missing_data
 from dsd_lab.specs.loading import load_sweep
@@ -86,7 +87,9 @@ def run(arguments: argparse.Namespace) -> int:
         if new_schema:
             from dsd_lab.cli.schema import spec_schema
 
-            write_json(schema, spec_schema())
+            text = json.dumps(spec_schema(), indent=1) + "\n"
+            with contextlib.suppress(FileExistsError), schema.open("x", encoding="utf-8") as file:
+                file.write(text)
     except FileExistsError:
         if not path.parent.is_dir():
             raise NoResources(f"{path}: cannot be written: {path.parent} is a file") from None

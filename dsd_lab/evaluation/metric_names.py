@@ -21,10 +21,24 @@ def sampling_name(evaluation: Generation) -> str:
     return f"{guidance}-{solver}-{'holdout' if evaluation.images == 'holdout' else evaluation.labels}"
 
 
-def extractor_name(evaluation: Generation) -> str:
+TURNS = "turns"
+"""In-domain features of data without classes: of a network that learned quarter turns, and to paint the image small."""
+
+
+def features_name(evaluation: Generation, conditional: bool = True) -> str:
+    """What samples are compared on, by the task that made it: `indomain` (the data's classes), `turns` or `inception`.
+
+    Args:
+        evaluation: which extractor it asks for.
+        conditional: whether the data has classes to tell apart.
+    """
+    return TURNS if evaluation.extractor == "indomain" and not conditional else evaluation.extractor
+
+
+def extractor_name(evaluation: Generation, conditional: bool = True) -> str:
     """What FID is measured on, and against: `indomain`, `inception`, or `inception-ref1a2b3c4d` with published statistics."""
     against = f"-ref{(evaluation.reference_sha256 or '')[:8]}" if evaluation.reference is not None else ""
-    return evaluation.extractor + against
+    return features_name(evaluation, conditional) + against
 
 
 def weights_name(evaluation: Generation, trial: Trial) -> str:

@@ -17,7 +17,7 @@ from dsd_lab.evaluation.distances import (
     precision_recall,
     statistics,
 )
-from dsd_lab.evaluation.metric_names import extractor_name, sampling_name, weights_name
+from dsd_lab.evaluation.metric_names import extractor_name, features_name, sampling_name, weights_name
 from dsd_lab.evaluation.real_images import Real, pixels_of, reference_of
 from dsd_lab.evaluation.reconstruction import fitted_on, psnr, representation, ssim, ssim_window
 from dsd_lab.evaluation.sample_metrics import of_plugins
@@ -33,7 +33,8 @@ def of_images(e: Generation, bench: Bench, samples: Tensor, y: Tensor) -> dict[s
     features, scores = bench.of_samples(("features", e.extractor), lambda: bench.extract(e, samples))
     found: dict[str, float] = {}
     if "fid" in e.measured:
-        how, mine, reference = f"{extractor_name(e)}-{rest}", statistics(features), bench.reference(e)
+        how = f"{extractor_name(e, bench.data.conditional)}-{rest}"
+        mine, reference = statistics(features), bench.reference(e)
         found[f"fid/{how}"] = distance = frechet(mine, reference)
         found |= {f"fid_flag/{why}/{how}": value for why, value in flags(mine, len(y), reference, distance).items()}
         held, real = len(bench.data.holdout), len(bench.data.holdout) + len(bench.data.train)
@@ -47,7 +48,8 @@ def of_images(e: Generation, bench: Bench, samples: Tensor, y: Tensor) -> dict[s
     if "nearest_train" in e.measured:
         train = reference_of(bench.data.train)
         more["memorisation/nearest_train"] = bench.of_samples("nearest", lambda: nearest_train(samples, train))
-    found |= {f"{name}/{e.extractor}-{rest}": value for name, value in more.items()}
+    named = features_name(e, bench.data.conditional)
+    found |= {f"{name}/{named}-{rest}": value for name, value in more.items()}
     return found | {f"{name}/{rest}": v for name, v in of_plugins(e, samples, y, pixels_of(bench.data.holdout)).items()}
 
 
@@ -71,7 +73,7 @@ def floors(e: Generation, bench: Bench, y: Tensor) -> dict[str, float]:
     They depend on no trial, so that the home folder keeps them.
     """
     data, real = bench.data, bench.real(e)
-    held, how = len(data.holdout), f"{extractor_name(e)} {sorted(e.measured)}"
+    held, how = len(data.holdout), f"{extractor_name(e, data.conditional)} {sorted(e.measured)}"
     found = dict(real.numbers(f"{how} held-out", lambda: _held_floor(e, bench)))
     if len(y) != held:
         mix = hashlib.sha256(y.bincount(minlength=data.classes).numpy().tobytes()).hexdigest()[:8]
@@ -104,10 +106,11 @@ def _floor_like(e: Generation, bench: Bench, y: Tensor) -> dict[str, float]:
 
 def _floor(e: Generation, bench: Bench, features: Tensor, scores: Tensor, where: str) -> dict[str, float]:
     real = bench.real(e)
-    found = {f"{k}_floor/{e.extractor}-{where}": v for k, v in _on_features(e, features, scores, real).items()}
+    named = features_name(e, bench.data.conditional)
+    found = {f"{k}_floor/{named}-{where}": v for k, v in _on_features(e, features, scores, real).items()}
     if "fid" in e.measured:
         distance = frechet(statistics(features), bench.reference(e))
-        found[f"fid_floor/{extractor_name(e)}-{where}"] = distance
+        found[f"fid_floor/{extractor_name(e, bench.data.conditional)}-{where}"] = distance
     return found
 
 
@@ -120,7 +123,7 @@ def of_encoder(e: Generation, bench: Bench) -> dict[str, float]:
         if "rfid" in e.measured:
             key = ("reconstructed features", e.extractor, e.weights)
             features, _ = bench.once(key, lambda: bench.extract(e, images))
-            found[f"rfid/{e.extractor}-{held}-{average}"] = fid(features, bench.real(e).held[0])
+            found[f"rfid/{features_name(e, data.conditional)}-{held}-{average}"] = fid(features, bench.real(e).held[0])
         if "psnr" in e.measured:
             found[f"psnr/perimage-{held}-{average}"] = psnr(images, originals)
         if "ssim" in e.measured:

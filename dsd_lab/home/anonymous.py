@@ -31,10 +31,20 @@ def anonymous(content: Any, hosts: frozenset[str], roots: tuple[Path, ...] = ())
 
 def _text(text: str, hosts: frozenset[str], roots: tuple[Path, ...]) -> str:
     if Path(text).is_absolute() and "\n" not in text and Path(text).name:
-        return Path(text).name
+        return without_names(Path(text).name, hosts)
+    return without_names(_PATH.sub(r"\1", without_roots(text, roots)), hosts)
+
+
+def without_roots(text: str, roots: tuple[Path, ...]) -> str:
+    """A text with paths below folders as relative ones."""
     for root in roots:
         text = text.replace(f"{root}/", "").replace(str(root), root.name)
-    text = _PATH.sub(r"\1", text)
+    return text
+
+
+def without_names(text: str, hosts: frozenset[str], roots: tuple[Path, ...] = ()) -> str:
+    """A text of code, whose paths are kept but for those below `roots`, without names of machines and of the user."""
+    text = without_roots(text, roots)
     for name in hosts:
         text = re.sub(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", HIDDEN, text)
     return text

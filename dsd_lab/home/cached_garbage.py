@@ -9,16 +9,19 @@ from functools import partial
 from pathlib import Path
 
 from dsd_lab.files.atomic import size_of, write_json
+from dsd_lab.files.below import remove_below
 from dsd_lab.files.bounded import read_json
 from dsd_lab.files.index import index_path
 from dsd_lab.files.locks import is_held
 from dsd_lab.home.home import Home
 from dsd_lab.home.names import extractor_path
-from dsd_lab.home.ownership import Freeable, below, is_own_folder, remove
+from dsd_lab.home.ownership import Freeable, below, is_own_folder
 from dsd_lab.home.trial_records import TrialRecord
 
-_EXTRACTOR, _STATISTICS = re.compile(r"[0-9a-f]{16}-v\d+\.safetensors"), re.compile(r"[0-9a-f]{16}-.+\.safetensors")
-_INDEX = re.compile(r"files-[0-9a-f]{24}\.(index|json)")
+_EXTRACTOR = re.compile(r"[0-9a-f]{16}-v\d+(-rotation)?\.safetensors")
+_STATISTICS = re.compile(r"[0-9a-f]{16}-.+\.safetensors")
+_INDEX = re.compile(r"files-[0-9a-f]{24}\.(index|json)|read-[0-9a-f]{24}\.json")
+"""Of folders; `read-` is of earlier versions, and nothing reads it."""
 _PACK = re.compile(r"[0-9a-f]{24}\.pack|\.[0-9a-f]{24}\.pack\.[a-z0-9_]{8}")
 _BENCH = re.compile(r"bench-[a-z0-9_]{8}")
 
@@ -55,7 +58,7 @@ def unused_extractors(home: Home, named: set[str]) -> Iterator[Freeable]:
         lock = path.with_suffix(".lock")
         if path not in needed and not is_held(lock):
             why = "features of data that no recorded trial has, or made by other code"
-            yield Freeable("cache", path, why, size_of(path), partial(remove, path))
+            yield Freeable("cache", path, why, size_of(path), partial(remove_below, home.root, path))
 
 
 def unused_indexes(home: Home, named: set[str]) -> Iterator[Freeable]:
@@ -65,7 +68,7 @@ def unused_indexes(home: Home, named: set[str]) -> Iterator[Freeable]:
     for path in _cached(home, "data", _INDEX):
         if path.stem not in needed:
             why = "contents of files that no recorded trial reads"
-            yield Freeable("cache", path, why, size_of(path), partial(remove, path))
+            yield Freeable("cache", path, why, size_of(path), partial(remove_below, home.root, path))
 
 
 def unused_packs(home: Home, named: set[str]) -> Iterator[Freeable]:
@@ -78,13 +81,15 @@ def unused_packs(home: Home, named: set[str]) -> Iterator[Freeable]:
             why = (
                 "images of parquet files that no recorded trial streams" if whole else "left where unpacking broke off"
             )
-            yield Freeable("cache", path, why, size_of(path), partial(remove, path))
+            yield Freeable("cache", path, why, size_of(path), partial(remove_below, home.root, path))
 
 
 def killed_bench_folders(home: Home) -> Iterator[Freeable]:
     """Folders of killed benchmarks."""
     for path in [] if is_held(home.cache / "bench" / "lock") else killed_benches(home):
-        yield Freeable("cache", path, "left by a benchmark that was killed", size_of(path), partial(remove, path))
+        yield Freeable(
+            "cache", path, "left by a benchmark that was killed", size_of(path), partial(remove_below, home.root, path)
+        )
 
 
 def killed_benches(home: Home) -> list[Path]:

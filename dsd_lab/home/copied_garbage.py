@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from dsd_lab.files.atomic import size_of
+from dsd_lab.files.below import remove_below
 from dsd_lab.home.home import Home
 from dsd_lab.home.mark import MARK, home_id
 from dsd_lab.home.names import TRIAL_ID
-from dsd_lab.home.ownership import Freeable, below, foreign_entries, is_own_folder, is_trial, remove, trial_folders
+from dsd_lab.home.ownership import Freeable, below, foreign_entries, is_own_folder, is_trial, trial_folders
 from dsd_lab.home.trial_records import TrialRecord
 from dsd_lab.specs.plugin_source import source_digest
 
@@ -33,7 +34,7 @@ def unused_plugins(home: Home, named: set[str]) -> Iterator[Freeable]:
     for folder in _folders(home, "plugins", _DIGEST):
         if _is_source(folder) and not {(path.stem, folder.name) for path in folder.iterdir()} & needed:
             why = "source of a plug-in that no recorded trial was trained with"
-            yield Freeable("plug-in", folder, why, size_of(folder), partial(remove, folder))
+            yield Freeable("plug-in", folder, why, size_of(folder), partial(remove_below, home.root, folder))
 
 
 def unnamed_reproductions(home: Home, named: set[str]) -> Iterator[Freeable]:
@@ -42,7 +43,7 @@ def unnamed_reproductions(home: Home, named: set[str]) -> Iterator[Freeable]:
         trial = folder.name.partition("-")[0]
         if trial not in named and _is_reproduction(folder, trial) and not Home(folder).trial(trial).is_locked():
             why = f"trains trial {trial} again, which no recorded sweep names"
-            free = partial(_free_reproduction, folder, trial)
+            free = partial(_free_reproduction, home.root, folder, trial)
             yield Freeable("trial", folder, why, size_of(folder), free)
 
 
@@ -79,6 +80,6 @@ def _only_link(path: Path) -> bool:
     return path.is_symlink() or not path.exists()
 
 
-def _free_reproduction(folder: Path, trial: str) -> bool:
+def _free_reproduction(root: Path, folder: Path, trial: str) -> bool:
     with Home(folder).trial(trial).lock() as held:
-        return held and remove(folder)
+        return held and remove_below(root, folder)

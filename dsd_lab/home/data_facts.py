@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -21,6 +21,7 @@ from dsd_lab.files.atomic import read_cache, write_json
 from dsd_lab.files.bounded import read_json
 from dsd_lab.files.index import Listing, content_digest, known_digest, listing_of
 from dsd_lab.home.home import Home
+from dsd_lab.home.hub_files import content_of_hub, remember_hub
 from dsd_lab.home.trial_folder import ENDED, STOPPED
 from dsd_lab.home.trial_records import TrialRecord
 from dsd_lab.specs.identity import canonical_fields, data_name
@@ -67,8 +68,7 @@ class Trained:
 
 def remember_facts(home: Home, data: Data, facts: dict[str, Any]) -> None:
     """Keep what was read from the images of a data set."""
-    path = _path(home, data)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    (path := _path(home, data)).parent.mkdir(parents=True, exist_ok=True)
     write_json(path, facts)
 
 
@@ -105,8 +105,8 @@ def remember_images(
     home: Home,
     data: Data,
     before: Listing | None,
-    fingerprint: str,
     facts: dict[str, Any],
+    files: Sequence[str] = (),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Keep what the images are by the content of their files, so that they need not be decoded to be known again.
@@ -115,20 +115,20 @@ def remember_images(
         home: whose cache keeps it.
         data: what was read.
         before: its files as they were when reading began; nothing is kept where they have changed since.
-        fingerprint: of the images.
-        facts: of the images.
+        facts: of the images, with their fingerprint.
+        files: behind images of the Hub, which lie in no folder of the user's.
         on_progress: called with the files done and their number while they are hashed.
     """
+    remember_facts(home, data, {key: value for key, value in facts.items() if key != "fingerprint"})
     after = list_files(data)
     if (before is None) != (after is None) or (before and after and before.digest != after.digest):
         return
     folder = home.cache / "data"
-    folder.mkdir(parents=True, exist_ok=True)
+    if data.source == "datasets":
+        remember_hub(folder, data, files)
     content = _content(data, folder, after, True, on_progress)
     if content is not None:
-        names = list(facts["class_names"])
-        kept = {"fingerprint": fingerprint, "train": facts["train"], "holdout": facts["holdout"], "class_names": names}
-        write_json(_images_path(folder, data, content), kept)
+        write_json(_images_path(folder, data, content), facts)
 
 
 def known_images(home: Home, data: Data, reads: bool = False) -> Images | None:
@@ -139,14 +139,24 @@ def known_images(home: Home, data: Data, reads: bool = False) -> Images | None:
         data: the data set.
         reads: whether files that changed are read to see whether their content has; else nothing but the listing is.
     """
-    folder = home.cache / "data"
-    content = _content(data, folder, list_files(data), reads) if folder.is_dir() else None
-    kept = {} if content is None else read_cache(_images_path(folder, data, content))
+    kept = _kept(home, data, reads)
     try:
         names = tuple(str(name) for name in kept["class_names"])
         return Images(str(kept["fingerprint"]), place_of(data), int(kept["train"]), int(kept["holdout"]), names)
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def facts_at_hand(home: Home, data: Data) -> dict[str, Any] | None:
+    """`DataSet.facts` and the fingerprint of the images at hand; None where a file has changed since they were read, or never was read."""
+    kept = _kept(home, data, reads=False)
+    return kept if "shape" in kept else None  # earlier versions kept less
+
+
+def _kept(home: Home, data: Data, reads: bool) -> dict[str, Any]:
+    folder = home.cache / "data"
+    content = _content(data, folder, list_files(data), reads) if folder.is_dir() else None
+    return {} if content is None else read_cache(_images_path(folder, data, content))
 
 
 def _content(
@@ -161,6 +171,8 @@ def _content(
         return None  # a plug-in may read anything
     if data.source == "digits":
         return "digits"  # the package's version is in the reader's
+    if data.source == "datasets":
+        return content_of_hub(folder, data)
     if listing is None:
         return None
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 from dsd_lab.errors import BadInput
 from dsd_lab.files.atomic import write_json
-from dsd_lab.home.anonymous import anonymous, names_of
+from dsd_lab.home.anonymous import anonymous, names_of, without_names
 from dsd_lab.home.data_facts import other_images
 from dsd_lab.home.export_format import INDEX, Index, Listed, kind_of
 from dsd_lab.home.garbage import whole_checkpoint
@@ -93,6 +93,11 @@ def _make_anonymous(home: Home, out: Path) -> None:
     for pattern in ("sweeps/*/*.json", "trials/*/*.json", "trials/*/evaluations/*.json"):
         for path in out.glob(pattern):
             write_json(path, anonymous(json.loads(path.read_text()), names, roots))
+    for path in out.glob("trials/*/spool.jsonl"):
+        lines = [json.dumps(anonymous(json.loads(line), names, roots)) for line in path.read_text().splitlines()]
+        path.write_text("".join(f"{line}\n" for line in lines))
+    for path in out.glob("trials/*/code.diff"):
+        path.write_text(without_names(path.read_text(), names, roots))
 
 
 def _refuse_running(folders: list[TrialFolder]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from dsd_lab.errors import BadInput
 from dsd_lab.files.atomic import size_of
+from dsd_lab.files.below import folder_below, remove_below, remove_in
 from dsd_lab.files.bounded import open_plain, read_json
 from dsd_lab.files.locks import is_held, locked
 from dsd_lab.files.sealed import is_intact
@@ -31,7 +33,6 @@ from dsd_lab.home.ownership import (
     foreign_entries,
     is_own_folder,
     is_trial,
-    remove,
     require_home,
     trial_folders,
     was_trial,
@@ -102,10 +103,12 @@ def forget_sweep(home: Home, key: str, trials: list[Freeable]) -> list[Freeable]
         if not held:
             raise BadInput(f"sweep {key!r} is running in {home.root}; stop it first")
         left = [trial for trial in trials if not trial.free()]
-        for name in SWEEP_ENTRIES:  # the record first: from there on the sweep is forgotten
-            (folder / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # somebody keeps files there
-            folder.rmdir()
+        with folder_below(home.root, ("sweeps",)) as sweeps:
+            with folder_below(home.root, ("sweeps", key)) as handle:
+                for name in SWEEP_ENTRIES:  # the record first: from there on the sweep is forgotten
+                    remove_in(handle, name)
+            with contextlib.suppress(OSError):  # somebody keeps files there
+                os.rmdir(key, dir_fd=sweeps)
     return left
 
 
@@ -153,7 +156,9 @@ def _leftovers(home: Home) -> Iterator[Freeable]:
     trials = below(home, "trials")
     for path in sorted(trials.glob(f"{_GOING}*")) if trials is not None else ():
         if _was_going(path) and not is_held(path / "lock"):
-            yield Freeable("trial", path, "its deletion was interrupted", size_of(path), partial(_free_rest, path))
+            yield Freeable(
+                "trial", path, "its deletion was interrupted", size_of(path), partial(delete_trial, home.root, path)
+            )
 
 
 def _was_going(path: Path) -> bool:
@@ -177,7 +182,7 @@ def _checkpoints(home: Home, named: set[str]) -> Iterator[Freeable]:
             found += [(p, "superseded, the trial has ended") for p in _superseded(folder.checkpoints)]
         for checkpoint, why in found:
             if is_own_folder(checkpoint):
-                free = partial(_free_held, folder, checkpoint)
+                free = partial(_free_held, home, folder, checkpoint)
                 yield Freeable("checkpoint", checkpoint, why, size_of(checkpoint), free)
 
 
@@ -238,30 +243,29 @@ def _trial(home: Home, folder: TrialFolder, forgetting: str | None, why: str) ->
 
 
 def _free_trial(home: Home, folder: TrialFolder, forgetting: str | None) -> bool:
+    if below(home, "trials") is None:  # a link has taken its place
+        return False
     if not is_own_folder(folder.root):
         return True
     with folder.lock() as held:
-        if not held or folder.id in named_trials(home, but=forgetting):  # a sweep may have begun since it was found
+        # Since it was found, a sweep may have begun, or somebody may have put files into it.
+        if not held or folder.id in named_trials(home, but=forgetting) or foreign_entries(folder.root):
             return False
         going = folder.root.with_name(f"{_GOING}{folder.id}")
-        if going.is_symlink() or (going.exists() and not (_was_going(going) and _free_rest(going))):
+        if going.is_symlink() or (going.exists() and not (_was_going(going) and delete_trial(home.root, going))):
             return False
-        folder.root.rename(going)
-        delete_trial(going)
-    return True
+        try:
+            with folder_below(home.root, ("trials",)) as trials:
+                os.rename(folder.id, going.name, src_dir_fd=trials, dst_dir_fd=trials)
+        except OSError:  # a link has taken the place of `trials`
+            return False
+        return delete_trial(home.root, going)
 
 
-def _free_rest(path: Path) -> bool:
-    delete_trial(path)
-    return True
-
-
-def _free_held(folder: TrialFolder, path: Path) -> bool:
+def _free_held(home: Home, folder: TrialFolder, path: Path) -> bool:
     with folder.lock() as held:
-        if held:
-            remove(path)
-        return held
+        return held and remove_below(home.root, path)
 
 
 def _free_log(home: Home, path: Path) -> bool:
-    return not _sweep_runs(home) and remove(path)  # one may have begun since it was found
+    return not _sweep_runs(home) and remove_below(home.root, path)  # one may have begun since it was found

@@ -7,6 +7,7 @@ interrupted import can be done again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -58,7 +59,8 @@ def import_sweep(home: Home, source: Path) -> Imported:
     """
     index = _index(source)
     _check_tree(source, index)
-    home.prepare()
+    missing = [path for path in (home.root, *home.root.parents) if not path.exists()]
+    home.check_writable()
     staging = Path(tempfile.mkdtemp(dir=home.root, prefix=".importing-"))
     try:
         documents = {name: _copy(source, name, staging, index) for name in index.files}
@@ -71,22 +73,32 @@ def import_sweep(home: Home, source: Path) -> Imported:
         manifest = documents[f"sweeps/{index.sweep}/manifest.json"]
         _refuse_other_sweep(home, manifest)
         _refuse_other_images(home, {d.id: d for d in documents.values() if isinstance(d, TrialRecord)})
-        added = [i for i in ids if i not in there]
-        for source in sorted((staging / "plugins").glob("*/*.py")):
-            kept = kept_path(home, source.stem, source.parent.name)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            source.replace(kept)
-        for trial in added:
-            home.trial(trial).root.parent.mkdir(exist_ok=True)
-            home.trial(trial).mark_imported(index.sweep, index.made_by, staging / "trials" / trial)
-            (staging / "trials" / trial).rename(home.trial(trial).root)
-        if index.sweep not in home.manifests():
-            left_out = {"format", "kept", "command", "set"}  # of where it ran, and of what is beside its own trials
-            foreign = manifest.model_dump(exclude_unset=True, exclude=left_out)
-            home.write_manifest(Manifest.model_validate(foreign | {"imported": {"at": time.time()}}))
-        return Imported(index.sweep, added, there)
+        home.prepare()  # a folder that something was refused for stays as it was, without the mark of a home
+        return _take_in(home, index, manifest, staging, [i for i in ids if i not in there], there)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty: something was added
+            for path in missing:
+                path.rmdir()
+
+
+def _take_in(
+    home: Home, index: Index, manifest: Manifest, staging: Path, added: list[str], there: list[str]
+) -> Imported:
+    """Move what was checked to its place."""
+    for source in sorted((staging / "plugins").glob("*/*.py")):
+        kept = kept_path(home, source.stem, source.parent.name)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        source.replace(kept)
+    for trial in added:
+        home.trial(trial).root.parent.mkdir(exist_ok=True)
+        home.trial(trial).mark_imported(index.sweep, index.made_by, staging / "trials" / trial)
+        (staging / "trials" / trial).rename(home.trial(trial).root)
+    if index.sweep not in home.manifests():
+        left_out = {"format", "kept", "command", "set"}  # of where it ran, and of what is beside its own trials
+        foreign = manifest.model_dump(exclude_unset=True, exclude=left_out)
+        home.write_manifest(Manifest.model_validate(foreign | {"imported": {"at": time.time()}}))
+    return Imported(index.sweep, added, there)
 
 
 # -- The folder ----------------------------------------------------------------------------------------

@@ -7,14 +7,14 @@ its content is what was recorded; a list that lies in the folder itself has no p
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from dsd_lab.errors import BadInput
-from dsd_lab.files.atomic import create_beside
+from dsd_lab.files.below import digest_in, folder_below, put_in
 from dsd_lab.files.locks import locked
 from dsd_lab.files.printable import say
 from dsd_lab.home.home import Home
@@ -90,8 +90,9 @@ class Output:
             # Both, while neither is there for certain: whatever is killed here, the next call knows its files.
             both = {name: [*before.get(name, []), *new.get(name, [])] for name in {*before, *new}}
             self._write(both, record.results)
+            self.folder.mkdir(parents=True, exist_ok=True)
             for name in names:
-                self._put(made / name, name)
+                self._put(made / name, name, both)
             for name in before.keys() - new.keys():
                 self._remove(name, before)
             self._write(new, results)
@@ -138,32 +139,36 @@ class Output:
 
     def _is_ours(self, name: str, files: dict[str, list[str]]) -> bool:
         """Whether a file is what we wrote under its name, reached through no link."""
-        path = self.folder
-        for part in PurePosixPath(name).parts:
-            path = path / part
-            if path.is_symlink():
-                return False
-        return path.is_file() and _digest(path) in files.get(name, [])
-
-    def _put(self, source: Path, name: str) -> None:
-        target = self.folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = create_beside(target)
+        *parts, last = PurePosixPath(name).parts
         try:
-            with os.fdopen(handle, "wb") as file, source.open("rb") as content:
-                shutil.copyfileobj(content, file)
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+            with folder_below(self.folder, tuple(parts)) as folder:
+                return digest_in(folder, last) in files.get(name, [])
+        except OSError:
+            return False
+
+    def _put(self, source: Path, name: str, files: dict[str, list[str]]) -> None:
+        *parts, last = PurePosixPath(name).parts
+        try:
+            with folder_below(self.folder, tuple(parts), make=True) as folder, source.open("rb") as content:
+                there = os.path.lexists(self.folder / name)
+                if there and digest_in(folder, last) not in files.get(name, []):
+                    raise BadInput(f"{self._option}: {self.folder / name} was changed just now; it stays as it is")
+                put_in(folder, last, content, source.stat().st_mode & 0o777)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                raise
+            raise BadInput(f"{self._option}: {self.folder / name} is reached through a link; name another folder") from None  # fmt: skip
 
     def _remove(self, name: str, files: dict[str, list[str]]) -> None:
-        if self._is_ours(name, files):
-            (self.folder / name).unlink()
-            for parent in PurePosixPath(name).parents:
-                with contextlib.suppress(OSError):  # not empty
-                    if parent.parts:
-                        (self.folder / parent).rmdir()
+        parts = PurePosixPath(name).parts
+        with contextlib.suppress(OSError):  # it is gone, or reached through a link
+            with folder_below(self.folder, parts[:-1]) as folder:
+                if digest_in(folder, parts[-1]) not in files.get(name, []):
+                    return
+                os.unlink(parts[-1], dir_fd=folder)
+            for depth in range(len(parts) - 1, 0, -1):
+                with folder_below(self.folder, parts[: depth - 1]) as folder:
+                    os.rmdir(parts[depth - 1], dir_fd=folder)  # fails where it is not empty
 
     def _read(self) -> Written:
         """The record; empty where there is none, a damaged one, or one of another folder."""

@@ -6,14 +6,15 @@ records parse. A trial is known by the records in its folder, a cache by its nam
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dsd_lab.errors import BadInput
+from dsd_lab.files.below import folder_below, remove_below, remove_in
 from dsd_lab.home.home import Home
 from dsd_lab.home.mark import MARK, home_id
 from dsd_lab.home.names import TRIAL_ENTRIES, is_trial_id
@@ -98,23 +99,26 @@ def foreign_entries(folder: Path) -> list[str]:
     return sorted(name for name in names if name not in TRIAL_ENTRIES and not known.fullmatch(name))
 
 
-def delete_trial(folder: Path) -> None:
-    """Delete a trial's folder; its records go last, so that what an interruption leaves still proves what it was."""
-    for path in folder.iterdir():
-        if path.name not in _RECORDS:
-            remove(path)
-    shutil.rmtree(folder)
+def delete_trial(root: Path, folder: Path) -> bool:
+    """Delete a trial's folder; its records go last, so that what an interruption leaves still proves what it was.
+
+    Args:
+        root: of the home.
+        folder: below its `trials`.
+
+    Returns:
+        Whether it is gone; not where it is reached through a link.
+    """
+    try:
+        with folder_below(root, folder.relative_to(root).parts) as handle:
+            for name in os.listdir(handle):
+                if name not in _RECORDS:
+                    remove_in(handle, name)
+    except OSError:  # it is gone, or a link has taken its place
+        return not os.path.lexists(folder)
+    return remove_below(root, folder)
 
 
 def was_trial(folder: Path, trial_id: str) -> bool:
     """Whether a folder that is being deleted was this trial's: its records say so, or nothing else is left in it."""
     return is_trial(folder, trial_id) or {path.name for path in folder.iterdir()} <= _RECORDS
-
-
-def remove(path: Path) -> bool:
-    """Delete a file, a link (not what it leads to) or a folder; returns True."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-    return True

@@ -1,23 +1,20 @@
 """The images of a plan, opened once before anything runs: what is read, in one line, and what cannot train.
 
 What was found is kept in the home folder for as long as no file below the data's folder changes its size
-or its time, so that a later call decodes nothing and imports no torch.
+or its time (`home.data_facts`), so that a later call decodes nothing and imports no torch.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dsd_lab.errors import BadInput
-from dsd_lab.files.atomic import read_cache, write_json
-from dsd_lab.home.data_facts import remember_facts
+from dsd_lab.home.data_facts import facts_at_hand, list_files, remember_images
 from dsd_lab.specs.evaluation import without_classes
-from dsd_lab.specs.identity import data_name
+from dsd_lab.specs.identity import data_name, trial_id
+from dsd_lab.specs.objective import Labels
 from dsd_lab.specs.per_seed import once_for_seeds
 from dsd_lab.specs.trial import Data, Generation, Trial, unfit_images
 
@@ -29,10 +26,6 @@ if TYPE_CHECKING:
 Facts = dict[str, Any]
 """`DataSet.facts` and the fingerprint; the latter is missing where only the first image was decoded."""
 Decode = Literal["all", "small", "none"]
-_VERSION = 1
-"""Part of a record's name; raised when what is read from the same files changes."""
-_DIGITS, _DIGITS_SIZE = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180), 8
-"""Images of each of scikit-learn's digits, and their pixels a side."""
 _NAMED = 10
 """Classes that the line names."""
 
@@ -64,12 +57,16 @@ def check_data(
     known: dict[str, Facts | None] = {}
     lines: dict[str, list[str]] = {}
     check = once_for_seeds(lambda fields: _check(fields, known[_key(fields.data)], evaluations))
+    alike: dict[str, PlannedTrial] = {}
     for trial in trials:
         key = _key(trial.fields.data)
         if key not in known:
             known[key] = facts = _facts(home, trial.fields.data, opened, decode)
             lines.setdefault(data_name(trial.fields), []).extend(described(facts) if facts else [])
         check(trial.fields)
+        facts = known[key]
+        if facts is not None and facts["classes"] <= 1:
+            _refuse_twin(home, trial, alike)
     one = sum(map(bool, lines.values())) == 1
     return [
         f"data{'' if one else f' {name}'}: {line}" for name, found in lines.items() for line in dict.fromkeys(found)
@@ -91,36 +88,22 @@ def described(facts: Facts) -> list[str]:
     return [f"{counts}, {labels}{origin}", *left_out, *facts.get("notes", [])]
 
 
-def known_data(home: Home, data: Data) -> Facts | None:
-    """What was found when these files were last opened; None where they have changed, or were not."""
-    kept = read_cache(_path(home, data))
-    facts = kept.get("facts")
-    return facts if isinstance(facts, dict) and kept.get("files") == _listing(data) else None
-
-
 def open_data(home: Home, data: Data) -> DataSet:
     """Load a data set and keep what was found in the home folder, where there is one."""
     from dsd_lab.core.data import load_data  # imports torch
 
     there = home.root.is_dir()
-    before = _listing(data)
+    before = list_files(data) if there else None
     made = load_data(data, home.cache / "data" if there else None)
     if there:
-        keep_data(home, data, before, made)
+        remember_images(home, data, before, made.facts | {"fingerprint": made.fingerprint}, made.files)
     return made
-
-
-def keep_data(home: Home, data: Data, files: str, made: DataSet) -> None:
-    """Keep what was found of files that have this listing."""
-    facts = made.facts
-    remember_facts(home, data, facts)
-    write_json(_path(home, data), {"files": files, "facts": facts | {"fingerprint": made.fingerprint}})
 
 
 def _facts(home: Home, data: Data, opened: Callable[[Data], DataSet] | None, decode: str) -> Facts | None:
     if data.path is not None and not Path(data.path).is_dir():
         return None  # `plan` shows what else it can
-    if opened is None and (found := known_data(home, data)) is not None:
+    if opened is None and (found := facts_at_hand(home, data)) is not None:
         return found
     if data.source == "digits":
         return digits_facts(data)  # a package's own file: nothing of it can be damaged
@@ -137,6 +120,10 @@ def _facts(home: Home, data: Data, opened: Callable[[Data], DataSet] | None, dec
             }
     made = open_data(home, data) if opened is None else opened(data)
     return made.facts | {"fingerprint": made.fingerprint}
+
+
+_DIGITS, _DIGITS_SIZE = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180), 8
+"""Images of each of scikit-learn's digits, and their pixels a side."""
 
 
 def digits_facts(data: Data) -> Facts:
@@ -174,28 +161,27 @@ def _check(trial: Trial, facts: Facts | None, evaluations: Sequence[Generation])
             raise BadInput(f"evaluate: the data {name!r} has no classes: {reason}")
 
 
+def _refuse_twin(home: Home, trial: PlannedTrial, alike: dict[str, PlannedTrial]) -> None:
+    """Without classes `labels.drop` has no effect, which a trial's id, that knows no data, cannot tell.
+
+    Args:
+        home: whose trials are looked at.
+        trial: of data without classes.
+        alike: those that came before, by the id that each has at the usual `labels.drop`.
+
+    Raises:
+        BadInput: a trial that differs by `labels.drop` alone is in the plan, or was trained.
+    """
+    usual = trial_id(trial.fields.model_copy(update={"labels": Labels()}), trial.seed)
+    other = alike.setdefault(usual, trial)
+    there = usual != trial.id and home.trial(usual).description() is not None and not home.trial(trial.id).root.exists()
+    if other.id == trial.id and not there:
+        return
+    name = usual if there else other.name
+    raise BadInput(
+        f"labels.drop: has no effect on the data {data_name(trial.fields)!r}, which has no classes: trial {name} is the same one as {trial.name!r}; remove labels.drop"
+    )
+
+
 def _key(data: Data) -> str:
     return data.model_dump_json(exclude={"name", "revision", "memory", "workers"})
-
-
-def _path(home: Home, data: Data) -> Path:
-    text = json.dumps([_VERSION, _key(data)])
-    return home.cache / "data" / f"read-{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
-
-
-def _listing(data: Data) -> str:
-    """A hash of the names, sizes and times of all files below the data's folder; empty where there is none."""
-    if data.path is None:
-        return ""
-    found = hashlib.sha256()
-    for folder, folders, files in os.walk(data.path, followlinks=False):
-        folders.sort()
-        for name in sorted(files):
-            path = os.path.join(folder, name)
-            try:
-                stat = os.stat(path)
-                row = f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
-            except OSError:  # a link into nothing
-                row = f"{path}\0\n"
-            found.update(os.fsencode(row))
-    return found.hexdigest()

@@ -54,8 +54,11 @@ EFFECT_COLUMNS = (_CAPACITY, LOG_STD, _TOKEN_RANK)
 """What factorial effects are given for."""
 
 _SAME = "same features"
+_CLASSIFIER = "features of an in-domain classifier, not Inception"
+_INCEPTION = "features of Inception-v3"
+_TURNED = "features of a network that learned quarter turns of this data, which has no classes, and to paint it small; not Inception"
 _EVALUATIONS: dict[str, tuple[str, int, str, Range]] = {
-    "fid": ("FID", 2, "lower is better; features of an in-domain classifier, not Inception", POSITIVE),
+    "fid": ("FID", 2, f"lower is better; {_CLASSIFIER}", POSITIVE),
     "kid": ("KID", 3, f"lower is better; {_SAME}", ANY),
     "is": (
         "inception score",
@@ -83,7 +86,6 @@ _EARLIER = {
     "ssim": (r"(uniform\d+-)?n\d+-", "held-out reconstructions, padded at their borders: an earlier definition"),
 }
 """How names begin that were recorded under an earlier definition, and what it was: never one column with today's."""
-_INCEPTION = "features of Inception-v3"
 
 
 def columns_of(results: list[Result]) -> list[Column]:
@@ -98,8 +100,9 @@ def columns_of(results: list[Result]) -> list[Column]:
                     what = f"in-domain {label}"
                 if how.startswith("inception"):
                     what = f"Inception {label}" if label.endswith(("FID", "KID")) else label
-                    note = note.replace("features of an in-domain classifier, not Inception", _INCEPTION)
-                    note = note.replace(_SAME, _INCEPTION)
+                    note = note.replace(_CLASSIFIER, _INCEPTION).replace(_SAME, _INCEPTION)
+                if how.startswith("turns-"):
+                    note = note.replace(_CLASSIFIER, _TURNED).replace(_SAME, _TURNED)
                 if prefix in _EARLIER and re.match(_EARLIER[prefix][0], how):
                     note = _EARLIER[prefix][1]
                 found.append(Column(name, f"{what} ({how})", digits, note, within))

@@ -20,7 +20,6 @@ from dsd_lab.home.data_facts import (
     list_files,
     place_of,
     refuse_other,
-    remember_facts,
     remember_images,
     trained_images,
 )
@@ -63,8 +62,8 @@ class DataShelf:
             before = list_files(data)
             with listening(_Teller(place_of(data))):
                 made = self.sets[key] = load_data(data, home.cache / "data")
-                remember_facts(home, data, made.facts)
-                remember_images(home, data, before, made.fingerprint, made.facts, partial(tell, "files hashed"))
+                facts = made.facts | {"fingerprint": made.fingerprint}
+                remember_images(home, data, before, facts, made.files, partial(tell, "files hashed"))
         return self.sets[key]
 
     def for_training(self, trial: PlannedTrial, home: Home) -> DataSet:

@@ -17,7 +17,7 @@ class Resources(Section):
     processes: int | None = Field(None, ge=1, le=4096)
     """Processes that train the trial together, each with its share of every batch; as many as there are whole GPUs, at least 1, if left out. No part of a trial's identity: sums over processes add in another order than one process does, which changes the last bits of losses and weights. The same number of processes gives the same bits."""
     threads: int = Field(1, ge=1, le=1024)
-    """Threads of a trial's matrix products. It is no part of a trial's identity: it may change the last bits of losses and weights on a CPU, since sums of products are split among threads, and so, over many steps, weights to within what another seed changes. It changes neither the images, times, noise and labels of a step, nor anything where it is equal: one number of threads gives the same bits again."""
+    """Threads of a process' matrix products. It is no part of a trial's identity: on a CPU, sums of products are split among threads, so that another number may change the last bits of losses and gradients, and over many steps the result as such rounding does. How far is not measured: compare variants at one number. It does not change the images, times, noise and labels of a step, and one number of threads gives the same bits again."""
 
     patience: float = Field(3600.0, gt=0, le=1e7)
     """Seconds without an optimiser step after which a trial is taken for one that hangs: its stacks go to `hang.txt`, its process ends, a sweep takes it up again."""

@@ -138,7 +138,7 @@ def damage(folder: Path) -> str | None:
             return "history.parquet has other columns"
         if table.metadata.num_rows > _MOST_ROWS:
             return f"history.parquet declares {table.metadata.num_rows:,} rows"
-        table.read()
+        table.read().validate(full=True)  # text that is no UTF-8 is found by nothing less
         weights, counted = folder / "final" / "weights.safetensors", folder / "final" / "parameters.json"
         if os.path.lexists(weights):
             check_plain(weights)
@@ -146,6 +146,6 @@ def damage(folder: Path) -> str | None:
                 pass
         if os.path.lexists(counted) and Parameters.known(counted) is None:
             return "final/parameters.json holds no number of parameters"
-    except (OSError, pa.ArrowException, BadInput, SafetensorError) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException, BadInput, SafetensorError) as error:
         return (str(error).splitlines() or [type(error).__name__])[0][:200]
     return None

@@ -37,6 +37,8 @@ class DataSet:
     """Where the held-out images come from: a folder or files of a split, or a share of the training images."""
     notes: tuple[str, ...] = ()
     """What lies beside the images and is not used, one line each."""
+    files: tuple[str, ...] = ()
+    """Paths of the files behind images that are read from no folder of the user's; empty where that is not known."""
 
     @property
     def channels(self) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,16 +16,22 @@ from dsd_lab.core.data.dataset import DataSet
 from dsd_lab.core.data.layout import TRAIN, split_name
 from dsd_lab.core.data.records import Item, Stamp, StoredRecords, numbered, shown, stamp_of
 from dsd_lab.errors import BadInput
-from dsd_lab.files.bounded import read_plain
+from dsd_lab.files.bounded import parse_json, read_plain
 from dsd_lab.files.image_files import MAX_BYTES
 
 if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
 
 
+_MOST_MEMORY, _MOST_FILE = 8 * 2**30, 16 * 2**30
+"""Bytes that the library may allocate while it unpacks a set, and that a file may have which it writes."""
+
+
 def load_hub(spec: Data, cache: Path | None) -> DataSet:
     """A data set of the Hub; the library keeps what it downloads in its own cache, and reads it from there offline."""
-    return assemble(spec, find_hub(spec), cache)
+    found = find_hub(spec)
+    parts = [part for part in (found.train, found.holdout) if part is not None]
+    return replace(assemble(spec, found, cache), files=tuple(path for part in parts for path, *_ in part.stamp()))
 
 
 def find_hub(spec: Data) -> Found:
@@ -41,14 +50,11 @@ def find_hub(spec: Data) -> Found:
             f"data.source: 'datasets' needs a library that is not installed ({error.name}); pip install 'dsd-lab[datasets]'"
         ) from None
     assert spec.hub is not None
-    try:
-        found = datasets.load_dataset(spec.hub)
-    except ConnectionError as error:
-        raise BadInput(
-            f"data.hub: {spec.hub!r} is not in the library's cache and the Hub cannot be reached: {_line(error)}"
-        ) from None
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
-        raise BadInput(f"data.hub: {spec.hub!r} cannot be loaded: {_line(error)}") from None
+    found = {
+        name: datasets.concatenate_datasets([datasets.Dataset.from_file(path) for path in files])
+        for name, files in _unpacked(spec.hub).items()
+        if files  # an empty split has none
+    }
     splits = {name: split for name in found if (split := split_name(name)) and not split.prefix}
     trains = [name for name, split in splits.items() if split.split == TRAIN]
     if len(trains) != 1:
@@ -71,6 +77,33 @@ def find_hub(spec: Data) -> Found:
     names = [trains[0], *([origin] if origin else [])]
     records = [HubRecords(spec, *parts) for parts in zip(names, tables.values(), labels, strict=True)]
     return Found(records[0], records[1] if origin else None, classes, origin, tuple(notes))
+
+
+def _unpacked(name: str) -> dict[str, list[str]]:
+    """The library's own files of every split, which a process with bounded memory has made of what others wrote.
+
+    Raises:
+        BadInput: the library refuses the set, cannot reach the Hub, or takes more than it may.
+    """
+    bounds = [str(_MOST_MEMORY), str(_MOST_FILE)]
+    command = [sys.executable, "-P", "-m", "dsd_lab.files.hub_child", name, *bounds]
+    done = subprocess.run(command, capture_output=True)
+    try:
+        answer = parse_json(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
+    except (IndexError, ValueError):
+        answer = {}
+    if reason := answer.get("unreachable"):
+        raise BadInput(
+            f"data.hub: {name!r} is not in the library's cache and the Hub cannot be reached: {_line(reason)}"
+        )
+    if reason := answer.get("refused"):
+        raise BadInput(f"data.hub: {name!r} cannot be loaded: {_line(reason)}")
+    if "splits" not in answer:
+        raise BadInput(
+            f"data.hub: {name!r} cannot be loaded: the library ended without an answer; it may take {_MOST_MEMORY / 2**30:g} GiB of memory, and {_MOST_FILE / 2**30:g} GiB a file"
+        )
+    splits: dict[str, list[str]] = answer["splits"]
+    return splits
 
 
 def _checked(spec: Data, name: str, table: Any) -> Any:
@@ -126,8 +159,17 @@ class HubRecords(StoredRecords):
         return read_plain(image["path"], MAX_BYTES)
 
     def stamp(self) -> Stamp:
-        return stamp_of(Path(file["filename"]) for file in self._table.cache_files)
+        """The library's files, and those that rows name instead of holding an image's bytes."""
+        named = []
+        if self._without_bytes():
+            named = [image["path"] for image in self._table.with_format("arrow")[self._column].to_pylist() if image]
+        files = [*(file["filename"] for file in self._table.cache_files), *(name for name in named if name)]
+        return stamp_of(path for path in map(Path, files) if path.is_file())  # decoding names what is not there
+
+    def _without_bytes(self) -> bool:
+        column = self._table.with_format("arrow")[self._column]
+        return any(chunk.field("bytes").null_count for chunk in column.chunks)
 
 
-def _line(error: Exception) -> str:
-    return shown((str(error).splitlines() or [type(error).__name__])[0])[:300]
+def _line(reason: str) -> str:
+    return shown((reason.splitlines() or [""])[0])[:300]

@@ -15,6 +15,7 @@ import torch
 from dsd_lab.core.data.assembly import Found, assemble
 from dsd_lab.core.data.dataset import DataSet
 from dsd_lab.core.data.parquet_files import split_files
+from dsd_lab.core.data.parquet_pages import LyingPages, check_pages
 from dsd_lab.core.data.records import (
     Item,
     Records,
@@ -83,6 +84,7 @@ class ParquetRecords(Records):
     def __init__(self, files: list[Path], spec: Data, root: Path) -> None:
         self._files, self._image, self._label, self._root = files, spec.image_column, spec.label_column, root
         self._starts = [0]
+        self._checked: set[Path] = set()
         self.class_names: list[str] = []
         self.labels = torch.empty(0, dtype=torch.int64)
 
@@ -95,8 +97,10 @@ class ParquetRecords(Records):
         for path in self._files:
             table = self._opened(path, labelled=False)
             if self._label in table.schema_arrow.names:
-                found = table.read(columns=[self._label])[self._label]
-                greatest = pyarrow.compute.max(found).as_py()
+                try:
+                    greatest = pyarrow.compute.max(table.read(columns=[self._label])[self._label]).as_py()
+                except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+                    raise BadInput(f"{shown(path)}: damaged labels: {_reason(error)}") from None
                 if greatest is not None and not (isinstance(greatest, int) and greatest < 0):
                     return False
         return True
@@ -111,7 +115,6 @@ class ParquetRecords(Records):
             rows = table.metadata.num_rows
             if not rows:
                 raise BadInput(f"{shown(path)}: holds no images")
-            _check_declared(path, table.metadata)
             self._starts.append(self._starts[-1] + rows)
             if self._label is None:
                 parts.append(np.zeros(rows, dtype=np.int64))
@@ -134,7 +137,7 @@ class ParquetRecords(Records):
 
         try:
             found: list[int | None] = table.read(columns=[self._label])[self._label].to_pylist()
-        except (OSError, pyarrow.ArrowException) as error:
+        except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
             raise BadInput(f"{shown(path)}: damaged labels: {_reason(error)}") from None
         return found
 
@@ -147,7 +150,7 @@ class ParquetRecords(Records):
             check_plain(path)
             table = pyarrow.parquet.ParquetFile(path)
             missing = [name for name in columns if name not in table.schema_arrow.names]
-        except (OSError, pyarrow.ArrowException) as error:
+        except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
             raise BadInput(f"{shown(path)}: {_not_parquet(path, _reason(error))}") from None
         if missing:
             raise BadInput(
@@ -157,6 +160,9 @@ class ParquetRecords(Records):
         fields = [kind.field(i).name for i in range(kind.num_fields)] if pyarrow.types.is_struct(kind) else []
         if "bytes" not in fields:
             raise BadInput(f"{shown(path)}: the column {self._image!r} is {kind}, not images as {{bytes, path}}")
+        if path not in self._checked:
+            _check_declared(path, table.metadata, {self._image, self._label})
+            self._checked.add(path)
         return table
 
     def items(self) -> Iterator[Item]:
@@ -176,7 +182,7 @@ class ParquetRecords(Records):
                         where = f"{shown(path)}: row {row} ({shown(str(image and image.get('path'))[:_MOST_NAME])})"
                         yield where, partial(_bytes, image, path.parent, self._root)
                         row += 1
-            except (OSError, pyarrow.ArrowException) as error:
+            except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
                 raise BadInput(f"{shown(path)}: damaged after row {row}: {_reason(error)}") from None
 
     def stamp(self) -> Stamp:
@@ -184,6 +190,8 @@ class ParquetRecords(Records):
 
     def _beside(self) -> Iterator[Path]:
         """Files beside the parquet files that rows name instead of holding an image's bytes."""
+        import pyarrow
+
         for path in self._files:
             table = self._opened(path, labelled=False)
             groups = [table.metadata.row_group(i) for i in range(table.metadata.num_row_groups)]
@@ -191,11 +199,14 @@ class ParquetRecords(Records):
             counted = [c.statistics for c in columns if c.path_in_schema == f"{self._image}.bytes"]
             if all(found is not None and found.null_count == 0 for found in counted):
                 continue
-            for batch in table.iter_batches(_ROWS, columns=[self._image]):
-                for image in batch.column(0).to_pylist():
+            try:
+                images = (i for b in table.iter_batches(_ROWS, columns=[self._image]) for i in b.column(0).to_pylist())
+                for image in images:
                     if image and image["bytes"] is None and image.get("path"):
                         with contextlib.suppress(OSError):  # decoding names it
                             yield _inside(image["path"], path.parent, self._root)
+            except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+                raise BadInput(f"{shown(path)}: damaged images: {_reason(error)}") from None
 
     def stored(self, cache: Path | None) -> StoredRecords:
         return pack(self, cache, self._image, self._name)
@@ -233,8 +244,8 @@ def _not_parquet(path: Path, reason: str) -> str:
     return f"not a parquet file: {reason}"
 
 
-def _check_declared(path: Path, metadata: Any) -> None:
-    """Refuse a file whose footer declares more than a data set has, before any of it is unpacked."""
+def _check_declared(path: Path, metadata: Any, columns: set[str | None]) -> None:
+    """Refuse a file that declares more than a data set has, in its footer or in front of its pages, before any of it is unpacked."""
     rows, size = metadata.num_rows, path.stat().st_size
     if rows > size:
         raise BadInput(f"{shown(path)}: declares {rows:,} rows in {size:,} bytes, more than one image a byte")
@@ -245,6 +256,14 @@ def _check_declared(path: Path, metadata: Any) -> None:
                 raise BadInput(
                     f"{shown(path)}: the column {shown(column.path_in_schema)[:_MOST_NAME]!r} declares {column.total_uncompressed_size:,} bytes in one row group; {most:,} may be unpacked of a file of {size:,} bytes"
                 )
+            if group.num_rows and column.path_in_schema.partition(".")[0] in columns:
+                try:
+                    with open_plain(path) as file:
+                        check_pages(file, column)
+                except LyingPages as error:
+                    raise BadInput(
+                        f"{shown(path)}: the column {shown(column.path_in_schema)[:_MOST_NAME]!r}: {error}"
+                    ) from None
 
 
 def _reason(error: Exception) -> str:

@@ -22,10 +22,16 @@ from dsd_lab.specs.evaluation import Generation
 from dsd_lab.specs.report import ReportSettings
 from dsd_lab.specs.trial import Trial
 
-_EXTRACTORS = {"indomain": "in-domain", "inception": "Inception"}
+_EXTRACTORS = {"indomain": "in-domain", "turns": "in-domain turns", "inception": "Inception"}
 _MOST_TRAINING = 100_000
 """Training images, at most, that FID is measured against where no statistics are given (`dsd_lab.evaluation.real_images`)."""
 _IMAGENET = "ImageNet 256"
+ADM_STATISTICS = "b32732719497e42660a9affb4a966068cba0855ac449b82015e34ec376d20758"
+"""SHA-256 of ADM's `VIRTUAL_imagenet256_labeled.npz` (2,037,122,530 bytes), which published FIDs are measured against.
+
+Its authors publish no hash. Two copies of others list this one: huggingface.co/WindATree/diffusion-data (7c6013f) and
+huggingface.co/xiangzai/reference (bd36c84).
+"""
 _SAMPLERS = {"sde": "SDE-EM"}
 _SPATIAL, _VARIATION = "latent/spatial_variance", "latent/total_variation"
 
@@ -118,8 +124,8 @@ def our_rows(groups: list[Group]) -> list[Row]:
                     guidance=_guidance(e),
                     sampler=f"{_sampler(e)}; {labels}, {name.rpartition('-')[2]}",
                     images=first.images_of(e),
-                    extractor=_extractor(e, data),
-                    data=_IMAGENET if reference and _is_imagenet(first.trial, data) else data.name,
+                    extractor=_extractor(e, data, name),
+                    data=_IMAGENET if _as_published(e) and _is_imagenet(first.trial, data) else data.name,
                     autoencoder_counted="yes",
                     pretrained_model=_pretrained_model(first.trial),
                     source=f"this sweep; statistics {reference}" if reference else "this sweep",
@@ -144,14 +150,21 @@ def _sampler(e: Generation) -> str:
     return f"{_SAMPLERS.get(e.sampler, e.sampler.capitalize())} {e.steps}"
 
 
-def _extractor(e: Generation, data: DataRecord) -> str:
+def _extractor(e: Generation, data: DataRecord, metric: str) -> str:
     """Features and what they are compared with: published statistics are another measure than training images."""
     name = _EXTRACTORS.get(e.extractor, e.extractor)
-    if e.reference is not None and name == "Inception":
-        return name  # as the published rows: against statistics
+    if _as_published(e):
+        return name
     if e.reference is not None:
         return f"{name} against statistics {(e.reference_sha256 or '')[:8]}"
-    return name if name == "in-domain" else f"{name} against {min(data.train, _MOST_TRAINING):,} training images"
+    if e.extractor == "indomain":
+        return _EXTRACTORS["turns"] if "/turns-" in metric else name
+    return f"{name} against {min(data.train, _MOST_TRAINING):,} training images"
+
+
+def _as_published(e: Generation) -> bool:
+    """Whether FID was measured as in the published rows: on Inception's features, against ADM's own file."""
+    return e.extractor == "inception" and e.reference is not None and e.reference_sha256 == ADM_STATISTICS
 
 
 def _is_imagenet(trial: Trial, data: DataRecord) -> bool:
@@ -196,8 +209,8 @@ def published_table(groups: list[Group], dots: dict[str, str]) -> Table | None:
         "Published rows carry their source; an empty cell was not published or not carried over. Parameters differ in kind: some "
         "count the autoencoder, some leave out 49 to 84 M of it. A column holds one kind of FID: one extractor on one data set; "
         "values in different columns cannot be compared, nor values at different numbers of images. Ours share the published column "
-        "where they were measured against statistics from a file, at 1,000 classes and 256 pixels; the source says which file, by the "
-        "start of its SHA-256: published FIDs are against ADM's VIRTUAL_imagenet256_labeled.npz. SDE-EM: Euler-Maruyama on the "
+        "where they were measured against ADM's VIRTUAL_imagenet256_labeled.npz, as published ones are, at 1,000 classes and 256 "
+        "pixels. Other statistics have a column each: it and the source say which, by the start of the file's SHA-256. SDE-EM: Euler-Maruyama on the "
         "stochastic equation. That DSD uses a pretrained model is a later paper's listing. The CSV file has sources in full."
     )
     colours = {r.method: dots[g.variant] for g in groups for r in ours if r.method == g.name}

@@ -1,0 +1,106 @@
+"""What the pages of a parquet file declare, read without unpacking one.
+
+A parquet reader allocates what the header in front of each page says, 2 GiB at most, and trusts it. The footer, which
+is checked before anything is read, need not agree. So headers of the pages that will be read are added up first, and
+no page may unpack to more than the footer says of its column. Headers are Thrift's compact protocol
+(https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift, `PageHeader`).
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any, BinaryIO
+
+_HEADER = 64 * 2**10
+"""Bytes that are read of a header at most: pyarrow writes and reads statistics of a page of a few kilobytes."""
+_BOOLEANS, _BYTE, _INTEGERS, _DOUBLE, _BINARY, _STRUCT = (1, 2), 3, (4, 5, 6), 7, 8, 12
+_UNCOMPRESSED, _COMPRESSED, _DICTIONARY, _VALUES = 2, 3, 7, 1
+"""Numbers of the fields that count: two of `PageHeader`, its `dictionary_page_header`, and the latter's number of values."""
+_DEEPEST = 8
+
+
+class LyingPages(ValueError):
+    """Page headers that are damaged, or that declare more than the footer does; the message says which."""
+
+
+def check_pages(file: BinaryIO, column: Any) -> None:
+    """See that the pages of a column of a row group declare no more than the footer says of it.
+
+    Args:
+        file: the parquet file, opened.
+        column: pyarrow's `ColumnChunkMetaData`.
+
+    Raises:
+        LyingPages: they declare more, or lie outside of what the footer gives them.
+    """
+    dictionary_at, at, declared = column.dictionary_page_offset or 0, column.data_page_offset, 0
+    at = dictionary_at if 0 < dictionary_at < at else at
+    end = at + column.total_compressed_size
+    while at < end:
+        file.seek(at)
+        header = io.BytesIO(file.read(min(_HEADER, end - at)))
+        fields = _struct(header, 0)
+        unpacked, packed = fields.get(_UNCOMPRESSED), fields.get(_COMPRESSED)
+        if not isinstance(unpacked, int) or not isinstance(packed, int) or unpacked < 0 or packed < 0:
+            raise LyingPages(f"the page at byte {at} has a damaged header")
+        dictionary = fields.get(_DICTIONARY)
+        values = dictionary.get(_VALUES, 0) if isinstance(dictionary, dict) else 0
+        declared += header.tell() + unpacked
+        if declared > column.total_uncompressed_size or values > unpacked:
+            raise LyingPages(
+                f"the page at byte {at} declares {unpacked:,} bytes and {values:,} different values, more than the footer's {column.total_uncompressed_size:,} bytes"
+            )
+        at += header.tell() + packed
+    if at != end:
+        raise LyingPages(f"its last page ends at byte {at:,}, and the footer says {end:,}")
+
+
+def _struct(raw: BinaryIO, depth: int) -> dict[int, Any]:
+    """Fields by number: integers and structs; what is of another type is passed over."""
+    if depth > _DEEPEST:
+        raise LyingPages("a page header is nested too deeply")
+    found: dict[int, Any] = {}
+    number = 0
+    while kind := _byte(raw):
+        number = number + (kind >> 4) if kind >> 4 else _signed(raw)
+        value = _value(raw, kind & 15, depth)
+        if isinstance(value, (int, dict)):
+            found[number] = value
+    return found
+
+
+def _value(raw: BinaryIO, kind: int, depth: int) -> Any:
+    if kind in _INTEGERS:
+        return _signed(raw)
+    if kind == _STRUCT:
+        return _struct(raw, depth + 1)
+    if kind in _BOOLEANS:
+        return None  # the type is the value
+    if kind in (_BYTE, _DOUBLE, _BINARY):
+        count = 1 if kind == _BYTE else 8 if kind == _DOUBLE else _unsigned(raw)
+        if count > _HEADER or len(raw.read(count)) < count:
+            raise LyingPages("a page header is cut")
+        return None
+    raise LyingPages("a page header holds what none has")  # lists, maps and later types: `PageHeader` has none
+
+
+def _byte(raw: BinaryIO) -> int:
+    found = raw.read(1)
+    if not found:
+        raise LyingPages("a page header is cut")
+    return found[0]
+
+
+def _unsigned(raw: BinaryIO) -> int:
+    value = 0
+    for shift in range(0, 70, 7):
+        part = _byte(raw)
+        value |= (part & 127) << shift
+        if part < 128:
+            return value
+    raise LyingPages("a page header holds a number without end")
+
+
+def _signed(raw: BinaryIO) -> int:
+    value = _unsigned(raw)
+    return (value >> 1) ^ -(value & 1)

@@ -1,0 +1,104 @@
+"""Writing and deleting below a folder without following a link, also one that is put there between a check and its use.
+
+Every step holds the folder above it open, and opens the next one by its name alone with `O_NOFOLLOW`. What the
+handles lead to cannot change any more, whatever is renamed or linked meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+from typing import BinaryIO
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+@contextlib.contextmanager
+def folder_below(root: Path, parts: tuple[str, ...], make: bool = False) -> Iterator[int]:
+    """A handle of the folder `root`/`parts`, which is reached without a link below `root`.
+
+    Args:
+        root: where it begins; may itself be a link.
+        parts: names of folders, one below the other.
+        make: whether those that are missing are made.
+
+    Raises:
+        OSError: one is missing, is a link, or is no folder.
+    """
+    handle = os.open(root, _FOLDER)
+    try:
+        for name in parts:
+            if make:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(name, dir_fd=handle)
+            inner = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=handle)
+            os.close(handle)
+            handle = inner
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def digest_in(folder: int, name: str) -> str | None:
+    """SHA-256 of a plain file in an open folder; None where there is none, or a link."""
+    try:
+        handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except OSError:
+        return None
+    with os.fdopen(handle, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if stat.S_ISREG(os.fstat(handle).st_mode) else None
+
+
+def put_in(folder: int, name: str, content: BinaryIO, mode: int) -> None:
+    """Write a file into an open folder in one step; a link of that name is replaced, not followed.
+
+    Args:
+        folder: the handle.
+        name: of the file.
+        content: what is copied.
+        mode: of the file, whatever the umask.
+    """
+    temporary = f".{name}.{secrets.token_hex(4)}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(temporary, flags, 0o600, dir_fd=folder), "wb") as file:
+            shutil.copyfileobj(content, file)
+            os.fchmod(file.fileno(), mode)
+        os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary, dir_fd=folder)
+        raise
+
+
+def remove_in(folder: int, name: str) -> None:
+    """Delete a file, a link (not what it leads to) or a whole folder in an open folder; nothing where it is not there."""
+    try:
+        if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+            shutil.rmtree(name, dir_fd=folder)  # which follows no link either
+        else:
+            os.unlink(name, dir_fd=folder)
+    except FileNotFoundError:
+        return
+
+
+def remove_below(root: Path, path: PurePath) -> bool:
+    """Delete what lies at a path below a folder, reached through no link; False where it cannot be reached so."""
+    *parts, name = path.relative_to(root).parts
+    try:
+        with folder_below(root, tuple(parts)) as folder:
+            remove_in(folder, name)
+    except (FileNotFoundError, NotADirectoryError):
+        return not os.path.lexists(path)
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link
+            return False
+        raise
+    return True

@@ -1,0 +1,42 @@
+"""The files of a data set of the Hugging Face Hub, which lie in its library's cache and in no folder of the user's."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from dsd_lab.files.atomic import read_cache, write_json
+from dsd_lab.files.index import listing_of
+from dsd_lab.specs.trial import Data
+
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+"""The library keeps a set in NAME/CONFIGURATION/VERSION/REVISION: another revision is another folder below NAME."""
+
+
+def remember_hub(folder: Path, data: Data, files: Sequence[str]) -> None:
+    """Keep which files of the library's cache a set was read from."""
+    write_json(_path(folder, data), {"files": list(files)})
+
+
+def content_of_hub(folder: Path, data: Data) -> str | None:
+    """The library's own files of a set of the Hub, as they are: every revision of it that lies in the library's cache.
+
+    By names, sizes and times: the files of one set can be hundreds of gigabytes.
+    """
+    files = read_cache(_path(folder, data)).get("files")
+    if not isinstance(files, list) or not files or not all(isinstance(name, str) for name in files):
+        return None
+    sets = {Path(name).parents[3] for name in files if len(Path(name).parents) > 4}
+    if not all(len(Path(n).parents) > 4 and _VERSION.fullmatch(Path(n).parents[1].name) for n in files):
+        return None  # images in memory, or files that lie anywhere
+    try:
+        rows = [row for place in sorted(sets) for row in listing_of(place).rows if row[0].endswith(b".arrow")]
+    except OSError:
+        return None
+    return hashlib.sha256(b"\0\n".join(part for row in rows for part in row)).hexdigest()
+
+
+def _path(folder: Path, data: Data) -> Path:
+    return folder / f"hub-{hashlib.sha256(str(data.hub).encode()).hexdigest()[:24]}.json"
