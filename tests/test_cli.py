@@ -94,7 +94,7 @@ SURFACE = {
     "forecast": {"HOME", "--json"},
     "reproduce": {"trial", "--plugin", "--from", "--data", "--json"},
     "latents": {"trial", "--plugin", "--split", "--out", "--json"},
-    "status": {"--json"},
+    "status": {"SWEEP", "--json"},
     "logs": {"trial", "--lines", "--json"},
     "doctor": {"--dry-run", "--tracking-uri", "--json"},
     "gc": {"--yes", "--json"},

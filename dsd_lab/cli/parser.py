@@ -258,7 +258,13 @@ def _add_finished(verbs: argparse._SubParsersAction) -> None:
 
 def _add_keeping(verbs: argparse._SubParsersAction) -> None:
     """What looks after the home folder."""
-    status = add_verb(verbs, "status", "show every sweep in the home folder", "dsd-lab status")
+    status = add_verb(
+        verbs,
+        "status",
+        "show every sweep in the home folder; of one that is named, what was asked of it, when and by which command",
+        "dsd-lab status collapse_ablation--quick",
+    )
+    status.add_argument("sweep", nargs="?", metavar="SWEEP", help="sweep as `dsd-lab status` lists it (default: all)")
     answers_json(status)
 
     logs = add_verb(verbs, "logs", "show what a trial recorded", "dsd-lab logs 3ddf1775b702 --lines 40")

@@ -117,9 +117,21 @@ class TrialFolder:
         recorded = status.get("state", "pending")
         if recorded == "running" and not self.is_locked():
             return "interrupted"
+        if recorded in ENDED and not self._has_records(status):
+            return "interrupted"
         if recorded in ENDED and code is not None and same_results(status.get("code")) != same_results(code):
             return "stale"
         return str(recorded)
+
+    def _has_records(self, status: dict[str, Any]) -> bool:
+        """Whether the spool of an ended trial has the size that it ended with; what was lost is trained again."""
+        written = status.get("spool_bytes")
+        if not isinstance(written, int):  # of an earlier version
+            return True
+        try:
+            return self.spool.stat().st_size >= written
+        except FileNotFoundError:
+            return False
 
     def is_locked(self) -> bool:
         """Whether a living process works on the trial."""

@@ -31,6 +31,8 @@ from dsd_lab.runs.child_environment import child_environment
 
 _PATIENCE = 10.0
 """Seconds in which a cluster must answer."""
+_PARTS = (ray_constants.PROCESS_TYPE_RAYLET, ray_constants.PROCESS_TYPE_GCS_SERVER)
+"""Ray's processes without which nothing goes on: the first gives trials their workers, the second knows where they are."""
 _SOCKET_PATH_ROOM = 43
 """Characters that Ray's socket paths leave for its folder: Linux takes 107, Ray's own part has up to 64."""
 
@@ -117,6 +119,13 @@ def _started(home: Home, cluster: dict[str, Any]) -> Iterator[None]:
         finally:
             ray.shutdown()
             _close(folder)
+
+
+def dead_process() -> str | None:
+    """The name of a process of our own Ray that has died; None where they live, or where the cluster is somebody else's."""
+    node = ray._private.worker._global_node
+    parts = node.all_processes if node is not None else {}
+    return next((name for name in _PARTS for part in parts.get(name, []) if part.process.poll() is not None), None)
 
 
 @contextlib.contextmanager

@@ -68,6 +68,11 @@ class Spool:
         os.fsync(self._file.fileno())
         return {"lines": self._next}
 
+    @property
+    def bytes(self) -> int:
+        """Size of the file so far."""
+        return self._file.tell()
+
     def _write(self, entry: dict[str, Any]) -> None:
         version = {} if self._next else {"format": FORMAT}
         line = json.dumps({"n": self._next, **version, "time": time.time(), **entry}, allow_nan=False)
