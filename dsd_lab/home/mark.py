@@ -9,7 +9,10 @@ import re
 import uuid
 from pathlib import Path
 
-MARK = "dsd-lab-home.json"
+from dsd_lab.files.bounded import read_json_object
+
+MARK, RUNS = "dsd-lab-home.json", "mlflow-runs.json"
+"""The mark, and the record of the home's runs in stores, which holds the home's id too."""
 _NOTE = "dsd-lab keeps its trials here; `dsd-lab gc` and `dsd-lab rm` delete only in folders with this file"
 
 
@@ -39,7 +42,8 @@ def mark_home(root: Path) -> str:
         fcntl.flock(file, fcntl.LOCK_EX)
         known = _id_in(file.read(4096))
         if known is None:
-            known = uuid.uuid4().hex
+            # The runs that a store has of this home name it: a mark that was lost gets the same id again.
+            known = _valid((read_json_object(root / RUNS) or {}).get("home")) or uuid.uuid4().hex
             content = {"format": 1, "home": known, "note": _NOTE}
             file.seek(0)
             file.truncate()
@@ -54,5 +58,8 @@ def _id_in(raw: bytes) -> str | None:
         content = json.loads(raw)
     except (ValueError, RecursionError):
         return None
-    found = content.get("home") if isinstance(content, dict) else None
+    return _valid(content.get("home")) if isinstance(content, dict) else None
+
+
+def _valid(found: object) -> str | None:
     return found if isinstance(found, str) and re.fullmatch(r"[0-9a-f]{32}", found) else None

@@ -18,7 +18,8 @@ def chosen_uri(given: str | None) -> str | None:
 
 
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
-_DRIVERS = {"postgresql": "psycopg2", "mysql": "pymysql", "mssql": "pymssql"}
+_DRIVERS = {"postgresql": ("psycopg2", "psycopg"), "mysql": ("pymysql",), "mssql": ("pymssql",)}
+"""What can speak with a database, the one that is asked for first; which one SQLAlchemy takes by itself differs by its version."""
 _PATIENCE = 5.0
 """Seconds in which a store has to take a connection."""
 
@@ -59,14 +60,25 @@ def refuse_unsuitable(uri: str | None) -> None:
         return
     place = urlsplit(uri)
     kind, _, named = place.scheme.partition("+")
-    driver = named or _DRIVERS.get(kind, "socket")
-    if importlib.util.find_spec(driver) is None:
-        raise NoResources(f"{shown}: {driver} is not installed; `pip install {driver}`, {later}")
+    drivers = (named,) if named else _DRIVERS.get(kind, ())
+    if drivers and not any(map(_installed, drivers)):
+        raise NoResources(f"{shown}: {drivers[0]} is not installed; `pip install {drivers[0]}`, {later}")
     try:
         port = place.port or _PORTS[kind]
         socket.create_connection((place.hostname or "127.0.0.1", port), timeout=_PATIENCE).close()
     except (OSError, ValueError) as error:
         raise NoResources(f"{shown}: nobody answers: {error}; start the server, {later}") from None
+
+
+def with_driver(uri: str) -> str:
+    """The address of a database with the name of an installed driver, where it names none: `postgresql+psycopg2://...`."""
+    kind, colon, rest = uri.partition("://")
+    driver = next(filter(_installed, _DRIVERS.get(kind, ())), None)
+    return uri if driver is None else f"{kind}+{driver}{colon}{rest}"
+
+
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 def default_uri(home: Path) -> str:
