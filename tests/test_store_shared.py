@@ -16,6 +16,7 @@ from sweeping import (
     DEADLINE,
     LONG,
     VARIANTS,
+    asking_for_password,
     free_port,
     mlflow_server,
     spooled_steps,
@@ -399,6 +400,35 @@ def _metrics(store):
         )
         for run in store.ours.runs("tags.`dsd.kind` = 'trial'")
     }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_server_that_asks_for_a_password_is_refused_before_training_and_stores_everything_with_it(
+    home, trained, tmp_path, monkeypatch, capsys
+):
+    for name in ("USERNAME", "PASSWORD", "TOKEN"):
+        monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    spec, served = write_spec(tmp_path), tmp_path / "served"
+    with mlflow_server(served, free_port()) as uri, asking_for_password(uri, "me", "pass word") as guarded:
+        for wrong in (guarded, guarded.replace("//", "//me:s3cret@")):
+            assert main(["sweep", str(spec), "--home", str(tmp_path / "new"), "--tracking-uri", wrong]) == NO_RESOURCES
+            (line,) = capsys.readouterr().err.splitlines()
+            assert "refuses this user; set MLFLOW_TRACKING_USERNAME" in line and "s3cret" not in line
+            with pytest.raises(StoreUnavailable) as refused:
+                Store(home, wrong).sync(trained[1])
+            assert "\n" not in str(refused.value) and "s3cret" not in str(refused.value)
+        assert not (tmp_path / "new" / "trials").exists()
+        refuse_unsuitable(guarded.replace("//", "//me:pass%20word@"))
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "pass word")
+        refuse_unsuitable(guarded)
+        assert Store(home, guarded).sync(trained[1]) > 0
+        assert Store(home, guarded).sync(trained[1]) == 0
+        found = Store(home, guarded).read(trained[1], tmp_path / "scratch")  # its artifacts come through it too
+        assert all((trial.folder / "history.parquet").exists() for trial in found)
+    assert stored_steps(Home(served)) == spooled_steps(home, trained[2])
 
 
 def _held(served):

@@ -191,8 +191,9 @@ def _finish_uploader(uploader: subprocess.Popen[bytes], console: LabConsole, pat
     except subprocess.TimeoutExpired:
         uploader.kill()
         uploader.wait()
+        code = -1
+    if code < 0:  # it was killed, by us or such as for want of memory; else it has said itself what was wrong
         _say(console, "the store is behind; nothing is lost, `dsd-lab report` or the next sweep stores the rest")
-        return
     if code == 0 and time.monotonic() - began > 1:
         _say(console, f"stored in {duration(time.monotonic() - began)}")
 

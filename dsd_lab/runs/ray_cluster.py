@@ -102,6 +102,7 @@ def _started(home: Home, cluster: dict[str, Any]) -> Iterator[None]:
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     with short_path(folder, _SOCKET_PATH_ROOM) as short, _environment(token, without=("RAY_AUTH_TOKEN_PATH",)):
         try:
+            ray._private.worker.print_to_stdstream = _print_shortly
             with _loopback():
                 ray.init(
                     **{
@@ -118,6 +119,7 @@ def _started(home: Home, cluster: dict[str, Any]) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+            ray._private.worker.print_to_stdstream = _PRINT
             _close(folder)
 
 
@@ -180,6 +182,16 @@ def _close(folder: Path) -> None:
         with contextlib.suppress(OSError):  # another user's, or removed meanwhile
             if path.is_dir() and not path.is_symlink() and path.stat().st_mode & 0o002:
                 path.chmod(0o700)
+
+
+def _print_shortly(data: dict[str, Any], ignore_prefix: bool) -> None:
+    """What Ray tells of itself, without the lines of its logs that it adds where its raylet has died."""
+    lines = [line for line in data["lines"] if "of the Raylet logs:" not in line]
+    if lines:
+        _PRINT({**data, "lines": lines}, ignore_prefix)
+
+
+_PRINT = ray._private.worker.print_to_stdstream
 
 
 @contextlib.contextmanager
