@@ -25,6 +25,10 @@ _AT_ONCE = 2
 """Commands that run in the home at once, the sweep and its second driver not among them."""
 
 
+_NEED_A_WORKER = ("kill_worker", "stop_worker", "damage_checkpoint", "damage_trial")
+"""Strikes that wait until a trial runs."""
+
+
 class Strikes:
     """Strikes on a sweep, chosen at random from a seed; the sweep itself is driven by the class that inherits from this one.
 
@@ -57,18 +61,24 @@ class Strikes:
         self.random, self.strikes, self.files = random.Random(seed), Counter[str](), Counter[str]()
         self.beside: list[tuple[str, subprocess.Popen[str], Any]] = []
         self.ended_in: dict[str, int] = {}
+        self.waiting: Callable[[], bool] | None = None
+        """The strike that had nothing to strike."""
 
     def strike(self) -> bool:
-        """Strike at random; False where nothing was there to be struck."""
+        """Strike at random; False where nothing is there to be struck. A strike on a worker is tried again the next time.
+
+        Else a sweep that only just starts, and has no workers, would be met by nothing but strikes on itself.
+        """
         kinds: dict[Callable[[], bool], int] = {
             self.kill_worker: 4, self.kill_driver: 1, self.stop_worker: 2, self.stop_driver: 1, self.take_store: 1,
             self.damage_checkpoint: 3, self.damage_trial: 4, self.damage_ended: 1, self.damage_home: 2,
             self.kill_uploader: 1, self.kill_raylet: 1, self.second_driver: 1, self.same_driver: 1,
             self.gc: 1, self.report: 1, self.import_other: 1, self.remove_other: 1,
         }  # fmt: skip
-        (kind,) = self.random.choices(list(kinds), list(kinds.values()))
-        if struck := kind():
-            self.strikes[kind.__name__] += 1
+        kind = self.waiting or self.random.choices(list(kinds), list(kinds.values()))[0]
+        struck = kind()
+        self.waiting = kind if not struck and kind.__name__ in _NEED_A_WORKER else None
+        self.strikes[kind.__name__] += struck
         return struck
 
     # -- Processes -----------------------------------------------------------------------------------

