@@ -9,6 +9,7 @@ from sweeping import run, train_here, write_spec
 from dsd_lab.cli.main import main
 from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK, UNEXPECTED
 from dsd_lab.home.home import Home
+from dsd_lab.runs import ray_cluster
 from dsd_lab.runs.open_files import allow_open_files
 from dsd_lab.specs.loading import load_sweep
 
@@ -110,3 +111,15 @@ def test_too_few_open_files_are_refused_and_a_soft_limit_is_raised(tmp_path, cap
     limits[0] = (64, resource.RLIM_INFINITY)
     allow_open_files()
     assert asked[-1] == (4096, resource.RLIM_INFINITY)
+
+
+@pytest.mark.parametrize("told", ["The current node timed out during startup.\nThis could happen", ""])
+def test_a_ray_that_does_not_start_is_one_line(told, tmp_path, capsys, monkeypatch):
+    def fails(**_):
+        raise Exception(told)
+
+    monkeypatch.setattr(ray_cluster.ray, "init", fails)
+    code = main(["sweep", str(write_spec(tmp_path)), "--home", str(tmp_path / "home"), "--no-tracking"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert code == NO_RESOURCES and f"Ray does not start: {told.partition(chr(10))[0] or 'Exception'} (its logs" in line
+    assert not Home(tmp_path / "home").manifests()  # a sweep that was refused leaves no record

@@ -24,7 +24,7 @@ from ray._private.node import Node
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.job_config import JobConfig
 
-from dsd_lab.errors import NoResources
+from dsd_lab.errors import NoResources, comes_from_full_disk
 from dsd_lab.files.short_paths import short_path
 from dsd_lab.home.home import Home
 from dsd_lab.runs.child_environment import child_environment
@@ -103,19 +103,27 @@ def _started(home: Home, cluster: dict[str, Any]) -> Iterator[None]:
     with short_path(folder, _SOCKET_PATH_ROOM) as short, _environment(token, without=("RAY_AUTH_TOKEN_PATH",)):
         try:
             ray._private.worker.print_to_stdstream = _print_shortly
-            with _loopback():
-                ray.init(
-                    **{
-                        "address": "local",
-                        "include_dashboard": False,
-                        "log_to_driver": False,
-                        "logging_level": logging.ERROR,
-                        "object_store_memory": 200 * 1024**2,
-                        "job_config": _job(),
-                        "_temp_dir": str(short),
-                        **cluster,
-                    }
-                )
+            try:
+                with _loopback():
+                    ray.init(
+                        **{
+                            "address": "local",
+                            "include_dashboard": False,
+                            "log_to_driver": False,
+                            "logging_level": logging.ERROR,
+                            "object_store_memory": 200 * 1024**2,
+                            "job_config": _job(),
+                            "_temp_dir": str(short),
+                            **cluster,
+                        }
+                    )
+            except Exception as error:  # Ray raises plain ones
+                full = "the disk is full" if comes_from_full_disk(error) else None
+                reason = full or (str(error).splitlines() or [type(error).__name__])[0]
+                raise NoResources(
+                    f"Ray does not start: {reason} (its logs are in {folder}); where the machine was too busy, run the same "
+                    "command again"
+                ) from None
             yield
         finally:
             ray.shutdown()

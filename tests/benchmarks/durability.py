@@ -59,25 +59,26 @@ def measure(spec: Path, sets: list[str], variant: str, trials: int, folder: Path
     torch.set_num_threads(1)
     planned = next(t for t in load_sweep(spec, sets=sets).trials if t.variant == variant)
     shelf, shares, found = DataShelf(), [], {}
-    for number in range(trials + 1):  # the first one reads the data, and is not counted
+    for number in range(trials):
         home = Home(folder / f"home{number}")
         home.prepare()
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         with Flushes() as flushes:
             for _ in run_trial(home, planned, [], shelf):
                 pass
-        took = time.perf_counter() - began
+        took, worked = time.perf_counter() - began, time.process_time() - worked
         assert list_checkpoints(home.trial(planned.id).checkpoints), home.trial(planned.id).status()
         checkpoints = sum(line["kind"] == "checkpoint" for line in read_spool(home.trial(planned.id).spool))
-        if number:
-            shares.append(sum(flushes.seconds) / took)
-            found = {
-                "trial_seconds": round(took, 2),
-                "checkpoints": checkpoints,
-                "flushes": len(flushes.seconds),
-                "median_flush_ms": round(1e3 * statistics.median(flushes.seconds), 3),
-                "flushing_seconds": round(sum(flushes.seconds), 4),
-            }
+        # On a machine that others use the clock runs on while the trial does not: its own time is the stricter measure.
+        shares.append(sum(flushes.seconds) / min(took, worked))
+        found = {
+            "trial_seconds": round(took, 2),
+            "processor_seconds": round(worked, 2),
+            "checkpoints": checkpoints,
+            "flushes": len(flushes.seconds),
+            "median_flush_ms": round(1e3 * statistics.median(flushes.seconds), 3),
+            "flushing_seconds": round(sum(flushes.seconds), 4),
+        }
     shown = {"share": round(statistics.median(shares), 5), "shares": [round(share, 5) for share in shares]}
     return {"trial": planned.name, "load": round(os.getloadavg()[0], 1), **shown, "last": found}
 
