@@ -19,6 +19,7 @@ HISTORY = (
     "dsd.git_dirty",
     "mlflow.source.git.commit",
     "mlflow.parentRunId",
+    "dsd.home",
 )
 """Tags that tell how a result came about, and not what it is."""
 
