@@ -20,6 +20,7 @@ HISTORY = (
     "mlflow.source.git.commit",
     "mlflow.parentRunId",
     "dsd.home",
+    "dsd.command",
 )
 """Tags that tell how a result came about, and not what it is."""
 

@@ -219,7 +219,7 @@ def soak(
     stored, undisturbed = stored_trials(folder / "served"), stored_trials(whole.root)
     stored = {i: runs for i, runs in stored.items() if i in ids}  # the third sweep's reports are nobody's concern
     assert stored.keys() == undisturbed.keys() == set(ids)
-    differing = [i for i in ids if stored[i] != undisturbed[i]]
+    differing = {i: _difference(stored[i], undisturbed[i]) for i in ids if stored[i] != undisturbed[i]}
     assert not differing, f"the store's runs of these trials are not what they would have been: {differing}"
     assert {len(runs) for runs in stored.values()} == {1}
     return {
@@ -234,6 +234,19 @@ def soak(
         "seconds_undisturbed_in_one_process": round(quiet),
         "metric_rows": sum(len(run["metrics"]) for (run,) in stored.values()),
     }
+
+
+def _difference(found: list[dict], expected: list[dict]) -> str:
+    """What of a trial's first run in a store is not as expected, shortly."""
+    parts = [(key, found[0][key], expected[0][key]) for key in expected[0] if found[0][key] != expected[0][key]]
+    return "; ".join(f"{key}: {_apart(a, b)} for {_apart(b, a)}" for key, a, b in parts) or f"{len(found)} runs"
+
+
+def _apart(one: object, other: object) -> str:
+    """What one has and the other has not."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        one = {key: value for key, value in one.items() if other.get(key) != value}
+    return str(one)[:300]
 
 
 def main() -> int:
