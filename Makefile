@@ -1,7 +1,8 @@
 # make sweep     install, run the quick ablation on real images, write the report
 # make test      install with test extras, the test suite (at most 10 minutes)
 # make test-all  the suite with the slow tests (at most 30 minutes)
-# make soak     hundreds of tiny trials under fire: workers, drivers, checkpoints and the store are struck (40 minutes)
+# make test-lowest  the fast part of the suite with the lowest versions that pyproject.toml allows (4 GB, removed by `make clean`)
+# make soak      tiny trials under fire for 20 minutes: processes are killed, files damaged, other commands run in the home
 # make fuzz      damaged and forged files of every kind for FUZZ_SECONDS (an hour): each is refused in a line or can be read
 # make bench     tests/benchmarks on a few shipped specs and sweeps, compared with targets (a quarter of an hour on an idle machine)
 # make bench-gpu the same for the paper's sizes on a GPU: memory and MFU, eager and compiled; small
@@ -18,7 +19,7 @@ BENCH ?= experiments/collapse_ablation.yaml experiments/component_ablation.yaml 
 # One thread a process unless a spec says otherwise: trials run side by side on the machine's cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: sweep test test-all soak fuzz bench bench-gpu check docs clean
+.PHONY: sweep test test-all test-lowest soak fuzz bench bench-gpu check docs clean
 
 sweep: .venv/.installed
 	$(BIN)/dsd-lab sweep $(SPEC)
@@ -30,8 +31,14 @@ test: .venv/.installed-test check
 test-all: .venv/.installed-test
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --disable-pip-version-check -q $$($(PYTHON) tests/lowest.py)
+	.venv-lowest/bin/pip install --disable-pip-version-check -q -e '.[test]'
+	.venv-lowest/bin/python -m pytest -p no:cacheprovider -n auto --maxprocesses 4 -m "not slow"
+
 soak: .venv/.installed-test
-	$(BIN)/python tests/soak.py --trials 200 --seed 0
+	$(BIN)/python tests/soak.py --trials 100 --minutes 20 --seed 0
 
 fuzz: .venv/.installed-test
 	FUZZ_SECONDS=$(FUZZ_SECONDS) nice -n 10 $(BIN)/python -m pytest -p no:cacheprovider --timeout=0 tests/test_fuzz_files.py tests/test_fuzz_foreign.py
@@ -72,4 +79,4 @@ docs: .venv/.installed-docs
 	@touch $@
 
 clean:
-	rm -rf .venv site
+	rm -rf .venv .venv-lowest site

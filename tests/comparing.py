@@ -19,6 +19,8 @@ HISTORY = (
     "dsd.git_dirty",
     "mlflow.source.git.commit",
     "mlflow.parentRunId",
+    "dsd.home",
+    "dsd.command",
 )
 """Tags that tell how a result came about, and not what it is."""
 

@@ -1,19 +1,19 @@
-"""The soak: a sweep of hundreds of tiny trials that is struck every few seconds, and must end as if nothing had happened.
+"""The soak: a sweep of many tiny trials that is struck every few seconds, and must end as if nothing had happened.
 
-    python tests/soak.py --trials 200 --seed 0        (make soak)
+    python tests/soak.py --trials 100 --minutes 20 --seed 0        (make soak)
 
-Strikes come from a fixed seed: a worker is killed; the driver is killed and started again; a worker or the driver is
-stopped and continued; a worker is killed and the newest checkpoint of its trial damaged; MLflow's server is killed and
-started again later. At the end the manifest, every trial's weights, records and pictures, and the rows of the store
-have to be those of a sweep of the same spec that nothing struck, and no trial that had ended may have been run again.
+Strikes (`strikes.py`) come from a fixed seed: workers, the driver, the uploader, Ray's raylet and MLflow's server are
+killed or suspended; files of trials, caches and records are cut short, emptied or removed; `gc`, `rm`, `report`,
+`import`, the same sweep and another sweep of the same trials run in the same home. At the end the manifest, every
+trial's weights, records and pictures, and the rows of the store have to be those of a sweep of the same spec that
+nothing struck, and no trial that had ended, and whose files nobody touched since, may have been run again.
 """
 
 import argparse
 import contextlib
 import json
-import os
-import random
-import signal
+import math
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,19 +22,11 @@ from pathlib import Path
 
 from comparing import record_of, stored_trials
 from leftovers import nothing_left
-from sweeping import (
-    DEADLINE,
-    VARIANTS,
-    free_port,
-    mlflow_server,
-    start,
-    train_here,
-    wait_until,
-    write_spec,
-)
+from strikes import Strikes
+from sweeping import DEADLINE, VARIANTS, free_port, mlflow_server, start, train_here, wait_until, write_spec
 
-from dsd_lab.core.training.checkpoints import list_checkpoints
-from dsd_lab.errors import NO_RESOURCES, OK, TRIALS_FAILED
+from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK, TRIALS_FAILED
+from dsd_lab.home.exporting import export_sweep
 from dsd_lab.home.home import Home
 from dsd_lab.home.trial_folder import ENDED
 from dsd_lab.store.faults import StoreUnavailable
@@ -46,32 +38,36 @@ TRIAL = {
     "observation": {"log_every": 10, "checkpoint_every": 10, "images_every": 60, "images": 2},
 }
 VARIANTS_HERE = ("dsd", "control", "naive", "wild")
-AWAY = 8.0
-"""Seconds for which the store is away."""
+QUIET = 3
+"""Times at most that the sweep is started once more when nothing strikes it."""
 MISSED = 0.1
 """Seconds to the next try where no trial was running that could be struck."""
 
 
-class Soak:
+class Soak(Strikes):
     """A sweep under fire.
 
     Args:
         spec: its file.
+        second: file of a sweep that shares some of its trials.
+        exported: folder of a third sweep's export.
         ids: of its trials.
         home: where it runs.
         served: folder of the MLflow server.
         seed: of the strikes.
     """
 
-    def __init__(self, spec: Path, ids: list[str], home: Home, served: Path, seed: int) -> None:
-        self.spec, self.ids, self.home, self.served = spec, ids, home, served
-        self.random, self.strikes = random.Random(seed), Counter()
+    def __init__(
+        self, spec: Path, second: Path, exported: Path, ids: list[str], home: Home, served: Path, seed: int
+    ) -> None:
+        super().__init__(seed)
+        self.spec, self.second, self.exported, self.ids, self.home, self.served = (
+            spec, second, exported, ids, home, served,
+        )  # fmt: skip
         self.port, self.server, self.back_at = free_port(), contextlib.ExitStack(), 0.0
         self.starts = 0
         self.store_was_away = False
         """Whether the store was away at any moment of the present driver's life, its start included."""
-        self.ended_in: dict[str, int] = {}
-        """The attempt in which each trial ended, as it was when that was first seen."""
         self.serve()
         self.driver = self.drive()
 
@@ -85,7 +81,7 @@ class Soak:
         self.server.enter_context(mlflow_server(self.served, self.port))
         self.back_at = 0.0
 
-    def drive(self):
+    def drive(self) -> subprocess.Popen[str]:
         self.starts += 1
         self.store_was_away = bool(self.back_at)
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
@@ -99,114 +95,72 @@ class Soak:
                 self.ended_in[trial] = self.home.trial(trial).status().attempt
         return len(self.ended_in) == len(self.ids)
 
-    def workers(self) -> dict[str, int]:
-        """Running trials and the processes that run them."""
-        held = [i for i in self.ids if (self.home.trial(i).root / "lock").exists()]
-        running = [i for i in held if self.home.trial(i).state() == "running"]
-        return {i: int(self.home.trial(i).status().pid) for i in running}
-
-    # -- Strikes -------------------------------------------------------------------------------------
-
-    def strike(self) -> bool:
-        """Strike at random; False where nothing was there to be struck."""
-        kinds = (self.kill_worker, self.kill_driver, self.stop_worker, self.stop_driver, self.damage, self.take_store)
-        kind = self.random.choices(kinds, (4, 1, 2, 1, 3, 1))[0]
-        if struck := kind():
-            self.strikes[kind.__name__] += 1
-        return struck
-
-    def _victim(self) -> tuple[str, int] | None:
-        workers = self.workers()
-        return self.random.choice(sorted(workers.items())) if workers else None
-
-    def kill_worker(self) -> bool:
-        victim = self._victim()
-        return victim is not None and _send(victim[1], signal.SIGKILL)
-
-    def damage(self) -> bool:
-        """The newest checkpoint of a trial whose worker has just died is cut short, or one of its bytes is another."""
-        victim = self._victim()
-        if victim is None or not _send(victim[1], signal.SIGKILL):
-            return False
-        for newest in list_checkpoints(self.home.trial(victim[0]).checkpoints)[:1]:
-            path = newest / "tensors.safetensors"
-            with contextlib.suppress(FileNotFoundError):
-                raw = bytearray(path.read_bytes())
-                raw[self.random.randrange(len(raw))] ^= 1
-                path.write_bytes(raw[: len(raw) // 2] if self.random.random() < 0.5 else raw)
-                return True
-        return False
-
-    def stop_worker(self) -> bool:
-        victim = self._victim()
-        return victim is not None and self._suspend(victim[1])
-
-    def stop_driver(self) -> bool:
-        return self._suspend(self.driver.pid)
-
-    def _suspend(self, process: int) -> bool:
-        if not _send(process, signal.SIGSTOP):
-            return False
-        time.sleep(self.random.uniform(0.5, 2.0))
-        return _send(process, signal.SIGCONT)
-
-    def kill_driver(self) -> bool:
-        self.driver.kill()
-        self.driver.wait(DEADLINE)
-        wait_until(lambda: not self.workers(), "its workers have died with it")
-        self.driver = self.drive()
-        return True
-
-    def take_store(self) -> bool:
-        if self.back_at:
-            return False
-        self.server.close()
-        self.back_at = time.monotonic() + AWAY
-        self.store_was_away = True
-        return True
-
     # -- All of it -----------------------------------------------------------------------------------
 
-    def run(self, every: float, most: float, strikes: int | None) -> None:
-        """Strike until every trial has ended (or so often), then bring the store up to it."""
-        until = time.monotonic() + most
+    def run(self, every: float, most: float, strikes: int | None, striking: float) -> None:
+        """Strike until every trial has ended, or so often or so long; then one more sweep, which nothing strikes.
+
+        Args:
+            every: seconds between strikes, on average.
+            most: seconds after which it has failed.
+            strikes: how many; None is as many as there is time for.
+            striking: seconds for which it is struck.
+        """
+        began = time.monotonic()
         while not self.ended():
-            if time.monotonic() > until:
-                raise AssertionError(
-                    f"did not end in {most:g} s: {Counter(self.home.trial(i).state() for i in self.ids)}"
-                )
-            code = self.driver.poll()
-            if code is not None:
-                # While the store is away a sweep does not begin. It may be back before that driver's end is noticed.
-                if code not in (OK, TRIALS_FAILED, *((NO_RESOURCES,) if self.store_was_away else ())):
-                    self.log.seek(0)
-                    raise AssertionError(f"the sweep ended with {code}:\n{self.log.read().decode()[-3000:]}")
-                self.driver = self.drive()  # a trial whose workers were killed three times has failed
-            if self.back_at and time.monotonic() > self.back_at:
+            now = time.monotonic()
+            if now - began > most:
+                states = Counter(self.home.trial(i).state() for i in self.ids)
+                raise AssertionError(f"did not end in {most:g} s: {states}")
+            if self.driver.poll() is not None:
+                self._judge(self.driver.returncode)
+                self.driver = self.drive()
+            if self.back_at and now > self.back_at:
                 self.serve()
-            missed = (strikes is None or sum(self.strikes.values()) < strikes) and not self.strike()
+            self.look_beside()
+            on = now - began < striking and (strikes is None or sum(self.strikes.values()) < strikes)
+            missed = on and not self.strike()
             time.sleep(MISSED if missed else self.random.uniform(0.5, 1.5) * every)
         if self.back_at:
             self.serve()
         self.driver.wait(DEADLINE)
+        self.look_beside(wait=True)
+        self._judge(self.driver.returncode)
+        for _ in range(QUIET):  # the last strikes may have left what a sweep refuses, or trials that have to end again
+            self.driver = self.drive()
+            self.driver.wait(DEADLINE)
+            self._judge(self.driver.returncode)
+            if self.driver.returncode == OK and self.ended():
+                break
+        assert self.driver.returncode == OK and self.ended(), self._said()
         wait_until(self._stored, "a store that is back takes what it missed")
         self.server.close()
+
+    def _judge(self, code: int) -> None:
+        """A sweep that ends has said why in a line, and that may be mended as the line says."""
+        said = self._said()
+        assert "Traceback" not in said, said[-5000:]
+        history = self.home.sweep_folder("soak") / "revisions.json"
+        if code == BAD_INPUT and f"{history}: is damaged" in said:
+            history.unlink()
+            return
+        # While the store is away a sweep does not begin; it may be back before that driver's end is noticed. Without its
+        # raylet a sweep has no workers. A command of the same spec may have come first.
+        away = self.store_was_away or "Ray" in said
+        ran_twice = code == BAD_INPUT and "is already running" in said
+        assert code in (OK, TRIALS_FAILED) or ran_twice or (code == NO_RESOURCES and away), f"{code}: {said[-3000:]}"
+
+    def _said(self) -> str:
+        self.log.seek(0)
+        return self.log.read().decode()
 
     def _stored(self) -> bool:
         """Bring the store up to the home folder; one that just came back, on a busy machine, may need to be asked again."""
         try:
-            Store(self.home, self.uri).sync(next(iter(self.home.manifests().values())))
+            Store(self.home, self.uri).sync(self.home.manifests()["soak"])
         except StoreUnavailable:
             return False
         return True
-
-
-def _send(process: int, number: int) -> bool:
-    try:
-        os.kill(process, number)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def soak(
@@ -217,6 +171,7 @@ def soak(
     steps: int = 60,
     most: float = 7200.0,
     strikes: int | None = None,
+    striking: float = math.inf,
 ) -> dict:
     """Run it; returns figures.
 
@@ -228,6 +183,7 @@ def soak(
         steps: of a trial.
         most: seconds after which it has failed.
         strikes: how many; None strikes to the end.
+        striking: seconds for which it is struck.
 
     Raises:
         AssertionError: something is not as if nothing had happened.
@@ -238,17 +194,22 @@ def soak(
     began = time.monotonic()
     whole, home = Home(folder / "whole"), Home(folder / "home")
     plan = train_here(whole, spec)
+    sharing = write_spec(folder / "sharing", variants, base=base, seeds=[0], name="second")
+    third = Home(folder / "third")
+    train_here(third, write_spec(folder / "other", {"dsd": {}}, name="other"))
+    export_sweep(third, third.manifests()["other"], folder / "exported", weights=True)
     ids, quiet = [t.id for t in plan.trials], time.monotonic() - began
     began = time.monotonic()
     with nothing_left():
-        struck = Soak(spec, ids, home, folder / "served", seed)
+        struck = Soak(spec, sharing, folder / "exported", ids, home, folder / "served", seed)
         try:
-            struck.run(every, most, strikes)
+            struck.run(every, most, strikes, striking)
         finally:
             struck.driver.kill()
+            struck.end_beside()
             struck.server.close()
         took = time.monotonic() - began
-    (manifest,), (expected,) = home.manifests().values(), whole.manifests().values()
+    manifest, expected = home.manifests()["soak"], whole.manifests()["soak"]
     assert manifest.ids == expected.ids
     different = [i for i in ids if record_of(home, i) != record_of(whole, i)]
     assert not different, f"these trials are not what they would have been: {different}"
@@ -256,14 +217,16 @@ def soak(
     assert attempts == struck.ended_in, "a trial that had ended was run again"
     Store(whole).sync(expected)
     stored, undisturbed = stored_trials(folder / "served"), stored_trials(whole.root)
+    stored = {i: runs for i, runs in stored.items() if i in ids}  # the third sweep's reports are nobody's concern
     assert stored.keys() == undisturbed.keys() == set(ids)
-    differing = [i for i in ids if stored[i] != undisturbed[i]]
+    differing = {i: _difference(stored[i], undisturbed[i]) for i in ids if stored[i] != undisturbed[i]}
     assert not differing, f"the store's runs of these trials are not what they would have been: {differing}"
     assert {len(runs) for runs in stored.values()} == {1}
     return {
         "trials": len(ids),
         "states": dict(Counter(home.trial(i).state() for i in ids)),
         "strikes": dict(struck.strikes),
+        "files": dict(struck.files),
         "struck": sum(struck.strikes.values()),
         "attempts": sum(attempts.values()),
         "drivers": struck.starts,
@@ -273,15 +236,38 @@ def soak(
     }
 
 
+def _difference(found: list[dict], expected: list[dict]) -> str:
+    """What of a trial's first run in a store is not as expected, shortly."""
+    parts = [(key, found[0][key], expected[0][key]) for key in expected[0] if found[0][key] != expected[0][key]]
+    return "; ".join(f"{key}: {_apart(a, b)} for {_apart(b, a)}" for key, a, b in parts) or f"{len(found)} runs"
+
+
+def _apart(one: object, other: object) -> str:
+    """What one has and the other has not."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        one = {key: value for key, value in one.items() if other.get(key) != value}
+    return str(one)[:300]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="A sweep that is struck every few seconds.")
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=300, help="of each trial")
     parser.add_argument("--every", type=float, default=3.0, help="seconds between strikes, on average")
+    parser.add_argument(
+        "--minutes", type=float, default=20.0, help="for which it is struck; what is left then runs in peace"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        figures = soak(Path(folder), arguments.trials, arguments.seed, arguments.every, arguments.steps)
+        figures = soak(
+            Path(folder),
+            arguments.trials,
+            arguments.seed,
+            arguments.every,
+            arguments.steps,
+            striking=60 * arguments.minutes,
+        )
     print(json.dumps(figures, indent=1))
     return 0
 

@@ -1,6 +1,8 @@
 """What the end-to-end tests share: a tiny spec, ways to run it, and what a trial leaves behind."""
 
+import base64
 import contextlib
+import http.server
 import io
 import json
 import os
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import requests
 import torch
 import yaml
 
@@ -33,8 +36,8 @@ from dsd_lab.specs.sweep import Plan, PlannedTrial
 from dsd_lab.specs.trial import Generation
 from dsd_lab.store.replay import stored_metrics
 
-DEADLINE = 240.0
-"""Seconds after which something that a test waits for will not happen any more."""
+DEADLINE = float(os.environ.get("DSD_LAB_TEST_DEADLINE", "240"))
+"""Seconds after which something that a test waits for will not happen any more; more on a machine that many share."""
 
 BASE = {
     "network": {"width": 16, "heads": 2, "encode_blocks": 1, "denoise_blocks": 1, "decode_blocks": 1},
@@ -330,6 +333,47 @@ def slow_proxy(uri: str, seconds: float) -> Iterator[str]:
         threading.Thread(target=serve, daemon=True).start()
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         listening.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def asking_for_password(uri: str, user: str, password: str) -> Iterator[str]:
+    """A server on loopback that passes on to another what comes with a user's name and password, and answers 401 to the rest."""
+    expected = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def handle_one_request(self) -> None:
+            self.raw_requestline = self.rfile.readline(65537)
+            if not self.raw_requestline or not self.parse_request():
+                self.close_connection = True
+                return
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if self.headers.get("Authorization") != expected:
+                code, content, kind = 401, b"who are you?", "text/plain"
+            else:
+                kept = {
+                    name: value for name, value in self.headers.items() if name.lower() not in ("host", "connection")
+                }
+                answer = requests.request(self.command, uri + self.path, headers=kept, data=body, timeout=DEADLINE)
+                code, content, kind = (
+                    answer.status_code,
+                    answer.content,
+                    answer.headers.get("Content-Type", "text/plain"),
+                )
+            self.send_response(code)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Connection", "close")
+            self.end_headers()
+            self.wfile.write(content)
+            self.close_connection = True
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
 
 
 def in_child(work: Callable[[], Any]) -> int:

@@ -1,13 +1,16 @@
 """Bad input that is not in a spec's text: places, options, and specs that change; the numbers are the catalogue's."""
 
 import os
+import resource
 
 import pytest
 from sweeping import run, train_here, write_spec
 
 from dsd_lab.cli.main import main
-from dsd_lab.errors import BAD_INPUT, OK, UNEXPECTED
+from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK, UNEXPECTED
 from dsd_lab.home.home import Home
+from dsd_lab.runs import ray_cluster
+from dsd_lab.runs.open_files import allow_open_files
 from dsd_lab.specs.loading import load_sweep
 
 
@@ -90,3 +93,33 @@ def test_b39_a_spec_whose_records_alone_were_edited_keeps_its_trials(tmp_path):
     write_spec(tmp_path, base={"observation": {"log_every": 1}})
     _, answer = run("plan", spec, "--home", home.root)
     assert [t["status"] for t in answer["trials"]] == ["done"]
+
+
+def test_a_home_whose_path_leaves_no_room_for_the_names_below_it_is_refused(tmp_path, capsys):
+    long = tmp_path.joinpath(*["long" * 50] * 19)
+    assert "bytes is too long; the longest is 3,695" in refused(capsys, "sweep", write_spec(tmp_path), "--home", long)
+
+
+def test_too_few_open_files_are_refused_and_a_soft_limit_is_raised(tmp_path, capsys, monkeypatch):
+    limits, asked = [(64, 200)], []
+    monkeypatch.setattr(resource, "getrlimit", lambda what: limits[0])
+    monkeypatch.setattr(resource, "setrlimit", lambda what, pair: asked.append(pair))
+    assert main(["sweep", str(write_spec(tmp_path)), "--home", str(tmp_path / "home")]) == NO_RESOURCES
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "allows 200 open files a process, and a sweep needs 256" in line and "ulimit -n" in line
+    assert asked == [(200, 200)] and not (tmp_path / "home").exists()
+    limits[0] = (64, resource.RLIM_INFINITY)
+    allow_open_files()
+    assert asked[-1] == (4096, resource.RLIM_INFINITY)
+
+
+@pytest.mark.parametrize("told", ["The current node timed out during startup.\nThis could happen", ""])
+def test_a_ray_that_does_not_start_is_one_line(told, tmp_path, capsys, monkeypatch):
+    def fails(**_):
+        raise Exception(told)
+
+    monkeypatch.setattr(ray_cluster.ray, "init", fails)
+    code = main(["sweep", str(write_spec(tmp_path)), "--home", str(tmp_path / "home"), "--no-tracking"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert code == NO_RESOURCES and f"Ray does not start: {told.partition(chr(10))[0] or 'Exception'} (its logs" in line
+    assert not Home(tmp_path / "home").manifests()  # a sweep that was refused leaves no record

@@ -14,7 +14,7 @@ from dsd_lab.errors import NO_RESOURCES, OK, TRIALS_FAILED, comes_from_full_disk
 INSIDE = """
 import json, subprocess, sys
 from pathlib import Path
-from sweeping import command, wait_until
+from sweeping import DEADLINE, command, wait_until
 home, fill = Path("/mnt/home"), Path("/mnt/fill")
 sweep = command("sweep", sys.argv[1], "--home", home)
 first = subprocess.Popen(sweep, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -25,9 +25,12 @@ try:
             file.write(bytes(4096))
 except OSError:
     pass
-output = first.communicate()[0]
+try:
+    output = first.communicate(timeout=DEADLINE)[0]
+finally:
+    first.kill()
 fill.unlink()
-again = subprocess.run(sweep, capture_output=True, text=True)
+again = subprocess.run(sweep, capture_output=True, text=True, timeout=DEADLINE)
 print(json.dumps([first.returncode, output, again.returncode, again.stdout + again.stderr]))
 """
 
@@ -37,12 +40,13 @@ print(json.dumps([first.returncode, output, again.returncode, again.stdout + aga
 def test_f4_a_disk_that_fills_up_in_mid_sweep_is_told_of_and_the_same_command_goes_on(tmp_path):
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("this machine allows no mount namespace")
-    spec = write_spec(tmp_path, base={"training": {"steps": 1500}, "observation": {"checkpoint_every": 20}})
+    spec = write_spec(tmp_path, base={"training": {"steps": 600}, "observation": {"checkpoint_every": 20}})
     mounted = 'mount -t tmpfs -o size=60m none /mnt && exec "$@"'
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", mounted, "sh", sys.executable, "-c", INSIDE, str(spec)],
         cwd=Path(__file__).parent, capture_output=True, text=True, timeout=3 * DEADLINE,
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     code, output, again, after = json.loads(done.stdout.splitlines()[-1])
     assert code in (TRIALS_FAILED, NO_RESOURCES) and "Traceback" not in output, output
     assert "the disk is full" in output

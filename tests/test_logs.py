@@ -110,7 +110,7 @@ def test_following_prints_what_is_recorded_meanwhile_and_ends_with_the_trial(tra
     try:
         with folder.lock():
             monkeypatch.setattr(
-                "dsd_lab.home.trial_folder.TrialFolder.is_locked", lambda self: self.status()["state"] == "running"
+                "dsd_lab.home.trial_folder.TrialFolder.is_locked", lambda self: self.status().state == "running"
             )
             assert main(["logs", "dsd", "--lines", "3", "--follow", "--home", str(home.root)]) == OK
     finally:

@@ -92,6 +92,18 @@ def test_records_that_a_power_cut_took_from_a_home_that_did_not_flush_them_are_m
     assert steps[1] == 6 and outcome(home, whole.trial.id) == whole.outcome
 
 
+@pytest.mark.parametrize("left", [None, 0.0, 0.5], ids=["removed", "empty", "torn"])
+@pytest.mark.parametrize("name", ["spool.jsonl", "status.json"])
+def test_an_ended_trial_that_has_lost_its_records_or_its_status_comes_to_the_same_end_again(name, left, whole, home):
+    folder = home.trial(whole.trial.id)
+    assert finish(home, whole.trial)[-1] == "done"
+    path = folder.root / name
+    path.unlink() if left is None else os.truncate(path, int(left * path.stat().st_size))
+    assert folder.state() in ("interrupted", "pending")
+    assert finish(home, whole.trial)[-1] == "done"
+    assert outcome(home, whole.trial.id) == whole.outcome and folder.state() == "done"
+
+
 @pytest.mark.parametrize("left", [b"", b"\x89PNG\r\n\x1a\n"], ids=["empty", "torn"])
 def test_a_picture_that_a_power_cut_left_damaged_is_drawn_again(left, whole, home):
     folder = home.trial(whole.trial.id)

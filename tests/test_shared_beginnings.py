@@ -6,6 +6,7 @@ import pytest
 from sweeping import train_here, write_spec
 
 from dsd_lab.home.home import Home
+from dsd_lab.home.trial_records import BeganFrom
 from dsd_lab.planning.shared_steps import beginning_key, shared_steps, takes_over
 from dsd_lab.specs.trial import Trial
 
@@ -81,12 +82,12 @@ def spec(folder, variants=VARIANT, **training):
 def only(home, steps):
     """The trial of so many steps."""
     folders = [home.trial(path.name) for path in (home.root / "trials").iterdir()]
-    return next(f for f in folders if f.description()["fields"]["training"]["steps"] == steps)
+    return next(f for f in folders if f.description().trial.training.steps == steps)
 
 
 def records(folder):
     lines = [json.loads(line) for line in folder.spool.read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("time", "seconds")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("time", "seconds", "machine")} for line in lines]
 
 
 def test_a_longer_trial_ends_with_the_bits_of_one_from_scratch(tmp_path):
@@ -95,15 +96,15 @@ def test_a_longer_trial_ends_with_the_bits_of_one_from_scratch(tmp_path):
     train_here(home, spec(tmp_path / "b", steps=14))
     train_here(scratch, spec(tmp_path / "b", steps=14))
     mine, theirs = only(home, 14), only(scratch, 14)
-    assert mine.status()["began_from"] == {"trial": only(home, 8).id, "step": 8}
-    assert "began_from" not in theirs.status()
+    assert mine.status().began_from == BeganFrom(trial=only(home, 8).id, step=8)
+    assert theirs.status().began_from is None
     assert records(mine) == records(theirs)
     name = "checkpoints/step-000000014/tensors.safetensors"
     assert (mine.root / name).read_bytes() == (theirs.root / name).read_bytes()
     pictures = sorted(path.name for path in theirs.images.iterdir())
     assert [path.name for path in sorted(mine.images.iterdir())] == pictures
     assert all((mine.images / p).read_bytes() == (theirs.images / p).read_bytes() for p in pictures)
-    assert mine.status()["trained_by"][0]["step"] == 0
+    assert mine.status().trained_by[0].step == 0
 
 
 def test_an_intervention_begins_where_it_differs(tmp_path):
@@ -111,8 +112,8 @@ def test_an_intervention_begins_where_it_differs(tmp_path):
     base = {"steps": 8}
     train_here(home, spec(tmp_path / "a", **base))
     train_here(home, spec(tmp_path / "b", **base, phases=[{"start": 4, "objective": {"diffusion_weight": 0.0}}]))
-    began = [home.trial(p.name).status().get("began_from") for p in (home.root / "trials").iterdir()]
-    assert sorted(str(b and b["step"]) for b in began) == ["4", "None"]
+    began = [home.trial(p.name).status().began_from for p in (home.root / "trials").iterdir()]
+    assert sorted(str(b and b.step) for b in began) == ["4", "None"]
 
 
 @pytest.mark.parametrize("damage", ["checkpoint", "spool", "picture"])
@@ -128,7 +129,7 @@ def test_a_damaged_beginning_is_left_alone(tmp_path, damage):
         path.write_bytes(path.read_bytes()[:50])
     train_here(home, spec(tmp_path / "b", steps=14))
     assert only(home, 14).state() == "done"
-    assert "began_from" not in only(home, 14).status()
+    assert only(home, 14).status().began_from is None
 
 
 def test_kept_checkpoints_stay(tmp_path):

@@ -3,10 +3,12 @@
 import contextlib
 import importlib.util
 import os
+import pwd
 import shutil
 import socket
 import sqlite3
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from sweeping import (
     DEADLINE,
     LONG,
     VARIANTS,
+    asking_for_password,
+    free_port,
     mlflow_server,
     spooled_steps,
     start,
@@ -27,6 +31,7 @@ from dsd_lab.cli.main import main
 from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, BadInput, NoResources
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import manifest_of
+from dsd_lab.store.faults import StoreUnavailable
 from dsd_lab.store.mlflow_store import Store
 from dsd_lab.store.uri import refuse_unsuitable
 
@@ -216,6 +221,17 @@ def test_two_homes_in_one_store_have_runs_of_their_own_and_leave_each_others_alo
     assert Store(home, uri).close_orphans() != []  # its own are
 
 
+@pytest.mark.parametrize("left", [None, b"", b'{"format": 1, "ho'], ids=["removed", "empty", "torn"])
+@pytest.mark.parametrize("name", ["dsd-lab-home.json", "mlflow-runs.json"])
+def test_a_home_whose_mark_or_record_of_runs_is_lost_finds_its_runs_again(name, left, home, trained, tmp_path):
+    uri = f"sqlite:///{tmp_path / 'shared.db'}"
+    Store(home, uri).sync(trained[1])
+    before = rows(tmp_path / "shared.db", "select run_uuid from runs")
+    (home.root / name).unlink() if left is None else (home.root / name).write_bytes(left)
+    assert Store(home, uri).sync(trained[1]) == 0
+    assert rows(tmp_path / "shared.db", "select run_uuid from runs") == before
+
+
 # -- Moved -------------------------------------------------------------------------------------------
 
 
@@ -283,7 +299,7 @@ def test_a_database_whose_folder_or_driver_is_missing_is_refused(tmp_path, monke
 
 @pytest.mark.slow
 def test_a_server_loses_artifacts_and_a_read_writes_them_anew(home, trained, tmp_path, capsys):
-    with mlflow_server(tmp_path / "served", _port()) as uri:
+    with mlflow_server(tmp_path / "served", free_port()) as uri:
         Store(home, uri).sync(trained[1])
         shutil.rmtree(tmp_path / "served" / "files")
         found = Store(home, uri).read(trained[1], tmp_path / "scratch")
@@ -298,7 +314,7 @@ def test_a_server_that_is_restarted_in_mid_sweep_ends_with_everything_once(tmp_p
         write_spec(tmp_path, {"dsd": LONG}),
         Home(tmp_path / "home"),
         tmp_path / "served",
-        _port(),
+        free_port(),
     )
     with mlflow_server(served, port) as uri:
         sweep = start("sweep", spec, "--home", home.root, "--tracking-uri", uri)
@@ -311,33 +327,110 @@ def test_a_server_that_is_restarted_in_mid_sweep_ends_with_everything_once(tmp_p
     assert stored_steps(Home(served)) == spooled_steps(home, ids)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_postgresql_store_holds_everything_once_and_is_found_again(home, trained, tmp_path):
+@contextlib.contextmanager
+def postgresql():
+    """A PostgreSQL of its own on loopback, which asks for a password; yields its address.
+
+    It does not run as root; root starts it as the user that Debian's package makes.
+    """
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not programs or importlib.util.find_spec("psycopg2") is None:
         pytest.skip("PostgreSQL (Debian's package `postgresql`) or psycopg2 is not installed")
+    who = {}
     if os.getuid() == 0:
-        pytest.skip("PostgreSQL does not run as root")
-    binaries, data, port = programs[-1].parent, tmp_path / "postgres", _port()
-    subprocess.run([binaries / "initdb", "-D", data, "-A", "trust", "-U", "me"], check=True, capture_output=True)
-    options = f"-p {port} -k {tmp_path} -c listen_addresses=127.0.0.1"
-    subprocess.run([binaries / "pg_ctl", "-D", data, "-o", options, "-w", "start"], check=True, capture_output=True)
-    try:
-        uri = f"postgresql://me@127.0.0.1:{port}/postgres"
+        try:
+            who = {"user": "postgres", "group": pwd.getpwnam("postgres").pw_gid, "extra_groups": []}
+        except KeyError:
+            pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
+    with tempfile.TemporaryDirectory(prefix="dsd-pg-", dir="/tmp") as place:  # pytest's folders are root's alone
+        if who:
+            shutil.chown(place, "postgres", "postgres")
+        binaries, data, port, secret = programs[-1].parent, f"{place}/data", free_port(), Path(place) / "secret"
+        secret.write_text("pass word")
+        secret.chmod(0o644)
+        asked = ["-A", "scram-sha-256", "-U", "me", "--pwfile", str(secret), "-E", "UTF8", "--locale", "C.UTF-8"]
+        options = f"-p {port} -k {place} -c listen_addresses=127.0.0.1 -c fsync=off"
+
+        def control(*arguments):
+            done = subprocess.run(
+                [binaries / "pg_ctl", "-D", data, "-w", *arguments], **who, cwd="/", stdout=subprocess.DEVNULL
+            )
+            assert done.returncode == 0, Path(place, "log").read_text()
+
+        subprocess.run([binaries / "initdb", "-D", data, *asked], **who, cwd="/", check=True, capture_output=True)
+        control("-o", options, "-l", f"{place}/log", "start")
+        try:
+            yield f"postgresql://me:pass%20word@127.0.0.1:{port}/postgres", control
+        finally:
+            control("-m", "fast", "stop")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_postgresql_store_holds_everything_once_and_is_found_again(home, trained, tmp_path, capsys):
+    with postgresql() as (uri, control):
         assert Store(home, uri).sync(trained[1]) > 0
         assert Store(home, uri).sync(trained[1]) == 0
-        assert [s.tags["dsd.state"] for s in Store(home, uri).read(trained[1], tmp_path)] == ["done", "done"]
-    finally:
-        subprocess.run([binaries / "pg_ctl", "-D", data, "-m", "fast", "stop"], check=True, capture_output=True)
+        store = Store(home, uri)
+        control("-m", "fast", "restart")  # the connections of a pool are dead then
+        for trial in trained[2]:
+            home.trial(trial).write_status(attempt=7)
+        with contextlib.suppress(StoreUnavailable):  # at most once
+            store.sync(trained[1])
+        assert store.sync(trained[1]) == 0
+        assert [s.tags["dsd.state"] for s in store.read(trained[1], tmp_path)] == ["done", "done"]
+        assert len(store.ours.runs("tags.`dsd.kind` = 'trial'")) == 2
+        for trial, entries in _metrics(store).items():
+            assert entries == [(n, s) for i, n, s in spooled_steps(home, trained[2]) if i == trial]
+        with pytest.raises(StoreUnavailable) as refused:
+            Store(home, uri.replace("pass%20word", "s3cret")).sync(trained[1])
+        assert "password authentication failed" in str(refused.value) and "s3cret" not in str(refused.value)
+    with pytest.raises(StoreUnavailable, match="does not answer"):
+        Store(home, uri).sync(trained[1])
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def _metrics(store):
+    """(metric, step) that the store has of each trial, repeated ones too."""
+    return {
+        run.data.tags["dsd.trial"]: sorted(
+            (name, entry.step)
+            for name in run.data.metrics
+            for entry in store.client.get_metric_history(run.info.run_id, name)
+        )
+        for run in store.ours.runs("tags.`dsd.kind` = 'trial'")
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_server_that_asks_for_a_password_is_refused_before_training_and_stores_everything_with_it(
+    home, trained, tmp_path, monkeypatch, capsys
+):
+    for name in ("USERNAME", "PASSWORD", "TOKEN"):
+        monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    spec, served = write_spec(tmp_path), tmp_path / "served"
+    with mlflow_server(served, free_port()) as uri, asking_for_password(uri, "me", "pass word") as guarded:
+        for wrong in (guarded, guarded.replace("//", "//me:s3cret@")):
+            assert main(["sweep", str(spec), "--home", str(tmp_path / "new"), "--tracking-uri", wrong]) == NO_RESOURCES
+            (line,) = capsys.readouterr().err.splitlines()
+            assert "refuses this user; set MLFLOW_TRACKING_USERNAME" in line and "s3cret" not in line
+            with pytest.raises(StoreUnavailable) as refused:
+                Store(home, wrong).sync(trained[1])
+            assert "\n" not in str(refused.value) and "s3cret" not in str(refused.value)
+        assert not (tmp_path / "new" / "trials").exists()
+        refuse_unsuitable(guarded.replace("//", "//me:pass%20word@"))
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "pass word")
+        refuse_unsuitable(guarded)
+        assert Store(home, guarded).sync(trained[1]) > 0
+        assert Store(home, guarded).sync(trained[1]) == 0
+        found = Store(home, guarded).read(trained[1], tmp_path / "scratch")  # its artifacts come through it too
+        assert all((trial.folder / "history.parquet").exists() for trial in found)
+    assert stored_steps(Home(served)) == spooled_steps(home, trained[2])
 
 
 def _held(served):
     with contextlib.suppress(sqlite3.Error):  # its schema is not made yet
         return stored_steps(Home(served))
-
-
-def _port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]

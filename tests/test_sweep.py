@@ -98,7 +98,7 @@ def swept(tmp_path_factory):
 
 
 def attempts(home: Home, plan: Plan) -> dict[str, Any]:
-    return {t.id: [home.trial(t.id).status().get(k) for k in ("attempt", "started", "pid")] for t in plan.trials}
+    return {t.id: [getattr(home.trial(t.id).status(), k) for k in ("attempt", "started", "pid")] for t in plan.trials}
 
 
 # -- One sweep ---------------------------------------------------------------------------------------

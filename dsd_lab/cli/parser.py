@@ -292,7 +292,12 @@ def _add_finished(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _add_keeping(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """What looks after the home folder."""
-    status = add_verb(verbs, "status", "show every sweep in the home folder", "dsd-lab status")
+    status = add_verb(
+        verbs,
+        "status",
+        "show every sweep in the home folder; of one that is named, what was asked of it, when and by which command",
+        "dsd-lab status collapse_ablation--quick",
+    )
     status.add_argument(
         "sweep", nargs="?", metavar="SPEC|SWEEP", help="only this sweep, by spec file or name (default: all)"
     )

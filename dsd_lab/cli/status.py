@@ -1,18 +1,21 @@
-"""`dsd-lab status`: every sweep in the home folder and the states of its trials."""
+"""`dsd-lab status`: every sweep in the home folder and the states of its trials; of one sweep also its history."""
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections import Counter
 from typing import Any
 
-from dsd_lab.cli.console import table_console
+from dsd_lab.cli.console import LabConsole, table_console
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import OK
 from dsd_lab.files.printable import say
 from dsd_lab.home.data_facts import other_images
+from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import find_manifests
-from dsd_lab.home.sweep_records import Entry
+from dsd_lab.home.revisions import revisions
+from dsd_lab.home.sweep_records import Entry, Revision
 from dsd_lab.home.trial_folder import OTHER_IMAGES, STATES, TrialFolder, state_notes
 from dsd_lab.home.trial_records import TrialRecord
 from dsd_lab.training_code import training_code
@@ -34,6 +37,31 @@ def _row(folder: TrialFolder, code: str, described: TrialRecord | None, entry: E
     }
 
 
+def _history(home: Home, key: str) -> list[dict[str, Any]]:
+    """Every revision of a sweep's settings, the one that was asked for last at the end."""
+    return [revision.model_dump() for revision in revisions(home.sweep_folder(key))]
+
+
+def _print_history(console: LabConsole, found: list[Revision]) -> None:
+    """A row for each revision, with what changed from the one that stood before on a line of its own."""
+    if not found:
+        return
+    console.print("history, the present settings last:")
+    for revision in found:
+        runs = revision.runs
+        asked = f"asked for {len(runs)} times, last" if len(runs) > 1 else "asked for"
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(runs[-1].at)) if runs else "at an unknown date"
+        command = next((run.command for run in reversed(runs) if run.command), None)
+        count = len(revision.trials)
+        console.print(
+            f"  {revision.number}  {asked} {when}, {count} {'trial' if count == 1 else 'trials'}: "
+            f"{command or 'command not recorded'}",
+            soft_wrap=True,
+        )
+        if revision.changes:
+            console.print(f"     changes {revision.changes}", soft_wrap=True)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Show states; reads files only."""
     home, code = home_of(arguments), training_code()
@@ -53,6 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "states": dict(Counter(t["state"] for t in trials)),
                 "trials": trials,
             }
+            | ({"revisions": _history(home, key)} if arguments.sweep else {})
         )
     if arguments.json:
         print_json({"home": str(home.root.resolve()), "sweeps": sweeps})
@@ -70,6 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
         name, state = (max((len(row[column]) for row in rows), default=0) for column in (1, 2))
         for trial, row in zip(sweep["trials"], rows, strict=True):  # rich takes a second for a table of 2,000 rows
             say(f"  {row[0]}  {row[1]:<{name}}  {row[2]:<{state}}  {trial['step']:,}/{trial['steps']:,}")
+        if arguments.sweep is not None:
+            _print_history(console, revisions(home.sweep_folder(sweep["sweep"])))
     for note in state_notes((trial["state"] for sweep in sweeps for trial in sweep["trials"]), code):
         console.print(note, highlight=False, soft_wrap=True)
     return OK

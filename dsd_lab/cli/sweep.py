@@ -31,6 +31,7 @@ from dsd_lab.planning.requirements import missing_data, missing_weights
 from dsd_lab.runs.child_environment import safe_imports
 from dsd_lab.runs.continuity import refuse_other_code
 from dsd_lab.runs.data_shelf import DataShelf, refuse_other_images
+from dsd_lab.runs.open_files import allow_open_files
 from dsd_lab.runs.signals import TERMINATING, Terminated, handled, raise_terminated
 from dsd_lab.specs.evaluate_list import applies
 from dsd_lab.specs.identity import evaluation_id
@@ -47,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run a spec's unfinished trials."""
     plan, home = plan_of(arguments), home_of(arguments)
     _check_packages(tracking=not arguments.no_tracking)
+    allow_open_files()
     _check_data(plan)
     check_files(plan.spec.evaluate, home)
     refuse_other_images(home, plan.trials, DataShelf())
@@ -202,8 +204,9 @@ def _finish_uploader(uploader: subprocess.Popen[bytes], console: LabConsole, pat
     except subprocess.TimeoutExpired:
         uploader.kill()
         uploader.wait()
+        code = -1
+    if code < 0:  # it was killed, by us or such as for want of memory; else it has said itself what was wrong
         _say(console, "the store is behind; nothing is lost, `dsd-lab report` or the next sweep stores the rest")
-        return
     if code == 0 and time.monotonic() - began > 1:
         _say(console, f"stored in {duration(time.monotonic() - began)}")
 

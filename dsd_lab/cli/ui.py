@@ -19,7 +19,7 @@ from dsd_lab.home.mark import home_id
 from dsd_lab.runs.child_environment import safe_imports
 from dsd_lab.runs.signals import Terminated, raise_terminated
 from dsd_lab.store.moved import relocate
-from dsd_lab.store.uri import chosen_uri
+from dsd_lab.store.uri import chosen_uri, with_driver
 
 _HOW = (
     "it opens on the trials of the sweep that ran last; charts: the second button above the table; "
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
             [f"MLflow on {url} (Ctrl-C ends it)", _HOW, f"from another machine: {ssh}, then the same address there"],
         )
         # Not among the arguments, which everybody on the machine sees.
-        hidden = {"DSD_LAB_UI_TOKEN": token, "MLFLOW_BACKEND_STORE_URI": uri}
+        hidden = {"DSD_LAB_UI_TOKEN": token, "MLFLOW_BACKEND_STORE_URI": with_driver(uri)}
         # Its job runners, seven processes for judging chatbots, do nothing here.
         less = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         command = [sys.executable, "-P", "-m", "dsd_lab.store.ui_server", str(bound.fileno()), home_id(home.root) or ""]

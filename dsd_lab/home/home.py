@@ -24,6 +24,9 @@ from dsd_lab.home.revisions import record_revision
 from dsd_lab.home.sweep_records import Manifest
 from dsd_lab.home.trial_folder import TrialFolder
 
+_LONGEST = 4095 - 400
+"""Bytes of a home's path: Linux takes 4,095, and the names below it need the rest."""
+
 
 @dataclass(frozen=True)
 class Home:
@@ -73,9 +76,13 @@ class Home:
         """Make the folder, and try to write in it.
 
         Raises:
-            BadInput: it is a file.
+            BadInput: it is a file, or its path is too long.
             NoResources: it cannot be written to.
         """
+        length = len(os.fsencode(os.path.abspath(self.root)))
+        if length > _LONGEST:
+            shown = str(self.root)[:100]
+            raise BadInput(f"--home {shown}...: its path of {length:,} bytes is too long; the longest is {_LONGEST:,}")
         if self.root.exists() and not self.root.is_dir():
             raise BadInput(f"--home {self.root}: is a file; name a folder")
         try:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import uuid
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, ValidationError
 
+from dsd_lab.files.bounded import read_json_object
 from dsd_lab.home.record_types import Record, Text
 
-MARK = "dsd-lab-home.json"
+MARK, RUNS = "dsd-lab-home.json", "mlflow-runs.json"
+"""The mark, and the record of the home's runs in stores, which holds the home's id too."""
 _NOTE = "dsd-lab keeps its trials here; `dsd-lab gc` and `dsd-lab rm` delete only in folders with this file"
 
 
@@ -50,7 +53,8 @@ def mark_home(root: Path) -> str:
         fcntl.flock(file, fcntl.LOCK_EX)
         known = _id_in(file.read(4096))
         if known is None:
-            known = uuid.uuid4().hex
+            # The runs that a store has of this home name it: a mark that was lost gets the same id again.
+            known = _valid((read_json_object(root / RUNS) or {}).get("home")) or uuid.uuid4().hex
             file.seek(0)
             file.truncate()
             file.write(HomeMark(format=1, home=known, note=_NOTE).model_dump_json(indent=1).encode() + b"\n")
@@ -64,3 +68,7 @@ def _id_in(raw: bytes) -> str | None:
         return HomeMark.model_validate_json(raw).home
     except ValidationError:
         return None
+
+
+def _valid(found: object) -> str | None:
+    return found if isinstance(found, str) and re.fullmatch(r"[0-9a-f]{32}", found) else None

@@ -104,9 +104,20 @@ class TrialFolder:
         status = status or self._status()
         if status.state == "running" and not self.is_locked():
             return "interrupted"
+        if status.state in ENDED and not self._has_records(status):
+            return "interrupted"
         if status.state in ENDED and code is not None and same_results(status.code) != same_results(code):
             return "stale"
         return status.state
+
+    def _has_records(self, status: Status) -> bool:
+        """Whether the spool of an ended trial has the size that it ended with; what was lost is trained again."""
+        if status.spool_bytes is None:  # of an earlier version
+            return True
+        try:
+            return self.spool.stat().st_size >= status.spool_bytes
+        except FileNotFoundError:
+            return False
 
     def is_locked(self) -> bool:
         """Whether a living process works on the trial."""

@@ -169,6 +169,8 @@ class Status(Record):
     cause: Literal["input"] | None = None
     """`input`: the user can mend what failed, and the next sweep tries again."""
     began_from: BeganFrom | None = None
+    spool_bytes: Count | None = None
+    """Size of the spool with which an ended trial ended."""
     damaged: list[Text] = []
     """Checkpoints that were passed over."""
     seconds: Seconds = 0.0

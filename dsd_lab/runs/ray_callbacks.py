@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,27 @@ RETRIES = 2
 
 
 class SignalCheck(tune.Callback):
-    """Lets signals through where Tune is between two steps: Ray's compiled code turns an exception into a fault."""
+    """Lets signals through where Tune is between two steps: Ray's compiled code turns an exception into a fault.
 
-    def __init__(self, signals: HeldSignals) -> None:
-        self._signals = signals
+    Args:
+        signals: those that arrived.
+        dead: names what of Ray has died, without which Tune would wait for ever.
+    """
+
+    def __init__(self, signals: HeldSignals, dead: Callable[[], str | None]) -> None:
+        self._signals, self._dead = signals, dead
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune writes its callbacks to disk, for a restore that is never asked for; handlers of signals cannot be
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._signals.look()
+        if (dead := self._dead()) is not None:
+            raise RayDied(dead)
+
+
+class RayDied(BaseException):
+    """A process of our own Ray has died. Not an `Exception`, which Tune would take for the callback's own fault."""
 
 
 class TrialFailed(BaseException):

@@ -24,13 +24,15 @@ from ray._private.node import Node
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.job_config import JobConfig
 
-from dsd_lab.errors import NoResources
+from dsd_lab.errors import NoResources, comes_from_full_disk
 from dsd_lab.files.temporary import private_folder
 from dsd_lab.home.home import Home
 from dsd_lab.runs.child_environment import child_environment
 
 _PATIENCE = 10.0
 """Seconds in which a cluster must answer."""
+_PARTS = (ray_constants.PROCESS_TYPE_RAYLET, ray_constants.PROCESS_TYPE_GCS_SERVER)
+"""Ray's processes without which nothing goes on: the first gives trials their workers, the second knows where they are."""
 _SOCKET_PATH_ROOM = 43
 """Characters that Ray's socket paths leave for its folder: Linux takes 107, Ray's own part has up to 64."""
 _FOLDER = "ray"
@@ -105,24 +107,39 @@ def _started(cluster: dict[str, Any]) -> Iterator[Path]:
         _environment(token, without=("RAY_AUTH_TOKEN_PATH",)),
     ):
         try:
-            with _loopback():
-                ray.init(
-                    **{
-                        "address": "local",
-                        "include_dashboard": False,
-                        "log_to_driver": False,
-                        "logging_level": logging.ERROR,
-                        "object_store_memory": 200 * 1024**2,
-                        "job_config": _job(),
-                        "_temp_dir": str(
-                            folder / _FOLDER
-                        ),  # Ray opens it to everybody; the folder around it is private
-                        **cluster,
-                    }
-                )
+            ray._private.worker.print_to_stdstream = _print_shortly
+            try:
+                with _loopback():
+                    ray.init(
+                        **{
+                            "address": "local",
+                            "include_dashboard": False,
+                            "log_to_driver": False,
+                            "logging_level": logging.ERROR,
+                            "object_store_memory": 200 * 1024**2,
+                            "job_config": _job(),
+                            # Ray opens it to everybody; the folder around it is private.
+                            "_temp_dir": str(folder / _FOLDER),
+                            **cluster,
+                        }
+                    )
+            except Exception as error:  # Ray raises plain ones
+                full = "the disk is full" if comes_from_full_disk(error) else None
+                reason = full or (str(error).splitlines() or [type(error).__name__])[0]
+                raise NoResources(
+                    f"Ray does not start: {reason}; where the machine was too busy, run the same command again"
+                ) from None
             yield folder / "tune"
         finally:
             ray.shutdown()
+            ray._private.worker.print_to_stdstream = _PRINT
+
+
+def dead_process() -> str | None:
+    """The name of a process of our own Ray that has died; None where they live, or where the cluster is somebody else's."""
+    node = ray._private.worker._global_node
+    parts: dict[str, Any] = node.all_processes if node is not None else {}
+    return next((name for name in _PARTS for part in parts.get(name, []) if part.process.poll() is not None), None)
 
 
 @contextlib.contextmanager
@@ -156,6 +173,16 @@ def _job() -> JobConfig:
     job = JobConfig()
     job._py_driver_sys_path = _NoPaths()
     return job
+
+
+def _print_shortly(data: dict[str, Any], ignore_prefix: bool) -> None:
+    """What Ray tells of itself, without the lines of its logs that it adds where its raylet has died."""
+    lines = [line for line in data["lines"] if "of the Raylet logs:" not in line]
+    if lines:
+        _PRINT({**data, "lines": lines}, ignore_prefix)
+
+
+_PRINT = ray._private.worker.print_to_stdstream
 
 
 @contextlib.contextmanager

@@ -32,8 +32,8 @@ from dsd_lab.home.home import Home
 from dsd_lab.home.plugins import keep_plugins
 from dsd_lab.provenance import called_with, remember_call
 from dsd_lab.runs.early_stopping import Forecast, seen_steps
-from dsd_lab.runs.ray_callbacks import RETRIES, RecordFailures, SignalCheck, StopCollapsed, TrialFailed
-from dsd_lab.runs.ray_cluster import connected
+from dsd_lab.runs.ray_callbacks import RETRIES, RayDied, RecordFailures, SignalCheck, StopCollapsed, TrialFailed
+from dsd_lab.runs.ray_cluster import connected, dead_process
 from dsd_lab.runs.signals import HeldSignals, StopFile
 from dsd_lab.specs.plugins import load_kept
 from dsd_lab.specs.sweep import PlannedTrial
@@ -137,7 +137,7 @@ def run_trials(
         decided = {t.id: None if stop_collapsed is None else seen_steps(t.fields.training.steps) for t in trials}
         # One after the other, where Tune asks for them: it copies a grid whole for every trial of it.
         jobs = iter([{"trial": _payload(t), "decided_at": decided[t.id], **common} for t in trials])
-        callbacks = [SignalCheck(signals), RecordFailures(home, fail_fast)]
+        callbacks = [SignalCheck(signals, dead_process), RecordFailures(home, fail_fast)]
         tuner = tune.Tuner(
             tune.with_resources(TrialWorker, _request),
             param_space={"job": tune.sample_from(lambda: next(jobs))},  # type: ignore[arg-type,misc]  # Ray takes both
@@ -158,6 +158,10 @@ def run_trials(
             tuner.fit()
         except TrialFailed:
             return
+        except RayDied as died:
+            raise NoResources(
+                f"Ray's process {died} has died, such as for want of memory; the same command goes on from the checkpoints"
+            ) from None
         except Exception as error:
             if not comes_from_full_disk(error):
                 raise

@@ -254,7 +254,9 @@ def _follow(
         now, seconds = time.time(), busy + time.perf_counter() - began
         if state != "running":
             spool.flush()  # whoever reads that the trial has ended finds all of its records
-            folder.write_status(state=state, step=event.step, seconds=seconds, updated=now, error=reason)
+            folder.write_status(
+                state=state, step=event.step, seconds=seconds, updated=now, error=reason, spool_bytes=spool.bytes
+            )
         elif isinstance(event, Logged) and now - written >= STATUS_EVERY:
             written = now
             folder.write_progress(step=event.step, seconds=seconds, updated=now)

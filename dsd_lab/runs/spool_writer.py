@@ -76,6 +76,11 @@ class Spool:
         os.fsync(self._file.fileno())
         return {"lines": self._next}
 
+    @property
+    def bytes(self) -> int:
+        """Size of the file so far."""
+        return self._file.tell()
+
     def _write(self, event: Event) -> SpoolLine:
         version = {} if self._next else {"format": FORMAT}
         said = {"n": self._next, **version, "time": time.time(), "step": event.step, **_said(event, self._images)}

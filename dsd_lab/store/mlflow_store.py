@@ -33,7 +33,7 @@ from dsd_lab.store.reading import Reader, StoredTrial
 from dsd_lab.store.replay import bring_up
 from dsd_lab.store.shared import Ours
 from dsd_lab.store.sweep_runs import Writer, imported_with
-from dsd_lab.store.uri import default_uri, own_uri, refuse_files
+from dsd_lab.store.uri import default_uri, own_uri, refuse_files, with_driver
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Store:
             if own:
                 (self.home.root / "mlflow.db").touch()  # SQLite would give it 0644, whatever the umask
             _artifact_repos_cache.clear()  # by run alone: a copy of a home has the same runs elsewhere
-            self.client = MlflowClient(tracking_uri=self.uri)
+            self.client = MlflowClient(tracking_uri=with_driver(self.uri))
             self.client.search_experiments(max_results=1)
             self.ours = Ours(self.client, self.home, own, _say, Record(self.home, None if own else self.uri))
             artifacts = artifacts_uri(self.home.root)

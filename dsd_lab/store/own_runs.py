@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
+from typing import Any
 
 from mlflow.entities import Run
 
@@ -12,6 +13,7 @@ from dsd_lab.files.atomic import write_json
 from dsd_lab.files.bounded import read_json_object
 from dsd_lab.files.redaction import without_password
 from dsd_lab.home.home import Home
+from dsd_lab.home.mark import RUNS
 from dsd_lab.home.names import is_code, is_number, is_sweep_key, is_trial_id
 from dsd_lab.home.trial_folder import STATES
 
@@ -77,9 +79,10 @@ class Record:
     """
 
     def __init__(self, home: Home, uri: str | None) -> None:
-        self._path = home.root / "mlflow-runs.json"
+        self._path = home.root / RUNS
+        self._home = home.id
         self._store = "own" if uri is None else hashlib.sha256(without_password(uri, uri).encode()).hexdigest()[:16]
-        self._found: dict[str, str] = (read_json_object(self._path) or {}).get(self._store, {})
+        self._found: dict[str, str] = self._recorded(read_json_object(self._path) or {})
         self._new: dict[str, str] = {}
 
     def get(self, slot: str) -> str | None:
@@ -95,5 +98,10 @@ class Record:
         """Write what is new; the caller holds the lock of the store's writers."""
         if self._new:
             everything = read_json_object(self._path) or {}
-            write_json(self._path, everything | {self._store: everything.get(self._store, {}) | self._new})
+            found = self._recorded(everything) | self._new
+            write_json(self._path, everything | {"home": self._home, self._store: found}, durable=True)
             self._new = {}
+
+    def _recorded(self, everything: dict[str, Any]) -> dict[str, str]:
+        found = everything.get(self._store)
+        return {k: v for k, v in found.items() if isinstance(v, str)} if isinstance(found, dict) else {}
