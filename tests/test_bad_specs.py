@@ -177,7 +177,7 @@ KEYS_AND_TYPES = (
     bad(
         "B9 a section at the top", "training: {steps: 10}\n", FIVE, "'training'", "it belongs under 'base' or a variant"
     ),
-    bad("B9 a key unlike any", "qqq: 1\n", FIVE, "unknown key 'qqq'", "known: base, evaluate, grid"),
+    bad("B9 a key unlike any", "qqq: 1\n", FIVE, "unknown key 'qqq'", "known: base, data_from, evaluate, grid"),
     bad("B9 an unknown key of the report", "report: {rnk: 0.5}\n", FIVE, "did you mean 'report.rank'?"),
     bad(
         "B9 an unknown key of an evaluation",
@@ -287,9 +287,11 @@ VALUES = (
         "objective.target_decay: null", "a number"),
     bad("B28 a longer warm-up than training", "base:\n  optimiser: {warmup_steps: 20}\n  training: {steps: 10}\n",
         "spec.yaml:6: ", "optimiser.warmup_steps: 20 is more than training.steps (10)"),
-    bad("B30 one GPU and a half", "base: {resources: {gpus: 1.5}}\n", FIVE, "resources.gpus: 1.5", "at most 1"),
-    bad("B30 two GPUs, of which a trial would use one", "base: {resources: {gpus: 2}}\n", FIVE, "resources.gpus: 2",
-        "at most 1"),
+    bad("B30 one GPU and a half", "base: {resources: {gpus: 1.5}}\n", FIVE, "resources.gpus: 1.5 is neither a share of one GPU nor a whole number"),
+    bad("B30 two GPUs and three processes", "base: {resources: {gpus: 2, processes: 3}}\n", FIVE, "resources.processes: 3",
+        "each process has one GPU"),
+    bad("B30 more processes than images", "base: {training: {batch_size: 2}, resources: {processes: 3}}\n", FIVE,
+        "resources.processes: 3 processes share 2 images", "each needs one"),
     bad("B30 a negative number of GPUs", "base: {resources: {gpus: -1}}\n", FIVE, "resources.gpus: -1", "at least 0"),
     bad("B30 no CPU", "base: {resources: {cpus: 0}}\n", FIVE, "resources.cpus: 0", "must be above 0"),
     bad("B30 no thread", "base: {resources: {threads: 0}}\n", FIVE, "resources.threads: 0", "at least 1"),

@@ -7,6 +7,7 @@ import torch
 
 from dsd_lab.core.diffusion.balance import BALANCES, DELTA, LARGEST
 from dsd_lab.core.diffusion.objectives import losses
+from dsd_lab.core.peers import ALONE
 from dsd_lab.core.training.checkpoints import tensors_of
 from dsd_lab.core.training.events import Checkpointed, Logged
 from dsd_lab.core.training.trainer import Trainer
@@ -80,12 +81,12 @@ def test_factors_are_vqgans_with_its_delta_and_its_largest():
     z = torch.ones(4, requires_grad=True)
     reconstruction = (3 * z).sum()
     terms = {"weaker": (1e-9 * z).sum(), "stronger": (300 * z).sum(), "zero": (0 * z).sum(), "elsewhere": torch.ones(1)}
-    factors = BALANCES["gradient_norm"](reconstruction, terms, z)
+    factors = BALANCES["gradient_norm"](reconstruction, terms, z, ALONE)
     assert factors.keys() == {"weaker", "stronger", "zero"}
     assert float(factors["weaker"]) == LARGEST and float(factors["zero"]) == 1
     assert float(factors["stronger"]) == pytest.approx(6 / (600 + DELTA))
-    assert BALANCES["none"](reconstruction, terms, z) == {}
-    assert BALANCES["gradient_norm"](reconstruction, terms, z.detach()) == {}
+    assert BALANCES["none"](reconstruction, terms, z, ALONE) == {}
+    assert BALANCES["gradient_norm"](reconstruction, terms, z.detach(), ALONE) == {}
 
 
 def test_what_terms_are_multiplied_by_is_logged_where_they_are_balanced(tiny_trial, digits):

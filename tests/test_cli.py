@@ -159,7 +159,7 @@ def completed(*words):
         (("s",), {"sweep", "sample", "status", "schema", "specs"}),
         (("-",), {"-h", "--help", "--version"}),
         (("sweep", "--re"), {"--retry-failed"}),
-        (("report", "--"), {"--home", "--help", "--plugin", "--profile", "--out", "--tracking-uri", "--json"}),
+        (("report", "--"), {"--home", "--help", "--plugin", "--profile", "--out", "--tracking-uri", "--json", "--x"}),
         (("sample", "3d", "--sampler", ""), set()),  # a plug-in may have more
         (("completion", "f"), {"fish"}),
         (("sweep", "experiments/coll"), {"experiments/collapse_ablation.yaml"}),

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 BLOCK = re.compile(r"^(?P<mark><!-- run -->\n)?```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
-OTHER_PROGRAMS = {"cd", "export", "git", "make", "pip", "ray", "sbatch", "source", "python"}
+OTHER_PROGRAMS = {"cd", "export", "git", "make", "pip", "ray", "sbatch", "source", "python", "torchrun"}
 
 
 def blocks(page, language):

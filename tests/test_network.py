@@ -225,7 +225,9 @@ def test_only_the_affine_layernorm_and_no_other_normaliser_is_trained():
         "layernorm": 0,
         "layernorm_affine": 16,
         "image_rmsnorm": 0,
+        "rmsnorm": 0,
         "batchnorm": 0,
+        "tanh": 0,
         "fixed_noise": 0,
         "kl": 0,
     }

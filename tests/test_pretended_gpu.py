@@ -101,7 +101,7 @@ def test_a_trial_is_resumed_onto_a_gpu(digits, tmp_path, monkeypatch):
         saved = []
         monkeypatch.setattr(checkpoints, "save_checkpoint", lambda *given: saved.extend(given))
         before.save(tmp_path)
-        _, step, tensors, state, _ = saved
+        _, step, tensors, state, *_ = saved
         read = {name: torch.empty_like(value, device="cpu") for name, value in tensors.items()}
         monkeypatch.setattr(
             checkpoints, "newest_checkpoint", lambda folder, usable: (folder / f"step-{step}", read, state)

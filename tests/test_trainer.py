@@ -16,7 +16,8 @@ from dsd_lab.core.training import trainer as trainer_module
 from dsd_lab.core.training.checkpoints import tensors_of
 from dsd_lab.core.training.ema import Averaging, ramped_decay, warmed_decay
 from dsd_lab.core.training.events import Checkpointed, Diverged, Drew, Finished, Logged, Probed
-from dsd_lab.core.training.optimiser import build_optimiser, learning_rate
+from dsd_lab.core.training.optimiser import build_optimiser
+from dsd_lab.core.training.schedule import learning_rate
 from dsd_lab.core.training.trainer import Trainer, pick_device
 from dsd_lab.errors import BadInput, NoResources
 from dsd_lab.specs.trial import Optimiser, Time

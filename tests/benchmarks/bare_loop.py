@@ -21,7 +21,8 @@ from dsd_lab.core.diffusion.objectives import losses
 from dsd_lab.core.randomness import Draws
 from dsd_lab.core.training.batches import draw_batch
 from dsd_lab.core.training.clipping import clip_gradients, clipped_parts
-from dsd_lab.core.training.optimiser import build_optimiser, learning_rate
+from dsd_lab.core.training.optimiser import build_optimiser
+from dsd_lab.core.training.schedule import learning_rate
 
 if TYPE_CHECKING:
     from dsd_lab.core.data import DataSet
