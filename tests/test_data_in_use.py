@@ -1,10 +1,8 @@
 """Image sets through the command line: what a trial records of its data, and who hears of it."""
 
-import json
-
 import pytest
 from picturing import deep, pictures, write_folder
-from sweeping import run, train_here, write_spec
+from sweeping import events, run, train_here, write_spec
 
 from dsd_lab.errors import BAD_INPUT, OK
 from dsd_lab.home.data_facts import known_facts
@@ -39,7 +37,7 @@ def test_a_trial_records_what_was_read_from_its_images(tmp_path, spec, memory, c
     assert next(iter(folder.evaluations().values())).metrics
     capsys.readouterr()
     after = run("plan", path, "--home", home.root)[1]["trials"][0]
-    assert after["data"] == {k: record[k] for k in after["data"]} == known_facts(home, trial.fields.data)
+    assert after["data"] == {k: record.model_dump()[k] for k in after["data"]} == known_facts(home, trial.fields.data)
     assert "1 damaged images are left out, first " in capsys.readouterr().err
     assert after["params"]["total"] < before["params"]["total"]  # 4 classes were read, 1,000 had been assumed
     assert run("logs", trial.id, "--home", home.root)[1]["damaged"] == 1
@@ -52,13 +50,10 @@ def test_resident_and_streamed_trials_are_one_trial(tmp_path, spec):
     assert len(ids) == 1
     home = Home(tmp_path / "home")
     train_here(home, spec(memory="stream"))
-    spool = home.trial(ids.pop()).spool
-    streamed = [json.loads(line) for line in spool.read_text().splitlines()]
     other = Home(tmp_path / "other")
     trial = train_here(other, spec(memory="resident")).trials[0]
-    resident = [json.loads(line) for line in other.trial(trial.id).spool.read_text().splitlines()]
-    untimed = [[{k: v for k, v in e.items() if k not in ("time", "seconds")} for e in part] for part in (streamed, resident)]  # fmt: skip
-    assert untimed[0] == untimed[1]
+    streamed = events(home, trial.id)
+    assert streamed and streamed == events(other, trial.id)
 
 
 def test_a_damaged_image_fails_its_trial_in_one_line(tmp_path, spec):

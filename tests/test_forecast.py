@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from sweeping import events, run, train_here, write_spec
+from sweeping import described, events, run, train_here, write_spec
 
 from dsd_lab.cli.forecast import load_forecast
 from dsd_lab.cli.main import main
@@ -25,7 +25,7 @@ NAIVE = {"target": "live", "output": "velocity", "loss_space": "velocity"}
 
 
 def fields(steps=100, **objective):
-    return Trial.model_validate({"training": {"steps": steps}, "objective": objective, "probe": {"t_bins": 2}}).model_dump()  # fmt: skip
+    return Trial.model_validate({"training": {"steps": steps}, "objective": objective, "probe": {"t_bins": 2}})
 
 
 def history(**series):
@@ -61,9 +61,9 @@ def test_latents_that_the_loss_does_not_reach_have_a_derivative_of_zero():
 
 
 def result(trial, objective=None, **series):
-    return Result(
-        trial, "v", {}, 0, "nano8", "done", 100, 100, 1.0, None, {}, history(**{**SEEN, **series}), {"fields": fields(**(objective or {}))}
-    )  # fmt: skip
+    record = described(fields(**(objective or {})).model_dump())
+    seen = history(**{**SEEN, **series})
+    return Result(trial, "v", {}, 0, "nano8", "done", 100, 100, 1.0, None, {}, seen, description=record)
 
 
 def test_examples_are_trials_with_a_verdict_and_a_diffusion_loss_each_once():
@@ -157,7 +157,7 @@ def test_early_history_of_a_spool_is_the_trials_own(tmp_path):
     steps, values = found.series("train/diffusion")
     lines = [e for e in events(home, trial.id) if e["kind"] == "train" and e["step"] <= 20]
     assert steps.tolist() == [5, 10, 15, 20] and values.tolist() == [e["metrics"]["train/diffusion"] for e in lines]
-    assert features(early_history(tmp_path / "nothing", 20), trial.fields.model_dump()) is None
+    assert features(early_history(tmp_path / "nothing", 20), trial.fields) is None
 
 
 @pytest.mark.slow

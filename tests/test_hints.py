@@ -28,7 +28,7 @@ def planned(tmp_path):
     spec = write_spec(tmp_path, {k: VARIANTS[k] for k in ("dsd", "naive")}, seeds=[0, 1])
     home, plan = Home(tmp_path / "home"), load_sweep(spec)
     home.prepare()
-    home.write_manifest(plan.key, manifest_of(plan))
+    home.write_manifest(manifest_of(plan))
     return spec, home, {t.name: t.id for t in plan.trials}
 
 
@@ -126,7 +126,7 @@ def test_a_variant_that_reads_like_an_id_is_never_taken_for_another_trial(tmp_pa
     spec = write_spec(tmp_path, {"ada": {}})
     home, plan = Home(tmp_path / "home"), load_sweep(spec)
     home.prepare()
-    home.write_manifest(plan.key, manifest_of(plan))
+    home.write_manifest(manifest_of(plan))
     (home.root / "trials" / "ada000000000").mkdir(parents=True)
     with pytest.raises(BadInput, match="ada: 2 trials are called so"):
         find_trial(home, "ada")
@@ -137,7 +137,7 @@ def test_logs_and_status_take_names(planned, capsys):
     code, answer = run("logs", "naive s1", "--home", home.root)
     assert code == OK and (answer["id"], answer["name"], answer["state"]) == (ids["naive s1"], "naive s1", "pending")
     other = write_spec(spec.parent / "other", {"dsd": {}}, name="second")
-    home.write_manifest("second", manifest_of(load_sweep(other)))
+    home.write_manifest(manifest_of(load_sweep(other)))
     assert [s["sweep"] for s in run("status", "--home", home.root)[1]["sweeps"]] == ["tiny", "second"]
     for named in ("second", other):
         assert [s["sweep"] for s in run("status", named, "--home", home.root)[1]["sweeps"]] == ["second"]
@@ -200,7 +200,7 @@ def test_a_path_of_set_is_relative_to_the_current_folder_and_one_in_a_file_to_th
     monkeypatch.chdir(folders["here"])
 
     def path_of(plan):
-        (recorded,) = {v["data"]["path"] for v in [manifest_of(plan)["spec"]["base"]] if "data" in v} or {None}
+        (recorded,) = {v["data"]["path"] for v in [manifest_of(plan).spec["base"]] if "data" in v} or {None}
         paths = {t.fields.data.path for t in plan.trials}
         assert len(paths) == 1 and recorded in (None, *paths)
         return Path(paths.pop()).parent
@@ -212,7 +212,7 @@ def test_a_path_of_set_is_relative_to_the_current_folder_and_one_in_a_file_to_th
     for text in ("base.data={source: idx, path: images}", "grid.data.path=[images]"):
         plan = load_sweep(spec, sets=[text])
         assert {Path(t.fields.data.path).parent for t in plan.trials} == {folders["here"]}, text
-        assert str(folders["here"]) in json.dumps(manifest_of(plan)["spec"]), text
+        assert str(folders["here"]) in json.dumps(manifest_of(plan).spec), text
     assert path_of(load_sweep(spec, sets=["base.data.path=../specs/images"])) == folders["specs"]
 
     below = {"name": "below", "base": {"data": data}, "variants": {"a": {}}}

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 from rich.console import Console
-from sweeping import VARIANTS, write_spec
+from sweeping import VARIANTS, described, write_spec
 
 from dsd_lab.cli import progress as progress_module
 from dsd_lab.cli.console import LabConsole
@@ -64,10 +64,9 @@ def result(home, trial, folder, probes):
     write(home, trial, probes)
     path = folder / f"{trial.variant}.parquet"
     write_history(home.trial(trial.id).spool, path)
-    network = trial.fields.network
     return Result(
-        trial.id, trial.variant, trial.point, trial.seed, network.size, "done", 12, 12, 1.0, None, {},
-        History.read(path), {"fields": {"network": network.model_dump()}},
+        trial.id, trial.variant, trial.point, trial.seed, trial.fields.network.size, "done", 12, 12, 1.0, None, {},
+        History.read(path), description=described(trial.fields.model_dump()),
     )  # fmt: skip
 
 
@@ -145,14 +144,14 @@ def test_the_tail_of_a_spool_is_read_once_without_a_torn_line_and_after_a_cut(sw
     tail = SpoolTail(home.trial(naive.id).spool)
     assert tail.read() == []
     write(home, naive, [("train", 10, 1.0, 1.0), ("train", 20, 1.0, 1.0)])
-    assert [e["step"] for e in tail.read()] == [10, 20] and tail.read() == []
+    assert [line.step for line in tail.read()] == [10, 20] and tail.read() == []
     with home.trial(naive.id).spool.open("a") as file:
         file.write('{"n": 2, "time"')
     assert tail.read() == []
     first = home.trial(naive.id).spool.read_bytes().splitlines(keepends=True)[0]
     home.trial(naive.id).spool.write_bytes(first)
     write(home, naive, [("train", step, 0.12345, 1.0) for step in (20, 30, 40, 50)], at=1, mode="a")
-    assert [e["step"] for e in tail.read()] == [20, 30, 40, 50]  # longer than before: the cut shows in the numbers
+    assert [line.step for line in tail.read()] == [20, 30, 40, 50]  # longer than before: the cut shows in the numbers
 
 
 # -- How it looks ---------------------------------------------------------------------------------------

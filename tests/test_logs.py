@@ -10,6 +10,7 @@ from dsd_lab.cli.logs import event_line
 from dsd_lab.cli.main import main
 from dsd_lab.errors import BAD_INPUT, INTERRUPTED, OK
 from dsd_lab.home.home import Home
+from dsd_lab.home.trial_records import SpoolLine
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_following_prints_what_is_recorded_meanwhile_and_ends_with_the_trial(tra
     home, ids = trained
     folder = home.trial(ids["dsd"])
     lines = folder.spool.read_bytes().splitlines(keepends=True)
-    whole = [event_line(json.loads(line)) for line in lines]
+    whole = [event_line(SpoolLine.model_validate_json(line)) for line in lines]
     half, rest = lines[: len(lines) // 2], lines[len(lines) // 2 :]
     status = folder.status()
     folder.spool.write_bytes(b"".join(half))
@@ -115,7 +116,7 @@ def test_following_prints_what_is_recorded_meanwhile_and_ends_with_the_trial(tra
             assert main(["logs", "dsd", "--lines", "3", "--follow", "--home", str(home.root)]) == OK
     finally:
         folder.spool.write_bytes(b"".join(lines))
-        folder.write_status(**status)
+        folder.write_status(**status.model_dump(exclude_unset=True))
     printed = capsys.readouterr().out.splitlines()
     start = printed.index(whole[len(half) - 3])
     assert printed[start:] == [*whole[len(half) - 3 :], "done at step 12"]
