@@ -102,6 +102,7 @@ READING_NOTHING = {
     "init": "writes a spec and reads none",
     "schema": "prints what the program knows",
     "completion": "prints what the program knows",
+    "specs": "lists the package's own specs, and opens no file of a home",
     "parts": "lists what the program and given plug-ins define",
     "data": "reads images, as `plan` does, and no file of a home but its cache of what was read",
     "reproduce": "reads a trial's description as `evaluate` does and trains anew",

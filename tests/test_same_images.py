@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from picturing import pictures, write_folder
-from sweeping import run, train_here, write_spec
+from sweeping import described, run, train_here, write_spec
 
 from dsd_lab.errors import BAD_INPUT, OK, BadInput
 from dsd_lab.files import index as file_index
@@ -192,16 +192,16 @@ def test_what_is_imported_has_the_images_of_the_home(copy, mixed, trained, tmp_p
     assert not list(home.root.glob("sweeps/*/manifest.json")) and len(list((home.root / "trials").iterdir())) == 1
 
 
-def described(fingerprint, revision="1"):
-    data = {"name": "raw", "fingerprint": fingerprint, "train": 2, "holdout": 1}
-    return {"data": data, "fields": {"data": {"path": fingerprint}}, "canonical": {"data": {"name": "raw", "revision": revision}}}  # fmt: skip
+def trained_on(fingerprint, revision="1"):
+    record = described({"data": {"path": fingerprint}}, name="raw", fingerprint=fingerprint, train=2, holdout=1)
+    return record.changed(canonical={"data": {"name": "raw", "revision": revision}})
 
 
 def test_of_two_sets_of_images_under_one_name_those_of_most_trials_stay():
-    trials = {"t0": described("a" * 64), "t1": described("b" * 64), "t2": described("b" * 64), "t3": {}}
+    trials = {"t0": trained_on("a" * 64), "t1": trained_on("b" * 64), "t2": trained_on("b" * 64)}
     assert list(other_images(trials)) == ["t0"] and "a" * 12 in other_images(trials)["t0"]
-    assert other_images({"t0": described("a" * 64), "t1": described("b" * 64, revision="2")}) == {}
-    assert list(other_images({"t0": described("a" * 64), "t1": described("b" * 64)})) == ["t1"]
+    assert other_images({"t0": trained_on("a" * 64), "t1": trained_on("b" * 64, revision="2")}) == {}
+    assert list(other_images({"t0": trained_on("a" * 64), "t1": trained_on("b" * 64)})) == ["t1"]
 
 
 def test_images_of_other_reading_are_not_known(copy):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -119,5 +120,5 @@ def event_seconds(
 
 def _status(folder: TrialFolder, clock: Clock) -> float:
     began = clock.now()
-    folder.write_progress(step=1, seconds=1.0, updated=began)
+    folder.write_progress(step=1, seconds=1.0, updated=time.time())
     return clock.now() - began
