@@ -189,7 +189,8 @@ def test_of_sweeps_what_was_not_measured_has_no_target():
 
 def test_occupancy_is_the_time_of_all_over_the_trials_own_a_slot(tmp_path):
     home = Home(tmp_path)
-    moments = [(7, 0.0, 10.0), (8, 0.0, 8.0), (7, 10.5, 18.5), (8, 8.25, 20.0)]
+    spans = [(7, 0.0, 10.0), (8, 0.0, 8.0), (7, 10.5, 18.5), (8, 8.25, 20.0)]
+    moments = [(worker, 2**30 + began, 2**30 + ended) for worker, began, ended in spans]
     for number, (worker, started, ended) in enumerate(moments):
         folder = tmp_path / "trials" / str(number)
         folder.mkdir(parents=True)
