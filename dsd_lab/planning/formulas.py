@@ -33,14 +33,16 @@ def shape_by_formula(trial: Trial, channels: int, classes: int) -> dict[str, Any
     copies = {"average": params["total"]} | {f"average@{d!r}": params["total"] for d in trial.training.extra_ema_decays}
     copies |= {"target": params["total"]} if trial.needs_target_encoder else {}
     forward = {role: net.forward(role, _COUNTED_BATCH) for role in _ROLES}
+    flops = net.step() // _COUNTED_BATCH
     return {
         "params": params,
         "copies": copies,
         "auxiliary": heads,
         "frozen": 0,
         "moments": 2 * (params["total"] + heads),
-        "flops_per_image": net.step() // _COUNTED_BATCH,
-        "role_flops": {role: flops // _COUNTED_BATCH for role, flops in forward.items()},
+        "flops_per_image": flops,
+        "stage_flops": [flops],  # trials with phases are not covered
+        "role_flops": {role: count // _COUNTED_BATCH for role, count in forward.items()},
     }
 
 
