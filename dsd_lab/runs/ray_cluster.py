@@ -125,7 +125,7 @@ def _started(cluster: dict[str, Any]) -> Iterator[Path]:
                     )
             except Exception as error:  # Ray raises plain ones
                 full = "the disk is full" if comes_from_full_disk(error) else None
-                reason = full or (str(error).splitlines() or [type(error).__name__])[0]
+                reason = full or (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
                 raise NoResources(
                     f"Ray does not start: {reason}; where the machine was too busy, run the same command again"
                 ) from None
