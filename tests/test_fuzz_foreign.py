@@ -28,6 +28,7 @@ from dsd_lab.files.image_files import FORMATS, MAX_PIXELS, DamagedImage
 from dsd_lab.files.printable import printable
 from dsd_lab.home.history import write_history
 from dsd_lab.home.home import Home
+from dsd_lab.home.sweep_records import Entry
 from dsd_lab.report.results import result_of
 from dsd_lab.specs.trial import Data
 from dsd_lab.store.own_runs import wrong_in
@@ -45,6 +46,7 @@ def encoded(name):
     return buffer.getvalue()
 
 
+ENTRY = Entry(id="0" * 12, name="a s0", variant="a", point={}, seed=0, size="a", steps=1, overrides={}, canonical={}, has_denoiser=True)  # fmt: skip
 IMAGES = {name: encoded(name) for name in FORMATS}
 
 
@@ -114,8 +116,7 @@ def test_any_damage_to_a_data_set_is_refused_in_one_line_or_leaves_images(sets, 
 def test_any_tags_of_a_run_are_refused_or_make_a_result(tags):
     reason = wrong_in(SimpleNamespace(data=SimpleNamespace(tags=tags)))
     if reason is None:
-        entry = {"id": "0" * 12, "variant": "a", "point": {}, "seed": 0, "size": "a", "steps": 1}
-        assert result_of(entry, tags.get("dsd.state", "pending"), tags, {}, None).seconds >= -1e308
+        assert result_of(ENTRY, tags.get("dsd.state", "pending"), tags, {}, None).seconds >= -1e308
     else:
         assert printable(reason).isprintable()
 
@@ -140,8 +141,7 @@ def test_any_damage_to_artifacts_is_seen_or_leaves_a_history(artifacts, name, ho
         path = Path(scratch) / "run" / name
         path.write_bytes(damaged(path.read_bytes(), how))
         if damage(path.parent) is None:
-            entry = {"id": "0" * 12, "variant": "a", "point": {}, "seed": 0, "size": "a", "steps": 1}
-            result_of(entry, "done", {}, {}, path.parent).last_probes("latent/std", 3)
+            result_of(ENTRY, "done", {}, {}, path.parent).last_probes("latent/std", 3)
 
 
 @pytest.fixture(scope="module")

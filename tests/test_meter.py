@@ -97,7 +97,7 @@ def test_a_line_of_an_earlier_version_has_none_of_it():
 
 def result(history, **flops):
     record = described({"training": {"batch_size": 8}}).changed(**flops)
-    return Result("a", "v", {}, 0, "nano8", "done", 10, 10, 1.0, None, {}, history, record)
+    return Result("a", "v", {}, 0, "nano8", "done", 10, 10, 1.0, None, {}, history, description=record)
 
 
 def rows(**series):

@@ -173,7 +173,7 @@ def test_report_shows_own_metrics_without_the_plug_in(trained):
     own = {"latent_metric/largest", "sample_metric/brightness", "sampler/midpoint", "loss_space/l1_clean"}
     assert set(used) == USED | own and {row.file for row in used.values()} == {"my_parts.py"}
     described = [home.trial(answers[v]["id"]).description() for v in ("own", "l1")]
-    digests = {key: digest for d in described for key, digest in d["canonical"]["plugins"].items()}
+    digests = {key: digest for d in described for key, digest in d.canonical["plugins"].items()}
     assert {key: used[key].digest for key in digests} == digests
     assert (used["normaliser/squash"].trials, used["latent_metric/largest"].trials) == ("1", "3")
     assert (

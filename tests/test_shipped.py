@@ -71,9 +71,8 @@ def test_the_list_says_what_data_a_spec_needs_and_whether_it_is_here(empty, caps
 
 def test_init_copies_a_shipped_spec_and_what_it_extends(empty, capsys):
     code, answer = run("init", "--from", "normaliser_ablation")
-    assert (
-        code == OK and answer["spec"] == "normaliser_ablation.yaml" and answer["extends"] == ["collapse_ablation.yaml"]
-    )
+    assert code == OK and answer["spec"] == str(empty / "normaliser_ablation.yaml")
+    assert answer["extends"] == [str(empty / "collapse_ablation.yaml")]
     shipped = load_sweep(FOLDER / "normaliser_ablation.yaml")
     copied = load_sweep(empty / "normaliser_ablation.yaml")
     assert [t.id for t in copied.trials] == [t.id for t in shipped.trials] and copied.key == shipped.key

@@ -152,7 +152,7 @@ def test_a_trial_run_has_the_parameters_that_count_and_tags_that_say_where_it_co
     store = Store(home)
     store.sync(manifest)
     run = run_of(store, plan.trials[0].id)
-    counted = {k: str(v) for k, v in flat(manifest["trials"][0]["canonical"]).items()}
+    counted = {k: str(v) for k, v in flat(manifest.trials[0].canonical).items()}
     assert run.data.params == counted | {"variant": "dsd", "size": "nano8", "seed": "0"}
     assert run.data.params["objective.diffusion_weight"] == "1.0" and run.data.params["optimiser.lr"] == "0.001"
     tags, description = run.data.tags, home.trial(plan.trials[0].id).description()

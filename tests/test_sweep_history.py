@@ -123,14 +123,12 @@ def test_the_history_says_what_was_asked_when_by_which_command_and_what_changed(
 def test_status_of_a_sweep_shows_its_history(kept, capsys):
     home, spec, trial = kept
     manifest = manifest_of(load_sweep(spec, sets=["base.network.width=32"]))
-    home.write_manifest("tiny", manifest, "dsd-lab sweep spec.yaml --set base.network.width=32")
+    home.write_manifest(manifest, "dsd-lab sweep spec.yaml --set base.network.width=32")
     assert "revisions" not in run("status", "--home", home.root)[1]["sweeps"][0]
     first, second = run("status", "tiny", "--home", home.root)[1]["sweeps"][0]["revisions"]
     assert first["number"] == 1 and first["trials"] == [trial] and first["changes"] is None
-    assert second["changes"] == "base.network.width 16 -> 32" and second["settings"]["spec"] == manifest["spec"]
-    assert second["runs"] == [
-        {"at": manifest["run_at"], "command": "dsd-lab sweep spec.yaml --set base.network.width=32"}
-    ]
+    assert second["changes"] == "base.network.width 16 -> 32" and second["settings"]["spec"] == manifest.spec
+    assert second["runs"] == [{"at": manifest.run_at, "command": "dsd-lab sweep spec.yaml --set base.network.width=32"}]
     capsys.readouterr()
     assert main(["status", "tiny", "--home", str(home.root)]) == OK
     *_, old, new, changes = capsys.readouterr().out.splitlines()
@@ -140,7 +138,7 @@ def test_status_of_a_sweep_shows_its_history(kept, capsys):
     )
     assert changes == "     changes base.network.width 16 -> 32"
     assert main(["status", "tny", "--home", str(home.root)]) == BAD_INPUT
-    assert "tny: no sweep of this name" in (error := capsys.readouterr().err) and "tiny" in error
+    assert "no sweep 'tny' has been run in" in (error := capsys.readouterr().err) and "did you mean 'tiny'?" in error
     (home.sweep_folder("tiny") / "revisions.json").write_text('{"format": 1, "revisi')
     assert main(["status", "tiny", "--home", str(home.root)]) == BAD_INPUT
     assert "revisions.json: is damaged" in capsys.readouterr().err

@@ -66,8 +66,8 @@ def test_a_view_shows_the_trials_and_not_their_parent_in_the_columns_that_matter
 
 def test_the_views_of_a_grid_have_its_axes_and_the_newest_sweep_stands_first(made):
     home, store, manifest = made
-    later = manifest | {"run_at": manifest["run_at"] + 10, "key": "tiny--full"}
-    later |= {"spec": manifest["spec"] | {"grid": {"latent.normaliser": ["none", "layernorm"]}}}
+    spec = manifest.spec | {"grid": {"latent.normaliser": ["none", "layernorm"]}}
+    later = manifest.changed(run_at=manifest.run_at + 10, key="tiny--full", profile="full", spec=spec)
     tags = views_of(later, home.id, [])
     means = next(state_of(v) for k, v in tags.items() if "-variants-" in k)
     assert [k["groupByData"] for k in means["groupBy"]["groupByKeys"]] == ["variant", "latent.normaliser"]
@@ -112,7 +112,7 @@ def test_the_parent_has_parameters_the_table_of_verdicts_and_the_figures(made):
 
 def test_what_a_later_run_changed_is_said_since_mlflow_changes_no_parameter(made):
     home, store, manifest = made
-    changed = manifest | {"trials": manifest["trials"][:2]}
+    changed = manifest.changed(trials=manifest.trials[:2])
     Store(home).sync(changed)
     experiment = store.client.get_experiment_by_name("tiny")
     tags = runs_of(store, experiment)["tiny"].data.tags
