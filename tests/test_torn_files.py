@@ -1,6 +1,7 @@
 """Evaluations, records of sweeps and caches of a home, removed, empty or torn: named in one line or made anew, and no other trial is kept from its end."""
 
 import shutil
+import time
 
 import pytest
 from sweeping import EVALUATION, LONG, VARIANTS, events, finish, train_here, write_spec
@@ -31,11 +32,11 @@ def whole(tmp_path_factory):
     export_sweep(other, other.manifests()["other"], folder / "exported", weights=False)
     assert main(["import", str(folder / "exported"), "--home", str(home.root)]) == OK
     begun = load_sweep(write_spec(folder / "begun", {"long": LONG}, name="begun"))
-    home.write_manifest("begun", manifest_of(begun))
+    home.write_manifest(manifest_of(begun))
     running = run_trial(home, begun.trials[0], [], DataShelf())
     while next(running).step < 40:
         pass
-    home.trial(begun.trials[0].id).write_progress(step=40)
+    home.trial(begun.trials[0].id).write_progress(step=40, seconds=1.0, updated=time.time())
     running.close()
     Sampler(home.sweep_folder("tiny")).sample_when_due()
     Store(home).sync(manifest_of(plan))
