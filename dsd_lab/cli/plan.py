@@ -19,16 +19,18 @@ from dsd_lab.home.lookup import manifest_of
 from dsd_lab.home.trial_folder import OTHER_IMAGES, state_notes
 from dsd_lab.planning.data_check import check_data
 from dsd_lab.planning.disk import need_of
-from dsd_lab.planning.estimates import EFFICIENCY, Shape, cached_bytes, cached_shape, shape_key, timed_seconds
+from dsd_lab.planning.estimates import EFFICIENCY, Shape, cached_bytes, cached_shape, shape_key, speedup, timed_seconds
 from dsd_lab.planning.gpus import GPUS
 from dsd_lab.planning.measured import benched_seconds, machine_ceiling
 from dsd_lab.planning.requirements import missing_data, missing_weights
+from dsd_lab.planning.shared_steps import find_beginning
 from dsd_lab.runs.data_shelf import DataShelf, refuse_other_images, trained_on_others
 from dsd_lab.specs.evaluate_list import applies
 from dsd_lab.specs.identity import canonical_fields, evaluation_id
 from dsd_lab.specs.per_seed import once_for_seeds
 from dsd_lab.specs.registry import plugins
 from dsd_lab.specs.sweep import Plan, PlannedTrial
+from dsd_lab.specs.training import Training
 from dsd_lab.specs.trial import Data, Trial
 from dsd_lab.training_code import training_code
 
@@ -59,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     rows = []
     for trial in plan.trials:
         folder = home.trial(trial.id)
+        begins = None if folder.checkpoints.exists() else find_beginning(home, trial)
         rows.append(
             {
                 "id": trial.id,
@@ -69,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "status": OTHER_IMAGES if trial.id in changed else folder.state(code),
                 "evaluations_missing": _missing(plan, folder.evaluations(), trial),
                 "overrides": trial.overrides,
+                "begins_from": None if begins is None else {"trial": begins.folder.id, "step": begins.step},
                 "gpus": trial.fields.resources.gpus,
                 **needs(trial.fields),
             }
@@ -119,6 +123,7 @@ def _needs(
     """What a trial with these fields will need, whatever its seed."""
     shape, training = cached_shape(trial, home, code), trial.training
     seconds, source = _seconds(trial, shape, timed, home, gpu)
+    seconds /= speedup(trial.resources.team)
     return {
         "params": shape.params,
         "copies": shape.copies,
@@ -127,7 +132,8 @@ def _needs(
         "flops_per_image": shape.flops_per_image,
         "flops_by_role": shape.role_flops,
         "flops_total": shape.flops_per_image * training.batch_size * training.steps,
-        "memory_bytes": shape.memory(training, cached_bytes(trial, home, code)),
+        "memory_bytes": shape.memory(_own_part(trial), cached_bytes(trial, home, code)),
+        "processes": trial.resources.team,
         "disk_bytes": need_of(trial, home, code).total,
         "seconds": round(seconds, 3),
         "seconds_source": source,
@@ -135,8 +141,15 @@ def _needs(
     }
 
 
+def _own_part(trial: Trial) -> Training:
+    """Training as one of the trial's processes sees it: its share of every batch."""
+    parts, team = trial.training.grad_accum_steps, trial.resources.team
+    own = -(-trial.training.batch_size // (parts * team)) * parts
+    return trial.training.model_copy(update={"batch_size": own})
+
+
 def _seconds(trial: Trial, shape: Shape, timed: dict[str, float], home: Home, gpu: str) -> tuple[float, str]:
-    """Seconds of a whole trial and where they come from: the best of what is known.
+    """Seconds of a whole trial in one process and where they come from: the best of what is known.
 
     Args:
         trial: its fields.

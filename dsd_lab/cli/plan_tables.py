@@ -11,7 +11,7 @@ from rich.table import Table
 
 from dsd_lab.cli.console import table_console
 from dsd_lab.files.printable import say
-from dsd_lab.planning.estimates import EFFICIENCY
+from dsd_lab.planning.estimates import EFFICIENCY, speedup
 from dsd_lab.specs.sweep import Plan
 from dsd_lab.units import duration, readable, short_bytes, short_count
 
@@ -131,12 +131,20 @@ def _totals(plan: Plan, rows: list[dict[str, Any]]) -> Iterable[str]:
         yield f"{evaluations} evaluations of finished trials are missing; sweep makes them without training"
     left = [row for row in distinct if row["status"] not in _ENDED]
     seconds = sum(row["seconds"] for row in left)
+    if begun := [row for row in left if row["begins_from"]]:
+        first = begun[0]
+        yield (
+            f"{len(begun)} of them go on from trials that trained alike, such as {first['id']} from step "
+            f"{first['begins_from']['step']:,} of {first['begins_from']['trial']}; their times are those of whole trials"
+        )
     yield f"about {duration(seconds)} of training left, one trial at a time{_origin(rows)}"
     if gpus := max((row["gpus"] for row in left), default=0):
         hours = sum(row["seconds"] * row["gpus"] for row in left) / 3600
         memory = short_bytes(max(row["memory_bytes"] for row in left))
-        many = "1 GPU" if gpus <= 1 else f"{gpus:g} GPUs"
+        many = "1 GPU" if gpus <= 1 else f"{gpus:g} GPUs, a process on each,"
         yield f"a trial needs {many} with at least ~{memory}; about {hours:,.1f} GPU-hours for all"
+    elif (processes := max((row["processes"] for row in left), default=1)) > 1:
+        yield f"a trial has {processes} processes, taken to be {speedup(processes):.1f} times as fast as one"
     yield f"about {readable(sum(row['disk_bytes'] for row in left))} of disk for what is not done"
 
 

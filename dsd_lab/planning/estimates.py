@@ -16,6 +16,7 @@ from dsd_lab.files.atomic import read_cache, write_json
 from dsd_lab.home.data_facts import known_facts
 from dsd_lab.home.home import Home
 from dsd_lab.home.sweep_records import Entry
+from dsd_lab.home.trial_records import Status
 from dsd_lab.planning.formulas import bytes_by_formula, shape_by_formula
 from dsd_lab.specs.identity import canonical_fields
 from dsd_lab.specs.training import Training
@@ -24,6 +25,10 @@ from dsd_lab.specs.trial import Trial
 EFFICIENCY = 0.25
 """Share of the matrix-product ceiling that a training step is taken to reach (ours; measured steps replace it)."""
 _CLASSES = 1000
+
+
+_SHARED = 0.9
+"""Share of N times one process' images a second that N processes are taken to reach; not measured on GPUs."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +132,20 @@ def timed_seconds(home: Home, entries: list[Entry]) -> dict[str, float]:
     for entry in entries:
         status = home.trial(entry.id).status()
         if status.state == "done" and status.seconds and status.step:
-            found[shape_key(entry.canonical)] = status.seconds / status.step
+            # As one process would take, whatever number trained it last.
+            found[shape_key(entry.canonical)] = speedup(_processes(status)) * status.seconds / status.step
     return found
+
+
+def speedup(processes: int) -> float:
+    """How many times as fast as one process several are taken to be."""
+    return 1.0 if processes == 1 else _SHARED * processes
+
+
+def _processes(status: Status) -> int:
+    """Of the last attempt: `2 x NVIDIA H100`."""
+    count, times, _ = (status.trained_on[-1].device if status.trained_on else "").partition(" x ")
+    return int(count) if times and count.isdecimal() else 1
 
 
 def shape_key(canonical: dict[str, Any]) -> str:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from dsd_lab.core.training.schedule import learning_rate
+from dsd_lab.errors import BadInput
+from dsd_lab.home.beginnings import begun_alike
+from dsd_lab.home.home import Home
+from dsd_lab.home.trial_folder import TrialFolder
 from dsd_lab.specs.identity import canonical_fields
+from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.specs.trial import Trial
+from dsd_lab.training_code import is_current
 
 _BY_TIME = {"training": ("steps", "phases"), "optimiser": ("schedule", "tail", "warmup_steps")}
 """Fields that may differ later on and mean the same until then."""
@@ -60,3 +67,36 @@ def takes_over(trial: Trial, other: Trial, step: int) -> bool:
     if step < other.training.steps or step == trial.training.steps:
         return step < trial.training.steps or step == other.training.steps
     return all(step % every == 0 for every in (trial.probe.every, watch.images_every, watch.log_every))
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A checkpoint of another trial that a trial can go on from."""
+
+    folder: TrialFolder
+    step: int
+
+
+def find_beginning(home: Home, trial: PlannedTrial) -> Beginning | None:
+    """The latest checkpoint of another trial of the home folder that a trial can go on from; files are not verified yet."""
+    best: Beginning | None = None
+    for other in begun_alike(home, beginning_key(trial.fields, trial.seed)):
+        if other == trial.id:
+            continue
+        folder = home.trial(other)
+        fields = _fields_of(folder)
+        if fields is None or folder.imported() or not is_current(folder.status().code):
+            continue
+        for path in folder.checkpoints.glob("step-*"):
+            step = int(path.name.removeprefix("step-"))
+            if (best is None or step > best.step) and takes_over(trial.fields, fields, step):
+                best = Beginning(folder, step)
+    return best
+
+
+def _fields_of(folder: TrialFolder) -> Trial | None:
+    try:
+        described = folder.description()
+        return None if described is None else described.trial
+    except BadInput:
+        return None

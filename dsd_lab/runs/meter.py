@@ -50,6 +50,7 @@ class Meter:
             return Speed(peak_memory_bytes=memory)
         made = self.shape.flops_until(self.trial, step) - self.shape.flops_until(self.trial, since)
         peak = peak_flops(self.device, self.trial.training.precision)
+        peak = None if peak is None else peak * self.trial.resources.team
         return Speed(
             images_per_second=(step - since) * self.trial.training.batch_size / seconds,
             peak_memory_bytes=memory,

@@ -27,13 +27,13 @@ from dsd_lab.home.spool import sound_lines
 from dsd_lab.home.trial_folder import ENDED, STOPPED, TrialFolder
 from dsd_lab.home.trial_records import DataRecord, Provenance, TrialRecord
 from dsd_lab.planning.estimates import cached_shape
-from dsd_lab.planning.shared_steps import beginning_key
+from dsd_lab.planning.shared_steps import beginning_key, find_beginning
 from dsd_lab.provenance import device_name, provenance, work_tree_diff
 from dsd_lab.runs.continuity import code_of, trained_by, trained_on
 from dsd_lab.runs.data_shelf import DataShelf
 from dsd_lab.runs.meter import Meter, forget_peak
 from dsd_lab.runs.peers import Team, started_here, trainer_among
-from dsd_lab.runs.shared_beginning import begin_from, find_beginning, taken_over
+from dsd_lab.runs.shared_beginning import begin_from, taken_over
 from dsd_lab.runs.spool_writer import Spool
 from dsd_lab.runs.trial_evaluations import STATUS_EVERY, Progress, make_evaluations
 from dsd_lab.runs.watchdog import Watchdog

@@ -4,53 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
 from typing import Any
 
-from dsd_lab.core.training.checkpoints import list_checkpoints, load_checkpoint
+from dsd_lab.core.training.checkpoints import load_checkpoint
 from dsd_lab.errors import BadInput, CorruptCheckpoint
-from dsd_lab.home.beginnings import begun_alike
-from dsd_lab.home.home import Home
 from dsd_lab.home.spool import complete_lines, is_whole_picture, parsed_lines
 from dsd_lab.home.trial_folder import TrialFolder
 from dsd_lab.home.trial_records import BeganFrom
-from dsd_lab.planning.shared_steps import beginning_key, takes_over
-from dsd_lab.specs.sweep import PlannedTrial
-from dsd_lab.specs.trial import Trial
-from dsd_lab.training_code import is_current
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """A checkpoint of another trial that a trial can go on from."""
-
-    folder: TrialFolder
-    step: int
-
-
-def find_beginning(home: Home, trial: PlannedTrial) -> Beginning | None:
-    """The latest checkpoint of another trial of the home folder that a trial can go on from; files are not verified yet."""
-    best: Beginning | None = None
-    for other in begun_alike(home, beginning_key(trial.fields, trial.seed)):
-        if other == trial.id:
-            continue
-        folder = home.trial(other)
-        fields = _fields_of(folder)
-        if fields is None or folder.imported() or not is_current(folder.status().code):
-            continue
-        for path in list_checkpoints(folder.checkpoints):
-            step = int(path.name.removeprefix("step-"))
-            if (best is None or step > best.step) and takes_over(trial.fields, fields, step):
-                best = Beginning(folder, step)
-    return best
-
-
-def _fields_of(folder: TrialFolder) -> Trial | None:
-    try:
-        described = folder.description()
-        return None if described is None else described.trial
-    except BadInput:
-        return None
+from dsd_lab.planning.shared_steps import Beginning
 
 
 def begin_from(found: Beginning, folder: TrialFolder, data: str, device: str) -> bool:
