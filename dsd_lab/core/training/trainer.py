@@ -1,4 +1,4 @@
-"""The trainer: one loop of fixed order that yields events (over 300 lines: state and loop are read together).
+"""The trainer: one loop of fixed order that yields events.
 
 At every step: probe, draw, checkpoint, then the optimiser step, then the record. The loop never
 asks which variant it runs; everything that differs is in the objective that the spec names.
@@ -7,152 +7,31 @@ asks which variant it runs; everything that differs is in the objective that the
 from __future__ import annotations
 
 import contextlib
-import copy
-import os
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dsd_lab.core.data import BATCHES_AHEAD
-from dsd_lab.core.diffusion.auxiliary import Auxiliaries
 from dsd_lab.core.diffusion.objectives import losses
-from dsd_lab.core.model.blocks import ROLES
-from dsd_lab.core.model.network import Network, attends_fused
 from dsd_lab.core.observing.pictures import draw_pictures
-from dsd_lab.core.observing.probes import ProbeSet
-from dsd_lab.core.peers import ALONE, Peers
-from dsd_lab.core.randomness import Draws, generator
-from dsd_lab.core.training import checkpoints
+from dsd_lab.core.peers import ALONE
+from dsd_lab.core.randomness import Draws
 from dsd_lab.core.training.batches import draw_batch, indices_of
-from dsd_lab.core.training.checkpoints import load_tensors, tensors_of
-from dsd_lab.core.training.clipping import clip_gradients, clipped_parts
-from dsd_lab.core.training.ema import Averaging, average_name, ramped_decay, warmed_decay
+from dsd_lab.core.training.clipping import clip_gradients
+from dsd_lab.core.training.ema import ramped_decay, warmed_decay
 from dsd_lab.core.training.events import Checkpointed, Diverged, Drew, Event, Finished, Logged, Probed
-from dsd_lab.core.training.finiteness import Finiteness
-from dsd_lab.core.training.gradient_sums import GradientSums
-from dsd_lab.core.training.optimiser import build_optimiser
 from dsd_lab.core.training.schedule import learning_rate
-from dsd_lab.errors import BadInput, NoResources
-from dsd_lab.specs.trial import unfit_images
-
-if TYPE_CHECKING:
-    from dsd_lab.core.data import DataSet
-    from dsd_lab.specs.trial import Stage, Trial
+from dsd_lab.core.training.state import TrainingState
+from dsd_lab.core.training.state import pick_device as pick_device
 
 
-def pick_device(gpus: float) -> torch.device:
-    """The GPU that this process was given, or the CPU where the spec asks for none.
-
-    Raises:
-        NoResources: a GPU was asked for and there is none.
-    """
-    if gpus == 0:
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise NoResources(f"resources.gpus is {gpus:g}, but this process sees no GPU")
-    if "LOCAL_RANK" in os.environ:  # under torchrun, whose processes all see all GPUs
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    return torch.device("cuda")
-
-
-class Trainer:
-    """Trains one trial.
-
-    Args:
-        trial: all fields.
-        seed: of weights, batches, noise and times.
-        data: images, whose size the trial's network must have.
-        device: where to train.
-        folder: where checkpoints go; None keeps none (the events `Checkpointed` are left out).
-        peers: the processes that train the trial together, each with a trainer of its own.
-
-    Raises:
-        BadInput: the images are not square, or not of the size that the network takes.
-    """
-
-    def __init__(
-        self,
-        trial: Trial,
-        seed: int,
-        data: DataSet,
-        device: torch.device,
-        folder: Path | None = None,
-        peers: Peers = ALONE,
-    ) -> None:
-        if unfit := unfit_images(trial, data.train.shape):
-            raise BadInput(unfit)
-        self.trial, self.seed, self.data, self.device, self.folder = trial, seed, data, device, folder
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator(seed, "weights").initial_seed())
-            self.network = Network(trial, data.channels, data.classes).to(device)
-        self.network.attend_fused(attends_fused(trial.training.precision, on_gpu=device.type != "cpu"))
-        self.network.activation_checkpointing = trial.training.activation_checkpointing
-        self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
-        self.more_averages = {decay: copy.deepcopy(self.average) for decay in trial.training.extra_ema_decays}
-        self.target_encoder = copy.deepcopy(self.network).requires_grad_(False) if trial.needs_target_encoder else None
-        averages = {trial.training.weight_ema: self.average, **self.more_averages}
-        self.averaging = {decay: Averaging(average, self.network) for decay, average in averages.items()}
-        self.target_averaging = (
-            Averaging(self.target_encoder, self.network) if self.target_encoder is not None else None
-        )
-        self.auxiliaries = Auxiliaries(trial, self.network, data.classes, device, seed).to(device)
-        self.kept: dict[str, torch.nn.Module] = {"network": self.network, "auxiliary": self.auxiliaries}
-        """What a checkpoint keeps, by the name that its tensors begin with."""
-        self.kept |= {average_name(decay, trial.training.weight_ema): part for decay, part in averages.items()}
-        self.kept |= {} if self.target_encoder is None else {"target": self.target_encoder}
-        self.trained = torch.nn.ModuleList([self.network, self.auxiliaries])
-        self.optimiser = build_optimiser(self.network, trial.optimiser, self.auxiliaries)
-        self.finiteness = Finiteness(device, self.optimiser)
-        if trial.training.compile:
-            for network in filter(None, (self.network, self.target_encoder)):
-                network.compile_blocks()
-        self._share_batches(peers)
-        self.clipped_parts = clipped_parts(self.network, self.auxiliaries)
-        self.probe_set = ProbeSet(trial, data, self.network, device)
-        self.step = 0
-        self.stages = trial.stages()
-        self._frozen_rows: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._enter(self.stages[0])
-        self._sums: dict[str, Tensor] = {}
-        self._summed, self._resumed_at = 0, -1
-        self.resumed_told = True
-        """Whether an event told of the checkpoint that was resumed from."""
-        self.resumed_lines: int | None = None
-        """Lines that the records had before the checkpoint that was resumed from, where its state says so."""
-
-    def _share_batches(self, peers: Peers) -> None:
-        part, batch = (
-            self.trial.training.batch_size // self.trial.training.grad_accum_steps,
-            self.trial.training.batch_size,
-        )
-        self.peers = peers.of_batches(part)
-        own = torch.arange(part)[self.peers.rows]
-        self._own_images = None if peers.alone else torch.cat([start + own for start in range(0, batch, part)])
-        """Which images of a batch this process takes; None for all."""
-        self._gradient_sums = GradientSums(self.trained.parameters(), self.peers)
-        for network in filter(None, (self.network, self.target_encoder)):
-            network.peers = self.peers
+class Trainer(TrainingState):
+    """Trains one trial; arguments are those of `TrainingState`."""
 
     # -- One step ----------------------------------------------------------------------------------
-
-    def _enter(self, stage: Stage) -> None:
-        """Begin a stage of training: its objective from here on, and what does not move in it."""
-        self.stage = self.probe_set.stage = stage
-        self.network.freeze(stage.frozen)
-        self._gradient_sums.forget()
-        for network in (self.network, self.target_encoder):
-            if network is not None:
-                network.normaliser.train("encode" not in stage.frozen)
-        # The table of role vectors is one parameter: frozen rows have no gradient, but momentum would move them.
-        table = self.network.condition.role.weight
-        moments = [v for v in self.optimiser.state_of(table).values() if v.shape == table.shape]
-        held = [table, *moments] if stage.frozen else []
-        rows = torch.tensor([ROLES.index(role) for role in sorted(stage.frozen)], dtype=torch.int64, device=self.device)
-        self._frozen_rows = [(tensor, rows, tensor.detach()[rows]) for tensor in held]
 
     def _hold_frozen_rows(self) -> None:
         with torch.no_grad():
@@ -307,12 +186,6 @@ class Trainer:
         every = self.trial.observation.checkpoint_every
         return self.folder is not None and self.step % every != 0 and self.step != self._resumed_at
 
-    def _stage_of_step(self) -> None:
-        """Enter the stage that the next step belongs to, where it is another."""
-        stage = next(s for s in reversed(self.stages) if s.start <= self.step)
-        if stage is not self.stage:
-            self._enter(stage)
-
     def _probed(self) -> Probed:
         started = time.perf_counter()
         # Batches of probes have other shapes than those of steps, and would each be compiled too.
@@ -337,85 +210,3 @@ class Trainer:
         metrics = {f"train/{name}": float(total) / self._summed for name, total in self._sums.items()}
         self._sums, self._summed = {}, 0
         return Logged(self.step, metrics, seconds)
-
-    # -- State -------------------------------------------------------------------------------------
-
-    def save(self, folder: Path | None = None, told: bool = True, **more: Any) -> None:
-        """Write a checkpoint of everything that the next step depends on.
-
-        Args:
-            folder: where, if not among the trial's own.
-            told: an event tells of it; one that is saved because training was asked to stop has none.
-            more: further state.
-        """
-        folder = folder or self.folder
-        assert folder is not None
-        tensors = {k: v for name, part in self.kept.items() for k, v in tensors_of(part, name).items()}
-        tensors |= {f"optimiser.{k}": v for k, v in checkpoints.flatten_optimiser(self.optimiser).items()}
-        tensors |= {f"sums.{k}": v for k, v in self._sums.items()}
-        state = {
-            "summed": self._summed,
-            "data": self.data.fingerprint,
-            "device": self.device.type,
-            "processes": self.peers.size,
-            "told": told,
-            **more,
-        }
-        watch = self.trial.observation
-        checkpoints.save_checkpoint(folder, self.step, tensors, state, watch.checkpoints_kept, watch.keep_every)
-
-    def save_crash(self, folder: Path, reason: str) -> None:
-        """What a step that was not taken can be done again with: weights, images; its random numbers follow from seed and step."""
-        batch = indices_of(self.trial, self.seed, self.step, len(self.data.train))
-        self.save(folder, reason=reason, seed=self.seed, batch=batch.tolist())
-
-    def _newest_checkpoint(
-        self, usable: Callable[[dict[str, Any]], bool]
-    ) -> tuple[Path, dict[str, Tensor], dict[str, Any]] | None:
-        """The one that the leader chooses; all processes read it."""
-        if self.folder is None:
-            return None
-        found = checkpoints.newest_checkpoint(self.folder, usable) if self.peers.leads else None
-        at = self.peers.leaders(-1 if found is None else _step_of(found[0]))
-        if self.peers.leads or at < 0:
-            return found
-        path = self.folder / f"step-{at:09d}"
-        return path, *checkpoints.load_checkpoint(path)
-
-    def resume(self, usable: Callable[[dict[str, Any]], bool] = lambda state: True) -> bool:
-        """Go on from the newest whole checkpoint; False where there is none.
-
-        Args:
-            usable: asked with a checkpoint's state; where it says no, an older one is taken.
-
-        Raises:
-            BadInput: the checkpoint was trained on other images.
-            CorruptCheckpoint: it is whole but of another network.
-        """
-        if (found := self._newest_checkpoint(usable)) is None:
-            return False
-        path, tensors, state = found
-        if state["data"] != self.data.fingerprint:
-            raise BadInput(f"{path}: trained on other images than those at hand; declare a new data.revision")
-        if state["device"] != self.device.type:
-            raise BadInput(
-                f"{path}: trained on {state['device']} so far and would go on on {self.device.type}; set resources.gpus as it was, or remove the trial's folder to train it anew"
-            )
-        for name, part in self.kept.items():
-            load_tensors(part, name, tensors, path)
-        checkpoints.restore_optimiser(self.optimiser, _part(tensors, "optimiser"))
-        self._sums = {k: v.to(self.device) for k, v in _part(tensors, "sums").items()}
-        self._summed, self.resumed_told = int(state["summed"]), bool(state.get("told", True))
-        self.resumed_lines = state.get("lines")
-        self.step = self._resumed_at = _step_of(path)
-        self._enter(self.stage)  # its frozen rows are those that were just read
-        self._stage_of_step()
-        return True
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Any]:
-    return {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
