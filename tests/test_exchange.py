@@ -18,6 +18,7 @@ from sweeping import EVALUATION, VARIANTS, run, train_here, write_spec
 from dsd_lab.cli.main import main
 from dsd_lab.core.training.checkpoints import list_checkpoints, load_checkpoint
 from dsd_lab.errors import BAD_INPUT, OK
+from dsd_lab.home import exporting
 from dsd_lab.home.home import Home
 from dsd_lab.home.mark import MARK
 
@@ -177,6 +178,23 @@ def test_another_sweep_of_the_same_name_is_never_overwritten(folder, capsys):
 
 
 # -- What is refused ---------------------------------------------------------------------------------------
+
+
+def test_a_link_that_appears_while_an_export_is_written_is_not_followed(trained, tmp_path, capsys, monkeypatch):
+    """Also not below the folder: it is written where nobody else can put one."""
+    own, out, copy_trial = tmp_path / "own", tmp_path / "out", exporting._copy_trial
+    own.mkdir()
+
+    def linked(folder, target, weights):
+        out.symlink_to(own) if not out.is_symlink() else None
+        assert target.parents[2].stat().st_mode & 0o777 == 0o700
+        copy_trial(folder, target, weights)
+
+    monkeypatch.setattr(exporting, "_copy_trial", linked)
+    assert main(["export", "tiny", "--home", str(trained[0] / "home"), "--out", str(out)]) == BAD_INPUT
+    assert "name a new or an empty folder" in capsys.readouterr().err
+    assert not list(own.iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "own"]
 
 
 def test_a_newer_format_is_refused_by_its_number(folder, capsys):

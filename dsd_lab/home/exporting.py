@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,24 @@ def export_sweep(home: Home, manifest: Manifest, out: Path, weights: bool, namel
     Raises:
         BadInput: the folder is in use, a trial is running, or the trials were trained on different images.
     """
+    taken = BadInput(f"--out {out}: is there already; name a new or an empty folder")
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
-        raise BadInput(f"--out {out}: is there already; name a new or an empty folder")
+        raise taken
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Under a name that nobody can foresee, in a folder that nobody else can enter: no link can be put in its way.
+    private = Path(tempfile.mkdtemp(prefix=".exporting-", dir=out.parent))
+    try:
+        index = _write(home, manifest, private / "export", weights, nameless)
+        try:
+            (private / "export").rename(out)
+        except OSError:  # something has come to lie there meanwhile
+            raise taken from None
+        return index
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
+
+
+def _write(home: Home, manifest: Manifest, out: Path, weights: bool, nameless: bool) -> Index:
     folders = [home.trial(i) for i in dict.fromkeys(manifest.ids)]
     _refuse_running(folders)
     described = {folder.id: folder.description() for folder in folders}
