@@ -29,9 +29,9 @@ def recording(home: Home, spec: Path) -> list[dict[str, Any]]:
             "variant": trial.variant,
             "point": trial.point,
             "seed": trial.seed,
-            "started": at(status["started"]),
+            "started": at(status.started),
             "trained": at(events[-1]["time"]),
-            "seconds": round(status["seconds"], 1),
+            "seconds": round(status.seconds, 1),
             "logged": [[at(e["time"]), e["step"]] for e in events if e["kind"] == "train"][3::4],
             "evaluated": None,
         }
