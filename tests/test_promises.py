@@ -8,7 +8,6 @@ import signal
 import subprocess
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -40,19 +39,22 @@ from dsd_lab.core.training.checkpoints import list_checkpoints, load_checkpoint,
 from dsd_lab.core.training.trainer import Trainer
 from dsd_lab.errors import BAD_INPUT, INTERRUPTED, NO_RESOURCES, OK, TERMINATED, TRIALS_FAILED, UNEXPECTED
 from dsd_lab.home.home import Home
+from dsd_lab.home.spool import read_spool
+from dsd_lab.home.trial_records import Status
 from dsd_lab.specs.identity import SCHEMA_VERSION
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.store.mlflow_store import Store
+from dsd_lab.store.replay import stored_metrics
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def attempt(home: Home, trial: str, number: int) -> dict[str, Any] | None:
+def attempt(home: Home, trial: str, number: int) -> Status | None:
     """The status of a trial in that attempt."""
     status = home.trial(trial).status()
-    return status if status.get("attempt") == number else None
+    return status if status.attempt == number else None
 
 
 @pytest.mark.slow
@@ -92,18 +94,22 @@ def test_p2_killed_workers_and_drivers_cost_at_most_checkpoint_every_and_no_metr
         worker = wait_until(lambda: running(home, ids[0], 40), "the trial is under way", sweep)
         os.kill(worker, signal.SIGKILL)
         reached = died_at(home, ids[0], worker)
-        assert wait_until(lambda: attempt(home, ids[0], 2), "it is taken up again", sweep)["step"] >= reached - every
+        assert wait_until(lambda: attempt(home, ids[0], 2), "it is taken up again", sweep).step >= reached - every
         worker = wait_until(lambda: running(home, ids[0], 80), "it goes on", sweep)
         sweep.kill()
         sweep.communicate(timeout=DEADLINE)
         reached = died_at(home, ids[0], worker)
         sweep = start(*arguments)
-        assert wait_until(lambda: attempt(home, ids[0], 3), "it is taken up again", sweep)["step"] >= reached - every
+        assert wait_until(lambda: attempt(home, ids[0], 3), "it is taken up again", sweep).step >= reached - every
         output, _ = sweep.communicate(timeout=DEADLINE)
         assert sweep.returncode == OK, output
     assert {i: outcome(home, i) for i in ids} == undisturbed.outcomes
     spooled = {
-        i: [(name, e["step"], value, 0) for e in events(home, i) for name, value in e.get("metrics", {}).items()]
+        i: [
+            (name, line.step, value, 0)
+            for line in read_spool(home.trial(i).spool)
+            for name, value in stored_metrics(line).items()
+        ]
         for i in ids
     }
     stored = {i: [run["metrics"] for run in runs] for i, runs in stored_trials(served).items()}

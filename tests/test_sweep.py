@@ -374,11 +374,11 @@ def test_each_worker_sees_the_devices_and_the_fraction_that_its_trial_asks_for(t
     home, trials = Home(tmp_path / "home"), load_sweep(spec).trials
     run_trials(home, trials, [], cluster={"num_gpus": 2, "num_cpus": 4})
     found = {t.variant: home.trial(t.id).status() for t in trials}
-    assert found["whole"]["devices"] in ("0", "1")
+    assert found["whole"].devices in ("0", "1")
     halves = [found[name] for name in half]
-    assert {s["devices"] for s in halves} <= {"0", "1"}
+    assert {s.devices for s in halves} <= {"0", "1"}
     for device in "01":
-        assert len({s["pid"] for s in halves if s["devices"] == device}) <= 2
+        assert len({s.pid for s in halves if s.devices == device}) <= 2
 
 
 # -- Killed and interrupted --------------------------------------------------------------------------

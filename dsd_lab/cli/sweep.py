@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -42,6 +43,9 @@ from dsd_lab.units import duration
 
 _UPLOAD_AFTER_STOP = 20.0
 """Seconds that a sweep which was told to stop gives the store."""
+
+_FULL = 2**20
+"""Bytes free below which a disk is said to be full."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -236,6 +240,9 @@ def _summarise(home: Home, plan: Plan, arguments: argparse.Namespace, console: L
             _say(console, f"  {trial.name} {states[trial.id]}: {reason}")
         if damaged := statuses[trial.id].damaged:
             _say(console, f"  {trial.name} passed over damaged checkpoints: {', '.join(damaged)}")
+    # A trial that met a full disk may not even have been able to write that down.
+    if "interrupted" in states.values() and shutil.disk_usage(home.root).free < _FULL:
+        _say(console, f"  {home.root}: the disk is full; free space, then run the same command again")
     for note in state_notes(states.values(), training_code()):
         _say(console, note)
     command, at = program(arguments)

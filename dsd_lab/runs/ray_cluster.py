@@ -51,7 +51,8 @@ def connected(home: Home, cluster: dict[str, Any]) -> Iterator[Path]:
         NoResources: no cluster answers at the address, or it asks for a token that this process does not have.
     """
     # It prints the traceback of every worker that is lost; states, `error.txt` and the summary tell of it.
-    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
+    for name in ("ray.tune.execution.tune_controller", "ray.tune.tune"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     handler = signal.getsignal(signal.SIGTERM)
     with _joined(home, cluster) if "address" in cluster else _started(cluster) as folder:
         if threading.current_thread() is threading.main_thread():
