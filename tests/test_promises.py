@@ -109,6 +109,7 @@ def test_p2_killed_workers_and_drivers_cost_at_most_checkpoint_every_and_no_metr
             (name, line.step, value, 0)
             for line in read_spool(home.trial(i).spool)
             for name, value in stored_metrics(line).items()
+            if not name.startswith("machine/")  # another attempt at the same steps has another speed
         ]
         for i in ids
     }
