@@ -1,6 +1,7 @@
 # make sweep     install, run the quick ablation on real images, write the report
 # make test      install with test extras, the test suite (at most 10 minutes)
-# make test-all  the suite with the slow tests (at most 30 minutes)
+# make test-slow the slow tests alone (at most 25 minutes)
+# make test-all  both
 # make test-lowest  the fast part of the suite with the lowest versions that pyproject.toml allows (4 GB, removed by `make clean`)
 # make soak      tiny trials under fire for 20 minutes: processes are killed, files damaged, other commands run in the home
 # make fuzz      damaged and forged files of every kind for FUZZ_SECONDS (an hour): each is refused in a line or can be read
@@ -19,7 +20,7 @@ BENCH ?= experiments/collapse_ablation.yaml experiments/component_ablation.yaml 
 # One thread a process unless a spec says otherwise: trials run side by side on the machine's cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: sweep test test-all test-lowest soak fuzz bench bench-gpu check docs clean
+.PHONY: sweep test test-slow test-all test-lowest soak fuzz bench bench-gpu check docs clean
 
 sweep: .venv/.installed
 	$(BIN)/dsd-lab sweep $(SPEC)
@@ -28,8 +29,10 @@ sweep: .venv/.installed
 test: .venv/.installed-test check
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow"
 
-test-all: .venv/.installed-test
-	$(BIN)/python -m pytest -n auto --maxprocesses 4
+test-slow: .venv/.installed-test
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m slow
+
+test-all: test test-slow
 
 test-lowest:
 	$(PYTHON) -m venv .venv-lowest
