@@ -113,7 +113,8 @@ def test_f24_trials_side_by_side_equal_trials_one_after_the_other(tmp_path):
     alone, together = Home(tmp_path / "alone"), Home(tmp_path / "together")
     ids = [t.id for t in train_here(alone, spec).trials]
     assert run("sweep", spec, "--home", together.root, "--no-tracking", "--max-concurrent", 8)[0] == OK
-    assert len({together.trial(i).status().pid for i in ids}) > 2
+    # Workers start one after the other, and the first may have done most of these short trials by then.
+    assert len({together.trial(i).status().pid for i in ids}) >= 2
     states = [together.trial(i).state() for i in ids]
     assert states == [alone.trial(i).state() for i in ids] and set(states) == {"done", "diverged"}
     assert [events(together, i) for i in ids] == [events(alone, i) for i in ids]
