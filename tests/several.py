@@ -27,6 +27,12 @@ def train(trials, processes, folder=None, until=None):
         return torch.load(told, weights_only=False)
 
 
+def _shares(batch, processes, parts):
+    """Images that one process may have of a batch."""
+    least = batch // parts // processes
+    return (parts * least, parts * (least + 1)) if batch // parts % processes else (parts * least,)
+
+
 def _process(rank, processes, rendezvous, trials, told, folder, until):
     torch.set_num_threads(1)
     data, found = load_data(Data()), {}
@@ -34,6 +40,10 @@ def _process(rank, processes, rendezvous, trials, told, folder, until):
     with group as peers:
         for name, trial in trials.items():
             trainer = Trainer(trial, 0, data, CPU, folder, peers)
+            # Else each could train the whole batch by itself, and all would be equal too.
+            assert len(trainer.draw(0)[0]) in _shares(
+                trial.training.batch_size, processes, trial.training.grad_accum_steps
+            )
             if folder is not None:
                 trainer.resume()
             records = [

@@ -7,6 +7,7 @@ from sweeping import train_here, write_spec
 
 from dsd_lab.home.home import Home
 from dsd_lab.home.trial_records import BeganFrom
+from dsd_lab.planning.estimates import timed_seconds
 from dsd_lab.planning.shared_steps import beginning_key, shared_steps, takes_over
 from dsd_lab.specs.trial import Trial
 
@@ -105,6 +106,10 @@ def test_a_longer_trial_ends_with_the_bits_of_one_from_scratch(tmp_path):
     assert [path.name for path in sorted(mine.images.iterdir())] == pictures
     assert all((mine.images / p).read_bytes() == (theirs.images / p).read_bytes() for p in pictures)
     assert mine.status().trained_by[0].step == 0
+    assert mine.status().own_steps == 6  # what its seconds are of: a plan must not take it for a fast trial
+    entries = [entry for entry in home.manifests()["tiny"].trials if entry.id == mine.id]
+    (each,) = timed_seconds(home, entries).values()
+    assert each == pytest.approx(mine.status().seconds / 6)
 
 
 def test_an_intervention_begins_where_it_differs(tmp_path):

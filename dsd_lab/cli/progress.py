@@ -135,7 +135,10 @@ class SweepProgress:
             complete = len(self._evaluated.get(trial.id, ())) >= self._wanted[trial.id]
             if state == "done" and not at_work and complete:
                 self._released.add(trial.id)
-            seen.append(Seen(trial, state, status.step, status.seconds, self._evaluated.get(trial.id, ()), at_work))
+            over = status.step - status.own_steps
+            seen.append(
+                Seen(trial, state, status.step, status.seconds, self._evaluated.get(trial.id, ()), at_work, over)
+            )
             if self._holdout is None:
                 described = folder.description()
                 self._holdout = None if described is None else described.data.holdout

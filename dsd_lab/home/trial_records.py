@@ -179,6 +179,11 @@ class Status(Record):
     pid: int | None = None
     devices: Text | None = None
 
+    @property
+    def own_steps(self) -> int:
+        """Steps that `seconds` are of: without those that another trial has made."""
+        return self.step - (0 if self.began_from is None else min(self.began_from.step, self.step))
+
     def refuse_inconsistent(self) -> None:
         if self.state == "pending" or self.code is None:
             raise ValueError("state: of a trial that never started")

@@ -131,9 +131,9 @@ def timed_seconds(home: Home, entries: list[Entry]) -> dict[str, float]:
     found: dict[str, float] = {}
     for entry in entries:
         status = home.trial(entry.id).status()
-        if status.state == "done" and status.seconds and status.step:
+        if status.state == "done" and status.seconds and status.own_steps:
             # As one process would take, whatever number trained it last.
-            found[shape_key(entry.canonical)] = speedup(_processes(status)) * status.seconds / status.step
+            found[shape_key(entry.canonical)] = speedup(_processes(status)) * status.seconds / status.own_steps
     return found
 
 

@@ -38,13 +38,20 @@ class Seen:
     trial: PlannedTrial
     state: str
     step: int
-    """Steps made."""
+    """Where it is."""
     seconds: float
-    """That they took."""
+    """That its own steps took."""
     evaluated: Sequence[float] = ()
     """Seconds of its finished evaluations."""
     at_work: bool = False
     """A process works on it: it trains or is evaluated."""
+    taken_over: int = 0
+    """Steps that another trial has made, from whose checkpoint it went on."""
+
+    @property
+    def made(self) -> int:
+        """Its own steps."""
+        return self.step - self.taken_over
 
 
 def step_work(trial: Trial, shape: Shape) -> float:
@@ -113,8 +120,8 @@ class Remaining:
         timed: dict[str, tuple[float, int]] = {}
         for s in seen:
             before = timed.get(self._shapes[s.trial.id], (0.0, 0))
-            timed[self._shapes[s.trial.id]] = before[0] + s.seconds, before[1] + s.step
-        work = sum(s.step * self._work[s.trial.id] for s in seen)
+            timed[self._shapes[s.trial.id]] = before[0] + s.seconds, before[1] + s.made
+        work = sum(s.made * self._work[s.trial.id] for s in seen)
         rest = [s for s in seen if self._is_unfinished(s)]
         if not rest:
             return {}
@@ -124,7 +131,7 @@ class Remaining:
         for s in seen:
             width = s.trial.fields.network.width
             took, made = of_width.get(width, (0.0, 0.0))
-            of_width[width] = took + s.seconds, made + s.step * self._work[s.trial.id]
+            of_width[width] = took + s.seconds, made + s.made * self._work[s.trial.id]
         whole = sum(s.seconds for s in seen) / work
 
         def a_unit(trial: Trial) -> float:
