@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy import integrate
 
+from dsd_lab.cli.main import main
 from dsd_lab.core.diffusion.objectives import encoder_gradient, losses, with_gradient
 from dsd_lab.core.diffusion.regularisers import REGULARISERS
 from dsd_lab.core.model.normalisers import NORMALISERS
@@ -233,3 +234,9 @@ def test_rmsnorm_and_tanh_are_their_formulas():
 def test_they_train(tiny_trial, digits, name):
     trial = tiny_trial(latent={"normaliser": name, "normalise_prediction": True}, objective={"output": "clean"})
     assert all(event.reason is None for event in Trainer(trial, 0, digits, CPU).run() if hasattr(event, "reason"))
+
+
+def test_the_shipped_spec_can_be_planned(tmp_path, capsys):
+    """Weights, FLOPs and memory are counted on tensors without numbers, which not every operation takes."""
+    assert main(["plan", "rival_cures", "--home", str(tmp_path)]) == 0
+    assert "96 trials" in capsys.readouterr().out

@@ -39,7 +39,9 @@ def _vicreg_variance(z: Tensor) -> Tensor:
 @REGULARISERS.add("vicreg_covariance")
 def _vicreg_covariance(z: Tensor) -> Tensor:
     """Sum of the squared covariances of different channels over the number of channels (VICReg, eq. 4)."""
-    covariance = torch.atleast_2d(z.flatten(0, 1).T.cov())
+    tokens = z.flatten(0, 1)
+    centred = tokens - tokens.mean(0)
+    covariance = centred.T @ centred / (len(tokens) - 1)  # not `cov`, which has no shape-only form to count it by
     return (covariance - covariance.diag().diag()).square().sum() / len(covariance)
 
 
