@@ -71,6 +71,25 @@ def test_flops_are_those_that_are_counted_for_the_variant(benched):
         assert trial["flops_by_role"] == counted["role_flops"]
 
 
+def test_processes_are_compared_with_one_by_turns_and_plan_takes_their_efficiency(tmp_path, capsys):
+    spec = write_spec(tmp_path, {"dsd": MANY["dsd"]}, seeds=[0])
+    where = ("--home", tmp_path / "home")
+    code, answer = run("bench", spec, *QUICK, "--processes", 2, *where)
+    assert code == OK
+    (found,) = (trial["together"] for trial in answer["trials"])
+    assert found["processes"] == 2
+    for name in ("images_per_second", "images_per_second_of_one", "efficiency", "small_batches", "exchange"):
+        assert 0 < found[name]["min"] <= found[name]["median"] <= found[name]["max"] < float("inf"), name
+    code, alone = run("plan", spec, *where)
+    code, planned = run("plan", spec, "--set", "base.resources.processes=2", *where)
+    assert code == OK
+    (one,), (two,) = alone["trials"], planned["trials"]
+    assert two["efficiency"] == found["efficiency"]["median"] and one["efficiency"] is None
+    assert two["seconds"] == pytest.approx(one["seconds"] / (2 * two["efficiency"]), rel=1e-2)
+    code, _ = run("bench", spec, *QUICK, "--processes", 9, *where)
+    assert code == BAD_INPUT and "a batch of 'dsd s0' has 8 images" in capsys.readouterr().err
+
+
 def test_tables_for_people_show_every_trial_and_target(tmp_path, capsys):
     spec = write_spec(tmp_path, {name: VARIANTS[name] for name in ("dsd", "control")})
     arguments = ["bench", str(spec), "--home", str(tmp_path / "home"), "--steps", "1", "--repeats", "1"]

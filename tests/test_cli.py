@@ -54,6 +54,7 @@ SURFACE = {
         "--variant",
         "--repeats",
         "--steps",
+        "--processes",
         "--random-images",
         "--json",
     },

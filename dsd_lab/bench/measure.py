@@ -19,6 +19,7 @@ from dsd_lab.bench.machine import Ceiling, held_memory, tensor_bytes
 from dsd_lab.bench.random_images import random_images
 from dsd_lab.bench.subjects import Subject
 from dsd_lab.bench.summary import event_medians, shares
+from dsd_lab.bench.together import compared, over_processes
 from dsd_lab.core.data import DataSet
 from dsd_lab.core.training.trainer import Trainer, pick_device
 from dsd_lab.errors import BadInput
@@ -43,6 +44,8 @@ class Settings:
     repeats: int
     steps: int | None = None
     """Steps of a block; None: as many as take about half a second, 2 to 100."""
+    processes: int = 1
+    """Processes of a trial, whose speed together is compared with that of one; 1: none is."""
 
 
 class Block:
@@ -111,10 +114,16 @@ def measured(
         trial, fields = subject.trial, subject.trial.fields
         device = pick_device(fields.resources.gpus)
         data = random_images(fields) if subject.random_images else shelf.get(trial, home)
+        team = over_processes(trial, settings.processes) if settings.processes > 1 else None
         figures = measure(fields, trial.seed, data, device, scratch, settings, partial(on_repeat, subject))
         name = cpu_name() if device.type == "cpu" else device_name(device)
         step, events = figures["step_seconds"]["median"], event_medians(figures)
         figure = {"step": step, "events": events, "code": training_code(), "measured_at": time.time()}
+        if team is not None:
+            steps = figures["steps_timed"] // (settings.repeats * len(fields.stages()))
+            found = compared(team, data, subject.random_images, device, scratch, steps, settings.repeats)
+            figures["together"] = found
+            figure["efficiency"] = {str(settings.processes): found["efficiency"]["median"]}
         remember_figure(home, fields, name, figure)
         yield (
             subject,

@@ -66,7 +66,7 @@ def _trials(subjects: list[Subject], home: Home, scratch: Path, arguments: argpa
 
     from dsd_lab.bench.measure import Settings, measured
 
-    settings, found = Settings(arguments.repeats, arguments.steps), []
+    settings, found = Settings(arguments.repeats, arguments.steps, arguments.processes), []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = LabConsole()
     with Progress(*columns, console=console, disable=arguments.json or not console.is_terminal) as bar:

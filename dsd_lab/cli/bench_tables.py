@@ -17,7 +17,7 @@ def print_answer(answer: dict[str, Any]) -> None:
     """Print speed and shares of a whole trial, one line a trial in each."""
     console = table_console()
     trials = answer["trials"]
-    for table in (_speed(trials), _whole(trials)):
+    for table in (_speed(trials), _whole(trials), *([_together(trials)] if "together" in trials[0] else [])):
         console.print(table)
         console.print()
     console.print(f"{_where(answer)}; medians of {answer['repeats']} repeats (least to greatest)", highlight=False)
@@ -70,6 +70,25 @@ def _whole(trials: list[dict[str, Any]]) -> Table:
     for trial in trials:
         shown = [f"{trial['shares'][name]:.2%}" for name in _SHARES]
         table.add_row(_label(trial, trials), duration(trial["trial_seconds"]), *shown)
+    return table
+
+
+def _together(trials: list[dict[str, Any]]) -> Table:
+    """Speed of several processes; the efficiency is the product of its last two columns."""
+    table = _table("trial", "processes", "images/s", "of one", "efficiency", "small batches", "exchange")
+    table.title, table.title_justify = "processes that train a trial together", "left"
+    for trial in trials:
+        found = trial["together"]
+        rates = [found[name] for name in ("images_per_second", "images_per_second_of_one")]
+        table.add_row(
+            _label(trial, trials),
+            str(found["processes"]),
+            *(f"{rate['median']:,.0f} {_range(rate, 0)}" for rate in rates),
+            *(
+                f"{found[name]['median']:.2f} {_range(found[name], 2)}"
+                for name in ("efficiency", "small_batches", "exchange")
+            ),
+        )
     return table
 
 

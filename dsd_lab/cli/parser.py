@@ -170,6 +170,13 @@ def _add_running(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     bench.add_argument(
         "--steps", type=positive, metavar="N", help="steps of a repeat (default: as many as take half a second)"
     )
+    bench.add_argument(
+        "--processes",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="also compare N processes that train a trial together with one alone (a GPU each, where a trial has one)",
+    )
     bench.add_argument("--random-images", action="store_true", help="random pixels in the place of a spec's images")
     answers_json(bench)
 

@@ -21,7 +21,7 @@ from dsd_lab.planning.data_check import check_data
 from dsd_lab.planning.disk import need_of
 from dsd_lab.planning.estimates import EFFICIENCY, Shape, cached_bytes, cached_shape, shape_key, speedup, timed_seconds
 from dsd_lab.planning.gpus import GPUS
-from dsd_lab.planning.measured import benched_seconds, machine_ceiling
+from dsd_lab.planning.measured import benched_efficiency, benched_seconds, machine_ceiling
 from dsd_lab.planning.requirements import missing_data, missing_weights
 from dsd_lab.planning.shared_steps import find_beginning
 from dsd_lab.runs.data_shelf import DataShelf, refuse_other_images, trained_on_others
@@ -123,7 +123,8 @@ def _needs(
     """What a trial with these fields will need, whatever its seed."""
     shape, training = cached_shape(trial, home, code), trial.training
     seconds, source = _seconds(trial, shape, timed, home, gpu)
-    seconds /= speedup(trial.resources.team)
+    efficiency = benched_efficiency(home, trial, gpu)
+    seconds /= speedup(trial.resources.team, efficiency)
     return {
         "params": shape.params,
         "copies": shape.copies,
@@ -134,6 +135,7 @@ def _needs(
         "flops_total": shape.flops_per_image * training.batch_size * training.steps,
         "memory_bytes": shape.memory(_own_part(trial), cached_bytes(trial, home, code)),
         "processes": trial.resources.team,
+        "efficiency": efficiency,
         "disk_bytes": need_of(trial, home, code).total,
         "seconds": round(seconds, 3),
         "seconds_source": source,

@@ -143,8 +143,10 @@ def _totals(plan: Plan, rows: list[dict[str, Any]]) -> Iterable[str]:
         memory = short_bytes(max(row["memory_bytes"] for row in left))
         many = "1 GPU" if gpus <= 1 else f"{gpus:g} GPUs, a process on each,"
         yield f"a trial needs {many} with at least ~{memory}; about {hours:,.1f} GPU-hours for all"
-    elif (processes := max((row["processes"] for row in left), default=1)) > 1:
-        yield f"a trial has {processes} processes, taken to be {speedup(processes):.1f} times as fast as one"
+    if left and (processes := (largest := max(left, key=lambda row: row["processes"]))["processes"]) > 1:
+        found = largest["efficiency"]
+        how = "assumed (`dsd-lab bench --processes` measures it)" if found is None else "measured by `dsd-lab bench`"
+        yield f"a trial has {processes} processes, {speedup(processes, found):.1f} times as fast as one: {how}"
     yield f"about {readable(sum(row['disk_bytes'] for row in left))} of disk for what is not done"
 
 

@@ -137,9 +137,9 @@ def timed_seconds(home: Home, entries: list[Entry]) -> dict[str, float]:
     return found
 
 
-def speedup(processes: int) -> float:
-    """How many times as fast as one process several are taken to be."""
-    return 1.0 if processes == 1 else _SHARED * processes
+def speedup(processes: int, efficiency: float | None = None) -> float:
+    """How many times as fast as one process several are: by a measured efficiency, or by an assumed one (0.9)."""
+    return 1.0 if processes == 1 else (efficiency or _SHARED) * processes
 
 
 def _processes(status: Status) -> int:

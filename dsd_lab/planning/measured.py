@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -56,15 +57,36 @@ def benched_seconds(home: Home, trial: Trial, gpu: str) -> tuple[float, str] | N
         trial: on the CPU, a figure counts if this machine's processor gave it.
         gpu: name of the GPU (a key of `dsd_lab.planning.gpus.GPUS`) that trials on one are planned for.
     """
-    for device, figure in read_cache(_path(home)).get(_key(trial), {}).items():
-        share = min(1.0, trial.resources.gpus)
-        wanted = is_gpu(device, gpu) if share else device == cpu_name()
+    share = min(1.0, trial.resources.gpus)
+    for device, figure in _figures(home, trial, gpu):
         try:
-            if wanted:
-                return whole_seconds(trial, float(figure["step"]), figure["events"]) / (share or 1.0), device
+            return whole_seconds(trial, float(figure["step"]), figure["events"]) / (share or 1.0), device
         except (KeyError, TypeError, ValueError):
             continue  # damaged: as one that is not there
     return None
+
+
+def benched_efficiency(home: Home, trial: Trial, gpu: str) -> float | None:
+    """Speed of the trial's processes together over their number times that of one, as `bench` found; None where it has not.
+
+    Args:
+        home: whose cache is read.
+        trial: with its resources.
+        gpu: as in `benched_seconds`.
+    """
+    for _, figure in _figures(home, trial, gpu):
+        try:
+            return float(figure["efficiency"][str(trial.resources.team)])
+        except (KeyError, TypeError, ValueError):
+            continue
+    return None
+
+
+def _figures(home: Home, trial: Trial, gpu: str) -> Iterator[tuple[str, Any]]:
+    """Devices that count for a trial, and what was measured of its shape on them."""
+    for device, figure in read_cache(_path(home)).get(_key(trial), {}).items():
+        if is_gpu(device, gpu) if trial.resources.gpus else device == cpu_name():
+            yield device, figure
 
 
 def machine_ceiling(home: Home, threads: int) -> float:

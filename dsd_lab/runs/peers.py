@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,8 +105,16 @@ def trainer_among(peers: Peers, trial: PlannedTrial, data: DataSet, device: torc
 
 
 @contextlib.contextmanager
-def started_here(home: Home, trial: PlannedTrial) -> Iterator[Peers]:
+def started_here(
+    home: Home, trial: PlannedTrial, program: str = "dsd_lab.runs.peers", more: Mapping[str, Any] | None = None
+) -> Iterator[Peers]:
     """This process leads; the others are its children on this machine, each with its own GPU where the trial has some.
+
+    Args:
+        home: where the trial is.
+        trial: what is trained.
+        program: module that the others run; its `serve` takes their job.
+        more: of their job.
 
     Raises:
         PeerLost: one of them ended before its time.
@@ -119,7 +127,9 @@ def started_here(home: Home, trial: PlannedTrial) -> Iterator[Peers]:
     with tempfile.TemporaryDirectory(prefix="dsd-lab-") as folder, contextlib.ExitStack() as children:
         rendezvous = f"file:{folder}/meeting"
         started = [
-            children.enter_context(_child(job_of(home, trial) | {"rendezvous": rendezvous, "rank": rank}, folder))
+            children.enter_context(
+                _child(job_of(home, trial) | (more or {}) | {"rendezvous": rendezvous, "rank": rank}, folder, program)
+            )
             for rank in range(1, size)
         ]
 
@@ -149,7 +159,7 @@ class _Child:
 
 
 @contextlib.contextmanager
-def _child(job: dict[str, Any], folder: str) -> Iterator[_Child]:
+def _child(job: dict[str, Any], folder: str, program: str) -> Iterator[_Child]:
     rank, environment = job["rank"], child_environment(os.environ)
     gpus = environment.get("CUDA_VISIBLE_DEVICES", "")
     if job["trial"]["fields"]["resources"]["gpus"] > 0:
@@ -157,7 +167,7 @@ def _child(job: dict[str, Any], folder: str) -> Iterator[_Child]:
     complaints = Path(folder, f"{rank}.txt")
     with complaints.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "dsd_lab.runs.peers"],
+            [sys.executable, "-P", "-m", program],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=file,
@@ -181,16 +191,21 @@ def _child(job: dict[str, Any], folder: str) -> Iterator[_Child]:
 
 def _end_with_leader() -> None:
     """The leader holds the other end of standard input; when it has died, so does this process."""
-    sys.stdin.buffer.read()
+    while os.read(sys.stdin.fileno(), 4096):  # not through `sys.stdin`, whose lock a thread must not hold at the end
+        pass
     os._exit(1)
 
 
-def main() -> int:
-    """One process of a trial; returns the exit code."""
+def serve(shelf: Callable[[dict[str, Any]], DataShelf] = lambda job: DataShelf()) -> int:
+    """One process of a trial, whose job comes on standard input; returns the exit code.
+
+    Args:
+        shelf: job -> where it gets its images.
+    """
     job = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_leader, daemon=True).start()
     try:
-        follow(Home(Path(job["home"])), trial_of(job), DataShelf(), job["rendezvous"], job["rank"])
+        follow(Home(Path(job["home"])), trial_of(job), shelf(job), job["rendezvous"], job["rank"])
     except LabError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -198,4 +213,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve())
