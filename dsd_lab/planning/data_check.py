@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dsd_lab.errors import BadInput
 from dsd_lab.home.data_facts import facts_at_hand, list_files, remember_images
 from dsd_lab.specs.evaluation import without_classes
-from dsd_lab.specs.identity import data_name, trial_id
+from dsd_lab.specs.identity import data_name
 from dsd_lab.specs.objective import Labels
 from dsd_lab.specs.per_seed import once_for_seeds
 from dsd_lab.specs.trial import Data, Generation, Trial, unfit_images
@@ -57,7 +57,6 @@ def check_data(
     known: dict[str, Facts | None] = {}
     lines: dict[str, list[str]] = {}
     check = once_for_seeds(lambda fields: _check(fields, known[_key(fields.data)], evaluations))
-    alike: dict[str, PlannedTrial] = {}
     for trial in trials:
         key = _key(trial.fields.data)
         if key not in known:
@@ -66,7 +65,7 @@ def check_data(
         check(trial.fields)
         facts = known[key]
         if facts is not None and facts["classes"] <= 1:
-            _refuse_twin(home, trial, alike)
+            _refuse_label_drop(home, trial)
     one = sum(map(bool, lines.values())) == 1
     return [
         f"data{'' if one else f' {name}'}: {line}" for name, found in lines.items() for line in dict.fromkeys(found)
@@ -161,26 +160,18 @@ def _check(trial: Trial, facts: Facts | None, evaluations: Sequence[Generation])
             raise BadInput(f"evaluate: the data {name!r} has no classes: {reason}")
 
 
-def _refuse_twin(home: Home, trial: PlannedTrial, alike: dict[str, PlannedTrial]) -> None:
-    """Without classes `labels.drop` has no effect, which a trial's id, that knows no data, cannot tell.
+def _refuse_label_drop(home: Home, trial: PlannedTrial) -> None:
+    """Without classes `labels.drop` has no effect, but the id, which knows no data, has it: it would name the same trial twice.
 
-    Args:
-        home: whose trials are looked at.
-        trial: of data without classes.
-        alike: those that came before, by the id that each has at the usual `labels.drop`.
+    A trial that has been trained with another value keeps it.
 
     Raises:
-        BadInput: a trial that differs by `labels.drop` alone is in the plan, or was trained.
+        BadInput: the trial has another value than the default.
     """
-    usual = trial_id(trial.fields.model_copy(update={"labels": Labels()}), trial.seed)
-    other = alike.setdefault(usual, trial)
-    there = usual != trial.id and home.trial(usual).description() is not None and not home.trial(trial.id).root.exists()
-    if other.id == trial.id and not there:
-        return
-    name = usual if there else other.name
-    raise BadInput(
-        f"labels.drop: has no effect on the data {data_name(trial.fields)!r}, which has no classes: trial {name} is the same one as {trial.name!r}; remove labels.drop"
-    )
+    if trial.fields.labels.drop != Labels().drop and not home.trial(trial.id).root.exists():
+        raise BadInput(
+            f"labels.drop: {trial.fields.labels.drop:g} has no effect on the data {data_name(trial.fields)!r}, which has no classes; remove labels.drop"
+        )
 
 
 def _key(data: Data) -> str:
