@@ -1,9 +1,9 @@
-"""The processes that train one trial together: each takes its share of every batch, all of them take the same step.
+"""Data parallelism: the processes that train one trial. Each takes its share of every batch; all take the same step.
 
-Every process draws the random numbers of the whole batch and keeps the rows of its own images, so that N processes
-train the trial that one trains: losses are means over images, so that gradients are sums over processes of their
-shares, and what is not a mean over images (`Peers.whole`) is computed from the latents of all. Sums over processes
-add in another order than one process does, and the last bits differ with N; they are the same for the same N.
+Every process draws the random numbers of the whole batch and keeps the rows of its own images. Losses are means over
+images, so the gradient is the sum of the processes' shares. Terms that are not means over images are computed from
+the latents of all processes (`Peers.whole`). The order of summation depends on the number of processes N: the last
+bits differ between different N and are equal for equal N.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Peers:
     """This process among those of its trial.
 
     Args:
-        rank: 0 or more; process 0 leads: it alone probes, draws, saves and evaluates.
+        rank: 0 to size - 1. Process 0 is the leader: only it probes, draws pictures, saves and evaluates.
         size: number of processes.
-        images: of a whole batch (of a part of it, where gradients are accumulated).
+        images: images in a whole batch, or in one micro-batch where gradients are accumulated.
     """
 
     rank: int = 0
@@ -47,21 +47,21 @@ class Peers:
         return self.size == 1
 
     def of_batches(self, images: int) -> Peers:
-        """The same process, in batches of so many images."""
+        """The same process for batches of `images` images."""
         return replace(self, images=images)
 
     @property
     def rows(self) -> slice:
-        """The images of a batch that are this process's; shares differ by one image at most."""
+        """This process's rows of a batch; shares differ by one image at most."""
         return slice(self.rank * self.images // self.size, (self.rank + 1) * self.images // self.size)
 
     @property
     def share(self) -> float:
-        """This process's part of a batch: what its means over images count for."""
+        """This process's fraction of a batch: the weight of its means over images."""
         return (self.rows.stop - self.rows.start) / self.images if not self.alone else 1.0
 
     def whole(self, own: Tensor) -> Tensor:
-        """Rows of all processes from the rows of this one [k n, ...] -> [k B, ...]; gradients go back to their process.
+        """Gather rows: those of this process [k n, ...] -> those of all [k B, ...]; gradients flow back to their process.
 
         Row j n + i is draw j of image i, as in `Draws`.
         """
@@ -71,11 +71,11 @@ class Peers:
         return found
 
     def own(self, whole: Tensor) -> Tensor:
-        """This process's rows [k n, ...] of those of all [k B, ...]."""
+        """This process's rows: those of all processes [k B, ...] -> [k n, ...]."""
         return whole if self.alone else whole.unflatten(0, (-1, self.images))[:, self.rows].flatten(0, 1)
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum of a tensor over the processes; no gradient goes through it."""
+        """The sum of a tensor over the processes, without gradient."""
         if self.alone:
             return value
         summed = value.detach().clone()
@@ -84,45 +84,45 @@ class Peers:
         return summed
 
     def totals(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The sums of scalars of one device over the processes, in one message."""
+        """The sums of scalars over the processes, in one message; all scalars are on one device."""
         if self.alone:
             return dict(values)
         summed = self.total(torch.stack([value.detach().double() for value in values.values()]))
         return {name: total.to(value.dtype) for (name, value), total in zip(values.items(), summed, strict=True)}
 
     def any(self, wish: bool) -> bool:
-        """Whether some process wishes it; all hear the same answer."""
+        """Whether the flag is set in any process; every process gets the same answer."""
         return wish if self.alone else bool(self._said(float(wish), dist.ReduceOp.MAX))
 
     def leaders(self, number: int) -> int:
-        """The leader's number; that of the others is not looked at."""
+        """The leader's number, in every process."""
         return number if self.alone else int(self._said(float(number) if self.leads else 0.0, dist.ReduceOp.SUM))
 
     def agree(self, digits: str, what: str) -> None:
-        """Refuse to train together with a process that has something else.
+        """Check that all processes have the same hash of something.
 
         Args:
-            digits: hexadecimal ones, of which the first 12 are compared.
-            what: they are of.
+            digits: the hash in hexadecimal digits; the first 12 are compared.
+            what: what was hashed, for the message.
 
         Raises:
-            BadInput: another process has others.
+            BadInput: another process has another hash.
         """
         mine = int(digits[:12], 16)
         if self.any(self.leaders(mine) != mine):
             raise BadInput(f"the processes of the trial do not have the same {what}")
 
     def _said(self, number: float, operation: Any) -> float:
-        said = torch.tensor(number, dtype=torch.float64)  # on the CPU, so that no GPU is waited for
+        reduced = torch.tensor(number, dtype=torch.float64)  # on the CPU: no synchronisation with a GPU
         with connection():
-            dist.all_reduce(said, operation)
-        return float(said)
+            dist.all_reduce(reduced, operation)
+        return float(reduced)
 
     def refuse_strays(self, weights: list[Tensor], step: int) -> None:
-        """Stop where the processes' weights are no longer the same bits.
+        """Check that all processes have bitwise equal weights.
 
         Raises:
-            RuntimeError: they differ.
+            RuntimeError: the weights differ.
         """
         if self.alone:
             return
@@ -136,11 +136,11 @@ class Peers:
 
 ALONE = Peers()
 _ARRIVAL = 300.0
-"""Seconds in which the processes of a trial have to meet: each imports torch before."""
+"""Seconds that the processes of a trial have to connect; importing torch is part of them."""
 
 
 class _Whole(torch.autograd.Function):
-    """Zeros but for one's own rows, summed over processes: exact, and of any share."""
+    """All-gather as a sum over processes: each adds its own rows to zeros. Exact, and shares may differ in size."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, peers: Peers) -> Tensor:
@@ -155,7 +155,7 @@ class _Whole(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """Every process has used every row: their gradients are summed."""
+        """Every process uses every row, so the gradients are summed."""
         summed = gradients[0].contiguous().clone()
         with connection():
             dist.all_reduce(summed)
@@ -164,7 +164,7 @@ class _Whole(torch.autograd.Function):
 
 @contextlib.contextmanager
 def connection() -> Iterator[None]:
-    """Around what exchanges messages: a lost process is reported as one.
+    """Context of an exchange between processes: turns errors of torch.distributed into `PeerLost`.
 
     Raises:
         PeerLost: another process of the trial does not answer.
@@ -188,21 +188,21 @@ def joined(
     device: torch.device,
     lost: Callable[[], str | None] = lambda: None,
 ) -> Iterator[Peers]:
-    """The processes of a trial, connected while the block lasts.
+    """Connect the processes of a trial for the duration of the block.
 
     Args:
-        rendezvous: where they meet: `file:PATH` of a file that all see, `tcp:HOST:PORT`, or `env:` under torchrun.
-        rank: of this process.
+        rendezvous: how they find each other: `file:PATH` of a shared file, `tcp:HOST:PORT`, or `env:` under torchrun.
+        rank: rank of this process.
         size: number of processes.
-        patience: seconds that a message of another process may take.
-        device: where this process trains; messages between GPUs go through NCCL, others through gloo.
-        lost: asked while the others are waited for: why one of them will not come, or None.
+        patience: time-out of one message, in seconds.
+        device: where this process trains; GPUs use NCCL, CPUs gloo.
+        lost: polled while waiting: why another process will never connect, or None.
 
     Raises:
-        PeerLost: the others do not come.
+        PeerLost: another process does not connect.
     """
     if rendezvous.startswith("file:") and "lo" in (name for _, name in socket.if_nameindex()):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: nobody outside it can connect
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: no connection from outside
     with connection():
         store = _store(rendezvous, rank, size, patience)
         store.add("arrived", 1)
@@ -223,7 +223,7 @@ def joined(
     try:
         yield Peers(rank, size)
     finally:
-        with contextlib.suppress(Exception):  # one that was lost cannot say goodbye
+        with contextlib.suppress(Exception):  # fails where another process was lost
             dist.destroy_process_group()
 
 

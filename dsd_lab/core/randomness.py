@@ -1,7 +1,7 @@
-"""Random numbers as a function of (seed, purpose, step), so that no generator's state is ever saved.
+"""Random numbers as a function of (seed, purpose, step): no generator state is ever saved.
 
-A step draws for the whole global batch and slices by sample index; a resumed run therefore sees
-the numbers of an uninterrupted one by construction, whatever drew before it.
+A step draws for the whole global batch and slices by sample index. A resumed run therefore draws the same numbers
+as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from torch import Tensor
 
 
 def generator(seed: int, purpose: str, step: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator whose stream depends on these arguments and on nothing else."""
+    """A generator whose stream depends only on these arguments."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{step}".encode(), digest_size=8).digest()
     return torch.Generator(device=device).manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 @lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, images: int) -> Tensor:
-    """The order of an epoch, kept for its next steps; nobody writes to it."""
+    """The order of an epoch's images [images], cached for its next steps; read-only."""
     return torch.randperm(images, generator=generator(seed, "order", epoch))
 
 
 def batch_indices(seed: int, step: int, batch_size: int, images: int) -> Tensor:
-    """Indices [batch_size] of the images of a step: epochs of shuffled order, laid end to end.
+    """Indices [batch_size] of the images of a step: shuffled epochs, concatenated.
 
-    A batch may span the end of an epoch; every image is seen once in each.
+    Every image occurs once per epoch. A batch may span the end of an epoch.
     """
     start = step * batch_size
     parts, taken = [], 0
@@ -45,9 +45,9 @@ def batch_indices(seed: int, step: int, batch_size: int, images: int) -> Tensor:
 class Draws:
     """The random numbers of one batch: times t [k B], noise e [k B, T, c], labels y [k B] after label drop.
 
-    k is the number of draws an image (`training.noise_draws`): draw j of image i is row j B + i. Noise
-    of the decoder's input and of the latents, both [B, T, c] ~ N(0, I), and the tokens hidden from the
-    online encoder [B, T], where the spec uses them. `labels` [B] are those before label drop.
+    k is the number of draws per image (`training.noise_draws`); draw j of image i is row j B + i. Where the spec
+    uses them: noise of the decoder's input and of the latents, both [B, T, c] ~ N(0, I), and the mask [B, T] of
+    tokens hidden from the online encoder. `labels` [B] are the labels before label drop.
     """
 
     t: Tensor
@@ -59,7 +59,12 @@ class Draws:
     labels: Tensor | None = None
 
     def of_images(self, chosen: slice | Tensor, batch: int) -> Draws:
-        """The rows of some of the batch's images."""
+        """The draws of some images of the batch.
+
+        Args:
+            chosen: which images, a slice or indices.
+            batch: B, the number of images in the batch.
+        """
         found = {
             name: value.unflatten(0, (-1, batch))[:, chosen].flatten(0, 1)
             for name, value in vars(self).items()

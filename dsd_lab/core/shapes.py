@@ -1,4 +1,4 @@
-"""What a part has to give: checks of the results of plug-ins' parts. Each returns what is wrong, or None."""
+"""Checks of what a plug-in's part returns. Each check returns a message about what is wrong, or None."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Image data sets: read, split into training and held-out images, resident in memory or streamed.
+"""Image data sets: read, split into training and held-out images, and kept in memory or streamed.
 
-A new data set is one function that returns a `DataSet`, registered under a name.
+A new data source is one function that returns a `DataSet`, registered under a name.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _data_set(found: Any, *given: Any) -> str | None:
 
 
 SOURCES = Parts("data_source", check=_data_set)
-"""(section `data`, folder that keeps what is found out about streamed images, or None) -> DataSet."""
+"""(section `data`, cache folder for surveys of streamed images, or None) -> DataSet."""
 SOURCES.add("digits")(load_digits)
 SOURCES.add("idx")(load_idx)
 SOURCES.add("parquet")(load_parquet)
@@ -54,7 +54,7 @@ _FINDERS: dict[str, Callable[[Data], Found]] = {
     "folder": find_folder,
     "datasets": find_hub,
 }
-"""What finds the images of the sources that can be streamed, and decodes none."""
+"""Sources that can be streamed -> function that lists their images without decoding them."""
 
 
 def load_data(spec: Data, cache: Path | None = None) -> DataSet:
@@ -62,31 +62,31 @@ def load_data(spec: Data, cache: Path | None = None) -> DataSet:
 
     Args:
         spec: source, place and preparation.
-        cache: folder that keeps what is found out about streamed images; None finds it out anew.
+        cache: folder for surveys of streamed images; None repeats the survey.
 
     Raises:
         BadInput: files are missing or damaged, or images differ in size; the message names them.
-        NoResources: the disk has no room for what a stream needs.
+        NoResources: the disk has no space for the files that streaming needs.
     """
     found: DataSet = SOURCES.bound(spec.source, spec)(spec, cache)
     return found
 
 
 def glance(spec: Data) -> dict[str, Any] | None:
-    """What can be said of a data set that would be streamed before its images are decoded; None where it stays in memory.
+    """Facts of a data set that would be streamed, without decoding more than one image; None if it stays in memory.
 
     Raises:
-        BadInput: as `load_data`, as far as the layout, the labels and the first image show it.
+        BadInput: as `load_data`, for faults of the layout, the labels and the first image.
     """
     find = _FINDERS.get(spec.source)
     return None if find is None else glanced(spec, find(spec))
 
 
 def source_of(folder: Path) -> str:
-    """The source that a folder is read by: parquet files, idx files, or images."""
+    """The source that can read a folder: `parquet`, `idx` or `folder`."""
     if holds_training(folder):
         return "parquet"
     try:
         return "idx" if idx_set(folder).files else "folder"
-    except BadInput:  # several sets, or deeper: the reader says so
+    except BadInput:  # several sets, or files in a deeper folder: `load_idx` refuses them with a message
         return "idx"

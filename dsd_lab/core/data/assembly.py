@@ -1,4 +1,4 @@
-"""From encoded images to a data set: decoded into memory, or surveyed once and streamed."""
+"""Encoded images -> data set: decoded into memory, or surveyed once and streamed."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
 
 _TELL_EVERY = 256
-"""Images between two words on how far decoding is."""
+"""Images between two progress reports."""
 RESIDENT_BYTES = 2 * 2**30
-"""Under `memory: auto`, images that take more than this once decoded are streamed."""
+"""Under `memory: auto`, images whose decoded size is above this are streamed."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a source names before an image is decoded: which images, their classes, and where the split comes from."""
+    """The images that a source lists, before any is decoded: records, classes, and the origin of the split."""
 
     train: Records
     holdout: Records | None
@@ -40,20 +40,20 @@ class Found:
     """By class number; empty where the images have no labels."""
     holdout_from: str = ""
     notes: tuple[str, ...] = ()
-    """What lies beside the images and is not used, one line each."""
+    """Files and folders that are not used, one line each."""
 
 
 def assemble(spec: Data, found: Found, cache: Path | None) -> DataSet:
-    """The data set of some records; without held-out ones, a fraction of the training images is held out.
+    """The data set of some records. Without held-out records, a fraction of the training images is held out.
 
     Args:
-        spec: how they are decoded, and whether they stay in memory.
+        spec: how images are decoded, and whether they stay in memory.
         found: encoded images.
-        cache: folder that keeps what a stream needs; None keeps nothing.
+        cache: folder for the files that streaming needs; None keeps none.
 
     Raises:
-        BadInput: an image is damaged or of another size than the others; the message names it.
-        NoResources: there is no room for what a stream needs.
+        BadInput: an image is damaged, or its size differs from the others'; the message names it.
+        NoResources: the disk has no space for the files that streaming needs.
     """
     train, holdout = found.train, found.holdout
     if _streams(spec, found):
@@ -65,7 +65,7 @@ def assemble(spec: Data, found: Found, cache: Path | None) -> DataSet:
 
 
 def glanced(spec: Data, found: Found) -> dict[str, Any] | None:
-    """Facts of images that would be streamed, from their labels and the first of them; None where they stay in memory."""
+    """Facts of images that would be streamed, from the labels and the first image; None if they stay in memory."""
     if not _streams(spec, found):
         return None
     first = _first(spec, found.train)

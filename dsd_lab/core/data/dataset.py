@@ -1,4 +1,4 @@
-"""A data set: training and held-out images, what they are, and the hash that tells them from others."""
+"""A data set: training and held-out images, facts about them, and their hash."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from dsd_lab.core.randomness import generator
 from dsd_lab.errors import BadInput
 
 _NAMED = 20
-"""Damaged images that a trial's record names; it counts them all."""
+"""Damaged images that a trial's record names at most; it counts all of them."""
 
 
 @dataclass(frozen=True)
 class DataSet:
     """Training and held-out images.
 
-    `fingerprint` is a SHA-256 of the shape, all pixels and all labels of the two, as they are trained on. It is the
-    same for resident and streamed images: those are hashed as the survey of their files decodes them.
+    `fingerprint` is a SHA-256 of the shapes, decoded pixels and labels of both splits. Resident and streamed images
+    have the same one.
     """
 
     train: Split
@@ -32,13 +32,13 @@ class DataSet:
     fingerprint: str
     class_names: tuple[str, ...] = ()
     damaged: tuple[str, ...] = ()
-    """What was left out under `damaged: skip`, each with its reason."""
+    """Images left out under `damaged: skip`, each with its reason."""
     holdout_from: str = ""
-    """Where the held-out images come from: a folder or files of a split, or a share of the training images."""
+    """Origin of the held-out images: a folder or files of a split, or a fraction of the training images."""
     notes: tuple[str, ...] = ()
-    """What lies beside the images and is not used, one line each."""
+    """Files and folders that are not used, one line each."""
     files: tuple[str, ...] = ()
-    """Paths of the files behind images that are read from no folder of the user's; empty where that is not known."""
+    """Paths of cached files, for images that a library downloaded; empty for others."""
 
     @property
     def channels(self) -> int:
@@ -50,13 +50,13 @@ class DataSet:
 
     @property
     def conditional(self) -> bool:
-        """Whether there are classes to tell apart: data without labels, or of one class, train unconditionally."""
+        """Whether there are two classes or more. Data without labels, or of one class, train unconditionally."""
         return self.classes > 1
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """What is read from the images: counts, shape [C, H, W], and of the training images the mean, standard
-        deviation (by channel), least and greatest of their levels 0 to 255."""
+        """Counts, shape [C, H, W], and statistics of the training images: mean and standard deviation per channel,
+        minimum and maximum, all in levels 0 to 255."""
         levels = self.train.levels.double()
         values, count = torch.arange(256).double(), levels.sum(1)
         mean = (levels @ values) / count
@@ -101,15 +101,20 @@ def data_set(
 
 
 def count_classes(*labels: Tensor) -> int:
-    """One more than the greatest label."""
+    """The greatest label plus 1, over label tensors [N]."""
     return int(torch.cat(labels).max()) + 1
 
 
 def check_classes(before: Tensor, after: Tensor, class_names: tuple[str, ...]) -> None:
-    """Nothing of a class may be lost with its damaged images.
+    """Check that every class still has an image after damaged images were left out.
+
+    Args:
+        before: labels [N] of all training images.
+        after: labels [M] of the images that are left.
+        class_names: names by class number, for the message.
 
     Raises:
-        BadInput: a class that had images has none any more.
+        BadInput: a class has lost all its images.
     """
     lost = sorted(set(before.unique().tolist()) - set(after.unique().tolist()))
     if lost:
@@ -118,9 +123,9 @@ def check_classes(before: Tensor, after: Tensor, class_names: tuple[str, ...]) -
 
 
 def held_out(labels: Tensor, fraction: float) -> Tensor:
-    """Which images [N] are held out: a fraction of every class, chosen once for all seeds.
+    """Mask [N] of the held-out images, from labels [N]: a fraction of every class, the same for all seeds.
 
-    At least one image of every class stays in training, and at least one is held out where a class has two.
+    Every class keeps at least one training image. Every class with two or more images has at least one held out.
 
     Raises:
         BadInput: no image can be held out.
@@ -138,11 +143,11 @@ def held_out(labels: Tensor, fraction: float) -> Tensor:
 
 
 def share_held_out(fraction: float, classes: int) -> str:
-    """What a split by `held_out` is called."""
+    """Name of a split made by `held_out`, such as `22 % of every class`."""
     return f"{100 * fraction:g} % of {'every class' if classes > 1 else 'the images'}"
 
 
 def split(images: Images, fraction: float) -> tuple[Images, Images]:
-    """Training and held-out images."""
+    """Split images into training and held-out images by `held_out`."""
     held = held_out(images.labels, fraction)
     return Images(images.pixels[~held], images.labels[~held]), Images(images.pixels[held], images.labels[held])

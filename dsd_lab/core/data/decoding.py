@@ -1,4 +1,4 @@
-"""From an image file's bytes to pixels: decoding, resizing, cropping."""
+"""Decoding, resizing and cropping of image files."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 Given = TypeVar("Given")
 Found = TypeVar("Found")
 _AHEAD = 8
-"""Items a thread that are read before their turn."""
+"""Items per thread that are decoded ahead."""
 
 
 def decoded(read: Callable[[], bytes | None], where: str, spec: Data) -> np.ndarray:
-    """Pixels [H, W] uint8 of a grey image, [H, W, 3] of any other, resized and cropped as the spec says.
+    """Pixels uint8, [H, W] of a grey image and [H, W, 3] of any other, resized and cropped as the spec says.
 
     Raises:
-        DamagedImage: it cannot be read, or is no whole image of 8 bits a channel; the message begins with `where`.
+        DamagedImage: the image cannot be read, is incomplete, or does not have 8 bits per channel. The message begins
+            with `where`.
     """
     try:
         raw = read()
@@ -56,10 +57,10 @@ def _no_image(name: Path) -> str:
 
 
 def framed(picture: Any, spec: Data) -> Any:
-    """A Pillow image resized so that its shorter side is `size`, then cut to the square in its middle.
+    """A Pillow image resized so that its shorter side is `size`, then cropped to its central square.
 
-    As the ImageNet diffusion models do (`center_crop_arr` of guided-diffusion, Dhariwal and Nichol,
-    arXiv 2105.05233, kept by DiT and SiT): halved by box averages while it is twice as large, then
+    Resizing is that of ImageNet diffusion models (`center_crop_arr` of guided-diffusion, Dhariwal and Nichol,
+    arXiv 2105.05233; also DiT and SiT): box averages halve the image while it is at least twice as large, then
     bicubic with antialiasing.
     """
     from PIL import Image
@@ -90,12 +91,12 @@ def framed_arrays(pixels: np.ndarray, spec: Data) -> np.ndarray:
 
 
 def in_channels(array: np.ndarray, channels: int) -> np.ndarray:
-    """[H, W] or [H, W, 3] -> [C, H, W]; grey is repeated, since sets in colour, such as ImageNet, hold grey images too."""
+    """[H, W] or [H, W, 3] -> [C, H, W]. Grey is repeated: colour data sets such as ImageNet contain grey images."""
     return np.broadcast_to(array, (channels, *array.shape)) if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
 def attempt(spec: Data, item: Item) -> tuple[str, np.ndarray | DamagedImage]:
-    """What messages call an image, and its pixels or what is wrong with it."""
+    """The name of an image in messages, and its pixels or the error."""
     where, read = item
     try:
         return where, decoded(read, where, spec)
@@ -104,7 +105,7 @@ def attempt(spec: Data, item: Item) -> tuple[str, np.ndarray | DamagedImage]:
 
 
 def in_order(function: Callable[[Given], Found], items: Iterable[Given], workers: int) -> Generator[Found]:
-    """`map` by this many threads (0: by the caller's), which are a few items ahead and end with the iterator."""
+    """`map` in order, by `workers` threads that decode ahead (0: by the caller's thread); they end with the iterator."""
     if not workers:
         yield from map(function, items)
         return
@@ -122,12 +123,12 @@ def in_order(function: Callable[[Given], Found], items: Iterable[Given], workers
 
 
 def refusal(damage: DamagedImage) -> BadInput:
-    """The error of an image that the spec does not allow to leave out."""
+    """The error for a damaged image under `damaged: refuse`."""
     return BadInput(f"{damage}; `data.damaged: skip` leaves such images out")
 
 
 def mismatch(where: str, shape: tuple[int, ...], others: tuple[int, ...]) -> BadInput:
-    """The error of an image of another size than those before it."""
+    """The error for an image whose size differs from the others'."""
     return BadInput(
         f"{where}: {shape} pixels where others have {others}; `data.size` with `data.crop: centre` makes them alike"
     )

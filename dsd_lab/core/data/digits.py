@@ -1,4 +1,4 @@
-"""scikit-learn's digits, which come with it: the data set of those who have none at hand."""
+"""scikit-learn's digits: a data set that needs no download."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def load_digits(spec: Data, cache: Path | None) -> DataSet:
 
 
 def _table() -> np.ndarray:
-    """Pixels and label [1797, 65], from the file that `sklearn.datasets.load_digits` reads: importing it takes 1.4 s of every process."""
+    """Pixels and label [1797, 65], from the file of `sklearn.datasets.load_digits`, whose import takes 1.4 s."""
     found = find_spec("sklearn")
     if found is None or not found.submodule_search_locations:
         raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn")

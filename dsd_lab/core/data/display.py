@@ -1,4 +1,4 @@
-"""Pixels as a viewer shows them: turned as a camera noted, and laid over a background where they are transparent."""
+"""Images as a viewer shows them: EXIF orientation applied, transparency composited over a background."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def as_shown(picture: Any, background: str) -> Any:
     """A decoded Pillow image in mode `L` or `RGB`.
 
     Args:
-        picture: of 8 bits a channel.
-        background: name of the colour behind transparent pixels.
+        picture: an image with 8 bits per channel.
+        background: colour behind transparent pixels, a key of `BACKGROUNDS`.
     """
     from PIL import Image
 
@@ -29,7 +29,7 @@ def as_shown(picture: Any, background: str) -> Any:
 
 
 def upright(picture: Any) -> Any:
-    """The image turned and mirrored as its EXIF orientation says; a damaged one says nothing."""
+    """The image with its EXIF orientation applied; damaged EXIF data are ignored."""
     from PIL import ImageOps
 
     picture.load()

@@ -1,4 +1,4 @@
-"""Image folders: a sub-folder a class as ImageNet and torchvision have them, `dataset.json`, or images alone."""
+"""Image folders: one sub-folder per class (as ImageNet), a `dataset.json` (as StyleGAN), or images without labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
 
 Listed = dict[str | None, list[str]]
-"""Paths of the images by the name of their class; under None where they have no labels."""
+"""Class name -> paths of its images; the key is None for images without labels."""
 
 
 def load_folder(spec: Data, cache: Path | None) -> DataSet:
@@ -28,16 +28,16 @@ def load_folder(spec: Data, cache: Path | None) -> DataSet:
 
 
 def find_folder(spec: Data) -> Found:
-    """One sub-folder a class with images at any depth below it, or a `dataset.json`, or images without labels.
+    """List the images of a folder: one sub-folder per class, a `dataset.json`, or images without labels.
 
-    A training split and the first of `val/`, `valid/`, `validation/`, `dev/`, `test/` (of any case, also
-    `Training/`, `Testing/`, `seg_train/`) are used where they hold class folders; else a seeded fraction is
-    held out. Classes are numbered in the order of their names, numeric names by value. Names that begin
-    with a dot are passed over.
+    A class folder may have sub-folders. A training split and the first of `val/`, `valid/`, `validation/`, `dev/`,
+    `test/` are used if they hold class folders; case does not matter, and `Training/`, `Testing/` and `seg_train/`
+    are known too. Otherwise a fixed fraction is held out. Classes are numbered in the order of their names, numeric
+    names by value. Names that begin with a dot are ignored.
 
     Raises:
-        BadInput: the folder is on another level than the classes, a split or an image would be passed over,
-            a class has no image, or a link leads outside the data's folder.
+        BadInput: the folder is above or below the level of the classes, a split or an image would be ignored,
+            a class has no image, or a link leads outside the data folder.
     """
     assert spec.path is not None
     root = Path(spec.path)
@@ -77,7 +77,7 @@ def _listed(tree: Tree, base: Path, named: bool, training: bool = True) -> Liste
 
 
 def _by_labels(tree: Tree, base: Path) -> Listed:
-    """The images that a `dataset.json` numbers: `{"labels": [["00000/img00000000.png", 6], ...]}`, or null for none."""
+    """Images labelled by a `dataset.json`: `{"labels": [["00000/img00000000.png", 6], ...]}`, or null without labels."""
     path = base / LABELS
     files = {Path(file).relative_to(base).as_posix(): file for file in tree.files(base) if is_image_name(file)}
     if not files:
@@ -105,10 +105,10 @@ def _by_labels(tree: Tree, base: Path) -> Listed:
 
 
 def _check_held(folder: Path, held: Listed, base: Path, trained: Listed) -> None:
-    """The held-out images must be of classes that are trained.
+    """Check that every held-out class is a training class.
 
     Raises:
-        BadInput: they are not; the message names the folder.
+        BadInput: a held-out class is unknown; the message names the folder.
     """
     if not any(held.values()):
         raise BadInput(f"{shown(folder)}: holds no images")

@@ -1,4 +1,4 @@
-"""How a folder of images is laid out: its splits, the level of its class folders, and the walk that finds the files."""
+"""Layout of an image folder: its splits, the level of its class folders, and the walk over its files."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ LABELS = "dataset.json"
 
 
 class Tree:
-    """The folders and files below a root; what file managers left is passed over and counted.
+    """The folders and files below a root. Files left by file managers are ignored and counted.
 
     Args:
-        root: links are followed within it, and refused where they lead out of it or in a circle.
+        root: links are followed inside it; links that lead outside or in a circle are refused.
     """
 
     def __init__(self, root: Path) -> None:
@@ -37,7 +37,7 @@ class Tree:
             raise BadInput(f"{shown(folder)}: cannot be read: {error.strerror}") from None
 
     def images_in(self, folder: Path) -> list[str]:
-        """Names of the files directly in a folder that are named as images are."""
+        """Names of the image files directly in a folder, by suffix."""
         try:
             with os.scandir(folder) as entries:
                 names = [
@@ -48,7 +48,7 @@ class Tree:
         return sorted(names)
 
     def has_images(self, folder: Path) -> bool:
-        """Whether a file is named as images are, at any depth."""
+        """Whether a folder has an image file at any depth, by suffix."""
         return any(is_image_name(name) and name[0] != "." for _, _, names in os.walk(folder) for name in names)
 
     def files(self, folder: Path) -> list[str]:
@@ -84,7 +84,7 @@ class Tree:
         link = os.path.islink(path)
         if link:
             self._checked(path)
-        # A link into nothing is left to the decoder, which refuses or skips it as it does damaged images.
+        # A broken link is left to the decoder, which treats it as a damaged image.
         if (os.path.exists(path) and not os.path.isfile(path)) if link else not os.path.isfile(path):
             raise BadInput(f"{shown(path)}: neither a file nor a folder")
         return path
@@ -103,17 +103,17 @@ class Splits:
     train: Path
     held: Path | None
     notes: list[str]
-    """What is not used, one line each."""
+    """Folders that are not used, one line each."""
 
 
 def splits_of(tree: Tree, root: Path) -> Splits | None:
-    """The splits of a folder; None where its sub-folders are classes.
+    """The splits of a folder; None if its sub-folders are classes.
 
-    A folder named after a split is one where it, or another such folder, holds folders, or where no
-    folder has another name: a class may be called `train`.
+    A class may be called `train`. So a folder with the name of a split counts as one only if some folder with such a
+    name holds folders, or if all folders have such names.
 
     Raises:
-        BadInput: there is no training split, or several; or images would be passed over.
+        BadInput: there is no training split, or several; or images would be ignored.
     """
     folders = tree.folders(root)
     named = {folder: found for folder in folders if (found := split_name(folder.name)) is not None}
@@ -147,7 +147,7 @@ def splits_of(tree: Tree, root: Path) -> Splits | None:
 
 
 def _beside(tree: Tree, root: Path, folders: list[Path], train: Path) -> list[str]:
-    """What lies beside the splits: folders without images are of no use, images would be passed over."""
+    """Notes on folders that are not splits; raises BadInput for images that would be ignored."""
     notes = []
     for folder in folders:
         pictures = tree.has_images(folder)
@@ -173,7 +173,7 @@ def _without_classes(tree: Tree, folder: Path, found: SplitName, train: Path) ->
 
 
 def descended(tree: Tree, folder: Path) -> Path:
-    """The folder of a split, which archives often wrap in one of the same split: `seg_train/seg_train`."""
+    """The innermost folder of a split: archives often nest it, as in `seg_train/seg_train`."""
     found = split_name(folder.name)
     inner = tree.folders(folder)
     while len(inner) == 1 and not tree.images_in(folder) and (name := split_name(inner[0].name)) is not None:
@@ -184,10 +184,10 @@ def descended(tree: Tree, folder: Path) -> Path:
 
 
 def check_level(tree: Tree, base: Path, named: bool) -> None:
-    """See that the folders below `base` are classes and not a level above or beside them.
+    """Check that the folders directly below `base` are the classes.
 
     Raises:
-        BadInput: the classes are deeper, or images lie beside class folders; the message says what to point at.
+        BadInput: the classes are deeper, or images lie next to class folders. The message says which path to give.
     """
     folders = tree.folders(base)
     for folder in folders:
@@ -212,5 +212,5 @@ def check_level(tree: Tree, base: Path, named: bool) -> None:
 
 
 def _deeper(tree: Tree, folder: Path) -> bool:
-    """Whether a folder has its images in sub-folders alone."""
+    """Whether all images of a folder are in sub-folders."""
     return not tree.images_in(folder) and any(tree.has_images(inner) for inner in tree.folders(folder))

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub by name, through its own library, where the user asks for it."""
+"""Data sets of the Hugging Face Hub by name, read with the `datasets` library."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
 
 
 _MOST_MEMORY, _MOST_FILE = 8 * 2**30, 16 * 2**30
-"""Bytes that the library may allocate while it unpacks a set, and that a file may have which it writes."""
+"""Limits of the process that unpacks a data set, in bytes: memory, and size of a file that it writes."""
 
 
 def load_hub(spec: Data, cache: Path | None) -> DataSet:
-    """A data set of the Hub; the library keeps what it downloads in its own cache, and reads it from there offline."""
+    """A data set of the Hub. The library caches downloads and reads its cache offline."""
     found = find_hub(spec)
     parts = [part for part in (found.train, found.holdout) if part is not None]
     return replace(assemble(spec, found, cache), files=tuple(path for part in parts for path, *_ in part.stamp()))
 
 
 def find_hub(spec: Data) -> Found:
-    """The split `train`, and one of `val`, `valid`, `validation`, `test` as held-out images where there is one.
+    """List the images of the split `train`, and as held-out images those of `val`, `valid`, `validation` or `test`.
 
     A test split without labels is not used.
 
     Raises:
         BadInput: the library is not installed, does not know the name or cannot reach the Hub, or the
-            columns are no images and class numbers.
+            columns do not hold images and class numbers.
     """
     try:
         import datasets
@@ -80,10 +80,10 @@ def find_hub(spec: Data) -> Found:
 
 
 def _unpacked(name: str) -> dict[str, list[str]]:
-    """The library's own files of every split, which a process with bounded memory has made of what others wrote.
+    """Split -> its Arrow files. The library makes them in a child process with limited memory.
 
     Raises:
-        BadInput: the library refuses the set, cannot reach the Hub, or takes more than it may.
+        BadInput: the library refuses the data set, cannot reach the Hub, or exceeds the limits.
     """
     bounds = [str(_MOST_MEMORY), str(_MOST_FILE)]
     command = [sys.executable, "-P", "-m", "dsd_lab.files.hub_child", name, *bounds]
@@ -122,7 +122,7 @@ def _checked(spec: Data, name: str, table: Any) -> Any:
 
 
 def _unlabelled(spec: Data, table: Any) -> bool:
-    """Whether no row has a label, as in a test split whose labels are kept secret: none, or -1 throughout."""
+    """Whether no row has a label (null, or -1), as in a test split with secret labels."""
     if spec.label_column is None:
         return False
     if spec.label_column not in table.column_names:
@@ -144,7 +144,7 @@ def _labels(spec: Data, name: str, table: Any) -> np.ndarray:
 
 
 class HubRecords(StoredRecords):
-    """The rows of a split, which the library reads one by one from memory-mapped files."""
+    """The rows of a split, read one by one from memory-mapped files."""
 
     def __init__(self, spec: Data, name: str, table: Any, labels: Any) -> None:
         self._place, self._column, self._table, self.labels = f"{spec.hub}: {name}", spec.image_column, table, labels
@@ -159,12 +159,12 @@ class HubRecords(StoredRecords):
         return read_plain(image["path"], MAX_BYTES)
 
     def stamp(self) -> Stamp:
-        """The library's files, and those that rows name instead of holding an image's bytes."""
+        """The library's files, and image files that rows refer to by path."""
         named = []
         if self._without_bytes():
             named = [image["path"] for image in self._table.with_format("arrow")[self._column].to_pylist() if image]
         files = [*(file["filename"] for file in self._table.cache_files), *(name for name in named if name)]
-        return stamp_of(path for path in map(Path, files) if path.is_file())  # decoding names what is not there
+        return stamp_of(path for path in map(Path, files) if path.is_file())  # decoding reports missing files
 
     def _without_bytes(self) -> bool:
         column = self._table.with_format("arrow")[self._column]

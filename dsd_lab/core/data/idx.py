@@ -1,4 +1,4 @@
-"""MNIST's file format, which its family shares."""
+"""The idx file format of MNIST, EMNIST and QMNIST."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
 
 _INT = (0x0C, ">i4")
-"""Code and type of QMNIST's labels."""
+"""Type code and dtype of QMNIST's labels."""
 MAX_BYTES = 2 * 2**30
-"""Pixels of an idx file: it always stays in memory."""
+"""Maximum size of the array in an idx file, which always stays in memory."""
 _CHUNK = 2**20
 
 
 def load_idx(spec: Data, cache: Path | None) -> DataSet:
-    """MNIST's file format, gzipped or not, under the names of MNIST, EMNIST and QMNIST.
+    """Read idx files, gzipped or not, with the file names of MNIST, EMNIST or QMNIST.
 
-    EMNIST's images are turned upright. Classes are the labels that occur, in their order; EMNIST's are named after
-    their characters.
+    EMNIST's images are transposed to be upright. Classes are the labels that occur, in ascending order; EMNIST's
+    classes have the names of their characters.
     """
     assert spec.path is not None
     folder = Path(spec.path)
@@ -59,7 +59,7 @@ def load_idx(spec: Data, cache: Path | None) -> DataSet:
 
 
 def _place(there: IdxSet, folder: Path, split: str, usual: str, what: str) -> tuple[Path, str]:
-    """Folder and name of a file, without the `.gz` of a packed one; MNIST's name where it is not there."""
+    """Folder and name of a file, without `.gz`; for a missing file, the name that MNIST would use."""
     path = there.files.get((split, what))
     if path is None:
         prefix = f"{there.name}-" if there.name else ""
@@ -69,7 +69,7 @@ def _place(there: IdxSet, folder: Path, split: str, usual: str, what: str) -> tu
 
 
 def _read_labels(folder: Path, name: str) -> np.ndarray:
-    """Labels [N]; of QMNIST's eight numbers an image, the first is the class."""
+    """Labels [N]; QMNIST has eight numbers per image, and the first is the class."""
     if "idx2" in name.lower():
         return _read_idx(folder, name, 2, _INT)[:, 0]
     return _read_idx(folder, name, 1)
@@ -90,7 +90,7 @@ def _read_idx(folder: Path, name: str, dimensions: int, kind: tuple[int, str] = 
 
 
 def _content(file: BinaryIO | gzip.GzipFile, path: Path, dimensions: int, kind: tuple[int, str]) -> np.ndarray:
-    """The array in a file; no more is unpacked than the file's header declares, and no header may declare more than `MAX_BYTES`."""
+    """The array in a file. Unpacking stops at the size in the header, which is at most `MAX_BYTES`."""
     code, dtype = kind
     header = file.read(4 + 4 * dimensions)
     if len(header) < 4 + 4 * dimensions or header[:4] != bytes((0, 0, code, dimensions)):

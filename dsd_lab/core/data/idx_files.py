@@ -1,4 +1,4 @@
-"""Which idx files of a folder are which: MNIST's, Kaggle's, EMNIST's and QMNIST's names, and torchvision's `raw`."""
+"""Finds idx files by name: those of MNIST, Kaggle, EMNIST and QMNIST, and torchvision's folder `raw`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAME = re.compile(
     re.IGNORECASE,
 )
 _DEPTH = 3
-"""Folders below the named one in which files are looked for, to say which to point at."""
+"""Depth of the search for files in sub-folders, so that a message can name the right folder."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class IdxSet:
 
     @property
     def transposed(self) -> bool:
-        """Whether rows and columns are exchanged, as in EMNIST, whose files keep the order of Matlab."""
+        """Whether rows and columns are swapped, as in EMNIST, whose files are in Matlab's order."""
         return self.name.lower().startswith("emnist")
 
 
 def idx_set(root: Path) -> IdxSet:
-    """The data set of a folder, or of `raw/` in it, which torchvision makes.
+    """The data set in a folder, or in its sub-folder `raw/` (torchvision).
 
     Raises:
         BadInput: there is none, or several; the message names them.
@@ -56,7 +56,7 @@ def idx_set(root: Path) -> IdxSet:
 
 
 def class_names(root: IdxSet) -> dict[int, str]:
-    """Characters by label, from the `NAME-mapping.txt` that EMNIST has; empty where there is none."""
+    """Label -> character, from EMNIST's `NAME-mapping.txt`; empty without that file."""
     names: dict[int, str] = {}
     for path in {path.parent for path in root.files.values()}:
         mapping = path / f"{root.name}-mapping.txt"
@@ -69,7 +69,7 @@ def class_names(root: IdxSet) -> dict[int, str]:
 
 
 def _sets(folder: Path) -> dict[str, dict[tuple[str, str], Path]]:
-    """Files by set, split and content; an unpacked file before a packed one."""
+    """Files by data set, split and content; an unpacked file is preferred to a `.gz`."""
     sets: dict[str, dict[tuple[str, str], Path]] = {}
     for path in sorted(_named(folder), key=lambda path: (path.suffix == ".gz", path.name)):
         found = _NAME.fullmatch(path.name)
@@ -81,7 +81,7 @@ def _sets(folder: Path) -> dict[str, dict[tuple[str, str], Path]]:
 
 
 def _named(folder: Path) -> Iterator[Path]:
-    """Files in a folder that are named so; Kaggle's archives unpack each into a folder of its name."""
+    """The idx files of a folder; Kaggle's archives unpack each into a folder of the same name."""
     try:
         entries = list(folder.iterdir())
     except OSError:

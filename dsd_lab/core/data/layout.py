@@ -1,4 +1,4 @@
-"""Names that downloads use: of splits, of classes, of shards, and of what file managers leave behind. No torch."""
+"""Names used by downloads: of splits, classes, shards, and files left by file managers. No torch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _LEFTOVERS = {
 
 @dataclass(frozen=True)
 class SplitName:
-    """A name read as that of a split: `seg_train` is `train` with the prefix `seg`."""
+    """A split's name and its prefix: `seg_train` is `train` with the prefix `seg`."""
 
     split: str
     prefix: str
@@ -50,25 +50,25 @@ class SplitName:
 
 
 def split_name(name: str) -> SplitName | None:
-    """The split that a folder, a file or a Hub split is named after, whatever its case; None for any other name."""
+    """The split that a name stands for, ignoring case; None for any other name."""
     found = _SPLIT.fullmatch(name.strip())
     return None if found is None else SplitName(_WORDS[found["word"].lower()], (found["prefix"] or "").lower())
 
 
 def class_order(names: Iterable[str]) -> list[str]:
-    """Names of classes in the order of their numbers: numeric names by value, any others by text."""
+    """Class names in the order of their class numbers: numeric names by value, others alphabetically."""
     found = sorted(names)
     return sorted(found, key=int) if all(name.isdecimal() for name in found) else found
 
 
 @dataclass
 class Leftovers:
-    """What file managers and archives left among the images; it is passed over and counted."""
+    """Files that file managers and archives left among the images: ignored and counted."""
 
     counts: Counter[str] = field(default_factory=Counter)
 
     def passes(self, name: str) -> bool:
-        """Whether a name is passed over: hidden ones, and known leftovers, which are counted."""
+        """Whether a name is ignored: a hidden file, or a known leftover, which is counted."""
         known = "resource forks of macOS" if name.startswith("._") else _LEFTOVERS.get(name.lower())
         if known is not None:
             self.counts[f"{'._*' if name.startswith('._') else name} ({known})"] += 1
@@ -80,7 +80,7 @@ class Leftovers:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file's name ends as an image's does."""
+    """Whether a file name has the suffix of an image."""
     return Path(name).suffix[1:].lower() in _SUFFIXES.split()
 
 
@@ -96,10 +96,10 @@ def group_of(stem: str) -> str:
 
 
 def check_shards(files: list[Path]) -> None:
-    """All shards of a group must be there: numbered `-of-N`, or from 0 on where the names are numbers alone.
+    """Check that no shard of a group is missing. Shards are named `...-of-N`, or by numbers from 0.
 
     Raises:
-        BadInput: shards are missing, repeated or of two different sets; the message names one.
+        BadInput: shards are missing, repeated or from two different sets; the message names one.
     """
     indices: dict[int | None, dict[int, Path]] = {}
     for path in files:

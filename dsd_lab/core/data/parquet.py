@@ -1,4 +1,4 @@
-"""The Hugging Face image layout: a column of {bytes, path} and one of labels."""
+"""Parquet files in the Hugging Face image layout: a column of {bytes, path} and one of labels."""
 
 from __future__ import annotations
 
@@ -35,27 +35,28 @@ if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
 
 _ROWS = 4
-"""Rows that are read at a time; a value that a file holds once and repeats is as many in memory."""
+"""Rows read at a time. Small, because a dictionary-encoded value is stored once and repeated in memory."""
 _MOST_GROUP = 2 * 2**30
-"""Bytes of a row group's images, and of its labels, once unpacked, which is what a row cannot be read without."""
+"""Maximum unpacked bytes of a column in a row group; reading one row unpacks the whole row group."""
 _MOST_RATIO, _MOST_UNPACKED = 100, 64 * 2**20
-"""What the images of a file may take for each of its bytes, and besides; image files hardly shrink when they are packed."""
+"""Maximum unpacked bytes of a file's images: a multiple of its size, plus a constant. Image files hardly compress."""
 _MOST_NAME = 300
 
 
 def load_parquet(spec: Data, cache: Path | None) -> DataSet:
-    """The parquet files of a folder, of its sub-folders named after splits, or of a repository's root."""
+    """The parquet files of a folder, of its sub-folders with names of splits, or of a repository's root."""
     return assemble(spec, find_parquet(spec), cache)
 
 
 def find_parquet(spec: Data) -> Found:
-    """`train*.parquet`, and one of `val*`, `valid*`, `validation*`, `test*` as held-out images, else a fraction.
+    """List the images of `train*.parquet`, and as held-out images those of `val*`, `valid*`, `validation*` or `test*`.
 
-    A test split whose labels are all missing or -1, as ImageNet's, is not used. Labels are whole numbers
-    from 0 on; the classes are those of the training images, in the order of their numbers.
+    Without such files a fraction of the training images is held out. A test split whose labels are all missing or -1,
+    as ImageNet's, is not used. Labels are whole numbers from 0; the classes are the labels of the training images, in
+    ascending order.
 
     Raises:
-        BadInput: files or columns are missing, or labels are no classes; the message names the file.
+        BadInput: files or columns are missing, or labels are not class numbers; the message names the file.
     """
     assert spec.path is not None
     root = Path(spec.path)
@@ -79,7 +80,7 @@ def find_parquet(spec: Data) -> Found:
 
 
 class ParquetRecords(Records):
-    """The rows of some files. A row cannot be read without its row group, so a stream unpacks them first."""
+    """The rows of some files. Reading a row unpacks its row group, so a stream unpacks all rows first."""
 
     def __init__(self, files: list[Path], spec: Data, root: Path) -> None:
         self._files, self._image, self._label, self._root = files, spec.image_column, spec.label_column, root
@@ -89,7 +90,7 @@ class ParquetRecords(Records):
         self.labels = torch.empty(0, dtype=torch.int64)
 
     def unlabelled(self) -> bool:
-        """Whether no row has a label, as in a test split whose labels are kept secret: none, or -1 throughout."""
+        """Whether no row has a label (null, or -1), as in a test split with secret labels."""
         import pyarrow.compute
 
         if self._label is None:
@@ -106,7 +107,7 @@ class ParquetRecords(Records):
         return True
 
     def read_labels(self) -> np.ndarray:
-        """The labels [N] as the files have them; 0 throughout where the spec says that there are none."""
+        """The labels [N] as stored in the files; all 0 if the spec has no label column."""
         import pyarrow
 
         parts = []
@@ -189,7 +190,7 @@ class ParquetRecords(Records):
         return stamp_of([*self._files, *self._beside()])
 
     def _beside(self) -> Iterator[Path]:
-        """Files beside the parquet files that rows name instead of holding an image's bytes."""
+        """Image files that rows refer to by path."""
         import pyarrow
 
         for path in self._files:
@@ -203,7 +204,7 @@ class ParquetRecords(Records):
                 images = (i for b in table.iter_batches(_ROWS, columns=[self._image]) for i in b.column(0).to_pylist())
                 for image in images:
                     if image and image["bytes"] is None and image.get("path"):
-                        with contextlib.suppress(OSError):  # decoding names it
+                        with contextlib.suppress(OSError):  # decoding reports it
                             yield _inside(image["path"], path.parent, self._root)
             except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
                 raise BadInput(f"{shown(path)}: damaged images: {_reason(error)}") from None
@@ -217,17 +218,17 @@ class ParquetRecords(Records):
 
 
 def _bytes(image: dict[str, Any] | None, folder: Path, root: Path) -> bytes | None:
-    """An image's bytes: those of its row, else of the file that the row names."""
+    """An image's bytes, from its row or from the file that the row refers to."""
     if not image or image["bytes"] is not None or not image.get("path"):
         return image["bytes"] if image else None
     return read_plain(_inside(image["path"], folder, root), MAX_BYTES)
 
 
 def _inside(name: str, folder: Path, root: Path) -> Path:
-    """The file that a row names, below its parquet file's folder or the data's, and never outside of it.
+    """The file that a row refers to, inside the folder of its parquet file or of the data.
 
     Raises:
-        OSError: there is none.
+        OSError: there is no such file inside these folders.
     """
     top = os.path.realpath(root)
     for base in dict.fromkeys((folder, root)):
@@ -245,7 +246,7 @@ def _not_parquet(path: Path, reason: str) -> str:
 
 
 def _check_declared(path: Path, metadata: Any, columns: set[str | None]) -> None:
-    """Refuse a file that declares more than a data set has, in its footer or in front of its pages, before any of it is unpacked."""
+    """Refuse a file whose footer or page headers declare implausible sizes, before anything is unpacked."""
     rows, size = metadata.num_rows, path.stat().st_size
     if rows > size:
         raise BadInput(f"{shown(path)}: declares {rows:,} rows in {size:,} bytes, more than one image a byte")

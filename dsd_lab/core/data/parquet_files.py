@@ -1,4 +1,4 @@
-"""Which parquet files of a download are which split: file names, folders of splits, the root of a repository."""
+"""Assigns parquet files to splits: by file name, by folder, or from the root of a repository."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dsd_lab.core.data.records import shown
 from dsd_lab.errors import BadInput
 
 _DEPTH = 3
-"""Folders below the named one in which files are looked for: a repository has `CONFIG/SPLIT/0000.parquet`."""
+"""Depth of the search for files in sub-folders; a repository has `CONFIG/SPLIT/0000.parquet`."""
 
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """The files of one split and what messages call it, such as `valid-*.parquet` or `test/`."""
+    """The files of one split, and its name in messages, such as `valid-*.parquet` or `test/`."""
 
     name: str
     split: str
@@ -23,7 +23,7 @@ class SplitFiles:
 
 
 def split_files(root: Path) -> tuple[SplitFiles, list[SplitFiles], list[str]]:
-    """The training files, the candidates for held-out images in order of preference, and what is not used.
+    """The training files, the candidates for held-out images in order of preference, and notes on unused files.
 
     Raises:
         BadInput: there are no training files, several sets of them, or shards are missing.
@@ -57,12 +57,12 @@ def split_files(root: Path) -> tuple[SplitFiles, list[SplitFiles], list[str]]:
 
 
 def holds_training(root: Path) -> bool:
-    """Whether a folder, or one below it, has parquet files of a training split."""
+    """Whether a folder or a sub-folder has parquet files of a training split."""
     return bool(_below(root, _DEPTH))
 
 
 def _resolved(root: Path) -> tuple[Path, dict[str, list[Path]]]:
-    """The folder of the training files and all its groups of files."""
+    """The folder of the training files, and all its files by group."""
     found = _below(root, _DEPTH)
     if len(found) > 1:
         places = ", ".join(shown(folder) for folder, _ in found[:5])
@@ -86,7 +86,7 @@ def _below(folder: Path, depth: int) -> list[tuple[Path, dict[str, list[Path]]]]
 
 
 def _groups(folder: Path) -> dict[str, list[Path]]:
-    """Files by split: `NAME` of files in the folder, `NAME/` of folders named after a split."""
+    """Files by group: `NAME` for files in the folder, `NAME/` for a sub-folder with the name of a split."""
     groups: dict[str, list[Path]] = {}
     for path in _parquets(folder):
         groups.setdefault(group_of(path.stem), []).append(path)
@@ -108,7 +108,7 @@ def _parquets(folder: Path) -> list[Path]:
 
 
 def _longer(groups: dict[str, list[Path]], word: str) -> list[str]:
-    """Names that begin with a word and go on, such as `train_full`: of use where no name is the word itself."""
+    """Names that begin with a word, such as `train_full`; used where no name equals the word."""
     return [name for name in groups if name.lower().startswith((f"{word}-", f"{word}_", f"{word}."))]
 
 

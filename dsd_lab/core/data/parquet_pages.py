@@ -1,8 +1,8 @@
-"""What the pages of a parquet file declare, read without unpacking one.
+"""Checks the page headers of a parquet file against its footer, without unpacking a page.
 
-A parquet reader allocates what the header in front of each page says, 2 GiB at most, and trusts it. The footer, which
-is checked before anything is read, need not agree. So headers of the pages that will be read are added up first, and
-no page may unpack to more than the footer says of its column. Headers are Thrift's compact protocol
+A parquet reader trusts the size in each page header and allocates up to 2 GiB for it. `parquet` checks the footer, but
+page headers can contradict it. So the sizes in the headers are added up first; their sum must not exceed the footer's
+size of the column. Headers are in Thrift's compact protocol
 (https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift, `PageHeader`).
 """
 
@@ -12,26 +12,26 @@ import io
 from typing import Any, BinaryIO
 
 _HEADER = 64 * 2**10
-"""Bytes that are read of a header at most: pyarrow writes and reads statistics of a page of a few kilobytes."""
+"""Maximum bytes of a header; pyarrow writes and reads page statistics of a few kilobytes."""
 _BOOLEANS, _BYTE, _INTEGERS, _DOUBLE, _BINARY, _STRUCT = (1, 2), 3, (4, 5, 6), 7, 8, 12
 _UNCOMPRESSED, _COMPRESSED, _DICTIONARY, _VALUES = 2, 3, 7, 1
-"""Numbers of the fields that count: two of `PageHeader`, its `dictionary_page_header`, and the latter's number of values."""
+"""Field numbers: sizes and `dictionary_page_header` of `PageHeader`, and the number of values of the latter."""
 _DEEPEST = 8
 
 
 class LyingPages(ValueError):
-    """Page headers that are damaged, or that declare more than the footer does; the message says which."""
+    """Page headers are damaged or contradict the footer; the message says where."""
 
 
 def check_pages(file: BinaryIO, column: Any) -> None:
-    """See that the pages of a column of a row group declare no more than the footer says of it.
+    """Check that the pages of a column chunk do not exceed the sizes in the footer.
 
     Args:
-        file: the parquet file, opened.
+        file: the open parquet file.
         column: pyarrow's `ColumnChunkMetaData`.
 
     Raises:
-        LyingPages: they declare more, or lie outside of what the footer gives them.
+        LyingPages: the pages declare more, or end elsewhere than the footer says.
     """
     dictionary_at, at, declared = column.dictionary_page_offset or 0, column.data_page_offset, 0
     at = dictionary_at if 0 < dictionary_at < at else at
@@ -56,7 +56,7 @@ def check_pages(file: BinaryIO, column: Any) -> None:
 
 
 def _struct(raw: BinaryIO, depth: int) -> dict[int, Any]:
-    """Fields by number: integers and structs; what is of another type is passed over."""
+    """Integer and struct fields by number; fields of other types are skipped."""
     if depth > _DEEPEST:
         raise LyingPages("a page header is nested too deeply")
     found: dict[int, Any] = {}

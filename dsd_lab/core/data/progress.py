@@ -1,4 +1,4 @@
-"""How far reading a data set is, for whoever waits for it: a data set of a million images is read for an hour."""
+"""Progress of reading a data set, which takes an hour for a million images."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 OnProgress = Callable[[str, int, int], None]
-"""Called with what is done, the images or files done, and their number."""
+"""(activity, images or files done, their total)."""
 _LISTENERS: ContextVar[tuple[OnProgress, ...]] = ContextVar("listeners", default=())
 
 
 @contextmanager
 def listening(on_progress: OnProgress) -> Iterator[None]:
-    """Within the block, whatever reads images calls the function from this thread; several may listen."""
+    """Within the block, functions that read images in this thread report progress to `on_progress`. Blocks nest."""
     token = _LISTENERS.set((*_LISTENERS.get(), on_progress))
     try:
         yield
@@ -22,6 +22,6 @@ def listening(on_progress: OnProgress) -> Iterator[None]:
 
 
 def tell(what: str, done: int, of: int) -> None:
-    """Say how far reading is."""
+    """Report progress to all listeners."""
     for listener in _LISTENERS.get():
         listener(what, done, of)

@@ -1,4 +1,4 @@
-"""Image files that are not decoded yet, in an order of their own: what a source gives, and where streams read."""
+"""Encoded images in a fixed order: what a source lists, and what a stream reads."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
 
 Stamp = list[tuple[str, int, int]]
-"""Path, size in bytes and time of change in nanoseconds of every file that a data set is read from."""
+"""Path, size in bytes and modification time in nanoseconds of every file of a data set."""
 Item = tuple[str, Callable[[], bytes | None]]
-"""What messages call an image, and what reads its bytes."""
+"""The name of an image in messages, and a function that reads its bytes."""
 
 
 def stamp_of(paths: Iterable[Path]) -> Stamp:
@@ -41,7 +41,7 @@ def stamp_of(paths: Iterable[Path]) -> Stamp:
 
 
 class Records(ABC):
-    """Encoded images with labels [N] int64, read from the first to the last."""
+    """Encoded images with labels [N] int64, readable in order."""
 
     labels: Tensor
 
@@ -58,7 +58,7 @@ class Records(ABC):
 
     @abstractmethod
     def stored(self, cache: Path | None) -> StoredRecords:
-        """The same images, readable in any order; `cache` is a folder that keeps what is made for that."""
+        """The same images, readable in any order; `cache` is a folder for files that this needs."""
 
 
 class StoredRecords(Records):
@@ -76,7 +76,7 @@ class StoredRecords(Records):
 
 
 class FileRecords(StoredRecords):
-    """One file an image."""
+    """One file per image."""
 
     def __init__(self, paths: list[str], labels: Tensor) -> None:
         self._paths, self.labels = paths, labels
@@ -89,7 +89,7 @@ class FileRecords(StoredRecords):
         for path in self._paths:
             try:
                 stat = os.stat(path)
-            except OSError:  # a link into nothing: decoding names it
+            except OSError:  # a broken link: decoding reports it
                 found.append((path, -1, -1))
                 continue
             found.append((path, stat.st_size, stat.st_mtime_ns))
@@ -97,12 +97,12 @@ class FileRecords(StoredRecords):
 
 
 def shown(path: str | Path) -> str:
-    """A path as it can stand in a message of one line: what does not print is escaped."""
+    """A path for a message of one line: unprintable characters are escaped."""
     return printable(os.fspath(path).encode("utf-8", "backslashreplace").decode())
 
 
 def place_of(spec: Data) -> str:
-    """What messages call the whole data set."""
+    """The name of the whole data set in messages."""
     return shown(spec.path or spec.hub or spec.source)
 
 
@@ -111,7 +111,7 @@ def _read(path: str) -> bytes:
 
 
 class PackedRecords(StoredRecords):
-    """Encoded images laid end to end in one file, with the offset of each: what a columnar file cannot give one by one."""
+    """Encoded images concatenated in one file, with the offset of each; replaces a columnar file for random access."""
 
     def __init__(self, packed: Path, names: Callable[[int], str], labels: Tensor, stamp: Stamp) -> None:
         self._file = packed.open("rb")
@@ -127,14 +127,14 @@ class PackedRecords(StoredRecords):
 
 
 def pack(records: Records, cache: Path | None, column: str, names: Callable[[int], str]) -> PackedRecords:
-    """The images of a column unpacked into one file in the cache, once; without a cache, into a file that ends with them.
+    """Unpack the images of a column into one file in the cache, once; without a cache, into a temporary file.
 
     Raises:
-        NoResources: the disk has no room for it.
+        NoResources: the disk has no space for the file.
     """
     stamp = records.stamp()
     if cache is None:
-        with tempfile.TemporaryDirectory(prefix="dsd-lab-") as folder:  # an open file outlives its name
+        with tempfile.TemporaryDirectory(prefix="dsd-lab-") as folder:  # an open file stays readable when removed
             return PackedRecords(_packed(records, Path(folder) / "images.pack", stamp), names, records.labels, stamp)
     path = cache / f"{key_of(stamp, column)}.pack"
     with locked(path.with_suffix(".lock")):
@@ -151,7 +151,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def key_of(stamp: Stamp | list[str], *more: object) -> str:
-    """Names what was made from these files, as they are, in this way."""
+    """Cache key of something made from these files with these settings."""
     return hashlib.sha256(json.dumps([stamp, more]).encode()).hexdigest()[:24]
 
 
@@ -168,7 +168,7 @@ def _packed(records: Records, path: Path, stamp: Stamp) -> Path:
             for _, read in records.items():
                 try:
                     raw = read() or b""
-                except OSError:  # a file that a row names and that is not there: a damaged image, which decoding names
+                except OSError:  # a row refers to a missing file: decoding reports a damaged image
                     raw = b""
                 offsets.append(offsets[-1] + file.write(raw))
         os.replace(temporary, path)
@@ -182,12 +182,12 @@ def _packed(records: Records, path: Path, stamp: Stamp) -> Path:
 
 
 def numbered(place: str, train: np.ndarray, holdout: np.ndarray | None) -> tuple[list[Tensor], list[int]]:
-    """Labels as class numbers 0, 1, ... without gaps, and the label that each number stands for.
+    """Class numbers 0, 1, ... without gaps for labels [N] and [M], and the label of each number.
 
-    The classes are those of the training images: no other can be trained for or sampled.
+    The classes are the labels of the training images.
 
     Raises:
-        BadInput: a held-out image has a class that no training image has.
+        BadInput: a held-out image has a class without training images.
     """
     known, numbers = np.unique(train, return_inverse=True)
     found = [torch.from_numpy(numbers.astype(np.int64))]
@@ -203,7 +203,7 @@ def numbered(place: str, train: np.ndarray, holdout: np.ndarray | None) -> tuple
 
 
 def class_names_in(metadata: dict[bytes, bytes] | None, column: str) -> list[str]:
-    """Names of the classes in the `huggingface` schema metadata of a parquet file; none where it has none."""
+    """Class names from the `huggingface` schema metadata of a parquet file; empty without them."""
     try:
         names = parse_json((metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
     except (KeyError, ValueError, TypeError, RecursionError):

@@ -1,7 +1,6 @@
-"""The images of a split, resident in memory or streamed from disk behind one interface.
+"""The images of a split, in memory or streamed from disk, behind one interface.
 
-Both kinds give the same numbers for the same indices, so that a trial's result does not depend on
-where its images lie.
+Both give the same values for the same indices, so a trial's result does not depend on where its images are stored.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ import torch
 from torch import Tensor
 
 BATCHES_AHEAD = 2
-"""Batches that a streamed split decodes ahead of the step; they bound what it holds in memory."""
+"""Batches that a streamed split decodes ahead; bounds its memory."""
 
 _SHARE = 0.1
-"""Of a GPU's free memory, what the images in memory may take there; others are sent batch by batch."""
+"""Maximum fraction of a GPU's free memory for a copy of all images; larger sets are sent batch by batch."""
 
 
 class Split(ABC):
@@ -40,21 +39,21 @@ class Split(ABC):
     @property
     @abstractmethod
     def levels(self) -> Tensor:
-        """How often each of the 256 levels occurs in each channel, [C, 256] int64."""
+        """Histogram of pixel values per channel, [C, 256] int64."""
 
     @abstractmethod
     def bytes_at(self, indices: Tensor) -> Tensor:
         """Images [B, C, H, W] uint8 on the CPU, in the order of the indices [B]."""
 
     def prefetch(self, batches: Iterable[Tensor]) -> None:
-        """Told the indices of the batches that are asked for next; images in memory need no making ready."""
+        """Start decoding the batches with these indices [B], which will be read next; a no-op in memory."""
         return
 
     def at(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Images as float [B, C, H, W] in [-1, 1] and labels [B], on a device."""
         pixels = self.bytes_at(indices)
         if device.type == "cuda":
-            pixels = pixels.pin_memory()  # only from such memory is a copy not waited for
+            pixels = pixels.pin_memory()  # a copy is asynchronous only from pinned memory
         return as_floats(pixels.to(device, non_blocking=True)), self.labels[indices.cpu()].to(device, non_blocking=True)
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -95,7 +94,7 @@ class Images(Split):
         return as_floats(pixels[chosen]), labels[chosen]
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """Pixels and labels on a device, copied there once and for all; None where they would fill too much of it."""
+        """Pixels and labels on a device, copied once; None if they would take too much of its memory."""
         if device.type == self.pixels.device.type:
             return self.pixels, self.labels
         if device not in self._copies:
@@ -109,16 +108,16 @@ class Images(Split):
 
 
 class StreamedImages(Split):
-    """Images that worker threads decode from disk when they are asked for, or ahead of that.
+    """Images that worker threads decode from disk, on demand or ahead.
 
-    Pillow decodes outside Python's lock, so threads are enough, and no process can be left behind.
+    Pillow decodes without the GIL, so threads are enough.
 
     Args:
-        decode: image i as [C, H, W] uint8; called from several threads at once.
+        decode: i -> image [C, H, W] uint8; called from several threads at once.
         labels: classes [N].
         shape: channels, height and width.
-        levels: how often each level occurs in each channel [C, 256], counted when the files were surveyed.
-        workers: threads; 0 decodes in the caller's.
+        levels: histogram of pixel values per channel [C, 256], from the survey.
+        workers: number of threads; 0 decodes in the caller's thread.
     """
 
     def __init__(
@@ -146,14 +145,14 @@ class StreamedImages(Split):
         key = _key(indices)
         pixels, parts = self._ahead.pop(key) if key in self._ahead else self._begin(indices)
         for part in parts:
-            part.result()  # raises here what a thread met
+            part.result()  # re-raises an exception of the thread
         return pixels
 
     def prefetch(self, batches: Iterable[Tensor]) -> None:
         if not self._workers:
             return
         wanted = {_key(indices): indices for indices in batches}
-        for key in self._ahead.keys() - wanted.keys():  # nobody asks for these any more
+        for key in self._ahead.keys() - wanted.keys():
             for part in self._ahead.pop(key)[1]:
                 part.cancel()
         for key, indices in wanted.items():
@@ -174,7 +173,7 @@ class StreamedImages(Split):
 
 
 def as_floats(pixels: Tensor) -> Tensor:
-    """uint8 -> float in [-1, 1]."""
+    """Pixels [...] uint8 -> float in [-1, 1]."""
     return pixels.float() / 127.5 - 1
 
 
@@ -183,6 +182,6 @@ def _key(indices: Tensor) -> bytes:
 
 
 def _fill(decode: Callable[[int], np.ndarray], pixels: Tensor, indices: Tensor) -> None:
-    """A function and no method: a thread's task that held the split would keep it from ending."""
+    """Decode images into pixels [B, C, H, W]. Not a method: a task that refers to the split would keep it alive."""
     for place, i in zip(pixels.numpy(), indices.tolist(), strict=True):
         place[...] = decode(i)

@@ -1,9 +1,8 @@
-"""Streams: the files are surveyed once, every image decoded and none kept; training then decodes what it needs.
+"""Streaming: a survey decodes every image once; training then decodes images when it needs them.
 
-The survey finds out all that must be known before the first step: which images are damaged, that the
-others are of one shape, how often each level occurs, and the fingerprint that the same images would
-have in memory. It is remembered in the cache under the relative paths and the content of the files: other times, and
-another place of the same files, leave it valid.
+The survey finds damaged images, checks that the others have one shape, and computes the histogram of pixel values and
+the fingerprint that the same images would have in memory. It is cached under the relative paths and the content of
+the files, so moving the files or changing their times leaves it valid.
 """
 
 from __future__ import annotations
@@ -35,25 +34,25 @@ if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
 
 _VERSION = 2
-"""Part of a survey's name; raised when what it finds changes."""
+"""Part of a survey's file name; raised when its content changes."""
 _TELL_EVERY = 256
-"""Images between two words on how far the survey is."""
+"""Images between two progress reports."""
 Counted = tuple[str, np.ndarray | DamagedImage, np.ndarray]
-"""What messages call an image, its pixels or what is wrong with it, and how often each level occurs in each channel."""
+"""The name of an image in messages, its pixels or the error, and the histogram of its pixel values [C, 256]."""
 Part = tuple[StoredRecords, list[int]]
-"""Records and the numbers of those that make up a split, in their order."""
+"""Records, and the indices of those that belong to a split."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What the files hold."""
+    """Result of a survey."""
 
     shape: tuple[int, int, int]
     levels: list[list[int]]
-    """Of the training images, by channel."""
+    """Histogram of the training images' pixel values per channel, [C, 256]."""
     fingerprint: str
     damaged: list[dict[str, str]]
-    """For training and held-out records: number -> what is wrong."""
+    """For training and for held-out records: index -> reason."""
 
 
 def streamed(
@@ -62,8 +61,8 @@ def streamed(
     """A data set that stays on disk.
 
     Raises:
-        BadInput: an image is damaged or of another size than the others; the message names it.
-        NoResources: the disk has no room for rows of parquet files to lie one by one.
+        BadInput: an image is damaged, or its size differs from the others'; the message names it.
+        NoResources: the disk has no space for the unpacked rows of parquet files.
     """
     if cache is not None:
         cache.mkdir(parents=True, exist_ok=True)
@@ -96,7 +95,7 @@ def _sound(records: StoredRecords, bad: dict[str, str]) -> list[int]:
 
 
 def _parts(spec: Data, records: Sequence[StoredRecords], damaged: list[dict[str, str]]) -> list[Part]:
-    """Training and held-out images, as they would be in memory."""
+    """Training and held-out records without the damaged ones, split as in memory."""
     sound = [_sound(part, bad) for part, bad in zip(records, damaged, strict=True)]
     if not all(sound):
         raise BadInput(f"{place_of(spec)}: every image is damaged")
@@ -130,13 +129,13 @@ def _remembered(spec: Data, records: Sequence[StoredRecords], cache: Path | None
 
 
 def _content(spec: Data, records: Sequence[StoredRecords], cache: Path) -> list[Any]:
-    """What tells the images from others: their order and the content of all files of the set, wherever it lies."""
+    """Identifies the images by their order and the content of all files, wherever these are stored."""
     stamps = [stamp for part in records for stamp in part.stamp()]
     if spec.path is None:
         return stamps
     try:
         digest = content_digest(listing_of(Path(spec.path)), cache, partial(tell, "files hashed"))
-    except OSError:  # decoding names the file
+    except OSError:  # decoding reports the file
         return stamps
     root = spec.path.rstrip("/") + "/"
     return [
@@ -148,10 +147,10 @@ def _content(spec: Data, records: Sequence[StoredRecords], cache: Path) -> list[
 
 
 def survey(spec: Data, records: Sequence[StoredRecords]) -> Survey:
-    """Look at every image.
+    """Decode every image once, or more often.
 
-    The fingerprint begins with how many images there are and in how many channels, which only the
-    last image tells: where one turns out damaged, or the first in colour, all are looked at again.
+    The hash begins with the number of images and channels, which are known only after the last image. The pass is
+    therefore repeated after a damaged image or the first colour image.
     """
     damaged: list[dict[str, str]] = [{} for _ in records]
     channels = 1
@@ -171,7 +170,7 @@ def survey(spec: Data, records: Sequence[StoredRecords]) -> Survey:
 
 
 class _Look:
-    """One pass over all images that are thought to be sound, in so many channels."""
+    """One pass over all images not known to be damaged, for a given number of channels."""
 
     def __init__(self, spec: Data, damaged: list[dict[str, str]], channels: int, of: int) -> None:
         self.spec, self.channels = spec, channels
@@ -183,7 +182,7 @@ class _Look:
         self._first: tuple[int, ...] = ()
 
     def at(self, split: int, records: StoredRecords, numbers: list[int]) -> None:
-        """Look at a split, up to the first image of more channels."""
+        """Decode the images of a split, up to the first one with more channels."""
         looked = in_order(partial(_counted, self.spec), records.items(numbers), self.spec.workers)
         with contextlib.closing(looked):
             self._look(split, zip(numbers, looked, strict=True), len(numbers))

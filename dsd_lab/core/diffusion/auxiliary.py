@@ -1,7 +1,7 @@
-"""Auxiliary losses: what the paper adds to reconstruction and diffusion (arXiv 2511.14716), each with heads of its own.
+"""Auxiliary losses: those that the paper (arXiv 2511.14716) adds to reconstruction and diffusion, with their heads.
 
-The heads lie outside `Network`: they are trained and checkpointed beside it, and nothing that is
-deployed has them. A plug-in's loss is a class of its own; its weight is in the spec's `auxiliary.extra`.
+Heads are not part of `Network`: they are trained and checkpointed with it, but not deployed. A plug-in's loss is a
+subclass of `Auxiliary`; its weight is in the spec's `auxiliary.extra`.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 
 AUXILIARIES = Parts("auxiliary")
-"""Classes of `Auxiliary`."""
+"""Name -> subclass of `Auxiliary`."""
 
 
 @dataclass
 class Tokens:
-    """Outputs [B, T, width] of the blocks of each pass, first to last; None where nothing asks for them.
+    """Outputs [B, T, width] of each block, first to last, of three forward passes; None where no loss reads them.
 
-    `encode` is the online encoder's pass, `denoise` the diffusion loss's, `target` the EMA copy's encoder.
+    `encode`: the online encoder. `denoise`: the denoiser in the diffusion loss. `target`: the EMA encoder.
     """
 
     encode: list[Tensor] | None = None
@@ -48,9 +48,9 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Seen:
-    """What an auxiliary loss can read of a step: images [B, C, H, W], latents [B, T, c], draws and tokens.
+    """Inputs of an auxiliary loss: images x [B, C, H, W], latents z [B, T, c], draws and tokens.
 
-    `settled` [B, T, c] are the latents by the normaliser's running statistics, where a loss asks for them.
+    `settled` [B, T, c] are the latents normalised by running statistics; None unless a loss has `reads_settled`.
     """
 
     network: Network
@@ -62,7 +62,7 @@ class Seen:
 
 
 class Auxiliary(nn.Module):
-    """A loss term with its trained heads; `reads` names the passes whose tokens it needs."""
+    """A loss term with its trained heads; `reads` names the fields of `Tokens` that it needs."""
 
     reads: frozenset[str] = frozenset()
     reads_settled = False
@@ -73,7 +73,7 @@ class Auxiliary(nn.Module):
         super().__init__()
 
     def forward(self, seen: Seen) -> Tensor:
-        """The loss, a scalar, before its weight."""
+        """The unweighted loss, a scalar."""
         raise NotImplementedError
 
 
@@ -87,19 +87,18 @@ def _mlp(inside: int, hidden: int, outside: int, layers: int) -> nn.Sequential:
 
 @AUXILIARIES.add("alignment")
 class Alignment(Auxiliary):
-    """REPA's loss (Yu et al., arXiv 2410.06940): -mean over tokens of cos(h(tokens), target), h an MLP of three layers.
+    """REPA's loss (Yu et al., arXiv 2410.06940): minus the mean over tokens of cos(h(token), target), h a 3-layer MLP.
 
-    The paper's "ViT layer alignment". Tokens are the online encoder's or the denoiser's, targets the
-    EMA copy's encoder tokens or the features of a frozen vision model, brought to the grid of the
-    tokens; no gradient reaches a target. With several layers, the mean over them.
+    The paper calls it "ViT layer alignment". Tokens are those of the online encoder or of the denoiser. Targets are
+    the EMA encoder's tokens, or features of a frozen vision model pooled to the grid of the tokens; they have no
+    gradient. With several layers, the loss is their mean.
 
-    With the denoiser's tokens the loss reaches the encoder through z_t whatever the diffusion loss
-    does, where `alignment_noised` says so.
+    `alignment_noised` decides whether the loss on denoiser tokens reaches the encoder through z_t, independently of
+    the diffusion loss.
 
-    `alignment_encoder` is the other way, REPA-E's (Leng et al., arXiv 2504.10483, train_repae.py): the
-    latents are detached here, and a second pass trains the encoder alone, at that weight, with the same
-    times and noise, labels before label drop, and latents by the normaliser's running statistics, so
-    that their scale has a gradient. The gradient of that pass is added; its value is not.
+    `alignment_encoder` is REPA-E's variant (Leng et al., arXiv 2504.10483, train_repae.py). A second pass with this
+    weight trains only the encoder. It has the same times and noise, labels before label drop, and latents normalised
+    by running statistics, so that their scale has a gradient. Only its gradient is added, not its value.
     """
 
     def __init__(self, trial: Trial, network: Network, classes: int, device: torch.device) -> None:
@@ -110,7 +109,7 @@ class Alignment(Auxiliary):
         self.layers, self.target_layers = spec.alignment_layers, spec.alignment_target_layers
         self.own_pass = self.role == "denoise" and self.noised != trial.objective.noised
         self.encoder_share = spec.alignment_encoder / spec.alignment
-        """Weight of the encoder's pass as a multiple of this loss' own."""
+        """Weight of the encoder's pass, relative to the weight of this loss."""
         self.reads_settled = self.encoder_share > 0
         widths = [width] * len(self.layers)
         if spec.alignment_to != EMA:
@@ -134,7 +133,7 @@ class Alignment(Auxiliary):
         return -torch.stack(cosines).mean()
 
     def _through_latents(self, seen: Seen, targets: list[Tensor]) -> Tensor:
-        """A zero whose gradient is that of the loss with respect to the latents, denoiser and heads held."""
+        """Zero with the gradient of the loss with respect to the latents; denoiser and heads are constant."""
         assert seen.settled is not None and seen.draws.labels is not None
         with torch.enable_grad():
             z, kept = seen.settled.detach().requires_grad_(), list[Tensor]()
@@ -166,8 +165,8 @@ class Alignment(Auxiliary):
 class Representation(Auxiliary):
     """BYOL's loss (Grill et al., arXiv 2006.07733, eq. 2) on mean encoder tokens: 2 - 2 cos(q(h), sg(h')).
 
-    h is the online encoder's, of the tokens that augmentation leaves it, h' the EMA copy's, of all
-    of them; the predictor q is an MLP of two layers. No projector and no second view (ours).
+    h comes from the online encoder, which sees unmasked tokens only; h' comes from the EMA encoder, which sees all
+    tokens. The predictor q is a 2-layer MLP. There is no projector and no second view (ours).
     """
 
     reads = frozenset({"encode", "target"})
@@ -187,7 +186,7 @@ class Representation(Auxiliary):
 
 @AUXILIARIES.add("classification")
 class Classification(Auxiliary):
-    """Cross entropy of a linear classifier on the mean latent, or on the encoder's mean token, in nats."""
+    """Cross entropy in nats of a linear classifier on the mean latent, or on the encoder's mean token."""
 
     def __init__(self, trial: Trial, network: Network, classes: int, device: torch.device) -> None:
         super().__init__(trial, network, classes, device)
@@ -208,17 +207,17 @@ class Classification(Auxiliary):
 
 
 class Auxiliaries(nn.Module):
-    """The losses of `AUXILIARIES` whose weight is not zero, and the perceptual one; its parameters are their heads.
+    """The auxiliary losses with a non-zero weight, and the perceptual loss. The parameters are those of the heads.
 
     Args:
-        trial: `auxiliary` and `objective.perceptual_weight` name the losses.
-        network: for its sizes.
+        trial: its `auxiliary` and `objective` have the weights.
+        network: gives the sizes of the heads.
         classes: number of classes.
-        device: where frozen models compute; heads are moved as any module is.
-        seed: of the heads.
+        device: device of frozen models; heads are moved with `.to`.
+        seed: seed of the heads' weights.
 
     Raises:
-        BadInput: a frozen model cannot be had.
+        BadInput: a frozen model is unknown, or its weights cannot be loaded.
     """
 
     def __init__(self, trial: Trial, network: Network, classes: int, device: torch.device, seed: int = 0) -> None:
@@ -238,17 +237,17 @@ class Auxiliaries(nn.Module):
 
     @property
     def reads_settled(self) -> bool:
-        """Whether some loss reads the latents by the normaliser's running statistics."""
+        """Whether some loss reads latents normalised by running statistics."""
         return any(loss.reads_settled for loss in self.losses.values())
 
     def tokens(self) -> Tokens:
-        """Lists for the tokens that some loss reads."""
+        """Empty lists for the tokens that some loss reads."""
         read = {name for loss in self.losses.values() for name in loss.reads}
         return Tokens(**{name: [] for name in read})
 
     def terms(self, seen: Seen, target_encoder: Network | None) -> dict[str, tuple[float, Tensor]]:
-        """Weight and value of each loss, by name."""
-        if seen.tokens.target == []:  # the diffusion loss had no use for the target encoder
+        """Name -> (weight, unweighted loss)."""
+        if seen.tokens.target == []:  # the diffusion loss did not run the target encoder
             assert target_encoder is not None
             with torch.no_grad():
                 target_encoder.encode_raw(seen.x, kept=seen.tokens.target)
@@ -259,7 +258,7 @@ class Auxiliaries(nn.Module):
         return found
 
     def frozen_parameters(self) -> int:
-        """Number of weights of the frozen models."""
+        """Number of parameters of the frozen models."""
         return sum(backbone.parameters() for backbone in self.backbones())
 
     def backbones(self) -> list[Backbone]:

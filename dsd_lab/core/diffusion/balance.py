@@ -1,4 +1,4 @@
-"""Balance of the loss terms: what each term is multiplied by beside its weight, anew at every step."""
+"""Balancing of loss terms: a factor for each term, computed at every step and multiplied with its weight."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from dsd_lab.core.peers import Peers
 
 DELTA, LARGEST = 1e-6, 1e4
-"""What is added to the norm that is divided by, and the largest factor: VQGAN's paper and its code."""
+"""Constant added to the denominator, and maximum factor; both from VQGAN's paper and code."""
 
 
 def _none(reconstruction: Tensor | None, terms: Mapping[str, Tensor], z: Tensor, peers: Peers) -> dict[str, Tensor]:
@@ -22,10 +22,9 @@ def _gradient_norm(
 ) -> dict[str, Tensor]:
     """VQGAN's adaptive weight (Esser et al., arXiv 2012.09841, eq. 7): |grad L_rec| / (|grad L| + delta), at most 1e4.
 
-    There the gradients are those of the decoder's last layer, which one loss besides reconstruction
-    reaches; here they are those of the latents z [B, T, c], where the losses meet. Norms are over
-    the whole batch and before any weight, so that weights become ratios of gradient norms. A term
-    whose gradient does not reach z, or is zero there, has no factor.
+    VQGAN takes gradients with respect to the decoder's last layer. Here they are with respect to the latents
+    z [B, T, c], which all these losses share. Norms are over the whole batch and before weighting, so that weights
+    are ratios of gradient norms. A term without a gradient at z, or with a zero one, is not scaled.
     """
     target = None if reconstruction is None else _norm(reconstruction, z, peers)
     factors: dict[str, Tensor] = {}
@@ -51,4 +50,6 @@ BALANCES: dict[str, Callable[[Tensor | None, Mapping[str, Tensor], Tensor, Peers
     "none": _none,
     "gradient_norm": _gradient_norm,
 }
-"""(reconstruction, other terms by name, latents, processes) -> factors by name, without gradient; a term that is absent has 1."""
+"""(reconstruction loss, other losses by name, latents z [B, T, c], processes) -> factors by name, without gradient.
+
+A missing factor is 1."""

@@ -1,19 +1,19 @@
-"""The objectives: reconstruction and diffusion in every combination that the specs can name.
+"""The objectives: reconstruction plus diffusion, in every combination that a spec can name.
 
-The diffusion loss of a clean image x with latent z, noise e and time t (z_t = t z + (1 - t) e):
+The diffusion loss of an image with latent z, noise e and time t (z_t = t z + (1 - t) e):
 
     velocity space   | v - (z2 - e) |^2                  v: velocity prediction
     clean space      w(t) | f - z2 |^2                   f: clean prediction, w = 1 or 1 / max(1-t, c)^2
 
-The weighted clean space is the loss that JiT and UNITE (arXiv 2603.22283) write in velocity space,
-|(f - z_t) / max(1-t, c) - (z2 - z_t) / max(1-t, c)|^2. UNITE sums the losses of its k draws of noise
-and time an image; here they are averaged. Its L1 is on pixels in [0, 1], which is half of ours, so
-that its objective has k as `diffusion_weight` and 0.5 as `reconstruction_weight`.
+z2 is the target: the latent with gradient (live), without (stop-gradient), or the EMA encoder's latent. Naive joint
+training has a live target in velocity space. Decoupling (arXiv 2511.14716, root cause 1) is the stop-gradient; loss
+transformation (root cause 2) is the clean space; DSD is both, with an EMA target encoder. The derivatives of these
+losses with respect to the latents' scale have closed forms, which the tests check.
 
-z2 is the target (live, stop-gradient, or the EMA encoder's latent). Naive joint training is a live
-target in velocity space. Decoupling (arXiv 2511.14716, root cause 1) is the stop-gradient; loss
-transformation (root cause 2) is the clean space; DSD is both with an EMA target encoder. Derivatives
-of these losses with respect to the latents' scale have closed forms, which the tests check.
+The weighted clean space is the loss that JiT and UNITE (arXiv 2603.22283) write in velocity space,
+|(f - z_t) / max(1-t, c) - (z2 - z_t) / max(1-t, c)|^2. UNITE sums the losses of k draws of noise and time per image;
+here they are averaged. UNITE's L1 is on pixels in [0, 1] and half of ours. Its objective therefore has
+`diffusion_weight` k and `reconstruction_weight` 0.5 here.
 
 Squares are means over tokens and channels; losses are means over the batch.
 """
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Losses:
-    """Unweighted losses of a batch, their weighted sum, and the latents they were computed from.
+    """Losses of a batch: `total` (weighted sum), `terms` (unweighted, by name) and the latents z [B, T, c].
 
-    `multipliers` holds weight times factor of each term that was balanced.
+    `multipliers` has weight times factor of each balanced term.
     """
 
     total: Tensor
@@ -58,14 +58,14 @@ class Losses:
 
 
 Kept = list[Tensor] | None
-"""Where a pass leaves the output of each of its blocks."""
+"""List to which a forward pass appends the output [B, T, width] of each block."""
 
 # -- The target z2 -------------------------------------------------------------------------------
 
 TARGETS = Parts("target", check=like_first)
-"""(z [B, T, c], x [B, C, H, W], EMA encoder or None, its noise, where to keep its blocks' tokens) -> z2 [B, T, c].
+"""(z [B, T, c], x [B, C, H, W], EMA encoder or None, its noise [B, T, c], its blocks' outputs) -> z2 [B, T, c].
 
-Traits: `needs_ema`, whether the EMA encoder is there (else None), `live`, whether gradients reach the encoder through it.
+Traits: `needs_ema`: the EMA encoder is given (else None); `live`: gradients reach the encoder through z2.
 """
 
 
@@ -73,7 +73,7 @@ Traits: `needs_ema`, whether the EMA encoder is there (else None), `live`, wheth
 def _live(
     z: Tensor, x: Tensor, target_encoder: Network | None, noise: Tensor | None = None, kept: Kept = None
 ) -> Tensor:
-    """The latent itself, with gradient: joint training."""
+    """The latent with gradient: joint training."""
     return z
 
 
@@ -89,13 +89,13 @@ def _stop_gradient(
 def _ema(
     z: Tensor, x: Tensor, target_encoder: Network | None, noise: Tensor | None = None, kept: Kept = None
 ) -> Tensor:
-    """The noise is that of z, so that an EMA copy equal to the encoder is a stop-gradient."""
+    """The EMA encoder's latent. It has the noise of z, so an EMA equal to the encoder gives a stop-gradient."""
     assert target_encoder is not None
     with torch.no_grad():
         return target_encoder.encode(x, noise, kept)
 
 
-# -- The share of the diffusion loss' gradient that the encoder gets ---------------------------------
+# -- The fraction of the diffusion loss's gradient that reaches the encoder ---------------------------
 
 
 RAMPS: dict[str, Callable[[float], float]] = {
@@ -104,7 +104,7 @@ RAMPS: dict[str, Callable[[float], float]] = {
         _logistic(12 * (progress - 0.5)) / (2 * _logistic(6.0) - 1) + 0.5 - 0.5 / (2 * _logistic(6.0) - 1)
     ),
 }
-"""(share of the warm-up that has passed) -> share of the full gradient, from 0 to 1."""
+"""(fraction of the warm-up, 0 to 1) -> fraction of the full gradient, 0 to 1."""
 
 
 def _logistic(x: float) -> float:
@@ -112,14 +112,14 @@ def _logistic(x: float) -> float:
 
 
 def encoder_gradient(spec: Objective, step: int) -> float:
-    """Share of the diffusion loss' gradient that reaches the encoder at the step that follows `step` done ones."""
+    """Fraction of the diffusion loss's gradient that reaches the encoder, after `step` optimiser steps."""
     if spec.encoder_gradient_warmup == 0 or step >= spec.encoder_gradient_warmup:
         return spec.encoder_gradient
     return spec.encoder_gradient * RAMPS[spec.encoder_gradient_ramp](step / spec.encoder_gradient_warmup)
 
 
 def with_gradient(z: Tensor, share: float) -> Tensor:
-    """z itself, of whose gradient a share flows back."""
+    """z [B, T, c] unchanged; its gradient is multiplied by `share` in [0, 1]."""
     return z if share == 1 else z.detach() + share * (z - z.detach())
 
 
@@ -130,7 +130,7 @@ NOISED: dict[str, Callable[[Tensor], Tensor]] = {"live": lambda z: z, "detached"
 # -- What the network's output means: (f, v) ------------------------------------------------------
 
 OUTPUTS = Parts("output", check=pair_like_first)
-"""(output, z_t, each [B, T, c], t [B], smallest 1 - t) -> clean prediction f and velocity prediction v [B, T, c]."""
+"""(output [B, T, c], z_t [B, T, c], t [B], lower bound of 1 - t) -> predictions f (clean) and v (velocity) [B, T, c]."""
 
 
 @OUTPUTS.add("velocity")
@@ -148,7 +148,7 @@ def _from_clean(out: Tensor, z_t: Tensor, t: Tensor, clamp: float) -> tuple[Tens
 # -- The space of the loss, and its weight ----------------------------------------------------------
 
 WEIGHTINGS = Parts("weighting", check=like_first)
-"""(t [B], smallest 1 - t) -> w(t) [B], in clean space."""
+"""(t [B], lower bound of 1 - t) -> w(t) [B], for clean space."""
 LOSS_SPACES = Parts("loss_space", check=scalar)
 """(f, v, z2, e, each [B, T, c], t [B], section `objective`) -> loss, a scalar."""
 RECONSTRUCTIONS = Parts("reconstruction", check=scalar)
@@ -163,7 +163,7 @@ def _unweighted(t: Tensor, clamp: float) -> Tensor:
 
 @WEIGHTINGS.add("velocity")
 def _as_velocity(t: Tensor, clamp: float) -> Tensor:
-    """1 / max(1 - t, clamp)^2: a clean-space loss with the weight that it has in velocity space."""
+    """1 / max(1 - t, clamp)^2: gives a clean-space loss its weight in velocity space."""
     return (1 - t).clamp_min(clamp) ** -2
 
 
@@ -198,14 +198,14 @@ def _l2(image: Tensor, x: Tensor) -> Tensor:
 def diffusion_loss(
     denoise: Callable[[Tensor, Tensor, Tensor], Tensor], z: Tensor, z2: Tensor, draws: Draws, spec: Objective
 ) -> Tensor:
-    """Diffusion loss of latents z [B, T, c] against the target z2 [B, T, c]; a scalar.
+    """Diffusion loss, a scalar.
 
     Args:
-        denoise: (z_t, t, y) -> network output, as `spec.output` says.
-        z: latents that are noised.
-        z2: target, with or without gradient.
+        denoise: (z_t [B, T, c], t [B], y [B]) -> network output [B, T, c], which means what `spec.output` says.
+        z: latents to be noised, [B, T, c].
+        z2: target [B, T, c], with or without gradient.
         draws: times, noise and labels.
-        spec: fields `noised`, `output`, `loss_space`, `weighting`, `clamp`.
+        spec: section `objective`.
     """
     return _diffusion_loss(*predictions(denoise, z, draws, spec), z2, draws, spec)
 
@@ -213,7 +213,7 @@ def diffusion_loss(
 def predictions(
     denoise: Callable[[Tensor, Tensor, Tensor], Tensor], z: Tensor, draws: Draws, spec: Objective
 ) -> tuple[Tensor, Tensor]:
-    """Clean and velocity predictions f, v [B, T, c] from noised latents; arguments as of `diffusion_loss`."""
+    """Clean and velocity predictions f, v [B, T, c] from noised latents; arguments as in `diffusion_loss`."""
     z_t = paths.noised(NOISED[spec.noised](z), draws.e, draws.t)
     out = denoise(z_t, draws.t, draws.y).float()
     found: tuple[Tensor, Tensor] = OUTPUTS.bound(spec.output, spec)(out, z_t, draws.t, spec.clamp)
@@ -234,14 +234,14 @@ def losses(
     auxiliaries: Auxiliaries | None = None,
     step: int = 0,
 ) -> Losses:
-    """All losses of a batch of images x [B, C, H, W] in [-1, 1]; `step` is the number of optimiser steps done.
+    """All losses of a batch of images x [B, C, H, W] in [-1, 1], after `step` optimiser steps.
 
     total = reconstruction_weight * reconstruction + diffusion_weight * diffusion
             + the normaliser's weighted penalties - entropy_weight * entropy + the weighted regularisers
             + anchor_weight * anchor + the weighted auxiliary losses + perceptual_weight * perceptual
 
-    with diffusion, auxiliary and perceptual losses multiplied by the factors of `balance` too. Terms
-    whose weight is zero are left out of `terms`; without `auxiliaries`, theirs and the perceptual one.
+    Diffusion, anchor, auxiliary and perceptual losses are also multiplied by the factors of `balance`. `terms` has no
+    terms with weight zero; without `auxiliaries` it has no auxiliary and perceptual losses.
     """
     spec = trial.objective
     tokens = Tokens() if auxiliaries is None else auxiliaries.tokens()
@@ -249,7 +249,7 @@ def losses(
     perceptual = None if spec.perceptual_weight == 0 else seen
     raw = network.encode_raw(x, draws.hidden, tokens.encode)
     reads_settled = auxiliaries is not None and auxiliaries.reads_settled
-    # Before the step's own normalisation, which moves the running statistics.
+    # Before `normalise`, which updates the running statistics.
     settled = network.normaliser.settled(raw.float(), draws.latent_e).float() if reads_settled else None
     z = network.normalise(raw, draws.latent_e)
     weighted: dict[str, tuple[float, Tensor]] = {}
@@ -283,7 +283,7 @@ def losses(
     balanced = {name: term for name, (_, term) in (weighted | others).items() if name != "reconstruction"}
     factors = BALANCES[spec.balance](weighted.get("reconstruction", (0, None))[1], balanced, z, network.peers)
     weighted |= {name: pair for name, pair in network.normaliser.penalties(raw).items() if pair[0] > 0}
-    # Neither is a mean over images.
+    # Entropy and regularisers are not means over images: they need the latents of all processes.
     every = network.peers.whole(z) if trial.latent.entropy_weight > 0 or trial.latent.regularisers else z
     if trial.latent.entropy_weight > 0:
         weighted["entropy"] = -trial.latent.entropy_weight, gaussian_entropy(every, trial.latent.entropy_floor)

@@ -1,7 +1,7 @@
-"""The path from noise to data, its time distributions, and what a network output means on it.
+"""The path from noise to data, its time distributions, and conversions between clean and velocity predictions.
 
-z_t = t z + (1 - t) e with e ~ N(0, I) and t = 1 clean; velocity v = dz_t/dt = z - e (rectified flow:
-Liu et al., arXiv 2209.03003; Lipman et al., arXiv 2210.02747).
+z_t = t z + (1 - t) e with e ~ N(0, I); t = 1 is clean. Velocity v = dz_t/dt = z - e (rectified flow: Liu et al.,
+arXiv 2209.03003; Lipman et al., arXiv 2210.02747).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def noised(z: Tensor, e: Tensor, t: Tensor) -> Tensor:
 
 
 def clean_from_velocity(v: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
-    """f = z_t + (1 - t) v."""
+    """f = z_t + (1 - t) v; v, z_t [B, ...], t [B]."""
     return z_t + (1 - _like(t, z_t)) * v
 
 
 def velocity_from_clean(f: Tensor, z_t: Tensor, t: Tensor, clamp: float) -> Tensor:
-    """v = (f - z_t) / max(1 - t, clamp)."""
+    """v = (f - z_t) / max(1 - t, clamp); f, z_t [B, ...], t [B]."""
     return (f - z_t) / (1 - _like(t, z_t)).clamp_min(clamp)
 
 
@@ -56,10 +56,10 @@ def _logit_normal(spec: Time, count: int, generator: torch.Generator) -> Tensor:
 
 
 def shifted(t: Tensor, shift: float) -> Tensor:
-    """t / (t + shift (1 - t)): the noise level s = 1 - t becomes shift s / (1 + (shift - 1) s).
+    """t / (t + shift (1 - t)) for times t [N]: the noise level s = 1 - t becomes shift s / (1 + (shift - 1) s).
 
-    Equation 23 of Esser et al. (SD3, arXiv 2403.03206), whose t is our s and whose sqrt(m / n) is
-    `shift`. logit t falls by ln shift. A shift of 1 returns t itself, not a rounding of it.
+    Equation 23 of Esser et al. (SD3, arXiv 2403.03206), whose t is our s and whose sqrt(m / n) is `shift`. logit t
+    decreases by ln shift. A shift of 1 returns t bitwise.
     """
     return t if shift == 1 else t / (t + shift * (1 - t))
 

@@ -1,6 +1,6 @@
-"""Loss terms on the latents of a batch that keep them from shrinking or losing directions.
+"""Loss terms that keep latents from shrinking or losing directions.
 
-Statistics are those of tokens, all of a batch taken together. A plug-in's term is used in the same way.
+Statistics are over all tokens of a batch.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _vicreg_covariance(z: Tensor) -> Tensor:
     """Sum of the squared covariances of different channels over the number of channels (VICReg, eq. 4)."""
     tokens = z.flatten(0, 1)
     centred = tokens - tokens.mean(0)
-    covariance = centred.T @ centred / (len(tokens) - 1)  # not `cov`, which has no shape-only form to count it by
+    covariance = centred.T @ centred / (len(tokens) - 1)  # `cov` does not run on the meta device, which counts FLOPs
     return (covariance - covariance.diag().diag()).square().sum() / len(covariance)
 
 
@@ -49,9 +49,9 @@ def _vicreg_covariance(z: Tensor) -> Tensor:
 def _sigreg(z: Tensor) -> Tensor:
     """SIGReg (Balestriero and LeCun, LeJEPA, arXiv 2511.08544): the Epps-Pulley distance from N(0, I), in random directions.
 
-    Mean over unit directions a of the integral of |E exp(i s a.z) - exp(-s^2 / 2)|^2 exp(-s^2 / 2) ds over
-    [-5, 5], by the trapezoid rule at 17 points. There the directions are drawn anew at every step and the
-    value is multiplied by the number of samples; here 64 directions are fixed and it is not.
+    Mean over unit directions a of the integral of |E exp(i s a.z) - exp(-s^2 / 2)|^2 exp(-s^2 / 2) ds over [-5, 5], by
+    the trapezoid rule at 17 points. LeJEPA draws new directions at every step and multiplies by the number of samples;
+    here 64 directions are fixed and there is no such factor.
     """
     tokens = z.flatten(0, 1)
     drawn = torch.randn(_DIRECTIONS, tokens.shape[1], generator=generator(0, "sigreg"))
@@ -64,11 +64,11 @@ def _sigreg(z: Tensor) -> Tensor:
 
 
 def regularisers(z: Tensor, latent: Latent) -> dict[str, tuple[float, Tensor]]:
-    """Weight and value of each term that a spec asks for, by name.
+    """Name -> (weight, value) of each regulariser with a non-zero weight.
 
     Args:
         z: latents [B, T, c], float32.
-        latent: the spec's section.
+        latent: section `latent` of the spec.
     """
     used = {name: weight for name, weight in latent.regularisers.items() if weight > 0}
     return {name: (weight, REGULARISERS.bound(name, latent)(z)) for name, weight in used.items()}

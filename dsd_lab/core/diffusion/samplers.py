@@ -1,7 +1,7 @@
-"""Samplers from noise (t = 0) to clean (t = 1): the probability-flow equation dz/dt = v(z, t), or the SDE of its marginals.
+"""Samplers from noise (t = 0) to clean (t = 1): the probability-flow ODE dz/dt = v(z, t), or the SDE with its marginals.
 
-Each takes a velocity function; a new one is one function with a name. What happens to an image never depends on the images that are drawn beside it: noise comes from
-a generator of its own, and so do the time and the step of an adaptive solver.
+A new sampler is one function with a name. Sampling is batch-invariant: the noise, and an adaptive solver's time and
+step size, belong to one image each.
 """
 
 from __future__ import annotations
@@ -23,44 +23,46 @@ if TYPE_CHECKING:
     from dsd_lab.specs.trial import Objective
 
 Velocity = Callable[..., Tensor]
-"""velocity(z [B, ...], t [B], rows): v of images `rows` (indices or a mask over the batch; all by default)."""
+"""velocity(z [B, ...], t [B], rows) -> v [B, ...]; z are the images `rows` (indices or a mask; default: all)."""
 
 
 SAMPLERS = Parts("sampler", check=like_second)
-"""(velocity, noise [B, T, c], solver) -> latents [B, T, c]. Traits: `calls` of the network per step (1), `adaptive` steps, whose number is the sampler's own (False)."""
+"""(velocity, noise [B, T, c], solver) -> latents [B, T, c].
+
+Traits: `calls`: network calls per step (default 1); `adaptive`: the sampler chooses its number of steps (False)."""
 
 
 @dataclass(frozen=True)
 class Solver:
-    """What a sampler may need beside the velocity."""
+    """Settings of a sampler."""
 
     steps: int = 25
-    """Equal steps of a sampler that has them."""
+    """Number of equal steps; adaptive samplers ignore it."""
     rtol: float = 1e-5
     atol: float = 1e-5
-    """Relative and absolute error of a step of an adaptive sampler."""
+    """Relative and absolute tolerance per step of an adaptive sampler."""
     seed: int = 0
     first: int = 0
-    """Seed of an SDE's noise, and the number of the batch's first image, which it also depends on."""
+    """Seed of an SDE's noise, and index of the batch's first image; together they determine the noise."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Times [lo, hi] that are guided. Where the ends are open, only an end at 0 belongs to it (as in JiT's sampler)."""
+    """Times with guidance: [low, high], or (low, high) where `open`. A low of 0 is always included (as in JiT)."""
 
     low: float
     high: float
     open: bool = False
 
     def holds(self, t: Tensor) -> Tensor:
-        """Whether times [B] lie in it."""
+        """Mask [B] of the times t [B] inside the interval."""
         if self.open:
             return (t < self.high) & ((t > self.low) | (self.low == 0))
         return (self.low <= t) & (t <= self.high)
 
 
 def sampled_labels(y: Tensor, drop: float, classes: int) -> Tensor:
-    """Labels y [B] that samples are drawn for: "no class" where training dropped every label, whose embeddings are untrained then."""
+    """Labels [B] to sample with: y [B], or "no class" if training dropped every label (drop = 1)."""
     return torch.full_like(y, classes) if drop == 1 else y
 
 
@@ -74,7 +76,7 @@ def euler(velocity: Velocity, z: Tensor, solver: Solver) -> Tensor:
 
 @SAMPLERS.add("heun", calls=2)
 def heun(velocity: Velocity, z: Tensor, solver: Solver) -> Tensor:
-    """Heun's second-order method; the last step is Euler's, since a clean network's velocity is singular at t = 1."""
+    """Heun's second-order method. The last step is Euler's: the velocity of a clean prediction is singular at t = 1."""
     steps = solver.steps
     for i in range(steps):
         v = velocity(z, _time(i / steps, z))
@@ -85,7 +87,7 @@ def heun(velocity: Velocity, z: Tensor, solver: Solver) -> Tensor:
 
 
 _LAST_SDE_STEP = 0.04
-"""In t; SiT's `last_step_size` and REPA's last time."""
+"""Size of the last step in t: SiT's `last_step_size`, also used by REPA."""
 
 
 @SAMPLERS.add("sde")
@@ -93,10 +95,10 @@ def sde(velocity: Velocity, z: Tensor, solver: Solver) -> Tensor:
     """Euler-Maruyama on dz = [v + (w(t)/2) s] dt + sqrt(w(t)) dW with w(t) = 2 (1 - t); the last step has no noise.
 
     s = grad log p_t(z_t) = -E[e|z_t] / (1 - t) = (t v - z_t) / (1 - t), since v = E[z - e|z_t] and
-    z_t = t z + (1 - t) e. For any w the SDE has the marginals of the ODE (SiT: Ma et al., arXiv
-    2401.08740, equation 6); this w, that of REPA (arXiv 2410.06940), cancels the pole:
-    dz = [v + t v - z_t] dt + sqrt(2 (1 - t)) dW. As in their samplers, equal steps lead to t = 0.96, and
-    the last one is the drift's alone, from there to t = 1. `steps` network calls.
+    z_t = t z + (1 - t) e. For any w the SDE has the marginals of the ODE (SiT: Ma et al., arXiv 2401.08740,
+    equation 6). This w is REPA's (arXiv 2410.06940) and cancels the pole: dz = [v + t v - z_t] dt + sqrt(2 (1 - t)) dW.
+    As in SiT and REPA, equal steps lead to t = 0.96, and a last step of the drift alone leads from there to t = 1.
+    `steps` network calls.
     """
     steps = solver.steps
     width = (1 - _LAST_SDE_STEP) / max(1, steps - 1)
@@ -122,19 +124,19 @@ _STAGES: tuple[tuple[float, ...], ...] = (
     (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
 )
 _ERROR = (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
-"""Dormand and Prince (1980), RK5(4)7M: the last stage is the step, `_ERROR` its difference from the fourth-order one."""
+"""Dormand and Prince (1980), RK5(4)7M. The last stage is the fifth-order step; `_ERROR` is its difference from the
+fourth-order one."""
 _END, _FIRST_STEP, _SMALLEST_STEP = 1 - 1e-3, 1e-2, 1e-5
 
 
 @SAMPLERS.add("dopri5", calls=6, adaptive=True)
 def dopri5(velocity: Velocity, z: Tensor, solver: Solver) -> Tensor:
-    """Dormand and Prince's adaptive method up to t = 0.999, then one Euler step; time and step size are each image's own.
+    """Dormand and Prince's adaptive method up to t = 0.999, then one Euler step; each image has its own step size.
 
-    A step stands where the RMS over an image of error / (atol + rtol max(|z|, |z'|)) is at most 1. The
-    next is 0.9 error^(-1/5) of it, between a fifth and five times (Hairer, Norsett and Wanner, Solving
-    Ordinary Differential Equations I, II.4), rounded down to quarter powers of 2 so that the last bits of
-    a product, which change with the batch size, do not choose another step. A step of 1e-5 always
-    stands, so that it ends.
+    A step is accepted if the RMS over an image of error / (atol + rtol max(|z|, |z'|)) is at most 1. The next step is
+    0.9 error^(-1/5) times as large, clamped to [1/5, 5] (Hairer, Norsett and Wanner, Solving Ordinary Differential
+    Equations I, II.4) and rounded down to a quarter power of 2: the last bits of a matrix product change with the batch
+    size and must not change the step. A step of 1e-5 is always accepted, so that the method terminates.
     """
     t = torch.zeros(len(z), dtype=torch.float64, device=z.device)
     h = torch.full_like(t, _FIRST_STEP)
@@ -150,10 +152,10 @@ def dopri5(velocity: Velocity, z: Tensor, solver: Solver) -> Tensor:
             k.append(velocity(end, (start + node * step).to(z.dtype), rows))
         scale = solver.atol + solver.rtol * torch.maximum(here.abs(), end.abs())
         error = (width * _weighted(_ERROR, k) / scale).double().square().flatten(1).mean(1).sqrt()
-        stands = ~(error > 1) | (step <= _SMALLEST_STEP)  # a NaN stands: no smaller step would cure it
-        z[rows] = torch.where(_wide(stands, here), end, here)
-        slope[rows] = torch.where(_wide(stands, here), k[-1], k[0])
-        t[rows] = torch.where(stands, start + step, start)
+        accepted = ~(error > 1) | (step <= _SMALLEST_STEP)  # NaN is accepted: a smaller step would not help
+        z[rows] = torch.where(_wide(accepted, here), end, here)
+        slope[rows] = torch.where(_wide(accepted, here), k[-1], k[0])
+        t[rows] = torch.where(accepted, start + step, start)
         factor = (0.9 * error.clamp_min(1e-10) ** -0.2).nan_to_num(1).clamp(0.2, 5)
         h[rows] = (step * 2 ** (factor.log2() * 4).floor().div(4)).clamp_min(_SMALLEST_STEP)
     return z + (1 - _wide(t, z)) * velocity(z, t.to(z.dtype))
@@ -164,7 +166,7 @@ def _time(t: float, z: Tensor) -> Tensor:
 
 
 def _wide(numbers: Tensor, z: Tensor) -> Tensor:
-    """Numbers of images [B] in the shape and precision of z [B, ...]; booleans stay booleans."""
+    """Numbers [B] -> [B, 1, ...], in the precision of z [B, ...]; booleans stay booleans."""
     numbers = numbers if numbers.dtype == torch.bool else numbers.to(z.dtype)
     return numbers.reshape(-1, *[1] * (z.dim() - 1))
 
@@ -183,12 +185,11 @@ def guided_velocity(
     objective: Objective,
     interval: Interval | None = None,
 ) -> Velocity:
-    """v = v(no class) + guidance * (v(y) - v(no class)) (Ho and Salimans, arXiv 2207.12598); 1 costs one pass.
+    """v = v(no class) + guidance * (v(y) - v(no class)) for labels y [B] (Ho and Salimans, arXiv 2207.12598).
 
-    Times outside an `interval` are not guided (Kynkaanniemi et al., arXiv 2404.07724, in t instead of
-    noise levels). A clean network's velocity is (f - z_t) / (1 - t)
-    exactly: samplers never ask for t = 1, so the training clamp does not apply and the last Euler
-    step lands on f.
+    A guidance of 1 needs one network call instead of two. Times outside an `interval` have no guidance (Kynkaanniemi
+    et al., arXiv 2404.07724, in t instead of noise levels). The velocity of a clean prediction is (f - z_t) / (1 - t)
+    without the training clamp: samplers never evaluate t = 1, and the last Euler step must end at f.
     """
 
     def velocity(z: Tensor, t: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -227,18 +228,18 @@ def sample_latents(
     """Latents [B, T, c] for labels y [B] from noise [B, T, c].
 
     Args:
-        network: `denoise` and `classes` are used.
+        network: only `denoise` and `classes` are used.
         noise: standard normal.
         y: labels.
-        sampler: a row of `SAMPLERS`.
-        steps: equal steps, of samplers that have them.
-        guidance: scale; 1 is none.
-        objective: says what the network's output is.
-        interval: of t, outside of which nothing is guided; None guides everywhere.
-        rtol: relative error of a step of `dopri5`.
-        atol: absolute error of it.
-        seed: of the noise of `sde`, which is drawn image by image.
-        first: number of the first image of this batch among those drawn with this seed.
+        sampler: a key of `SAMPLERS`.
+        steps: number of equal steps; `dopri5` ignores it.
+        guidance: classifier-free guidance scale; 1 is no guidance.
+        objective: its `output` says what the network predicts.
+        interval: times with guidance; None is all times.
+        rtol: relative tolerance per step of `dopri5`.
+        atol: absolute tolerance per step of `dopri5`.
+        seed: seed of the noise of `sde`, which is drawn image by image.
+        first: index of this batch's first image among the images drawn with this seed.
     """
     velocity = guided_velocity(network, y, guidance, objective, interval)
     return SAMPLERS[sampler](velocity, noise.clone(), Solver(steps, rtol, atol, seed, first))

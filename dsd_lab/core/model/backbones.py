@@ -1,6 +1,6 @@
-"""Frozen vision models from timm: where features of images come from that the network did not learn.
+"""Frozen vision models from timm, for alignment and perceptual losses.
 
-Nothing is downloaded unless the spec says `pretrained`: weights come from a local file, or are random.
+Weights are downloaded only if the spec says `pretrained`; otherwise they come from a local file or are random.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def check_name(named: NamedBackbone) -> None:
     """Refuse a name that timm does not know.
 
     Raises:
-        BadInput: with the nearest name that it knows.
+        BadInput: the name is unknown; the message has the nearest known name.
     """
     import timm
 
@@ -37,10 +37,10 @@ def check_name(named: NamedBackbone) -> None:
 
 
 def read_weights(named: NamedBackbone) -> dict[str, Tensor]:
-    """Tensors by name from a safetensors file or a PyTorch one, of which nothing but tensors is read.
+    """Tensors by name from a safetensors or PyTorch file; only tensors are unpickled.
 
     Raises:
-        BadInput: the file is missing, damaged, or holds anything that could run code.
+        BadInput: the file is missing or damaged, or holds anything but tensors.
     """
     from timm.models import load_state_dict
 
@@ -66,24 +66,24 @@ def read_weights(named: NamedBackbone) -> dict[str, Tensor]:
 
 
 def _first_line(error: Exception) -> str:
-    """The most telling line of an error: torch names the first missing weight in its second."""
+    """The most informative line of an error: torch names the first missing weight in its second line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[1][:200] if lines[0].startswith("Error(s) in loading") and len(lines) > 1 else lines[0][:200]
 
 
 class Backbone:
-    """A frozen timm model that gives features of images. No module, so that nothing trains or saves its weights.
+    """A frozen timm model that extracts features. It is not an `nn.Module`, so its weights are not trained or saved.
 
     Args:
-        named: the model, its weights, and the keys of the spec that say so.
-        layers: which features, counted from 0 or, below 0, from the end: blocks of a vision
-            transformer, stages of others; None: those that timm gives by default.
-        pixels: the side of the images it is given, from the deepest reduction of these features.
-        device: where it computes; on `meta` no weights are read.
+        named: the model, its weights, and the keys of the spec that name them.
+        layers: indices of the features (negative: from the end): blocks of a vision transformer, stages of other
+            models; None: timm's default.
+        pixels: reduction of the deepest feature -> side of the input images in pixels.
+        device: device of the model; on `meta` no weights are read.
 
     Raises:
-        BadInput: no such model, layer or file, a file of other weights, no way to get them, or a
-            model that takes no images of that size.
+        BadInput: the model, a layer or the file does not exist, the file has other weights, a download fails, or the
+            model does not accept images of that size.
     """
 
     def __init__(
@@ -109,13 +109,13 @@ class Backbone:
                 shapes = [part.shape for part in self._found(torch.zeros(1, 3, self.pixels, self.pixels))]
         except (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError) as error:
             raise BadInput(f"{named.key}: {named.name} gives no features here: {_first_line(error)}") from None
-        if places is not None:  # timm gives them in the order of the model
+        if places is not None:  # timm returns them in the order of the model
             self._order = [chosen["out_indices"].index(place) for place in places]
         self.channels = [int(shapes[i][1]) for i in self._order or range(len(shapes))]
         if device.type != "meta":
             self.model = self._loaded(named, chosen).to(device)
         self.model.requires_grad_(False).eval()
-        # They lie on the device once and for all: sent at every call, they would hold up a GPU.
+        # Buffers on the device: copying them at every call would synchronise with the GPU.
         for name, numbers in (("pixel_mean", settings.mean), ("pixel_std", settings.std)):  # type: ignore[union-attr]
             self.model.register_buffer(name, torch.tensor(numbers, device=device).reshape(1, 3, 1, 1), persistent=False)
 
@@ -132,7 +132,7 @@ class Backbone:
         heads = timm.get_pretrained_cfg(named.name).classifier or ()  # type: ignore[union-attr]
         dropped = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
         kept = {name: value for name, value in read_weights(named).items() if not name.startswith(dropped)}
-        # timm loads some models leniently: what another file does not change was not in this one.
+        # timm loads some models with strict=False. A weight that a second file does not change was not in the first.
         other = {name: value.float() + 1 if value.is_floating_point() else value for name, value in kept.items()}
         lacking = f"{named.weights_key}: {named.weights} does not hold the weights of {named.name}"
         try:
@@ -160,9 +160,9 @@ class Backbone:
             return timm.create_model(named.name, features_only=True, pretrained=named.weights != "random", **settings)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Features [B, c, h, w], one a layer, of images x [B, 1 or 3, H, W] in [-1, 1].
+        """Features [B, c, h, w] per layer of images x [B, 1 or 3, H, W] in [-1, 1].
 
-        Grey is repeated to three channels; the size and the mean and variance become those of the model.
+        Grey is repeated to three channels; images are resized and normalised as the model expects.
         """
         x = (x.expand(-1, 3, -1, -1) + 1) / 2
         if x.shape[-1] != self.pixels:
@@ -175,7 +175,7 @@ class Backbone:
         return found if self._order is None else [found[i] for i in self._order]
 
     def parameters(self) -> int:
-        """Number of its weights."""
+        """Number of parameters."""
         return sum(p.numel() for p in self.model.parameters())
 
 

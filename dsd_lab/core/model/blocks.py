@@ -15,7 +15,7 @@ ROLES = ("encode", "denoise", "decode")
 class TanhGELU(nn.Module):
     """x / 2 (1 + tanh u) = x sigmoid(2 u) with u = sqrt(2 / pi) (x + 0.044715 x^3) (Hendrycks and Gimpel, arXiv 1606.08415).
 
-    Compiled code has the right side: on a CPU an exponential costs a fraction of a hyperbolic tangent.
+    Compiled code uses the right-hand side: on a CPU an exponential is much cheaper than a hyperbolic tangent.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -25,26 +25,26 @@ class TanhGELU(nn.Module):
 
 
 def widened(x: Tensor) -> Tensor:
-    """The tensor, in float32 where it has fewer bits."""
+    """The tensor, converted to float32 if it is bfloat16 or float16."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def no_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Autocast switched off for the tensor's device, where that has it and it is on."""
+    """Context without autocast on the tensor's device."""
     kind = x.device.type
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.autocast(kind, enabled=False) if on else contextlib.nullcontext()
 
 
 def in_float32(layer: nn.Module, x: Tensor) -> Tensor:
-    """The layer's output in float32 under autocast too: bfloat16 would round away 9 to 28 % of the signal of shrunk latents."""
+    """The layer's output in float32, also under autocast: bfloat16 loses 9 to 28 % of the signal of shrunk latents."""
     with no_autocast(x):
         out: Tensor = layer(widened(x))
     return out
 
 
 class Block(nn.Module):
-    """A transformer block with adaLN-Zero: shift, scale and gate of both branches come from the condition."""
+    """A transformer block with adaLN-Zero: the condition sets shift, scale and gate of both branches."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """The last layer of a role: norm, adaLN shift and scale, and a linear map to the role's output, in float32."""
+    """The last layer of a role: norm, adaLN shift and scale, and a linear layer in float32."""
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
@@ -71,13 +71,13 @@ class Head(nn.Module):
         self.out = nn.Linear(width, out)
 
     def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        """tokens [B, T, width] -> [B, T, out]."""
+        """tokens [B, T, width], condition [B or 1, width] -> [B, T, out]."""
         shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
         return in_float32(self.out, torch.addcmul(shift, self.norm(tokens), 1 + scale))
 
 
 class RoleCondition(nn.Module):
-    """The condition of a network that only encodes or only decodes: one trained vector."""
+    """The condition of a network with one role, encoder or decoder: one trained vector [1, width]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class RoleCondition(nn.Module):
 
 
 class Condition(nn.Module):
-    """Embeds time, class and role into one vector [B, width]; one class is none: there is nothing to tell apart."""
+    """Embeds time, class and role into one vector [B, width]. With one class there is no class embedding."""
 
     FREQUENCIES = 128
     frequencies: Tensor
@@ -103,7 +103,7 @@ class Condition(nn.Module):
         self.classes = classes
 
     def forward(self, role: str, t: Tensor | None, y: Tensor | None) -> Tensor:
-        """Condition of a role; encode and decode see clean latents (t = 1) and no class."""
+        """Condition [B or 1, width] of a role at times t [B] for labels y [B]; encoder and decoder have neither."""
         index = ROLES.index(role)
         vector = self.role.weight[index : index + 1]
         if t is not None:
@@ -115,7 +115,7 @@ class Condition(nn.Module):
 
 
 def sine_positions(side: int, width: int) -> Tensor:
-    """Fixed 2D sine-cosine position codes [side * side, width] (as in MAE and DiT)."""
+    """Fixed 2D sine-cosine position embedding [side * side, width] (as in MAE and DiT)."""
     quarter = width // 4
     frequencies = torch.exp(-math.log(10_000) * torch.arange(quarter) / quarter)
     angles = torch.arange(side)[:, None] * frequencies

@@ -1,8 +1,8 @@
 """One vision transformer that encodes images, denoises latents and decodes them.
 
-Three roles, told apart by the blocks they run through (`modular`) or by a role embedding alone
-(`coupled`); under `separate` they share no weight at all: three networks in one module. All blocks are conditioned by adaLN-Zero (Peebles and Xie 2023, arXiv 2212.09748) on
-time, class and role. Attention and MLP are timm's; `Block` is the only place that knows them.
+Its three roles have their own blocks (`modular`), or share all blocks and differ by a role embedding (`coupled`), or
+share no weights (`separate`: three networks in one module). Blocks are conditioned on time, class and role by adaLN-Zero
+(Peebles and Xie 2023, arXiv 2212.09748). Attention and MLP are timm's, used in `Block` only.
 
 Shapes: images x [B, C, H, W] in [-1, 1]; latents z [B, T, c]; times t [B], t = 1 clean; labels y
 [B], with `classes` standing for "no class".
@@ -35,21 +35,22 @@ if TYPE_CHECKING:
     from dsd_lab.specs.trial import Trial
 
 _SHAPES_COMPILED = 256
-"""Shapes of tokens that a process compiles blocks for; 256 is torch's limit over all code of a process. After torch's own 8, two sizes of network, the rest runs uncompiled."""
+"""Token shapes for which a process compiles blocks at most: 256 is torch's limit over all code. With torch's default
+of 8, the third network size in a process would run uncompiled."""
 
 
 class Network(nn.Module):
-    """The deployed network: encoder, denoiser and decoder in one set of weights.
+    """The deployed network: encoder, denoiser and decoder.
 
     Args:
-        trial: fields `network` and `latent` are read.
+        trial: sections `network` and `latent` are used.
         channels: colour channels of the images.
-        classes: number of classes; label `classes` means none. Of one class or none, the network is unconditional.
+        classes: number of classes; label `classes` is "no class". With fewer than 2, the network is unconditional.
     """
 
     position: Tensor
     peers: Peers = ALONE
-    """The processes that share its batches in training."""
+    """The processes that share each training batch."""
 
     def __init__(self, trial: Trial, channels: int, classes: int) -> None:
         super().__init__()
@@ -62,7 +63,7 @@ class Network(nn.Module):
 
         self.frozen: frozenset[str] = frozenset()
         self.activation_checkpointing = False
-        """Whether the backward pass computes blocks again instead of keeping what happened in them."""
+        """Whether the backward pass recomputes the activations of blocks instead of storing them."""
         self.condition = Condition(width, classes)
         separate = spec.layout == "separate"
         self.own_conditions = nn.ModuleDict(
@@ -115,7 +116,7 @@ class Network(nn.Module):
             condition: Tensor = self.own_conditions[role](role, t, y)
         else:
             condition = self.condition(role, t, y)
-        # The table of roles trains on for others: through it, autograd would go through all of a frozen role.
+        # Other rows of the role table still train; without detach, autograd would traverse the whole frozen role.
         return condition.detach() if role in self.frozen else condition
 
     def _run(self, role: str, tokens: Tensor, condition: Tensor, kept: list[Tensor] | None = None) -> Tensor:
@@ -134,21 +135,21 @@ class Network(nn.Module):
         return out
 
     def encode_raw(self, x: Tensor, hidden: Tensor | None = None, kept: list[Tensor] | None = None) -> Tensor:
-        """Images [B, C, H, W] -> what the normaliser takes: [B, T, c], or means and log variances [B, T, 2c] (`kl`).
+        """Images [B, C, H, W] -> input of the normaliser: [B, T, c], or means and log variances [B, T, 2c] (`kl`).
 
-        Tokens where `hidden` [B, T] holds enter the first block as zeros, with their position alone.
-        Every block's output [B, T, width] is added to `kept`, as in `encode` and `denoise`.
+        Tokens where the mask `hidden` [B, T] is true are zeros plus their position embedding. The output
+        [B, T, width] of every block is appended to `kept`, as in `encode` and `denoise`.
         """
         tokens = self.patch_in(self.patchify(x))
         tokens = tokens if hidden is None else tokens.masked_fill(hidden[..., None], 0)
         return self._run("encode", tokens, self._condition("encode"), kept)
 
     def encode(self, x: Tensor, noise: Tensor | None = None, kept: list[Tensor] | None = None) -> Tensor:
-        """Images [B, C, H, W] -> latents [B, T, c], normalised; noise [B, T, c] is for normalisers that add some."""
+        """Images [B, C, H, W] -> normalised latents [B, T, c]; noise [B, T, c] is for normalisers that add noise."""
         return self.normalise(self.encode_raw(x, kept=kept), noise)
 
     def normalise(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
-        """What `encode_raw` gives -> latents [B, T, c] in float32, whatever the precision of the blocks."""
+        """Output of `encode_raw` -> latents [B, T, c] in float32, whatever the precision of the blocks."""
         with no_autocast(raw):
             raw, gathers = widened(raw), self.normaliser.whole_batch and self.normaliser.training
             if self.peers.alone or not gathers:
@@ -160,17 +161,17 @@ class Network(nn.Module):
     def denoise(self, z_t: Tensor, t: Tensor, y: Tensor, kept: list[Tensor] | None = None) -> Tensor:
         """Noised latents [B, T, c] at times [B] with labels [B] -> clean latent or velocity [B, T, c].
 
-        Clean latents pass through the latents' normaliser where `latent.normalise_prediction` says so.
+        Under `latent.normalise_prediction`, clean latents pass through the normaliser.
         """
         out = self._run("denoise", in_float32(self.noisy_in, z_t), self._condition("denoise", t, y), kept)
         return self.normalise(out) if self.normalises_prediction else out
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents [B, T, c] -> images [B, C, H, W]; un-normalised first where `latent.decoded` is `raw`."""
+        """Latents [B, T, c] -> images [B, C, H, W]. If `latent.decoded` is `raw`, normalisation is inverted first."""
         return self.decode_input(self.normaliser.undone(z) if self.decodes_raw else z)
 
     def decode_input(self, latents: Tensor) -> Tensor:
-        """What the decoder reads [B, T, c] -> images [B, C, H, W]."""
+        """Input of the decoder [B, T, c] -> images [B, C, H, W]."""
         return self.unpatchify(self._run("decode", in_float32(self.latent_in, latents), self._condition("decode")))
 
     def patchify(self, x: Tensor) -> Tensor:
@@ -188,9 +189,9 @@ class Network(nn.Module):
         )
 
     def role_parameters(self, role: str) -> list[nn.Parameter]:
-        """Weights that a role runs through; under `coupled` all roles have the blocks.
+        """Weights that a role uses; under `coupled`, all roles use all blocks.
 
-        Not among them: `modular`'s table of role vectors, whose rows belong to one role each.
+        The table of role vectors is not included: each of its rows belongs to one role.
         """
         entry: dict[str, list[nn.Module]] = {
             "encode": [self.patch_in],
@@ -204,20 +205,20 @@ class Network(nn.Module):
         return [p for part in parts for p in part.parameters()]
 
     def attend_fused(self, fused: bool) -> None:
-        """Whether attention runs as torch's fused kernel, which is the default, or as products and a softmax."""
+        """Choose torch's fused attention kernel (the default), or separate matrix products and a softmax."""
         for module in self.modules():
             if isinstance(module, Attention):
-                module.fused_attn = fused  # type: ignore[misc]  # final for torch.jit, which is not used
+                module.fused_attn = fused  # type: ignore[misc]  # declared final for torch.jit
 
     def compile_blocks(self) -> None:
-        """Have torch compile the blocks, each for the shapes that it meets; all blocks of one width share the code."""
+        """Compile the blocks with torch, for each token shape; blocks of one width share compiled code."""
         for block in self.blocks:
             block.compile(dynamic=False, recompile_limit=_SHAPES_COMPILED)
 
     def freeze(self, roles: frozenset[str]) -> None:
-        """Compute gradients for the weights of all roles but these, until the next call.
+        """Freeze the weights of these roles and unfreeze all others.
 
-        Their rows in a common table of roles keep `requires_grad`, since other rows train.
+        The table of role vectors keeps `requires_grad`, since its other rows are trained.
         """
         self.frozen = roles
         self.requires_grad_(True)
@@ -226,23 +227,23 @@ class Network(nn.Module):
                 parameter.requires_grad_(False)
 
     def encoder_parameters(self) -> list[nn.Parameter]:
-        """Weights between image and latent; under `coupled` the other roles read the blocks too."""
+        """Weights between image and latent; under `coupled`, other roles share its blocks."""
         return self.role_parameters("encode")
 
 
 def attends_fused(precision: str, on_gpu: bool) -> bool:
-    """Whether torch's fused attention is the faster one.
+    """Whether torch's fused attention is faster than separate operations.
 
-    Forward and backward, that of torch 2.14 takes 1.7 to 5 times as long as its parts in bfloat16 on a CPU
-    (an EPYC with AVX512-BF16; 4 to 256 tokens); in float32 it is the faster one.
+    On a CPU in bfloat16, the fused kernel of torch 2.14 takes 1.7 to 5 times as long, forward and backward (an EPYC
+    with AVX512-BF16; 4 to 256 tokens); in float32 it is faster.
     """
     return on_gpu or precision == "fp32"
 
 
 def count_parameters(network: Network) -> dict[str, int]:
-    """Trained weights by role, each counted once: total = encode + denoise + decode + heads + shared.
+    """Number of weights by role: total = encode + denoise + decode + heads + shared.
 
-    `heads` are the maps between pixels, latents and tokens; `shared` is read by more than one role.
+    `heads` are the maps between pixels, latents and tokens; `shared` are weights used by several roles.
     """
 
     def size(*parts: nn.Module) -> int:
@@ -253,6 +254,6 @@ def count_parameters(network: Network) -> dict[str, int]:
     heads = size(network.patch_in, network.noisy_in, network.latent_in, network.heads, network.normaliser)
     heads += size(network.own_conditions)
     shared = size(network.condition) + (size(network.blocks) if coupled else 0)
-    if network.own_conditions:  # three networks: the only condition with time and class is the denoiser's
+    if network.own_conditions:  # three networks: only the denoiser has a condition with time and class
         blocks["denoise"], shared = blocks["denoise"] + shared, 0
     return {"total": size(network), **blocks, "heads": heads, "shared": shared}

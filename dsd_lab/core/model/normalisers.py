@@ -1,7 +1,6 @@
-"""Normalisers of the latents: what fixes, or does not fix, their scale before noise is added.
+"""Normalisers of the latents: they fix the scale of latents before noise is added, or leave it free.
 
-Each is a module built from the number of latent channels and the spec's section `latent`. A new one
-is one class with a name; the spec's `latent.normaliser` takes it.
+A new normaliser is one subclass of `Normaliser` with a name, which `latent.normaliser` then accepts.
 """
 
 from __future__ import annotations
@@ -20,16 +19,15 @@ if TYPE_CHECKING:
 
 
 NORMALISERS = Parts("normaliser")
-"""Classes of `Normaliser`, built from the number of latent channels and the section `latent`."""
+"""Name -> subclass of `Normaliser`, built from the number of latent channels and the section `latent`."""
 
 
 class Normaliser(nn.Module):
     """Maps the encoder's output [B, T, inputs * c] to latents [B, T, c].
 
-    `inputs` is the number of encoder outputs a latent channel, `noisy` whether training draws noise
-    [B, T, c] ~ N(0, I) for it. Without noise, as in probes and samples, the map is deterministic.
-    `whole_batch` is whether a latent depends on the other images of its batch in training: several processes that
-    train a trial then give it the images of all of them.
+    `inputs` is the number of encoder outputs per latent channel. `noisy` means that training passes noise
+    [B, T, c] ~ N(0, I); without noise, as in probes and evaluation, the map is deterministic. `whole_batch` means that
+    in training a latent depends on the other images of the batch: processes then exchange their encoder outputs.
     """
 
     inputs = 1
@@ -43,21 +41,21 @@ class Normaliser(nn.Module):
         raise NotImplementedError
 
     def settled(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The latents by running statistics, also in training; those of `forward` where there are none."""
+        """Latents [B, T, c] by running statistics, also in training mode; without such statistics, as `forward`."""
         latents: Tensor = self(raw, noise)
         return latents
 
     def undone(self, z: Tensor) -> Tensor:
-        """The encoder's output of latents, by running statistics; only where `forward` can be inverted."""
+        """Inverse of `forward` by running statistics: latents [B, T, c] -> encoder output; not every subclass has one."""
         raise NotImplementedError
 
     def penalties(self, raw: Tensor) -> dict[str, tuple[float, Tensor]]:
-        """Weight and value (a scalar, before the weight) of each loss term that belongs to the normaliser, by name."""
+        """Name -> (weight, unweighted scalar loss) of each loss term of the normaliser."""
         return {}
 
 
 def build_normaliser(channels: int, latent: Latent) -> Normaliser:
-    """The normaliser that a spec names; a plug-in's is checked whenever it is applied."""
+    """The normaliser that a spec names. The output shape of a plug-in's normaliser is checked at every call."""
     part = NORMALISERS.part(latent.normaliser)
     made: Normaliser = NORMALISERS.bound(latent.normaliser, latent)(channels, latent)
     if part.plugin is not None:
@@ -72,7 +70,7 @@ def build_normaliser(channels: int, latent: Latent) -> Normaliser:
 
 @NORMALISERS.add("none")
 class NoNormaliser(Normaliser):
-    """Latents as the encoder gives them; their scale is free."""
+    """The encoder's output unchanged; the scale is free."""
 
     def forward(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
         return raw
@@ -94,9 +92,9 @@ class LatentLayerNorm(Normaliser):
 
 @NORMALISERS.add("layernorm_affine")
 class AffineLatentLayerNorm(LatentLayerNorm):
-    """LayerNorm with a trained scale and shift per channel: the scale is free again, at one speed for all tokens.
+    """LayerNorm with a trained scale and shift per channel: the scale is free, but common to all tokens.
 
-    UNITE's choice, with eps 1e-5 (arXiv 2603.22283, models/unite.py).
+    Used by UNITE with eps 1e-5 (arXiv 2603.22283, models/unite.py).
     """
 
     affine = True
@@ -106,8 +104,8 @@ class AffineLatentLayerNorm(LatentLayerNorm):
 class ImageRMSNorm(Normaliser):
     """Unit mean square over the tokens and channels of each image: z / sqrt(mean z^2 + eps), eps 1e-6, no scale.
 
-    LDM-is-AE's choice (arXiv 2609.37080, backbone/dit.py), whose encoder adds a bypass of the image after it.
-    The mean stays, and so do differences of scale between the tokens of an image.
+    Used by LDM-is-AE (arXiv 2609.37080, backbone/dit.py), whose encoder then adds a bypass of the image. The mean is
+    kept, and so are differences in scale between the tokens of an image.
     """
 
     def __init__(self, channels: int, spec: Latent) -> None:
@@ -132,7 +130,7 @@ class RMSNorm(Normaliser):
 
 @NORMALISERS.add("tanh")
 class Tanh(Normaliser):
-    """z = 3 tanh(raw / 3): latents within (-3, 3), whose scale is free below that (JEDI, arXiv 2605.13013)."""
+    """z = 3 tanh(raw / 3): latents in (-3, 3); below that bound the scale is free (JEDI, arXiv 2605.13013)."""
 
     def forward(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
         return 3 * (raw / 3).tanh()
@@ -140,9 +138,9 @@ class Tanh(Normaliser):
 
 @NORMALISERS.add("batchnorm")
 class LatentBatchNorm(Normaliser):
-    """Zero mean and unit variance of each channel over batch and tokens, without affine.
+    """Zero mean and unit variance of each channel over batch and tokens, without affine parameters.
 
-    Running statistics are used outside training (momentum 0.1 and eps 1e-5, as torch's defaults; REPA-E,
+    Outside training it uses running statistics (momentum 0.1 and eps 1e-5, torch's defaults; REPA-E,
     arXiv 2504.10483, has eps 1e-4).
     """
 
@@ -156,7 +154,7 @@ class LatentBatchNorm(Normaliser):
         return self.norm(raw.flatten(0, 1)).view_as(raw)
 
     def settled(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
-        """(raw - running mean) / sqrt(running variance + eps): the scale of raw is free, and no statistic moves."""
+        """(raw - running mean) / sqrt(running variance + eps): the scale of raw is free; no statistic is updated."""
         mean, std = self._running()
         return (raw - mean) / std
 
@@ -166,7 +164,7 @@ class LatentBatchNorm(Normaliser):
         return z * std + mean
 
     def _running(self) -> tuple[Tensor, Tensor]:
-        """Copies, since the next step in training mode changes the statistics in place."""
+        """Running mean and standard deviation [c]; copies, since training updates the statistics in place."""
         mean, variance = self.norm.running_mean, self.norm.running_var
         assert mean is not None and variance is not None
         return mean.clone(), (variance + self.norm.eps).sqrt()
@@ -174,9 +172,9 @@ class LatentBatchNorm(Normaliser):
 
 @NORMALISERS.add("fixed_noise")
 class FixedNoise(Normaliser):
-    """z = raw + std * noise in training: the scale is free, but latents much below std carry no information.
+    """z = raw + std * noise in training: the scale is free, but latents much smaller than std carry no information.
 
-    Unlike `decoder_noise`, it is part of the latent: it is noised further, decoded, and regressed on.
+    Unlike `decoder_noise`, this noise is part of the latent that is noised, decoded and predicted.
     """
 
     noisy = True
@@ -193,8 +191,8 @@ class FixedNoise(Normaliser):
 class KLNormaliser(Normaliser):
     """z = mean + std * noise with KL(N(mean, std^2) | N(0, 1)) as a loss term (Kingma and Welling, arXiv 1312.6114).
 
-    The encoder's output is the mean [B, T, c] and then the log variance [B, T, c], clamped to
-    [-30, 20] as latent diffusion does (Rombach et al., arXiv 2112.10752). Without noise, the mean.
+    The encoder's output is the mean [B, T, c] followed by the log variance [B, T, c], clamped to [-30, 20] as in
+    latent diffusion (Rombach et al., arXiv 2112.10752). Without noise, z is the mean.
     """
 
     inputs = 2
@@ -218,16 +216,16 @@ def _moments(raw: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def divergence_from_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(m, s^2) | N(0, 1)) = (m^2 + s^2 - 1 - ln s^2) / 2 in nats, a mean over all elements."""
+    """KL(N(m, s^2) | N(0, 1)) = (m^2 + s^2 - 1 - ln s^2) / 2 in nats, mean over all elements of [B, T, c]; a scalar."""
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
 
 
 def gaussian_entropy(z: Tensor, floor: float) -> Tensor:
-    """Differential entropy in nats a channel of a Gaussian with the covariance of the tokens of z [B, T, c]; a scalar.
+    """Differential entropy in nats per channel of a Gaussian with the covariance of the tokens of z [B, T, c]; a scalar.
 
-    H / c = (ln(2 pi e) + logdet(S + floor I) / c) / 2 with S the covariance [c, c] over the batch's
-    B T tokens (divided by B T). Among densities with that covariance the Gaussian's is the largest,
-    so this bounds the latents' entropy from above. Computed in float64: small eigenvalues matter most.
+    H / c = (ln(2 pi e) + logdet(S + floor I) / c) / 2, where S [c, c] is the covariance of the batch's B T tokens
+    (divided by B T). It is an upper bound of the latents' entropy, since a Gaussian has the largest entropy for a given
+    covariance. Computed in float64, since small eigenvalues matter most.
     """
     tokens = z.double().flatten(0, 1)
     centred = tokens - tokens.mean(0)

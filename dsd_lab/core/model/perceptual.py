@@ -1,4 +1,4 @@
-"""The perceptual reconstruction loss: how far images are apart in the features of a frozen vision model."""
+"""The perceptual loss: distance of images in the features of a frozen vision model."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ if TYPE_CHECKING:
 
 
 class Perceptual:
-    """Feature reconstruction (Johnson, Alahi and Fei-Fei, arXiv 1603.08155, eq. 2): |phi_j(a) - phi_j(b)|^2 a feature.
+    """Feature reconstruction (Johnson, Alahi and Fei-Fei, arXiv 1603.08155, eq. 2): |phi_j(a) - phi_j(b)|^2 per feature.
 
-    Each stage's squares are a mean over its channels and positions, and the loss is the mean over
-    the stages that timm gives by default (ours). Images are scaled up to the next multiple of the
-    model's deepest reduction where theirs is none.
+    Squares are averaged over the channels and positions of a stage, then over timm's default stages (ours). Images are
+    resized up to a multiple of the model's deepest reduction.
 
     Raises:
-        BadInput: the model or its weights cannot be had.
+        BadInput: the model is unknown, or its weights cannot be loaded.
     """
 
     def __init__(self, named: NamedBackbone, image_size: int, device: torch.device) -> None:
         self.backbone = Backbone(named, None, lambda reduction: -(-image_size // reduction) * reduction, device)
 
     def __call__(self, image: Tensor, x: Tensor) -> Tensor:
-        """The loss, a scalar, of decoded images against x, both [B, C, H, W] in [-1, 1]; the gradient is the image's."""
+        """The loss, a scalar, of decoded images against x, both [B, C, H, W] in [-1, 1]; x has no gradient."""
         with torch.no_grad():
             wanted = self.backbone.features(x)
         found = self.backbone.features(image)

@@ -1,9 +1,8 @@
-"""What collapse looks like: variance, rank and capacity of a set of latents z [N, T, c].
+"""Metrics of collapse: variance, rank and capacity of latents z [N, T, c].
 
-Token level is the matrix (N T) x c, image level N x (T c). Spectra are float64 eigenvalues of the
-smaller Gram matrix of the centred data. Every metric is defined on constant and zero latents: a
-matrix that does not vary beyond float32 rounding has rank 0, variance 0 and capacity 0. Latents that
-are not all finite have a spectrum of NaN, and so have the metrics made from it.
+The token level is the matrix (N T) x c, the image level N x (T c). Spectra are float64 eigenvalues of the smaller Gram
+matrix of the centred data. Every metric is defined on constant and zero latents: a matrix that varies by no more than
+float32 rounding has rank 0, variance 0 and capacity 0. If a latent is not finite, spectra and their metrics are NaN.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ def _number(found: Any, *given: Any) -> str | None:
 
 
 def _check_on_constant(part: Part) -> None:
-    """Collapsed latents are what is looked for: a metric has a value there.
+    """Check that a metric is defined on constant latents, since collapsed latents must be measured.
 
     Raises:
-        BadInput: it has none, or fails.
+        BadInput: the metric fails or is not finite.
     """
     for level in (0.0, 1.0):
         try:
@@ -40,11 +39,13 @@ def _check_on_constant(part: Part) -> None:
 
 
 LATENT_METRICS = Parts("latent_metric", check=_number, at_once=_check_on_constant)
-"""(latents z [N, T, c], tokens a side of their grid) -> float, recorded as `latent/NAME`. Traits: `label`, `unit`, `digits`."""
+"""(latents z [N, T, c], tokens per side of the grid) -> float, recorded as `latent/NAME`.
+
+Traits: `label`, `unit`, `digits`."""
 
 _ROUNDING = torch.finfo(torch.float32).eps
 _ALPHA_FIRST, _ALPHA_LAST = 4, 100
-"""Ranks of eigenvalues that alpha-ReQ is fitted on."""
+"""First and last rank of the eigenvalues in the fit of alpha-ReQ."""
 
 
 def token_matrix(z: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ def image_matrix(z: Tensor) -> Tensor:
 
 
 def singular_values(matrix: Tensor, centred: bool = True) -> Tensor:
-    """Singular values, descending, float64; what float32 rounding of the entries explains is set to 0.
+    """Singular values [min(rows, columns)], descending, float64; values within float32 rounding are 0.
 
     Args:
         matrix: [rows, columns].
@@ -76,14 +77,14 @@ def singular_values(matrix: Tensor, centred: bool = True) -> Tensor:
 
 
 def covariance_spectrum(matrix: Tensor) -> Tensor:
-    """Eigenvalues of the covariance (divided by the number of rows), descending, float64."""
+    """Eigenvalues of the covariance of a matrix [rows, columns] (divided by rows), descending, float64."""
     return singular_values(matrix) ** 2 / len(matrix)
 
 
 def entropy_rank(weights: Tensor) -> float:
-    """exp of the entropy of non-negative weights normalised to sum 1; 0 where all are 0.
+    """exp of the entropy of non-negative weights [n] normalised to sum 1; 0 if all are 0.
 
-    Roy and Vetterli 2007 ("effective rank") take singular values; eigenvalues give the spectral rank.
+    Singular values give the effective rank (Roy and Vetterli 2007), covariance eigenvalues the spectral rank.
     """
     total = weights.sum()
     if total == 0:
@@ -98,12 +99,14 @@ def effective_rank(matrix: Tensor) -> float:
 
 
 def spectral_rank(matrix: Tensor) -> float:
-    """Entropy rank of the covariance's eigenvalues; never above the effective rank's bound."""
+    """Entropy rank of the covariance's eigenvalues; at most min(shape)."""
     return entropy_rank(covariance_spectrum(matrix))
 
 
 def rankme(matrix: Tensor) -> float:
-    """Garrido et al. 2023 (arXiv 2210.02885): uncentred singular values, 1e-7 added after normalising; 0 for a zero matrix."""
+    """RankMe (Garrido et al. 2023, arXiv 2210.02885): entropy rank of uncentred singular values; 0 for a zero matrix.
+
+    As in the paper, 1e-7 is added after normalising."""
     values = singular_values(matrix, centred=False)
     if values.sum() == 0:
         return 0.0
@@ -112,21 +115,21 @@ def rankme(matrix: Tensor) -> float:
 
 
 def participation_ratio(eigenvalues: Tensor) -> float:
-    """(sum l)^2 / sum l^2 of covariance eigenvalues; 0 where all are 0."""
+    """(sum l)^2 / sum l^2 of covariance eigenvalues l [n]; 0 if all are 0."""
     squares = eigenvalues.square().sum()
     return float(eigenvalues.sum() ** 2 / squares) if squares != 0 else 0.0
 
 
 def stable_rank(eigenvalues: Tensor) -> float:
-    """sum l / max l of covariance eigenvalues; 0 where all are 0."""
+    """sum l / max l of covariance eigenvalues l [n]; 0 if all are 0."""
     return float(eigenvalues.sum() / eigenvalues.max()) if eigenvalues.max() != 0 else 0.0
 
 
 def alpha_req(eigenvalues: Tensor) -> tuple[float, int]:
-    """Decay of a covariance's eigenvalues l_i as a power of their rank, l_i ~ i^-alpha, and the last rank of the fit.
+    """alpha-ReQ: the exponent of covariance eigenvalues l_i ~ i^-alpha, and the last rank of the fit.
 
-    Agrawal et al. 2022 (arXiv 2202.05808): least squares of log l_i on log i over ranks 4 to 100 with weights
-    1 / i, as in the authors' code. Here over the positive eigenvalues; 0 where fewer than two of them are left.
+    Agrawal et al. 2022 (arXiv 2202.05808): least squares of log l_i on log i over ranks 4 to 100 with weights 1 / i, as
+    in the authors' code. Only positive eigenvalues are used; 0 if fewer than two are in the fit.
     """
     if bool(eigenvalues.isnan().any()):
         return float("nan"), 0
@@ -140,11 +143,11 @@ def alpha_req(eigenvalues: Tensor) -> tuple[float, int]:
 
 
 def patch_ranks(x: Tensor, patch: int) -> dict[str, float]:
-    """Effective ranks of images' own patches, as token and as image matrices: what images give latents to fill.
+    """Effective ranks of the images' patches at token and image level, as a reference for those of latents.
 
     Args:
         x: images [N, C, H, W].
-        patch: pixels per side of a token's patch.
+        patch: pixels per side of a patch.
     """
     z = torch.nn.functional.unfold(x, patch, stride=patch).transpose(1, 2)  # [N, T, C patch^2]
     return {
@@ -154,25 +157,30 @@ def patch_ranks(x: Tensor, patch: int) -> dict[str, float]:
 
 
 def uniformity(matrix: Tensor) -> float:
-    """Wang and Isola 2020 (arXiv 2005.10242): log mean exp(-2 |u_i - u_j|^2) over pairs of unit rows; 0 (all equal) at most."""
+    """log mean exp(-2 |u_i - u_j|^2) over pairs of unit rows; at most 0 (all equal). Wang and Isola 2020 (2005.10242)."""
     unit = torch.nn.functional.normalize(matrix.double(), dim=1)
     return float(torch.pdist(unit).square().mul(-2).exp().mean().log()) if len(unit) > 1 else 0.0
 
 
 def capacity_bits(eigenvalues: Tensor) -> float:
-    """1/2 sum log2(1 + l_i): bits of a Gaussian latent that survive unit-variance noise."""
+    """Capacity, 1/2 sum log2(1 + l_i) over covariance eigenvalues: bits of a Gaussian latent under unit-variance noise."""
     return float(0.5 * torch.log2(1 + eigenvalues).sum())
 
 
 def total_variation(z: Tensor, side: int) -> float:
-    """Sum of absolute differences between neighbouring tokens of the grid, mean over images (REPA-E, arXiv 2504.10483)."""
+    """Sum of absolute differences of neighbouring tokens, mean over images (REPA-E, arXiv 2504.10483).
+
+    Args:
+        z: latents [N, T, c].
+        side: tokens per side of the grid; T = side^2.
+    """
     grid = z.double().reshape(len(z), side, side, -1)
     differences = (grid.diff(dim=1).abs().flatten(1).sum(1), grid.diff(dim=2).abs().flatten(1).sum(1))
     return float((differences[0] + differences[1]).mean())
 
 
 def scale_gradient(z: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """How a loss changes with the scale of the latents along each of their principal directions.
+    """Derivative of a loss with respect to the latents' scale along each principal direction.
 
     With u_k the eigenvectors of the token covariance and z_k = (z - mean) . u_k, the derivative with
     respect to a factor a_k on direction k, at a_k = 1, is the sum over images and tokens of
@@ -199,7 +207,7 @@ def latent_metrics(z: Tensor, side: int, suffix: str = "") -> tuple[dict[str, fl
 
     Args:
         z: latents, on any device.
-        side: tokens a side of the grid; T = side^2.
+        side: tokens per side of the grid; T = side^2.
         suffix: appended to every name (`/pre` for latents before the normaliser).
     """
     wide = z.double()
@@ -234,7 +242,7 @@ def plugin_metrics(z: Tensor, side: int) -> dict[str, float]:
 
     Args:
         z: latents [N, T, c], float32.
-        side: tokens a side of the grid.
+        side: tokens per side of the grid.
     """
     found = {}
     for part in plugin_parts("latent_metric"):

@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from dsd_lab.specs.trial import Trial
 
 _STEPS = 20
-"""Heun steps of the samples drawn while training; evaluations have settings of their own."""
+"""Heun steps of the samples drawn during training; evaluations have their own settings."""
 
 
 @torch.no_grad()
 def draw_pictures(network: Network, probe_set: ProbeSet, trial: Trial) -> dict[str, Tensor]:
-    """Held-out images beside their reconstructions, and samples with the same images' labels, where there is a denoiser.
+    """Reconstructions of held-out images, and samples with their labels if there is a denoiser.
 
     Args:
-        network: whose weights are shown.
+        network: network to draw from.
         probe_set: images, labels and noise, the same at every step and for every variant.
-        trial: with the objective of the stage at hand.
+        trial: trial with the objective of the current stage.
 
     Returns:
-        uint8 [B, C, H, W] by name: `reconstruction` (image and reconstruction by turns), `samples`.
+        uint8 [B, C, H, W] by name: `reconstruction` (image and reconstruction alternate), `samples`.
     """
     count = min(trial.observation.images, len(probe_set.x))
     x, y = probe_set.x[:count], probe_set.y[:count]
@@ -50,7 +50,7 @@ def draw_pictures(network: Network, probe_set: ProbeSet, trial: Trial) -> dict[s
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Float images [..., H, W] in [-1, 1] -> uint8 on the CPU, rounded; pixels that are not finite form a chessboard."""
+    """Float images [..., H, W] in [-1, 1] -> uint8 on the CPU, rounded; non-finite pixels become a checkerboard."""
     rows, columns = (torch.arange(side, device=images.device) for side in images.shape[-2:])
     chessboard = (rows[:, None] + columns) % 2 * 2.0 - 1
     shown = torch.where(images.isfinite(), images.float(), chessboard)
@@ -66,12 +66,12 @@ def save_grid(folder: Path, name: str, step: int, images: Tensor) -> str:
 
 
 def encoded(samples: Tensor) -> bytes:
-    """The PNG of images [N, C, H, W] uint8 as one picture of ten columns."""
+    """PNG of images [N, C, H, W] uint8 as a grid of ten columns."""
     return png(tile(samples, columns=10))
 
 
 def png(picture: Tensor) -> bytes:
-    """The PNG of one image [C, H, W] uint8, grey or RGB."""
+    """PNG of one image [C, H, W] uint8, grey or RGB."""
     from PIL import Image
 
     array = picture.permute(1, 2, 0).numpy()

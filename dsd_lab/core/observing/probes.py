@@ -1,4 +1,4 @@
-"""Probes: what is measured on a fixed set of held-out images while a trial trains."""
+"""Probes: metrics of a fixed set of held-out images, measured during training."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from dsd_lab.core.model.network import Network
     from dsd_lab.specs.trial import Trial
 
-_TIMES_A_DRAW = 64
-"""Draws from the time distribution for each quantile that is kept: any distribution can be drawn from."""
+_DRAWS_PER_QUANTILE = 64
+"""Draws per empirical quantile of the time distribution, which needs no closed form."""
 
 
 class ProbeSet:
     """Fixed held-out images with fixed noise and times, the same for every trial of a data set.
 
-    Times are spread evenly over [0, 1] in random order, so that every bin of t has its share.
+    Times are evenly spaced in [0, 1], in random order, so that all bins of t have equal numbers.
     """
 
     def __init__(self, trial: Trial, data: DataSet, network: Network, device: torch.device) -> None:
@@ -36,7 +36,7 @@ class ProbeSet:
         self.t = ((torch.randperm(count, generator=source) + 0.5) / count).to(device)
         self.e = torch.randn(count, network.tokens, network.latent_channels, generator=source).to(device)
         self.stage = trial.stages()[0]
-        """The stretch of training whose objective is in force."""
+        """The current stage; its objective is measured."""
         self.training_t = self._training_times(min(trial.probe.scale_images, count)).to(device)
         self.patch_ranks = latent_metrics.patch_ranks(self.x, network.patch)
 
@@ -45,15 +45,15 @@ class ProbeSet:
         return self.stage.trial
 
     def _training_times(self, count: int) -> Tensor:
-        """Times [count] from the training distribution, evenly spread over its quantiles, in random order."""
+        """Evenly spaced quantiles [count] of the training times' distribution, in random order."""
         source = generator(0, "probe/times")
-        drawn = paths.draw_times(self.trial.time, _TIMES_A_DRAW * count, source).sort().values
-        return drawn[_TIMES_A_DRAW // 2 :: _TIMES_A_DRAW][torch.randperm(count, generator=source)]
+        drawn = paths.draw_times(self.trial.time, _DRAWS_PER_QUANTILE * count, source).sort().values
+        return drawn[_DRAWS_PER_QUANTILE // 2 :: _DRAWS_PER_QUANTILE][torch.randperm(count, generator=source)]
 
     def measure(
         self, network: Network, target_encoder: Network | None, step: int = 0
     ) -> tuple[dict[str, float], dict[str, list[float]]]:
-        """Metrics and covariance spectra of the networks after `step` steps; modes and gradients are left as found."""
+        """Metrics and covariance spectra of the networks after `step` steps; modes and gradients are restored."""
         networks = [network] if target_encoder is None else [network, target_encoder]
         modes = [(module, module.training) for part in networks for module in part.modules()]
         for part in networks:
@@ -64,7 +64,7 @@ class ProbeSet:
                 z = network.normalise(raw)
                 metrics, spectra = latent_metrics.latent_metrics(z, network.side)
                 metrics |= latent_metrics.plugin_metrics(z, network.side)
-                location = raw[..., : network.latent_channels]  # means come first where there are variances too
+                location = raw[..., : network.latent_channels]  # means come before log variances
                 before, spectra_before = latent_metrics.latent_metrics(location, network.side, "/pre")
                 metrics |= before | self.patch_ranks | {"latent/probe_images": float(len(z))}
                 spectra |= spectra_before
@@ -84,8 +84,8 @@ class ProbeSet:
     def _rank_gaps(self, network: Network, target_encoder: Network | None, z: Tensor) -> dict[str, float]:
         """Effective rank of the clean target minus that of the clean prediction, token level, in bins of t.
 
-        Positive: the prediction has the lower rank, as the rank differential mechanism asks
-        (Zhuo et al., arXiv 2303.02387). Bins with fewer than two images are left out.
+        Positive: the prediction has the lower rank, as in the rank differential mechanism (Zhuo et al.,
+        arXiv 2303.02387). Bins with fewer than two images are left out.
         """
         spec = self.trial.objective
         z2 = TARGETS.bound(spec.target, spec)(z, self.x, target_encoder, None).float()
@@ -105,18 +105,19 @@ class ProbeSet:
     def _scale_gradients(
         self, network: Network, target_encoder: Network | None, raw: Tensor
     ) -> tuple[dict[str, float], dict[str, list[float]]]:
-        """Derivative of the unweighted diffusion loss with respect to the scale of the latents that are noised.
+        """Derivative of the unweighted diffusion loss with respect to the scale of the latents, at fixed weights.
 
-        `theory/scale_gradient/token` is that of one factor on all of them, the weights held fixed, through
-        z_t and, where it is live, the target; times are from the training distribution. The spectra
-        `scale_gradient/token` have it for a factor on each principal direction, times the channels, so
-        that each is the derivative of that direction's own loss, and `scale_std/token` its standard
-        deviation; factors act about the mean. `/pre`: they are before the normaliser, which acts as in
-        training, and the one on all of them takes the mean along, as a scale of the encoder's output does.
+        `theory/scale_gradient/token` is for one factor on all latents, through z_t and, if live, the target. Times are
+        from the training distribution. The spectrum `scale_gradient/token` is for a factor on each principal direction,
+        multiplied by the number of channels: the derivative of that direction's own loss. `scale_std/token` is the
+        standard deviation along each direction. Factors act about the mean.
+
+        With `/pre`, factors act before the normaliser, which is in training mode. The factor on all latents then scales
+        the mean too, as a scale of the encoder's output does.
         """
         spec, count = self.trial.objective, len(self.training_t)
         draws = Draws(self.training_t, self.e[:count], self.y[:count])
-        normaliser = copy.deepcopy(network.normaliser).train()  # a copy keeps the running statistics as they are
+        normaliser = copy.deepcopy(network.normaliser).train()  # copied to preserve the running statistics
         with torch.enable_grad():
             raw = raw[:count].detach().requires_grad_()
             z = normaliser(raw).float()
@@ -129,8 +130,8 @@ class ProbeSet:
         channels = network.latent_channels
         for suffix, latents, gradient in (("", z, found[0]), ("/pre", raw, found[1])):
             if gradient is None:
-                continue  # no path from the loss to them: absent, not zero
-            latents, gradient = latents[..., :channels].detach(), gradient[..., :channels]  # means come first, as above
+                continue  # the loss does not depend on them: the metric is absent, not zero
+            latents, gradient = latents[..., :channels].detach(), gradient[..., :channels]  # means only
             std, slope = latent_metrics.scale_gradient(latents, gradient)
             total = slope.sum() if suffix == "" else (gradient.double() * latents.double()).sum()
             metrics[f"theory/scale_gradient/token{suffix}"] = float(total)
@@ -139,10 +140,10 @@ class ProbeSet:
         return metrics, spectra
 
     def _interference(self, network: Network, target_encoder: Network | None, step: int) -> dict[str, float]:
-        """Cosine and norm ratio (diffusion over reconstruction) of the two weighted losses' gradients.
+        """Cosine and norm ratio (diffusion over reconstruction) of the gradients of the two weighted losses.
 
-        With respect to the latents z, and to the encoder's weights under `interference/encoder`.
-        Absent where a loss does not reach them: a detached path interferes with nothing.
+        `interference` is with respect to the latents z, `interference/encoder` to the encoder's weights. A metric is
+        absent if one of the losses has no such gradient.
         """
         count = min(self.trial.probe.gradient_images, len(self.x))
         x, spec = self.x[:count], self.trial.objective

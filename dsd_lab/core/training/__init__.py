@@ -1,1 +1,1 @@
-"""The trainer: batches, optimiser, averages, checkpoints, events."""
+"""The trainer: batches, optimiser, EMAs, checkpoints, events."""

@@ -1,7 +1,7 @@
-"""Random changes of a batch of training images, each drawn image by image from a generator of its own.
+"""Augmentation of training images; each kind draws from its own generator.
 
-`flip` and `crop` change the image that both encoders see and that is reconstructed; `mask` hides
-tokens from the online encoder alone.
+`flip` and `crop` change the image that both encoders see and that is reconstructed. `mask` hides tokens from the online
+encoder only.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 def augmented(
     x: Tensor, spec: Augmentation, seed: int, step: int, size: int | None = None, rows: Tensor | None = None
 ) -> Tensor:
-    """Images of a step, flipped and cropped as the spec says; x itself where it says neither.
+    """Images [n, C, H, W] of a step, flipped and cropped as the spec says.
 
     Args:
-        x: images [B, C, H, W], or some of them.
+        x: images [n, C, H, W]: the whole batch, or the rows that this process has.
         spec: section `augmentation`.
-        seed: of the trial.
-        step: of training.
-        size: B, where x are some of them.
-        rows: which ones x are.
+        seed: seed of the trial.
+        step: training step.
+        size: number B of images in the whole batch; None: n.
+        rows: indices [n] of x in the batch; None: all.
     """
     size = len(x) if size is None else size
     chosen = slice(None) if rows is None else rows
@@ -43,7 +43,7 @@ def augmented(
 
 
 def flipped(x: Tensor, which: Tensor) -> Tensor:
-    """Images [B, C, H, W], those where `which` [B] holds mirrored left to right."""
+    """Images [B, C, H, W], mirrored left to right where the mask `which` [B] is true."""
     return torch.where(which[:, None, None, None], x.flip(3), x)
 
 
@@ -52,7 +52,7 @@ def shifted_crop(x: Tensor, shifts: Tensor) -> Tensor:
 
     Args:
         x: images.
-        shifts: where each crop begins, [B, 2] whole pixels down and right, smaller than the image.
+        shifts: offset of each crop, [B, 2] whole pixels down and right, smaller than the image.
     """
     rows, columns = (_reflected(shifts[:, axis, None], x.shape[2 + axis]) for axis in (0, 1))
     images = torch.arange(len(x), device=x.device)[:, None, None]
@@ -67,10 +67,10 @@ def _reflected(shift: Tensor, size: int) -> Tensor:
 def hidden_tokens(
     spec: Augmentation, size: int, tokens: int, seed: int, step: int, device: torch.device
 ) -> Tensor | None:
-    """Which of the online encoder's input tokens are hidden at a step [B, T]; None where the spec hides none.
+    """Mask [B, T] of the tokens hidden from the online encoder at a step; None if the spec hides none.
 
-    Each image hides floor(mask * T + u) of its tokens with u uniform on [0, 1): at any T the fraction
-    is `mask` on average, and no image strays from it by a whole token.
+    Each image hides floor(mask * T + u) tokens with u uniform on [0, 1). The mean fraction is `mask` for any T, and no
+    image differs from it by a whole token.
     """
     if spec.mask == 0:
         return None

@@ -1,7 +1,7 @@
-"""What a training step is made from: the images and random numbers of its global batch.
+"""The images and random numbers of a training step's global batch.
 
-Everything is a function of (seed, step), each purpose with a generator of its own, so that a resumed
-trial draws what an uninterrupted one draws. The order of the draws of a generator never changes.
+They are a function of (seed, step), so a resumed trial draws the same as an uninterrupted one. Each purpose has its own
+generator. The order of the draws from a generator must not change.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def indices_of(trial: Trial, seed: int, step: int, images: int) -> Tensor:
-    """Which training images the batch of a step has [B]."""
+    """Indices [B] of the training images in the batch of a step."""
     return batch_indices(seed, step, trial.training.batch_size, images)
 
 
@@ -36,9 +36,9 @@ def draw_batch(
     device: torch.device,
     rows: Tensor | None = None,
 ) -> tuple[Tensor, Draws]:
-    """Images [B, C, H, W] in [-1, 1], augmented, and the random numbers of the step.
+    """Augmented images [B, C, H, W] in [-1, 1] and the random numbers of a step.
 
-    `rows` chooses images of the batch: the numbers are drawn for all of them, and no other image is read.
+    With `rows` [n], only these images of the batch are read and returned; random numbers are drawn for the whole batch.
     """
     size, again = trial.training.batch_size, trial.training.noise_draws
     indices = indices_of(trial, seed, step, len(data.train))

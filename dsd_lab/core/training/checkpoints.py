@@ -1,8 +1,8 @@
-"""Checkpoints: a folder a step, safetensors and JSON, complete or invisible; nothing is ever unpickled.
+"""Checkpoints: one folder per checkpoint, with safetensors and JSON; nothing is unpickled.
 
-`step-N/tensors.safetensors` holds every tensor, `step-N/manifest.json` the rest together with the
-size and SHA-256 of the tensors, and with its own. The folder is written under a temporary name, flushed, and renamed
-last, so a crash leaves either a whole checkpoint or none that a reader would take for one.
+`step-N/tensors.safetensors` holds all tensors. `step-N/manifest.json` holds the rest, the size and SHA-256 of the
+tensors, and its own SHA-256. The folder is written under a temporary name, flushed and renamed last, so a crash never
+leaves an incomplete checkpoint under a final name.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def save_checkpoint(
     keep: int,
     keep_every: int | None = None,
 ) -> Path:
-    """Write `folder/step-N` and remove all but the newest `keep` checkpoints and those of every `keep_every` steps.
+    """Write `folder/step-N`, then remove all but the newest `keep` checkpoints and those of every `keep_every` steps.
 
     Raises:
-        OSError: the disk is full or not writable; older checkpoints are intact.
+        OSError: the disk is full or not writable; older checkpoints are unchanged.
     """
     make_folder(folder)
     for leftover in folder.glob(".writing-*"):
@@ -91,8 +91,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and state of one checkpoint.
 
     Raises:
-        CorruptCheckpoint: a file is missing, altered, or not safetensors.
-        BadInput: it is newer than this program.
+        CorruptCheckpoint: a file is missing, changed, or not safetensors.
+        BadInput: its format is newer than this program.
     """
     try:
         manifest = read_json(path / _MANIFEST)
@@ -115,9 +115,9 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def newest_checkpoint(
     folder: Path, usable: Callable[[dict[str, Any]], bool] = lambda state: True
 ) -> tuple[Path, dict[str, Tensor], dict[str, Any]] | None:
-    """The newest checkpoint that is whole and usable, walking back over the others; None where there is none.
+    """The newest checkpoint that is intact and usable, or None.
 
-    A damaged checkpoint is renamed to `damaged-...`, so that it can be looked at and is not tried again.
+    A damaged checkpoint is renamed to `damaged-...`: it is kept for inspection and not tried again.
     """
     for path in list_checkpoints(folder):
         try:
@@ -132,7 +132,7 @@ def newest_checkpoint(
 
 def _set_aside(path: Path) -> None:
     aside = path.with_name(f"damaged-{path.name}")
-    shutil.rmtree(aside, ignore_errors=True)  # one that the same step left before
+    shutil.rmtree(aside, ignore_errors=True)  # an earlier damaged checkpoint of the same step
     path.rename(aside)
 
 
@@ -146,7 +146,7 @@ def flatten_optimiser(optimiser: torch.optim.Optimizer | Optimisers) -> dict[str
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer | Optimisers, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `flatten_optimiser` gave; hyper-parameters come from the spec."""
+    """Restore the output of `flatten_optimiser`; hyper-parameters come from the spec."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
@@ -155,15 +155,15 @@ def restore_optimiser(optimiser: torch.optim.Optimizer | Optimisers, tensors: Ma
 
 
 def tensors_of(module: nn.Module, prefix: str) -> dict[str, Tensor]:
-    """A module's state with a prefix on every name."""
+    """A module's state dict, with `prefix.` before every name."""
     return {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
 
 
 def load_tensors(module: nn.Module, prefix: str, tensors: dict[str, Tensor], source: Path) -> None:
-    """Put back what `tensors_of` gave; every name must be there.
+    """Restore the output of `tensors_of`; every name must be present.
 
     Raises:
-        CorruptCheckpoint: names or shapes are another network's; the message names `source`.
+        CorruptCheckpoint: names or shapes do not match the module; the message names `source`.
     """
     ours = {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
     try:

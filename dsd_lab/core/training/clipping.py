@@ -1,4 +1,4 @@
-"""Gradient clipping: each part of what is trained to a norm of its own, so that no loss slows down weights that it does not reach."""
+"""Gradient clipping per part, so that a loss cannot slow down weights that it does not reach."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Part:
-    """Weights that are clipped together: whole tensors, and rows of a table whose other rows belong to other parts."""
+    """Weights that are clipped together: whole parameters, and rows of a table shared with other parts."""
 
     name: str
     weights: list[nn.Parameter] = field(default_factory=list)
     rows: list[tuple[Tensor, int]] = field(default_factory=list)
 
     def gradients(self) -> list[Tensor]:
-        """The gradients that there are; those of rows are views."""
+        """All gradients that are not None; those of rows are views."""
         whole = [weight.grad for weight in self.weights if weight.grad is not None]
         return whole + [table.grad[row : row + 1] for table, row in self.rows if table.grad is not None]
 
@@ -33,10 +33,9 @@ class Part:
 def clipped_parts(network: Network, auxiliaries: Auxiliaries) -> list[Part]:
     """The parts that share no weight: roles of the network, and the heads of each auxiliary loss.
 
-    Roles that run through the same blocks are one part (`network`, where all do). The table of role
-    vectors is one tensor, but each role reads one row alone; its rows are clipped with their roles.
-    Were all clipped to one common norm (as a single `clip_grad_norm_` over all weights does), the
-    diffusion loss would scale the encoder's step even where it is detached from the latents.
+    Roles that share blocks are one part; if all do, it is called `network`. Each row of the table of role vectors is
+    clipped with its role. A single `clip_grad_norm_` over all weights would let the diffusion loss scale the encoder's
+    step even if it is detached from the latents.
     """
     parts: list[Part] = []
     for roles in _connected({role: network.role_parameters(role) for role in ROLES}):
@@ -49,7 +48,7 @@ def clipped_parts(network: Network, auxiliaries: Auxiliaries) -> list[Part]:
 
 
 def _connected(owned: dict[str, list[nn.Parameter]]) -> list[list[str]]:
-    """Names in groups, so that no weight belongs to two groups."""
+    """Groups of names such that no weight belongs to two groups."""
     groups: list[tuple[list[str], set[int]]] = []
     for name, weights in owned.items():
         names, ids = [name], {id(weight) for weight in weights}
@@ -65,7 +64,7 @@ def clip_gradients(parts: Sequence[Part], limit: float) -> tuple[Tensor, dict[st
     """Scale the gradients of each part to an L2 norm of at most `limit`.
 
     Returns:
-        The norm of all gradients before, and of each part whether it was clipped (1 or 0); scalars on the
+        The norm of all gradients before clipping, and for each part whether it was clipped (1 or 0); scalars on the
         device of the weights. A part without gradients has norm 0.
     """
     norms = [_clip(part.gradients(), limit) for part in parts]
@@ -78,7 +77,7 @@ def clip_gradients(parts: Sequence[Part], limit: float) -> tuple[Tensor, dict[st
 
 
 def _clip(gradients: list[Tensor], limit: float) -> Tensor | None:
-    """What `torch.nn.utils.clip_grad_norm_` does, on gradients that may be views; None where there are none."""
+    """As `torch.nn.utils.clip_grad_norm_`, for gradients that may be views; None without gradients."""
     if not gradients:
         return None
     norm = torch.nn.utils.get_total_norm(gradients)

@@ -1,7 +1,6 @@
-"""What a trainer tells: typed events, in the order in which they happen.
+"""The typed events that a trainer yields, in order.
 
-An event's content depends on (trial, seed, step) alone, so that a resumed trial tells the same
-story; clock times and speeds are in `seconds`, which is excepted from that.
+An event depends only on (trial, seed, step), so a resumed trial yields the same events. The exception is `seconds`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened after `step` optimiser steps."""
+    """An event after `step` optimiser steps."""
 
     step: int
 
@@ -24,12 +23,12 @@ class Logged(Event):
 
     metrics: dict[str, float]
     seconds: float
-    """Wall time of the steps in this record, probes and checkpoints left out."""
+    """Wall time of the steps in this record, without probes and checkpoints."""
 
 
 @dataclass(frozen=True)
 class Probed(Event):
-    """Latent metrics and covariance spectra on the probe set, weights as trained."""
+    """Latent metrics and covariance spectra on the probe set, with the trained weights (not the EMA)."""
 
     metrics: dict[str, float]
     spectra: dict[str, list[float]]
@@ -45,20 +44,20 @@ class Drew(Event):
 
 @dataclass(frozen=True)
 class Checkpointed(Event):
-    """The state after `step` is complete on disk; a resumed trial goes on after this event."""
+    """The checkpoint of `step` is complete on disk; a resumed trial continues after this event."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class Diverged(Event):
-    """A loss or a gradient was not finite, so the optimiser did not take this step. A result."""
+    """A loss or a gradient was not finite, and the optimiser step was not taken. Divergence is a result."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Finished(Event):
-    """All steps are done and the final weights are in the last checkpoint."""
+    """All steps are done; the last checkpoint has the final weights."""
 
     images_seen: int

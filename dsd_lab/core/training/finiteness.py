@@ -1,8 +1,8 @@
-"""Whether the losses and gradients of the steps are finite, asked without holding up a GPU.
+"""Checks that losses and gradients are finite, without synchronising host and GPU.
 
-A GPU runs behind the host that feeds it: to hear of a step's loss at once, the host would have to
-wait, and the GPU then waits for the host. There the host is told one step late. What keeps the
-steps from moving weights meanwhile is a number on the device that torch's fused optimisers read.
+A GPU runs asynchronously: reading a step's loss at once would stall both. On a GPU the host therefore learns of a
+non-finite step one step later. Meanwhile a scalar on the device, which torch's fused optimisers read, prevents updates
+of the weights.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
 
 
 class Finiteness:
-    """Watches every step of a training.
+    """Checks every step of a training run.
 
     Args:
-        device: of the losses.
-        optimiser: what must not step where they are not finite.
-        delay: steps after which the host is told, 0 or more; None chooses: 1 on a GPU, 0 elsewhere, and
-            where a part of the optimiser cannot skip a step by itself.
+        device: device of the losses.
+        optimiser: must not step after a non-finite loss or gradient.
+        delay: steps until the host reads a result, 0 or more. None: 1 on a GPU if every part of the optimiser can skip
+            a step by itself, else 0.
     """
 
     def __init__(self, device: torch.device, optimiser: Optimisers, delay: int | None = None) -> None:
         chosen = 1 if device.type == "cuda" and optimiser.can_skip else 0
         self._delay, self._on_gpu = chosen if delay is None else delay, device.type == "cuda"
         self._skip = torch.zeros((), device=device)
-        """1 from the first step on that was not finite, else 0: no later step has gradients of the right weights."""
+        """1 from the first non-finite step on, else 0: later steps must not be taken either."""
         if self._delay:
             optimiser.skip_where(self._skip)
         self._told: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
 
     def watch(self, step: int, loss: Tensor, norm: Tensor) -> None:
-        """Take notice of the loss and the gradient's norm of a step, scalars on the device."""
+        """Check the loss and the gradient norm of a step, scalars on the device."""
         finite = torch.stack([torch.isfinite(loss), torch.isfinite(norm)])
         if not self._delay:
             self._told.append((step, finite, None))
@@ -54,7 +54,7 @@ class Finiteness:
         self._told.append((step, there, done))
 
     def diverged(self, wait: bool = False) -> Diverged | None:
-        """The first step that was not finite, of those that the host is told of by now; with `wait`, of all."""
+        """The first non-finite step among those that the host knows of; with `wait`, among all."""
         while len(self._told) > (0 if wait else self._delay):
             step, finite, done = self._told.popleft()
             if done is not None:

@@ -1,8 +1,8 @@
-"""Gradients of a batch that several processes share: summed over them while the backward pass still runs.
+"""Sums the gradients of several processes during the backward pass.
 
-Weights lie in buckets in the reverse order of the network, which is about the order in which their gradients come.
-A bucket is sent as soon as its gradients are there and the buckets before it are on their way. Buckets and their order
-are the same at every step, after a resume too, and so are the bits of the sums.
+Weights are grouped into buckets in the reverse order of the network, which is about the order of the backward pass. A
+bucket is reduced when all its gradients are ready and the buckets before it were sent. Buckets and their order are the
+same at every step, also after a resume, so the sums are bitwise reproducible.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from dsd_lab.core.peers import Peers
 
 _BUCKET_BYTES = 25 * 2**20
-"""As large as those of torch's DistributedDataParallel."""
+"""As in torch's DistributedDataParallel."""
 
 
 class GradientSums:
     """Sums gradients over the processes of a trial.
 
     Args:
-        weights: all that is trained; those without a gradient in a step are left out of it.
+        weights: all trained weights; those without a gradient in a step are skipped.
         peers: the processes.
     """
 
@@ -36,10 +36,10 @@ class GradientSums:
         self._buckets: list[list[nn.Parameter]] = [[]]
         self._missing: list[set[nn.Parameter]] = []
         self._expected: list[set[nn.Parameter]] | None = None
-        """Weights of each bucket that had a gradient at the step before; None: not known yet."""
+        """Weights of each bucket that had a gradient at the previous step; None: not known yet."""
         self._sent: list[tuple[list[Tensor], Tensor, dist.Work]] = []
         self.listening = False
-        """Whether the gradients that come now are the last ones of the step."""
+        """Whether the current backward pass is the last of the step."""
         if self._alone:
             return
         size = 0
@@ -53,11 +53,11 @@ class GradientSums:
         self._place = {weight: place for place, bucket in enumerate(self._buckets) for weight in bucket}
 
     def forget(self) -> None:
-        """Other weights have gradients from here on."""
+        """Forget which weights have gradients, since another stage begins."""
         self._expected = None
 
     def begin(self) -> None:
-        """The next backward pass is the last one of the step."""
+        """Call before the last backward pass of a step."""
         self.listening = not self._alone
         self._missing = [set(weights) for weights in self._expected or ()]
 
@@ -75,10 +75,10 @@ class GradientSums:
             self._sent.append((gradients, flat, dist.all_reduce(flat, async_op=True)))
 
     def end(self) -> None:
-        """Wait until every gradient is the sum of all processes.
+        """Wait until every gradient is the sum over all processes.
 
         Raises:
-            PeerLost: a process is gone.
+            PeerLost: another process does not answer.
         """
         self.listening = False
         if self._alone:

@@ -1,4 +1,4 @@
-"""The optimiser."""
+"""The optimiser: AdamW, or Muon for matrices with AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ if TYPE_CHECKING:
 
 
 class Optimisers:
-    """Several optimisers, each of its own weights, under the interface of one."""
+    """Several optimisers, each for its own weights, with the interface of one."""
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
         self.parts = parts
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of all; their learning rate may be set."""
+        """The parameter groups of all optimisers; their learning rate may be set."""
         return [group for part in self.parts for group in part.param_groups]
 
     @property
     def can_skip(self) -> bool:
-        """Whether all parts read `found_inf`, as fused ones do."""
+        """Whether all optimisers read `found_inf`, as fused ones do."""
         return all(part.defaults.get("fused", False) for part in self.parts)
 
     def skip_where(self, found_inf: Tensor) -> None:
-        """Have a step do nothing while a scalar on the device, kept from here on, is 1 (`GradScaler`'s convention)."""
+        """Skip steps while a scalar on the device is 1 (`GradScaler`'s convention); keeps a reference to it."""
         for part in self.parts:
             part.grad_scale, part.found_inf = None, found_inf  # type: ignore[attr-defined]
 
@@ -42,11 +42,11 @@ class Optimisers:
             part.step()
 
     def state_of(self, weight: Tensor) -> dict[str, Tensor]:
-        """The state tensors of a weight, as they are stored; none before its first step."""
+        """The state tensors of a weight (not copies); empty before its first step."""
         return next((part.state[weight] for part in self.parts if weight in part.state), {})
 
     def state_dict(self) -> dict[str, Any]:
-        """States by index of the weight, counted through all parts; hyper-parameters are the spec's."""
+        """States by index of the weight, counted over all optimisers; without hyper-parameters."""
         state: dict[int, dict[str, Tensor]] = {}
         offset = 0
         for part in self.parts:
@@ -55,7 +55,7 @@ class Optimisers:
         return {"state": state, "param_groups": []}
 
     def load_state_dict(self, found: dict[str, Any]) -> None:
-        """Put back the states that `state_dict` gave; hyper-parameters stay as they are."""
+        """Restore the output of `state_dict`; hyper-parameters stay unchanged."""
         offset = 0
         for part in self.parts:
             mine = {i - offset: entry for i, entry in found["state"].items() if 0 <= i - offset < _count(part)}
@@ -70,9 +70,9 @@ def _count(optimiser: torch.optim.Optimizer) -> int:
 def build_optimiser(network: Network, spec: Optimiser, heads: nn.Module | None = None) -> Optimisers:
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101), with weight decay on matrices only.
 
-    Under `muon` the matrices of attention and MLP are moved by Muon (Jordan et al. 2024; updates
-    scaled to AdamW's size as Liu et al., arXiv 2502.16982), the rest by AdamW at the same rate. A
-    group's `scale` multiplies the learning rate: the encoder's own weights have that of the spec.
+    Under `muon`, Muon updates the matrices of attention and MLP (Jordan et al. 2024; updates scaled to AdamW's size as
+    in Liu et al., arXiv 2502.16982), and AdamW the rest at the same learning rate. A group's `scale` multiplies the
+    learning rate: `encoder_lr_factor` for the encoder's weights, else 1.
     """
     muon = {id(p) for p in hidden_matrices(network)} if spec.kind == "muon" else set()
     slow = {id(p) for p in network.encoder_parameters()} if spec.encoder_lr_factor != 1 else set()
@@ -97,6 +97,6 @@ def _groups(parameters: list[nn.Parameter], slow: set[int], spec: Optimiser, dec
 
 
 def hidden_matrices(network: Network) -> list[nn.Parameter]:
-    """Matrices of attention and MLP; not adaLN's, which start at zero and which an orthogonal step would throw open."""
+    """Matrices of attention and MLP. Not adaLN's: they start at zero, and an orthogonal update would be too large."""
     parts = [part for block in network.blocks for name, part in block.named_children() if name in ("attention", "mlp")]
     return [p for part in parts for p in part.parameters() if p.dim() == 2]

@@ -1,4 +1,4 @@
-"""The schedule of the learning rate."""
+"""Learning rate schedules."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {
 
 
 def learning_rate(spec: Optimiser, step: int, steps: int) -> float:
-    """Learning rate of the step that follows `step` done ones, of `steps`."""
+    """Learning rate after `step` of `steps` optimiser steps."""
     if step < spec.warmup_steps:
         return spec.lr * (step + 1) / spec.warmup_steps
     progress = (step - spec.warmup_steps) / max(1, steps - spec.warmup_steps)

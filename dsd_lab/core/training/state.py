@@ -1,4 +1,4 @@
-"""What a training consists of: networks, averages, optimiser and step, as they are built, saved and resumed."""
+"""The state of a training run: networks, EMAs, optimiser and step; how it is built, saved and resumed."""
 
 from __future__ import annotations
 
@@ -34,33 +34,33 @@ if TYPE_CHECKING:
 
 
 def pick_device(gpus: float) -> torch.device:
-    """The GPU that this process was given, or the CPU where the spec asks for none.
+    """The GPU of this process, or the CPU if the spec asks for no GPU.
 
     Raises:
-        NoResources: a GPU was asked for and there is none.
+        NoResources: the spec asks for a GPU and there is none.
     """
     if gpus == 0:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise NoResources(f"resources.gpus is {gpus:g}, but this process sees no GPU")
-    if "LOCAL_RANK" in os.environ:  # under torchrun, whose processes all see all GPUs
+    if "LOCAL_RANK" in os.environ:  # under torchrun, every process sees all GPUs
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     return torch.device("cuda")
 
 
 class TrainingState:
-    """A trial in training, without the loop.
+    """The state of a trial in training; the loop is in `Trainer`.
 
     Args:
         trial: all fields.
-        seed: of weights, batches, noise and times.
-        data: images, whose size the trial's network must have.
+        seed: seed of weights, batches, noise and times.
+        data: images of the size that the network takes.
         device: where to train.
-        folder: where checkpoints go; None keeps none (the events `Checkpointed` are left out).
-        peers: the processes that train the trial together, each with a trainer of its own.
+        folder: folder for checkpoints; None writes none and yields no `Checkpointed`.
+        peers: the processes that train the trial, each with its own trainer.
 
     Raises:
-        BadInput: the images are not square, or not of the size that the network takes.
+        BadInput: the images are not square, or do not have the size that the network takes.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class TrainingState:
         )
         self.auxiliaries = Auxiliaries(trial, self.network, data.classes, device, seed).to(device)
         self.kept: dict[str, torch.nn.Module] = {"network": self.network, "auxiliary": self.auxiliaries}
-        """What a checkpoint keeps, by the name that its tensors begin with."""
+        """Modules saved in a checkpoint, by the prefix of their tensors."""
         self.kept |= {average_name(decay, trial.training.weight_ema): part for decay, part in averages.items()}
         self.kept |= {} if self.target_encoder is None else {"target": self.target_encoder}
         self.trained = torch.nn.ModuleList([self.network, self.auxiliaries])
@@ -109,9 +109,9 @@ class TrainingState:
         self._sums: dict[str, Tensor] = {}
         self._summed, self._resumed_at = 0, -1
         self.resumed_told = True
-        """Whether an event told of the checkpoint that was resumed from."""
+        """Whether the checkpoint resumed from was announced by an event `Checkpointed`."""
         self.resumed_lines: int | None = None
-        """Lines that the records had before the checkpoint that was resumed from, where its state says so."""
+        """Lines of the spool before the checkpoint resumed from, if its state has them."""
 
     def _share_batches(self, peers: Peers) -> None:
         part, batch = (
@@ -121,20 +121,20 @@ class TrainingState:
         self.peers = peers.of_batches(part)
         own = torch.arange(part)[self.peers.rows]
         self._own_images = None if peers.alone else torch.cat([start + own for start in range(0, batch, part)])
-        """Which images of a batch this process takes; None for all."""
+        """Indices of this process's images in a batch; None: all."""
         self._gradient_sums = GradientSums(self.trained.parameters(), self.peers)
         for network in filter(None, (self.network, self.target_encoder)):
             network.peers = self.peers
 
     def _enter(self, stage: Stage) -> None:
-        """Begin a stage of training: its objective from here on, and what does not move in it."""
+        """Begin a stage: set its objective, and freeze its frozen roles."""
         self.stage = self.probe_set.stage = stage
         self.network.freeze(stage.frozen)
         self._gradient_sums.forget()
         for network in (self.network, self.target_encoder):
             if network is not None:
                 network.normaliser.train("encode" not in stage.frozen)
-        # The table of role vectors is one parameter: frozen rows have no gradient, but momentum would move them.
+        # The table of role vectors is one parameter: frozen rows have no gradient, but momentum would change them.
         table = self.network.condition.role.weight
         moments = [v for v in self.optimiser.state_of(table).values() if v.shape == table.shape]
         held = [table, *moments] if stage.frozen else []
@@ -142,7 +142,7 @@ class TrainingState:
         self._frozen_rows = [(tensor, rows, tensor.detach()[rows]) for tensor in held]
 
     def _stage_of_step(self) -> None:
-        """Enter the stage that the next step belongs to, where it is another."""
+        """Enter the stage of the next step, if it differs from the current one."""
         stage = next(s for s in reversed(self.stages) if s.start <= self.step)
         if stage is not self.stage:
             self._enter(stage)
@@ -153,8 +153,8 @@ class TrainingState:
         """Write a checkpoint of everything that the next step depends on.
 
         Args:
-            folder: where, if not among the trial's own.
-            told: an event tells of it; one that is saved because training was asked to stop has none.
+            folder: where to write; None: the trial's checkpoints.
+            told: whether an event `Checkpointed` announces it; not so for a checkpoint at a requested stop.
             more: further state.
         """
         folder = folder or self.folder
@@ -174,14 +174,14 @@ class TrainingState:
         checkpoints.save_checkpoint(folder, self.step, tensors, state, watch.checkpoints_kept, watch.keep_every)
 
     def save_crash(self, folder: Path, reason: str) -> None:
-        """What a step that was not taken can be done again with: weights, images; its random numbers follow from seed and step."""
+        """Save what is needed to reproduce a diverged step: weights, image indices, seed and step."""
         batch = indices_of(self.trial, self.seed, self.step, len(self.data.train))
         self.save(folder, reason=reason, seed=self.seed, batch=batch.tolist())
 
     def _newest_checkpoint(
         self, usable: Callable[[dict[str, Any]], bool]
     ) -> tuple[Path, dict[str, Tensor], dict[str, Any]] | None:
-        """The one that the leader chooses; all processes read it."""
+        """The checkpoint that the leader chooses; all processes read it."""
         if self.folder is None:
             return None
         found = checkpoints.newest_checkpoint(self.folder, usable) if self.peers.leads else None
@@ -192,14 +192,14 @@ class TrainingState:
         return path, *checkpoints.load_checkpoint(path)
 
     def resume(self, usable: Callable[[dict[str, Any]], bool] = lambda state: True) -> bool:
-        """Go on from the newest whole checkpoint; False where there is none.
+        """Restore the newest intact checkpoint; False if there is none.
 
         Args:
-            usable: asked with a checkpoint's state; where it says no, an older one is taken.
+            usable: given a checkpoint's state, whether it may be used; if not, an older one is tried.
 
         Raises:
-            BadInput: the checkpoint was trained on other images.
-            CorruptCheckpoint: it is whole but of another network.
+            BadInput: the checkpoint was trained on other images or another kind of device.
+            CorruptCheckpoint: the checkpoint is intact but belongs to another network.
         """
         if (found := self._newest_checkpoint(usable)) is None:
             return False
@@ -217,7 +217,7 @@ class TrainingState:
         self._summed, self.resumed_told = int(state["summed"]), bool(state.get("told", True))
         self.resumed_lines = state.get("lines")
         self.step = self._resumed_at = _step_of(path)
-        self._enter(self.stage)  # its frozen rows are those that were just read
+        self._enter(self.stage)  # frozen rows come from the checkpoint
         self._stage_of_step()
         return True
 

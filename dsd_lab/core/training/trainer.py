@@ -1,7 +1,7 @@
-"""The trainer: one loop of fixed order that yields events.
+"""The trainer: one loop that yields events.
 
-At every step: probe, draw, checkpoint, then the optimiser step, then the record. The loop never
-asks which variant it runs; everything that differs is in the objective that the spec names.
+Order of every step: probe, pictures, checkpoint, optimiser step, record. The loop does not know which variant it
+trains: all differences are in the objective.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dsd_lab.core.training.state import pick_device as pick_device
 
 
 class Trainer(TrainingState):
-    """Trains one trial; arguments are those of `TrainingState`."""
+    """Trains one trial; arguments as in `TrainingState`."""
 
     # -- One step ----------------------------------------------------------------------------------
 
@@ -39,9 +39,9 @@ class Trainer(TrainingState):
                 tensor.index_copy_(0, rows, before)
 
     def draw(self, step: int) -> tuple[Tensor, Draws]:
-        """Images [B, C, H, W] and random numbers of the batch of a step; the next ones are fetched ahead.
+        """Images [B, C, H, W] and random numbers of a step's batch; the next batches are prefetched.
 
-        Of several processes, each has the rows of its own images.
+        With several processes, each gets only the rows of its own images.
         """
         train, steps, own = self.data.train, self.trial.training.steps, self._own_images
         batch = draw_batch(self.trial, self.seed, step, self.data, self.network, self.device, own)
@@ -51,7 +51,7 @@ class Trainer(TrainingState):
         return batch
 
     def gradients(self, x: Tensor, draws: Draws) -> dict[str, Tensor]:
-        """Backward through the losses of a global batch, part by part; returns the loss and its terms."""
+        """Backward pass of a batch x [B, C, H, W], in `grad_accum_steps` parts; returns loss and terms as scalars."""
         self.optimiser.zero_grad(set_to_none=True)
         training, images = self.trial.training, len(x)
         part = images // training.grad_accum_steps
@@ -80,10 +80,10 @@ class Trainer(TrainingState):
         return self.peers.totals(sums)
 
     def train_step(self) -> Diverged | None:
-        """One optimiser step; none is taken, and the event returned, where loss or gradient is not finite.
+        """One optimiser step. If loss or gradient are not finite, no step is taken and an event is returned.
 
-        On a GPU the host hears of a step that was not taken at the next one; weights and moments are then
-        still those before it, averages have moved on towards them once.
+        On a GPU the event comes one step later. Weights and moments are then those before the diverged step; EMAs were
+        updated once more.
         """
         trial = self.trial
         x, draws = self.draw(self.step)
@@ -108,7 +108,7 @@ class Trainer(TrainingState):
         return None
 
     def diverged(self, wait: bool = False) -> Diverged | None:
-        """The step that was not finite, which is then the next one to take again, or None as far as is known; `wait` to know."""
+        """The non-finite step, to which `step` is reset; None if none is known. `wait` waits for all results."""
         found = self.finiteness.diverged(wait)
         self.step = self.step if found is None else found.step
         return found
@@ -126,9 +126,10 @@ class Trainer(TrainingState):
         """Train from `self.step` to the end, yielding events.
 
         Args:
-            stop: asked before every step; where it says so, a checkpoint is saved and no `Finished` told.
-            flush: called before a checkpoint is written, to make the records of earlier events survive a power
-                cut; what it returns becomes part of the checkpoint's state.
+            stop: called before every step; if it returns True, a checkpoint is saved and training ends without
+                `Finished`.
+            flush: called before a checkpoint is written, to flush the records of earlier events to disk; what it
+                returns becomes part of the checkpoint's state.
         """
         watch, steps = self.trial.observation, self.trial.training.steps
         seconds = 0.0
@@ -165,7 +166,7 @@ class Trainer(TrainingState):
                 seconds = 0.0
 
     def _observed(self, last: bool, saves: bool, flush: Callable[[], dict[str, Any]]) -> Iterator[Event]:
-        """Probe, draw, and save, where it is time."""
+        """Probe, draw pictures, and save a checkpoint, if they are due."""
         watch = self.trial.observation
         if self.step % self.trial.probe.every == 0 or last:
             yield self._probed()
@@ -177,7 +178,7 @@ class Trainer(TrainingState):
             yield Checkpointed(self.step, time.perf_counter() - started)
 
     def _is_watched(self) -> bool:
-        """Whether something is told or kept of the present step, and the next one has to wait."""
+        """Whether the present step is recorded, so that the host must know whether it was finite."""
         watch = self.trial.observation
         often = (watch.log_every, self.trial.probe.every, watch.images_every, watch.checkpoint_every)
         return self.step == self.trial.training.steps or any(self.step % every == 0 for every in often)
@@ -188,7 +189,7 @@ class Trainer(TrainingState):
 
     def _probed(self) -> Probed:
         started = time.perf_counter()
-        # Batches of probes have other shapes than those of steps, and would each be compiled too.
+        # Probe batches have other shapes than training batches and would be compiled too.
         eager = torch.compiler.set_stance("force_eager") if self.trial.training.compile else contextlib.nullcontext()
         with eager, self._without_peers():
             metrics, spectra = self.probe_set.measure(self.network, self.target_encoder, self.step)
@@ -196,7 +197,7 @@ class Trainer(TrainingState):
 
     @contextlib.contextmanager
     def _without_peers(self) -> Iterator[None]:
-        """The leader computes alone, on whole batches."""
+        """Context in which the leader computes on whole batches by itself."""
         networks = [network for network in (self.network, self.target_encoder) if network is not None]
         for network in networks:
             network.peers = ALONE
