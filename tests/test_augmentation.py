@@ -78,11 +78,11 @@ def test_what_is_drawn_is_a_function_of_seed_and_step_and_changes_no_other_numbe
     one, same, other = (Trainer(trial, seed, digits, CPU) for seed in (0, 0, 1))
     one.draw(0)
     (x, draws), (x_same, draws_same) = one.draw(3), same.draw(3)
-    assert torch.equal(x, x_same) and torch.equal(draws.hidden, draws_same.hidden)
+    assert torch.equal(x, x_same) and torch.equal(draws.mask, draws_same.mask)
     for x_else, draws_else in (one.draw(4), other.draw(3)):
-        assert not torch.equal(x, x_else) and not torch.equal(draws.hidden, draws_else.hidden)
+        assert not torch.equal(x, x_else) and not torch.equal(draws.mask, draws_else.mask)
     plain_x, plain = Trainer(tiny_trial(), 0, digits, CPU).draw(3)
-    assert not torch.equal(plain_x, x) and plain.hidden is None
+    assert not torch.equal(plain_x, x) and plain.mask is None
     assert all(torch.equal(getattr(plain, name), getattr(draws, name)) for name in ("t", "e", "y"))
 
 
@@ -117,8 +117,8 @@ def test_the_mask_hides_tokens_from_the_online_encoder_only(tiny_trial, digits, 
     for _ in range(2):  # away from the start, where a block is the identity and both encoders are equal
         trainer.train_step()
     x, draws = trainer.draw(2)
-    assert 0 < int(draws.hidden.sum()) < draws.hidden.numel()
-    shown = dataclasses.replace(draws, hidden=None)
+    assert 0 < int(draws.mask.sum()) < draws.mask.numel()
+    shown = dataclasses.replace(draws, mask=None)
     seen = {}
 
     def watch(name, encoder):

@@ -97,10 +97,10 @@ def passes(setup):
     """Tokens of the three passes, taken block by block."""
     network, target, draws = setup.network, setup.target, setup.draws
     encode, denoise, of_target = [], [], []
-    z = network.normaliser(network.encode_raw(setup.x, kept=encode))
+    z = network.normaliser(network.encode_raw(setup.x, hidden_states=encode))
     t = draws.t.reshape(-1, 1, 1)
     network.denoise(t * z + (1 - t) * draws.e, draws.t, draws.y, denoise)
-    target.encode(setup.x, kept=of_target)
+    target.encode(setup.x, hidden_states=of_target)
     return z, encode, denoise, of_target
 
 
@@ -274,10 +274,10 @@ def test_the_losses_compare_masked_tokens_with_those_of_the_whole_image(tiny_tri
     setup = built(tiny_trial, digits, "representation")
     whole = setup.losses().terms["representation"]
     hidden = torch.tensor([True, False, True, False]).expand(8, 4)
-    setup.draws = dataclasses.replace(setup.draws, hidden=hidden)
+    setup.draws = dataclasses.replace(setup.draws, mask=hidden)
     encode, target = [], []
     setup.network.encode_raw(setup.x, hidden, encode)
-    setup.target.encode_raw(setup.x, kept=target)
+    setup.target.encode_raw(setup.x, hidden_states=target)
     q = setup.auxiliaries.losses["representation"].predictor(encode[-1].mean(1))
     expected = 2 - 2 * cosine_similarity(q, target[-1].mean(1), dim=-1).mean()
     found = setup.losses().terms["representation"]

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from dsd_lab.core.diffusion.balance import BALANCES, DELTA, LARGEST
+from dsd_lab.core.diffusion.balance import BALANCES, DELTA, MAX_FACTOR
 from dsd_lab.core.diffusion.objectives import losses
 from dsd_lab.core.peers import ALONE
 from dsd_lab.core.training.checkpoints import tensors_of
@@ -83,7 +83,7 @@ def test_factors_are_vqgans_with_its_delta_and_its_largest():
     terms = {"weaker": (1e-9 * z).sum(), "stronger": (300 * z).sum(), "zero": (0 * z).sum(), "elsewhere": torch.ones(1)}
     factors = BALANCES["gradient_norm"](reconstruction, terms, z, ALONE)
     assert factors.keys() == {"weaker", "stronger", "zero"}
-    assert float(factors["weaker"]) == LARGEST and float(factors["zero"]) == 1
+    assert float(factors["weaker"]) == MAX_FACTOR and float(factors["zero"]) == 1
     assert float(factors["stronger"]) == pytest.approx(6 / (600 + DELTA))
     assert BALANCES["none"](reconstruction, terms, z, ALONE) == {}
     assert BALANCES["gradient_norm"](reconstruction, terms, z.detach(), ALONE) == {}

@@ -90,7 +90,7 @@ def test_a_set_that_unpacks_without_end_is_refused_and_this_process_takes_none_o
     found = pa.table({"image": image, "label": [0, 1] * 50})
     pq.write_table(found, place / "train.parquet", compression="zstd", store_schema=False)
     assert (place / "train.parquet").stat().st_size < 2**20
-    monkeypatch.setattr(hub, "_MOST_MEMORY", 2**30)
+    monkeypatch.setattr(hub, "_MAX_MEMORY", 2**30)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(BadInput, match=r"data\.hub: 'owner/set' cannot be loaded") as caught:
         load_data(HUB)

@@ -152,7 +152,7 @@ def test_repa_es_gradients_are_those_of_its_two_backward_passes(variants):
     mean, variance = norm.running_mean.clone(), norm.running_var.clone()
     head = built.auxiliaries.losses["alignment"].heads[0]
     of_target: list[torch.Tensor] = []
-    target.encode_raw(built.x, kept=of_target)
+    target.encode_raw(built.x, hidden_states=of_target)
 
     def alignment(network, head, z, y):
         tokens: list[torch.Tensor] = []

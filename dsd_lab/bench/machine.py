@@ -61,7 +61,7 @@ def tensor_bytes(trainer: Trainer) -> int:
     libraries and freed memory besides.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler writes of its own start and stop
-    weights = {p.data_ptr(): p.nbytes for part in trainer.kept.values() for p in part.parameters()}
+    weights = {p.data_ptr(): p.nbytes for part in trainer.saved_modules.values() for p in part.parameters()}
     moments = sum(v.nbytes for p in trainer.trained.parameters() for v in trainer.optimiser.state_of(p).values())
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         trainer.train_step()

@@ -67,7 +67,7 @@ class Peers:
         """
         if self.alone:
             return own
-        found: Tensor = _Whole.apply(own, self)
+        found: Tensor = _Gather.apply(own, self)
         return found
 
     def own(self, whole: Tensor) -> Tensor:
@@ -90,13 +90,13 @@ class Peers:
         summed = self.total(torch.stack([value.detach().double() for value in values.values()]))
         return {name: total.to(value.dtype) for (name, value), total in zip(values.items(), summed, strict=True)}
 
-    def any(self, wish: bool) -> bool:
+    def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process; every process gets the same answer."""
-        return wish if self.alone else bool(self._said(float(wish), dist.ReduceOp.MAX))
+        return flag if self.alone else bool(self._reduced(float(flag), dist.ReduceOp.MAX))
 
     def leaders(self, number: int) -> int:
         """The leader's number, in every process."""
-        return number if self.alone else int(self._said(float(number) if self.leads else 0.0, dist.ReduceOp.SUM))
+        return number if self.alone else int(self._reduced(float(number) if self.leads else 0.0, dist.ReduceOp.SUM))
 
     def agree(self, digits: str, what: str) -> None:
         """Check that all processes have the same hash of something.
@@ -112,13 +112,13 @@ class Peers:
         if self.any(self.leaders(mine) != mine):
             raise BadInput(f"the processes of the trial do not have the same {what}")
 
-    def _said(self, number: float, operation: Any) -> float:
+    def _reduced(self, number: float, operation: Any) -> float:
         reduced = torch.tensor(number, dtype=torch.float64)  # on the CPU: no synchronisation with a GPU
         with connection():
             dist.all_reduce(reduced, operation)
         return float(reduced)
 
-    def refuse_strays(self, weights: list[Tensor], step: int) -> None:
+    def check_equal_weights(self, weights: list[Tensor], step: int) -> None:
         """Check that all processes have bitwise equal weights.
 
         Raises:
@@ -135,11 +135,11 @@ class Peers:
 
 
 ALONE = Peers()
-_ARRIVAL = 300.0
+_MAX_CONNECT_SECONDS = 300.0
 """Seconds that the processes of a trial have to connect; importing torch is part of them."""
 
 
-class _Whole(torch.autograd.Function):
+class _Gather(torch.autograd.Function):
     """All-gather as a sum over processes: each adds its own rows to zeros. Exact, and shares may differ in size."""
 
     @staticmethod
@@ -206,7 +206,7 @@ def joined(
     with connection():
         store = _store(rendezvous, rank, size, patience)
         store.add("arrived", 1)
-        until = time.monotonic() + min(patience, _ARRIVAL)
+        until = time.monotonic() + min(patience, _MAX_CONNECT_SECONDS)
         while store.add("arrived", 0) < size:
             why = lost() or ("they did not start in time" if time.monotonic() > until else None)
             if why is not None:

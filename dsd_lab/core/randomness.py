@@ -55,7 +55,7 @@ class Draws:
     y: Tensor
     decoder_e: Tensor | None = None
     latent_e: Tensor | None = None
-    hidden: Tensor | None = None
+    mask: Tensor | None = None
     labels: Tensor | None = None
 
     def of_images(self, chosen: slice | Tensor, batch: int) -> Draws:

@@ -48,7 +48,7 @@ class Squash(Normaliser):
 
 
 @TARGETS.add("half_stopped", live=True)
-def half_stopped(z, x, target_encoder, noise=None, kept=None):
+def half_stopped(z, x, target_encoder, noise=None, hidden_states=None):
     """Half of the gradient reaches the encoder through the target."""
     return 0.5 * z + 0.5 * z.detach()
 

@@ -23,7 +23,7 @@ from dsd_lab.files.image_files import DamagedImage
 if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
 
-_TELL_EVERY = 256
+_REPORT_EVERY = 256
 """Images between two progress reports."""
 RESIDENT_BYTES = 2 * 2**30
 """Under `memory: auto`, images whose decoded size is above this are streamed."""
@@ -131,7 +131,7 @@ def _stacked(spec: Data, records: Records, damaged: list[str]) -> Images:
     kept: list[int] = []
     with contextlib.closing(in_order(partial(attempt, spec), records.items(), spec.workers)) as looked:
         for i, (where, array) in enumerate(looked):
-            if i % _TELL_EVERY == 0:
+            if i % _REPORT_EVERY == 0:
                 tell("images decoded", i, len(records))
             if isinstance(array, DamagedImage):
                 if spec.damaged == "refuse":

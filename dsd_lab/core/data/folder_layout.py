@@ -134,7 +134,7 @@ def splits_of(tree: Tree, root: Path) -> Splits | None:
     (train,) = trains
     prefix = named[train].prefix
     others = {folder: found for folder, found in named.items() if found.split != TRAIN and found.prefix == prefix}
-    notes = _beside(tree, root, [f for f in folders if f != train and f not in others], train)
+    notes = _check_other_folders(tree, root, [f for f in folders if f != train and f not in others], train)
     held: Path | None = None
     for folder in sorted(others, key=lambda folder: (others[folder].rank, folder.name)):
         if held is not None:
@@ -146,7 +146,7 @@ def splits_of(tree: Tree, root: Path) -> Splits | None:
     return Splits(train, held, notes)
 
 
-def _beside(tree: Tree, root: Path, folders: list[Path], train: Path) -> list[str]:
+def _check_other_folders(tree: Tree, root: Path, folders: list[Path], train: Path) -> list[str]:
     """Notes on folders that are not splits; raises BadInput for images that would be ignored."""
     notes = []
     for folder in folders:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
 
 
-_MOST_MEMORY, _MOST_FILE = 8 * 2**30, 16 * 2**30
+_MAX_MEMORY, _MAX_FILE_BYTES = 8 * 2**30, 16 * 2**30
 """Limits of the process that unpacks a data set, in bytes: memory, and size of a file that it writes."""
 
 
@@ -85,7 +85,7 @@ def _unpacked(name: str) -> dict[str, list[str]]:
     Raises:
         BadInput: the library refuses the data set, cannot reach the Hub, or exceeds the limits.
     """
-    bounds = [str(_MOST_MEMORY), str(_MOST_FILE)]
+    bounds = [str(_MAX_MEMORY), str(_MAX_FILE_BYTES)]
     command = [sys.executable, "-P", "-m", "dsd_lab.files.hub_child", name, *bounds]
     done = subprocess.run(command, capture_output=True)
     try:
@@ -100,7 +100,7 @@ def _unpacked(name: str) -> dict[str, list[str]]:
         raise BadInput(f"data.hub: {name!r} cannot be loaded: {_line(reason)}")
     if "splits" not in answer:
         raise BadInput(
-            f"data.hub: {name!r} cannot be loaded: the library ended without an answer; it may take {_MOST_MEMORY / 2**30:g} GiB of memory, and {_MOST_FILE / 2**30:g} GiB a file"
+            f"data.hub: {name!r} cannot be loaded: the library ended without an answer; it may take {_MAX_MEMORY / 2**30:g} GiB of memory, and {_MAX_FILE_BYTES / 2**30:g} GiB a file"
         )
     splits: dict[str, list[str]] = answer["splits"]
     return splits

@@ -15,7 +15,7 @@ import torch
 from dsd_lab.core.data.assembly import Found, assemble
 from dsd_lab.core.data.dataset import DataSet
 from dsd_lab.core.data.parquet_files import split_files
-from dsd_lab.core.data.parquet_pages import LyingPages, check_pages
+from dsd_lab.core.data.parquet_pages import InvalidPageHeaders, check_pages
 from dsd_lab.core.data.records import (
     Item,
     Records,
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
 _ROWS = 4
 """Rows read at a time. Small, because a dictionary-encoded value is stored once and repeated in memory."""
-_MOST_GROUP = 2 * 2**30
+_MAX_GROUP_BYTES = 2 * 2**30
 """Maximum unpacked bytes of a column in a row group; reading one row unpacks the whole row group."""
-_MOST_RATIO, _MOST_UNPACKED = 100, 64 * 2**20
+_MAX_RATIO, _MAX_UNPACKED = 100, 64 * 2**20
 """Maximum unpacked bytes of a file's images: a multiple of its size, plus a constant. Image files hardly compress."""
-_MOST_NAME = 300
+_MAX_NAME_LENGTH = 300
 
 
 def load_parquet(spec: Data, cache: Path | None) -> DataSet:
@@ -170,7 +170,7 @@ class ParquetRecords(Records):
         import pyarrow
 
         for path in self._files:
-            row, unpacked, most = 0, 0, _MOST_UNPACKED + _MOST_RATIO * path.stat().st_size
+            row, unpacked, most = 0, 0, _MAX_UNPACKED + _MAX_RATIO * path.stat().st_size
             try:
                 for batch in self._opened(path).iter_batches(_ROWS, columns=[self._image]):
                     for value in batch.column(0):
@@ -178,18 +178,20 @@ class ParquetRecords(Records):
                         unpacked += len((image and image["bytes"]) or b"")
                         if unpacked > most:
                             raise BadInput(
-                                f"{shown(path)}: row {row}: its images become more than {most:,} bytes, {_MOST_RATIO} times the file"
+                                f"{shown(path)}: row {row}: its images become more than {most:,} bytes, {_MAX_RATIO} times the file"
                             )
-                        where = f"{shown(path)}: row {row} ({shown(str(image and image.get('path'))[:_MOST_NAME])})"
+                        where = (
+                            f"{shown(path)}: row {row} ({shown(str(image and image.get('path'))[:_MAX_NAME_LENGTH])})"
+                        )
                         yield where, partial(_bytes, image, path.parent, self._root)
                         row += 1
             except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
                 raise BadInput(f"{shown(path)}: damaged after row {row}: {_reason(error)}") from None
 
     def stamp(self) -> Stamp:
-        return stamp_of([*self._files, *self._beside()])
+        return stamp_of([*self._files, *self._referenced_files()])
 
-    def _beside(self) -> Iterator[Path]:
+    def _referenced_files(self) -> Iterator[Path]:
         """Image files that rows refer to by path."""
         import pyarrow
 
@@ -250,23 +252,23 @@ def _check_declared(path: Path, metadata: Any, columns: set[str | None]) -> None
     rows, size = metadata.num_rows, path.stat().st_size
     if rows > size:
         raise BadInput(f"{shown(path)}: declares {rows:,} rows in {size:,} bytes, more than one image a byte")
-    most = min(_MOST_GROUP, _MOST_UNPACKED + _MOST_RATIO * size)
+    most = min(_MAX_GROUP_BYTES, _MAX_UNPACKED + _MAX_RATIO * size)
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for column in map(group.column, range(group.num_columns)):
             if column.total_uncompressed_size > most:
                 raise BadInput(
-                    f"{shown(path)}: the column {shown(column.path_in_schema)[:_MOST_NAME]!r} declares {column.total_uncompressed_size:,} bytes in one row group; {most:,} may be unpacked of a file of {size:,} bytes"
+                    f"{shown(path)}: the column {shown(column.path_in_schema)[:_MAX_NAME_LENGTH]!r} declares {column.total_uncompressed_size:,} bytes in one row group; {most:,} may be unpacked of a file of {size:,} bytes"
                 )
             if group.num_rows and column.path_in_schema.partition(".")[0] in columns:
                 try:
                     with open_plain(path) as file:
                         check_pages(file, column)
-                except LyingPages as error:
+                except InvalidPageHeaders as error:
                     raise BadInput(
-                        f"{shown(path)}: the column {shown(column.path_in_schema)[:_MOST_NAME]!r}: {error}"
+                        f"{shown(path)}: the column {shown(column.path_in_schema)[:_MAX_NAME_LENGTH]!r}: {error}"
                     ) from None
 
 
 def _reason(error: Exception) -> str:
     reason = (isinstance(error, OSError) and error.strerror) or (str(error).splitlines() or [type(error).__name__])[0]
-    return shown(str(reason))[:_MOST_NAME]
+    return shown(str(reason))[:_MAX_NAME_LENGTH]

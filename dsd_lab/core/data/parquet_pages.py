@@ -11,15 +11,15 @@ from __future__ import annotations
 import io
 from typing import Any, BinaryIO
 
-_HEADER = 64 * 2**10
+_MAX_HEADER_BYTES = 64 * 2**10
 """Maximum bytes of a header; pyarrow writes and reads page statistics of a few kilobytes."""
 _BOOLEANS, _BYTE, _INTEGERS, _DOUBLE, _BINARY, _STRUCT = (1, 2), 3, (4, 5, 6), 7, 8, 12
 _UNCOMPRESSED, _COMPRESSED, _DICTIONARY, _VALUES = 2, 3, 7, 1
 """Field numbers: sizes and `dictionary_page_header` of `PageHeader`, and the number of values of the latter."""
-_DEEPEST = 8
+_MAX_DEPTH = 8
 
 
-class LyingPages(ValueError):
+class InvalidPageHeaders(ValueError):
     """Page headers are damaged or contradict the footer; the message says where."""
 
 
@@ -31,34 +31,34 @@ def check_pages(file: BinaryIO, column: Any) -> None:
         column: pyarrow's `ColumnChunkMetaData`.
 
     Raises:
-        LyingPages: the pages declare more, or end elsewhere than the footer says.
+        InvalidPageHeaders: the pages declare more, or end elsewhere than the footer says.
     """
     dictionary_at, at, declared = column.dictionary_page_offset or 0, column.data_page_offset, 0
     at = dictionary_at if 0 < dictionary_at < at else at
     end = at + column.total_compressed_size
     while at < end:
         file.seek(at)
-        header = io.BytesIO(file.read(min(_HEADER, end - at)))
+        header = io.BytesIO(file.read(min(_MAX_HEADER_BYTES, end - at)))
         fields = _struct(header, 0)
         unpacked, packed = fields.get(_UNCOMPRESSED), fields.get(_COMPRESSED)
         if not isinstance(unpacked, int) or not isinstance(packed, int) or unpacked < 0 or packed < 0:
-            raise LyingPages(f"the page at byte {at} has a damaged header")
+            raise InvalidPageHeaders(f"the page at byte {at} has a damaged header")
         dictionary = fields.get(_DICTIONARY)
         values = dictionary.get(_VALUES, 0) if isinstance(dictionary, dict) else 0
         declared += header.tell() + unpacked
         if declared > column.total_uncompressed_size or values > unpacked:
-            raise LyingPages(
+            raise InvalidPageHeaders(
                 f"the page at byte {at} declares {unpacked:,} bytes and {values:,} different values, more than the footer's {column.total_uncompressed_size:,} bytes"
             )
         at += header.tell() + packed
     if at != end:
-        raise LyingPages(f"its last page ends at byte {at:,}, and the footer says {end:,}")
+        raise InvalidPageHeaders(f"its last page ends at byte {at:,}, and the footer says {end:,}")
 
 
 def _struct(raw: BinaryIO, depth: int) -> dict[int, Any]:
     """Integer and struct fields by number; fields of other types are skipped."""
-    if depth > _DEEPEST:
-        raise LyingPages("a page header is nested too deeply")
+    if depth > _MAX_DEPTH:
+        raise InvalidPageHeaders("a page header is nested too deeply")
     found: dict[int, Any] = {}
     number = 0
     while kind := _byte(raw):
@@ -78,16 +78,16 @@ def _value(raw: BinaryIO, kind: int, depth: int) -> Any:
         return None  # the type is the value
     if kind in (_BYTE, _DOUBLE, _BINARY):
         count = 1 if kind == _BYTE else 8 if kind == _DOUBLE else _unsigned(raw)
-        if count > _HEADER or len(raw.read(count)) < count:
-            raise LyingPages("a page header is cut")
+        if count > _MAX_HEADER_BYTES or len(raw.read(count)) < count:
+            raise InvalidPageHeaders("a page header is cut")
         return None
-    raise LyingPages("a page header holds what none has")  # lists, maps and later types: `PageHeader` has none
+    raise InvalidPageHeaders("a page header holds what none has")  # lists, maps and later types: `PageHeader` has none
 
 
 def _byte(raw: BinaryIO) -> int:
     found = raw.read(1)
     if not found:
-        raise LyingPages("a page header is cut")
+        raise InvalidPageHeaders("a page header is cut")
     return found[0]
 
 
@@ -98,7 +98,7 @@ def _unsigned(raw: BinaryIO) -> int:
         value |= (part & 127) << shift
         if part < 128:
             return value
-    raise LyingPages("a page header holds a number without end")
+    raise InvalidPageHeaders("a page header holds a number without end")
 
 
 def _signed(raw: BinaryIO) -> int:

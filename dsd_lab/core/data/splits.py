@@ -19,7 +19,7 @@ from torch import Tensor
 BATCHES_AHEAD = 2
 """Batches that a streamed split decodes ahead; bounds its memory."""
 
-_SHARE = 0.1
+_MAX_GPU_SHARE = 0.1
 """Maximum fraction of a GPU's free memory for a copy of all images; larger sets are sent batch by batch."""
 
 
@@ -98,7 +98,7 @@ class Images(Split):
         if device.type == self.pixels.device.type:
             return self.pixels, self.labels
         if device not in self._copies:
-            fits = device.type != "cuda" or self.pixels.numel() <= _SHARE * torch.cuda.mem_get_info(device)[0]
+            fits = device.type != "cuda" or self.pixels.numel() <= _MAX_GPU_SHARE * torch.cuda.mem_get_info(device)[0]
             self._copies[device] = (self.pixels.to(device), self.labels.to(device)) if fits else None
         return self._copies[device]
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _VERSION = 2
 """Part of a survey's file name; raised when its content changes."""
-_TELL_EVERY = 256
+_REPORT_EVERY = 256
 """Images between two progress reports."""
 Counted = tuple[str, np.ndarray | DamagedImage, np.ndarray]
 """The name of an image in messages, its pixels or the error, and the histogram of its pixel values [C, 256]."""
@@ -67,10 +67,10 @@ def streamed(
     if cache is not None:
         cache.mkdir(parents=True, exist_ok=True)
     records = [part.stored(cache) for part in (train, holdout) if part is not None]
-    found = _remembered(spec, records, cache)
+    found = _cached_survey(spec, records, cache)
     parts = _parts(spec, records, found.damaged)
     labels = [part.labels[torch.tensor(numbers)] for part, numbers in parts]
-    kept = [part.labels[torch.tensor(_sound(part, bad))] for part, bad in zip(records, found.damaged, strict=True)]
+    kept = [part.labels[torch.tensor(_undamaged(part, bad))] for part, bad in zip(records, found.damaged, strict=True)]
     check_classes(train.labels, kept[0], class_names)
     levels = torch.tensor(found.levels)
     splits = [
@@ -90,26 +90,26 @@ def _image(spec: Data, shape: tuple[int, int, int], part: Part, i: int) -> np.nd
     return pixels
 
 
-def _sound(records: StoredRecords, bad: dict[str, str]) -> list[int]:
+def _undamaged(records: StoredRecords, bad: dict[str, str]) -> list[int]:
     return [i for i in range(len(records)) if str(i) not in bad]
 
 
 def _parts(spec: Data, records: Sequence[StoredRecords], damaged: list[dict[str, str]]) -> list[Part]:
     """Training and held-out records without the damaged ones, split as in memory."""
-    sound = [_sound(part, bad) for part, bad in zip(records, damaged, strict=True)]
-    if not all(sound):
+    undamaged = [_undamaged(part, bad) for part, bad in zip(records, damaged, strict=True)]
+    if not all(undamaged):
         raise BadInput(f"{place_of(spec)}: every image is damaged")
     if len(records) == 2:
-        return list(zip(records, sound, strict=True))
-    held = held_out(records[0].labels[sound[0]], spec.holdout)
-    numbers = torch.tensor(sound[0])
+        return list(zip(records, undamaged, strict=True))
+    held = held_out(records[0].labels[undamaged[0]], spec.holdout)
+    numbers = torch.tensor(undamaged[0])
     return [(records[0], numbers[~held].tolist()), (records[0], numbers[held].tolist())]
 
 
 # -- The survey ------------------------------------------------------------------------------------
 
 
-def _remembered(spec: Data, records: Sequence[StoredRecords], cache: Path | None) -> Survey:
+def _cached_survey(spec: Data, records: Sequence[StoredRecords], cache: Path | None) -> Survey:
     if cache is None:
         return survey(spec, records)
     from PIL import __version__ as pillow
@@ -155,10 +155,10 @@ def survey(spec: Data, records: Sequence[StoredRecords]) -> Survey:
     damaged: list[dict[str, str]] = [{} for _ in records]
     channels = 1
     while True:
-        looked = _Look(spec, damaged, channels, sum(len(part) for part in records))
+        looked = _SurveyPass(spec, damaged, channels, sum(len(part) for part in records))
         parts = _parts(spec, records, damaged)
         for number, part in enumerate(parts):
-            looked.at(number, *part)
+            looked.read_split(number, *part)
             if looked.channels > channels:
                 break
         if looked.channels == channels and not looked.found:
@@ -169,7 +169,7 @@ def survey(spec: Data, records: Sequence[StoredRecords]) -> Survey:
         damaged = [dict(sorted(bad.items(), key=lambda entry: int(entry[0]))) for bad in damaged]
 
 
-class _Look:
+class _SurveyPass:
     """One pass over all images not known to be damaged, for a given number of channels."""
 
     def __init__(self, spec: Data, damaged: list[dict[str, str]], channels: int, of: int) -> None:
@@ -181,7 +181,7 @@ class _Look:
         self.found: list[tuple[int, int, str]] = []
         self._first: tuple[int, ...] = ()
 
-    def at(self, split: int, records: StoredRecords, numbers: list[int]) -> None:
+    def read_split(self, split: int, records: StoredRecords, numbers: list[int]) -> None:
         """Decode the images of a split, up to the first one with more channels."""
         looked = in_order(partial(_counted, self.spec), records.items(numbers), self.spec.workers)
         with contextlib.closing(looked):
@@ -192,7 +192,7 @@ class _Look:
         began = False
         for i, (where, array, levels) in looked:
             self._done += 1
-            if self._done % _TELL_EVERY == 0:
+            if self._done % _REPORT_EVERY == 0:
                 tell("images decoded", self._done, self._of)
             if isinstance(array, DamagedImage):
                 if self.spec.damaged == "refuse":

@@ -136,9 +136,9 @@ class Alignment(Auxiliary):
         """Zero with the gradient of the loss with respect to the latents; denoiser and heads are constant."""
         assert seen.settled is not None and seen.draws.labels is not None
         with torch.enable_grad():
-            z, kept = seen.settled.detach().requires_grad_(), list[Tensor]()
-            seen.network.denoise(noised(z, seen.draws.e, seen.draws.t), seen.draws.t, seen.draws.labels, kept)
-            (slope,) = torch.autograd.grad(self._misalignment(kept, targets), z)
+            z, hidden_states = seen.settled.detach().requires_grad_(), list[Tensor]()
+            seen.network.denoise(noised(z, seen.draws.e, seen.draws.t), seen.draws.t, seen.draws.labels, hidden_states)
+            (slope,) = torch.autograd.grad(self._misalignment(hidden_states, targets), z)
         return ((seen.settled - z.detach()) * slope).sum()
 
     def _tokens(self, seen: Seen) -> list[Tensor]:
@@ -146,10 +146,10 @@ class Alignment(Auxiliary):
             found = getattr(seen.tokens, self.role)
             assert found is not None
             return found
-        kept: list[Tensor] = []
+        hidden_states: list[Tensor] = []
         z = seen.z if self.noised == "live" else seen.z.detach()
-        seen.network.denoise(noised(z, seen.draws.e, seen.draws.t), seen.draws.t, seen.draws.y, kept)
-        return kept
+        seen.network.denoise(noised(z, seen.draws.e, seen.draws.t), seen.draws.t, seen.draws.y, hidden_states)
+        return hidden_states
 
     @torch.no_grad()
     def _targets(self, seen: Seen) -> list[Tensor]:
@@ -250,7 +250,7 @@ class Auxiliaries(nn.Module):
         if seen.tokens.target == []:  # the diffusion loss did not run the target encoder
             assert target_encoder is not None
             with torch.no_grad():
-                target_encoder.encode_raw(seen.x, kept=seen.tokens.target)
+                target_encoder.encode_raw(seen.x, hidden_states=seen.tokens.target)
         found = {name: (self.weights[name], loss(seen)) for name, loss in self.losses.items()}
         for name, (_, value) in found.items():
             if (wrong := scalar(value)) is not None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dsd_lab.core.peers import Peers
 
-DELTA, LARGEST = 1e-6, 1e4
+DELTA, MAX_FACTOR = 1e-6, 1e4
 """Constant added to the denominator, and maximum factor; both from VQGAN's paper and code."""
 
 
@@ -31,7 +31,7 @@ def _gradient_norm(
     for name, term in terms.items() if target is not None else ():
         norm = _norm(term, z, peers)
         if norm is not None and target is not None:
-            factor = (target / (norm + DELTA)).clamp(0, LARGEST)
+            factor = (target / (norm + DELTA)).clamp(0, MAX_FACTOR)
             factors[name] = torch.where(norm == 0, torch.ones_like(factor), factor)
     return factors
 

@@ -57,7 +57,7 @@ class Losses:
     multipliers: dict[str, Tensor] = field(default_factory=dict)
 
 
-Kept = list[Tensor] | None
+HiddenStates = list[Tensor] | None
 """List to which a forward pass appends the output [B, T, width] of each block."""
 
 # -- The target z2 -------------------------------------------------------------------------------
@@ -71,7 +71,11 @@ Traits: `needs_ema`: the EMA encoder is given (else None); `live`: gradients rea
 
 @TARGETS.add("live")
 def _live(
-    z: Tensor, x: Tensor, target_encoder: Network | None, noise: Tensor | None = None, kept: Kept = None
+    z: Tensor,
+    x: Tensor,
+    target_encoder: Network | None,
+    noise: Tensor | None = None,
+    hidden_states: HiddenStates = None,
 ) -> Tensor:
     """The latent with gradient: joint training."""
     return z
@@ -79,7 +83,11 @@ def _live(
 
 @TARGETS.add("stop_gradient")
 def _stop_gradient(
-    z: Tensor, x: Tensor, target_encoder: Network | None, noise: Tensor | None = None, kept: Kept = None
+    z: Tensor,
+    x: Tensor,
+    target_encoder: Network | None,
+    noise: Tensor | None = None,
+    hidden_states: HiddenStates = None,
 ) -> Tensor:
     """The latent without gradient."""
     return z.detach()
@@ -87,12 +95,16 @@ def _stop_gradient(
 
 @TARGETS.add("ema")
 def _ema(
-    z: Tensor, x: Tensor, target_encoder: Network | None, noise: Tensor | None = None, kept: Kept = None
+    z: Tensor,
+    x: Tensor,
+    target_encoder: Network | None,
+    noise: Tensor | None = None,
+    hidden_states: HiddenStates = None,
 ) -> Tensor:
     """The EMA encoder's latent. It has the noise of z, so an EMA equal to the encoder gives a stop-gradient."""
     assert target_encoder is not None
     with torch.no_grad():
-        return target_encoder.encode(x, noise, kept)
+        return target_encoder.encode(x, noise, hidden_states)
 
 
 # -- The fraction of the diffusion loss's gradient that reaches the encoder ---------------------------
@@ -247,7 +259,7 @@ def losses(
     tokens = Tokens() if auxiliaries is None else auxiliaries.tokens()
     seen = None if auxiliaries is None else auxiliaries.perceptual
     perceptual = None if spec.perceptual_weight == 0 else seen
-    raw = network.encode_raw(x, draws.hidden, tokens.encode)
+    raw = network.encode_raw(x, draws.mask, tokens.encode)
     reads_settled = auxiliaries is not None and auxiliaries.reads_settled
     # Before `normalise`, which updates the running statistics.
     settled = network.normaliser.settled(raw.float(), draws.latent_e).float() if reads_settled else None
@@ -268,16 +280,16 @@ def losses(
     if spec.diffusion_weight > 0:
         shared = with_gradient(z, encoder_gradient(spec, step))
         z2 = TARGETS.bound(spec.target, spec)(shared, x, target_encoder, draws.latent_e, tokens.target).float()
-        denoise, again = partial(network.denoise, kept=tokens.denoise), len(draws.t) // len(x)
+        denoise, again = partial(network.denoise, hidden_states=tokens.denoise), len(draws.t) // len(x)
         f, v = predictions(denoise, shared.repeat(again, 1, 1), draws, spec)
         weighted["diffusion"] = spec.diffusion_weight, _diffusion_loss(f, v, z2.repeat(again, 1, 1), draws, spec)
         if spec.anchor_weight > 0 or (spec.anchor_perceptual_weight > 0 and seen is not None):
-            foreseen, wanted = network.decode(f).float(), x.repeat(again, 1, 1, 1)
+            predicted, images = network.decode(f).float(), x.repeat(again, 1, 1, 1)
             if spec.anchor_weight > 0:
-                anchor = RECONSTRUCTIONS.bound(spec.reconstruction, spec)(foreseen, wanted)
+                anchor = RECONSTRUCTIONS.bound(spec.reconstruction, spec)(predicted, images)
                 others["anchor"] = spec.anchor_weight, anchor
             if spec.anchor_perceptual_weight > 0 and seen is not None:
-                others["anchor_perceptual"] = spec.anchor_perceptual_weight, seen(foreseen, wanted)
+                others["anchor_perceptual"] = spec.anchor_perceptual_weight, seen(predicted, images)
     if auxiliaries is not None:
         others |= auxiliaries.terms(Seen(network, x, z, draws, tokens, settled), target_encoder)
     balanced = {name: term for name, (_, term) in (weighted | others).items() if name != "reconstruction"}

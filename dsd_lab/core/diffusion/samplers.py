@@ -144,7 +144,7 @@ def dopri5(velocity: Velocity, z: Tensor, solver: Solver) -> Tensor:
     while bool((t < _END).any()):
         rows = (t < _END).nonzero()[:, 0]
         here, start, step = z[rows], t[rows], torch.minimum(h[rows], _END - t[rows])
-        width = _wide(step, here)
+        width = _broadcast(step, here)
         k = [slope[rows]]
         end = here
         for node, weights in zip(_NODES[1:], _STAGES[1:], strict=True):
@@ -153,19 +153,19 @@ def dopri5(velocity: Velocity, z: Tensor, solver: Solver) -> Tensor:
         scale = solver.atol + solver.rtol * torch.maximum(here.abs(), end.abs())
         error = (width * _weighted(_ERROR, k) / scale).double().square().flatten(1).mean(1).sqrt()
         accepted = ~(error > 1) | (step <= _SMALLEST_STEP)  # NaN is accepted: a smaller step would not help
-        z[rows] = torch.where(_wide(accepted, here), end, here)
-        slope[rows] = torch.where(_wide(accepted, here), k[-1], k[0])
+        z[rows] = torch.where(_broadcast(accepted, here), end, here)
+        slope[rows] = torch.where(_broadcast(accepted, here), k[-1], k[0])
         t[rows] = torch.where(accepted, start + step, start)
         factor = (0.9 * error.clamp_min(1e-10) ** -0.2).nan_to_num(1).clamp(0.2, 5)
         h[rows] = (step * 2 ** (factor.log2() * 4).floor().div(4)).clamp_min(_SMALLEST_STEP)
-    return z + (1 - _wide(t, z)) * velocity(z, t.to(z.dtype))
+    return z + (1 - _broadcast(t, z)) * velocity(z, t.to(z.dtype))
 
 
 def _time(t: float, z: Tensor) -> Tensor:
     return torch.full((len(z),), t, device=z.device)
 
 
-def _wide(numbers: Tensor, z: Tensor) -> Tensor:
+def _broadcast(numbers: Tensor, z: Tensor) -> Tensor:
     """Numbers [B] -> [B, 1, ...], in the precision of z [B, ...]; booleans stay booleans."""
     numbers = numbers if numbers.dtype == torch.bool else numbers.to(z.dtype)
     return numbers.reshape(-1, *[1] * (z.dim() - 1))
@@ -204,7 +204,7 @@ def guided_velocity(
             return v
         without = one(torch.full_like(labels, network.classes))
         guided = without + guidance * (v - without)
-        return guided if inside is None else torch.where(_wide(inside, v), guided, v)
+        return guided if inside is None else torch.where(_broadcast(inside, v), guided, v)
 
     return velocity
 

@@ -119,12 +119,12 @@ class Network(nn.Module):
         # Other rows of the role table still train; without detach, autograd would traverse the whole frozen role.
         return condition.detach() if role in self.frozen else condition
 
-    def _run(self, role: str, tokens: Tensor, condition: Tensor, kept: list[Tensor] | None = None) -> Tensor:
+    def _run(self, role: str, tokens: Tensor, condition: Tensor, hidden_states: list[Tensor] | None = None) -> Tensor:
         tokens = tokens + self.position
         for index in self.ranges[role]:
             tokens = self._through(self.blocks[index], tokens, condition)
-            if kept is not None:
-                kept.append(tokens)
+            if hidden_states is not None:
+                hidden_states.append(tokens)
         return self.heads[role](tokens, condition)
 
     def _through(self, block: nn.Module, tokens: Tensor, condition: Tensor) -> Tensor:
@@ -134,19 +134,19 @@ class Network(nn.Module):
         out: Tensor = block(tokens, condition)
         return out
 
-    def encode_raw(self, x: Tensor, hidden: Tensor | None = None, kept: list[Tensor] | None = None) -> Tensor:
+    def encode_raw(self, x: Tensor, mask: Tensor | None = None, hidden_states: list[Tensor] | None = None) -> Tensor:
         """Images [B, C, H, W] -> input of the normaliser: [B, T, c], or means and log variances [B, T, 2c] (`kl`).
 
-        Tokens where the mask `hidden` [B, T] is true are zeros plus their position embedding. The output
-        [B, T, width] of every block is appended to `kept`, as in `encode` and `denoise`.
+        Tokens where `mask` [B, T] is true are zeros plus their position embedding. The output
+        [B, T, width] of every block is appended to `hidden_states`, as in `encode` and `denoise`.
         """
         tokens = self.patch_in(self.patchify(x))
-        tokens = tokens if hidden is None else tokens.masked_fill(hidden[..., None], 0)
-        return self._run("encode", tokens, self._condition("encode"), kept)
+        tokens = tokens if mask is None else tokens.masked_fill(mask[..., None], 0)
+        return self._run("encode", tokens, self._condition("encode"), hidden_states)
 
-    def encode(self, x: Tensor, noise: Tensor | None = None, kept: list[Tensor] | None = None) -> Tensor:
+    def encode(self, x: Tensor, noise: Tensor | None = None, hidden_states: list[Tensor] | None = None) -> Tensor:
         """Images [B, C, H, W] -> normalised latents [B, T, c]; noise [B, T, c] is for normalisers that add noise."""
-        return self.normalise(self.encode_raw(x, kept=kept), noise)
+        return self.normalise(self.encode_raw(x, hidden_states=hidden_states), noise)
 
     def normalise(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
         """Output of `encode_raw` -> latents [B, T, c] in float32, whatever the precision of the blocks."""
@@ -158,12 +158,12 @@ class Network(nn.Module):
             every = self.normaliser(self.peers.whole(raw), None if noise is None else self.peers.whole(noise))
             return self.peers.own(every)
 
-    def denoise(self, z_t: Tensor, t: Tensor, y: Tensor, kept: list[Tensor] | None = None) -> Tensor:
+    def denoise(self, z_t: Tensor, t: Tensor, y: Tensor, hidden_states: list[Tensor] | None = None) -> Tensor:
         """Noised latents [B, T, c] at times [B] with labels [B] -> clean latent or velocity [B, T, c].
 
         Under `latent.normalise_prediction`, clean latents pass through the normaliser.
         """
-        out = self._run("denoise", in_float32(self.noisy_in, z_t), self._condition("denoise", t, y), kept)
+        out = self._run("denoise", in_float32(self.noisy_in, z_t), self._condition("denoise", t, y), hidden_states)
         return self.normalise(out) if self.normalises_prediction else out
 
     def decode(self, z: Tensor) -> Tensor:

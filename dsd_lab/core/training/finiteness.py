@@ -36,13 +36,13 @@ class Finiteness:
         """1 from the first non-finite step on, else 0: later steps must not be taken either."""
         if self._delay:
             optimiser.skip_where(self._skip)
-        self._told: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
+        self._pending: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
 
     def watch(self, step: int, loss: Tensor, norm: Tensor) -> None:
         """Check the loss and the gradient norm of a step, scalars on the device."""
         finite = torch.stack([torch.isfinite(loss), torch.isfinite(norm)])
         if not self._delay:
-            self._told.append((step, finite, None))
+            self._pending.append((step, finite, None))
             return
         self._skip.copy_(torch.maximum(self._skip, (~finite).any().float()))
         there = torch.empty(2, dtype=torch.bool, pin_memory=self._on_gpu)
@@ -51,12 +51,12 @@ class Finiteness:
         if self._on_gpu:
             done = torch.cuda.Event()
             done.record()
-        self._told.append((step, there, done))
+        self._pending.append((step, there, done))
 
     def diverged(self, wait: bool = False) -> Diverged | None:
         """The first non-finite step among those that the host knows of; with `wait`, among all."""
-        while len(self._told) > (0 if wait else self._delay):
-            step, finite, done = self._told.popleft()
+        while len(self._pending) > (0 if wait else self._delay):
+            step, finite, done = self._pending.popleft()
             if done is not None:
                 done.synchronize()
             if not bool(finite.all()):

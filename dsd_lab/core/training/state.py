@@ -89,10 +89,10 @@ class TrainingState:
             Averaging(self.target_encoder, self.network) if self.target_encoder is not None else None
         )
         self.auxiliaries = Auxiliaries(trial, self.network, data.classes, device, seed).to(device)
-        self.kept: dict[str, torch.nn.Module] = {"network": self.network, "auxiliary": self.auxiliaries}
+        self.saved_modules: dict[str, torch.nn.Module] = {"network": self.network, "auxiliary": self.auxiliaries}
         """Modules saved in a checkpoint, by the prefix of their tensors."""
-        self.kept |= {average_name(decay, trial.training.weight_ema): part for decay, part in averages.items()}
-        self.kept |= {} if self.target_encoder is None else {"target": self.target_encoder}
+        self.saved_modules |= {average_name(decay, trial.training.weight_ema): part for decay, part in averages.items()}
+        self.saved_modules |= {} if self.target_encoder is None else {"target": self.target_encoder}
         self.trained = torch.nn.ModuleList([self.network, self.auxiliaries])
         self.optimiser = build_optimiser(self.network, trial.optimiser, self.auxiliaries)
         self.finiteness = Finiteness(device, self.optimiser)
@@ -159,7 +159,7 @@ class TrainingState:
         """
         folder = folder or self.folder
         assert folder is not None
-        tensors = {k: v for name, part in self.kept.items() for k, v in tensors_of(part, name).items()}
+        tensors = {k: v for name, part in self.saved_modules.items() for k, v in tensors_of(part, name).items()}
         tensors |= {f"optimiser.{k}": v for k, v in checkpoints.flatten_optimiser(self.optimiser).items()}
         tensors |= {f"sums.{k}": v for k, v in self._sums.items()}
         state = {
@@ -210,7 +210,7 @@ class TrainingState:
             raise BadInput(
                 f"{path}: trained on {state['device']} so far and would go on on {self.device.type}; set resources.gpus as it was, or remove the trial's folder to train it anew"
             )
-        for name, part in self.kept.items():
+        for name, part in self.saved_modules.items():
             load_tensors(part, name, tensors, path)
         checkpoints.restore_optimiser(self.optimiser, _part(tensors, "optimiser"))
         self._sums = {k: v.to(self.device) for k, v in _part(tensors, "sums").items()}

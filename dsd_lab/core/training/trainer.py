@@ -33,7 +33,7 @@ class Trainer(TrainingState):
 
     # -- One step ----------------------------------------------------------------------------------
 
-    def _hold_frozen_rows(self) -> None:
+    def _restore_frozen_rows(self) -> None:
         with torch.no_grad():
             for tensor, rows, before in self._frozen_rows:
                 tensor.index_copy_(0, rows, before)
@@ -96,7 +96,7 @@ class Trainer(TrainingState):
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["scale"]
         self.optimiser.step()
-        self._hold_frozen_rows()
+        self._restore_frozen_rows()
         for decay, average in self.averaging.items():
             average.follow(warmed_decay(decay, self.step))
         if self.target_averaging is not None:
@@ -141,7 +141,7 @@ class Trainer(TrainingState):
                     (self.step % watch.checkpoint_every == 0 and self.step > 0) or last
                 )
                 if saves:
-                    self.peers.refuse_strays(list(self.trained.parameters()), self.step)
+                    self.peers.check_equal_weights(list(self.trained.parameters()), self.step)
                 if self.peers.leads:
                     yield from self._observed(last, saves, flush)
             if last:
@@ -155,7 +155,7 @@ class Trainer(TrainingState):
                 return
             started = time.perf_counter()
             diverged = self.train_step()
-            if diverged is None and self._is_watched():
+            if diverged is None and self._is_recorded():
                 diverged = self.diverged(wait=True)
             seconds += time.perf_counter() - started
             if diverged is not None:
@@ -177,7 +177,7 @@ class Trainer(TrainingState):
             self.save(**flush())
             yield Checkpointed(self.step, time.perf_counter() - started)
 
-    def _is_watched(self) -> bool:
+    def _is_recorded(self) -> bool:
         """Whether the present step is recorded, so that the host must know whether it was finite."""
         watch = self.trial.observation
         often = (watch.log_every, self.trial.probe.every, watch.images_every, watch.checkpoint_every)
