@@ -1,1 +1,1 @@
-"""Specs: the only place that knows the names, ranges and defaults of what a sweep can vary."""
+"""Specs: names, ranges and defaults of everything that a sweep can vary. They are defined only here."""

@@ -1,4 +1,4 @@
-"""What every part of a spec is: a Pydantic model that takes nothing it does not know."""
+"""The base class of every section of a spec: a strict Pydantic model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A part of a spec: strict types, finite numbers, no unknown keys."""
+    """A section of a spec: strict types, finite numbers, no unknown keys."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True

@@ -1,4 +1,4 @@
-"""What parts of a spec ask of each other: names in the report, sources of trials, averages that evaluations want."""
+"""Checks between parts of a spec: names in the report, sources of trials, EMAs that evaluations need."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from dsd_lab.specs.trial import Trial
 
 _WHILE_TRAINING = ("train", "latent", "rank_gap", "theory", "interference")
-"""First parts of the names of what every trial records."""
+"""First parts of the names of metrics that every trial records in training."""
 
 
 def check_report(spec: Sweep, document: Document) -> None:
-    """The report can name only axes, metrics and variants that this spec has."""
+    """Check that the report names only axes, metrics and variants of this spec."""
     tuned = spec.report.tuned
     if tuned is not None and tuned.axis not in spec.grid:
         where = document.where(("report", "tuned", "axis"))
@@ -42,7 +42,7 @@ def check_report(spec: Sweep, document: Document) -> None:
 
 
 def check_sources(trials: list[PlannedTrial], document: Document) -> None:
-    """Two folders or files of one name would pass for the same, and one trial's result for the other's."""
+    """Refuse different folders or files with one name: trials that read them would have the same id."""
     first: dict[str, PlannedTrial] = {}
     for trial in trials:
         other = first.setdefault(trial.id, trial)
@@ -59,12 +59,12 @@ def check_sources(trials: list[PlannedTrial], document: Document) -> None:
 
 
 def _sources(fields: Trial) -> dict[tuple[str, str], str | None]:
-    """What a trial reads that is not in its id."""
+    """Folders, files and data sets that a trial reads but that are not part of its id."""
     return {("data", "source"): fields.data.source, ("data", "hub"): fields.data.hub, **named_paths(fields)}
 
 
 def check_evaluations(spec: Sweep, trials: list[PlannedTrial], document: Document) -> None:
-    """Every trial keeps the averages of weights that evaluations ask for, and has trained what guidance compares."""
+    """Check that every trial has the EMAs that evaluations need, and the label drop that guidance needs."""
     for index, evaluation in enumerate(spec.evaluate):
         for trial in trials:
             average = lacking_average(evaluation.weights, trial.fields.training)
@@ -79,7 +79,7 @@ def check_evaluations(spec: Sweep, trials: list[PlannedTrial], document: Documen
 
 
 def lacking_guidance(guidance: float, fields: Trial) -> str | None:
-    """Why a trial cannot be sampled with a guidance scale, in words; None where it can, or has nothing to sample."""
+    """Why a trial cannot be sampled with a guidance scale; None if it can, or has no denoiser."""
     drop = fields.labels.drop
     if guidance == 1 or not fields.has_denoiser or 0 < drop < 1:
         return None

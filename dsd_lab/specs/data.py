@@ -1,4 +1,4 @@
-"""Fields of the images: where they come from, and how they are split, sized and held."""
+"""Fields of the images: source, split, size and storage."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ class Data(PartSection):
     """Where the images come from and how they are split."""
 
     source: Annotated[str, Choice("data_source")] = "digits"
-    """`digits`: scikit-learn's 1,797 8x8 digits. `idx`: MNIST's format. `parquet`: the Hugging Face image layout. `folder`: a sub-folder a class, as ImageNet, StyleGAN's `dataset.json`, or images without labels. `datasets`: `hub`, through the library of that name."""
+    """`digits`: scikit-learn's 1,797 8x8 digits. `idx`: MNIST's format. `parquet`: the Hugging Face image layout. `folder`: one sub-folder per class as in ImageNet, StyleGAN's `dataset.json`, or images without labels. `datasets`: the data set `hub`, read with the library `datasets`."""
     path: str | None = None
-    """Folder of the files, relative to the file that names it. Not part of a trial's identity; `name` is."""
+    """Folder of the files, relative to the spec file. Not part of a trial's identity; `name` is."""
     hub: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?$")
     """Name on the Hugging Face Hub, `owner/name` (`datasets`)."""
     image_column: str = Field("image", min_length=1, max_length=200)
     """Column of the images (`parquet`, `datasets`)."""
     label_column: str | None = Field("label", min_length=1, max_length=200)
-    """Column of the class numbers (`parquet`, `datasets`); null: the images have no labels."""
+    """Column of the class numbers (`parquet`, `datasets`); null if the images have no labels."""
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    """Declared name of the data set. Default: the folder's name, the name on the Hub, or the source."""
+    """Name of the data set. Default: the folder's name, the name on the Hub, or the source."""
     revision: str = Field("1", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    """Declared revision. Change it when the images change."""
+    """Revision of the data set. Change it when the images change."""
     holdout: float = Field(0.22, gt=0, lt=1)
-    """Fraction held out, class by class, where the data has no test split of its own (ours)."""
+    """Fraction of every class that is held out, if the data has no test split (ours)."""
     size: int | None = Field(None, ge=2, le=1024)
-    """Images are resized so that their shorter side has this many pixels, antialiased (box halving, then bicubic, as ADM). Default: as they are."""
+    """Images are resized so that their shorter side has this many pixels, antialiased (box halving, then bicubic, as in ADM). Default: no resizing."""
     crop: Literal["none", "centre"] = "none"
-    """`centre`: images are cut to the square in their middle."""
+    """`centre`: images are cropped to their central square."""
     background: Literal["white", "grey", "black"] = "white"
-    """Colour behind transparent pixels (files of images)."""
+    """Colour behind transparent pixels (`folder`, `parquet`, `datasets`)."""
     damaged: Literal["refuse", "skip"] = "refuse"
-    """What happens at an image that cannot be read, or is not of 8 bits a channel: `skip` leaves it out, named and counted (files of images)."""
+    """What to do with an image that cannot be read or does not have 8 bits per channel: `skip` leaves it out and reports it (`folder`, `parquet`, `datasets`)."""
     memory: Literal["auto", "resident", "stream"] = "auto"
-    """`resident`: decoded once, as uint8. `stream`: decoded from disk ahead of every step. `auto`: streamed where they would take more than 2 GiB. The images and their order are the same."""
+    """`resident`: decoded once and stored in memory as uint8. `stream`: decoded from disk for every step. `auto`: streamed if they would take more than 2 GiB. Images and their order are the same."""
     workers: int = Field(4, ge=0, le=256)
-    """Threads that decode images; 0: the trial's own."""
+    """Threads that decode images; 0 decodes in the trial's main thread."""
 
     @model_validator(mode="after")
     def _place_where_needed(self) -> Data:

@@ -1,4 +1,4 @@
-"""The `evaluate` list of a spec: lists of scales or weights become one evaluation each, files become paths and hashes."""
+"""The `evaluate` list of a spec: expands lists of guidance scales or weights, and resolves files to paths and hashes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LISTS = ("guidance", "weights")
 
 
 def expanded(document: Document) -> Document:
-    """The document with every entry of `evaluate` whose guidance or weights are lists replaced by one entry a value.
+    """The document with one entry of `evaluate` per value, where guidance or weights are lists.
 
     Raises:
         BadInput: a list is empty, or there are more than `MAX_EVALUATIONS`.
@@ -45,12 +45,12 @@ def expanded(document: Document) -> Document:
 
 
 def with_files(evaluations: list[Generation], document: Document, folder: Path) -> list[Generation]:
-    """The evaluations with their files' paths made absolute and the hash of each reference filled in.
+    """The evaluations with absolute paths, and with the hash of each reference.
 
-    A reference that is not there keeps the hash that the spec gives, or none: `sweep` refuses it, `plan` need not.
+    A missing reference keeps the hash from the spec, or none: `sweep` refuses it later, `plan` accepts it.
 
     Raises:
-        BadInput: a reference has another hash than the spec says, or cannot be read.
+        BadInput: a reference cannot be read, or its hash differs from the spec's.
     """
     return [_with_files(e, document, ("evaluate", str(i)), folder) for i, e in enumerate(evaluations)]
 
@@ -76,15 +76,15 @@ def _with_files(evaluation: Generation, document: Document, at: tuple[str, ...],
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
+    """Hexadecimal SHA-256 of a file."""
     with open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def applies(evaluation: Generation, trial: Trial) -> bool:
-    """Whether a trial has anything that an evaluation measures.
+    """Whether an evaluation measures anything of a trial.
 
-    A trial without a denoiser, such as a reconstruction-only control, has nothing to sample from: of an
-    evaluation that asks for both, its reconstructions and latents are measured.
+    A trial without a denoiser, such as a reconstruction-only control, has no samples: only its reconstructions and
+    latents are measured.
     """
     return trial.has_denoiser or bool(set(evaluation.measured) & set(OF_ENCODER))

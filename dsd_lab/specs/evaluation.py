@@ -1,4 +1,4 @@
-"""Fields of an evaluation: how samples are drawn, and what is measured on them and on held-out images."""
+"""Fields of an evaluation: how samples are drawn, and which metrics are computed."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ OF_IMAGES: tuple[str, ...] = ("fid", "kid", "is", "precision", "recall", "label_
 OF_ENCODER: tuple[str, ...] = ("rfid", "psnr", "ssim", "knn", "linear")
 """Metrics of held-out images' reconstructions and latents."""
 _OF_CLASSES = ("label_accuracy", "knn", "linear")
-"""Metrics that need classes to tell apart."""
+"""Metrics that need two or more classes."""
 
 
 _RECORDED = {"nearest_train": "memorisation", "knn": "probe", "linear": "probe"}
 
 
 def recorded_as(metric: str) -> str:
-    """First part of the name that a metric is recorded under."""
+    """First part of the name under which a metric is recorded."""
     return _RECORDED.get(metric, "sample" if is_foreign("sample_metric", metric) else metric)
 
 
 def _or_list(schema: dict[str, Any]) -> None:
-    """For editors: the value, or a list of such values, which is expanded before validation."""
+    """JSON Schema for editors: a value, or a list of values, which is expanded before validation."""
     notes: dict[str, Any] = {k: schema.pop(k) for k in ("default", "description", "title") if k in schema}
     one = dict(schema)
     schema.clear()
@@ -35,45 +35,45 @@ def _or_list(schema: dict[str, Any]) -> None:
 
 
 class Generation(PartSection):
-    """An evaluation of a finished trial: how samples are drawn, and what is measured on them and on held-out images."""
+    """An evaluation of a finished trial: how samples are drawn, and which metrics are computed."""
 
     sampler: Annotated[str, Choice("sampler")] = "heun"
-    """Solver of the probability-flow equation; `sde`: Euler-Maruyama on the SDE of the same marginals, the last step from t = 0.96 without noise, as SiT's and REPA's; `dopri5`: adaptive."""
+    """`euler`, `heun` and `dopri5` (adaptive) solve the probability-flow ODE. `sde`: Euler-Maruyama on the SDE with the same marginals; its last step starts at t = 0.96 and has no noise, as in SiT and REPA."""
     steps: int = Field(25, ge=1, le=10_000)
-    """Solver steps; Heun calls the network twice in each but the last. `dopri5` chooses its own."""
+    """Solver steps. Heun calls the network twice per step, except in the last. `dopri5` chooses its own steps."""
     rtol: float = Field(1e-5, gt=0, le=1)
-    """Relative error of a step of `dopri5` (ours)."""
+    """Relative tolerance per step of `dopri5` (ours)."""
     atol: float = Field(1e-5, gt=0, le=1)
-    """Absolute error of a step of `dopri5`, in units of the latents (ours)."""
+    """Absolute tolerance per step of `dopri5`, in units of the latents (ours)."""
     guidance: float = Field(1.0, ge=0, le=100, json_schema_extra=_or_list)
-    """Classifier-free guidance scale; 1 is no guidance. A list makes one evaluation of each."""
+    """Classifier-free guidance scale; 1 is no guidance. A list makes one evaluation per value."""
     guidance_interval: list[float] | None = Field(None, min_length=2, max_length=2)
-    """[lo, hi] in t: guidance only there; both ends belong to it as `guidance_ends` says. Default: everywhere."""
+    """[lo, hi]: times t with guidance; `guidance_ends` says whether the ends are included. Default: all times."""
     guidance_ends: Literal["closed", "open"] = "closed"
-    """`closed`: guided where lo <= t <= hi, as in REPA's sampler. `open`: where lo < t < hi, and at t = 0 where lo is 0, as in JiT's. They differ where a solver's step falls on an end."""
+    """`closed`: guidance where lo <= t <= hi, as in REPA's sampler. `open`: where lo < t < hi, and at t = 0 if lo is 0, as in JiT's. The two differ if a solver step falls on an end."""
     weights: Literal["ema", "trained"] | Annotated[str, Field(pattern=r"^ema:0?\.\d{1,12}$")] = Field(
         "ema", json_schema_extra=_or_list
     )
-    """Averaged weights, those of the last step, or `ema:DECAY`: the average of one of `training.extra_ema_decays`. A list makes one evaluation of each."""
+    """`ema`: the averaged weights. `trained`: the weights of the last step. `ema:DECAY`: the average with one of `training.extra_ema_decays`. A list makes one evaluation per value."""
     images: int | Literal["holdout"] = "holdout"
-    """`holdout`: as many as there are held-out images, with their labels, so that the real-against-real floor has the same N and class mix. A number: that many, with `labels`."""
+    """Number of samples. `holdout`: one sample per held-out image, with its label, so that the FID between real images (the floor) has the same N and class frequencies. A number: that many, labelled as `labels` says."""
     labels: Literal["balanced", "random", "training"] = "balanced"
-    """Labels of a number of images: every class equally often, drawn uniformly, or every class as often as among the training images (to within one image)."""
+    """Labels when `images` is a number. `balanced`: every class equally often. `random`: drawn uniformly. `training`: class frequencies of the training images, to within one image."""
 
     extractor: Literal["indomain", "inception"] = "indomain"
-    """Features that samples are compared on: a classifier trained on the data set itself (without classes: a network that learned to tell quarter turns and to paint the image small), or Inception-v3, whose weights `dsd-lab fetch-weights` provides. Never one column."""
+    """Features in which samples are compared. `indomain`: a classifier trained on the data set; without classes, a network trained to predict rotations by 90 degrees and a downscaled image. `inception`: Inception-v3, with weights from `dsd-lab fetch-weights`. Reports keep the two in separate columns."""
     inception_weights: str | None = None
-    """File of Inception's weights, relative to the file that names it; its SHA-256 is checked. Default: the one in the home folder. Not part of an evaluation's identity."""
+    """File of Inception's weights, relative to the spec file; its SHA-256 is checked. Default: the file in the home folder. Not part of an evaluation's identity."""
     reference: str | None = None
-    """Statistics that FID is measured against instead of the training images: an .npz with `mu` and `sigma`, as ADM and pytorch-fid write it, relative to the file that names it. Its hash is part of the identity, its path is not."""
+    """Statistics for FID instead of those of the training images: an .npz with `mu` and `sigma`, as written by ADM and pytorch-fid, relative to the spec file. Its hash is part of the identity, its path is not."""
     reference_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
-    """SHA-256 of that file; checked where it is given, filled in where it is not."""
+    """SHA-256 of that file: checked if given, otherwise filled in."""
     metrics: list[Metric] | None = Field(None, min_length=1)
-    """What is measured. Default: everything but `knn` and `linear`, which encode and fit the training images."""
+    """Metrics to compute. Default: all except `knn` and `linear`, which encode the training images and fit to them."""
 
     @property
     def adaptive(self) -> bool:
-        """Whether the sampler chooses its own steps, by `rtol` and `atol`; a plug-in's says so (`adaptive`)."""
+        """Whether the sampler chooses its steps by `rtol` and `atol`; for a plug-in's, its trait `adaptive`."""
         return self.sampler == "dopri5" or bool(trait("sampler", self.sampler, "adaptive", False))
 
     @property
@@ -85,7 +85,7 @@ class Generation(PartSection):
 
     @property
     def of_images(self) -> tuple[str, ...]:
-        """Those of the metrics that are of generated images, plug-ins' among them."""
+        """The metrics of generated images, including plug-ins' metrics."""
         return tuple(m for m in self.measured if m not in OF_ENCODER)
 
     @model_validator(mode="after")
@@ -110,7 +110,7 @@ class Generation(PartSection):
 
 
 def without_classes(evaluation: Generation) -> str:
-    """Why an evaluation cannot be made on data without classes, or of one class; empty where it can."""
+    """Why an evaluation is impossible on data with fewer than two classes; empty if it is possible."""
     if evaluation.guidance != 1:
         return f"guidance {evaluation.guidance:g} has nothing to guide towards; write `guidance: 1`"
     asked = [name for name in evaluation.metrics or () if name in _needing_classes(evaluation)]
@@ -124,5 +124,5 @@ def of_no_classes(evaluation: Generation) -> Generation:
 
 
 def _needing_classes(evaluation: Generation) -> tuple[str, ...]:
-    """The inception score too, where the classes are the data's own."""
+    """Metrics that need classes; the inception score is one of them for `extractor: indomain`."""
     return (*_OF_CLASSES, "is") if evaluation.extractor == "indomain" else _OF_CLASSES

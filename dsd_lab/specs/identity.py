@@ -1,4 +1,4 @@
-"""A trial's identity: a hash of what can change its training result, and of nothing else."""
+"""A trial's identity: a hash of everything that can change its training result, and of nothing else."""
 
 from __future__ import annotations
 
@@ -31,36 +31,34 @@ TRAINING_SECTIONS = (
     "optimiser",
     "training",
 )
-"""Sections that can change a training result; probes, records and resources cannot."""
+"""Sections that can change a training result; `probe`, `observation` and `resources` cannot."""
 
 
 def canonical_fields(trial: Trial, recorded: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
-    """The training fields of a trial that have an effect, each at its resolved value.
+    """The training fields of a trial that have an effect, at their resolved values.
 
-    The section `plugins` has the digests of the plug-ins' parts that are used; there is none without such parts.
+    Fields without effect in a combination are left out, so that trials that compute the same have the same fields.
+    Examples: the decay of an unused target encoder, the mean of a uniform distribution, the whole diffusion objective
+    if its weight is zero. A field is left out only for values that this module names; with any other value, such as a
+    new normaliser, every field counts.
 
-    Fields without effect in a combination are left out, so that two trials that would compute
-    the same thing have the same fields: the decay of a target encoder that is not used, the
-    mean of a uniform distribution, the whole diffusion objective where its weight is zero.
-
-    A field is left out only where the values that make it void are named here. Beside a value that
-    this module does not know, such as a later output or normaliser, every field counts.
+    The section `plugins` has the digests of the plug-ins' parts that are used; without such parts it is absent.
 
     Args:
-        trial: its fields.
-        recorded: digests by `kind/name`, of a record whose plug-ins are not loaded; None: those of the loaded ones.
+        trial: the trial.
+        recorded: `kind/name` -> digest, from a record whose plug-ins are not loaded; None: digests of loaded plug-ins.
 
     Raises:
         BadInput: a plug-in is not loaded.
     """
     fields = {name: getattr(trial, name).model_dump() for name in TRAINING_SECTIONS}
     data = fields["data"] | {"name": data_name(trial)}
-    for name in ("source", "path", "hub", "memory", "workers"):  # where the images lie: `name` says what they are
+    for name in ("source", "path", "hub", "memory", "workers"):  # location and storage; `name` identifies the images
         del data[name]
     if trial.data.source == "idx":
-        del data["holdout"]  # idx files come with a test split
+        del data["holdout"]  # idx files have a test split
     fields["data"] = data
-    del fields["network"]["size"]  # a name for values that are all spelled out
+    del fields["network"]["size"]  # an abbreviation of the other fields
     network, latent, time, optimiser = (fields[k] for k in ("network", "latent", "time", "optimiser"))
     own = ("encode_blocks", "denoise_blocks", "decode_blocks")
     without = {"coupled": own, "modular": ("shared_blocks",), "separate": ("shared_blocks",)}
@@ -68,7 +66,7 @@ def canonical_fields(trial: Trial, recorded: Mapping[str, str] | None = None) ->
         del network[name]
     stages = trial.stages()
     objectives = [s.trial.objective for s in stages]
-    # A target encoder follows the weights from the first step on, at the decay in force, to the last phase that uses it.
+    # A target encoder is updated from the first step, at each phase's decay, until the last phase that uses it.
     used = [_may_use_target(o) or trial.auxiliary.needs_target_encoder for o in objectives]
     last = max((i for i, kept in enumerate(used) if kept), default=-1)
     canonical = [_objective(stage.trial, i <= last) for i, stage in enumerate(stages)]
@@ -87,7 +85,7 @@ def canonical_fields(trial: Trial, recorded: Mapping[str, str] | None = None) ->
         fields["time"], fields["labels"] = {}, {}
     elif time["distribution"] == "uniform":
         del time["mean"], time["std"]
-    if not trial.has_denoiser or trial.training.noise_draws == 1:  # so that a control differs by its objective alone
+    if not trial.has_denoiser or trial.training.noise_draws == 1:  # so that a control differs only by its objective
         del fields["training"]["noise_draws"]
     if all(o.reconstruction_weight == o.perceptual_weight == 0 for o in objectives):
         del latent["decoder_noise"]
@@ -117,7 +115,7 @@ def canonical_fields(trial: Trial, recorded: Mapping[str, str] | None = None) ->
 
 
 _NOTHING_DIVIDED = {("velocity", "velocity", None), ("velocity", "clean", "none"), ("clean", "clean", "none")}
-"""Outputs, loss spaces and weightings (None: without effect) whose loss divides by nothing that `clamp` bounds."""
+"""(output, loss space, weighting (None: no effect)) of losses that do not use `clamp`."""
 _NOT_READ: dict[str, tuple[str, ...]] = dict.fromkeys(
     ("none", "layernorm", "layernorm_affine", "batchnorm", "rmsnorm", "tanh"), ("noise", "kl_weight")
 )
@@ -130,7 +128,7 @@ def _may_use_target(objective: Objective) -> bool:
 
 
 def _objective(trial: Trial, target_kept: bool) -> dict[str, Any]:
-    """The fields of an objective that have an effect, on a target encoder too where one is kept."""
+    """The fields of an objective that have an effect; `target_kept`: a target encoder is updated in this stage."""
     spec, objective = trial.objective, trial.objective.model_dump()
     if spec.diffusion_weight == 0:
         for name in ("target", "noised", "output", "loss_space", "weighting", "clamp", "encoder_gradient"):
@@ -174,7 +172,7 @@ def _auxiliary(trial: Trial) -> dict[str, Any]:
     ):
         if not used:
             del values[name]
-    if spec.alignment > 0:  # counted from the end: the last block has one name, whatever the depth
+    if spec.alignment > 0:  # indices from the end: the last block is -1 at any depth
         sides = [("alignment_layers", spec.alignment_from)] + [("alignment_target_layers", "encode")] * to_ema
         for name, role in sides:
             count = blocks_of(trial, role)
@@ -185,11 +183,11 @@ def _auxiliary(trial: Trial) -> dict[str, Any]:
 
 
 _DETACHED = ("stop_gradient", "ema")
-"""Targets without a gradient."""
+"""Targets without gradient."""
 
 
 def _meets_reconstruction(trial: Trial) -> bool:
-    """Whether a loss that can be balanced has a gradient at the latents."""
+    """Whether any loss that can be balanced has a gradient at the latents."""
     objective, auxiliary = trial.objective, trial.auxiliary
     return (
         (objective.diffusion_weight > 0 and not (objective.noised == "detached" and objective.target in _DETACHED))
@@ -204,12 +202,12 @@ def _meets_reconstruction(trial: Trial) -> bool:
 
 
 def _file_name(weights: str) -> str:
-    """What tells weights apart wherever they lie: a file's name, or that they come from no file."""
+    """The file name of weights, or `pretrained` or `random`: identifies weights in any folder."""
     return weights.rsplit("/", 1)[-1]
 
 
 def data_name(trial: Trial) -> str:
-    """The declared name of the data set: `name`, else the folder's name, else the name on the Hub, else the source."""
+    """Name of the data set: `name`, else the folder's name, else the name on the Hub, else the source."""
     folder = (trial.data.path or "").rstrip("/").rsplit("/", 1)[-1]
     return trial.data.name or folder or trial.data.hub or trial.data.source
 
@@ -217,8 +215,8 @@ def data_name(trial: Trial) -> str:
 def trial_id(trial: Trial, seed: int, recorded: Mapping[str, str] | None = None) -> str:
     """Twelve hexadecimal digits of the SHA-256 of the canonical non-default training fields and the seed.
 
-    A field that a later version adds with a default leaves every id as it is; changing a default
-    is a new `SCHEMA_VERSION`. `recorded`: as of `canonical_fields`.
+    A new field with a default changes no id; a changed default needs a new `SCHEMA_VERSION`. `recorded`: as in
+    `canonical_fields`.
     """
     return trial_ids(trial, [seed], recorded)[0]
 
@@ -239,10 +237,7 @@ def canonical_ids(canonical: dict[str, dict[str, Any]], seeds: Sequence[int], mo
 
 
 def evaluation_id(evaluation: Generation) -> str:
-    """Eight hexadecimal digits that tell this evaluation's settings from others, made as a trial's id is.
-
-    Settings without effect in a combination are left out, as in `canonical_fields`.
-    """
+    """Eight hexadecimal digits of a hash of an evaluation's settings, without those that have no effect."""
     changed = evaluation.model_dump(exclude_defaults=True)
     unused: tuple[str, ...] = ("steps",) if evaluation.sampler == "dopri5" else ()
     unused += ("rtol", "atol") if evaluation.sampler in ("euler", "heun", "sde") else ()
@@ -257,7 +252,7 @@ def evaluation_id(evaluation: Generation) -> str:
     if evaluation.metrics is not None:
         changed["metrics"] = evaluation.measured
     if evaluation.reference is not None:
-        changed["reference_sha256"] = evaluation.reference_sha256  # None: not there, and nothing is measured
+        changed["reference_sha256"] = evaluation.reference_sha256  # None: the file is missing, nothing is measured
     parts = [("sampler", evaluation.sampler), *(("sample_metric", metric) for metric in evaluation.measured)]
     if used := {f"{kind}/{name}": digest_of(kind, name, None) for kind, name in parts if is_foreign(kind, name)}:
         changed["plugins"] = used

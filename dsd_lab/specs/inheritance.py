@@ -1,4 +1,4 @@
-"""What lies under and over a spec's own file: the files that it extends, and `--set` from the command line."""
+"""`extends` (spec files that a spec inherits from) and `--set` (overrides from the command line)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_EXTENDS = 20
 
 
 def read_with_parents(path: Path) -> Document:
-    """The document of a spec, laid on those that it extends.
+    """The document of a spec, merged over those that it extends.
 
     Raises:
         BadInput: a file cannot be read, or `extends` leads outside the spec's folder, back to itself, or too deep.
@@ -26,7 +26,7 @@ def read_with_parents(path: Path) -> Document:
 def _inherit(path: Path, root: Path, seen: list[Path]) -> Document:
     document = read_document(path)
     folder = resolved_path(path.parent, str(path))
-    if folder != root:  # what a file names is relative to that file, not to the one that extends it
+    if folder != root:  # paths are relative to the file that contains them, not to the one that extends it
         document = Document(with_paths_from(folder, document.values), document.marks)
     parent = document.values.get("extends")
     if parent is None:
@@ -49,10 +49,10 @@ def _inherit(path: Path, root: Path, seen: list[Path]) -> Document:
 
 
 def resolved_path(path: Path, where: str) -> Path:
-    """The path made absolute, links followed.
+    """The absolute path, with links resolved.
 
     Raises:
-        BadInput: it cannot be: links go in circles, or it holds a NUL character.
+        BadInput: links form a circle, or the path contains a NUL character.
     """
     try:
         return path.resolve()
@@ -65,10 +65,10 @@ def parse_set(text: str, known: list[str]) -> tuple[KeyPath, Any, str]:
 
     Args:
         text: `key.path=value`.
-        known: what a key path can begin with.
+        known: first parts that a key path may have.
 
     Raises:
-        BadInput: the text has another form, an unknown beginning, or a value that is not YAML.
+        BadInput: the text has another form, an unknown first part, or a value that is not YAML.
     """
     mark = f"{SET_MARK}{one_line(text)}"
     key, equals, value = text.partition("=")
@@ -86,10 +86,10 @@ def parse_set(text: str, known: list[str]) -> tuple[KeyPath, Any, str]:
 
 
 def edited(document: Document, path: KeyPath, value: Any, mark: str) -> Document:
-    """A spec with one value set. Axes and names may hold dots; a field of a variant that is not there is refused.
+    """A spec with one value set. Names of axes, variants and profiles may contain dots.
 
     Raises:
-        BadInput: the path leads into a variant or profile that the spec does not have.
+        BadInput: the path is inside a variant or profile that the spec does not have.
     """
     section, rest = path[0], ".".join(path[1:])
     if section == "grid" and rest:

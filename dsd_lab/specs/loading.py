@@ -1,4 +1,4 @@
-"""From a YAML file to a plan: inheritance, profiles, grids, overrides."""
+"""YAML file -> plan: inheritance, profiles, grids, overrides."""
 
 from __future__ import annotations
 
@@ -28,21 +28,20 @@ def load_sweep(path: Path, profile: str | None = None, sets: list[str] | None = 
 
     Args:
         path: the YAML file, or `-` for standard input.
-        profile: name of a profile, instead of the spec's own choice.
-        sets: `key.path=value` overrides. A path that starts with a section of a trial
-            (`training.steps=100`) overrides every trial, after its variant and the grid, of which
-            it takes that axis away; any other path edits the file, after the profile (`seeds=[0]`,
-            `variants.naive.optimiser.lr=1e-4`, `grid.training.steps=[10, 20]`).
+        profile: name of a profile; None: the spec's default.
+        sets: `key.path=value` overrides. A path that starts with a section of a trial (`training.steps=100`) overrides
+            every trial, after variant and grid, and removes that axis from the grid. Any other path edits the file,
+            after the profile (`seeds=[0]`, `variants.naive.optimiser.lr=1e-4`, `grid.training.steps=[10, 20]`).
 
     Raises:
-        BadInput: one line with the file, line, key and value, and what would be right.
+        BadInput: the spec is not valid. The message is one line with file, line, key, value and what would be right.
     """
     document = read_with_parents(path)
     everywhere, edits = Document({}), []
     known_keys = [*Trial.model_fields, *(f.alias or name for name, f in Sweep.model_fields.items())]
     for text in sets or []:
         key_path, value, mark = parse_set(text, known_keys)
-        value = with_paths_from(Path.cwd(), value, key_path)  # they were typed in this folder, not in the spec's
+        value = with_paths_from(Path.cwd(), value, key_path)  # relative to the current folder, not the spec's
         if key_path[0] in Trial.model_fields:
             everywhere = everywhere.with_value(key_path, value, mark)
         elif key_path[0] in ("profile", "profiles"):
@@ -69,7 +68,7 @@ def load_sweep(path: Path, profile: str | None = None, sets: list[str] | None = 
 
 
 def _require(document: Document) -> None:
-    """Plug-ins are there before anything that names their parts is checked; a wrong list is refused with the rest."""
+    """Load required plug-ins before their parts are checked; an invalid list is reported by the validation."""
     names = document.values.get("requires")
     for place, name in enumerate(names if isinstance(names, list) else []):
         if isinstance(name, str) and name.isidentifier():
@@ -133,7 +132,7 @@ def _holds(values: Any, key: str) -> bool:
 
 
 def _with_absolute_paths(fields: Trial, document: Document, spec_path: Path) -> Trial:
-    """The trial with its folder and files made absolute; a link keeps its name, which names the data set."""
+    """The trial with absolute paths. The last part is not resolved: a link's name is the name of the data set."""
     sections: dict[str, Section] = {}
     for (section, name), written in named_paths(fields).items():
         where = f"{document.where((section, name))}: {section}.{name}"

@@ -1,4 +1,4 @@
-"""Turn Pydantic's errors into one line a person can act on: file:line, key, value, what would be right."""
+"""Turns Pydantic's errors into messages of one line: file:line, key, value, what would be right."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dsd_lab.specs.yaml_document import SET_MARK, Document, KeyPath, one_line
 
 
 def complaints(error: ValidationError, model: type[BaseModel], document: Document) -> list[str]:
-    """The errors of a validation, one line for each key at fault, in the order of the fields."""
+    """One line for each invalid key, in the order of the fields."""
     beginnings: dict[KeyPath, str] = {}
     wanted: dict[KeyPath, list[str]] = {}
     several: dict[KeyPath, str] = {}
@@ -29,7 +29,7 @@ def complaints(error: ValidationError, model: type[BaseModel], document: Documen
             beginnings[path] = f"{where}: the key {shown!r} is missing"
         elif kind == "value_error":
             beginnings.setdefault(path, f"{_nearest_mark(document, path, text)}: {shown}: {text}")
-        else:  # the branches of a union (a whole number or 'holdout') complain one by one of the same key
+        else:  # each branch of a union (a whole number or 'holdout') reports its own error for the same key
             beginnings.setdefault(path, f"{where}: {shown}: {_as_written(detail['input'])} is not valid; it must be ")
             wanted.setdefault(path, []).append(_wanted(detail))
             if model is Trial and kind != "list_type":
@@ -40,7 +40,7 @@ def complaints(error: ValidationError, model: type[BaseModel], document: Documen
 
 
 def _as_axis(path: KeyPath, value: Any, where: str) -> str:
-    """How to write several values of one field, where they were given as its value; else empty."""
+    """How to write a grid axis, if several values were given for one field; else empty."""
     values = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else []
     if len(path) != 2 or len(values) < 2:
         return ""
@@ -68,7 +68,7 @@ def _key_and_text(detail: ErrorDetails, values: Any) -> tuple[KeyPath, str]:
 
 
 def _nearest_mark(document: Document, path: KeyPath, text: str) -> str:
-    """Where to look: the key at fault, or one that the text names where the spec leaves that at its default."""
+    """`file:line` of the invalid key; if the spec does not set it, of another key that the text names."""
     beside = [(*path[:-1], word) for word in re.findall(r"[a-z_]+", text)]
     return next((document.marks[p] for p in (path, *beside) if p in document.marks), document.where(path))
 
@@ -109,7 +109,9 @@ def _wanted(detail: ErrorDetails) -> str:
         return "a list" + (f": write [{one_line(str(value))}]" if isinstance(value, int | float | str) else "")
     if kind == "string_pattern_mismatch" and context["pattern"].startswith("^ema:"):
         return "'ema:' with a decay below 1, as in ema:0.999"
-    if kind == "string_pattern_mismatch":  # all other patterns of the specs are names
+    if kind == "string_pattern_mismatch" and "(/" in context["pattern"]:
+        return "a name on the Hugging Face Hub, such as ylecun/mnist"
+    if kind == "string_pattern_mismatch":  # all other patterns are names
         letters = "letters" if "A-Z" in context["pattern"] else "lower-case letters"
         return f"at most 64 {letters}, digits, '.', '_' or '-', the first a letter or a digit"
     if kind in ("dict_type", "model_type"):
@@ -140,11 +142,11 @@ def _meant(model: type[BaseModel], path: KeyPath) -> str:
 
 
 def summary(faults: dict[str, list[str]], variants: Sequence[str]) -> str:
-    """The first of the lines that `complaints` gave for some trials, and how many more there are.
+    """The first line from `complaints`, and the number of further lines.
 
     Args:
         faults: each line, and the variants that it concerns.
-        variants: all variants; a line that concerns them all names none.
+        variants: all variants; a line that concerns all of them names none.
     """
     line, concerned = next(iter(faults.items()))
     variant = "" if set(concerned) >= set(variants) else f" (variant {concerned[0]!r})"

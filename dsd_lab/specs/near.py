@@ -1,4 +1,4 @@
-"""What somebody may have meant: the known name nearest to the one that was typed."""
+"""Suggestions for misspelt names: "did you mean ...?"."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from dsd_lab.files.printable import one_line
 
 _NEAR = 0.6
-"""Likeness from which a name is suggested, of 1."""
+"""Minimum similarity (0 to 1) of a suggested name."""
 _EXPERIMENTS = Path("experiments")
-"""Where a checkout has its specs; looked into beside the folder that was typed."""
+"""Folder of specs in a checkout; searched in addition to the folder that was typed."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or the list of known names where none is near."""
+    """`; did you mean 'x'?`, or the list of known names if none is similar."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=_NEAR)
     if near:
@@ -25,7 +25,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def near_file(path: Path) -> str:
-    """`; did you mean 'experiments/x.yaml'?` for a spec file that is not there; empty where none has a like name."""
+    """`; did you mean 'experiments/x.yaml'?` for a missing spec file; empty if no name is similar."""
     folders = dict.fromkeys((path.parent, _EXPERIMENTS))
     specs = [spec for folder in folders for ending in ("yaml", "yml") for spec in sorted(folder.glob(f"*.{ending}"))]
     near = difflib.get_close_matches(path.stem, [spec.stem for spec in specs], n=1, cutoff=_NEAR)

@@ -15,13 +15,13 @@ class Network(Section):
     size: Literal["nano8", "nano28", "nano32", "nano64", "tiny64", "tiny128", "small256", "middle256", "base256"] = (
         "nano8"
     )
-    """A row of the table of sizes; each of the fields below overrides one column of it."""
+    """A named size; the fields below override its values."""
     layout: Literal["modular", "coupled", "separate"] = "modular"
-    """`modular`: each role has its own range of blocks. `coupled`: all blocks serve all roles. `separate`: three networks, whose gradients are clipped apart."""
+    """`modular`: each role has its own blocks. `coupled`: all roles share all blocks. `separate`: three networks that share no weights."""
     image_size: int | None = Field(None, ge=2, le=1024)
-    """Pixels a side."""
+    """Pixels per side of an image."""
     patch_size: int | None = Field(None, ge=1, le=64)
-    """Pixels a side of a patch; one latent token a patch."""
+    """Pixels per side of a patch; each patch is one latent token."""
     latent_channels: int | None = Field(None, ge=1, le=1024)
     """Channels of a latent token."""
     width: int | None = Field(None, ge=8, le=8192)
@@ -29,13 +29,13 @@ class Network(Section):
     heads: int | None = Field(None, ge=1, le=128)
     """Attention heads."""
     encode_blocks: int | None = Field(None, ge=1, le=128)
-    """Blocks that encode (modular)."""
+    """Blocks of the encoder (`modular`, `separate`)."""
     denoise_blocks: int | None = Field(None, ge=1, le=128)
-    """Blocks that denoise (modular)."""
+    """Blocks of the denoiser (`modular`, `separate`)."""
     decode_blocks: int | None = Field(None, ge=1, le=128)
-    """Blocks that decode (modular)."""
+    """Blocks of the decoder (`modular`, `separate`)."""
     shared_blocks: int | None = Field(None, ge=1, le=128)
-    """Blocks of the shared stack (coupled)."""
+    """Blocks shared by all roles (`coupled`)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -49,7 +49,7 @@ class Network(Section):
     @model_validator(mode="after")
     def _divides(self) -> Network:
         if self.image_size is None or self.patch_size is None or self.width is None or self.heads is None:
-            return self  # the size was refused: its own error says so
+            return self  # an invalid size has its own error
         if self.image_size % self.patch_size:
             raise ValueError(f"patch_size: {self.patch_size} does not divide image_size {self.image_size}")
         if self.width % self.heads:
@@ -60,7 +60,7 @@ class Network(Section):
 
     @property
     def tokens(self) -> int:
-        """Latent tokens of an image: one a patch."""
+        """Latent tokens per image: one per patch."""
         return (int(self.image_size or 0) // int(self.patch_size or 1)) ** 2
 
 

@@ -1,4 +1,4 @@
-"""Fields of what is recorded while training; none of it changes the result."""
+"""Fields of what is recorded in training; they do not change the result."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ class Probe(Section):
     every: int = Field(100, ge=1, le=10**9)
     """Steps between probes; the first and the last step are always probed."""
     images: int = Field(256, ge=2, le=10**5)
-    """Held-out images in the probe set (all of them where there are fewer)."""
+    """Held-out images in the probe set, or all of them if there are fewer."""
     t_bins: int = Field(5, ge=1, le=100)
-    """Equal bins of t in which the rank gap is measured."""
+    """Number of equal bins of t for the rank gap."""
     gradient_images: int = Field(32, ge=0, le=4096)
-    """Images in the batch on which gradients are compared; 0 leaves the comparison out."""
+    """Images for the comparison of gradients; 0 switches it off."""
     scale_images: int = Field(128, ge=0, le=10**5)
-    """Images (of `images`) on which the diffusion loss' derivative by the latents' scale is measured; 0 leaves it out."""
+    """Images (of `images`) for the derivative of the diffusion loss with respect to the latents' scale; 0 switches it off."""
 
 
 class Observation(Section):
-    """What is recorded while training; none of it changes the result."""
+    """What is recorded in training; none of it changes the result."""
 
     log_every: int = Field(20, ge=1, le=10**9)
-    """Steps between loss records; a record is the mean since the last one."""
+    """Steps between loss records; a record is the mean since the previous one."""
     checkpoint_every: int = Field(500, ge=1, le=10**9)
-    """Steps between checkpoints; a killed trial loses at most these."""
+    """Steps between checkpoints; a killed trial loses at most this many steps."""
     checkpoints_kept: int = Field(2, ge=1, le=1000)
-    """Complete checkpoints kept while training."""
+    """Number of newest checkpoints that are kept."""
     keep_every: int | None = Field(None, ge=1, le=10**9)
-    """Steps between checkpoints that are kept for good, a multiple of `checkpoint_every`; none if left out. Another trial that trains alike until then goes on from one."""
+    """Steps between checkpoints that are never removed, a multiple of `checkpoint_every`; null: none. Another trial with the same training up to that step can start from one."""
     images_every: int = Field(500, ge=1, le=10**9)
-    """Steps between grids of reconstructions and samples; always drawn at the end."""
+    """Steps between grids of reconstructions and samples; they are always drawn at the end."""
     images: int = Field(20, ge=1, le=400)
-    """Images in a grid."""
+    """Images per grid."""
 
     @model_validator(mode="after")
     def _keeps_what_is_saved(self) -> Observation:

@@ -1,4 +1,4 @@
-"""Fields of a spec that name parts: checked against the shipped names and those of loaded plug-ins."""
+"""Fields of a spec that name parts: checked against the names of shipped parts and of loaded plug-ins."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from dsd_lab.specs.part_kinds import KINDS
 from dsd_lab.specs.registry import find_plugin_part, names_of, options_of, plugin_parts
 
 PART_KIND = "x-part"
-"""Key that marks names of parts in a JSON Schema; the schema that users get is without it."""
+"""Key that marks names of parts in a JSON Schema; removed from the schema for users."""
 PART_NAME = r"^[a-z][a-z0-9_]{0,63}$"
 _unknown_pass: ContextVar[bool] = ContextVar("unknown_pass", default=False)
 
 
 @contextlib.contextmanager
 def unknown_parts_pass() -> Iterator[None]:
-    """Read records that name parts of plug-ins that are not loaded, as an import does: it never runs their code."""
+    """Context in which names of unknown parts are valid. An import reads records of plug-ins without loading them."""
     token = _unknown_pass.set(True)
     try:
         yield
@@ -34,7 +34,7 @@ def unknown_parts_pass() -> Iterator[None]:
 
 
 class Choice:
-    """Annotation of a spec's field that names a part: `Annotated[str, Choice("target")]`."""
+    """Annotation of a field that names a part: `Annotated[str, Choice("target")]`."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -56,12 +56,12 @@ class Choice:
 
 
 def all_names(kind: str) -> list[str]:
-    """All names that a spec's field may give; weights of the shipped auxiliary losses have fields of their own."""
+    """All names that a field may have. Shipped auxiliary losses are excluded: their weights have fields of their own."""
     return [n for plugin, names in names_of(kind).items() for n in names if plugin or kind != "auxiliary"]
 
 
 def expected(kind: str) -> str:
-    """`'l1' or 'l2', or from my_parts: 'huber'`: what would be right, in a message."""
+    """Valid names for a message: `'l1' or 'l2', or from my_parts: 'huber'`."""
     given = {plugin: names for plugin, names in names_of(kind).items() if names and (plugin or kind != "auxiliary")}
     texts = []
     if own := given.pop("", []):
@@ -75,10 +75,10 @@ def expected(kind: str) -> str:
 
 
 class PartSection(Section):
-    """A section of a spec with fields that name parts, and options of those parts."""
+    """A section with fields that name parts, and options of those parts."""
 
     options: dict[str, dict[str, Any]] = {}
-    """Options of a plug-in's parts that this section names, by the part's name."""
+    """Options of plug-ins' parts that this section names, by the part's name."""
 
     def named_parts(self) -> list[tuple[str, str]]:
         """Kind and name of each part that this section names."""
@@ -104,18 +104,18 @@ class PartSection(Section):
             found = options_of(part, given)
             if found is not None and (changed := found.model_dump(mode="json", exclude_defaults=True)):
                 kept[name] = changed
-        object.__setattr__(self, "options", kept)  # a default that is written is no other trial
+        object.__setattr__(self, "options", kept)  # an explicit default does not change the id
         return self
 
 
 def kind_of_field(info: FieldInfo) -> str | None:
-    """The kind of part that a field names; None of another field."""
+    """The kind of part that a field names; None if it names no part."""
     inside = [m for argument in get_args(info.annotation) for m in _metadata(argument)]
     return next((m.kind for m in (*info.metadata, *inside) if isinstance(m, Choice)), None)
 
 
 def _metadata(annotation: Any) -> list[Any]:
-    """Annotations of a type, and of those that it is made of."""
+    """Annotations of a type and of its arguments."""
     found = list(getattr(annotation, "__metadata__", ()))
     return found + [
         m for argument in get_args(annotation) if not isinstance(argument, str) for m in _metadata(argument)
@@ -128,15 +128,15 @@ def kinds_in(section: type[Section]) -> dict[str, str]:
 
 
 def is_foreign(kind: str, name: str) -> bool:
-    """Whether a name is a plug-in's, loaded or not."""
+    """Whether a part belongs to a plug-in, loaded or not."""
     return name not in KINDS[kind].shipped
 
 
 def own_parts(canonical: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """The plug-ins' parts that a trial uses, or may be measured by: plug-in, its file and the part's digest, by `kind/name`.
+    """Plug-ins' parts that train or measure a trial: `kind/name` -> plug-in, its file and the part's digest.
 
     Args:
-        canonical: its canonical fields.
+        canonical: the trial's canonical fields.
     """
     used, found = canonical.get("plugins", {}), {}
     for part in plugin_parts():

@@ -1,4 +1,4 @@
-"""What a plug-in's parts add to a trial's identity."""
+"""The contribution of plug-ins' parts to a trial's identity."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def foreign_parts(section: type[PartSection], values: dict[str, Any]) -> set[tup
 
 
 def settle_parts(section: type[PartSection], values: dict[str, Any], more: Iterable[str] = ()) -> set[tuple[str, str]]:
-    """Leave options out of a section that belong to no part of it that has an effect; returns its plug-ins' parts."""
+    """Remove options of parts without effect from a section; returns the section's plug-in parts."""
     found = foreign_parts(section, values)
     used = {part for _, part in found} | set(more)
     options = {part: given for part, given in values.pop("options", {}).items() if part in used}
@@ -30,7 +30,7 @@ def settle_parts(section: type[PartSection], values: dict[str, Any], more: Itera
 
 
 def digest_of(kind: str, name: str, recorded: Mapping[str, str] | None) -> str:
-    """The digest of a plug-in\'s part: the recorded one, or that of the loaded plug-in.
+    """The digest of a plug-in's part: the recorded one, or that of the loaded plug-in.
 
     Raises:
         BadInput: the plug-in is not loaded.

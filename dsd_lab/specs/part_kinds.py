@@ -1,4 +1,4 @@
-"""The kinds of parts, and the names that the package ships; a test holds them to the definitions."""
+"""The kinds of parts, and the names of shipped parts; a test compares them with the definitions."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of part: where a spec names it, where the package defines it, and the names that it ships."""
+    """A kind of part: the field that names it, the module that defines shipped ones, and their names."""
 
     field: str
     module: str
     shipped: tuple[str, ...] = ()
     reserved: tuple[str, ...] = ()
-    """Names that a plug-in may not take: something else is recorded under them."""
+    """Names that a plug-in may not use, since other values are recorded under them."""
     together: bool = False
-    """The shipped ones share their computation, so that they are not definitions of their own."""
+    """Whether shipped parts share one computation and have no definitions of their own."""
 
 
 _DIFFUSION, _MODEL = "dsd_lab.core.diffusion", "dsd_lab.core.model"

@@ -1,4 +1,4 @@
-"""Work that is the same for every seed of a variant, done once."""
+"""Caches results that are the same for every seed of a variant."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ T = TypeVar("T")
 
 
 def once_for_seeds(make: Callable[[Trial], T]) -> Callable[[Trial], T]:
-    """The same function, called once for the fields that the seeds of a variant and grid point share.
+    """The function, cached by the identity of the trial object, which the seeds of a grid point share.
 
-    They share one object; a hash of all fields would cost as much as most of what is computed from them.
+    A hash of all fields would cost as much as most functions.
     """
     found: dict[int, tuple[Trial, T]] = {}
 
     def known(trial: Trial) -> T:
         if id(trial) not in found:
-            found[id(trial)] = trial, make(trial)  # held, so that no other object gets its id
+            found[id(trial)] = trial, make(trial)  # the reference keeps the id from being reused
         return found[id(trial)][1]
 
     return known

@@ -1,4 +1,4 @@
-"""Hashes of a plug-in's source: of the whole, and of what one of its parts can depend on."""
+"""Hashes of a plug-in's source: of the whole file, and of the code that one part can depend on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def source_digest(path: Path) -> str:
-    """Twelve hexadecimal digits of a file's SHA-256; of `__init__.py` those of all Python files of its package."""
+    """Twelve hexadecimal digits of a file's SHA-256; for an `__init__.py`, of all Python files of its package."""
     if path.name != "__init__.py":
         return _short(path.read_bytes())
     files = sorted(path.parent.rglob("*.py"))
@@ -18,24 +18,24 @@ def source_digest(path: Path) -> str:
 
 @cache
 def part_digest(source: bytes, whole: str, kind: str, name: str) -> str:
-    """Digest of the code that a part can depend on: the file without definitions that register other parts only.
+    """Digest of the code that a part can depend on: the file without the definitions of other parts.
 
-    A changed latent metric thus changes no trial of the normaliser beside it. What is left out is a function or
-    class with a decorator `@TABLE.add("name")` that nothing left in mentions, by its own name or by the part's.
-    Comments, docstrings and layout do not count. A part of a package depends on all of it.
+    So a changed latent metric does not change trials that use a normaliser from the same file. A function or class with
+    a decorator `@TABLE.add("name")` is left out, unless the rest mentions its name or the part's name. Comments,
+    docstrings and layout do not count. A part of a package depends on the whole package.
 
     Args:
-        source: of the plug-in's file; empty of a package.
+        source: content of the plug-in's file; empty for a package.
         whole: digest of the whole plug-in.
-        kind: of the part.
-        name: of the part.
+        kind: kind of the part.
+        name: name of the part.
     """
     if not source:
         return whole
     tree = ast.parse(source)
     parts = {i: found for i, node in enumerate(tree.body) if (found := _registered(node)) is not None}
     own = {i for i, found in parts.items() if name in found}
-    if not own:  # registered in another way than by a decorator
+    if not own:  # not registered by a decorator
         return whole
     kept = {i for i in range(len(tree.body)) if i not in parts} | own
     while True:
@@ -53,7 +53,7 @@ def _short(content: bytes) -> str:
 
 
 def _registered(node: ast.stmt) -> set[str] | None:
-    """Names under which a definition is registered; None where it is not, or has another decorator too."""
+    """Names under which a definition is registered; None if it is not, or if it has another decorator too."""
     if not isinstance(node, ast.FunctionDef | ast.ClassDef) or not node.decorator_list:
         return None
     names = set()
@@ -71,7 +71,7 @@ def _name(node: ast.stmt) -> str:
 
 
 def _words(node: ast.AST) -> set[str]:
-    """Identifiers and texts in a definition."""
+    """Identifiers and strings in a definition."""
     found = set()
     for part in ast.walk(node):
         if isinstance(part, ast.Name):

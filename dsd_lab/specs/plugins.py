@@ -1,4 +1,4 @@
-"""Loading plug-ins: Python files or modules of the user's that define parts. A spec never loads code by itself."""
+"""Loads plug-ins: the user's Python files or modules that define parts. A spec alone never loads code."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ def load_plugins(given: list[str]) -> None:
     """Load plug-ins: those given, and those of `DSD_LAB_PLUGINS` (separated by commas).
 
     Args:
-        given: paths of `.py` files, names of modules, or names under which installed packages offer theirs
-            (entry-point group `dsd_lab.parts`).
+        given: paths of `.py` files, names of modules, or names of entry points in the group `dsd_lab.parts`.
 
     Raises:
-        BadInput: there is no such file or module, or its code fails; the message has the file and the line.
+        BadInput: the file or module does not exist, or its code fails; the message has file and line.
     """
     named = [(f"--plugin {entry}", entry) for entry in given]
     listed = [entry.strip() for entry in os.environ.get(VARIABLE, "").split(",")]
@@ -35,10 +34,10 @@ def load_plugins(given: list[str]) -> None:
 
 
 def load_kept(kept: list[dict[str, Any]]) -> None:
-    """Load the plug-ins of another process, as a worker of a sweep does: what `home.plugins.keep_plugins` gave.
+    """Load the plug-ins of another process in a worker, from the output of `home.plugins.keep_plugins`.
 
     Raises:
-        BadInput: one cannot be loaded, or is not the same here.
+        BadInput: a plug-in cannot be loaded, or its source differs here.
     """
     for entry in kept:
         _load(entry["given"], f"plug-in {entry['name']}")
@@ -48,10 +47,10 @@ def load_kept(kept: list[dict[str, Any]]) -> None:
 
 
 def require(name: str, where: str) -> None:
-    """Check that a plug-in that a spec requires is loaded; an installed one is loaded here.
+    """Check that a plug-in that a spec requires is loaded; load it if it is installed.
 
     Raises:
-        BadInput: it is not loaded, and no installed package offers it.
+        BadInput: the plug-in is neither loaded nor installed.
     """
     if name not in registry.plugins:
         if not _installed(name):
@@ -62,7 +61,7 @@ def require(name: str, where: str) -> None:
 
 
 def plugin_place(error: BaseException) -> str | None:
-    """`FILE:LINE` of the innermost line of a plug-in that a traceback passes; None where it passes none."""
+    """`FILE:LINE` of the innermost plug-in line in a traceback; None if there is none."""
     files = {
         str(plugin.path.parent if plugin.path.name == "__init__.py" else plugin.path)
         for plugin in registry.plugins.values()
@@ -78,7 +77,7 @@ def plugin_place(error: BaseException) -> str | None:
 
 
 def _installed(name: str) -> str | None:
-    from importlib.metadata import entry_points  # a tenth of a second: only where a name is not a file
+    from importlib.metadata import entry_points  # takes 0.1 s, so imported only if a name is not a file
 
     return next((entry.value for entry in entry_points(group=GROUP, name=name)), None)
 
@@ -105,7 +104,7 @@ def _load(given: str, where: str) -> None:
     except BadInput as error:
         _forget(plugin)
         raise BadInput(f"{where}: {error}") from None
-    except (Exception, SystemExit) as error:  # whatever the user's code raises is the user's to know, in one line
+    except (Exception, SystemExit) as error:  # any error of the user's code becomes one line
         _forget(plugin)
         line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else None
         place = f"{path}:{line}" if line else plugin_place(error) or str(path)

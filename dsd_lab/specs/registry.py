@@ -1,12 +1,12 @@
-"""The parts that a spec can name: those of the package and those of plug-ins. Imports no torch.
+"""Registry of the parts that a spec can name: those of the package and those of plug-ins. Imports no torch.
 
-A part is one definition, registered where it stands:
+A part is one definition, registered by a decorator:
 
     @NORMALISERS.add("tanh")
     class Tanh(Normaliser): ...
 
-Names of shipped parts are listed here, so that a spec is read without importing them; a test holds the
-list to the definitions. A plug-in's parts are known once it is loaded (`dsd_lab.specs.plugins`).
+`part_kinds` lists the names of shipped parts, so that a spec can be read without importing them. A plug-in's parts are
+known after it is loaded (`dsd_lab.specs.plugins`).
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ class Plugin:
 
     name: str
     path: Path
-    """Its file; of a package `__init__.py`."""
+    """Its file; for a package, the `__init__.py`."""
     module: str | None = None
-    """What it is imported by; None of a file."""
+    """Name to import; None for a file."""
     digest: str = ""
     """SHA-256 of its source, twelve hexadecimal digits."""
     source: bytes = field(default=b"", repr=False)
-    """Of a file."""
+    """Content of the file; empty for a package."""
 
     @classmethod
     def read(cls, name: str, path: Path, module: str | None) -> Plugin:
-        """The plug-in as its files are now."""
+        """The plug-in with the present content of its files."""
         source = b"" if path.name == "__init__.py" else path.read_bytes()
         return cls(name, path, module, source_digest(path), source)
 
@@ -60,11 +60,11 @@ class Part:
     made: Any
     """The function or class."""
     plugin: Plugin | None = None
-    """The plug-in that defines it; None: the package."""
+    """The plug-in that defines it; None for a shipped part."""
     options: type[Section] | None = None
-    """Model of its own options, which a spec gives under `options.NAME` beside the field that names the part."""
+    """Model of its options; a spec gives them under `options.NAME` in the section that names the part."""
     traits: dict[str, Any] = field(default_factory=dict)
-    """What other rooms ask of it; each kind says which."""
+    """Properties that other code reads; the table of each kind lists them."""
 
     @property
     def summary(self) -> str:
@@ -82,28 +82,27 @@ class Part:
 
     @property
     def digest(self) -> str:
-        """Twelve hexadecimal digits of the plug-in's source without its other parts; part of trials' identities."""
+        """Hash of the plug-in's source without its other parts, twelve hexadecimal digits; part of trial ids."""
         assert self.plugin is not None
         return part_digest(self.plugin.source, self.plugin.digest, self.kind, self.name)
 
     def fault(self, what: str) -> BadInput:
-        """What is wrong with a plug-in's part, in one line with its file and line."""
+        """The error for an invalid plug-in part: one line with file and line."""
         return BadInput(f"{self.kind} {self.name!r} ({self.where}): {what}")
 
 
 loading: list[Plugin] = []
-"""The plug-in that is being loaded, where one is."""
+"""Stack of plug-ins that are being loaded."""
 plugins: dict[str, Plugin] = {}
 """Plug-ins of this process by name."""
 
 
 class Parts(Mapping[str, Any]):
-    """The parts of one kind by name: definitions, as they are called.
+    """The parts of one kind: name -> function or class.
 
     Args:
         kind: a key of `KINDS`.
-        check: of a plug-in's function, called with what it gave and its positional arguments: what is wrong with
-            that, in words, or None.
+        check: (result, *positional arguments) of a plug-in's function -> message about what is wrong, or None.
         at_once: called with a plug-in's part when it is registered.
     """
 
@@ -123,11 +122,11 @@ class Parts(Mapping[str, Any]):
 
         Args:
             name: lower-case letters, digits and `_`.
-            options: Pydantic model of the part's own options.
-            traits: what other rooms ask of a part of this kind.
+            options: Pydantic model of the part's options.
+            traits: properties that other code reads.
 
         Raises:
-            BadInput: the name is taken, or no name; or what is registered has no file.
+            BadInput: the name is taken or not valid, or the definition is not in a file.
         """
         frame = inspect.currentframe()
         assert frame is not None and frame.f_back is not None
@@ -172,7 +171,7 @@ class Parts(Mapping[str, Any]):
         return self._parts[name]
 
     def bound(self, name: str, section: Any) -> Any:
-        """The definition as it is called: with its options as the keyword `options`, where it has any."""
+        """The definition with its options bound to the keyword `options`; the results of a plug-in are checked."""
         part = self._parts[name]
         options = options_of(part, section.options.get(name, {}))
         made = part.made if options is None else partial(part.made, options=options)
@@ -192,13 +191,13 @@ _TABLES: dict[str, Parts] = {}
 
 
 def _registering(module: dict[str, Any]) -> Plugin | None:
-    """The plug-in whose module registers a part; None: the package."""
+    """The plug-in whose module registers a part; None for the package."""
     name = str(module["__name__"])
     if name.partition(".")[0] == "dsd_lab":
         return None
     if loading:
         return loading[-1]
-    # Imported as any module is, as by its own tests.
+    # Imported like any module, for example by its own tests.
     if not module.get("__file__"):
         raise BadInput("parts are defined in a file, which is part of the identity of trials; write them into one")
     path = Path(module["__file__"]).resolve()
@@ -233,18 +232,18 @@ def plugin_parts(kind: str | None = None) -> list[Part]:
 
 
 def find_plugin_part(kind: str, name: str) -> Part | None:
-    """A plug-in's part; None where the name is the package's, or unknown."""
+    """A plug-in's part; None for a shipped or an unknown part."""
     return next((part for part in plugin_parts(kind) if part.name == name), None)
 
 
 def trait(kind: str, name: str, key: str, default: Any = None) -> Any:
-    """A trait of a plug-in's part; the default where the name is the package's or unknown."""
+    """A trait of a plug-in's part; the default for a shipped or an unknown part."""
     part = find_plugin_part(kind, name)
     return default if part is None else part.traits.get(key, default)
 
 
 def shown_metrics() -> dict[str, dict[str, Any]]:
-    """How reports show the metrics of loaded plug-ins: label, unit and digits, by the name that they are recorded under."""
+    """Label, unit and digits of plug-ins' metrics in reports, by recorded name."""
     found = {}
     for kind, place in (("latent_metric", "latent"), ("sample_metric", "sample")):
         for part in plugin_parts(kind):
@@ -256,7 +255,7 @@ def shown_metrics() -> dict[str, dict[str, Any]]:
 
 
 def names_of(kind: str) -> dict[str, list[str]]:
-    """Names that a spec may give, by the plug-in that defines them; those of the package under "" and first."""
+    """Plug-in -> names of its parts; shipped parts come first, under ""."""
     found = {"": list(KINDS[kind].shipped)}
     for part in plugin_parts(kind):
         assert part.plugin is not None
@@ -265,7 +264,7 @@ def names_of(kind: str) -> dict[str, list[str]]:
 
 
 def options_of(part: Part, given: dict[str, Any]) -> Section | None:
-    """A part's options, validated; None of a part that has none.
+    """The validated options of a part; None if the part has none.
 
     Raises:
         ValueError: an option is unknown or not valid; the text names the key.

@@ -1,4 +1,4 @@
-"""Fields that had another name, or are gone: refused in specs with what to write, read in records."""
+"""Renamed and removed fields: refused in specs with a hint, accepted in records."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ RENAMED: dict[str, dict[str, str]] = {
         "flow_steps": "noise_draws",
     },
 }
-"""Section -> earlier name -> today's."""
+"""Section -> old name -> new name."""
 RENAMED_VALUES: dict[tuple[str, str], dict[str, str]] = {("optimiser", "schedule"): {"tail": "wsd"}}
-"""(Section, field) -> earlier value -> today's."""
+"""(Section, field) -> old value -> new value."""
 _SECTIONS = {*RENAMED, *(section for section, _ in RENAMED_VALUES)}
 
 
 REMOVED: dict[str, dict[str, tuple[Any, str]]] = {
     "training": {"cuda_graphs": (False, "no GPU has run CUDA graphs; remove the key (`compile` fuses kernels)")},
 }
-"""Section -> field that is gone -> the value that says the same as no field, and why it is gone."""
+"""Section -> removed field -> (value without effect, why it was removed)."""
 
 
 def gone(path: tuple[str, ...]) -> str | None:
-    """Why a field is gone; None where there never was one."""
+    """Why a field was removed; None if it never existed."""
     *inside, key = path
     known = REMOVED.get(inside[-1], {}) if inside else {k: v for keys in REMOVED.values() for k, v in keys.items()}
     return known[key][1] if key in known else None
 
 
 def present_key(path: tuple[str, ...]) -> str | None:
-    """Today's key path of an earlier one, such as `training.grad_accum_steps`; None where it was never renamed."""
+    """New key path of an old one, such as `training.grad_accum_steps`; None if it was not renamed."""
     *inside, key = path
     section = inside[-1] if inside else next((name for name, keys in RENAMED.items() if key in keys), "")
     new = RENAMED.get(section, {}).get(key)
@@ -40,13 +40,13 @@ def present_key(path: tuple[str, ...]) -> str | None:
 
 
 def present_value(path: tuple[str, ...], value: Any) -> str | None:
-    """Today's name of an earlier value of a field; None where it was never renamed."""
+    """New name of an old value of a field; None if it was not renamed."""
     known = RENAMED_VALUES.get((path[-2], path[-1]), {}) if len(path) > 1 else {}
     return known.get(value) if isinstance(value, str) else None
 
 
 def present_fields(recorded: Any) -> Any:
-    """Recorded sections of a trial (section -> field -> value) under today's names; what is no section stays as it is."""
+    """Recorded fields of a trial (section -> field -> value) with new names; anything else is returned unchanged."""
     found = dict(recorded) if isinstance(recorded, dict) else recorded
     for section in _SECTIONS:
         values = found.get(section) if isinstance(found, dict) else None

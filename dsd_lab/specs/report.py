@@ -1,4 +1,4 @@
-"""Fields of the report: reference, thresholds of verdicts, tuned axes."""
+"""Fields of the report: control, reference, thresholds of verdicts, tuned axes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Tuning(Section):
     axis: str = "optimiser.lr"
     """The axis of `grid` that is tuned."""
     by: str = "fid"
-    """First part of the name of the metric that chooses, such as `fid`, `kid`, `label_accuracy`; variants without it are chosen by reconstruction loss."""
+    """Metric that selects the value: first part of its name, such as `fid`, `kid`, `label_accuracy`. Variants without this metric use the reconstruction loss."""
     higher_is_better: bool = False
     """Whether that metric is better when higher."""
 
@@ -26,9 +26,9 @@ class ReportSettings(Section):
     """Thresholds of the collapse verdict and what the report shows."""
 
     control: str | None = "control"
-    """Variant that the others are judged against, seed by seed; null judges against fixed bounds."""
+    """Variant that verdicts compare with, seed by seed; null uses fixed bounds."""
     reference: str | None = None
-    """Variant that the others are compared with, seed by seed; null takes `dsd`, else the control, else the first."""
+    """Variant that the others are compared with, seed by seed; null: `dsd`, else the control, else the first."""
     runaway: float = Field(5.0, gt=1, le=1e6)
     """scale-runaway: latent std above this multiple of the control's."""
     shrunk: float = Field(0.2, gt=0, lt=1)
@@ -42,10 +42,10 @@ class ReportSettings(Section):
     shrunk_std: float = Field(0.1, gt=0, le=1e9)
     """Without a control: shrunk below this std."""
     rank_bound: float = Field(0.25, gt=0, lt=1)
-    """Without a control: rank-collapsed below this fraction of what the images can fill, the effective rank of their own patches."""
+    """Without a control: rank-collapsed below this fraction of the effective rank of the images' patches."""
     probes: int = Field(3, ge=1, le=1000)
-    """A verdict is on the median of this many last probes."""
+    """A verdict uses the median of this many last probes."""
     x: XAxis = "step"
-    """What figures over training have as x: optimiser steps, training images seen, or training FLOPs made."""
+    """x axis of figures over training: optimiser steps, training images seen, or training FLOPs."""
     tuned: Tuning | None = None
-    """Where set, a seed is reported at the axis value that the other seeds rank best."""
+    """If set, each seed is reported at the axis value that is best for the other seeds."""

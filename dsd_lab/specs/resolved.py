@@ -1,4 +1,4 @@
-"""A spec as it was run: one file without parents, profiles and overrides that gives the same trials, ids included."""
+"""A spec as it was run: one file without `extends`, profiles and overrides, with the same trials and ids."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dsd_lab.specs.sweep import Plan
 
 
 def resolved_spec(plan: Plan) -> dict[str, Any]:
-    """The keys of a spec file that gives a plan's trials by itself.
+    """The content of a spec file that gives a plan's trials by itself.
 
-    Overrides of every trial (`--set training.steps=100`) are in its base and in its variants, grid axes that they
-    replace are gone, the profile is applied, and paths are absolute.
+    Overrides of every trial (`--set training.steps=100`) are merged into base and variants, grid axes that they replace
+    are removed, the profile is applied, and paths are absolute.
     """
-    content = plan.spec.model_dump(mode="json", by_alias=True, exclude={"data_from"})  # no setting
-    # A control that is only the default need not be a variant; one that is written must be.
+    content = plan.spec.model_dump(mode="json", by_alias=True, exclude={"data_from"})  # only a note
+    # A default control need not be a variant; an explicit one must be.
     content["report"] = plan.spec.report.model_dump(mode="json", exclude_unset=True)
     axes = {key for trial in plan.trials for key in trial.point}
     known = {place: path for trial in plan.trials for place, path in _written(plan, trial.fields).items()}
@@ -46,7 +46,7 @@ def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _absolute(sections: dict[str, Any], known: dict[tuple[str, str, str], str], path: Path) -> dict[str, Any]:
-    """Sections whose folders and files are named from the root, where a trial reads them."""
+    """Sections with the absolute paths that trials read."""
     found = {}
     for section, fields in sections.items():
         found[section] = fields

@@ -1,4 +1,4 @@
-"""Fields of what a trial occupies; none of it is part of its identity."""
+"""Fields of the resources of a trial; they are not part of its identity."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dsd_lab.specs.base import Section as Section
 
 
 class Resources(Section):
-    """What one trial occupies."""
+    """Resources of one trial."""
 
     cpus: float = Field(1.0, gt=0, le=4096)
-    """Logical CPUs of each process."""
+    """Logical CPUs per process."""
     gpus: float = Field(0.0, ge=0, le=4096)
-    """Whole GPUs, one a process, or a share of one."""
+    """Whole GPUs, one per process, or a fraction of one GPU."""
     processes: int | None = Field(None, ge=1, le=4096)
-    """Processes that train the trial together, each with its share of every batch; as many as there are whole GPUs, at least 1, if left out. No part of a trial's identity: sums over processes add in another order than one process does, which changes the last bits of losses and weights. The same number of processes gives the same bits."""
+    """Processes that train the trial (data parallel). Default: the number of whole GPUs, at least 1. Not part of a trial's identity, although the order of summation, and so the last bits of losses and weights, depend on it. The same number of processes gives the same bits."""
     threads: int = Field(1, ge=1, le=1024)
-    """Threads of a process' matrix products. It is no part of a trial's identity: on a CPU, sums of products are split among threads, so that another number may change the last bits of losses and gradients, and over many steps the result as such rounding does. How far is not measured: compare variants at one number. It does not change the images, times, noise and labels of a step, and one number of threads gives the same bits again."""
+    """Threads per process for matrix products. Not part of a trial's identity, although on a CPU the order of summation, and so the last bits of losses and gradients, depend on it; over many steps such rounding differences grow, by how much is not measured. Compare variants at the same number. The same number gives the same bits. Images, times, noise and labels of a step do not depend on it."""
 
     patience: float = Field(3600.0, gt=0, le=1e7)
-    """Seconds without an optimiser step after which a trial is taken for one that hangs: its stacks go to `hang.txt`, its process ends, a sweep takes it up again."""
+    """Seconds without an optimiser step after which a trial counts as hung: its stacks are written to `hang.txt`, its process is ended, and a sweep resumes it."""
 
     @model_validator(mode="after")
     def _one_gpu_a_process(self) -> Resources:
@@ -39,5 +39,5 @@ class Resources(Section):
 
     @property
     def gpus_of_process(self) -> float:
-        """GPUs that each process has: a share of one, one, or none."""
+        """GPUs per process: 0, a fraction of 1, or 1."""
         return self.gpus / self.team

@@ -1,4 +1,4 @@
-"""Specs that dsd-lab ships with: `experiments/` of the repository, which a wheel holds as `dsd_lab/experiments`."""
+"""Shipped specs: `experiments/` of the repository; a wheel contains them as `dsd_lab/experiments`."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from dsd_lab.specs.messages import did_you_mean
 from dsd_lab.specs.yaml_document import one_line
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
-"""A link in a clone, a folder where a wheel was installed."""
+"""A link in a clone, a folder in an installed wheel."""
 SUFFIXES = (".yaml", ".yml")
 
 
 def shipped_names() -> list[str]:
-    """What the shipped specs are called: their files without the suffix."""
+    """Names of the shipped specs: file names without suffix."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def spec_file(given: str) -> Path:
-    """The file that SPEC on a command line means: a path, or the name of a shipped spec.
+    """The file for the argument SPEC of a command: a path, or the name of a shipped spec.
 
-    A file of the current folder, `NAME` or `NAME.yaml`, stands before a shipped spec of that name, and that is said.
+    A file `NAME` or `NAME.yaml` in the current folder takes precedence over a shipped spec, with a notice.
 
     Raises:
-        BadInput: a name that has no suffix is neither a file nor a shipped spec.
+        BadInput: a name without suffix is neither a file nor a shipped spec.
     """
     path, known = Path(given), shipped_names()
     if given == "-" or path.name != given or path.suffix in SUFFIXES:
@@ -40,7 +40,7 @@ def spec_file(given: str) -> Path:
     if given in known:
         return FOLDER / f"{given}.yaml"
     if path.exists():
-        return path  # a folder: what reads it says so
+        return path  # a folder: refused when it is read
     raise BadInput(
         f"{one_line(given)}: no such file, and no spec that dsd-lab ships with{did_you_mean(given, known)}; "
         "`dsd-lab specs` lists them"
@@ -48,5 +48,5 @@ def spec_file(given: str) -> Path:
 
 
 def paths_begin_at(spec: Path) -> Path:
-    """The folder that relative paths in a spec begin at: its own; of a shipped one, `experiments` of the current folder."""
+    """Base of relative paths in a spec: its folder; for a shipped spec, `experiments` in the current folder."""
     return Path.cwd() / "experiments" if spec.parent == FOLDER else spec.parent

@@ -17,7 +17,7 @@ _PATHS_OF_EVALUATIONS = ("reference", "inception_weights")
 
 
 class NamedBackbone(NamedTuple):
-    """A timm model that a trial names, and the keys that say so."""
+    """A timm model that a trial uses, and the keys that name it."""
 
     key: str
     name: str
@@ -32,7 +32,7 @@ class NamedBackbone(NamedTuple):
 
 
 def named_backbones(trial: Trial) -> dict[str, NamedBackbone]:
-    """The timm models that a trial's losses use, by the loss."""
+    """The timm models of a trial, by loss."""
     found = {}
     auxiliary, objective = trial.auxiliary, trial.objective
     if objective.perceptual_weight > 0 or objective.anchor_perceptual_weight > 0:
@@ -65,12 +65,12 @@ def named_paths(trial: Trial) -> dict[tuple[str, str], str]:
 
 
 def with_paths_from(folder: Path, value: Any, at: tuple[str, ...] = ()) -> Any:
-    """A part of a spec with its folders and files named from the root, where they are relative to a folder.
+    """A part of a spec with absolute paths.
 
     Args:
-        folder: that they are relative to; absolute.
-        value: a whole spec, or what is at one key path of it.
-        at: that key path; a part may be an axis of the grid, such as `data.path`.
+        folder: absolute base of relative paths.
+        value: a whole spec, or the value at a key path.
+        at: that key path; it may contain a grid axis such as `data.path`.
     """
     if isinstance(value, dict):
         return {key: with_paths_from(folder, inner, (*at, key)) for key, inner in value.items()}

@@ -1,8 +1,8 @@
-"""A sweep: one YAML file, resolved to a list of fully resolved trials.
+"""A sweep: one YAML file, resolved to a list of trials.
 
-`base` < `variants` < `grid` < `seeds`: every variant is a set of overrides of the base, every grid
-point of the variant, and every seed repeats all of them. `extends` inherits from another file,
-`profiles` are named overrides of the file itself, and `--set` has the last word.
+A variant overrides fields of `base`, a grid point overrides fields of the variant, and each combination is repeated for
+every seed. `extends` inherits from another file, `profiles` are named overrides of the file, and `--set` is applied
+last.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ class Sweep(Section):
     why: str = ""
     """The question that the sweep answers; the report opens with it."""
     data_from: str = ""
-    """Where to get the images if `data.path` is not there: an address, and what to set if they come in another layout."""
+    """Where to get the images if `data.path` does not exist: an address, and what to set for another layout."""
     requires: list[PluginName] = []
-    """Plug-ins whose parts the spec names; each is given with `--plugin`, or installed."""
+    """Plug-ins that define parts named in the spec. Each must be given with `--plugin`, or installed."""
     base: dict[str, Any] = {}
     """Fields of every trial."""
     variants: dict[Name, dict[str, Any]] = Field(min_length=1)
-    """Named overrides of the base. A variant may have a `why` of its own."""
+    """Named overrides of the base. A variant may have its own `why`."""
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
-    """Axes: key path -> values. Every variant is run at every point."""
+    """Axes: key path -> values. Every variant is run at every grid point."""
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0, 1, 2]
-    """Seeds; every variant is run with each, and variants are compared seed by seed."""
+    """Every variant is run with every seed; variants are compared seed by seed."""
     profile: str | None = None
-    """The profile that is used where `--profile` names none."""
+    """Default profile, used without `--profile`."""
     profiles: dict[Name, dict[str, Any]] = {}
-    """Named overrides of this file's own keys."""
+    """Named overrides of this file's keys."""
     evaluate: list[Generation] = []
-    """Evaluations of every finished trial. Adding one retrains nothing."""
+    """Evaluations of every finished trial. A new one does not retrain anything."""
     report: ReportSettings = ReportSettings()
     """Thresholds and layout of the report."""
 
@@ -83,7 +83,7 @@ class Sweep(Section):
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """One fully resolved trial: what is run, and what it is called in the sweep."""
+    """One resolved trial: its fields, and its place in the sweep."""
 
     id: str
     variant: str
@@ -94,7 +94,7 @@ class PlannedTrial:
 
     @property
     def name(self) -> str:
-        """`variant key=value s<seed>`: what tells the trial from the others of its sweep."""
+        """`variant key=value s<seed>`: unique within the sweep."""
         return trial_name(self.variant, self.point, self.seed)
 
 
@@ -113,9 +113,9 @@ class Plan:
     profile: str | None
     trials: list[PlannedTrial]
     everywhere: dict[str, Any] = field(default_factory=dict)
-    """Sections that `--set` has laid over every trial."""
+    """Fields that `--set` overrides in every trial."""
     sets: tuple[str, ...] = ()
-    """Overrides as they were given."""
+    """The overrides as typed."""
 
     @property
     def key(self) -> str:
@@ -123,10 +123,10 @@ class Plan:
         return f"{self.spec.name}--{self.profile}" if self.profile else self.spec.name
 
     def only(self, conditions: list[str]) -> Plan:
-        """The trials of the named variants and seeds: `variant=NAME,...` or `seed=N,...`, repeated conditions on one key adding up.
+        """The trials that match conditions `variant=NAME,...` and `seed=N,...`; conditions on one key are united.
 
         Raises:
-            BadInput: a condition is malformed or selects nothing.
+            BadInput: a condition is malformed or selects no trial.
         """
         wanted: dict[str, set[str]] = {}
         for condition in conditions:
@@ -145,7 +145,7 @@ class Plan:
 
 
 def read_fields(values: dict[str, Any], sets: list[str]) -> Trial:
-    """The fields of a trial without a spec file: values, and `section.key=value` overrides.
+    """The fields of a trial without a spec file, from values and `section.key=value` overrides.
 
     Raises:
         BadInput: a value is not valid; the message names the key.

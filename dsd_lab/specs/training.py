@@ -1,4 +1,4 @@
-"""Fields of training: the optimiser, length and arithmetic, and phases that change the objective on the way."""
+"""Fields of training: optimiser, length, precision, and phases with different objectives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dsd_lab.specs.objective import Objective
 
 
 class Optimiser(Section):
-    """AdamW with warm-up and a schedule (all ours: the paper publishes none)."""
+    """AdamW with warm-up and a schedule (all defaults are ours: the paper publishes none)."""
 
     lr: float = Field(1e-3, gt=0, le=10)
     """Peak learning rate."""
@@ -26,19 +26,19 @@ class Optimiser(Section):
     schedule: Literal["constant", "cosine", "wsd"] = "wsd"
     """After warm-up: constant, cosine to zero, or constant with a linear tail to zero."""
     tail: float = Field(0.3, gt=0, le=1)
-    """Share of the steps that the linear tail takes."""
+    """Fraction of the steps after warm-up in the linear tail of `wsd`."""
     clip: float = Field(1.0, gt=0, le=1e6)
-    """Largest norm of the gradient of each part that shares no weight with another: encoder, denoiser, decoder (all three are one part under layout `coupled`, whose blocks they share), and the heads of each auxiliary loss. `train/clipped/PART` is the share of steps in which a part was clipped."""
+    """Maximum L2 norm of the gradient of each part: encoder, denoiser, decoder (one part under layout `coupled`, which shares blocks), and the heads of each auxiliary loss. `train/clipped/PART` is the fraction of steps in which a part was clipped."""
     kind: Literal["adamw", "muon"] = "adamw"
     """`muon`: orthogonalised momentum (Jordan et al. 2024) for the matrices of blocks, AdamW for the rest, at one learning rate."""
     momentum: float = Field(0.95, ge=0, lt=1)
     """Muon's Nesterov momentum."""
     encoder_lr_factor: float = Field(1.0, gt=0, le=100)
-    """Learning rate of the encoder's own weights, as a multiple of the others' (layouts with an encoder of its own). LDM-is-AE's encoder starts at 0.1, divided by 3 every 50 epochs, 0 from epoch 200 (arXiv 2609.37080)."""
+    """Factor of the learning rate for the encoder's weights (`modular`, `separate`). LDM-is-AE's encoder starts at 0.1, divided by 3 every 50 epochs, and is 0 from epoch 200 (arXiv 2609.37080)."""
 
 
 def _changes(section: type[Section]) -> type[Section]:
-    """A section of which any part may be given: fields without default, checked as the section checks them."""
+    """A section in which every field is optional, for overrides; values are checked as in the section."""
     parts: dict[str, Any] = {}
     for name, info in section.model_fields.items():
         kind: Any = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
@@ -50,50 +50,50 @@ ObjectiveChanges: Any = _changes(Objective)
 
 
 class Phase(Section):
-    """What changes from a step on."""
+    """Changes from a given step on."""
 
     start: int | float = Field(ge=0, le=10**9)
-    """First step of the phase: a step (0 is the first), or below 1 and with a decimal point a share of `steps`."""
+    """First step of the phase: a step number from 0, or, with a decimal point and below 1, a fraction of `steps`."""
     objective: ObjectiveChanges | None = None
     """Fields of the objective that change."""
     frozen: list[Literal["encode", "denoise", "decode"]] = []
-    """Roles whose weights do not move in this phase; nothing is computed backwards through their weights."""
+    """Roles whose weights are frozen in this phase."""
 
 
 class Training(Section):
-    """Length and arithmetic of training."""
+    """Length, batches and precision of training."""
 
     steps: int = Field(1000, ge=1, le=10**9)
     """Optimiser steps."""
     batch_size: int = Field(64, ge=1, le=10**6)
-    """Images an optimiser step, over all processes (the global batch)."""
+    """Images per optimiser step, over all processes (the global batch)."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16` runs the matrix products of the blocks in bfloat16; weights, latents, normaliser, the maps between latents and tokens, and losses stay in float32."""
+    """`bf16`: matrix products of the blocks are in bfloat16. Weights, latents, normaliser, the maps between latents and tokens, and losses stay in float32."""
     compile: bool = False
-    """Have torch compile the network's blocks: the first step of a process waits for it (10 to 60 seconds, or a few from the home folder's cache). On a CPU 14 to 24 % more images a second in bfloat16, 3 to 6 % in float32; not measured on a GPU."""
+    """Compile the network's blocks with torch. The first step of a process then takes 10 to 60 seconds more, or a few with the home folder's cache. On a CPU 14 to 24 % more images per second in bfloat16, 3 to 6 % in float32; not measured on a GPU."""
     activation_checkpointing: bool = False
-    """Keep only what enters a block for the backward pass and compute the block again there (activation checkpointing): the same numbers in much less memory, for about a third more computing."""
+    """Recompute the activations of blocks in the backward pass instead of storing them: the same numbers with much less memory and about a third more computation."""
     weight_ema: float = Field(0.99, ge=0, lt=1)
-    """Decay a step of the averaged weights that are sampled from (ours)."""
+    """Decay per step of the averaged weights, which are sampled from (ours)."""
     extra_ema_decays: list[Annotated[float, Field(ge=0, lt=1)]] = Field([], max_length=8)
-    """Further decays whose averages are kept beside it, for evaluations with `weights: ema:DECAY`."""
+    """Decays of further averages, for evaluations with `weights: ema:DECAY`."""
     grad_accum_steps: int = Field(1, ge=1, le=10**6)
-    """Parts that the batch is cut into; gradients are summed over them before the optimiser's step."""
+    """Parts into which a batch is split; their gradients are summed before the optimiser step."""
     noise_draws: int = Field(1, ge=1, le=64)
-    """Draws of noise and time an image for the diffusion loss, which is their mean; the encoder runs once (UNITE's k, arXiv 2603.22283, which sums them: multiply `diffusion_weight` by k)."""
+    """Draws k of noise and time per image for the diffusion loss, which is their mean; the encoder runs once. UNITE (arXiv 2603.22283) sums them: multiply `diffusion_weight` by k for the same loss."""
     phases: list[Phase] = Field([], max_length=16)
-    """Changes of the objective in mid-training, in order: staged training, and interventions. Each lays its changes on the phase before it."""
+    """Changes of the objective during training, in order: staged training, and interventions. Each phase changes fields of the previous one."""
 
 
 def decay_of(weights: str, training: Training) -> float | None:
-    """Decay of the average that `ema` or `ema:DECAY` means in a trial; None for `trained`."""
+    """Decay of the average `ema` or `ema:DECAY` of a trial; None for `trained`."""
     if weights == "trained":
         return None
     return training.weight_ema if weights == "ema" else float(weights.removeprefix("ema:"))
 
 
 def lacking_average(weights: str, training: Training) -> str | None:
-    """What an evaluation asks for that a trial does not keep, in words; None where it keeps it."""
+    """Message about an average that an evaluation needs and a trial does not have; None if it has it."""
     decay, kept = decay_of(weights, training), [training.weight_ema, *training.extra_ema_decays]
     if decay is None or decay in kept:
         return None

@@ -1,8 +1,4 @@
-"""Every field of a trial, with its default, unit and range: the sections, and what they must be together.
-
-Where the paper (arXiv 2511.14716) publishes no value, the default is ours and its description
-says so. A field is accepted only where something reads it.
-"""
+"""All fields of a trial, and the rules between its sections. A field is accepted only where it has an effect."""
 
 from __future__ import annotations
 
@@ -34,17 +30,17 @@ from dsd_lab.specs.training import decay_of as decay_of
 SCHEMA_VERSION = 2
 """Part of every trial's identity; raised when a default or the meaning of a field changes.
 
-Since 2, gradients are clipped apart where no weight is shared, and five fields have other names (`specs/renamed.py`).
+Version 2 clips gradients per part, and renames five fields (`specs/renamed.py`).
 """
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training with one objective."""
+    """A range of training steps with one objective."""
 
     start: int
     trial: Trial
-    """The trial with the objective of this stretch."""
+    """The trial with the objective of this stage."""
     frozen: frozenset[str]
 
 
@@ -84,10 +80,10 @@ class Trial(Section):
         return self
 
     def stages(self) -> list[Stage]:
-        """The stretches of training, the first from step 0 on.
+        """The stages of training; the first starts at step 0.
 
         Raises:
-            ValueError: phases are not in order or not within the steps, or changes do not fit together.
+            ValueError: phases are not in order or not within the steps, or a changed objective is not valid.
         """
         return [
             Stage(start, self.model_copy(update={"objective": objective}), frozen)
@@ -96,17 +92,17 @@ class Trial(Section):
 
     @property
     def needs_target_encoder(self) -> bool:
-        """Whether any stage takes something from an EMA copy of the encoder."""
+        """Whether any stage uses an EMA copy of the encoder."""
         return self.auxiliary.needs_target_encoder or any(uses_target_encoder(s.trial.objective) for s in self.stages())
 
     @property
     def has_denoiser(self) -> bool:
-        """Whether any stage trains one, so that there is something to sample."""
+        """Whether any stage trains a denoiser, so that the trial can be sampled."""
         return any(s.trial.objective.diffusion_weight > 0 for s in self.stages())
 
     @property
     def sampled_objective(self) -> Objective:
-        """The objective that the denoiser was last trained with, which says what its output means."""
+        """The last objective that trained the denoiser; it says what the denoiser predicts."""
         objectives = [s.trial.objective for s in self.stages()]
         return next((o for o in reversed(objectives) if o.diffusion_weight > 0), objectives[-1])
 
@@ -118,7 +114,7 @@ def uses_target_encoder(objective: Objective) -> bool:
 
 
 def unfit_images(trial: Trial, shape: Sequence[int]) -> str:
-    """Why a trial cannot train on images of this shape [C, H, W], and what to write; empty where it can."""
+    """Why a trial cannot train on images of this shape (C, H, W), and what to write; empty if it can."""
     _, height, width = shape
     size, name = trial.network.image_size, trial.data.path or trial.data.hub or trial.data.source
     if height != width:
@@ -129,10 +125,10 @@ def unfit_images(trial: Trial, shape: Sequence[int]) -> str:
 
 
 def resolved_phases(training: Training, objective: Objective) -> list[tuple[int, Objective, frozenset[str]]]:
-    """First step, objective and frozen roles of every stretch of training, the first from step 0 on.
+    """First step, objective and frozen roles of every stage of training; the first starts at step 0.
 
     Raises:
-        ValueError: phases are not in order or not within the steps, or changes do not fit together.
+        ValueError: phases are not in order or not within the steps, or a changed objective is not valid.
     """
     steps, found = training.steps, [(0, objective, frozenset[str]())]
     for index, phase in enumerate(training.phases):
@@ -159,7 +155,7 @@ def resolved_phases(training: Training, objective: Objective) -> list[tuple[int,
 
 
 def _laid_over(before: Objective, changes: dict[str, Any]) -> dict[str, Any]:
-    """The fields after a phase's changes; options of a part that they replace go with it."""
+    """The fields after a phase's changes; options of replaced parts are dropped."""
     fields = before.model_dump() | changes
     named = {fields[name] for name in kinds_in(Objective)}
     options = {name: given for name, given in before.options.items() if name in named}
@@ -167,14 +163,14 @@ def _laid_over(before: Objective, changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def live_target(objective: Objective) -> bool:
-    """Whether gradients of the diffusion loss reach the encoder through the target; a plug-in's says so (`live`)."""
+    """Whether the diffusion loss's gradient reaches the encoder through the target; for a plug-in's, its trait `live`."""
     return objective.target == "live" or bool(
         is_foreign("target", objective.target) and trait("target", objective.target, "live", True)
     )
 
 
 def unfit(trial: Trial) -> str | None:
-    """What of training does not fit the other sections, beginning with the key; or None."""
+    """Conflict between `training` and other sections, beginning with the key; or None."""
     training, coupled = trial.training, trial.network.layout == "coupled"
     if training.batch_size % training.grad_accum_steps:
         return (
@@ -208,7 +204,7 @@ def unfit(trial: Trial) -> str | None:
 
 
 def trained_roles(trial: Trial) -> set[str]:
-    """Roles that the losses of a stage reach, were nothing frozen."""
+    """Roles that receive gradients from the losses of a stage, ignoring frozen roles."""
     objective, latent, auxiliary = trial.objective, trial.latent, trial.auxiliary
     live = objective.diffusion_weight > 0 and (live_target(objective) or objective.noised == "live")
     live = live and objective.encoder_gradient > 0
@@ -223,13 +219,13 @@ def trained_roles(trial: Trial) -> set[str]:
 
 
 def blocks_of(trial: Trial, role: str) -> int:
-    """Blocks that a role runs through."""
+    """Number of blocks that a role uses."""
     shared = trial.network.layout == "coupled"
     return int(getattr(trial.network, "shared_blocks" if shared else f"{role}_blocks"))
 
 
 def misfit(trial: Trial) -> str | None:
-    """What of augmentation and auxiliary losses does not fit the other sections, beginning with the key; or None."""
+    """Conflict between `augmentation` or `auxiliary` and other sections, beginning with the key; or None."""
     size, crop, spec = trial.network.image_size, trial.augmentation.crop, trial.auxiliary
     if size is not None and crop >= size:
         return f"augmentation.crop: {crop} is not below network.image_size ({size})"
@@ -256,7 +252,7 @@ def misfit(trial: Trial) -> str | None:
 
 
 def misfit_of_latents(trial: Trial) -> str | None:
-    """What of the latents does not fit objectives and phases, beginning with the key; or None."""
+    """Conflict between `latent` and objectives or phases, beginning with the key; or None."""
     latent, stages = trial.latent, trial.stages()
     if latent.decoded == "raw" and any(s.trial.objective.balance != "none" for s in stages):
         return "objective.balance: the reconstruction has no gradient at the latents where latent.decoded is raw"

@@ -1,8 +1,7 @@
-"""Read a YAML file into plain values that remember the line they came from.
+"""Reads a YAML file into plain values, with the line of every key.
 
-YAML 1.2's core schema on PyYAML's safe loader: `1e-4` and `010` are numbers, `no`, `on` and `1:30`
-are text, duplicate keys are refused, no tag can construct an object, and size, depth and aliases
-are bounded before anything is built.
+YAML 1.2's core schema on PyYAML's safe loader: `1e-4` and `010` are numbers, `no`, `on` and `1:30` are text. Duplicate
+keys are refused, tags cannot construct objects, and size, depth and aliases are limited before anything is built.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from dsd_lab.specs.yaml_scalars import MAX_BYTES, MAX_DEPTH, MAX_NODES, SCALARS,
 
 KeyPath = tuple[str, ...]
 SET_MARK = "--set "
-"""Begins the mark of a value that the command line set."""
+"""Prefix of the mark of a value from the command line."""
 
 
 for _kind, (_pattern, _first) in SCALARS.items():
@@ -35,27 +34,27 @@ for _kind, (_pattern, _first) in SCALARS.items():
 
 @dataclass
 class Document:
-    """Nested plain values and, for every key path, the file and line that set it."""
+    """Nested plain values, and for every key path its mark: the file and line, or the option, that set it."""
 
     values: dict[str, Any]
     marks: dict[KeyPath, str] = field(default_factory=dict)
 
     def where(self, path: KeyPath) -> str:
-        """`file:line` of the closest enclosing key that a file or an option set."""
+        """Mark of a key path, or of the closest enclosing key that has one."""
         for end in range(len(path), -1, -1):
             if path[:end] in self.marks:
                 return self.marks[path[:end]]
         return "spec"
 
     def merged(self, over: Document) -> Document:
-        """This document with `over` laid on top: mappings merge, everything else is replaced."""
+        """This document overridden by `over`: mappings are merged, all other values replaced."""
         marks = dict(self.marks)
         values = _merge(self.values, over.values, (), marks)
         marks.update(over.marks)
         return Document(values, marks)
 
     def part(self, path: KeyPath) -> Document:
-        """The mapping at `path` (empty where it is absent) as a document of its own."""
+        """The mapping at `path` as a document; empty if it is absent."""
         values: Any = self.values
         for key in path:
             values = values.get(key, {}) if isinstance(values, dict) else {}
@@ -78,7 +77,7 @@ class Document:
         for key in reversed(path):
             nested = {key: nested}
         marks, here = {path: mark}, self.values
-        for end, key in enumerate(path[:-1], 1):  # a value that this path turns into a mapping is set here too
+        for end, key in enumerate(path[:-1], 1):  # a value that becomes a mapping gets this mark too
             inside = here.get(key)
             if not isinstance(inside, dict):
                 marks[path[:end]] = mark
@@ -99,7 +98,7 @@ def _merge(under: dict[str, Any], over: dict[str, Any], at: KeyPath, marks: dict
 
 
 def _paths(values: Any) -> Iterator[KeyPath]:
-    """The key paths of a value and of everything in it."""
+    """The key paths of a value and of all nested values."""
     yield ()
     entries = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
     for key, value in entries:
@@ -163,7 +162,7 @@ def _read_text(path: Path, name: str) -> str:
 
 
 def _compose(text: str, name: str, lines: bool = True) -> yaml.Node | None:
-    """The node tree of a text of one document; None where it holds nothing."""
+    """The node tree of a text with one document; None if it is empty."""
     try:
         return CoreSchemaLoader(text).get_single_node()
     except yaml.reader.ReaderError as error:
@@ -172,7 +171,7 @@ def _compose(text: str, name: str, lines: bool = True) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         problem, place = _problem(error), f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-    except (ValueError, OverflowError):  # PyYAML lets chr() and int() speak for themselves
+    except (ValueError, OverflowError):  # PyYAML does not catch errors of chr() and int()
         problem, place = "an escape or a number out of range", ""
     raise BadInput(f"{name}{place if lines else ''}: not valid YAML: {one_line(problem, 200)}")
 
@@ -189,19 +188,19 @@ _PROBLEMS = {
     "found unexpected end of stream": "the closing quote is missing",
     "but found another document": "a second document starts here; a spec is one document",
 }
-"""What PyYAML says, and what it means to the writer of a spec."""
+"""Beginning of PyYAML's message -> our message."""
 
 
 def _problem(error: yaml.MarkedYAMLError) -> str:
-    said = error.problem or ""
+    problem = error.problem or ""
     for theirs, ours in _PROBLEMS.items():
-        if said.startswith(theirs):
+        if problem.startswith(theirs):
             return ours
-    return f"{error.context}, {said}" if error.context else said
+    return f"{error.context}, {problem}" if error.context else problem
 
 
 class _Builder:
-    """Builds plain values from YAML nodes, noting the line of every key."""
+    """Builds plain values from YAML nodes, and records the line of every key."""
 
     def __init__(self, name: str, lines: bool = True) -> None:
         self.name, self.lines = name, lines
@@ -213,7 +212,7 @@ class _Builder:
         return f"{self.name}:{node.start_mark.line + 1}" if self.lines else self.name
 
     def _kind(self, node: yaml.Node) -> str:
-        """The last part of a tag of YAML's own, such as `int`."""
+        """The last part of a standard YAML tag, such as `int`."""
         kind, scalar = node.tag.removeprefix(TAG), isinstance(node, yaml.ScalarNode)
         if kind not in (SCALARS if scalar else ("map",) if isinstance(node, yaml.MappingNode) else ("seq",)):
             raise BadInput(f"{self._mark(node)}: the tag {one_line(node.tag)!r} is not allowed in a spec; remove it")
@@ -276,7 +275,7 @@ class _Builder:
 
 
 def _check_text(text: str, mark: str) -> None:
-    """Refuse, before anything is trained, what no file and no store can hold."""
+    """Refuse characters that cannot be stored."""
     for character in text:
         if character == "\0" or "\ud800" <= character <= "\udfff":
             what = "a NUL character" if character == "\0" else "half of a surrogate pair"

@@ -1,11 +1,11 @@
-"""How YAML scalars are read: the core schema of YAML 1.2, in which `no` is a string and `1e-4` a number."""
+"""YAML scalars by the core schema of YAML 1.2, in which `no` is a string and `1e-4` a number."""
 
 from __future__ import annotations
 
 import yaml
 
 MAX_BYTES, MAX_DEPTH, MAX_NODES = 200_000, 50, 20_000
-"""Bounds of one file: what PyYAML reads in about a second, and ten times any spec that a person writes."""
+"""Limits of one file: PyYAML reads as much in about a second; ten times the size of any spec written by hand."""
 
 
 TAG = "tag:yaml.org,2002:"
@@ -21,11 +21,11 @@ SCALARS = {
     "float": (rf"(?:{NUMBER}|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))", list("-+.0123456789")),
     "str": (r"(?s:.*)", None),
 }
-"""Kinds of plain value: their form, and the characters that one without a tag can begin with."""
+"""Kind of plain value -> (pattern, first characters of a value without a tag)."""
 
 
 class CoreSchemaLoader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's core schema instead of YAML 1.1's surprises; stops where a bound is passed."""
+    """SafeLoader with YAML 1.2's core schema; refuses documents above the limits."""
 
     _depth = _nodes = 0
 
