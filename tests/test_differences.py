@@ -29,7 +29,7 @@ def test_every_variant_is_a_row_and_its_mark_lies_at_the_mean_of_the_paired_diff
     figure = drawn({"dsd": [1.0, 2.0, 3.0], "control": [2.0, 4.0, 6.0], "naive": [1.5, 2.0, 2.5]})
     capacity, fid = figure.axes
     assert [t.get_text() for t in capacity.get_yticklabels()] == ["control", "naive"]
-    assert (capacity.get_title(), fid.get_title()) == ("capacity, bits a token", "in-domain FID")
+    assert (capacity.get_title(), fid.get_title()) == ("capacity, bits per token", "in-domain FID")
     assert marks(fid) == pytest.approx({0: 2.0, 1: 0.0}) and figure.get_supxlabel() == "difference from dsd"
     bar = next(line for line in fid.lines if line.get_linestyle() == "-" and list(line.get_ydata()) == [0, 0] and line.get_marker() == "None")  # fmt: skip
     half = 4.302653 / np.sqrt(3)  # Student's t with 2 degrees of freedom, sd 1

@@ -111,7 +111,7 @@ def test_noise_is_not_told_apart_and_a_spec_that_is_the_other_way_round_is_forec
     assert 0.35 < judge_forecast(noise).auc < 0.65
     flipped = judge_forecast([*examples("one"), *examples("two", flip=True)])
     assert flipped.auc < 0.2 and flipped.brier > flipped.brier_base
-    assert any("not to be relied on" in line for line in flipped.said)
+    assert any("not reliable" in line for line in flipped.said)
 
 
 def test_a_trial_of_two_specs_is_never_on_both_sides():
@@ -125,8 +125,8 @@ def test_a_trial_of_two_specs_is_never_on_both_sides():
 @pytest.mark.parametrize(
     ("known", "said"),
     [
-        ([], "It cannot be judged: trials of 0 specs"),
-        (examples("one"), "It cannot be judged: trials of 1 spec are at hand"),
+        ([], "It cannot be evaluated: trials of 0 specs"),
+        (examples("one"), "It cannot be evaluated: trials of 1 spec are at hand"),
         ([*examples("one"), *examples("two")], "2 specs are few"),
         ([e for e in (*examples("one"), *examples("two")) if e.collapsed], "cannot be forecast"),
     ],
@@ -179,7 +179,7 @@ def test_the_verb_judges_over_the_specs_of_its_homes_and_writes_what_the_sweep_r
     assert any("2 specs are few" in line for line in answer["said"])
     assert load_forecast(Home(homes[0])).features == list(FEATURES) == list(answer["weights"])
     alone = run("forecast", "--home", homes[1])[1]
-    assert alone["leave_one_spec_out"]["auc"] is None and "cannot be judged" in alone["said"][0]
+    assert alone["leave_one_spec_out"]["auc"] is None and "cannot be evaluated" in alone["said"][0]
 
 
 @pytest.mark.slow

@@ -1,1 +1,1 @@
-"""Reports: verdicts, statistics, tables, figures and pages, from what the store holds."""
+"""Reports: verdicts, statistics, tables, figures and pages, from the content of the store."""

@@ -1,4 +1,4 @@
-"""What a report and a notebook show of a sweep: its rows, its columns, its tables, made once from its results."""
+"""The content of a report or notebook: rows, columns and tables, computed once from a sweep's results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dsd_lab.specs.report import ReportSettings
 
 @dataclass(frozen=True)
 class Content:
-    """One sweep of a home folder, as its report sees it."""
+    """The content of one sweep's report; tables are computed on demand and cached."""
 
     manifest: Manifest
     results: list[Result]
@@ -33,7 +33,7 @@ class Content:
 
     @cached_property
     def _chosen(self) -> tuple[list[Result], list[Tuned]]:
-        """The results that tables and figures show: all, or where the spec tunes an axis, those at the chosen values."""
+        """The results in tables and figures: all, or, if the spec tunes an axis, those at the chosen values."""
         return tuned_results(self.results, self.settings)
 
     @cached_property
@@ -43,7 +43,7 @@ class Content:
 
     @cached_property
     def all_groups(self) -> list[Group]:
-        """The same of all trials, those at values that were not chosen too."""
+        """Rows for all trials, including those at values that were not chosen."""
         return groups_of(self.results, self.settings) if self._chosen[1] else self.groups
 
     @cached_property
@@ -60,7 +60,7 @@ class Content:
 
     @cached_property
     def makers(self) -> dict[str, Callable[[], Table | None]]:
-        """What makes each table, by its name, in reading order; it gives None where the sweep has no rows for it."""
+        """Table name -> function that makes the table, in reading order; it returns None without rows."""
         dots = {name: look.colour for name, look in self.looks.items()}
         groups, columns, settings = self.groups, self.columns, self.settings
         return {
@@ -81,7 +81,7 @@ class Content:
 
     @cached_property
     def tables(self) -> dict[str, Table]:
-        """The tables that the sweep has rows for."""
+        """The tables that have rows."""
         return {name: table for name, make in self.makers.items() if (table := make()) is not None}
 
     @cached_property
@@ -90,15 +90,15 @@ class Content:
 
     @property
     def sentences(self) -> list[str]:
-        """The sweep's answer in words, made from its numbers."""
+        """The answer in sentences, generated from the numbers."""
         return [sentence for sentence in (*answer(self.groups), effects_sentence(self.effects)) if sentence]
 
     @property
     def method(self) -> str:
-        """How the answer was found."""
+        """How the verdicts and intervals were computed."""
         return method_note(self.groups, self.settings)
 
     @property
     def notices(self) -> list[str]:
-        """What a reader must know first."""
+        """Warnings to read first."""
         return notices(self.all_groups, self.settings)

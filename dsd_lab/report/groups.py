@@ -1,4 +1,4 @@
-"""The rows and columns of a report: a group is a variant at a grid point over its seeds, a column is a quantity."""
+"""Rows and columns of a report. A row (group) is a variant at a grid point over its seeds; a column is a quantity."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Column:
     digits: int
     note: str
     within: Range = ANY
-    """Range of the quantity, which its intervals keep."""
+    """Range of the quantity; intervals are cut at its bounds."""
 
     @property
     def is_latent(self) -> bool:
@@ -43,53 +43,60 @@ LATENT_COLUMNS = (
         "Roy and Vetterli 2007, at most the latent channels",
         POSITIVE,
     ),
-    Column("latent/effective_rank/image", "effective rank, images", 1, "the same of whole latents", POSITIVE),
-    Column("latent/capacity_bits/token", "capacity, bits a token", 2, "what survives unit-variance noise", POSITIVE),
+    Column("latent/effective_rank/image", "effective rank, images", 1, "effective rank of whole latents", POSITIVE),
+    Column(
+        "latent/capacity_bits/token", "capacity, bits per token", 2, "information under unit-variance noise", POSITIVE
+    ),
 )
 LOG_STD = Column(
-    "latent/log10_std", "log10 latent std", 2, f"differences are ratios; a std below {_SMALLEST_STD:g} counts as that"
+    "latent/log10_std", "log10 latent std", 2, f"differences are ratios; smaller values are set to {_SMALLEST_STD:g}"
 )
 _CAPACITY, _TOKEN_RANK = LATENT_COLUMNS[3], LATENT_COLUMNS[1]
 EFFECT_COLUMNS = (_CAPACITY, LOG_STD, _TOKEN_RANK)
-"""What factorial effects are given for."""
+"""Quantities for which factorial effects are computed."""
 
 _SAME = "same features"
 _CLASSIFIER = "features of an in-domain classifier, not Inception"
 _INCEPTION = "features of Inception-v3"
-_TURNED = "features of a network that learned quarter turns of this data, which has no classes, and to paint it small; not Inception"
+_TURNED = "features of a network trained on this data, which has no classes, to predict rotations and a downscaled image; not Inception"
 _EVALUATIONS: dict[str, tuple[str, int, str, Range]] = {
     "fid": ("FID", 2, f"lower is better; {_CLASSIFIER}", POSITIVE),
     "kid": ("KID", 3, f"lower is better; {_SAME}", ANY),
     "is": (
         "inception score",
         2,
-        "higher is better; at most the number of classes that the extractor knows",
+        "higher is better; at most the extractor's number of classes",
         (1.0, math.inf),
     ),
     "precision": (
         "precision",
         3,
-        f"share of samples among real images; {_SAME}, as many real images as samples",
+        f"fraction of samples within the manifold of real images; {_SAME}, as many real images as samples",
         SHARE,
     ),
-    "recall": ("recall", 3, f"share of real images among samples; {_SAME}", SHARE),
-    "label_accuracy": ("label accuracy", 3, "how often that classifier agrees with the label asked for", SHARE),
+    "recall": ("recall", 3, f"fraction of real images within the manifold of samples; {_SAME}", SHARE),
+    "label_accuracy": (
+        "label accuracy",
+        3,
+        "how often that classifier predicts the label a sample was drawn for",
+        SHARE,
+    ),
     "memorisation/nearest_train": ("nearest training image", 1, "median RMS distance in grey levels", (0.0, 255.0)),
     "rfid": ("rFID", 2, f"held-out reconstructions against their originals; {_SAME}", POSITIVE),
     "psnr": ("PSNR, dB", 1, "held-out reconstructions, mean over images", POSITIVE),
     "ssim": ("SSIM", 3, "held-out reconstructions, mean over images", (-1.0, 1.0)),
-    "probe/knn": ("kNN accuracy", 3, "held-out images by their latents' nearest training latents", SHARE),
-    "probe/linear": ("linear probe accuracy", 3, "held-out images by a linear classifier of latents", SHARE),
+    "probe/knn": ("kNN accuracy", 3, "held-out images classified by their nearest training latents", SHARE),
+    "probe/linear": ("linear probe accuracy", 3, "held-out images classified by a linear classifier of latents", SHARE),
 }
 _EARLIER = {
     "psnr": (r"n\d+-", "held-out reconstructions, one error over all pixels: an earlier definition"),
     "ssim": (r"(uniform\d+-)?n\d+-", "held-out reconstructions, padded at their borders: an earlier definition"),
 }
-"""How names begin that were recorded under an earlier definition, and what it was: never one column with today's."""
+"""Metrics with an earlier definition: pattern of their names, and note. They have columns of their own."""
 
 
 def columns_of(results: list[Result]) -> list[Column]:
-    """The quantities that these results have: latents first, then every distinct evaluation, never two in one column."""
+    """The quantities of these results: latent metrics first, then one column per distinct evaluation."""
     names = sorted({name for r in results for name in r.metrics if not name.startswith("latent/")})
     found = [*LATENT_COLUMNS, *(Column(*own) for own in own_latent(results))]
     for prefix, (label, digits, usual, within) in (_EVALUATIONS | own_samples(results)).items():
@@ -110,24 +117,24 @@ def columns_of(results: list[Result]) -> list[Column]:
 
 
 def range_of(metric: str) -> Range:
-    """Range of a quantity by the name that it is recorded under; unbounded where the report does not know it."""
+    """Range of a quantity by its recorded name; unbounded if it is unknown."""
     bounded = {c.name: c.within for c in LATENT_COLUMNS} | {f"{k}/": v[3] for k, v in _EVALUATIONS.items()}
     return next((within for start, within in bounded.items() if metric.startswith(start)), ANY)
 
 
 def settings_of(column: Column) -> tuple[str, ...]:
-    """The parts of a column's name that say how it was measured: `indomain`, `n395`, `cfg1.5`, ...; none of latents."""
+    """The settings in a column's name: `indomain`, `n395`, `cfg1.5`, ...; empty for latent metrics."""
     bracket = re.search(r" \((.*)\)$", column.label)
     return () if bracket is None or column.is_latent else parts_of_name(bracket[1])
 
 
 def parts_of_name(how: str) -> tuple[str, ...]:
-    """The parts of the last section of a metric's name; the minus of an exponent separates none."""
+    """The settings in the last section of a metric's name; the minus of an exponent is not a separator."""
     return tuple(re.split(r"-(?=[a-z])", how))
 
 
 def short_labels(columns: list[Column]) -> dict[str, str]:
-    """Labels that fit a page: of the settings in brackets only those in which columns of one quantity differ."""
+    """Short labels: settings in brackets are given only where columns of one quantity differ."""
     bare = {c.name: re.sub(r" \(.*\)$", "", c.label) for c in columns}
     labels = {}
     for column in columns:
@@ -139,7 +146,7 @@ def short_labels(columns: list[Column]) -> dict[str, str]:
 
 
 def floors_of(results: list[Result], columns: list[Column]) -> dict[str, float]:
-    """Real-against-real values by column, where one was measured at the same N: what real images would score."""
+    """Column -> value for real images in place of samples, if it was measured with the same number of images."""
     found = {}
     for result in results:
         for evaluation, metrics in result.evaluations:
@@ -154,7 +161,7 @@ def floors_of(results: list[Result], columns: list[Column]) -> dict[str, float]:
 
 
 def value_of(result: Result, column: str, settings: ReportSettings) -> float | None:
-    """A trial's value of a column: latent metrics as the median of the last probes, evaluations as stored."""
+    """A trial's value in a column: the median of the last probes for latent metrics, the stored value for evaluations."""
     if not column.startswith("latent/"):
         value = result.metrics.get(column)
     elif column in ("latent/std", LOG_STD.name):
@@ -168,7 +175,7 @@ def value_of(result: Result, column: str, settings: ReportSettings) -> float | N
 
 
 def values_of(results: list[Result], column: str, settings: ReportSettings) -> dict[int, float]:
-    """Values of a column by seed, of the finished trials that have one."""
+    """Values of a column by seed, for finished trials that have one."""
     return {r.seed: v for r in results if r.finished and (v := value_of(r, column, settings)) is not None}
 
 
@@ -195,27 +202,27 @@ class Group:
         return [r for r in self.results if r.finished]
 
     def probed(self, name: str, settings: ReportSettings) -> dict[int, float]:
-        """Medians of the last probes of a metric by seed, of the finished trials that have one."""
+        """Medians of the last probes of a metric by seed, for finished trials that have one."""
         found = {r.seed: r.last_probes(name, settings.probes) for r in self.finished}
         return {seed: value for seed, value in found.items() if value is not None}
 
     def values(self, column: str, settings: ReportSettings) -> dict[int, float]:
-        """Values of a column by seed, of the finished trials that have one."""
+        """Values of a column by seed, for finished trials that have one."""
         return values_of(self.results, column, settings)
 
     @cached_property
     def described(self) -> list[Result]:
-        """Finished trials whose description could be read."""
+        """Finished trials with a readable description."""
         return [r for r in self.finished if r.description]
 
     @property
     def verdicts(self) -> dict[int, str | None]:
-        """By seed; None where there is none."""
+        """Verdict by seed, or None."""
         return {seed: j.verdict for seed, j in self.judged.items()}
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """Verdicts that occur, in a fixed order."""
+        """Number of seeds per verdict, in a fixed order."""
         counts = Counter(j.verdict for j in self.judged.values())
         return {v: counts[v] for v in VERDICTS if counts[v]}
 
@@ -229,17 +236,17 @@ class Group:
 
     @cached_property
     def healthy_interval(self) -> tuple[float, float] | None:
-        """95 % Clopper-Pearson interval of the share of healthy seeds."""
+        """95 % Clopper-Pearson interval of the fraction of healthy seeds."""
         return clopper_pearson(self.healthy, self.with_verdict) if self.with_verdict else None
 
     @property
     def states(self) -> dict[str, int]:
-        """States of the trials that have no verdict."""
+        """Number of trials without a verdict, by state."""
         return dict(Counter(r.state for r in self.results if self.judged[r.seed].verdict is None))
 
     @property
     def collapse_steps(self) -> list[int]:
-        """First step of lasting collapse of every collapsed seed, ascending."""
+        """Step of collapse of every collapsed seed, ascending."""
         return sorted(j.collapsed_at for j in self.judged.values() if j.collapsed_at is not None)
 
 
@@ -262,7 +269,7 @@ def groups_of(results: list[Result], settings: ReportSettings) -> list[Group]:
 
 
 def points_of(groups: list[Group]) -> dict[str, list[Group]]:
-    """The groups by name of their grid point, both in the spec's order."""
+    """Name of grid point -> its groups, both in the spec's order."""
     found: dict[str, list[Group]] = {}
     for group in groups:
         found.setdefault(group.point_name, []).append(group)
@@ -270,11 +277,11 @@ def points_of(groups: list[Group]) -> dict[str, list[Group]]:
 
 
 def effective_control(groups: list[Group], settings: ReportSettings) -> str | None:
-    """The control's name where the sweep has it."""
+    """The control's name if the sweep has it, else None."""
     return next((g.variant for g in groups if g.variant == settings.control), None)
 
 
 def reference_of(groups: list[Group], settings: ReportSettings) -> str | None:
-    """The variant that the others are compared with: the one that the spec names, else `dsd`, the control, or the first."""
+    """The variant that others are compared with: the spec's reference, else `dsd`, the control, or the first."""
     variants = dict.fromkeys(g.variant for g in groups)
     return next((v for v in (settings.reference, "dsd", settings.control, *variants) if v in variants), None)

@@ -1,4 +1,4 @@
-"""A recorded sweep opened for a notebook: the tables, figures and sentences of its report, one at a time."""
+"""A recorded sweep in a notebook: the tables, figures and sentences of its report, one at a time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from dsd_lab.store.mlflow_store import Store
 
 @dataclass(frozen=True)
 class Text:
-    """Markdown, as a notebook shows it."""
+    """Markdown that a notebook renders."""
 
     markdown: str
 
@@ -37,7 +37,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with its caption, as a notebook shows it."""
+    """A PNG with its caption that a notebook renders."""
 
     png: bytes
     caption: str
@@ -47,16 +47,16 @@ class Picture:
 
 
 class Opened(Content):
-    """A sweep's content, shown piece by piece."""
+    """The content of a sweep's report, for a notebook."""
 
     def origin(self) -> Text:
-        """Where the data came from: sweep, code, versions, machines, images; and what a reader must know first."""
+        """Warnings, and provenance of the data: sweep, code, versions, machines, images."""
         lines = [f"> {markdown_text(n)}" for n in self.notices]
         lines += [f"- **{markdown_text(k)}**: {markdown_text(v)}" for k, v in provenance_lines(self.results, self.manifest)]  # fmt: skip
         return Text("\n".join([markdown_text(self.manifest.why), "", *lines]))
 
     def answer(self) -> Text:
-        """The sweep's answer in words, made from its numbers, and how it was found."""
+        """The sweep's answer in sentences, generated from its numbers, and the method."""
         return Text("\n\n".join(map(markdown_text, (*self.sentences, conclusions(self.comparisons), self.method))))
 
     def table(self, name: str) -> Text:
@@ -69,7 +69,7 @@ class Opened(Content):
         return Text("\n\n".join(filter(None, (f"**{markdown_text(made.title)}**", markdown(made), markdown_text(made.note)))))  # fmt: skip
 
     def frame(self, name: str) -> pd.DataFrame:
-        """The numbers behind a table of the report, as in its CSV file.
+        """The numbers of a table of the report, as in its CSV file.
 
         Raises:
             BadInput: the sweep has no such table.
@@ -103,10 +103,10 @@ class Opened(Content):
 
 
 def open_sweep(home: str | Path, name: str, profile: str | None = None) -> Opened:
-    """Bring the store up to date and read a sweep from it, as `dsd-lab report` does.
+    """Sync the store and read a sweep from it, as `dsd-lab report` does.
 
     Raises:
-        BadInput: nothing was recorded under that name.
+        BadInput: there is no sweep with that name.
         StoreUnavailable: the store does not answer.
     """
     folder = Home(Path(home))

@@ -1,4 +1,4 @@
-"""What reports show of plug-ins: their metrics, by the loaded plug-ins, else by what the trials' records say; and which parts were used."""
+"""Plug-ins in reports: their metrics (labels from the loaded plug-in, else from the trials' records) and their parts."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from dsd_lab.specs.registry import shown_metrics
 
 
 def own_latent(results: list[Result]) -> list[tuple[str, str, int, str]]:
-    """Name, label, digits and note of the plug-ins' latent metrics that these results have."""
+    """Name, label, digits and note of plug-ins' latent metrics in these results."""
     present = {name for r in results for name in r.metrics}
     found = sorted((key, s) for key, s in _shown(results).items() if key.startswith("latent/") and key in present)
     return [(key, _label(s), s["digits"], s["note"] or "of a plug-in") for key, s in found]
 
 
 def own_samples(results: list[Result]) -> dict[str, tuple[str, int, str, Range]]:
-    """Label, digits, note and range of the plug-ins' metrics of samples, by the name without settings."""
+    """Label, digits, note and range of plug-ins' sample metrics, by name without settings."""
     names = {"/".join(name.split("/")[:2]) for r in results for name in r.metrics if name.startswith("sample/")}
     shown = _shown(results)
-    unknown = {"unit": "", "digits": 3, "note": "of a plug-in"}  # evaluated later, with a plug-in that is not loaded
+    unknown = {"unit": "", "digits": 3, "note": "of a plug-in"}  # the plug-in is not loaded, and trials have no label
     found = {key: shown.get(key, unknown | {"label": key.partition("/")[2].replace("_", " ")}) for key in sorted(names)}
     return {key: (_label(s), s["digits"], s["note"], ANY) for key, s in found.items()}
 
 
 def own_parts_table(results: list[Result]) -> Table | None:
-    """The parts of plug-ins that trials used or were measured by, with the file and the digest of each; None without any."""
+    """The parts of plug-ins that trained or measured trials, with file and digest of each; None without any."""
     rows: dict[tuple[str, ...], int] = {}
     for result in results:
         for key, digest, recorded in _parts_of(result):
@@ -44,12 +44,12 @@ def own_parts_table(results: list[Result]) -> Table | None:
     header = ["part", "kind", "plug-in", "file", "digest"]
     frame = pd.DataFrame([dict(zip(header, row, strict=True)) | {"trials": n} for row, n in sorted(rows.items())])
     cells = [[*map(Cell, row), Cell(str(count))] for row, count in sorted(rows.items())]
-    note = "The digest is of the code that a part can depend on: another digest is another part. The home folder keeps the files in plugins/."
+    note = "The digest is a hash of the code that a part can depend on. The home folder keeps the files in plugins/."
     return Table("own_parts", "Parts of plug-ins", [*header, "trials"], cells, frame, note)
 
 
 def _parts_of(result: Result) -> list[tuple[str, str, dict[str, Any]]]:
-    """Kind and name, digest and record of each part; of metrics and samplers those with a value."""
+    """Kind/name, digest and record of each part; metrics and samplers only if they have a value."""
     if result.description is None:
         return []
     used, recorded = result.description.canonical.get("plugins", {}), result.description.own_parts

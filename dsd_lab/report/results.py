@@ -1,4 +1,4 @@
-"""The results of a sweep as the report sees them: one `Result` a trial, with its history."""
+"""The results of a sweep for the report: one `Result` per trial, with its history."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from dsd_lab.store.mlflow_store import Store
 from dsd_lab.training_code import is_current
 
 FINISHED = ("done", "stale")
-"""States of a trial that has trained to its end: it has a verdict and its values are in the means."""
+"""States of a trial that completed training: it has a verdict, and its values are part of means."""
 Evaluated = tuple[Generation, dict[str, float]]
-"""Settings of an evaluation, and what it measured by name, floors included."""
+"""Settings of an evaluation, and its metrics by name, including those of real images."""
 
 
 @dataclass(frozen=True)
@@ -42,43 +42,43 @@ class Result:
     size: str
     state: str
     steps: int
-    """Steps that the spec asks for."""
+    """Steps in the spec."""
     step: int
-    """Steps that were made."""
+    """Steps done."""
     seconds: float
-    """Time that the trial held its resources: training, probes, images, checkpoints."""
+    """Time for which the trial held its resources: training, probes, images, checkpoints."""
     error: str | None
     metrics: dict[str, float]
     """Last value of every metric, evaluations included."""
     history: History = field(default_factory=History.empty)
     evaluations: list[Evaluated] = field(default_factory=list)
     description: TrialRecord | None = None
-    """trial.json: fields, data, provenance; None where the trial never started."""
+    """trial.json: fields, data, provenance; None if the trial never started."""
     folder: Path | None = None
     """Artifacts of the trial."""
     code_changes: str | None = None
-    """Which training code trained from which step; None where it was one."""
+    """Training code by first step; None if it did not change."""
     device_changes: str | None = None
-    """The same of devices."""
+    """Device by first step; None if it did not change."""
     imported: str | None = None
-    """The sweep that an import brought it with; None where it was trained here."""
+    """The sweep with which it was imported; None if it was trained here."""
     unreadable: list[str] = field(default_factory=list)
-    """Files of the trial that were left out, and why; pictures are added when they are drawn."""
+    """Unreadable files of the trial, with reasons; pictures are added when they are drawn."""
 
     @cached_property
     def group(self) -> str:
-        """Variant and grid point: what differs between rows of a table."""
+        """Variant and grid point: the name of its row in a table."""
         return ", ".join([self.variant, *filter(None, [point_name(self.point)])])
 
     @property
     def record(self) -> TrialRecord:
-        """The description of a trial that has one."""
+        """The description of a trial; the trial must have one."""
         assert self.description is not None, f"trial {self.id} never started"
         return self.description
 
     @property
     def trial(self) -> Trial:
-        """The fields of a trial that has a description."""
+        """The fields of a trial; the trial must have a description."""
         return self.record.trial
 
     @property
@@ -90,10 +90,10 @@ class Result:
         return int(self.record.data.holdout if evaluation.images == "holdout" else evaluation.images)
 
     def along(self, steps: NDArray[Any], x: XAxis) -> NDArray[Any]:
-        """Where optimiser steps of the trial [S] are on an axis of steps, images or FLOPs.
+        """Optimiser steps [S] of the trial converted to steps, images or FLOPs [S].
 
-        Records hold both at every logged step, between which the trial goes evenly; those of earlier versions follow
-        from its fields: they have no FLOPs where none were counted, and then no place on that axis (NaN).
+        Values are interpolated between logged steps. Records of earlier versions lack them: there they follow from the
+        trial's fields, and are NaN for FLOPs that were not counted.
         """
         if x == "step" or not len(steps):
             return steps
@@ -104,7 +104,7 @@ class Result:
         return np.asarray(np.interp(steps, np.concatenate([[0], at]), np.concatenate([[0.0], seen])))
 
     def last_probes(self, name: str, count: int) -> float | None:
-        """Median of the last probes of a latent metric; None where there is none or it is not finite."""
+        """Median of the last `count` probes of a latent metric; None without probes, or if it is not finite."""
         _, values = self.history.series(name)
         last = values[-count:].tolist()
         middle = math.nan if not last or any(map(math.isnan, last)) else median(last)
@@ -117,7 +117,7 @@ def point_name(point: dict[str, Any]) -> str:
 
 
 def result_of(entry: Entry, state: str, tags: dict[str, str], metrics: dict[str, float], folder: Path | None) -> Result:
-    """A result from a manifest's row and what the store holds of it."""
+    """A result from a row of the manifest and the trial's tags, metrics and artifacts in the store."""
     history, description, evaluations, unreadable = History.empty(), None, list[Evaluated](), list[str]()
     if folder is not None and (folder / "history.parquet").exists():
         history = History.read(folder / "history.parquet")
@@ -147,7 +147,7 @@ def result_of(entry: Entry, state: str, tags: dict[str, str], metrics: dict[str,
 
 
 def _evaluations(folder: Path) -> tuple[list[Evaluated], list[str]]:
-    """Settings and metrics of the evaluations in a folder, and what cannot be read."""
+    """Settings and metrics of the evaluations in a folder, and unreadable files with reasons."""
     found, unreadable = [], []
     for path in sorted(folder.glob("*.json")):
         try:
@@ -160,7 +160,7 @@ def _evaluations(folder: Path) -> tuple[list[Evaluated], list[str]]:
 
 
 def without_values(result: Result, state: str, why: str) -> Result:
-    """The row of a trial whose values must not be compared with those of the others."""
+    """The result without values, for a trial that must not be compared with the others."""
     return replace(
         result,
         state=state,
@@ -174,9 +174,9 @@ def without_values(result: Result, state: str, why: str) -> Result:
 
 
 def results_of(store: Store, manifest: Manifest, scratch: Path) -> list[Result]:
-    """The trials of a sweep as the store holds them; those that other training code trained are `stale`.
+    """The trials of a sweep, read from the store; those trained by other training code are `stale`.
 
-    A trial of other images than the rest has nothing but that state: its values are in no table.
+    A trial with other images than the rest keeps only its state: its values are in no table.
     """
     results = []
     for stored in store.read(manifest, scratch):

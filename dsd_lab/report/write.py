@@ -1,4 +1,4 @@
-"""A report: tables, figures and pages of one sweep in one folder, and what `report --json` says."""
+"""Writes a report: tables, figures and pages of one sweep in one folder, and the output of `report --json`."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from dsd_lab.specs.report import ReportSettings
 def write_report(
     results: list[Result], settings: ReportSettings, manifest: Manifest, folder: Path
 ) -> tuple[Page, dict[str, Any]]:
-    """Write pages, tables and figures below an empty folder; returns what the pages show and what `--json` prints.
+    """Write pages, tables and figures into an empty folder; returns the page and the content for `--json`.
 
-    The same results give the same bytes but for the date at the end of the pages.
+    The same results give the same bytes, except for the date at the end of the pages.
     """
     page, content = write_part(results, settings, manifest, folder)
     write_html([page], folder)
@@ -36,7 +36,7 @@ def write_report(
 def write_part(
     results: list[Result], settings: ReportSettings, manifest: Manifest, folder: Path
 ) -> tuple[Page, dict[str, Any]]:
-    """Write the tables and figures of one sweep below a folder; returns its page, which is not written, and its JSON."""
+    """Write the tables and figures of one sweep into a folder; returns its page (not written) and its JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     content = Content(manifest, results, settings)
     tables, labels = list(content.tables.values()), short_labels(content.columns)
@@ -73,7 +73,7 @@ def write_part(
 
 
 def _group_json(group: Group) -> dict[str, Any]:
-    """A row of `variants`."""
+    """An entry of `variants` in the JSON."""
     return {
         "variant": group.variant,
         "point": group.point,
@@ -93,7 +93,7 @@ def _group_json(group: Group) -> dict[str, Any]:
 
 
 def _records(table: Table | None) -> list[dict[str, Any]]:
-    """A table's numbers; what a row lacks is null."""
+    """A table's numbers as records; missing ones are null."""
     if table is None:
         return []
     rows = table.frame.astype(object).to_dict("records")

@@ -1,4 +1,4 @@
-"""Paired differences as a picture: every variant minus the reference, seed by seed, with the interval of the mean."""
+"""Figure of paired differences: every variant minus the reference, by seed, with the interval of the mean."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from dsd_lab.report.groups import LATENT_COLUMNS, Column, Group, columns_of, sho
 from dsd_lab.report.statistics.comparisons import Comparison, compare, paired_differences
 from dsd_lab.specs.report import ReportSettings
 
-_MOST_ROWS = 40
-"""Rows that a page has room for; the table has all."""
-_WIDE = 20.0
-"""Where the largest difference is this multiple of the median one, the axis is linear near 0 and logarithmic beyond."""
+_MAX_ROWS = 40
+"""Maximum number of rows; the table has all."""
+_SYMLOG_FROM = 20.0
+"""Ratio of the largest to the median difference above which the axis is symmetric logarithmic."""
 _SHOWN = (LATENT_COLUMNS[3].name, "fid/", "label_accuracy/")
 
 
 def differences(groups: list[Group], looks: dict[str, Look], settings: ReportSettings) -> Figure | None:
-    """One row a group, one panel a quantity; None where no two variants share two seeds."""
+    """One row per group, one panel per quantity; None if no two variants share two seeds."""
     columns = _columns(groups)
     found = [c for c in compare(groups, columns, settings) if c.paired.difference.n > 1]
     if not found:
@@ -27,7 +27,7 @@ def differences(groups: list[Group], looks: dict[str, Look], settings: ReportSet
     by_row: dict[str, dict[str, Comparison]] = {}
     for comparison in found:
         by_row.setdefault(comparison.group.name, {})[comparison.column.name] = comparison
-    rows = dict(list(by_row.items())[:_MOST_ROWS])
+    rows = dict(list(by_row.items())[:_MAX_ROWS])
     columns = [c for c in columns if any(c.name in row for row in rows.values())]
     figure = Figure(figsize=(WIDTH, 1.1 + 0.24 * len(rows)), layout="constrained")
     labels = short_labels(columns)
@@ -63,11 +63,11 @@ def _draw(axes: Axes, rows: dict[int, Comparison], looks: dict[str, Look], setti
         every += seeds
     axes.axvline(0, color="black", linewidth=0.8, zorder=1)
     sizes, span = np.abs(every), float(np.ptp([*every, 0.0]))
-    if sizes.max() > _WIDE * np.median(sizes) > 0:
+    if sizes.max() > _SYMLOG_FROM * np.median(sizes) > 0:
         axes.set_xscale("symlog", linthresh=float(np.median(sizes)))
         return
     axes.locator_params(axis="x", nbins=4)
-    if span > 0:  # two seeds give intervals that would leave the differences no room
+    if span > 0:  # cut long intervals (two seeds), which would hide the differences
         low, high = min([*every, 0.0]), max([*every, 0.0])
         axes.set_xlim(
             max(min([low, *bounds]), low - span / 2) - span / 20, min(max([high, *bounds]), high + span / 2) + span / 20

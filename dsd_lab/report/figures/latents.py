@@ -1,4 +1,4 @@
-"""Figures of the latents' scale and rank: the map of verdicts, curves over training, time to collapse."""
+"""Figures of the latents' scale and rank: map of verdicts, curves over training, time to collapse."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _QUANTITIES: tuple[tuple[str, str, bool, Callable[[Floats], Floats] | None], ...
     ("latent/variance", "latent std", True, np.sqrt),
     ("latent/effective_rank/token", "effective rank, tokens", False, None),
     ("latent/effective_rank/image", "effective rank, images", False, None),
-    ("latent/capacity_bits/token", "capacity, bits a token", False, None),
+    ("latent/capacity_bits/token", "capacity, bits per token", False, None),
 )
 _SURVIVAL_FROM = 6
 
 
 def verdict_map(groups: list[Group], looks: dict[str, Look], settings: ReportSettings) -> Figure | None:
-    """Scale and rank of every trial with a verdict, relative to its control or to the bounds, and the verdicts' regions."""
+    """Scale and rank of every trial with a verdict, relative to its control or to bounds, with the verdicts' regions."""
     places = _places(groups, settings)
     if not any(places.values()):
         return None
@@ -50,7 +50,7 @@ def verdict_map(groups: list[Group], looks: dict[str, Look], settings: ReportSet
                 x, y = zip(*shown, strict=True)
                 part.scatter(x, y, s=42, color=look.colour, marker=look.marker, label=group.variant, edgecolor="white", linewidth=0.6, zorder=3)  # fmt: skip
         if relative:
-            # A ring, within which a trial that is as its control is still seen.
+            # A ring, so that a trial equal to its control is visible inside it.
             part.plot(
                 1, 1, "o", color="#444444", fillstyle="none", markersize=12, label="control", linestyle="", zorder=4
             )
@@ -58,14 +58,14 @@ def verdict_map(groups: list[Group], looks: dict[str, Look], settings: ReportSet
         part.xaxis.set_minor_formatter(NullFormatter())
     against = "relative to the control" if relative else ""
     figure.supxlabel(f"latent std {against}".strip(), fontsize=9)
-    kind = against or "as a share of its bound"
+    kind = against or "as a fraction of its bound"
     figure.supylabel(f"effective rank {kind}\n(the lower of tokens and images)", fontsize=9, multialignment="center")
     legend(figure, axes)
     return figure
 
 
 def _places(groups: list[Group], settings: ReportSettings) -> dict[str, list[tuple[float, float]]]:
-    """(scale, rank) of the trials of every group; the control's own are the unit and left out."""
+    """(scale, rank) of the trials of every group, without the control's."""
     controls = controls_of([r for g in groups for r in g.results], settings)
     relative = any(g.variant == settings.control for g in groups)
     places: dict[str, list[tuple[float, float]]] = {}
@@ -105,7 +105,7 @@ def _regions(axes: Axes, low: float, high: float, top: float, bounds: tuple[floa
 
 
 def curves(groups: list[Group], looks: dict[str, Look], settings: ReportSettings) -> Figure | None:
-    """Scale, ranks and capacity over training: one row a quantity where there is a grid."""
+    """Scale, ranks and capacity over training; with a grid, one row per quantity."""
     if not any(len(r.history.series("latent/variance")[0]) for g in groups for r in g.results):
         return None
     points = shown_points(groups)
@@ -124,7 +124,7 @@ def curves(groups: list[Group], looks: dict[str, Look], settings: ReportSettings
             for group in members:
                 look = looks[group.variant]
                 band(part, _series(group.finished, name, transform, settings.x), look, group.variant)
-                entry = None if group.finished else group.variant  # one line of the legend
+                entry = None if group.finished else group.variant  # one entry in the legend
                 for steps, values in _series([r for r in group.results if not r.finished], name, transform, settings.x):
                     part.plot(steps, values, color=look.colour, linewidth=0.6, label=entry)
             part.set(
@@ -148,7 +148,7 @@ def curves(groups: list[Group], looks: dict[str, Look], settings: ReportSettings
 def _series(
     results: list[Result], name: str, transform: Callable[[Floats], Floats] | None, x: XAxis
 ) -> list[tuple[NDArray[Any], Floats]]:
-    """Places on the x axis and values of the trials that were probed."""
+    """x values and metric values of the probed trials."""
     series = ((r, *r.history.series(name)) for r in results)
     found = [(r.along(steps, x), values) for r, steps, values in series if len(steps)]
     found = [(at, values) for at, values in found if np.isfinite(at).all()]
@@ -160,11 +160,11 @@ def _along(result: Result, step: float, x: XAxis) -> float:
 
 
 def survival(groups: list[Group], looks: dict[str, Look], settings: ReportSettings) -> Figure | None:
-    """Share of seeds that have not collapsed by a step (Kaplan-Meier), from six seeds on."""
+    """Fraction of seeds not collapsed by a step (Kaplan-Meier); needs six seeds."""
     points = shown_points(groups)
     if not any(g.with_verdict >= _SURVIVAL_FROM and g.collapse_steps for g in groups):
         return None
-    from scipy import stats  # half a second, which few figures need
+    from scipy import stats  # the import takes 0.5 s
 
     figure, axes = panels(len(points), 2.4, 3, sharex=True, sharey=True)
     for part, (point, members) in zip(axes, points.items(), strict=True):
@@ -183,10 +183,10 @@ def survival(groups: list[Group], looks: dict[str, Look], settings: ReportSettin
             look = looks[group.variant]
             x = np.concatenate([[0], curve.quantiles, [last]])
             y = np.concatenate([[1], curve.probabilities, curve.probabilities[-1:]])
-            apart = 0.012 * (place - (len(members) - 1) / 2)  # curves that coincide would hide each other
+            apart = 0.012 * (place - (len(members) - 1) / 2)  # shifted, so that equal curves do not hide each other
             part.step(x, y + apart, where="post", color=look.colour, label=group.variant, **look.line)
         part.set(ylim=(-0.08, 1.08), title=point_title(point))
     figure.supxlabel(X_LABELS[settings.x], fontsize=9)
-    figure.supylabel("share of seeds not collapsed", fontsize=9)
+    figure.supylabel("fraction of seeds not collapsed", fontsize=9)
     legend(figure, axes)
     return figure

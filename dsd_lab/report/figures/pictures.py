@@ -1,4 +1,4 @@
-"""Figures of images: reconstructions and samples of every variant side by side."""
+"""Figures of images: reconstructions and samples of all variants."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dsd_lab.report.groups import Group
 from dsd_lab.report.results import Result
 from dsd_lab.specs.report import ReportSettings
 
-_MOST_ROWS = 12
-"""Rows of pictures in a figure; a larger grid shows fewer grid points."""
+_MAX_ROWS = 12
+"""Maximum number of rows (grid points) in a figure."""
 
 
 def reconstructions(groups: list[Group], looks: dict[str, Look], settings: ReportSettings) -> Figure | None:
@@ -26,19 +26,19 @@ def samples(groups: list[Group], looks: dict[str, Look], settings: ReportSetting
 
 
 def _samples(result: Result) -> bool:
-    """Whether there is a denoiser to sample from; the pictures of a control's evaluations are reconstructions."""
+    """Whether there is a denoiser; pictures of a control's evaluations are reconstructions."""
     return result.description is not None and result.trial.has_denoiser
 
 
 def note_damaged(groups: list[Group]) -> None:
-    """Note the pictures that cannot be shown with their results: figures are drawn in processes of their own."""
+    """Record damaged pictures in the results; the child processes that draw figures cannot."""
     for group in groups:
         for name in ("reconstruction", "evaluation"):
             _first(group, name)
 
 
 def _side_by_side(groups: list[Group], name: str) -> Figure | None:
-    """One picture a variant, and one row a grid point where there is a grid."""
+    """One picture per variant; with a grid, one row per grid point."""
     points = shown_points(groups)
     shown = {g.name: found for members in points.values() for g in members if (found := _first(g, name)) is not None}
     if not shown:
@@ -54,7 +54,7 @@ def _side_by_side(groups: list[Group], name: str) -> Figure | None:
         rows += [[*cells[i : i + columns]] for i in range(0, len(cells), columns)]
         names = [""] * len(rows)
     else:
-        columns, names = len(variants), list(points)[:_MOST_ROWS]
+        columns, names = len(variants), list(points)[:_MAX_ROWS]
         for point in names:
             there = {g.variant: shown[g.name] for g in points[point] if g.name in shown}
             rows.append([(v, there[v]) if v in there else ("", None) for v in variants])

@@ -1,4 +1,4 @@
-"""The figures of a report: one a question, with small multiples over the grid points."""
+"""The figures of a report, each with small multiples over the grid points."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dsd_lab.report.figures import pictures as picture_figures
 from dsd_lab.report.figures import scaling
 from dsd_lab.report.figures import spectra as spectrum_figures
 from dsd_lab.report.figures import theory as theory_figures
-from dsd_lab.report.figures.style import MOST_POINTS, Look, looks_of, save_figure, style
+from dsd_lab.report.figures.style import MAX_POINTS, Look, looks_of, save_figure, style
 from dsd_lab.report.groups import Group, effective_control, points_of
 from dsd_lab.report.page.page import Drawn
 from dsd_lab.report.statistics.agreement import ASSUMED
@@ -27,7 +27,7 @@ _Draw = Callable[[list[Group], dict[str, Look], ReportSettings], Figure | None]
 FIGURES: tuple[tuple[str, str, _Draw], ...] = (
     (
         "verdicts",
-        "Scale and rank of the latents of every trial, against the control of its seed where there is one, with the regions of the verdicts (capacity, the third measure, is in the table).",
+        "Scale and rank of the latents of every trial, relative to the control of its seed if there is one, with the regions of the verdicts. The third measure, capacity, is in the table.",
         latent_figures.verdict_map,
     ),
     (
@@ -37,38 +37,38 @@ FIGURES: tuple[tuple[str, str, _Draw], ...] = (
     ),
     (
         "survival",
-        "Time to collapse: share of seeds whose latents have not collapsed for good by a step (Kaplan-Meier). Curves are set slightly apart, so that those that coincide are seen.",
+        "Time to collapse: fraction of seeds whose latents have not permanently collapsed by a step (Kaplan-Meier). Curves are shifted slightly, so that equal ones are visible.",
         latent_figures.survival,
     ),
     (
         "differences",
-        "Every variant minus the reference, paired by seed. Large mark: mean; bar: 95 % interval of the mean (normal differences assumed); small marks: seeds. Long bars leave the panel. An interval that holds 0 shows neither a difference nor that there is none.",
+        "Every variant minus the reference, paired by seed. Large mark: mean; bar: 95 % interval of the mean (assumes normal differences); small marks: seeds. Long bars are cut. An interval that contains 0 shows neither a difference nor its absence.",
         difference_figures.differences,
     ),
     (
         "spectrum_maps",
-        "Covariance spectrum of the latent tokens over training, geometric mean over seeds. White line in the colour bar: the unit noise of diffusion; a direction below it is drowned.",
+        "Covariance spectrum of the latent tokens over training, geometric mean over seeds. White line in the colour bar: variance 1 of the diffusion noise; directions below it are lost in the noise.",
         spectrum_figures.spectrum_maps,
     ),
     (
         "spectra",
-        "Covariance spectra of the latents at the end of training; line: mean over seeds, band: smallest to largest. Dotted: the unit noise of diffusion, which drowns what is below it.",
+        "Covariance spectra of the latents at the end of training. Line: mean over seeds; band: smallest to largest seed. Dotted: variance 1 of the diffusion noise; directions below it are lost in the noise.",
         spectrum_figures.spectra,
     ),
     (
         "rank_gap",
-        "Rank differential: effective rank of the clean target minus that of the clean prediction, token level, by time. Line: mean over seeds; band: smallest to largest seed.",
+        "Rank gap: effective rank of the clean target minus that of the clean prediction, at token level, by time. Line: mean over seeds; band: smallest to largest seed.",
         spectrum_figures.rank_gap,
     ),
     (
         "scaling",
-        "Scale, rank and capacity of the latents, and samples, against the number of trained weights. Mark: mean over seeds; bar: smallest to largest seed.",
+        "Scale, rank and capacity of the latents, and FID, against the number of weights. Mark: mean over seeds; bar: smallest to largest seed.",
         scaling.scaling,
     ),
     (
         "theory",
-        "Theory against measurement. Derivative of the diffusion loss with respect to the latents' scale over training (line: measured, mean over seeds, with its band; dotted: closed form), "
-        "the same of every principal direction at the end (positive: gradient descent shrinks it), and the change of effective rank that follows a rank gap. "
+        "Theory against measurement. Derivative of the diffusion loss with respect to the latents' scale over training (line and band: measured, mean over seeds; dotted: closed form), "
+        "the same for every principal direction at the end (positive: gradient descent shrinks it), and rank gap against the next change of effective rank. "
         + ASSUMED,
         theory_figures.theory,
     ),
@@ -86,23 +86,23 @@ FIGURES: tuple[tuple[str, str, _Draw], ...] = (
 
 
 def draw_all(groups: list[Group], settings: ReportSettings, folder: Path) -> list[Drawn]:
-    """Draw every figure that the data allow, in reading order."""
+    """Draw all figures for which there are data, in reading order."""
     folder.mkdir(parents=True, exist_ok=True)
     if not groups:
         return []
     looks = looks_of(groups, effective_control(groups, settings))
     count = len(points_of(groups))
-    limit = f" The first {MOST_POINTS} of {count} grid points." if count > MOST_POINTS else ""
+    limit = f" The first {MAX_POINTS} of {count} grid points." if count > MAX_POINTS else ""
     shared = (groups, looks, settings, folder)
     cores = min(len(os.sched_getaffinity(0)), len(FIGURES))
-    # Forked, so that the histories of a thousand trials are shared and not copied; Matplotlib draws on one core.
+    # Forked processes share the histories of all trials without copies; Matplotlib uses one core.
     with ProcessPoolExecutor(cores, multiprocessing.get_context("fork"), _share, shared) as pool:
         done = list(pool.map(_draw_one, range(len(FIGURES))))
     return [Drawn(stem, caption + limit) for (stem, caption, _), there in zip(FIGURES, done, strict=True) if there]
 
 
 _shared: tuple[Any, ...] = ()
-"""In a process that draws: what it was forked with."""
+"""Arguments of `_draw_one`, set in each forked process."""
 
 
 def _share(*arguments: Any) -> None:
@@ -111,7 +111,7 @@ def _share(*arguments: Any) -> None:
 
 
 def _draw_one(number: int) -> bool:
-    """Draw a figure and save it; tells whether the data allowed it."""
+    """Draw and save a figure; False if there are no data for it."""
     groups, looks, settings, folder = _shared
     stem, _, draw = FIGURES[number]
     with style():

@@ -1,4 +1,4 @@
-"""Does it depend on size: verdicts, latents and samples against the number of trained weights."""
+"""Dependence on network size: verdicts, latents and samples against the number of weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STD, _TOKEN_RANK, _, _CAPACITY = LATENT_COLUMNS
 
 
 def weights_of(groups: list[Group]) -> dict[str, int]:
-    """Trained weights by group, of groups with a finished trial whose weights were kept."""
+    """Number of weights by group, for groups with a finished trial whose count was recorded."""
     found = {g.name: next((n for r in g.finished if (n := parameters_in(r.folder)) is not None), None) for g in groups}
     return {name: number for name, number in found.items() if number is not None}
 
@@ -32,7 +32,7 @@ def _columns(groups: list[Group]) -> list[Column]:
 
 
 def scaling_table(groups: list[Group], looks: dict[str, str]) -> Table | None:
-    """One row a variant and size, ascending; None where all networks are of one size."""
+    """One row per variant and size, ascending; None if all networks have one size."""
     weights = weights_of(groups)
     if len(set(weights.values())) < 2:
         return None
@@ -50,13 +50,13 @@ def scaling_table(groups: list[Group], looks: dict[str, str]) -> Table | None:
             if (found := group.estimates.get(c.name)) is not None
         ]  # fmt: skip
     header = ["variant", "weights", "verdicts", *short_labels(columns).values()]
-    note = "Weights: trained weights of the network as deployed. All sizes train for the same number of steps."
+    note = "Weights: number of weights of the deployed network. All sizes train for the same number of steps."
     dots = [looks[g.variant] for g in members]
-    return Table("scaling", "Against the size of the network", header, rows, pd.DataFrame(numbers), note, dots)
+    return Table("scaling", "Dependence on network size", header, rows, pd.DataFrame(numbers), note, dots)
 
 
 def scaling(groups: list[Group], looks: dict[str, Look], settings: ReportSettings) -> Figure | None:
-    """Means over seeds against trained weights, smallest to largest seed as bars; None where all networks are of one size."""
+    """Means over seeds against the number of weights; bars: smallest to largest seed. None if all sizes are equal."""
     weights = weights_of(groups)
     if len(set(weights.values())) < 2:
         return None
@@ -83,6 +83,6 @@ def scaling(groups: list[Group], looks: dict[str, Look], settings: ReportSetting
             part.set_yscale("log")
         else:
             part.set_ylim(0, None)
-    figure.supxlabel("trained weights", fontsize=9)
+    figure.supxlabel("number of weights", fontsize=9)
     legend(figure, axes)
     return figure

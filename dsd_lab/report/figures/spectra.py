@@ -1,4 +1,4 @@
-"""Figures of spectra: at the end of training, over training as heat maps, and the rank gap by time."""
+"""Figures of spectra: at the end of training, as heat maps over training, and the rank gap by time."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from dsd_lab.report.tables.main import gap_names
 from dsd_lab.specs.report import ReportSettings, XAxis
 
 _ZERO = 1e-10
-"""Eigenvalues below it are of directions that the normaliser removes, and are left out."""
-_MOST_CELLS = 160
-"""Probes that a heat map shows."""
+"""Smaller eigenvalues belong to directions removed by the normaliser, and are left out."""
+_MAX_CELLS = 160
+"""Maximum number of probes in a heat map."""
 
 
 def spectra(groups: list[Group], looks: dict[str, Look], settings: ReportSettings) -> Figure | None:
@@ -61,7 +61,7 @@ def _spectrum(axes, finals: Floats, look: Look, label: str) -> None:  # type: ig
 
 
 def spectrum_maps(groups: list[Group], looks: dict[str, Look], settings: ReportSettings) -> Figure | None:
-    """The token spectrum over training as a heat map for every group: geometric mean over seeds."""
+    """Heat map of the token spectrum over training for every group, geometric mean over seeds."""
     points = shown_points(groups)
     maps = {
         g.name: found
@@ -87,7 +87,7 @@ def spectrum_maps(groups: list[Group], looks: dict[str, Look], settings: ReportS
             found = maps.get(by_variant[variant].name) if variant in by_variant else None
             if found is not None:
                 steps, table = found
-                # An image of the panel, which is small in the SVG and quick to draw; cells are centred on their probe.
+                # `pcolorfast` embeds an image, which is small and fast. Cells are centred on their probes.
                 order = np.arange(table.shape[1] + 1) + 0.5
                 image = part.pcolorfast(_edges(steps), order, table.T, norm=norm, cmap="viridis")
                 part.set_ylim(table.shape[1] + 0.5, 0.5)
@@ -121,7 +121,7 @@ def _mean_spectrum(group: Group, x: XAxis) -> tuple[NDArray[Any], Floats] | None
         steps = np.intersect1d(steps, other)
     if len(steps) < 2:
         return None
-    kept = steps[np.unique(np.linspace(0, len(steps) - 1, _MOST_CELLS).round().astype(int))]
+    kept = steps[np.unique(np.linspace(0, len(steps) - 1, _MAX_CELLS).round().astype(int))]
     tables = [t[np.searchsorted(s, kept)] for s, t in found]
     return kept, np.exp(np.mean(np.log(np.maximum(np.stack(tables), _ZERO)), axis=0))
 

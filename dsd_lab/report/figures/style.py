@@ -1,4 +1,4 @@
-"""What all figures share: one look a variant, small multiples over grid points, bands over seeds, saving."""
+"""Shared by all figures: one look per variant, small multiples over grid points, bands over seeds, saving."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dsd_lab.home.history import Floats
 from dsd_lab.report.groups import Group, points_of
 from dsd_lab.specs.report import XAxis
 
-# Okabe and Ito's colours, told apart by colour-blind readers; the control is grey.
+# Okabe and Ito's palette for colour-blind readers; the control is grey.
 _COLOURS = ("#D55E00", "#E69F00", "#CC79A7", "#56B4E9", "#0072B2", "#009E73", "#A0921B", "#000000")
 _MARKERS = "osD^v<>hpX"
 _CONTROL = "#7f7f7f"
@@ -36,15 +36,15 @@ STYLE: Any = {
     "savefig.dpi": 200,
 }
 WIDTH = 8.4
-"""Inches: two columns of a journal with its margins."""
-MOST_POINTS = 24
-"""Grid points that a figure shows; the tables have all."""
+"""Width in inches: two columns of a journal."""
+MAX_POINTS = 24
+"""Maximum number of grid points in a figure; tables have all."""
 _NARROW = 18
-"""Letters of a title that a narrow panel has room for."""
+"""Maximum characters per line in the title of a narrow panel."""
 _MANY_PANELS = 8
-"""Panels from more than which ticks are thinned."""
-_MOST_STEPS = 250
-"""Steps that a curve shows: more than its width has pixels of the eye's."""
+"""With more panels, ticks are thinned."""
+_MAX_STEPS = 250
+"""Maximum number of points on a curve."""
 
 
 X_LABELS: dict[XAxis, str] = {
@@ -56,7 +56,7 @@ X_LABELS: dict[XAxis, str] = {
 
 @dataclass(frozen=True)
 class Look:
-    """How a variant is drawn, the same in all figures."""
+    """Colour, marker and line of a variant in all figures."""
 
     colour: str
     marker: str
@@ -64,7 +64,7 @@ class Look:
 
 
 def looks_of(groups: list[Group], control: str | None) -> dict[str, Look]:
-    """A look for every variant; beyond eight, colours repeat with another line."""
+    """A look for every variant; after eight, colours repeat with another line style."""
     looks = {control: Look(_CONTROL, "*", {"linestyle": "--", "linewidth": 1.5, "zorder": 4})} if control else {}
     others = [v for v in dict.fromkeys(g.variant for g in groups) if v != control]
     for i, variant in enumerate(others):
@@ -75,12 +75,12 @@ def looks_of(groups: list[Group], control: str | None) -> dict[str, Look]:
 
 
 def shown_points(groups: list[Group]) -> dict[str, list[Group]]:
-    """The groups of the grid points that figures show, by the point's name."""
-    return dict(list(points_of(groups).items())[:MOST_POINTS])
+    """Name of grid point -> its groups, for the grid points in figures."""
+    return dict(list(points_of(groups).items())[:MAX_POINTS])
 
 
 def panels(count: int, height: float = 2.3, most_columns: int = 4, **shared: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels, in rows of nearly equal length; panels that are left over are hidden."""
+    """A figure of `count` panels, in rows of nearly equal length; unused panels are hidden."""
     rows = -(-count // most_columns)
     columns = -(-count // rows)
     width = WIDTH if columns > 1 else 6.0
@@ -88,17 +88,17 @@ def panels(count: int, height: float = 2.3, most_columns: int = 4, **shared: Any
     axes = list(figure.subplots(rows, columns, squeeze=False, **shared).flat)
     for place in range(count, len(axes)):
         axes[place].set_visible(False)
-        axes[place - columns].tick_params(labelbottom=True)  # the lowest of its column now, whose axis others share
+        axes[place - columns].tick_params(labelbottom=True)  # now the lowest visible panel of its column
     return figure, axes[:count]
 
 
 def point_title(point: str, width: int = 34) -> str:
-    """A grid point's name as a panel's title, broken where it is long; a `$` of it begins no formula."""
+    """A grid point's name as the title of a panel, with line breaks; `$` is escaped."""
     return "\n".join(textwrap.wrap(point, width)).replace("$", r"\$")
 
 
 def band(axes: Axes, curves: list[tuple[NDArray[Any], Floats]], look: Look, label: str) -> None:
-    """The mean of curves (steps, values) as a line, their smallest and largest as a band."""
+    """Draw the mean of curves (steps [S], values [S]) as a line, and their range as a band."""
     curves = [c for c in curves if len(c[0])]
     if not curves:
         return
@@ -110,8 +110,8 @@ def band(axes: Axes, curves: list[tuple[NDArray[Any], Floats]], look: Look, labe
         table = np.full((len(curves), len(steps)), np.nan)
         for row, (at, values) in zip(table, curves, strict=True):
             row[np.searchsorted(steps, at)] = values
-    if len(steps) > _MOST_STEPS:
-        kept = np.unique(np.linspace(0, len(steps) - 1, _MOST_STEPS).round().astype(int))
+    if len(steps) > _MAX_STEPS:
+        kept = np.unique(np.linspace(0, len(steps) - 1, _MAX_STEPS).round().astype(int))
         steps, table = steps[kept], table[:, kept]
     axes.plot(steps, np.nanmean(table, axis=0), color=look.colour, label=label, **look.line)
     if len(curves) > 1:
@@ -120,7 +120,7 @@ def band(axes: Axes, curves: list[tuple[NDArray[Any], Floats]], look: Look, labe
 
 
 def narrow_title(point: str) -> str:
-    """The same for a row or a narrow column of panels: a long `key=value` is broken after its equals sign."""
+    """`point_title` for a narrow panel; a long `key=value` may break after its equals sign."""
     return point_title(point if len(point) <= _NARROW else point.replace("=", "= "), _NARROW)
 
 
@@ -135,12 +135,12 @@ def legend(figure: Figure, axes: list[Axes]) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write `path`.svg and `path`.png, without dates, so that the same data give the same bytes."""
+    """Write `path`.svg and `path`.png without dates: the same data give the same bytes."""
     _thin_ticks(figure)
     layout = figure.get_layout_engine()
     if layout is not None:
         layout.execute(figure)
-    figure.set_layout_engine("none")  # the layout is found once, not for each format
+    figure.set_layout_engine("none")  # the layout is computed once for both formats
     for suffix in (".svg", ".png"):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=suffix[1:], metadata={"Date": None} if suffix == ".svg" else {"Software": None})
@@ -148,7 +148,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def _thin_ticks(figure: Figure) -> None:
-    """Few ticks on the axes of many panels: half of a figure's time goes into their labels."""
+    """Use fewer ticks in figures with many panels: tick labels take half of the drawing time."""
     if len(figure.axes) <= _MANY_PANELS:
         return
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):

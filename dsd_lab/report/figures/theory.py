@@ -1,4 +1,4 @@
-"""The figure of theory against measurement: derivatives over training, a mark a direction, and ranks beside their gaps."""
+"""Figure of theory against measurement: derivatives over training and per direction, and rank gaps against changes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from dsd_lab.report.statistics.agreement import ScaleRecord, gap_record, scale_r
 from dsd_lab.specs.report import ReportSettings, XAxis
 
 _LINEAR = 0.01
-"""Derivatives below it are shown on a linear scale, so that both signs fit on one axis."""
+"""Derivatives below this are on a linear scale (symmetric logarithmic axis)."""
 _TICKS = (-100, -1, -_LINEAR, 0, _LINEAR, 1, 100)
 _FEW_TICKS = tuple(t for t in _TICKS if abs(t) != _LINEAR)
-"""In narrow panels the numbers beside 0 would touch it."""
+"""Ticks of narrow panels, where labels next to 0 would overlap it."""
 _GROWS, _SHRINKS = "#56B4E9", "#D55E00"
 
 
 def theory(groups: list[Group], looks: dict[str, Look], settings: ReportSettings) -> Figure | None:
-    """Three panels a grid point; None where no trial has measured a derivative."""
+    """Three panels per grid point; None if no trial has measured a derivative."""
     points = shown_points(groups)
     members = [g for shown in points.values() for g in shown]
     records = {g.name: _records(g, settings.x) for g in members}
@@ -85,7 +85,7 @@ def _directions(axes: Axes, records: list[ScaleRecord], look: Look, probes: int)
 
 
 def _agreement_regions(axes: Axes, ticks: tuple[float, ...]) -> None:
-    """The quadrants of agreeing signs, and the diagonal of agreement in size."""
+    """Shade the quadrants in which signs agree, and draw the diagonal."""
     low, high = (f(f(axes.get_xlim()), f(axes.get_ylim())) for f in (min, max))
     low, high = min(low, -_LINEAR), max(high, _LINEAR)
     axes.fill_between([0, high], 0, high, color=_SHRINKS, alpha=0.08, linewidth=0, zorder=0)

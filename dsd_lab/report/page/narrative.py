@@ -1,4 +1,4 @@
-"""What a report says in words, made from its numbers: notices, the answer, the method, provenance."""
+"""The text of a report, generated from its numbers: notices, answer, method, provenance."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UNFINISHED = ("pending", "running", "interrupted", "failed")
 
 
 def notices(groups: list[Group], settings: ReportSettings) -> list[str]:
-    """What a reader must know before the numbers: trials that are missing, failed, diverged or of older code."""
+    """Warnings before the numbers: trials that are missing, failed, diverged or trained by older code."""
     results = [r for g in groups for r in g.results]
     states = Counter(r.state for r in results)
     unfinished = {s: states[s] for s in _UNFINISHED if states[s]}
@@ -29,22 +29,22 @@ def notices(groups: list[Group], settings: ReportSettings) -> list[str]:
         told.append(f"This report is partial: {ended} of {len(results)} trials have ended ({parts}).")
     if states["interrupted"]:
         told.append(
-            f"{_trials(states['interrupted'])} interrupted, before the last step: the same `dsd-lab sweep` goes on from the last checkpoint."
+            f"{_trials(states['interrupted'])} interrupted before the last step: the same `dsd-lab sweep` resumes from the last checkpoint."
         )
     if states["diverged"]:
         told.append(
-            f"{_trials(states['diverged'])} diverged (a loss was not finite): no verdict, and in no mean; see the table of trials."
+            f"{_trials(states['diverged'])} diverged (a loss was not finite): no verdict, not in any mean; see the table of trials."
         )
     if states["stopped"]:
         told.append(
-            f"{_trials(states['stopped'])} stopped early by a forecast of collapse: no verdict, and in no mean; see the table of trials."
+            f"{_trials(states['stopped'])} stopped early by a forecast of collapse: no verdict, not in any mean; see the table of trials."
         )
     if states["stale"]:
         told.append(
-            f"{_trials(states['stale'])} of older training code than today's: shown and counted, not retrained."
+            f"{_trials(states['stale'])} trained by an older version of the training code: included in all tables, not retrained."
         )
     told += [
-        f"Trial {r.id} ({r.group}, seed {r.seed}) was trained on other images and is in no table: {r.error}; remove it with `dsd-lab rm`, or declare its images with another data.name or data.revision."
+        f"Trial {r.id} ({r.group}, seed {r.seed}) was trained on other images and is in no table: {r.error}; remove it with `dsd-lab rm`, or give its images another data.name or data.revision."
         for r in results
         if r.state == OTHER_IMAGES
     ]
@@ -52,21 +52,21 @@ def notices(groups: list[Group], settings: ReportSettings) -> list[str]:
     sets = {(d.data.name, d.trial.data.revision) for d in recorded}
     if len(sets) > 1:
         named = ", ".join(f"{name} (revision {revision})" for name, revision in sorted(sets))
-        told.append(f"Rows are of {len(sets)} data sets, {named}: differences between them are of the images too.")
+        told.append(f"Rows are from {len(sets)} data sets, {named}: differences between them may come from the images.")
     if changed := sum(r.code_changes is not None for r in results):
-        told.append(
-            f"{_trials(changed)} went on with other training code than at the beginning, as was asked for; see the provenance."
-        )
+        told.append(f"{_trials(changed)} resumed with changed training code, as requested; see the provenance.")
     if imported := [r for r in results if r.imported is not None]:
         names = ", ".join(sorted({str(r.imported) for r in imported}))
         told.append(
-            f"{_trials(len(imported))} imported ({names}), not trained in this home folder: the numbers are those of whoever exported them."
+            f"{_trials(len(imported))} imported ({names}), not trained in this home folder: their numbers cannot be checked here."
         )
     if unreadable := [f"{r.id}: {reason}" for r in results for reason in dict.fromkeys(r.unreadable)]:
         files = "1 file" if len(unreadable) == 1 else f"{len(unreadable)} files"
-        told.append(f"{files} cannot be read, left out: first {unreadable[0]}.")
+        told.append(
+            f"{files} cannot be read and {'is' if len(unreadable) == 1 else 'are'} left out: first {unreadable[0]}."
+        )
     if moved := sum(r.device_changes is not None for r in results):
-        told.append(f"{_trials(moved)} went on on another device than at the beginning; see the provenance.")
+        told.append(f"{_trials(moved)} resumed on another device; see the provenance.")
     control = effective_control(groups, settings)
     judged = [(g, j) for g in groups if g.variant != control for j in g.judged.values() if j.verdict is not None]
     alone = sum(not j.by_control for _, j in judged)
@@ -82,8 +82,8 @@ def notices(groups: list[Group], settings: ReportSettings) -> list[str]:
     )
     if unknown:
         told.append(
-            f"{_trials(unknown)} without a verdict: the rank is below {settings.rank_bound:g} of the channels, there is no control, "
-            "and the rank of the images' own patches, which would tell a collapse from channels that no image fills, was not recorded."
+            f"{_trials(unknown)} without a verdict: the rank is below {settings.rank_bound:g} x its bound, and without a control and "
+            "the rank of the images' patches, which was not recorded, a collapse cannot be distinguished from images of low rank."
         )
     return told + flags_of(results)
 
@@ -93,7 +93,7 @@ def _trials(count: int) -> str:
 
 
 def answer(groups: list[Group]) -> list[str]:
-    """The sweep's answer, one sentence or two a grid point, made from the verdict counts alone."""
+    """The sweep's answer, one or two sentences per grid point, from the verdict counts."""
     points = points_of(groups)
     told = []
     for point, members in points.items():
@@ -119,20 +119,20 @@ def _answer_at(groups: list[Group]) -> list[str]:
         else:
             low, high = group.healthy_interval or (0.0, 1.0)
             mixed.append(
-                f"{group.variant} (healthy {group.healthy} of {judged}, 95 % interval of the share: {low:.0%} to {high:.0%}; {ways})"
+                f"{group.variant} (healthy {group.healthy} of {judged}, 95 % interval: {low:.0%} to {high:.0%}; {ways})"
             )
     told = [f"Latents stay healthy in every seed of {_listed(names)}: {_how_surely(n)}." for n, names in always.items()]
     told += [f"Latents collapse in every seed of {_listed(names)}: {_how_surely(n)}." for n, names in never.items()]
     if mixed:
         told.append(f"Seeds disagree in {_listed(mixed)}.")
     if missing:
-        told.append(f"There is no verdict on {_listed(missing)}.")
+        told.append(f"There is no verdict for {_listed(missing)}.")
     return told
 
 
 def _how_surely(seeds: int) -> str:
     low, high = clopper_pearson(seeds, seeds)
-    return f"{seeds} of {seeds} seeds (95 % interval of the share: {low:.0%} to {high:.0%})"
+    return f"{seeds} of {seeds} seeds (95 % interval: {low:.0%} to {high:.0%})"
 
 
 def _listed(names: list[str]) -> str:
@@ -140,14 +140,14 @@ def _listed(names: list[str]) -> str:
 
 
 def method_note(groups: list[Group], settings: ReportSettings) -> str:
-    """How the table of verdicts was made."""
+    """How verdicts and intervals were computed."""
     seeds = sorted({r.seed for g in groups for r in g.results})
     listed = ", ".join(map(str, seeds[:12])) + (", ..." if len(seeds) > 12 else "")
     control = effective_control(groups, settings)
     bounds = (
         f"shrunk below a std of {settings.shrunk_std:g}, scale-runaway above a std of {settings.runaway_std:g}, "
-        f"rank-collapsed below {settings.rank_bound:g} of the effective rank of the images' own patches (tokens) or of the images, or "
-        "of the latents' dimensions where these are fewer"
+        f"rank-collapsed below {settings.rank_bound:g} x the bound, which is the effective rank of the images' patches (tokens) or of "
+        "the images, but at most the number of latent dimensions"
     )
     against = (
         f"Verdicts compare a trial with {control!r} of the same seed: scale-runaway above {settings.runaway:g} x its std, shrunk below "
@@ -158,16 +158,16 @@ def method_note(groups: list[Group], settings: ReportSettings) -> str:
     )
     count = "1 seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
     return (
-        f"Means over {count} ({listed}) with 95 % intervals (Student's t, cut at the bounds of a quantity: an "
-        "accuracy ends at 1); shares of healthy seeds with Clopper-Pearson intervals. "
+        f"Means over {count} ({listed}) with 95 % intervals (Student's t, cut at the bounds of a quantity, such as 1 for an "
+        "accuracy); fractions of healthy seeds with Clopper-Pearson intervals. "
         f"Latent values are medians of the last {settings.probes} probes on held-out images. {against} "
-        "Collapsed at step: the first probe from which the verdict, made in the same way at every step, stays unhealthy; median over "
-        "collapsed seeds, below it first and last."
+        "Collapsed at step: the first probe from which all verdicts, computed in the same way, are unhealthy; median over "
+        "collapsed seeds, and below it first and last."
     )
 
 
 def provenance_lines(results: list[Result], manifest: Manifest) -> list[tuple[str, str]]:
-    """Code, versions, machines, data and settings behind the numbers; nothing for what no trial has told yet."""
+    """Code, versions, machines, data and settings behind the numbers; only those that some trial has recorded."""
     described = [r.record for r in results if r.description]
     origins = [d.provenance for d in described]
     told = {
@@ -194,4 +194,4 @@ def provenance_lines(results: list[Result], manifest: Manifest) -> list[tuple[st
 
 def _compression(network: Network) -> str:
     pixels = int(network.image_size or 0) ** 2
-    return f"{network.tokens * int(network.latent_channels or 0)} numbers for {pixels} pixels a channel, size {network.size}, {network.layout}"
+    return f"{network.tokens * int(network.latent_channels or 0)} numbers for {pixels} pixels per channel, size {network.size}, {network.layout}"

@@ -18,7 +18,7 @@ from dsd_lab.report.tables.rendering import Table, markdown, markdown_text
 from dsd_lab.version import __version__
 
 _DOTS, _SCALE = 200, 114
-"""Dots an inch of the figures' bitmaps, and CSS pixels an inch."""
+"""Dots per inch of the figures' bitmaps, and CSS pixels per inch."""
 
 
 @dataclass(frozen=True)
@@ -32,47 +32,47 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Frames:
-    """Pictures of one kind over training: a frame a step, a picture a row of the tables."""
+    """Pictures of one kind over training: one frame per step, one picture per row of the tables."""
 
     name: str
     caption: str
     steps: list[int]
     shots: list[list[tuple[str, str]]]
-    """By step, what each picture is of and its data address; empty where there is none at that step."""
+    """By step: label and data URL of each picture; an empty URL if there is no picture at that step."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """Everything that both pages show of a sweep, in reading order."""
+    """The content of both pages of a sweep, in reading order."""
 
     key: str
-    """Of the sweep."""
+    """Key of the sweep."""
     title: str
     why: str
     notices: list[str]
     answer: list[str]
     method: str
     tables: list[Table]
-    """The first stands with the first figure, before all other figures."""
+    """The first table comes after the first figure, before all other figures."""
     figures: list[Drawn]
     frames: list[Frames]
     columns: list[tuple[str, str, str]]
     """Label, metric and meaning of the first table's columns."""
     variants: list[tuple[str, str]]
-    """Name and what its spec says of it."""
+    """Name and `why`."""
     provenance: list[tuple[str, str]]
 
     @property
     def terms(self) -> list[Term]:
-        """What is explained at the top."""
+        """Terms explained at the top."""
         return first_terms(self.tables[0].header) if self.tables else []
 
 
 def write_html(pages: list[Page], folder: Path) -> None:
-    """`report.html`: makes no external request, runs no script, and everything that comes from a spec is escaped.
+    """Write `report.html`. It makes no external requests, has no scripts, and escapes all text from specs.
 
-    Its Content-Security-Policy allows its own style, by a hash, and pictures that are in the page, so that
-    what might slip through an escape could load nothing and run nothing.
+    Its Content-Security-Policy allows only its own style, by hash, and inline pictures: text that escaped escaping could
+    not load or run anything.
     """
     places, several = Path(__file__).parent, len(pages) > 1
     environment = Environment(
@@ -107,12 +107,12 @@ def _shown(value: Any) -> Any:
 
 
 def _place(folder: Path, page: Page, several: bool) -> Path:
-    """Where a page's figures are: each of several sweeps has a folder of its own."""
+    """Folder of a page's figures; with several sweeps, each has its own."""
     return folder / page.key / "figures" if several else folder / "figures"
 
 
 def write_markdown(pages: list[Page], folder: Path) -> None:
-    """`report.md`: figures by relative path."""
+    """Write `report.md`, with figures by relative path."""
     parts = [f"# {markdown_text(', '.join(p.title for p in pages))}"] if len(pages) > 1 else []
     for page in pages:
         parts += _md_parts(page, _place(Path(), page, len(pages) > 1).as_posix())
@@ -163,7 +163,7 @@ def _inline(path: Path) -> str:
 
 
 def _width(path: Path) -> int:
-    """CSS pixels at which a figure is shown: letters have the same size in all, and the widest fill the page."""
+    """Width of a figure in CSS pixels; text has the same size in all figures, and the widest fill the page."""
     pixels = int.from_bytes(path.read_bytes()[16:20])
     return round(pixels / _DOTS * _SCALE)
 

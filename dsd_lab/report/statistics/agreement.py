@@ -1,4 +1,4 @@
-"""Theory against measurement: derivatives by the latents' scale, and rank gaps beside the ranks they should drive."""
+"""Theory against measurement: derivatives with respect to the latents' scale, and rank gaps with the changes of rank."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from dsd_lab.report.tables.rendering import Cell, Table, estimate_cell, shown
 from dsd_lab.specs.report import ReportSettings
 
 _RANK = "latent/effective_rank/token"
-_MOST_PROBES = 40
-"""Probes of a trial that are compared, spread over its training: a thousand trials take seconds."""
-_DEAD = 1e-3
-"""Directions whose std is below this part of the largest are of a subspace that the normaliser removes."""
-_FEWEST = 5
-"""Trials from which a rank correlation over them is given."""
+_MAX_PROBES = 40
+"""Maximum number of probes that are compared per trial, evenly spread over training."""
+_MIN_STD = 1e-3
+"""Directions with a std below this fraction of the largest are removed by the normaliser, and are ignored."""
+_MIN_TRIALS = 5
+"""Minimum number of trials for a rank correlation."""
 
 ASSUMED = (
     "The closed forms assume a denoiser frozen at the posterior mean of independent Gaussian directions with the measured standard "
-    "deviations; a trained network is neither frozen nor that mean, and sees all tokens at once."
+    "deviations. A trained network is not frozen, is not that mean, and sees all tokens at once."
 )
 
 
 @dataclass(frozen=True)
 class ScaleRecord:
-    """A trial's derivatives of the diffusion loss by the scale of each principal direction, over training."""
+    """A trial's derivatives of the diffusion loss with respect to the scale of K principal directions, at S probes."""
 
     steps: NDArray[Any]
     """[S]; the first is before training."""
@@ -47,25 +47,25 @@ class ScaleRecord:
 
     @property
     def alive(self) -> NDArray[Any]:
-        """[S, K]: directions that the normaliser leaves."""
-        return self.std > _DEAD * self.std[:, :1]
+        """[S, K]: directions that the normaliser does not remove."""
+        return self.std > _MIN_STD * self.std[:, :1]
 
 
 def scale_record(result: Result) -> ScaleRecord | None:
-    """What was measured beside what the closed forms say; None where either is missing."""
+    """Measured derivatives and closed forms of a trial; None if either is missing."""
     steps, measured = result.history.spectrum("spectrum/scale_gradient/token")
     at, std = result.history.spectrum("spectrum/scale_std/token")
     if not len(steps) or not np.array_equal(steps, at) or not result.description:
         return None
     if not has_closed_form(result.record.fields):
         return None
-    kept = np.unique(np.linspace(0, len(steps) - 1, _MOST_PROBES).round().astype(int))
+    kept = np.unique(np.linspace(0, len(steps) - 1, _MAX_PROBES).round().astype(int))
     predicted = scale_gradient(result.record.fields, std[kept])
     return ScaleRecord(steps[kept], std[kept], measured[kept], predicted)
 
 
 def sign_agreement(record: ScaleRecord) -> float | None:
-    """Share of live directions at probes after the first whose measured sign is the predicted one; None without any."""
+    """Fraction of directions and probes after the first at which measured and predicted signs agree; None without any."""
     compared = record.alive[1:] & (record.predicted[1:] != 0)
     if not compared.any():
         return None
@@ -74,9 +74,9 @@ def sign_agreement(record: ScaleRecord) -> float | None:
 
 
 def gap_record(result: Result) -> tuple[Floats, Floats] | None:
-    """Rank gap at every probe after the first but the last, mean over bins of t, and the change of effective rank to the next probe.
+    """Rank gap (mean over bins of t) at all probes but the first and last, and change of effective rank to the next probe.
 
-    The first probe is before training, where a prediction has no meaning yet. None with fewer than three probes.
+    The first probe is before training and is ignored. None with fewer than three probes.
     """
     names = [name for name in result.metrics if name.startswith("rank_gap/t")]
     series = [result.history.series(name) for name in names]
@@ -95,18 +95,18 @@ class Agreement:
     measured: float | None
     """Means over directions; medians of the last probes."""
     before: float | None
-    """Measured for the scale of the encoder's output."""
+    """Measured with respect to the scale of the encoder's output."""
     signs: float | None
     scale_change: float | None
-    """log10 of the std at the end over that after the first probe interval."""
+    """log10 of the ratio of the std at the end to that at the second probe."""
     gap: float | None
     rank_change: float | None
     gap_signs: float | None
-    """Share of the intervals between probes in which the rank moved as the gap's sign says."""
+    """Fraction of the intervals between probes in which the change of rank has the sign of the gap."""
 
 
 def agreement_of(result: Result, settings: ReportSettings) -> Agreement:
-    """What the theory says of a trial beside what happened in it."""
+    """Theory and measurement of one trial."""
     record, gaps, last = scale_record(result), gap_record(result), settings.probes
     predicted = measured = signs = None
     if record is not None:
@@ -131,7 +131,7 @@ def _median(values: Floats) -> float | None:
 
 
 def _change(result: Result, name: str, last: int, transform) -> float | None:  # type: ignore[no-untyped-def]
-    """Median of the last probes minus the second probe, of a metric that is positive."""
+    """Median of the last probes minus the second probe, after `transform`; the metric must be positive."""
     _, values = result.history.series(name)
     if len(values) < 3 or not np.all(values > 0):
         return None
@@ -146,13 +146,13 @@ _COLUMNS: tuple[tuple[str, str, int, bool], ...] = (
     ("scale_change", "log10 std, change", 2, True),
     ("gap", "rank gap, mean over training", 2, True),
     ("rank_change", "effective rank, tokens, change", 2, True),
-    ("gap_signs", "rank moved with the gap", 0, False),
+    ("gap_signs", "rank follows the gap", 0, False),
 )
-"""Field of `Agreement`, label, digits, signed; shares are shown in per cent."""
+"""Field of `Agreement`, label, digits, signed; fractions are shown in per cent."""
 
 
 def theory_table(groups: list[Group], settings: ReportSettings, looks: dict[str, str]) -> Table | None:
-    """One row a group with a diffusion loss; None where no trial has measured what the closed forms are about."""
+    """One row per group with a diffusion loss; None if no trial has measured derivatives."""
     rows, numbers, dots = [], [], []
     trials: list[Agreement] = []
     for group in groups:
@@ -193,19 +193,19 @@ def _cell(value: Estimate | None, digits: int, signed: bool, share: bool) -> Cel
 
 
 def _note(trials: list[Agreement], settings: ReportSettings) -> str:
-    """What the columns are, and where theory and measurement agree, made from the numbers."""
+    """Meaning of the columns, and agreement of theory and measurement."""
     both = [(t.predicted, t.measured) for t in trials if t.predicted and t.measured is not None]
     same = sum(np.sign(p) == np.sign(m) for p, m in both)
     told = (
         f"The sign of the mean derivative agrees in {same} of {len(both)} trials. "
-        "Derivatives are of the unweighted diffusion loss a direction with respect to a factor on the noised latents' principal "
-        f"directions, mean over directions, median of the last {settings.probes} probes; positive: gradient descent shrinks them. {ASSUMED} "
-        "Signs agree: share of directions and probes after the first. Before the normaliser: a factor on the encoder's output. "
-        "Changes are from the second probe to the end. Rank moved with the gap: share of the intervals between probes in which the "
-        "effective rank rose where the gap (target minus prediction) was positive and fell where it was negative."
+        "Derivatives are of the unweighted diffusion loss per direction, with respect to a factor on the noised latents along a "
+        f"principal direction; mean over directions, median of the last {settings.probes} probes. Positive: gradient descent shrinks them. {ASSUMED} "
+        "Signs agree: fraction of directions and probes after the first. Before the normaliser: a factor on the encoder's output. "
+        "Changes are from the second probe to the end. Rank follows the gap: fraction of the intervals between probes in which the "
+        "effective rank rose with a positive gap (target minus prediction), or fell with a negative one."
     )
     pairs = [(t.gap, t.rank_change) for t in trials if t.gap is not None and t.rank_change is not None]
-    if len(pairs) >= _FEWEST and all(np.ptp(c) > 0 for c in np.transpose(pairs)):
+    if len(pairs) >= _MIN_TRIALS and all(np.ptp(c) > 0 for c in np.transpose(pairs)):
         correlation = float(pd.DataFrame(pairs).corr("spearman").to_numpy()[0, 1])
         told += f" Over {len(pairs)} trials, Spearman's correlation of mean rank gap and change of rank is {correlation:+.2f}."
     return told

@@ -27,14 +27,14 @@ _SHOWN_EVALUATIONS = ("fid/", "label_accuracy/")
 
 @dataclass(frozen=True)
 class Comparison:
-    """A group against the reference at the same grid point, in one quantity."""
+    """Comparison of a group with the reference at the same grid point, in one quantity."""
 
     group: Group
     reference: Group
     column: Column
     paired: Paired
     adjusted_p: float | None
-    """Holm over all comparisons of the quantity; None where the seeds are too few for it to reach 0.05."""
+    """p with Holm's correction over all comparisons of the quantity; None if it cannot reach 0.05 with so few seeds."""
 
 
 def paired_differences(group: Group, reference: Group, column: Column, settings: ReportSettings) -> dict[int, float]:
@@ -45,7 +45,7 @@ def paired_differences(group: Group, reference: Group, column: Column, settings:
 
 
 def compare(groups: list[Group], columns: list[Column], settings: ReportSettings) -> list[Comparison]:
-    """Every group against the reference of its grid point, as `compare_pairs`."""
+    """Compare every group with the reference at its grid point, by `compare_pairs`."""
     reference = reference_of(groups, settings)
     pairs = []
     for members in points_of(groups).values():
@@ -57,7 +57,7 @@ def compare(groups: list[Group], columns: list[Column], settings: ReportSettings
 def compare_pairs(
     pairs: list[tuple[Group, Group]], columns: list[Column], settings: ReportSettings
 ) -> list[Comparison]:
-    """The first group of every pair against the second, its reference, quantity by quantity; std as its logarithm."""
+    """Compare the groups of pairs (group, reference) in every quantity; the std is compared as log10."""
     found = []
     for column in (LOG_STD if c.name == "latent/std" else c for c in columns):
         family: list[tuple[Group, Group, Paired]] = []
@@ -76,44 +76,44 @@ def compare_pairs(
 
 
 def conclusions(comparisons: list[Comparison]) -> str:
-    """What the number of seeds lets one conclude, in words."""
+    """Sentences on what can be concluded with this number of seeds."""
     if not comparisons:
         return ""
     seeds = max(c.paired.difference.n for c in comparisons)
     family = sum(c.column == comparisons[0].column for c in comparisons)
     if seeds == 1:
-        return "One seed gives differences but no interval and no test: nothing can be said about other seeds."
+        return "One seed gives differences, but no intervals and no tests: nothing can be concluded about other seeds."
     compared = "the 1 comparison" if family == 1 else f"the {family} comparisons"
     limit = f"The smallest p that a two-sided sign-flip test over {seeds} seeds can give is {smallest_p(seeds):.2g}"
     alone = by_chance([c.paired.difference for c in comparisons])
     if seeds < TEST_FROM:
         return (
-            f"{limit}, so no p-values are given: they could not fall below 0.05 however large the differences are. "
-            f"What {seeds} seeds give are intervals, which take the differences to be normal over seeds; an interval that "
-            f"holds 0 does not show that there is no difference. {alone} p-values come from {TEST_FROM} seeds on."
+            f"{limit}, so no p-values are given: they could not be below 0.05, however large the differences. "
+            f"Intervals assume that differences are normal over seeds; an interval that contains 0 does not show that there is no "
+            f"difference. {alone} p-values are given from {TEST_FROM} seeds on."
         )
     if seeds < seeds_needed(family):
         return (
-            f"{limit}; Holm's correction over {compared} of a quantity would raise it to "
-            f"{min(1.0, smallest_p(seeds) * family):.2g}, so no single difference can be called significant at 5 % among them, "
-            f"and p is given uncorrected. That takes {seeds_needed(family)} seeds. {alone}"
+            f"{limit}. Holm's correction over {compared} of a quantity would raise it to "
+            f"{min(1.0, smallest_p(seeds) * family):.2g}, so no single difference can be significant at 5 % after correction, "
+            f"and p is given uncorrected. Corrected tests need {seeds_needed(family)} seeds. {alone}"
         )
-    return f"{limit}. p is from that test; in brackets after Holm's correction over {compared} of a quantity. {alone}"
+    return f"{limit}. p is from that test; p in brackets has Holm's correction over {compared} of a quantity. {alone}"
 
 
 def by_chance(estimates: list[Estimate]) -> str:
-    """That an interval is of one comparison alone, and how many of these exclude 0 by chance; empty without intervals."""
+    """A sentence on how many uncorrected intervals exclude 0 by chance; empty without intervals."""
     intervals = sum(e.ci_low is not None for e in estimates)
     if not intervals:
         return ""
     return (
-        "Each interval is of one comparison alone, uncorrected for the others: if nothing differed, on average "
+        "Intervals are not corrected for multiple comparisons: if nothing differed, on average "
         f"{intervals * (1 - CONFIDENCE):.1f} of the {intervals} intervals would exclude 0 by chance."
     )
 
 
 def comparison_table(comparisons: list[Comparison], looks: dict[str, str]) -> Table | None:
-    """One row a group, one column a quantity; None where nothing can be compared."""
+    """One row per group, one column per quantity; None if nothing can be compared."""
     if not comparisons:
         return None
     columns = list(dict.fromkeys(c.column for c in comparisons))
@@ -130,8 +130,8 @@ def comparison_table(comparisons: list[Comparison], looks: dict[str, str]) -> Ta
     frame = pd.DataFrame([comparison_row(c) for c in comparisons])
     reference = comparisons[0].reference.variant
     note = (
-        "Differences are taken seed by seed, with 95 % intervals of their mean; a difference of 1 in log10 std is a factor of 10. "
-        "d is the mean difference over the standard deviation of the differences, with Hedges' correction. "
+        "Differences are paired by seed, with 95 % intervals of their mean; a difference of 1 in log10 std is a factor of 10. "
+        "d is the mean difference divided by the standard deviation of the differences, with Hedges' correction. "
     )
     title = f"Every variant minus {reference}, paired by seed"
     return Table(

@@ -1,9 +1,9 @@
-"""Effects of DSD's changes where a sweep holds the nested design target {live, stop-gradient, EMA} x output {velocity, clean}.
+"""Effects of DSD's changes in the nested design target {live, stop-gradient, EMA} x output {velocity, clean}.
 
-A simple effect is that of one factor at one level of the other; a main effect is the mean of a factor's
-simple effects over the levels of the other; an interaction is the difference between simple effects.
-The cells are found by the fields of the trials, not by the variants' names. An EMA target carries no
-gradient by nature, so EMA comes after the stop-gradient: three levels of one factor, not a third one.
+A simple effect is the effect of one factor at one level of the other. A main effect is the mean of a factor's simple
+effects over the levels of the other. An interaction is the difference between simple effects. Cells are identified by
+the fields of the trials, not by names of variants. An EMA target has no gradient, so EMA comes after the stop-gradient:
+it is a third level of that factor, not a third factor.
 """
 
 from __future__ import annotations
@@ -78,13 +78,13 @@ class Effect:
     column: Column
     estimate: Estimate
     share: float | None = None
-    """Of Shapley values: the part of the whole recovery; None where its interval holds 0 or a step works against it."""
+    """For Shapley values: fraction of the whole recovery; None if its interval contains 0 or a step has the other sign."""
 
 
 def designs_of(groups: list[Group]) -> list[dict[Place, Group]]:
-    """The cells of every grid point that has at least the 2 x 2 of live / stop-gradient and velocity / clean.
+    """The cells of every grid point with at least the 2 x 2 design of live / stop-gradient and velocity / clean.
 
-    Trials of one design agree in all other fields. Where two variants fill the same cell, the first counts.
+    Trials of one design agree in all other fields. If two variants have the same cell, the first is used.
     """
     found = []
     for members in points_of(groups).values():
@@ -103,7 +103,7 @@ def designs_of(groups: list[Group]) -> list[dict[Place, Group]]:
 
 
 def effects_of(design: dict[Place, Group], settings: ReportSettings) -> list[Effect]:
-    """Every effect that the design's cells allow, in every quantity."""
+    """All effects that can be computed from the design's cells, in every quantity."""
     point, found = design[NAIVE].point, []
     for column in EFFECT_COLUMNS:
         values = {place: group.values(column.name, settings) for place, group in design.items()}
@@ -118,12 +118,12 @@ def effects_of(design: dict[Place, Group], settings: ReportSettings) -> list[Eff
 
 
 def orders_of(places: set[Place]) -> list[tuple[str, ...]]:
-    """The orders of the three steps from naive to DSD whose every stage is a cell that was trained."""
+    """The orders of the three steps from naive to DSD for which all intermediate cells were trained."""
     return [order for order in permutations(STEPS) if _path(order) is not None and set(_path(order) or ()) <= places]
 
 
 def _path(order: tuple[str, ...]) -> list[Place] | None:
-    """The cells that an order goes through; None where EMA would come before the stop-gradient."""
+    """The cells along an order; None if EMA comes before the stop-gradient."""
     target, output, path = "live", "velocity", [NAIVE]
     for step in order:
         if step == "EMA target" and target == "live":
@@ -159,7 +159,7 @@ def _shapley(point: dict[str, Any], column: Column, values: dict[Place, dict[int
 def _gain(
     step: str, paths: dict[tuple[str, ...], list[Place]], values: dict[Place, dict[int, float]], seeds: list[int]
 ) -> Estimate | None:
-    """What a step adds where it comes, averaged over the orders, seed by seed."""
+    """The gain of a step, averaged over the orders, for every seed."""
     gains = []
     for seed in seeds:
         steps = [
@@ -171,7 +171,7 @@ def _gain(
 
 
 def effect_table(groups: list[Group], settings: ReportSettings) -> Table | None:
-    """Effects by grid point; None where no grid point holds the design."""
+    """Effects by grid point; None if no grid point has the design."""
     designs = designs_of(groups)
     several = len(designs) > 1
     effects: list[Effect] = []
@@ -193,15 +193,15 @@ def effect_table(groups: list[Group], settings: ReportSettings) -> Table | None:
     orders = orders_of(set(designs[0]))
     note = (
         f"Differences within seeds, with 95 % intervals of their mean. Cells: {names}. "
-        "A simple effect is that of one change at one level of the other factor, a main effect the mean of a change's simple "
-        "effects over those levels, an interaction the difference between them: what both do beyond the sum of what each does. "
+        "A simple effect is the effect of one change at one level of the other factor; a main effect is the mean of a change's simple "
+        "effects over those levels; an interaction is the difference between them, the effect of both beyond the sum of each. "
         f"{by_chance([e.estimate for e in effects])}"
     )
     if orders:
         note += (
-            f" Shapley value: a step's gain averaged over the {len(orders)} orders of the three steps whose every stage was trained "
+            f" Shapley value: a step's gain averaged over the {len(orders)} orders of the three steps for which all stages were trained "
             f"({'; '.join(', '.join(order) for order in orders)}); EMA cannot come before the stop-gradient. "
-            "Its share is of the recovery from naive to DSD, and is given where the interval of that recovery does not hold 0 and no step works against it."
+            "Its share of the recovery from naive to DSD is given if the interval of the recovery does not contain 0 and no step has the other sign."
         )
     frame = pd.DataFrame([effect_row(e) for e in effects])
     return Table("effects", "What each change does, alone and together", header, rows, frame, note)
@@ -231,7 +231,7 @@ def effect_row(effect: Effect) -> dict[str, Any]:
 
 
 def effects_sentence(table: Table | None) -> str:
-    """The effects on capacity in one sentence; empty where there is no design or several."""
+    """The effects on capacity in one sentence; empty without exactly one design."""
     if table is None or "at" in table.header:
         return ""
     at = table.header.index(EFFECT_COLUMNS[0].label)

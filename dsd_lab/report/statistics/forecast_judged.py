@@ -1,8 +1,8 @@
-"""Forecast: from the first 5 % of a trial's metrics, the chance that its latents end collapsed.
+"""Evaluates the forecast of collapse: the probability, after 5 % of training, that a trial's latents collapse.
 
-A logistic regression on four numbers, so that it can be read and few trials suffice. It is judged by
-leaving one spec out: trials of a spec are as alike as siblings, and a forecast that has seen one has
-seen the others. Trials without a diffusion loss are not forecast; nothing pulls at their latents.
+The forecast is a logistic regression on four numbers, which is interpretable and needs few trials. It is evaluated by
+leave-one-spec-out cross-validation, because trials of one spec are similar. Trials without a diffusion loss have no
+forecast.
 """
 
 from __future__ import annotations
@@ -16,32 +16,29 @@ from dsd_lab.report.results import Result
 from dsd_lab.report.statistics.verdicts import HEALTHY, Judged
 from dsd_lab.runs.early_stopping import FEATURES, Forecast, features
 
-_FEWEST_SPECS = 2
+_MIN_SPECS = 2
 _FEW_SPECS = 5
-"""Below it, a judgement over specs is a handful of cases, and says so."""
+"""With fewer specs, a warning is added."""
 _BINS = ((0.0, 0.1), (0.1, 0.5), (0.5, 0.9), (0.9, 1.0))
-"""Ranges of chances that calibration is told for."""
+"""Ranges of probabilities for calibration."""
 
 
-# -- What is seen ------------------------------------------------------------------------------------
-
-
-# -- Trials at hand ----------------------------------------------------------------------------------
+# -- Examples ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Example:
-    """A finished trial: what was seen of it early, and how it ended."""
+    """A finished trial: early features and outcome."""
 
     spec: str
-    """Name of the spec, whatever the profile."""
+    """Name of the spec, without the profile."""
     trial: str
     features: list[float]
     collapsed: bool
 
 
 def examples_of(spec: str, results: list[Result], judged: list[Judged]) -> tuple[list[Example], int]:
-    """Examples of a sweep, each trial once, and how many trials with a verdict recorded too little in the window."""
+    """Examples of a sweep, each trial once, and the number of trials with too few records for features."""
     found: dict[str, Example] = {}
     lacking: set[str] = set()
     for result, verdict in zip(results, judged, strict=True):
@@ -59,7 +56,7 @@ def examples_of(spec: str, results: list[Result], judged: list[Judged]) -> tuple
 
 
 def fit(examples: list[Example]) -> Forecast | None:
-    """The forecast that trials teach, L2 penalty 1 as scikit-learn's default; None where all ended alike."""
+    """Fit the forecast with scikit-learn's default L2 penalty of 1; None if all trials have the same outcome."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
@@ -73,12 +70,12 @@ def fit(examples: list[Example]) -> Forecast | None:
     return Forecast(list(FEATURES), mean, scale, weights, float(model.intercept_[0]))
 
 
-# -- How good it is ----------------------------------------------------------------------------------
+# -- Evaluation --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Forecasts within a range of chances, beside how often latents collapsed."""
+    """Mean forecast within a range of probabilities, and the fraction of trials that collapsed."""
 
     low: float
     high: float
@@ -89,31 +86,31 @@ class Calibration:
 
 @dataclass(frozen=True)
 class ForecastJudgement:
-    """What leaving one spec out says of the forecast."""
+    """Result of leave-one-spec-out cross-validation."""
 
     specs: list[str]
-    """That were left out in turn and could be forecast."""
+    """Specs that were left out and forecast."""
     trials: int
     auc: float | None
-    """Chance that a collapsed trial is given a higher chance than a healthy one; None where all ended alike."""
+    """Area under the ROC curve; None if all trials have the same outcome."""
     brier: float | None
-    """Mean squared error of the chance."""
+    """Brier score of the forecast (mean squared error of the probability)."""
     brier_base: float | None
-    """The same of the share of collapsed trials in the other specs, which sees nothing of the trial."""
+    """Brier score of the base rate: the fraction of collapsed trials in the other specs."""
     calibration: list[Calibration]
     said: list[str]
-    """What cannot be concluded, in words."""
+    """Sentences on what cannot be concluded."""
 
 
 def judge_forecast(examples: list[Example]) -> ForecastJudgement:
-    """Forecast every spec from the others; trials that two specs share are never on both sides."""
+    """Forecast every spec from the others; a trial shared by two specs is never in both training and test set."""
     from sklearn.metrics import roc_auc_score
 
     names = list(dict.fromkeys(e.spec for e in examples))
     said: list[str] = []
-    if len(names) < _FEWEST_SPECS:
+    if len(names) < _MIN_SPECS:
         said.append(
-            f"It cannot be judged: trials of {len(names)} spec{'s' * (len(names) != 1)} are at hand, and leaving one out takes {_FEWEST_SPECS}."
+            f"It cannot be evaluated: there are trials of {len(names)} spec{'s' * (len(names) != 1)}, and leaving one out needs {_MIN_SPECS}."
         )
         return ForecastJudgement([], 0, None, None, None, [], said)
     left_out, chances, bases, ended = [], [], [], []
@@ -123,7 +120,7 @@ def judge_forecast(examples: list[Example]) -> ForecastJudgement:
         others = list({e.trial: e for e in examples if e.trial not in ids}.values())
         forecast = fit(others)
         if forecast is None:
-            said.append(f"{name} cannot be forecast: the trials of the other specs all ended alike, or are its own.")
+            said.append(f"{name} cannot be forecast: the other specs have no further trials, or only one outcome.")
             continue
         left_out.append(name)
         chances += [forecast.chance(e.features) for e in held]
@@ -134,12 +131,12 @@ def judge_forecast(examples: list[Example]) -> ForecastJudgement:
     x, y = np.array(chances), np.array(ended, dtype=float)
     both = len(set(ended)) == 2
     if not both:
-        said.append("All trials that were forecast ended alike, so how well they are told apart is not known.")
+        said.append("All trials have the same outcome, so the AUC is not known.")
     if len(left_out) < _FEW_SPECS:
-        said.append(f"{len(left_out)} specs are few: this says little of a spec that is unlike them.")
+        said.append(f"Only {len(left_out)} specs were left out: results may differ for a spec that is unlike them.")
     brier, base = float(np.mean((x - y) ** 2)), float(np.mean((np.array(bases) - y) ** 2))
     if brier >= base:
-        said.append("Its Brier score is no better than the base rate's, so its chances are not to be relied on.")
+        said.append("Its Brier score is no better than that of the base rate, so its probabilities are not reliable.")
     return ForecastJudgement(
         left_out,
         len(y),

@@ -1,12 +1,12 @@
-"""The rule of the collapse verdict: what state latents are in, and what that is called. Imports numpy alone.
+"""The rules of the collapse verdict: the state of latents, and its classification. Imports only numpy.
 
-A verdict needs scale and rank, since no single number shows collapse: effective rank misses uniform
-shrinking, variance misses lost directions. It is judged against a reconstruction-only control of the
-same seed, size and grid point where the sweep has one. Without one, ranks are judged against what the
-images give latents to fill: the effective rank of their own patches at that token count, as far as the
-channels reach. Channels alone bound nothing: no data fills 128 of them from patches of 16 pixels.
+A verdict uses scale and rank, because no single number shows collapse: effective rank misses uniform shrinking, and
+variance misses lost directions. The state is compared with that of a reconstruction-only control with the same seed,
+size and grid point. Without a control, ranks are compared with the effective rank of the images' patches at that token
+count, but at most the number of channels. The number of channels alone is no useful bound: patches of 16 pixels do not
+fill 128 channels.
 
-The report and the live table of a sweep call the same functions.
+The report and the live table of a sweep use the same functions.
 """
 
 from __future__ import annotations
@@ -31,35 +31,35 @@ MEASURES = (
     "latent/capacity_bits/token",
     "latent/probe_images",
 )
-"""Metrics of a probe that a state is made from, in the order of `state_of`."""
+"""Metrics of a probe that define a state, in the order of `state_of`."""
 PATCHES = ("patches/effective_rank/token", "patches/effective_rank/image")
-"""Of the probe's images; the same at every probe, and not recorded by early versions."""
+"""Metrics of the probe images; the same at every probe, and not recorded by early versions."""
 
 
 @dataclass(frozen=True)
 class LatentState:
-    """What a verdict is made from: medians of the last probes."""
+    """The input of a verdict: medians of the last probes."""
 
     std: float
     rank_token: float
     rank_image: float
     capacity: float
-    """Bits a token."""
+    """Bits per token."""
     token_bound: float
-    """Token-level rank that the images can fill: of their patches, at most the number of channels."""
+    """Upper bound of the token-level rank: effective rank of the images' patches, at most the number of channels."""
     image_bound: float
-    """Image-level rank that they can fill: of the images, at most min(tokens x channels, probe images - 1)."""
+    """Upper bound of the image-level rank: that of the images, at most min(tokens x channels, probe images - 1)."""
     patches_known: bool
-    """Whether the rank of the images' patches was recorded; else the bounds are of the network's size alone."""
+    """Whether the rank of the images' patches was recorded; if not, the bounds come from the network's size alone."""
 
 
 def state_of(network: dict[str, Any], patches: tuple[float, float] | None, values: Sequence[float]) -> LatentState:
-    """The state that medians of a probe's metrics give.
+    """The state for given medians of metrics.
 
     Args:
         network: fields of the trial's network.
-        patches: effective ranks of the images' patches and of the images, where they were recorded.
-        values: of `MEASURES`.
+        patches: effective ranks of the images' patches and of the images; None if not recorded.
+        values: values of `MEASURES`.
     """
     variance, token, image, capacity, images = values
     channels, tokens = network["latent_channels"], (network["image_size"] // network["patch_size"]) ** 2
@@ -71,20 +71,20 @@ def state_of(network: dict[str, Any], patches: tuple[float, float] | None, value
 def states_of(
     network: dict[str, Any], patches: tuple[float, float] | None, table: Sequence[NDArray[Any]], probes: int
 ) -> list[LatentState]:
-    """The state at every probe: medians over it and the up to `probes` - 1 before it.
+    """The state at every probe, from medians over that probe and up to `probes` - 1 before it.
 
     Args:
         network: fields of the trial's network.
         patches: as for `state_of`.
-        table: values [S] at the S probes of each of `MEASURES`.
-        probes: that a median is taken over.
+        table: values [S] at S probes, for each of `MEASURES`.
+        probes: number of probes for a median.
     """
     medians = [_running_median(np.asarray(values), probes).tolist() for values in table]
     return [state_of(network, patches, row) for row in zip(*medians, strict=True)]
 
 
 def _running_median(values: NDArray[Any], width: int) -> NDArray[Any]:
-    """Median of each value and the up to `width` - 1 before it."""
+    """Median of each value and up to `width` - 1 values before it."""
     head = [np.median(values[: i + 1]) for i in range(min(width - 1, len(values)))]
     if len(values) < width:
         return np.array(head)
@@ -92,7 +92,7 @@ def _running_median(values: NDArray[Any], width: int) -> NDArray[Any]:
 
 
 def verdict(state: LatentState, control: LatentState | None, settings: ReportSettings) -> str:
-    """The verdict on latents, against a control's or against bounds of scale and of what images fill; the first that applies."""
+    """The verdict: the first rule that applies, against a control or, without one, against fixed bounds."""
     if control is not None:
         if state.std > settings.runaway * control.std:
             return RUNAWAY
@@ -117,11 +117,11 @@ def verdict(state: LatentState, control: LatentState | None, settings: ReportSet
 
 
 def known_verdict(state: LatentState, control: LatentState | None, settings: ReportSettings) -> str | None:
-    """The verdict; None where a rank would have collapsed by bounds that are not known, for want of the patches' rank."""
+    """The verdict; None for a rank collapse without a control if the patches' rank was not recorded."""
     found = verdict(state, control, settings)
     return None if found == RANK_COLLAPSED and control is None and not state.patches_known else found
 
 
 def control_at(step: int, steps: Sequence[int], states: Sequence[LatentState]) -> LatentState | None:
-    """A control's state at a step of another trial: of its latest probe by then, else of its first; None without probes."""
+    """A control's state at a step: at its latest probe up to that step, else at its first; None without probes."""
     return states[max(bisect_right(steps, step) - 1, 0)] if states else None

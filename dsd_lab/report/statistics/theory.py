@@ -1,18 +1,17 @@
-"""What the closed forms say of the latents' scale: a pure function of the objective and a standard deviation.
+"""Closed forms of the diffusion loss's derivative with respect to the latents' scale.
 
 One direction of the latents, z = a z0 with z0 ~ N(0, s^2), is noised to z_t = t z + (1 - t) e, and the
 denoiser is frozen at the posterior mean. With V = t^2 s^2 + (1 - t)^2 its outputs are linear in z_t:
 
     clean f = (t s^2 / V) z_t          velocity v = ((t s^2 - (1 - t)) / V) z_t
 
-so every loss of `core/objectives.py` is E[w (k z_t - z2 + c e)^2], with k the coefficient of the quantity
-that the loss compares, and its derivative with respect to a at a = 1 is, for every t,
+Every loss of `core/diffusion/objectives.py` is then E[w (k z_t - z2 + c e)^2], where k is the coefficient of the
+quantity in the loss. Its derivative with respect to a at a = 1 is, for every t,
 
     2 w s^2 (k t - 1) (k t [z_t live] - [target live])
 
-A network that outputs one quantity and is compared in another has k from the conversion, clamp included.
-The expectation over t is a Gauss-Legendre rule in logit t, where every time distribution is smooth and
-small standard deviations are resolved.
+If output and loss space differ, k includes the conversion with its clamp. The expectation over t is a Gauss-Legendre
+rule in logit t, where every time distribution is smooth and small standard deviations are resolved.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ from dsd_lab.home.history import Floats
 
 _PANELS, _NODES = 64, 8
 _TAIL = 1e-15
-"""Probability of t on either side that the quadrature leaves out."""
+"""Probability of t on either side outside the quadrature."""
 
 Fields = Mapping[str, Mapping[str, Any]]
-"""Fields of a trial, as its `trial.json` has them."""
+"""Fields of a trial, as in its `trial.json`."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class _Law:
 
     centre: float
     reach: float
-    """From the centre to the quantile that leaves `_TAIL` above it."""
+    """Distance from the centre to the upper `_TAIL` quantile."""
     density: Callable[[Floats], Floats]
     """Up to a factor."""
 
@@ -66,7 +65,7 @@ _WEIGHTS: dict[str, Callable[[Floats, float], Floats]] = {
 
 
 def has_closed_form(fields: Fields) -> bool:
-    """Whether the closed forms are about this objective and time distribution, from the first step to the last."""
+    """Whether there are closed forms for this objective and time distribution, at all steps."""
     objective = fields["objective"]
     return (
         objective["diffusion_weight"] > 0
@@ -81,15 +80,15 @@ def has_closed_form(fields: Fields) -> bool:
 
 
 def scale_gradient(fields: Fields, s: Any) -> Floats:
-    """Derivative of the diffusion loss of one direction with respect to the scale of the encoder's output.
+    """Derivative of the unweighted diffusion loss of one direction with respect to its scale.
 
     Args:
-        fields: `objective` and `time` are read; the loss is before its weight.
+        fields: sections `objective` and `time` are used.
         s: standard deviations of the directions, any shape; 0 gives 0.
 
     Returns:
-        Of the shape of `s`. Positive: gradient descent shrinks the direction. An EMA target counts as a
-        stop-gradient whose encoder is the encoder itself.
+        Derivatives in the shape of `s`. Positive: gradient descent shrinks the direction. An EMA target is treated as a
+        stop-gradient.
 
     Raises:
         ValueError: there is no closed form (`has_closed_form`).
@@ -117,11 +116,11 @@ def _at_time(objective: Mapping[str, Any], square: Floats, t: Floats, noise: Flo
 
 
 def time_rule(time: Mapping[str, Any], clamp: float) -> tuple[Floats, Floats, Floats]:
-    """Nodes t, 1 - t and weights [Q], summing to 1, of the expectation over the training times.
+    """Nodes t and 1 - t, and weights that sum to 1, each [Q], of the expectation over training times.
 
     Args:
         time: fields of the distribution.
-        clamp: smallest 1 - t that is divided by; the integrand has a kink there, so a panel ends there.
+        clamp: lower bound of 1 - t in divisions; the integrand has a kink there, so a panel ends there.
     """
     before = _LOGIT_TIMES[time["distribution"]](time)
     moved = -math.log(time["shift"])  # a shift subtracts its logarithm from logit t

@@ -1,8 +1,7 @@
-"""Every variant at its own best value of one axis, chosen without looking at the seed that is reported.
+"""Tuning of one axis: every variant is reported at its best value, chosen without the reported seed.
 
-A sweep over learning rates that reports the best row would reward variants for luck. Here a seed's
-value is that of the axis value which the *other* seeds rank best (leave-one-out selection), so that
-the seed that is reported had no say in the choice.
+Reporting the best row of a sweep over learning rates would be biased. So the axis value for a seed is the one that is
+best for the *other* seeds (leave-one-out selection).
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from dsd_lab.report.tables.rendering import Cell, Table, estimate_cell
 from dsd_lab.specs.report import ReportSettings, Tuning
 
 _FALLBACK = "train/reconstruction"
-"""What is compared where a variant has no samples to judge: the last record of its reconstruction loss."""
+"""Metric for variants without samples: the last record of the reconstruction loss."""
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """A variant (at one point of the other axes) on the tuned axis."""
+    """A variant at one point of the other axes: its metric along the tuned axis."""
 
     variant: str
     point: dict[str, Any]
@@ -34,28 +33,28 @@ class Tuned:
     by_value: dict[Any, Estimate | None]
     """The metric at every value of the axis, over seeds."""
     chosen: dict[int, Any]
-    """The value chosen for every seed."""
+    """Seed -> chosen value."""
     left_out: bool
-    """Whether the choice for a seed was made by the others; with one seed it cannot be."""
+    """Whether values were chosen by leave-one-out, which needs two seeds."""
 
     @property
     def at_edge(self) -> bool:
-        """Whether a choice lies at an end of the axis, beyond which it might be better still."""
+        """Whether a chosen value is at an end of the axis, so that values beyond it might be better."""
         values = list(self.by_value)
         return len(values) > 2 and any(v in (values[0], values[-1]) for v in self.chosen.values())
 
 
 def tuned_results(results: list[Result], settings: ReportSettings) -> tuple[list[Result], list[Tuned]]:
-    """`tune` where the spec asks for it and the results have the axis; else the results as they are."""
+    """`tune`, if the spec has `report.tuned` and the results have the axis; else the unchanged results."""
     if settings.tuned is None or not all(settings.tuned.axis in r.point for r in results):
         return results, []
     return tune(results, settings.tuned)
 
 
 def tune(results: list[Result], settings: Tuning) -> tuple[list[Result], list[Tuned]]:
-    """The results at the chosen values, the axis taken out of their points, and how they were chosen.
+    """The results at the chosen values, without the axis in their grid points, and how values were chosen.
 
-    A trial that diverged or has no figure ranks last; where no value has a figure, the first is taken.
+    A trial that diverged or lacks the metric ranks last; if all lack it, the first value is chosen.
     """
     families: dict[tuple[str, str], list[Result]] = {}
     for result in results:
@@ -90,12 +89,12 @@ def _figure(result: Result, metric: str) -> float | None:
 
 
 def _best(figures: dict[tuple[Any, int], float], sign: int, values: list[Any], seeds: list[int]) -> Any:
-    """The value with the lowest mean of sign * figure over these seeds; one missing figure ranks it last."""
+    """The value with the lowest mean of sign * metric over these seeds; a missing metric ranks last."""
     return min(values, key=lambda v: float(np.mean([sign * figures.get((v, s), sign * math.inf) for s in seeds])))
 
 
 def tuning_table(tuned: list[Tuned], settings: Tuning) -> Table | None:
-    """One row a variant: the metric at every value of the axis, and what was chosen; None where nothing was tuned."""
+    """One row per variant: the metric at every value of the axis, and the chosen value; None if nothing was tuned."""
     if not tuned:
         return None
     values = list(dict.fromkeys(v for t in tuned for v in t.by_value))
@@ -127,13 +126,13 @@ def tuning_table(tuned: list[Tuned], settings: Tuning) -> Table | None:
     )
     axis = settings.axis.rsplit(".", 1)[-1]
     how = (
-        "A seed is reported at the value that the other seeds rank best, so that it had no say in the choice. "
+        "Each seed is reported at the value that is best for the other seeds (leave-one-out selection). "
         if all(t.left_out for t in tuned)
-        else "With one seed the value is chosen and reported on the same trial, which flatters every variant. "
+        else "With one seed the value is chosen and reported on the same trial, which is optimistically biased. "
     )
     note = (
-        f"{how}All other tables and figures show every variant so chosen; trials that were not chosen are counted in the cost. "
-        "A choice at an end of the grid says that the grid may have been too narrow."
+        f"{how}All other tables and figures show the chosen trials only; the cost includes all trials. "
+        "A choice at an end of the grid means that the grid may be too narrow."
     )
     header = ["variant", "chosen by", *(f"{axis}={v:g}" if isinstance(v, float) else f"{axis}={v}" for v in values)]
     return Table("tuning", f"Each variant's own best {axis}", [*header, "chosen"], rows, frame, note)

@@ -1,6 +1,6 @@
-"""The collapse verdict on finished trials: computed from raw values when a report is made, never stored as truth.
+"""Collapse verdicts of finished trials, computed from raw values for every report and not stored.
 
-The rule itself is in `latent_state`.
+The rules are in `latent_state`.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from dsd_lab.specs.report import ReportSettings
 
 @dataclass(frozen=True)
 class Judged:
-    """The verdict on a trial and how it came about."""
+    """The verdict on a trial."""
 
     verdict: str | None
     """None for a trial that diverged, has not finished or was never probed."""
     collapsed_at: int | None
-    """First probe step from which every verdict up to the last is unhealthy; None where the last is healthy or there is none."""
+    """First probe step from which all verdicts are unhealthy; None for a healthy trial, or without a verdict."""
     by_control: bool
-    """Judged against a control's latents; else against fixed bounds."""
+    """Whether it was compared with a control; else with fixed bounds."""
 
 
 def latent_state(result: Result, probes: int) -> LatentState | None:
-    """The state of a trial's latents at the end; None where it was never probed."""
+    """The final state of a trial's latents; None without probes."""
     values = [result.last_probes(name, probes) for name in MEASURES]
     if any(v is None for v in values) or not result.description:
         return None
@@ -52,13 +52,13 @@ def _network(result: Result) -> dict[str, Any]:
 
 
 def patch_ranks(result: Result) -> tuple[float, float] | None:
-    """Effective ranks, at least 1, of the probe images' patches and of the images themselves; None where they were not recorded."""
+    """Effective ranks, at least 1, of the probe images' patches and of the images; None if not recorded."""
     token, image = (result.last_probes(name, 1) for name in PATCHES)
     return None if token is None or image is None else (max(token, 1.0), max(image, 1.0))
 
 
 def controls_of(results: list[Result], settings: ReportSettings) -> dict[tuple[int, str, str], Result]:
-    """The finished and probed trials of the control variant by seed, size and grid point."""
+    """Finished and probed trials of the control variant, by seed, size and grid point."""
     return {
         cell_of(r): r
         for r in results
@@ -69,9 +69,8 @@ def controls_of(results: list[Result], settings: ReportSettings) -> dict[tuple[i
 def judge(results: list[Result], settings: ReportSettings) -> dict[str, Judged]:
     """Verdicts by `row_key`.
 
-    The control is judged against bounds, since it cannot be judged against itself; so is a trial whose
-    control has no finished trial. Where the rank of the images' patches was not recorded, a rank is not
-    known to have collapsed without a control, and there is no verdict.
+    The control itself, and trials without a finished control, are compared with fixed bounds. There is no verdict for a
+    rank collapse without a control if the rank of the images' patches was not recorded.
     """
     controls = controls_of(results, settings)
     over_training = cache(lambda key: states_over_training(controls[key], settings.probes))
@@ -96,10 +95,9 @@ def judge(results: list[Result], settings: ReportSettings) -> dict[str, Judged]:
 
 
 def _collapse_step(result: Result, control: tuple[list[int], list[LatentState]], settings: ReportSettings) -> int:
-    """First step of the last unbroken run of unhealthy verdicts; the trial's last verdict must be unhealthy.
+    """First step of the last run of unhealthy verdicts; the trial's last verdict must be unhealthy.
 
-    The verdict at a step is the final one's rule applied to the probes up to that step, against the
-    control at the same step.
+    The verdict at a step applies the same rules to the probes up to that step, with the control at the same step.
     """
     steps, states = states_over_training(result, settings.probes)
     control_steps, control_states = control
@@ -112,7 +110,7 @@ def _collapse_step(result: Result, control: tuple[list[int], list[LatentState]],
 
 
 def states_over_training(result: Result, probes: int) -> tuple[list[int], list[LatentState]]:
-    """Probe steps and the state of the latents at each: medians over it and the probes before it."""
+    """Probe steps, and the state of the latents at each, from medians over the last probes."""
     measured = [result.history.series(name) for name in MEASURES]
     steps = measured[0][0]
     for other, _ in measured[1:]:
@@ -122,10 +120,10 @@ def states_over_training(result: Result, probes: int) -> tuple[list[int], list[L
 
 
 def row_key(result: Result) -> str:
-    """Names a trial within a sweep: two variants may share one trial."""
+    """Key of a row within a sweep; not the trial's id, since two variants may share one trial."""
     return f"{result.group} s{result.seed}"
 
 
 def cell_of(result: Result) -> tuple[int, str, str]:
-    """Seed, size and grid point: trials that agree in these are compared with each other."""
+    """Seed, size and grid point: trials with equal values are compared with each other."""
     return result.seed, result.size, repr(sorted(result.point.items()))

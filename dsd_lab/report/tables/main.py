@@ -1,4 +1,4 @@
-"""The tables of a report beside comparisons and effects: verdicts, evaluations, rank gap, cost, trials."""
+"""Tables of a report: verdicts, evaluations, rank gap, cost, trials."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from dsd_lab.report.tables.rendering import Cell, Table, estimate_cell, shown
 from dsd_lab.specs.report import ReportSettings
 from dsd_lab.units import short_count
 
-_BESIDE_VERDICTS = ("latent/", "fid/", "label_accuracy/")
-"""Columns of the first table: latents can look healthy while samples fail."""
+_MAIN_COLUMNS = ("latent/", "fid/", "label_accuracy/")
+"""Columns of the first table. It includes samples, since they can fail while latents look healthy."""
 _LOWER_IS_BETTER = ("fid/", "kid/", "rfid/")
 
 
 def verdict_table(groups: list[Group], columns: list[Column], looks: dict[str, str]) -> Table:
-    """One row a group: verdicts with their share's interval, when it collapsed, and every main quantity."""
-    visible = [c for c in columns if c.name.startswith(_BESIDE_VERDICTS)]
+    """One row per group: verdicts with the interval of the healthy fraction, step of collapse, and main quantities."""
+    visible = [c for c in columns if c.name.startswith(_MAIN_COLUMNS)]
     rows = [[Cell(g.name), _verdict_cell(g), _collapse_cell(g), *_estimates(g, visible)] for g in groups]
     floors = floors_of([r for g in groups for r in g.results], visible)
     if floors:
@@ -37,7 +37,7 @@ def verdict_table(groups: list[Group], columns: list[Column], looks: dict[str, s
 
 
 def evaluation_table(groups: list[Group], columns: list[Column], looks: dict[str, str]) -> Table | None:
-    """What is left of the evaluations; None where there are none."""
+    """One row per group with all evaluations; None without evaluations."""
     visible = [c for c in columns if not c.is_latent]
     members = [g for g in groups if any(c.name in g.estimates for c in visible)]
     if not members:
@@ -118,7 +118,7 @@ def _verdict_numbers(group: Group, columns: list[Column]) -> dict[str, Any]:
 
 
 def gap_table(groups: list[Group], settings: ReportSettings) -> Table | None:
-    """Rank gap (target minus prediction) by bin of t: mean over seeds of the median of the last probes."""
+    """Rank gap (target minus prediction) per bin of t: mean over seeds of the median of the last probes."""
     numbers, rows = [], []
     bins = max((len(gap_names(g)) for g in groups), default=0)
     for group in groups:
@@ -135,7 +135,7 @@ def gap_table(groups: list[Group], settings: ReportSettings) -> Table | None:
     if not numbers:
         return None
     header = ["variant", *(f"t in [{i / bins:g}, {(i + 1) / bins:g}]" for i in range(bins))]
-    note = "Effective rank of the clean target minus that of the clean prediction, token level; positive: the denoiser is a low-rank filter."
+    note = "Effective rank of the clean target minus that of the clean prediction, at token level. Positive: the denoiser is a low-rank filter."
     return Table("rank_gap", "Rank gap by time", header, rows, pd.DataFrame(numbers), note)
 
 
@@ -146,7 +146,7 @@ def gap_names(group: Group) -> list[str]:
 
 
 def cost_table(groups: list[Group], looks: dict[str, str]) -> Table | None:
-    """What every group cost, trials that failed included; None where nothing has run."""
+    """Cost of every group, including failed trials; None if nothing has run."""
     numbers, rows, dots = [], [], []
     for group in groups:
         started = [r for r in group.results if r.seconds > 0 and r.description]
@@ -191,11 +191,11 @@ def cost_table(groups: list[Group], looks: dict[str, str]) -> Table | None:
         dots.append(looks[group.variant])
     if not rows:
         return None
-    header = ["variant", "trials", "steps", "parameters", "FLOPs an image", "images/s", "a trial", "all seeds"]
+    header = ["variant", "trials", "steps", "parameters", "FLOPs per image", "images/s", "per trial", "all seeds"]
     note = (
-        "Hours that trials held their CPUs or GPUs, with probes, images and checkpoints, without evaluation; images a second of "
-        "the training steps alone (median over the log's intervals, mean over seeds). Parameters: trained weights of the network as deployed. "
-        "FLOPs: of the forward and backward passes that a training step of the variant makes, for one image."
+        "Hours for which trials held their CPUs or GPUs, including probes, images and checkpoints, without evaluation. Images per second: "
+        "of training steps alone, median over log intervals, mean over seeds. Parameters: weights of the deployed network. "
+        "FLOPs: of the forward and backward passes of a training step, per image."
     )
     return Table("cost", "Cost", header, rows, pd.DataFrame(numbers), note, dots)
 
@@ -214,7 +214,7 @@ def _images_per_second(result: Result) -> float | None:
 
 
 def trial_table(groups: list[Group], columns: list[Column], settings: ReportSettings) -> Table:
-    """One row a trial: what it is, its state and verdict, its values and its cost."""
+    """One row per trial: state, verdict, values and cost."""
     numbers, rows = [], []
     for group in groups:
         for result in group.results:

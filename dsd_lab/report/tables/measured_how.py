@@ -1,4 +1,4 @@
-"""How the values of a table were measured, in words and once: the names of metrics carry it (`dsd_lab.evaluation.metric_names`)."""
+"""Describes how the values of a table were measured, from the metrics' names (`dsd_lab.evaluation.metric_names`)."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ _WORDS = (
     (r"dopri5rtol([\d.e+-]+)atol([\d.e+-]+)", r"dopri5 (rtol \1, atol \2)"),
     (r"euler(\d+)", r"\1 Euler steps"),
     (r"heun(\d+)", r"\1 Heun steps"),
-    (r"sde(\d+)", r"\1 Euler-Maruyama steps of the stochastic equation"),
+    (r"sde(\d+)", r"\1 Euler-Maruyama steps of the SDE"),
     (r"holdout", "labels of the held-out images"),
     (r"(balanced|random|training)", r"\1 labels"),
-    (r"ema([\d.e+-]+)", r"EMA weights of decay \1"),
-    (r"trained", "weights as trained"),
+    (r"ema([\d.e+-]+)", r"EMA weights with decay \1"),
+    (r"trained", "trained weights, not averaged"),
     (r"perimage", "mean over images"),
     (r"(?:skimage|uniform|wang)(\d+)", r"windows of \1 pixels"),
 )
 
 
 def measured_how(columns: Sequence[Column], labels: dict[str, str]) -> str:
-    """One sentence for each way of measuring: which columns it holds for, and its settings; empty without evaluations.
+    """One sentence for each combination of settings, with its columns; empty without evaluations.
 
     Args:
-        columns: of a table.
-        labels: their headers, by name.
+        columns: the columns of a table.
+        labels: headers by column name.
     """
     ways: dict[tuple[str, ...], list[str]] = {}
     for column in columns:
         if settings := settings_of(column):
             ways.setdefault(settings, []).append(labels[column.name])
-    said = [f"{', '.join(names)}: {', '.join(map(_words_of, settings))}." for settings, names in ways.items()]
-    return f"How it was measured. {' '.join(said)}" if said else ""
+    sentences = [f"{', '.join(names)}: {', '.join(map(_words_of, settings))}." for settings, names in ways.items()]
+    return f"How it was measured. {' '.join(sentences)}" if sentences else ""
 
 
 def in_words(how: str) -> str:
-    """The same of the part of a metric's name that says how it was measured."""
+    """The settings in a metric's name, in words."""
     return ", ".join(map(_words_of, parts_of_name(how)))
 
 

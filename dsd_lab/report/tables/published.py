@@ -1,7 +1,7 @@
-"""Paper tables: our rows under the published ones, each kind of FID in a column of its own.
+"""Comparison with published results: our rows below the published ones, with one column per kind of FID.
 
-The published rows are `analysis/reference/*.csv`, which the package carries along. An empty cell was not
-published, or says nothing that was carried over.
+The published rows are `analysis/reference/*.csv`, which are part of the package. An empty cell was not published, or
+not copied.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from dsd_lab.specs.report import ReportSettings
 from dsd_lab.specs.trial import Trial
 
 _EXTRACTORS = {"indomain": "in-domain", "turns": "in-domain turns", "inception": "Inception"}
-_MOST_TRAINING = 100_000
-"""Training images, at most, that FID is measured against where no statistics are given (`dsd_lab.evaluation.real_images`)."""
+_MAX_TRAINING = 100_000
+"""Maximum number of training images for the statistics of FID (as in `dsd_lab.evaluation.real_images`)."""
 _IMAGENET = "ImageNet 256"
 ADM_STATISTICS = "b32732719497e42660a9affb4a966068cba0855ac449b82015e34ec376d20758"
-"""SHA-256 of ADM's `VIRTUAL_imagenet256_labeled.npz` (2,037,122,530 bytes), which published FIDs are measured against.
+"""SHA-256 of ADM's `VIRTUAL_imagenet256_labeled.npz` (2,037,122,530 bytes), the reference of published FIDs.
 
-Its authors publish no hash. Two copies of others list this one: huggingface.co/WindATree/diffusion-data (7c6013f) and
+Its authors publish no hash. Two copies have this one: huggingface.co/WindATree/diffusion-data (7c6013f) and
 huggingface.co/xiangzai/reference (bd36c84).
 """
 _SAMPLERS = {"sde": "SDE-EM"}
@@ -38,7 +38,7 @@ _SPATIAL, _VARIATION = "latent/spatial_variance", "latent/total_variation"
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table of generation figures; an empty text was not published or does not apply."""
+    """A row of the table of generation results; an empty text was not published or does not apply."""
 
     method: str
     parameters: float | None
@@ -53,25 +53,25 @@ class Row:
     pretrained_model: str
     source: str
     cite: str
-    """The source in a few characters; an arXiv number where it has one."""
+    """Short source, such as an arXiv number."""
     fid: Estimate
-    """Of a published row, its one value."""
+    """For a published row, a single value."""
     inception_score: float | None = None
 
     @property
     def kind(self) -> str:
-        """FIDs of two kinds share no column: neither features nor images are the same."""
+        """Column of its FID: one per extractor and data set."""
         return f"FID ({self.extractor}, {self.data})"
 
 
 def reference(name: str) -> list[dict[str, str]]:
-    """The rows of a file of published results, without its suffix: `generation`, `collapse`."""
+    """The rows of a file of published results, `generation` or `collapse`."""
     text = files("dsd_lab.report").joinpath("reference", f"{name}.csv").read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))
 
 
 def published_rows() -> list[Row]:
-    """What others have published."""
+    """Published results."""
     texts = (
         "method",
         "guidance",
@@ -137,7 +137,7 @@ def our_rows(groups: list[Group]) -> list[Row]:
 
 
 def _guidance(e: Generation) -> str:
-    """Scale and, where not all times are guided, their interval."""
+    """Guidance scale, and the interval of guided times if there is one."""
     if e.guidance == 1:
         return "none"
     interval = "" if e.guidance_interval is None else " in t [{:g}, {:g}]".format(*e.guidance_interval)
@@ -151,7 +151,7 @@ def _sampler(e: Generation) -> str:
 
 
 def _extractor(e: Generation, data: DataRecord, metric: str) -> str:
-    """Features and what they are compared with: published statistics are another measure than training images."""
+    """Features and reference of an FID: published statistics are a different measure than training images."""
     name = _EXTRACTORS.get(e.extractor, e.extractor)
     if _as_published(e):
         return name
@@ -159,21 +159,21 @@ def _extractor(e: Generation, data: DataRecord, metric: str) -> str:
         return f"{name} against statistics {(e.reference_sha256 or '')[:8]}"
     if e.extractor == "indomain":
         return _EXTRACTORS["turns"] if "/turns-" in metric else name
-    return f"{name} against {min(data.train, _MOST_TRAINING):,} training images"
+    return f"{name} against {min(data.train, _MAX_TRAINING):,} training images"
 
 
 def _as_published(e: Generation) -> bool:
-    """Whether FID was measured as in the published rows: on Inception's features, against ADM's own file."""
+    """Whether FID was measured as in the published rows: Inception features, and ADM's file as reference."""
     return e.extractor == "inception" and e.reference is not None and e.reference_sha256 == ADM_STATISTICS
 
 
 def _is_imagenet(trial: Trial, data: DataRecord) -> bool:
-    """Whether a trial's images are of ImageNet's number of classes and at the published rows' size."""
+    """Whether a trial's images have 1,000 classes and 256 pixels, as those of the published rows."""
     return data.classes == 1000 and trial.network.image_size == 256
 
 
 def _pretrained_model(trial: Trial) -> str:
-    """`yes` where a loss compares with a timm model whose weights were not drawn at random."""
+    """`yes` if a loss uses a timm model with weights that are not random."""
     objective, auxiliary = trial.objective, trial.auxiliary
     perceptual = objective.perceptual_weight > 0 and objective.perceptual_weights != "random"
     aligned = auxiliary.alignment > 0 and auxiliary.alignment_to != EMA
@@ -181,7 +181,7 @@ def _pretrained_model(trial: Trial) -> str:
 
 
 def published_table(groups: list[Group], dots: dict[str, str]) -> Table | None:
-    """Published generation figures and ours below them; None where we have none."""
+    """Published generation results and ours below them; None if we have none."""
     ours, theirs = our_rows(groups), published_rows()
     if not ours:
         return None
@@ -206,17 +206,17 @@ def published_table(groups: list[Group], dots: dict[str, str]) -> Table | None:
     ]
     frame = pd.DataFrame([_record(r, kinds) for r in rows])
     note = (
-        "Published rows carry their source; an empty cell was not published or not carried over. Parameters differ in kind: some "
-        "count the autoencoder, some leave out 49 to 84 M of it. A column holds one kind of FID: one extractor on one data set; "
-        "values in different columns cannot be compared, nor values at different numbers of images. Ours share the published column "
-        "where they were measured against ADM's VIRTUAL_imagenet256_labeled.npz, as published ones are, at 1,000 classes and 256 "
-        "pixels. Other statistics have a column each: it and the source say which, by the start of the file's SHA-256. SDE-EM: Euler-Maruyama on the "
-        "stochastic equation. That DSD uses a pretrained model is a later paper's listing. The CSV file has sources in full."
+        "An empty cell was not published or not copied. Parameter counts differ: some include the autoencoder, some leave out its "
+        "49 to 84 M. A column holds one kind of FID (one extractor, one data set); values in different columns, or at different "
+        "numbers of images, cannot be compared. Our rows share the published column if they were measured against ADM's "
+        "VIRTUAL_imagenet256_labeled.npz with 1,000 classes and 256 pixels. Other statistics have their own columns, named by the "
+        "start of the file's SHA-256. SDE-EM: Euler-Maruyama on the SDE. A later paper lists DSD as using a pretrained model. "
+        "The CSV file has full sources."
     )
     colours = {r.method: dots[g.variant] for g in groups for r in ours if r.method == g.name}
     return Table(
         "published",
-        "Beside published results",
+        "Comparison with published results",
         header,
         cells,
         frame,
@@ -240,7 +240,7 @@ def _record(row: Row, kinds: list[str]) -> dict[str, object]:
 
 
 def collapse_table(groups: list[Group], settings: ReportSettings, dots: dict[str, str]) -> Table | None:
-    """What was published of collapse and our latents below it; None where nothing was probed."""
+    """Published metrics of collapse and ours below them; None if nothing was probed."""
     rows, numbers, colours, comparable = [], [], [], False
     for r in reference("collapse"):
         rows.append([Cell(r["method"]), Cell(r["spatial_variance"]), Cell(r["total_variation"]), Cell(r["setup"]), Cell(r["source"])])  # fmt: skip
@@ -265,11 +265,11 @@ def collapse_table(groups: list[Group], settings: ReportSettings, dots: dict[str
         return None
     note = (
         "Spatial variance: over the positions of an image, mean over channels and images. Total variation: sum over neighbours, mean "
-        "over images; it grows with the number of tokens and channels, so compare rows of one setup only. Rows without them "
-        "were published as an effect on FID alone."
+        "over images; it grows with the number of tokens and channels, so compare only rows with one setup. Rows without values "
+        "published an effect on FID only."
     )
     header = ["latents", "spatial variance", "total variation", "setup", "source"]
-    title, frame = "Beside published results of collapse", pd.DataFrame(numbers)
+    title, frame = "Comparison with published results on collapse", pd.DataFrame(numbers)
     return Table("published_collapse", title, header, rows, frame, note, colours, folded=not comparable)
 
 

@@ -1,4 +1,4 @@
-"""One table, four formats: what is shown in HTML, Markdown and LaTeX comes from the same cells, CSV from the numbers behind them.
+"""One table in four formats: HTML, Markdown and LaTeX from its cells, CSV from its numbers.
 
 Names, grid values and error texts come from specs and machines, so every format escapes them.
 """
@@ -38,7 +38,7 @@ _DOCUMENT = r"""\documentclass[a4paper,landscape]{article}
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell shows: a text, which may have lines, a smaller second part, and whether it is good or bad news."""
+    """A cell: a text of one or more lines, a smaller second part, and a tone."""
 
     text: str
     detail: str = ""
@@ -48,7 +48,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the report: cells to show and the numbers behind them."""
+    """A table of the report: cells to show, and their numbers."""
 
     name: str
     """Stem of its files."""
@@ -61,17 +61,17 @@ class Table:
     dots: list[str] = field(default_factory=list)
     """Colours of the rows; empty for none."""
     folded: bool = False
-    """Long: closed at first in HTML, and not in LaTeX."""
+    """Whether it is collapsed in HTML and left out of LaTeX, because it is long."""
 
 
 def shown(value: float, digits: int, signed: bool = False) -> str:
-    """A number with a fixed count of digits; never `-0.00`."""
+    """A number with a fixed number of decimals; never `-0.00`."""
     text = f"{value:{'+' if signed else ''}.{digits}f}"
     return text.lstrip("+-") if not text.strip("+-0.") else text
 
 
 def estimate_cell(value: Estimate | None, digits: int, signed: bool = False, more: str = "") -> Cell:
-    """Mean, and below it the 95 % interval; one seed gives none."""
+    """Mean, and below it the 95 % interval, if there is one."""
     if value is None:
         return Cell("-")
     interval = ""
@@ -81,7 +81,7 @@ def estimate_cell(value: Estimate | None, digits: int, signed: bool = False, mor
 
 
 def write_tables(tables: list[Table], folder: Path) -> None:
-    """`<name>.csv` and `<name>.tex` of every table, and `report.tex`, a document that holds them all."""
+    """Write `<name>.csv` and `<name>.tex` of every table, and `report.tex`, a document with all of them."""
     folder.mkdir(parents=True, exist_ok=True)
     printed = [t for t in tables if not t.folded]
     for table in tables:
@@ -93,7 +93,7 @@ def write_tables(tables: list[Table], folder: Path) -> None:
 
 
 def csv_cell(value: Any) -> Any:
-    """A value for a CSV file: seeds with spaces between; text that a spreadsheet would take for a formula is quoted."""
+    """A value for a CSV file: seeds are joined by spaces; text that a spreadsheet would read as a formula is quoted."""
     if isinstance(value, tuple):
         return " ".join(map(str, value))
     if not isinstance(value, str):
@@ -102,7 +102,7 @@ def csv_cell(value: Any) -> Any:
 
 
 def latex(table: Table) -> str:
-    """A `table` environment that needs the package booktabs."""
+    """A LaTeX `table` environment; it needs the package booktabs."""
     label = table.name.replace("_", "-")
     head = " & ".join(_stack(textwrap.wrap(label_, 12, break_long_words=False)) for label_ in table.header)
     body = "\n".join(" & ".join(map(_latex_cell, row)) + r" \\" for row in table.rows)
@@ -137,7 +137,7 @@ def _stack(lines: list[str], small: list[str] | None = None) -> str:
 
 
 def latex_text(text: str) -> str:
-    """Text as LaTeX shows it letter by letter; a character that its usual fonts lack becomes its code point."""
+    """Text escaped for LaTeX; characters missing in its usual fonts become code points."""
     escaped = "".join(_LATEX.get(c, c) if " " <= c < "\x7f" else _beyond_ascii(c) for c in text)
     return re.sub(r"(?<![\w.])-(?=\d)", "$-$", escaped)
 
@@ -159,7 +159,7 @@ def markdown(table: Table) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Text as Markdown shows it letter by letter, on one line."""
+    """Text escaped for Markdown, on one line."""
     escaped = re.sub(r"([\\`*\[\]|~$])", r"\\\1", " ".join(printable(text, keep="\n\t").split()))
     escaped = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", escaped)
     escaped = re.sub(r"^(\d*)([#+.)-])(?=[#\s])", r"\1\\\2", escaped)  # no heading, no list
