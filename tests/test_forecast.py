@@ -125,9 +125,9 @@ def test_a_trial_of_two_specs_is_never_on_both_sides():
 @pytest.mark.parametrize(
     ("known", "said"),
     [
-        ([], "It cannot be evaluated: trials of 0 specs"),
-        (examples("one"), "It cannot be evaluated: trials of 1 spec are at hand"),
-        ([*examples("one"), *examples("two")], "2 specs are few"),
+        ([], "It cannot be evaluated: there are trials of 0 specs"),
+        (examples("one"), "It cannot be evaluated: there are trials of 1 spec,"),
+        ([*examples("one"), *examples("two")], "Only 2 specs were left out"),
         ([e for e in (*examples("one"), *examples("two")) if e.collapsed], "cannot be forecast"),
     ],
 )
@@ -176,7 +176,7 @@ def test_the_verb_judges_over_the_specs_of_its_homes_and_writes_what_the_sweep_r
     assert code == OK and (answer["trials"], answer["collapsed"]) == (8, 4)
     judged = answer["leave_one_spec_out"]
     assert judged["specs"] == ["one", "two"] and judged["auc"] == 1.0 and judged["brier"] < judged["brier_base"]
-    assert any("2 specs are few" in line for line in answer["said"])
+    assert any("Only 2 specs were left out" in line for line in answer["said"])
     assert load_forecast(Home(homes[0])).features == list(FEATURES) == list(answer["weights"])
     alone = run("forecast", "--home", homes[1])[1]
     assert alone["leave_one_spec_out"]["auc"] is None and "cannot be evaluated" in alone["said"][0]
