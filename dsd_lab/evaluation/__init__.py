@@ -1,1 +1,1 @@
-"""Evaluation of trained weights; it reads checkpoints and changes no training result."""
+"""Evaluation of trained weights from checkpoints; it never changes a training result."""

@@ -1,4 +1,4 @@
-"""What is computed on features: torch-fidelity's own functions, and flags where their result is not what it seems."""
+"""Metrics of features, computed by torch-fidelity, and flags for unreliable results."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Statistics = dict[str, NDArray[np.float64]]
 """`mu` [D] and `sigma` [D, D] of features."""
 _SPLITS, _SUBSETS, _NEIGHBOURS = 10, 200, 3
 _WHOLE = 5000
-"""Images up to which all distances are held in memory at once."""
+"""Maximum number of images for which all distances are kept in memory."""
 _RANK = 1e-10
-"""A direction counts as present where its variance is above this share of the largest one's."""
+"""Variance relative to the largest above which a direction counts in the rank."""
 
 
 def statistics(features: Tensor) -> Statistics:
-    """Mean and covariance of features [N, D], in float64."""
+    """Mean [D] and covariance [D, D] of features [N, D], in float64."""
     from torch_fidelity.metric_fid import fid_features_to_statistics
 
     found: Statistics = fid_features_to_statistics(features.double())
@@ -35,7 +35,7 @@ def frechet(one: Statistics, other: Statistics) -> float:
 
 
 def fid(features: Tensor, reference: Tensor) -> float:
-    """Frechet distance between features [N, D]."""
+    """Frechet distance between features [N, D] and [M, D]."""
     return frechet(statistics(features), statistics(reference))
 
 
@@ -51,7 +51,7 @@ def kid(features: Tensor, reference: Tensor) -> float:
 def inception_score(scores: Tensor) -> float:
     """Inception score (Salimans et al., arXiv 1606.03498) of class scores [N, classes], mean over 10 splits, by torch-fidelity.
 
-    It is at most the number of classes that the extractor knows.
+    It is at most the extractor's number of classes.
     """
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 
@@ -61,8 +61,8 @@ def inception_score(scores: Tensor) -> float:
 def precision_recall(features: Tensor, reference: Tensor) -> tuple[float, float]:
     """Improved precision and recall (Kynkaanniemi et al., arXiv 1904.06991) with 3 neighbours, by torch-fidelity.
 
-    NaN where either set has no third neighbour. On features of the extractor that FID uses;
-    torch-fidelity's default for these two alone is VGG-16.
+    NaN if either set has fewer than 4 images. Features are those of the extractor for FID, whereas torch-fidelity's
+    default for these two metrics is VGG-16.
     """
     from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
@@ -76,17 +76,17 @@ def precision_recall(features: Tensor, reference: Tensor) -> tuple[float, float]
 
 
 def rank(sigma: NDArray[np.float64]) -> int:
-    """Directions of a covariance that have a variance."""
+    """Numerical rank of a covariance [D, D]."""
     spectrum = np.linalg.eigvalsh(sigma)
     return int((spectrum > _RANK * max(spectrum[-1], np.finfo(np.float64).tiny)).sum())
 
 
 def flags(samples: Statistics, count: int, reference: Statistics, distance: float) -> dict[str, float]:
-    """Why a Frechet distance of `count` images is not what it seems; empty where nothing is wrong.
+    """Why a Frechet distance of `count` images is unreliable; empty if it is reliable.
 
-    `few_images`: their number, where it cannot span the reference's directions; `rank_deficient`: the
-    directions that they have, fewer than their number and the reference allow; `constant`: 1 where all
-    are one image to the extractor; `not_finite`: 1.
+    `few_images`: the number of images, if it is too small for the rank of the reference. `rank_deficient`: the rank of
+    the samples, if it is lower than their number and the reference allow. `constant`: 1 if all features are equal.
+    `not_finite`: 1 if the distance is not finite.
     """
     if not math.isfinite(distance):
         return {"not_finite": 1.0}
@@ -98,9 +98,9 @@ def flags(samples: Statistics, count: int, reference: Statistics, distance: floa
 
 
 def nearest_train(images: Tensor, train: Tensor | Iterable[Tensor]) -> float:
-    """Median over images of the RMS pixel distance to the nearest training image, in grey levels of 255.
+    """Median over images [N, C, H, W] of the RMS pixel distance to the nearest training image, in grey levels of 255.
 
-    Training images come whole or in blocks.
+    Training images [M, C, H, W] are one tensor or an iterable of blocks.
     """
     flat = images.flatten(1).float()
     nearest = torch.full((len(flat),), math.inf)

@@ -1,12 +1,12 @@
-"""An in-domain feature extractor: a small network trained on the data set's own training split.
+"""The in-domain feature extractor: a small network trained on the training split of the data set.
 
-Where the data has classes, it is a classifier. One class teaches a classifier nothing: its loss is 0 from the start,
-and the features stay random. There the network learns by which quarter turn an image was rotated (Gidaris et al.,
-arXiv 1803.07728), which needs shapes and their places, and to paint the turned image small, which needs colours
-and light and can be learned of any images, those without an upright position too.
+With two or more classes it is a classifier. Otherwise a classifier's loss would be 0 from the start and its features
+random. The network then predicts by which multiple of 90 degrees an image was rotated (Gidaris et al., arXiv 1803.07728),
+which needs shapes and positions, and a downscaled copy of the rotated image, which needs colour and brightness and also
+works for images without an upright orientation.
 
-It makes generation figures possible without a download. They compare variants on one data set and
-are no Inception FID: names say `indomain`, and they never share a column with it.
+It gives generation metrics without a download. They compare variants on one data set, and are not an Inception FID: their
+names contain `indomain`, and they have separate columns.
 """
 
 from __future__ import annotations
@@ -29,24 +29,25 @@ if TYPE_CHECKING:
     from dsd_lab.core.data import DataSet, Split
 
 FEATURES = 64
-_WORKED_ON = 32
-"""Pixels a side from twice of which on the first convolution has a stride."""
+_BASE_SIDE = 32
+"""Side in pixels; from twice this size on, the first convolution has a stride."""
 _BATCH, _EPOCHS, _MAX_STEPS, _LR = 64, 20, 1500, 2e-3
-_TURNS, _PAINTED = 4, 8
-"""Quarter turns, and pixels a side of the painted image, of data without classes."""
-_LEAST_STEPS = 300
-"""Of the same: few images need many epochs until the features are learned ones."""
+_ROTATIONS, _SMALL_SIDE = 4, 8
+"""For data without classes: number of rotations, and side of the downscaled image in pixels."""
+_MIN_STEPS = 300
+"""Minimum number of training steps for data without classes: with few images, learning needs many epochs."""
 
 
 class Extractor(nn.Module):
-    """Convolutions that halve the image down to 4 pixels or fewer a side, then 64 features and class scores.
+    """Convolutions that halve the image down to at most 4 pixels per side, then 64 features and class scores.
 
-    The first takes an image of more than 63 pixels a side down to 32 to 63, where the cost of training is minutes on one core.
+    For images above 63 pixels, the first convolution reduces the side to 32 to 63, so that training takes minutes on one
+    core.
     """
 
     def __init__(self, channels: int, image_size: int, classes: int) -> None:
         super().__init__()
-        stride = max(1, image_size // _WORKED_ON)
+        stride = max(1, image_size // _BASE_SIDE)
         first = nn.Conv2d(channels, 32, 2 * stride + 1, stride, padding=stride)
         layers: list[nn.Module] = [first, nn.BatchNorm2d(32), nn.ReLU()]
         width, side = 32, -(-image_size // stride)
@@ -74,20 +75,20 @@ class Extractor(nn.Module):
 
 
 def extractor_of(tensors: dict[str, Tensor]) -> Extractor:
-    """The extractor whose weights these are."""
+    """The extractor with these weights, by name."""
     convolutions = sum(value.dim() == 4 for value in tensors.values())
     halvings, stride = convolutions - 2, (tensors["body.0.weight"].shape[-1] - 1) // 2
-    # A size that has so many: from 32 pixels on, the first convolution leaves 32 to 63, halved three or four times.
-    size = 4 * 2**halvings if halvings < 3 else _WORKED_ON * stride + (_WORKED_ON - 1) * (halvings - 3)
+    # An image size with this number of convolutions: the first leaves 32 to 63 pixels, which are halved 3 or 4 times.
+    size = 4 * 2**halvings if halvings < 3 else _BASE_SIDE * stride + (_BASE_SIDE - 1) * (halvings - 3)
     network = Extractor(tensors["body.0.weight"].shape[1], size, len(tensors["scores.weight"]))
     network.load_state_dict(tensors)
     return network.eval()
 
 
 def outputs_of(data: DataSet) -> int:
-    """Scores of the extractor of a data set: its classes, or quarter turns and the levels of a painted image."""
-    side = min(_PAINTED, data.image_size)
-    return data.classes if data.conditional else _TURNS + data.channels * side * side
+    """Number of outputs of a data set's extractor: classes, or rotations plus values of the downscaled image."""
+    side = min(_SMALL_SIDE, data.image_size)
+    return data.classes if data.conditional else _ROTATIONS + data.channels * side * side
 
 
 def load_extractor(data: DataSet, cache: Path, device: torch.device) -> Extractor:
@@ -103,7 +104,7 @@ def load_extractor(data: DataSet, cache: Path, device: torch.device) -> Extracto
 
 
 def _loaded(network: Extractor, path: Path) -> bool:
-    """Whether the cache held the network; a damaged file is as one that is not there."""
+    """Load the network from the cache; False if the file is missing or damaged."""
     try:
         network.load_state_dict(load_file(path))
     except (FileNotFoundError, SafetensorError, RuntimeError):
@@ -115,7 +116,7 @@ def _train(data: DataSet, device: torch.device) -> Extractor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(0, "extractor").initial_seed())
         network = Extractor(data.channels, data.image_size, outputs_of(data)).to(device).train()
-    steps = min(_MAX_STEPS, max(0 if data.conditional else _LEAST_STEPS, _EPOCHS * len(data.train) // _BATCH))
+    steps = min(_MAX_STEPS, max(0 if data.conditional else _MIN_STEPS, _EPOCHS * len(data.train) // _BATCH))
     optimiser = torch.optim.AdamW(network.parameters(), lr=_LR, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _LR, total_steps=max(2, steps + 1))
     for step in range(steps):
@@ -134,15 +135,17 @@ def _train(data: DataSet, device: torch.device) -> Extractor:
 
 
 def turning_losses(network: Extractor, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """What data without classes teach: cross entropy of the quarter turn, and squared error of the painted image.
+    """Losses for data without classes: cross entropy of the rotation, and squared error of the downscaled image.
 
     Args:
-        network: whose scores are the turns' and, after them, the levels of the turned image made small.
+        network: its outputs are the scores of the rotations, then the values of the downscaled rotated image.
         x: images [B, C, S, S] in [-1, 1].
-        step: whose turns are drawn.
+        step: training step, which determines the rotations.
     """
-    turns = torch.randint(_TURNS, (len(x),), generator=generator(0, "turns", step)).to(x.device)
+    turns = torch.randint(_ROTATIONS, (len(x),), generator=generator(0, "turns", step)).to(x.device)
     turned = torch.stack([image.rot90(int(turn), (1, 2)) for image, turn in zip(x, turns.tolist(), strict=True)])
     scores = network(turned)[1]
-    small = nn.functional.adaptive_avg_pool2d(turned, min(_PAINTED, x.shape[-1])).flatten(1)
-    return nn.functional.cross_entropy(scores[:, :_TURNS], turns), nn.functional.mse_loss(scores[:, _TURNS:], small)
+    small = nn.functional.adaptive_avg_pool2d(turned, min(_SMALL_SIDE, x.shape[-1])).flatten(1)
+    return nn.functional.cross_entropy(scores[:, :_ROTATIONS], turns), nn.functional.mse_loss(
+        scores[:, _ROTATIONS:], small
+    )

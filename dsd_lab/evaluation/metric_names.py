@@ -1,4 +1,4 @@
-"""Names of what was measured: they say how, so that two different measurements never share a name or a column."""
+"""Names of metrics. They contain the settings, so that different measurements have different names and columns."""
 
 from __future__ import annotations
 
@@ -48,5 +48,5 @@ def weights_name(evaluation: Generation, trial: Trial) -> str:
 
 
 def exact(number: float) -> str:
-    """As short as tells it from every other number: 1, 1.25, 0.999."""
+    """The shortest exact text of a number: 1, 1.25, 0.999."""
     return repr(float(number)).removesuffix(".0")

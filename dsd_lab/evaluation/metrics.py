@@ -1,4 +1,4 @@
-"""The metrics of an evaluation by name: of samples, of real images in their place, and of held-out images' latents."""
+"""The metrics of an evaluation by name: of samples, of real images in place of samples, and of held-out latents."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def of_images(e: Generation, bench: Bench, samples: Tensor, y: Tensor) -> dict[s
 
 
 def _on_features(e: Generation, features: Tensor, scores: Tensor, real: Real) -> dict[str, float]:
-    """What is compared with the training images themselves, whatever FID is measured against."""
+    """Metrics that compare with features of the training images, whatever the reference of FID."""
     found = {}
     if "kid" in e.measured:
         found["kid"] = kid(features, real.features)
@@ -68,9 +68,9 @@ def _on_features(e: Generation, features: Tensor, scores: Tensor, real: Real) ->
 
 
 def floors(e: Generation, bench: Bench, y: Tensor) -> dict[str, float]:
-    """What real images score: all that are held out, and as many as there are samples, of the same classes.
+    """Metrics of real images: all held-out ones, and as many as there are samples, with the same classes.
 
-    They depend on no trial, so that the home folder keeps them.
+    They do not depend on the trial, and are cached in the home folder.
     """
     data, real = bench.data, bench.real(e)
     held, how = len(data.holdout), f"{extractor_name(e, data.conditional)} {sorted(e.measured)}"
@@ -82,7 +82,7 @@ def floors(e: Generation, bench: Bench, y: Tensor) -> dict[str, float]:
 
 
 def _held_floor(e: Generation, bench: Bench) -> dict[str, float]:
-    """Of all held-out images."""
+    """Floor from all held-out images."""
     data, real = bench.data, bench.real(e)
     held = len(data.holdout)
     found = _floor(e, bench, *real.held, f"n{held}")
@@ -96,7 +96,7 @@ def _held_floor(e: Generation, bench: Bench) -> dict[str, float]:
 
 
 def _floor_like(e: Generation, bench: Bench, y: Tensor) -> dict[str, float]:
-    """Of as many real images as there are labels y, of the same classes; nothing where there are too few."""
+    """Floor from as many real images as labels y [N], with the same classes; empty if there are too few."""
     features, scores, filled = bench.real(e).like(y)
     if len(features) != len(y):
         return {}
@@ -115,7 +115,7 @@ def _floor(e: Generation, bench: Bench, features: Tensor, scores: Tensor, where:
 
 
 def of_encoder(e: Generation, bench: Bench) -> dict[str, float]:
-    """Metrics of held-out images' reconstructions, and of the latents of training and held-out images."""
+    """Metrics of held-out reconstructions, and of latents of training and held-out images."""
     data, found = bench.data, {}
     held, average = f"n{len(data.holdout)}", weights_name(e, bench.trial)
     if {"rfid", "psnr", "ssim"} & set(e.measured):

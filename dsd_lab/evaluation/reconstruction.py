@@ -1,4 +1,4 @@
-"""How well held-out images come back from their latents, and what the latents know of their classes."""
+"""Metrics of reconstructions of held-out images, and of classifiers on latents."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 _BATCH, _STANDARD_WINDOW = 512, 11
 _PEAK, _K2 = 255.0, 0.03
-"""Largest value of a pixel, and SSIM's constant of contrast."""
-_NEIGHBOURS, _MOST_FITTED, _ITERATIONS = 20, 20_000, 500
+"""Maximum pixel value, and SSIM's constant K2."""
+_NEIGHBOURS, _MAX_FITTED, _ITERATIONS = 20, 20_000, 500
 
 
 @torch.no_grad()
@@ -32,14 +32,14 @@ def reconstructions(network: Network, data: DataSet, device: torch.device) -> Te
 
 
 def psnr(images: Tensor, originals: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB, mean over uint8 images [N, C, H, W]; infinite where one is a perfect copy."""
+    """Peak signal-to-noise ratio in dB, mean over uint8 images [N, C, H, W]; infinite if one is an exact copy."""
     pairs = zip(images.split(_BATCH), originals.split(_BATCH), strict=True)
     errors = torch.cat([(a.double() - b.double()).square().flatten(1).mean(1) for a, b in pairs])
     return float((10 * torch.log10(_PEAK**2 / errors)).mean())
 
 
 def ssim_window(side: int) -> str:
-    """How SSIM is taken of images of a side length: `wang11`, or `skimage7` and smaller where 11 pixels have no room."""
+    """Name of SSIM's window for a side length: `wang11`, or `skimage7` and smaller for images below 11 pixels."""
     width = _ssim_width(side)
     return f"wang{width}" if width == _STANDARD_WINDOW else f"skimage{width}"
 
@@ -51,9 +51,8 @@ def _ssim_width(side: int) -> int:
 def ssim(images: Tensor, originals: Tensor) -> float:
     """Structural similarity of uint8 images [N, C, H, W], mean over windows within the images, channels and images.
 
-    From 11 pixels on as Wang et al. 2004 have it: a Gaussian window of 11 pixels and std 1.5. Below, as
-    scikit-image's default: a uniform window of 7 pixels (5 or 3 where that does not fit) with sample
-    covariances. NaN below 3 pixels, where no window varies.
+    From 11 pixels on as in Wang et al. 2004: a Gaussian window of 11 pixels with std 1.5. Below, scikit-image's default: a
+    uniform window of 7 pixels (or 5 or 3, if that does not fit) with sample covariances. NaN below 3 pixels.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -62,9 +61,9 @@ def ssim(images: Tensor, originals: Tensor) -> float:
         return math.nan
     settings: dict[str, Any] = {"data_range": _PEAK, "return_full_image": True}
     if width < _STANDARD_WINDOW:
-        # Sample covariances are n / (n - 1) times torchmetrics' own: the same as a constant that is so much smaller.
+        # Sample covariances are n / (n - 1) times those of torchmetrics. A smaller K2 has the same effect.
         settings |= {"gaussian_kernel": False, "kernel_size": width, "k2": _K2 * math.sqrt(1 - 1 / width**2)}
-    total, inside = 0.0, slice(width // 2, -(width // 2))  # windows over a border are of padded pixels
+    total, inside = 0.0, slice(width // 2, -(width // 2))  # without windows that contain padded pixels
     for a, b in zip(images.split(_BATCH), originals.split(_BATCH), strict=True):
         _, everywhere = structural_similarity_index_measure(a.double(), b.double(), **settings)
         total += float(cast(Tensor, everywhere)[..., inside, inside].flatten(1).mean(1).sum())
@@ -73,23 +72,23 @@ def ssim(images: Tensor, originals: Tensor) -> float:
 
 @torch.no_grad()
 def latents(network: Network, images: Split, indices: Tensor, device: torch.device) -> Tensor:
-    """Latents [n, T c] of images, as the decoder gets them without noise."""
+    """Latents [n, T c] of the images with indices [n], without noise."""
     parts = [network.encode(images.at(chunk, device)[0]).flatten(1).float().cpu() for chunk in indices.split(_BATCH)]
     return torch.cat(parts)
 
 
 def fitted_on(data: DataSet) -> int:
-    """Training images that the classifiers of `representation` are fitted on."""
-    return min(len(data.train), _MOST_FITTED)
+    """Number of training images for the classifiers of `representation`."""
+    return min(len(data.train), _MAX_FITTED)
 
 
 def representation(
     network: Network, data: DataSet, device: torch.device, measured: tuple[str, ...]
 ) -> dict[str, float]:
-    """Accuracy on held-out images of simple classifiers of latents, fitted on training images (at most 20,000).
+    """Held-out accuracy of simple classifiers on latents, fitted to at most 20,000 training images.
 
-    `knn`: majority of the 20 nearest; `linear`: logistic regression. Both on latents of zero mean
-    and unit variance in each number, by scikit-learn (settings are ours).
+    `knn`: majority of the 20 nearest neighbours; `linear`: logistic regression. Both use standardised latents and
+    scikit-learn (settings are ours).
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier

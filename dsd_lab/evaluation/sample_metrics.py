@@ -1,4 +1,4 @@
-"""Metrics of samples that plug-ins add; the package's own share what they compute and are in `metrics`."""
+"""Sample metrics of plug-ins; the shipped ones share computations and are in `metrics`."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ SAMPLE_METRICS = Parts("sample_metric", check=_number)
 
 
 def of_plugins(evaluation: Generation, samples: Tensor, labels: Tensor, real: Tensor) -> dict[str, float]:
-    """The plug-ins' metrics that an evaluation asks for, by recorded name without the settings.
+    """The plug-ins' metrics of an evaluation, by recorded name without settings.
 
     Args:
-        evaluation: names them.
+        evaluation: its `metrics` name them.
         samples: uint8 [N, C, H, W].
-        labels: [N], that they were drawn for.
+        labels: labels [N] for which the samples were drawn.
         real: held-out images, uint8 [M, C, H, W].
     """
     asked = [name for name in evaluation.measured if is_foreign("sample_metric", name)]
