@@ -316,7 +316,7 @@ VALUES = (
     bad("B31 the Hub with a folder", "base: {data: {source: datasets, path: x, hub: a/b}}\n", FIVE, "data.path:", "named by `hub`"),
     bad("B31 a name on the Hub with a protocol", "base: {data: {source: datasets, hub: 'hf://a/b'}}\n", FIVE, "data.hub: 'hf://a/b'"),
     bad("B31 a name on the Hub beside a folder", "base: {data: {source: folder, path: x, hub: a/b}}\n", FIVE,
-        "data.hub: source 'folder' has no use for it; it is for datasets"),
+        "data.hub: source 'folder' ignores it; it applies to datasets"),
     bad("B31 columns of a folder", "base: {data: {source: folder, path: x, label_column: y}}\n", FIVE,
         "data.label_column: source 'folder' has no use for it"),
     bad("B31 damaged digits", "base: {data: {damaged: skip}}\n", FIVE, "data.damaged: source 'digits' has no use for it"),

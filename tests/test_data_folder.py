@@ -88,7 +88,7 @@ LAYOUTS = {
     "a link outside": (lambda root: (root / "class000" / "out.png").symlink_to("/etc/hostname"), r"out\.png: a link that leads outside"),
     "a folder outside": (lambda root: (root / "class000" / "out").symlink_to("/etc"), r"out: a link that leads outside"),
     "a class outside": (lambda root: (root / "class9").symlink_to(root.parent / "elsewhere"), r"class9: a link that leads outside"),
-    "a circle": (lambda root: (root / "class000" / "round").symlink_to(root), "a link to a folder that holds it"),
+    "a circle": (lambda root: (root / "class000" / "round").symlink_to(root), "a link to a folder that contains it"),
     "a link to a pipe": (lambda root: [os.mkfifo(root / "pipe"), (root / "class000" / "to").symlink_to("../pipe")], "to: neither a file"),
     "a link to itself": (lambda root: (root / "class000" / "me.png").symlink_to("me.png"), r"me\.png: damaged image: Too many levels"),
     "a link into nothing": (lambda root: (root / "class000" / "gone.png").symlink_to("nothing.png"), r"gone\.png: damaged image: No such file"),

@@ -94,13 +94,13 @@ def put(path):
 
 REFUSED = {
     "a flat val": (["train"], lambda r: put(r / "val" / "1.png"), r"val: holds 1 images but no class folders"),
-    "a class beside train": (["train"], lambda r: put(r / "cat" / "1.png"), r"cat: holds images beside train/"),
+    "a class beside train": (["train"], lambda r: put(r / "cat" / "1.png"), r"cat: holds images next to train/"),
     "two training splits": (["train", "Training"], lambda r: None, "are both training splits"),
     "one level too high": (["photos"], lambda r: None, r"look like the classes \(cat, dog\); point data\.path at .*photos"),
     "two levels too high": (["a/photos"], lambda r: None, r"point data\.path at .*a/photos$"),
     "splits one level down": (["set/train", "set/val", "more"], lambda r: None, r"set/ holds splits of its own; point data\.path at .*set$"),
-    "an image beside classes": ([""], lambda r: put(r / "x.png"), r"x\.png: an image beside class folders"),
-    "an image beside splits": (["train"], lambda r: put(r / "x.png"), r"x\.png: an image beside train/"),
+    "an image beside classes": ([""], lambda r: put(r / "x.png"), r"x\.png: an image next to class folders"),
+    "an image beside splits": (["train"], lambda r: put(r / "x.png"), r"x\.png: an image next to train/"),
     "text in a class": ([""], lambda r: (r / "cat" / "boxes.txt").write_text("1 2"), r"boxes\.txt: not an image but a \.txt file"),
     "tiny-imagenet's val": (["train"], lambda r: put(r / "val" / "images" / "1.png"), "val/images: no class of this name .* sort its images"),
 }  # fmt: skip

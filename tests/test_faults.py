@@ -245,7 +245,7 @@ def test_f13_a_trial_that_began_on_another_kind_of_device_is_not_continued_silen
     del manifest["manifest_sha256"]
     (newest / "manifest.json").write_text(json.dumps(manifest))
     assert finish(home, whole.trial)[-1] == "failed"
-    assert "trained on cuda so far and would go on on cpu" in home.trial(whole.trial.id).status().error
+    assert "trained on cuda so far and cannot resume on cpu" in home.trial(whole.trial.id).status().error
 
 
 @pytest.mark.parametrize("state", ["interrupted", "failed"])

@@ -51,7 +51,9 @@ def check_sources(trials: list[PlannedTrial], document: Document) -> None:
             if ours.get((section, name)) != theirs.get((section, name)):
                 where = document.where(("variants", trial.variant, section, name))
                 what, cure = (
-                    ("folders", "tell them apart with data.name") if section == "data" else ("files", "rename one")
+                    ("folders", "give them different names with data.name")
+                    if section == "data"
+                    else ("files", "rename one")
                 )
                 raise BadInput(
                     f"{where}: {section}.{name}: {other.name!r} and {trial.name!r} read different {what} under one name; {cure}"

@@ -70,9 +70,7 @@ class Data(PartSection):
             ("background", images),
         ):
             if self.source not in sources and getattr(self, field) != type(self).model_fields[field].default:
-                raise ValueError(
-                    f"{field}: source {self.source!r} has no use for it; it is for {' and '.join(sources)}"
-                )
+                raise ValueError(f"{field}: source {self.source!r} ignores it; it applies to {' and '.join(sources)}")
         if self.memory == "stream" and self.source not in images:
             raise ValueError(f"memory: source {self.source!r} is always resident; only {', '.join(images)} stream")
         return self

@@ -36,7 +36,7 @@ def expanded(document: Document) -> Document:
                 where = f"{document.where((*at, key))}: {'.'.join((*at, key))}"
                 raise BadInput(f"{where}: [] is not valid; it must be given at least one entry")
         if len(made) + math.prod(map(len, lists.values())) > MAX_EVALUATIONS:
-            raise BadInput(f"{document.where(at)}: evaluate: more than {MAX_EVALUATIONS:,} evaluations a trial")
+            raise BadInput(f"{document.where(at)}: evaluate: more than {MAX_EVALUATIONS:,} evaluations per trial")
         inner = {path[2:]: mark for path, mark in document.marks.items() if path[:2] == at}
         for chosen in itertools.product(*lists.values()):
             marks |= {("evaluate", str(len(made)), *path): mark for path, mark in inner.items()}

@@ -114,7 +114,7 @@ def without_classes(evaluation: Generation) -> str:
     if evaluation.guidance != 1:
         return f"guidance {evaluation.guidance:g} has nothing to guide towards; write `guidance: 1`"
     asked = [name for name in evaluation.metrics or () if name in _needing_classes(evaluation)]
-    return f"metrics {', '.join(asked)} would say nothing; remove them" if asked else ""
+    return f"metrics {', '.join(asked)} have no meaning; remove them" if asked else ""
 
 
 def of_no_classes(evaluation: Generation) -> Generation:

@@ -94,7 +94,9 @@ def _load(given: str, where: str) -> None:
     if (known := registry.plugins.get(name)) is not None:
         if known.digest != plugin.digest:
             what = (
-                "was changed since it was loaded; start anew" if known.path == path else f"is loaded from {known.path}"
+                "has changed since it was loaded; restart the program"
+                if known.path == path
+                else f"is loaded from {known.path}"
             )
             raise BadInput(f"{where}: a plug-in of the name {name!r} {what}")
         return

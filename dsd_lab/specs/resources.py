@@ -25,7 +25,7 @@ class Resources(Section):
     @model_validator(mode="after")
     def _one_gpu_a_process(self) -> Resources:
         if self.gpus > 1 and self.gpus != int(self.gpus):
-            raise ValueError(f"gpus: {self.gpus:g} is neither a share of one GPU nor a whole number of them")
+            raise ValueError(f"gpus: {self.gpus:g} is neither a fraction of one GPU nor a whole number")
         if self.gpus > 0 and self.processes is not None and self.processes != max(1, self.gpus):
             raise ValueError(
                 f"processes: {self.processes} processes and {self.gpus:g} GPUs; each process has one GPU, so leave `processes` out, or write as many"

@@ -69,7 +69,7 @@ class Sweep(Section):
     @classmethod
     def _no_separator(cls, value: str) -> str:
         if "--" in value:
-            raise ValueError(f"{value!r} holds '--', which stands between a sweep's name and its profile; use '-'")
+            raise ValueError(f"{value!r} contains '--', which separates a sweep's name from its profile; use '-'")
         return value
 
     @field_validator("seeds")

@@ -118,9 +118,9 @@ def unfit_images(trial: Trial, shape: Sequence[int]) -> str:
     _, height, width = shape
     size, name = trial.network.image_size, trial.data.path or trial.data.hub or trial.data.source
     if height != width:
-        return f"the images of {name} are {height} x {width} pixels and not square; `data.crop: centre` cuts them to the square in their middle"
+        return f"the images of {name} are {height} x {width} pixels and not square; `data.crop: centre` crops them to their central square"
     if size != height:
-        return f"network.image_size is {size}, but the images of {name} are {height} pixels a side; write `network.image_size: {height}`, or `data.size: {size}`"
+        return f"network.image_size is {size}, but the images of {name} are {height} pixels per side; write `network.image_size: {height}`, or `data.size: {size}`"
     return ""
 
 
@@ -135,7 +135,7 @@ def resolved_phases(training: Training, objective: Objective) -> list[tuple[int,
         where = f"training.phases.{index}"
         start = round(phase.start * steps) if isinstance(phase.start, float) and phase.start < 1 else phase.start
         if start != int(start) or not start < steps:
-            raise ValueError(f"{where}.start: {phase.start} is neither a step before {steps} nor a share below 1")
+            raise ValueError(f"{where}.start: {phase.start} is neither a step before {steps} nor a fraction below 1")
         if index and start <= found[-1][0]:
             raise ValueError(
                 f"{where}.start: step {start:g} is not after step {found[-1][0]}, where the phase before starts"

@@ -177,8 +177,8 @@ def _compose(text: str, name: str, lines: bool = True) -> yaml.Node | None:
 
 
 _PROBLEMS = {
-    "found character '\\t'": "a tab where only spaces can stand; indent with spaces",
-    "mapping values are not allowed here": "a ':' that does not fit; check the indentation, and quote text that holds ': '",
+    "found character '\\t'": "a tab where only spaces are allowed; indent with spaces",
+    "mapping values are not allowed here": "a misplaced ':'; check the indentation, and quote text that contains ': '",
     "expected <block end>": "the indentation does not fit the lines above",
     "could not find expected ':'": "a key without a ':' after it",
     "expected ',' or ']'": "a list that is not closed; a ',' or ']' is missing",

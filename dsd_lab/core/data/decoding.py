@@ -44,7 +44,7 @@ def decoded(read: Callable[[], bytes | None], where: str, spec: Data) -> np.ndar
             raise DamagedImage(f"{where}: {_no_image(name)}") from None
         raise DamagedImage(f"{where}: damaged image: {reason}") from None
     if picture.mode.startswith(("I", "F")):
-        raise DamagedImage(f"{where}: a picture of mode {picture.mode}; convert it to 8 bits a channel")
+        raise DamagedImage(f"{where}: a picture of mode {picture.mode}; convert it to 8 bits per channel")
     try:
         return np.asarray(framed(as_shown(picture, spec.background), spec))
     except (ValueError, OSError, MemoryError) as error:

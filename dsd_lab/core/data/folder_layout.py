@@ -67,7 +67,7 @@ class Tree:
     def _files(self, folder: str, above: tuple[str, ...]) -> Iterator[str]:
         here = self._checked(folder)
         if here in above:
-            raise BadInput(f"{shown(folder)}: a link to a folder that holds it")
+            raise BadInput(f"{shown(folder)}: a link to a folder that contains it")
         try:
             entries = [entry for entry in os.scandir(folder) if not self.leftovers.passes(entry.name)]
         except OSError as error:
@@ -153,11 +153,11 @@ def _check_other_folders(tree: Tree, root: Path, folders: list[Path], train: Pat
         pictures = tree.has_images(folder)
         if pictures and not any(word in folder.name.lower() for word in ("pred", "unlabel")):
             raise BadInput(
-                f"{shown(folder)}: holds images beside {shown(train.name)}/, and is no split (train, val, test); move it away, or point data.path at {shown(train)}"
+                f"{shown(folder)}: holds images next to {shown(train.name)}/, and is no split (train, val, test); move it away, or point data.path at {shown(train)}"
             )
         notes.append(f"not used: {shown(folder.name)}/" + (" (it has no labels)" if pictures else " (no images)"))
     if tree.images_in(root):
-        raise BadInput(f"{shown(root / tree.images_in(root)[0])}: an image beside {shown(train.name)}/; move it away")
+        raise BadInput(f"{shown(root / tree.images_in(root)[0])}: an image next to {shown(train.name)}/; move it away")
     return notes
 
 
@@ -208,7 +208,7 @@ def check_level(tree: Tree, base: Path, named: bool) -> None:
             f"{shown(base)}: holds one folder with images, {shown(holding[0].name)}/, whose folders look like the classes ({listed}); {what}"
         )
     if folders and (images := tree.images_in(base)):
-        raise BadInput(f"{shown(base / images[0])}: an image beside class folders; move it into one, or away")
+        raise BadInput(f"{shown(base / images[0])}: an image next to class folders; move it into one, or away")
 
 
 def _deeper(tree: Tree, folder: Path) -> bool:

@@ -237,7 +237,7 @@ def _inside(name: str, folder: Path, root: Path) -> Path:
         found = os.path.realpath(base / name)
         if found.startswith(top.rstrip("/") + "/") and os.path.isfile(found):
             return Path(found)
-    raise OSError("the row holds no bytes, and no file of this name lies beside the parquet file")
+    raise OSError("the row holds no bytes, and no file of this name is next to the parquet file")
 
 
 def _not_parquet(path: Path, reason: str) -> str:

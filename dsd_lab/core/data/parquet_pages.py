@@ -79,15 +79,17 @@ def _value(raw: BinaryIO, kind: int, depth: int) -> Any:
     if kind in (_BYTE, _DOUBLE, _BINARY):
         count = 1 if kind == _BYTE else 8 if kind == _DOUBLE else _unsigned(raw)
         if count > _MAX_HEADER_BYTES or len(raw.read(count)) < count:
-            raise InvalidPageHeaders("a page header is cut")
+            raise InvalidPageHeaders("a page header is truncated")
         return None
-    raise InvalidPageHeaders("a page header holds what none has")  # lists, maps and later types: `PageHeader` has none
+    raise InvalidPageHeaders(
+        "a page header has a field of an unknown type"
+    )  # lists, maps and later types: `PageHeader` has none
 
 
 def _byte(raw: BinaryIO) -> int:
     found = raw.read(1)
     if not found:
-        raise InvalidPageHeaders("a page header is cut")
+        raise InvalidPageHeaders("a page header is truncated")
     return found[0]
 
 
@@ -98,7 +100,7 @@ def _unsigned(raw: BinaryIO) -> int:
         value |= (part & 127) << shift
         if part < 128:
             return value
-    raise InvalidPageHeaders("a page header holds a number without end")
+    raise InvalidPageHeaders("a page header has an invalid number")
 
 
 def _signed(raw: BinaryIO) -> int:

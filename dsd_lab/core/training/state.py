@@ -208,7 +208,7 @@ class TrainingState:
             raise BadInput(f"{path}: trained on other images than those at hand; declare a new data.revision")
         if state["device"] != self.device.type:
             raise BadInput(
-                f"{path}: trained on {state['device']} so far and would go on on {self.device.type}; set resources.gpus as it was, or remove the trial's folder to train it anew"
+                f"{path}: trained on {state['device']} so far and cannot resume on {self.device.type}; set resources.gpus as it was, or remove the trial's folder to train it anew"
             )
         for name, part in self.saved_modules.items():
             load_tensors(part, name, tensors, path)
