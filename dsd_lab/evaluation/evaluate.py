@@ -1,7 +1,7 @@
-"""Evaluates one trial: loads weights from its checkpoint, draws samples, and computes metrics.
+"""One trial evaluated: weights from its checkpoint, samples of them, and the metrics that an evaluation asks for.
 
-Samples are compared with the training images, or with published statistics. The floor is the same comparison for real
-images: all held-out ones, and as many as there are samples.
+Samples are compared with the training images, or with published statistics. The real-against-real
+floor is the same comparison for real images: all held-out ones, and as many as there are samples.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def evaluate_generation(
     metrics: dict[str, float] = {}
     shown = None
     if not all(bool(p.isfinite().all()) for p in bench.network(evaluation.weights).parameters()):
-        # Their images are a checkerboard, which an extractor would treat as an ordinary image.
+        # Their images are a chessboard, which is an image like another to an extractor.
         weights = {f"{NOT_FINITE}weights/{evaluation.weights.replace(':', '')}": 1.0}
         return weights, bench.reconstructions(evaluation.weights)[:_SHOWN]
     if trial.has_denoiser and evaluation.of_images:

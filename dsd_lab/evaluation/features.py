@@ -1,6 +1,7 @@
-"""The two extractors for torch-fidelity: uint8 RGB images -> features and class scores.
+"""The two extractors as torch-fidelity takes them: uint8 RGB images in, features and class scores out.
 
-Importing this module registers `dsd-lab-indomain` with torch-fidelity, so that torch-fidelity's functions can use it.
+`dsd-lab-indomain` is registered with torch-fidelity when this module is imported, so that its own
+functions and those here see the same network.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _BATCHES = {INDOMAIN: 512, INCEPTION: 64}
 
 
 class IndomainExtractor(FeatureExtractorBase):  # type: ignore[misc]
-    """The in-domain extractor; for grey data it uses one of the three equal channels."""
+    """The in-domain classifier; grey data takes one of the three equal channels."""
 
     def __init__(
         self, name: str, features_list: list[str], feature_extractor_weights_path: Path | None = None, **unused: Any
@@ -42,7 +43,7 @@ class IndomainExtractor(FeatureExtractorBase):  # type: ignore[misc]
         self.channels = self.network.body[0].in_channels
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Images [B, 3, H, W] uint8 -> the features in `features_list`, in that order."""
+        """Images [B, 3, H, W] uint8 -> what was asked for, in that order."""
         features, scores = self.network(as_floats(x[:, : self.channels]))
         found = {str(FEATURES): features, "scores": scores}
         return tuple(found[name] for name in self.features_list)
@@ -100,9 +101,9 @@ def _created(name: str, weights: Path | io.BytesIO) -> FeatureExtractorBase:
 def extract(
     extractor: FeatureExtractorBase, pixels: Tensor | Iterable[Tensor], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Features [N, D] and class scores [N, K] of uint8 images [N, C, H, W] or an iterable of blocks; on the CPU.
+    """Features [N, D] and class scores [N, K] of uint8 images [N, C, H, W], whole or in blocks, on the CPU.
 
-    TF32 is off, because features from CPUs and GPUs are compared.
+    In float32 on a GPU too, whose convolutions would round to ten bits: features of both are compared.
     """
     extractor.to(device)
     blocks, size = [pixels] if isinstance(pixels, Tensor) else pixels, _BATCHES[extractor.name]

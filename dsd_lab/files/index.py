@@ -70,7 +70,7 @@ def _list(folder: bytes, prefix: bytes, rows: list[tuple[bytes, bytes]], above: 
     for path, name, is_link in folders:
         target = os.path.realpath(path) if is_link else path
         if is_link and (os.path.realpath(folder) + b"/").startswith(target.rstrip(b"/") + b"/"):
-            continue  # a link to a folder that contains it
+            continue  # a link to a folder that holds it
         if target not in above:
             _list(target, prefix + name + b"/", rows, (*above, target) if is_link else above)
 

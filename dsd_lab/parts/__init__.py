@@ -1,4 +1,4 @@
-"""What a plug-in imports: the table of each kind of part, and the classes that parts use.
+"""Everything that a plug-in imports: the table of each kind of part, and the classes that parts are made from.
 
 from dsd_lab.parts import RECONSTRUCTIONS
 

@@ -122,7 +122,7 @@ def _facts(home: Home, data: Data, opened: Callable[[Data], DataSet] | None, dec
 
 
 _DIGITS, _DIGITS_SIZE = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180), 8
-"""Images of each of scikit-learn's digits, and their pixels per side."""
+"""Images of each of scikit-learn's digits, and their pixels a side."""
 
 
 def digits_facts(data: Data) -> Facts:
