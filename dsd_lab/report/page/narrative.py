@@ -22,28 +22,28 @@ def notices(groups: list[Group], settings: ReportSettings) -> list[str]:
     results = [r for g in groups for r in g.results]
     states = Counter(r.state for r in results)
     unfinished = {s: states[s] for s in _UNFINISHED if states[s]}
-    told = []
+    texts = []
     if unfinished:
         parts = ", ".join(f"{n} {s}" for s, n in unfinished.items())
         ended = len(results) - sum(unfinished.values())
-        told.append(f"This report is partial: {ended} of {len(results)} trials have ended ({parts}).")
+        texts.append(f"This report is partial: {ended} of {len(results)} trials have ended ({parts}).")
     if states["interrupted"]:
-        told.append(
+        texts.append(
             f"{_trials(states['interrupted'])} interrupted before the last step: the same `dsd-lab sweep` resumes from the last checkpoint."
         )
     if states["diverged"]:
-        told.append(
+        texts.append(
             f"{_trials(states['diverged'])} diverged (a loss was not finite): no verdict, not in any mean; see the table of trials."
         )
     if states["stopped"]:
-        told.append(
+        texts.append(
             f"{_trials(states['stopped'])} stopped early by a forecast of collapse: no verdict, not in any mean; see the table of trials."
         )
     if states["stale"]:
-        told.append(
+        texts.append(
             f"{_trials(states['stale'])} trained by an older version of the training code: included in all tables, not retrained."
         )
-    told += [
+    texts += [
         f"Trial {r.id} ({r.group}, seed {r.seed}) was trained on other images and is in no table: {r.error}; remove it with `dsd-lab rm`, or give its images another data.name or data.revision."
         for r in results
         if r.state == OTHER_IMAGES
@@ -52,26 +52,26 @@ def notices(groups: list[Group], settings: ReportSettings) -> list[str]:
     sets = {(d.data.name, d.trial.data.revision) for d in recorded}
     if len(sets) > 1:
         named = ", ".join(f"{name} (revision {revision})" for name, revision in sorted(sets))
-        told.append(f"Rows are from {len(sets)} data sets, {named}: differences between them may come from the images.")
+        texts.append(f"Rows are from {len(sets)} data sets, {named}: differences between them may come from the images.")
     if changed := sum(r.code_changes is not None for r in results):
-        told.append(f"{_trials(changed)} resumed with changed training code, as requested; see the provenance.")
+        texts.append(f"{_trials(changed)} resumed with changed training code, as requested; see the provenance.")
     if imported := [r for r in results if r.imported is not None]:
         names = ", ".join(sorted({str(r.imported) for r in imported}))
-        told.append(
+        texts.append(
             f"{_trials(len(imported))} imported ({names}), not trained in this home folder: their numbers cannot be checked here."
         )
     if unreadable := [f"{r.id}: {reason}" for r in results for reason in dict.fromkeys(r.unreadable)]:
         files = "1 file" if len(unreadable) == 1 else f"{len(unreadable)} files"
-        told.append(
+        texts.append(
             f"{files} cannot be read and {'is' if len(unreadable) == 1 else 'are'} left out: first {unreadable[0]}."
         )
     if moved := sum(r.device_changes is not None for r in results):
-        told.append(f"{_trials(moved)} resumed on another device; see the provenance.")
+        texts.append(f"{_trials(moved)} resumed on another device; see the provenance.")
     control = effective_control(groups, settings)
     judged = [(g, j) for g in groups if g.variant != control for j in g.judged.values() if j.verdict is not None]
     alone = sum(not j.by_control for _, j in judged)
     if control is not None and alone:
-        told.append(
+        texts.append(
             f"{_trials(alone)} judged against fixed bounds, because {control!r} of the same seed has no finished trial."
         )
     unknown = sum(
@@ -81,11 +81,11 @@ def notices(groups: list[Group], settings: ReportSettings) -> list[str]:
         for j in (g.judged[r.seed],)
     )
     if unknown:
-        told.append(
+        texts.append(
             f"{_trials(unknown)} without a verdict: the rank is below {settings.rank_bound:g} x its bound, and without a control and "
             "the rank of the images' patches, which was not recorded, a collapse cannot be distinguished from images of low rank."
         )
-    return told + flags_of(results)
+    return texts + flags_of(results)
 
 
 def _trials(count: int) -> str:
@@ -95,11 +95,11 @@ def _trials(count: int) -> str:
 def answer(groups: list[Group]) -> list[str]:
     """The sweep's answer, one or two sentences per grid point, from the verdict counts."""
     points = points_of(groups)
-    told = []
+    texts = []
     for point, members in points.items():
         sentences = " ".join(_answer_at(members))
-        told.append(f"{point}: {sentences}" if point and len(points) > 1 else sentences)
-    return told
+        texts.append(f"{point}: {sentences}" if point and len(points) > 1 else sentences)
+    return texts
 
 
 def _answer_at(groups: list[Group]) -> list[str]:
@@ -121,13 +121,13 @@ def _answer_at(groups: list[Group]) -> list[str]:
             mixed.append(
                 f"{group.variant} (healthy {group.healthy} of {judged}, 95 % interval: {low:.0%} to {high:.0%}; {ways})"
             )
-    told = [f"Latents stay healthy in every seed of {_listed(names)}: {_how_surely(n)}." for n, names in always.items()]
-    told += [f"Latents collapse in every seed of {_listed(names)}: {_how_surely(n)}." for n, names in never.items()]
+    texts = [f"Latents stay healthy in every seed of {_listed(names)}: {_how_surely(n)}." for n, names in always.items()]
+    texts += [f"Latents collapse in every seed of {_listed(names)}: {_how_surely(n)}." for n, names in never.items()]
     if mixed:
-        told.append(f"Seeds disagree in {_listed(mixed)}.")
+        texts.append(f"Seeds disagree in {_listed(mixed)}.")
     if missing:
-        told.append(f"There is no verdict for {_listed(missing)}.")
-    return told
+        texts.append(f"There is no verdict for {_listed(missing)}.")
+    return texts
 
 
 def _how_surely(seeds: int) -> str:
@@ -170,7 +170,7 @@ def provenance_lines(results: list[Result], manifest: Manifest) -> list[tuple[st
     """Code, versions, machines, data and settings behind the numbers; only those that some trial has recorded."""
     described = [r.record for r in results if r.description]
     origins = [d.provenance for d in described]
-    told = {
+    texts = {
         "commit": (
             f"{o.git_commit or 'not from git'}{' with uncommitted changes' if o.git_dirty else ''}" for o in origins
         ),
@@ -188,7 +188,7 @@ def provenance_lines(results: list[Result], manifest: Manifest) -> list[tuple[st
         "latent": (_compression(d.trial.network) for d in described),
     }
     lines = [("sweep", f"{manifest.name}, profile {manifest.profile or 'none'}")]
-    joined = [(name, "; ".join(sorted(set(values)))) for name, values in told.items()]
+    joined = [(name, "; ".join(sorted(set(values)))) for name, values in texts.items()]
     return lines + [(name, values) for name, values in joined if values]
 
 
