@@ -118,5 +118,5 @@ def test_f14_logs_report_and_export_say_which_code_trained_what(begun, tmp_path)
     assert run("import", tmp_path / "out", "--home", tmp_path / "other")[0] == OK
     assert run("report", "old", "--home", tmp_path / "other")[0] == OK
     page = (tmp_path / "other" / "reports" / "old" / "report.md").read_text()
-    assert "1 trial went on with other training code" in page and f"naive s0: {said}" in page
-    assert "1 trial went on on another device" in page and "naive s0: A100 from step 0, H100 from step 8" in page
+    assert "1 trial resumed with changed training code" in page and f"naive s0: {said}" in page
+    assert "1 trial resumed on another device" in page and "naive s0: A100 from step 0, H100 from step 8" in page

@@ -182,7 +182,7 @@ def test_metrics_and_guidance_that_need_classes_are_left_out_or_refused_where_th
     assert "is" in of_no_classes(Generation(extractor="inception")).measured
     assert without_classes(Generation()) == ""
     assert "nothing to guide towards" in without_classes(Generation(guidance=2))
-    assert "label_accuracy would say nothing" in without_classes(Generation(metrics=["fid", "label_accuracy"]))
+    assert "label_accuracy have no meaning" in without_classes(Generation(metrics=["fid", "label_accuracy"]))
 
 
 def test_a_sweep_of_one_class_that_needs_classes_is_refused(tmp_path, capsys):
@@ -220,7 +220,7 @@ def test_one_class_is_trained_evaluated_and_sampled(tmp_path):
     assert named <= stored.data.metrics.keys()
     columns = {c.name: c.note for c in columns_of([result("dsd", metrics=found.metrics)])}
     (fid,) = (note for name, note in columns.items() if name.startswith("fid/"))
-    assert "learned quarter turns" in fid and "classifier" not in fid
+    assert "predict rotations" in fid and "classifier" not in fid
 
 
 # -- sample --class ------------------------------------------------------------------------------------

@@ -59,9 +59,9 @@ def test_a_report_says_what_is_left_out_because_it_was_not_finite():
         SimpleNamespace(metrics=metrics) for metrics in ({"fid_flag/not_finite/x": 1.0, **bad}, bad, {"kid/x": 1.0})
     ]
     assert flags_of(results) == [
-        "FID of 1 trial (x) could not be computed (not finite) and is left out.",
+        "FID of 1 trial (x) is not finite and is left out.",
         "Weights (ema) of 2 trials are not finite: no metrics are computed, and their images are a checkerboard.",
-        "Not finite at some step, and left out there: latent/rankme/image (2 trials).",
+        "Not finite at some step, where they are left out: latent/rankme/image (2 trials).",
     ]
     many = SimpleNamespace(metrics={f"not_finite/train/{i}": 1.0 for i in range(10)})
     (line,) = flags_of([many])

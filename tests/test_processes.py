@@ -95,7 +95,7 @@ def test_another_number_of_processes_goes_on(tmp_path):
 @pytest.mark.parametrize(
     ("resources", "message"),
     [
-        ({"gpus": 2.5}, "neither a share of one GPU nor a whole number"),
+        ({"gpus": 2.5}, "neither a fraction of one GPU nor a whole number"),
         ({"gpus": 2, "processes": 3}, "each process has one GPU"),
         ({"processes": 100}, "100 processes share 64 images"),
     ],

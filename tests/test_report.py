@@ -268,7 +268,7 @@ def test_only_trials_that_trained_to_their_end_are_in_means_and_every_other_is_s
     assert group.states == dict.fromkeys(unfinished, 1)
     told = notices(groups, SETTINGS)
     assert told[0].endswith("partial: 3 of 7 trials have ended (1 pending, 1 running, 1 interrupted, 1 failed).")
-    beginnings = ("1 trial interrupted, before the last step", "1 trial diverged", "1 trial of older training code")
+    beginnings = ("1 trial interrupted before the last step", "1 trial diverged", "1 trial trained by an older version of the training code")
     assert all(line.startswith(beginning) for line, beginning in zip(told[1:4], beginnings, strict=True))
     figure = curves(groups, looks_of(groups, None), SETTINGS)
     assert [line.get_ydata()[0] for line in figure.axes[3].lines] == [5.0, 90.0, 90.0, 90.0]  # the mean; each by itself
@@ -292,10 +292,10 @@ def test_the_answer_tells_what_holds_in_every_seed_where_seeds_disagree_and_what
     results = [result(name, s, **more) for name, more in kinds.items() for s in range(3)]
     results += [result("mixed", s, std=(1, 1, 0.01)[s]) for s in range(3)]
     (told,) = answer(groups_of(results, SETTINGS))
-    assert "healthy in every seed of control and good: 3 of 3 seeds (95 % interval of the share: 29% to 100%)" in told
+    assert "healthy in every seed of control and good: 3 of 3 seeds (95 % interval: 29% to 100%)" in told
     assert "collapse in every seed of bad (shrunk 3 of 3)" in told
-    assert "disagree in mixed (healthy 2 of 3, 95 % interval of the share: 9% to 99%; shrunk 1 of 3)" in told
-    assert "no verdict on none (3 diverged)" in told
+    assert "disagree in mixed (healthy 2 of 3, 95 % interval: 9% to 99%; shrunk 1 of 3)" in told
+    assert "no verdict for none (3 diverged)" in told
 
 
 # -- Comparisons and effects -------------------------------------------------------------------------
@@ -325,9 +325,9 @@ def test_comparisons_are_paired_by_the_seeds_that_both_variants_finished():
     [
         (1, 1, None, None, "One seed"),
         (5, 1, None, None, "no p-values are given"),
-        (6, 1, 2 / 64, 2 / 64, "after Holm's correction over the 1 comparison of a quantity"),
-        (6, 2, 2 / 64, None, "That takes 7 seeds"),
-        (7, 2, 2 / 128, 4 / 128, "after Holm's correction over the 2 comparisons"),
+        (6, 1, 2 / 64, 2 / 64, "Holm's correction over the 1 comparison of a quantity"),
+        (6, 2, 2 / 64, None, "Corrected tests need 7 seeds"),
+        (7, 2, 2 / 128, 4 / 128, "Holm's correction over the 2 comparisons"),
     ],
 )
 def test_p_values_appear_with_the_seeds_that_let_them_be_small_and_are_explained(seeds, variants, p, adjusted, said):
@@ -613,7 +613,7 @@ def test_names_of_metrics_are_short_and_their_settings_are_said_once():
     )
     assert "guidance 1.5" in said and "PSNR, dB: mean over images, 9 images, EMA weights of decay 0.99." in said
     assert in_words("indomain-n9-cfg2in0.1to0.9-dopri5rtol1e-05atol1e-06-random-trained").endswith(
-        "guidance 2 in t [0.1, 0.9], dopri5 (rtol 1e-05, atol 1e-06), random labels, weights as trained"
+        "guidance 2 in t [0.1, 0.9], dopri5 (rtol 1e-05, atol 1e-06), random labels, trained weights, not averaged"
     )
 
 
@@ -685,7 +685,7 @@ def test_a_report_without_any_result_is_written_and_says_what_is_missing(count, 
     page, content = write_report(results, SETTINGS, manifest(["dsd"]), tmp_path)
     assert page.figures == [] and "Nothing to draw yet" in (tmp_path / "report.html").read_text()
     assert len(content["variants"]) == min(count, 1)
-    assert content["answer"] == ("There is no verdict on dsd (3 pending)." if count else "")
+    assert content["answer"] == ("There is no verdict for dsd (3 pending)." if count else "")
     assert len(content["notices"]) == min(count, 1)
 
 
@@ -768,7 +768,7 @@ def test_distances_that_cannot_be_trusted_are_told_before_the_numbers():
     told = notices(groups_of(results, SETTINGS), SETTINGS)
     assert [t for t in told if "FID" in t] == [
         "FID of 2 trials (features of an in-domain classifier, 9 images, no guidance, 25 Heun steps, balanced labels, EMA "
-        "weights of decay 0.99) is too high: 9 images are fewer than the features have dimensions. Evaluate more images, or "
+        "weights with decay 0.99) is too high: 9 images are fewer than the feature dimensions. Evaluate more images, or "
         "read KID, which does not depend on their number."
     ]
     assert not any("flag" in c.name for c in columns_of(results))
