@@ -611,7 +611,7 @@ def test_names_of_metrics_are_short_and_their_settings_are_said_once():
         said.count("25 Heun steps") == 2
         and "in-domain FID (cfg1), KID: features of an in-domain classifier, 20 images, no" in said
     )
-    assert "guidance 1.5" in said and "PSNR, dB: mean over images, 9 images, EMA weights of decay 0.99." in said
+    assert "guidance 1.5" in said and "PSNR, dB: mean over images, 9 images, EMA weights with decay 0.99." in said
     assert in_words("indomain-n9-cfg2in0.1to0.9-dopri5rtol1e-05atol1e-06-random-trained").endswith(
         "guidance 2 in t [0.1, 0.9], dopri5 (rtol 1e-05, atol 1e-06), random labels, trained weights, not averaged"
     )
@@ -769,7 +769,7 @@ def test_distances_that_cannot_be_trusted_are_told_before_the_numbers():
     assert [t for t in told if "FID" in t] == [
         "FID of 2 trials (features of an in-domain classifier, 9 images, no guidance, 25 Heun steps, balanced labels, EMA "
         "weights with decay 0.99) is too high: 9 images are fewer than the feature dimensions. Evaluate more images, or "
-        "read KID, which does not depend on their number."
+        "read KID, which has no bias from the number of images."
     ]
     assert not any("flag" in c.name for c in columns_of(results))
 
