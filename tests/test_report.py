@@ -268,7 +268,11 @@ def test_only_trials_that_trained_to_their_end_are_in_means_and_every_other_is_s
     assert group.states == dict.fromkeys(unfinished, 1)
     told = notices(groups, SETTINGS)
     assert told[0].endswith("partial: 3 of 7 trials have ended (1 pending, 1 running, 1 interrupted, 1 failed).")
-    beginnings = ("1 trial interrupted before the last step", "1 trial diverged", "1 trial trained by an older version of the training code")
+    beginnings = (
+        "1 trial interrupted before the last step",
+        "1 trial diverged",
+        "1 trial trained by an older version of the training code",
+    )
     assert all(line.startswith(beginning) for line, beginning in zip(told[1:4], beginnings, strict=True))
     figure = curves(groups, looks_of(groups, None), SETTINGS)
     assert [line.get_ydata()[0] for line in figure.axes[3].lines] == [5.0, 90.0, 90.0, 90.0]  # the mean; each by itself

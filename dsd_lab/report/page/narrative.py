@@ -52,7 +52,9 @@ def notices(groups: list[Group], settings: ReportSettings) -> list[str]:
     sets = {(d.data.name, d.trial.data.revision) for d in recorded}
     if len(sets) > 1:
         named = ", ".join(f"{name} (revision {revision})" for name, revision in sorted(sets))
-        texts.append(f"Rows are from {len(sets)} data sets, {named}: differences between them may come from the images.")
+        texts.append(
+            f"Rows are from {len(sets)} data sets, {named}: differences between them may come from the images."
+        )
     if changed := sum(r.code_changes is not None for r in results):
         texts.append(f"{_trials(changed)} resumed with changed training code, as requested; see the provenance.")
     if imported := [r for r in results if r.imported is not None]:
@@ -121,7 +123,9 @@ def _answer_at(groups: list[Group]) -> list[str]:
             mixed.append(
                 f"{group.variant} (healthy {group.healthy} of {judged}, 95 % interval: {low:.0%} to {high:.0%}; {ways})"
             )
-    texts = [f"Latents stay healthy in every seed of {_listed(names)}: {_how_surely(n)}." for n, names in always.items()]
+    texts = [
+        f"Latents stay healthy in every seed of {_listed(names)}: {_how_surely(n)}." for n, names in always.items()
+    ]
     texts += [f"Latents collapse in every seed of {_listed(names)}: {_how_surely(n)}." for n, names in never.items()]
     if mixed:
         texts.append(f"Seeds disagree in {_listed(mixed)}.")
