@@ -248,7 +248,7 @@ def test_links_pipes_and_files_that_are_not_listed_are_refused(folder, ids, caps
     image.parent.unlink()
     (folder / "images").rename(image.parent)
     os.mkfifo(image)
-    refused(capsys, folder / "light", folder / "other", "is not a plain file")
+    refused(capsys, folder / "light", folder / "other", "is not a regular file")
     image.unlink()
     image.write_bytes(raw)
     (folder / "light" / "extra.json").write_text("{}")
@@ -287,7 +287,7 @@ def test_a_pickle_in_any_place_is_refused_and_never_run(folder, ids, place, comp
     [
         ("status.json", {"step": "many"}, "step: "),
         ("status.json", {"code": "x' or tags.`a` = '"}, "code: "),
-        ("status.json", {"seconds": float("nan")}, "NaN is no number"),
+        ("status.json", {"seconds": float("nan")}, "NaN is not a number"),
         ("trial.json", {"seed": 7}, "its fields are those of trial"),
         ("trial.json", {"provenance": {}}, "provenance."),
         ("trial.json", {"fields": {"training": {"steps": 13}}}, "its fields are those of trial"),

@@ -132,7 +132,7 @@ def _check_tree(source: Path, index: Index) -> None:
                 raise BadInput(f"{one_line(str(path), 500)}: is a link; an export has none")
             if not stat.S_ISDIR(mode):
                 if not stat.S_ISREG(mode):
-                    raise BadInput(f"{one_line(str(path), 500)}: is not a plain file")
+                    raise BadInput(f"{one_line(str(path), 500)}: is not a regular file")
                 found.add(path.relative_to(source).as_posix())
     for what, names in (
         (f"is not listed in {INDEX}", found - set(index.files) - {INDEX}),

@@ -29,7 +29,7 @@ from dsd_lab.files.temporary import private_folder
 from dsd_lab.home.home import Home
 from dsd_lab.runs.child_environment import child_environment
 
-_PATIENCE = 10.0
+_TIMEOUT = 10.0
 """Seconds in which a cluster must answer."""
 _PARTS = (ray_constants.PROCESS_TYPE_RAYLET, ray_constants.PROCESS_TYPE_GCS_SERVER)
 """Ray's processes without which nothing goes on: the first gives trials their workers, the second knows where they are."""
@@ -71,7 +71,7 @@ def _joined(home: Home, cluster: dict[str, Any]) -> Iterator[Path]:
         with _environment(token):
             try:
                 if colon and port.isdecimal() and "/" not in host:  # Ray itself tries a dead address for minutes
-                    socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
+                    socket.create_connection((host, int(port)), timeout=_TIMEOUT).close()
                 ray.init(**{"log_to_driver": False, "logging_level": logging.ERROR, "job_config": _job(), **cluster})
             except (OSError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
                 ray.shutdown()

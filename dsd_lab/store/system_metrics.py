@@ -21,7 +21,7 @@ from dsd_lab.home.spool import complete_lines
 
 EVERY = 10.0
 """Seconds between samples, as MLflow's default."""
-_PATIENCE = 5.0
+_TIMEOUT = 5.0
 _GPU = ("memory_usage_megabytes", "memory_total", "utilization_percentage", "power_usage_watts", "power_limit")
 _QUERY = "index,memory.used,memory.total,utilization.gpu,power.draw,enforced.power.limit"
 _MIB = 2**20 / 1e6
@@ -72,7 +72,7 @@ def gpus() -> dict[str, float]:
         return {}
     try:
         asked = [program, f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
-        told = subprocess.run(asked, capture_output=True, text=True, timeout=_PATIENCE, check=True).stdout
+        told = subprocess.run(asked, capture_output=True, text=True, timeout=_TIMEOUT, check=True).stdout
     except (subprocess.SubprocessError, OSError):
         return {}
     return gpu_metrics(told)

@@ -20,7 +20,7 @@ from dsd_lab.store.system_metrics import Sampler
 if TYPE_CHECKING:
     from dsd_lab.store.mlflow_store import Store
 
-_POLL, _PATIENCE = 2.0, 60.0
+_POLL, _MAX_PAUSE = 2.0, 60.0
 """Seconds between passes, and at most between tries where the store is down."""
 _LOOK = 0.5
 """Seconds between looks at a sweep that has recorded nothing yet."""
@@ -49,13 +49,13 @@ def upload(home: Path, key: str) -> int:
         except LabError as error:  # the store is down, or a spool damaged: neither is the training's concern
             if last:
                 return _gave_up(str(error))
-            pause = min(_PATIENCE, 2 * pause)
+            pause = min(_MAX_PAUSE, 2 * pause)
         except OSError as error:
             if not is_disk_full(error):
                 raise
             if last:
                 return _gave_up(f"{home}: the disk is full")
-            pause = min(_PATIENCE, 2 * pause)
+            pause = min(_MAX_PAUSE, 2 * pause)
         if last:
             return 0
         finished.wait(pause)

@@ -25,7 +25,7 @@ _DRIVERS = {"postgresql": ("psycopg2", "psycopg"), "mysql": ("pymysql",), "mssql
 """What can speak with a database, the one that is asked for first; which one SQLAlchemy takes by itself differs by its version."""
 _MLFLOWS_OWN = ("AUTH", "AWS_SIGV4", "INSECURE_TLS", "SERVER_CERT_PATH", "CLIENT_CERT_PATH")
 """Settings of MLflow's about how it speaks with a server."""
-_PATIENCE = 5.0
+_TIMEOUT = 5.0
 """Seconds in which a store has to take a connection."""
 
 
@@ -70,7 +70,7 @@ def refuse_unsuitable(uri: str | None) -> None:
         raise NoResources(f"{shown}: {drivers[0]} is not installed; `pip install {drivers[0]}`, {later}")
     try:
         port = place.port or _PORTS[kind]
-        socket.create_connection((place.hostname or "127.0.0.1", port), timeout=_PATIENCE).close()
+        socket.create_connection((place.hostname or "127.0.0.1", port), timeout=_TIMEOUT).close()
     except (OSError, ValueError) as error:
         raise NoResources(f"{shown}: nobody answers: {error}; start the server, {later}") from None
     if kind in ("http", "https") and _refuses_us(uri):
@@ -97,7 +97,7 @@ def _refuses_us(uri: str) -> bool:
     if credentials := _credentials(*given):
         request.add_header("Authorization", credentials)
     try:
-        urllib.request.urlopen(request, timeout=_PATIENCE).close()
+        urllib.request.urlopen(request, timeout=_TIMEOUT).close()
     except urllib.error.HTTPError as error:
         error.close()
         return error.code in (401, 403)
