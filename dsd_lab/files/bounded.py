@@ -38,7 +38,9 @@ def open_plain(path: str | Path) -> BufferedReader:
         BadFile: it is a pipe, a socket, a device or a folder.
         OSError: as `open` does.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # O_NONBLOCK: a pipe without a writer would block
+    handle = os.open(
+        path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    )  # O_NONBLOCK: a pipe without a writer would block
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise BadFile(path, "is not a regular file")

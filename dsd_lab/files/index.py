@@ -4,6 +4,7 @@ The listing (relative path, size and times of every file) costs one `stat` per f
 each row of the listing to the SHA-256 of the file's content. A file is read again only after its size or a time
 changed. The digest of a folder covers relative paths and contents only: `touch`, copying and moving the whole
 folder do not change it.
+"""
 
 from __future__ import annotations
 

@@ -35,7 +35,9 @@ def network_filesystem(folder: Path) -> str | None:
     with contextlib.suppress(OSError):
         for mount in psutil.disk_partitions(all=True):
             point = Path(mount.mountpoint)
-            if whole.is_relative_to(point) and len(point.parts) >= deepest:  # >=: the last mount at a path hides the others
+            if (
+                whole.is_relative_to(point) and len(point.parts) >= deepest
+            ):  # >=: the last mount at a path hides the others
                 deepest, found = len(point.parts), mount.fstype
     return found if found in NETWORK else None
 
