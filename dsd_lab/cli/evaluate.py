@@ -59,11 +59,11 @@ def run(arguments: argparse.Namespace) -> int:
             before = folder.evaluations()
             task = bar.add_task(trial.name, total=len(wanted.keys() - before.keys()))
 
-            def told(drawn: int, asked: int, task: Any = task, name: str = trial.name) -> None:
+            def on_progress(drawn: int, asked: int, task: Any = task, name: str = trial.name) -> None:
                 bar.update(task, description=f"{name}: {drawn:,}/{asked:,} images")
 
             state = "done"
-            for progress in run_trial(home, trial, list(wanted.values()), shelf, told=told):
+            for progress in run_trial(home, trial, list(wanted.values()), shelf, on_progress=on_progress):
                 state = progress.state
                 bar.update(task, completed=len((folder.evaluations().keys() - before.keys()) & wanted.keys()))
             error = folder.status().error

@@ -15,7 +15,7 @@ from dsd_lab.home.lookup import find_trial
 from dsd_lab.home.spool import SpoolTail, read_spool
 from dsd_lab.home.trial_folder import TrialFolder, state_notes
 from dsd_lab.home.trial_records import SpoolLine
-from dsd_lab.runs.continuity import told_changes, told_devices
+from dsd_lab.runs.continuity import format_codes, format_devices
 from dsd_lab.training_code import training_code
 from dsd_lab.units import duration
 
@@ -110,8 +110,8 @@ def record_of(home: Home, folder: TrialFolder, lines: int) -> dict[str, Any]:
         "attempts": status.attempt,
         "seconds": status.seconds,
         "error": status.error,
-        "code_changes": told_changes(status),
-        "device_changes": told_devices(status),
+        "code_changes": format_codes(status),
+        "device_changes": format_devices(status),
         "damaged": 0 if described is None else described.data.damaged,
         # A traceback outlives the attempt that it is from; it says something only about a trial that failed last.
         "traceback": str(traceback.resolve()) if state == "failed" and traceback.exists() else None,

@@ -19,7 +19,7 @@ from dsd_lab.home.lookup import manifest_of
 from dsd_lab.home.trial_folder import OTHER_IMAGES, state_notes
 from dsd_lab.planning.data_check import check_data
 from dsd_lab.planning.disk import need_of
-from dsd_lab.planning.estimates import EFFICIENCY, Shape, cached_bytes, cached_shape, shape_key, speedup, timed_seconds
+from dsd_lab.planning.estimates import ASSUMED_MFU, Shape, cached_bytes, cached_shape, shape_key, speedup, timed_seconds
 from dsd_lab.planning.gpus import GPUS
 from dsd_lab.planning.measured import benched_efficiency, benched_seconds, machine_ceiling
 from dsd_lab.planning.requirements import missing_data, missing_weights
@@ -170,8 +170,8 @@ def _seconds(trial: Trial, shape: Shape, timed: dict[str, float], home: Home, gp
     flops = shape.flops_per_image * training.batch_size * training.steps
     if trial.resources.gpus > 0:
         peak = GPUS[gpu].peak(training.precision) * min(1.0, trial.resources.gpus)
-        return flops / (peak * EFFICIENCY), f"from FLOPs, {gpu}"
-    return flops / (machine_ceiling(home, trial.resources.threads) * EFFICIENCY), "from FLOPs"
+        return flops / (peak * ASSUMED_MFU), f"from FLOPs, {gpu}"
+    return flops / (machine_ceiling(home, trial.resources.threads) * ASSUMED_MFU), "from FLOPs"
 
 
 def _missing(plan: Plan, done: dict[str, Any], trial: PlannedTrial) -> int:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from dsd_lab.cli.console import table_console
 from dsd_lab.files.printable import say
-from dsd_lab.planning.estimates import EFFICIENCY, speedup
+from dsd_lab.planning.estimates import ASSUMED_MFU, speedup
 from dsd_lab.specs.sweep import Plan
 from dsd_lab.units import duration, readable, short_bytes, short_count
 
@@ -157,7 +157,7 @@ def _origin(rows: list[dict[str, Any]]) -> str:
     told = [s.removeprefix("from FLOPs").removeprefix(", ") for s in sources if s.startswith("from FLOPs")]
     if told:
         ceilings = " or ".join(f"one {name.upper()}'s" if name else "this machine's" for name in told)
-        notes.append(f"~: FLOPs at {EFFICIENCY:.0%} of {ceilings} matrix products")
+        notes.append(f"~: FLOPs at {ASSUMED_MFU:.0%} of {ceilings} matrix products")
     return f" ({'; '.join(notes)})" if notes else ""
 
 

@@ -16,7 +16,7 @@ from dsd_lab.files.printable import printable
 from dsd_lab.home.home import Home
 from dsd_lab.home.trial_records import Status
 from dsd_lab.planning.estimates import cached_shape
-from dsd_lab.planning.eta import Remaining, Seen
+from dsd_lab.planning.eta import Remaining, TrialProgress
 from dsd_lab.specs.evaluate_list import applies
 from dsd_lab.specs.report import ReportSettings
 from dsd_lab.specs.sweep import PlannedTrial
@@ -118,14 +118,14 @@ class SweepProgress:
             looked.append((trial, folder.state(status=status), status))
         return looked
 
-    def _summary(self, looked: _Looked, seen: list[Seen]) -> str:
+    def _summary(self, looked: _Looked, seen: list[TrialProgress]) -> str:
         counts = Counter(state for _, state, _ in looked)
         parts = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
         left = self._remaining.seconds(seen, self._holdout)
         spent = duration(time.monotonic() - self._began)
         return f"{parts}; {spent} spent, {'about ' + duration(left) + ' left' if left is not None else 'time left not known yet'}"
 
-    def _seen(self, looked: _Looked) -> list[Seen]:
+    def _seen(self, looked: _Looked) -> list[TrialProgress]:
         seen = []
         for trial, state, status in looked:
             folder = self._home.trial(trial.id)
@@ -137,14 +137,16 @@ class SweepProgress:
                 self._released.add(trial.id)
             over = status.step - status.own_steps
             seen.append(
-                Seen(trial, state, status.step, status.seconds, self._evaluated.get(trial.id, ()), at_work, over)
+                TrialProgress(
+                    trial, state, status.step, status.seconds, self._evaluated.get(trial.id, ()), at_work, over
+                )
             )
             if self._holdout is None:
                 described = folder.description()
                 self._holdout = None if described is None else described.data.holdout
         return seen
 
-    def _rows(self, looked: _Looked, seen: list[Seen]) -> list[Row]:
+    def _rows(self, looked: _Looked, seen: list[TrialProgress]) -> list[Row]:
         """The trials that train."""
         each = self._remaining.each(seen, self._holdout) or {}
         return [

@@ -17,8 +17,8 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_intact(content: Mapping[str, Any]) -> bool:
     """Whether the content matches its digest; True where there is none, as in files of earlier versions."""
-    told = content.get(_SEAL)
-    return told is None or told == _digest({key: value for key, value in content.items() if key != _SEAL})
+    recorded = content.get(_SEAL)
+    return recorded is None or recorded == _digest({key: value for key, value in content.items() if key != _SEAL})
 
 
 def _digest(content: Mapping[str, Any]) -> str:

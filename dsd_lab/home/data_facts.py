@@ -257,7 +257,7 @@ def refuse_other(trial: Trial, here: Images, trained: Iterable[Trained]) -> None
         trained: trials of the same declared dataset.
 
     Raises:
-        BadInput: a trial was trained on other images or another class order. The message names both places and the cure.
+        BadInput: the images or their class order differ. The message names both places and the cure.
     """
     for other in trained:
         if here.is_of(other.images):

@@ -12,7 +12,7 @@ from dsd_lab.home.history import write_history
 from dsd_lab.home.spool import is_whole_picture
 from dsd_lab.home.sweep_records import Entry, Manifest
 from dsd_lab.home.trial_folder import ENDED, TrialFolder
-from dsd_lab.runs.continuity import told_changes, told_devices
+from dsd_lab.runs.continuity import format_codes, format_devices
 
 
 def differing(trials: list[Entry]) -> list[str]:
@@ -51,9 +51,9 @@ def status_tags(folder: TrialFolder, state: str) -> dict[str, str]:
         "dsd.attempt": status.attempt or 1,
         "dsd.code": status.code or "unknown",
     }
-    if changes := told_changes(status):
+    if changes := format_codes(status):
         tags["dsd.code_changes"] = changes
-    if devices := told_devices(status):
+    if devices := format_devices(status):
         tags["dsd.device_changes"] = devices
     if status.error:
         tags["dsd.error"] = printable(status.error)[:500]
