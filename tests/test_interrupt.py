@@ -15,7 +15,7 @@ from dsd_lab.cli.interrupt import AT_ONCE, STOPPING, answered_at_once
 from dsd_lab.errors import INTERRUPTED
 from dsd_lab.home.home import Home
 
-SOON = 0.5
+SHORT_TIMEOUTS = 0.5
 """Seconds from Ctrl-C to the line that says so."""
 
 
@@ -56,14 +56,14 @@ def test_ctrl_c_is_answered_at_once_while_ray_starts_and_while_trials_run(long_s
         reader = Reader(sweep)
         wait_until(lambda: reader.when("1 of 1 trials to run"), "Ray is about to start", sweep)
         wait_until(lambda: psutil.Process(sweep.pid).children(), "Ray starts", sweep)
-        assert interrupted(sweep, reader) < SOON
+        assert interrupted(sweep, reader) < SHORT_TIMEOUTS
         assert sweep.wait(DEADLINE) == INTERRUPTED
 
         sweep = start(*arguments)
         reader = Reader(sweep)
         (trial,) = (t.name for t in wait_until(lambda: list(home.root.glob("trials/*")), "it starts", sweep))
         wait_until(lambda: running(home, trial, 10), "the trial is under way", sweep)
-        assert interrupted(sweep, reader) < SOON
+        assert interrupted(sweep, reader) < SHORT_TIMEOUTS
         assert sweep.wait(DEADLINE) == INTERRUPTED
         reader.join()
         assert reader.lines[-1][1] == "dsd-lab: interrupted; the same command goes on from here"
@@ -77,7 +77,7 @@ def test_ctrl_c_is_answered_at_once_by_train(long_spec, tmp_path):
     reader = Reader(process)
     (trial,) = (t.name for t in wait_until(lambda: list(home.root.glob("trials/*")), "it starts", process))
     wait_until(lambda: running(home, trial, 10), "the trial is under way", process)
-    assert interrupted(process, reader) < SOON
+    assert interrupted(process, reader) < SHORT_TIMEOUTS
     assert process.wait(DEADLINE) == INTERRUPTED and home.trial(trial).state() == "interrupted"
 
 

@@ -11,7 +11,7 @@ from dsd_lab.core.diffusion.samplers import SAMPLERS
 from dsd_lab.evaluation.metric_names import sampling_name
 from dsd_lab.planning import eta
 from dsd_lab.planning.estimates import Shape
-from dsd_lab.planning.eta import _EVALUATION, _STEP, TrialProgress
+from dsd_lab.planning.eta import _EVALUATION_OVERHEAD, _STEP_OVERHEAD, TrialProgress
 from dsd_lab.planning.flops import count_shape
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.per_seed import once_for_seeds
@@ -176,7 +176,7 @@ def test_finished_trials_that_lack_an_evaluation_take_time_and_controls_draw_no_
 def test_a_staged_trial_is_counted_stage_by_stage_and_evaluated():
     plan = load_sweep(HERE.parent / "experiments" / "one_network_three_ways.yaml")
     trials = {t.variant: t for t in plan.trials if t.seed == 0}
-    passes = {name: step_work(t.fields) - _STEP for name, t in trials.items()}
+    passes = {name: step_work(t.fields) - _STEP_OVERHEAD for name, t in trials.items()}
     assert 0.4 < passes["staged"] / passes["modular"] < 0.6  # half trains the autoencoder, half the denoiser alone
     done = TrialProgress(trials["staged"], "done", 1200, 10.0, (), True)
     remaining = Remaining([trials["staged"]], plan.spec.evaluate)
@@ -188,7 +188,7 @@ def test_the_definition_of_a_sampler_says_how_often_it_calls_the_network(plan):
     fields, evaluation = next(t.fields for t in plan.trials if t.variant == "dsd"), plan.spec.evaluate[0]
 
     def calls(**settings):
-        work = evaluation_work(fields, evaluation.model_copy(update=settings), 395) - _EVALUATION
+        work = evaluation_work(fields, evaluation.model_copy(update=settings), 395) - _EVALUATION_OVERHEAD
         return work / (395 * shape_of(fields).role_flops["denoise"])
 
     assert [calls(sampler=s, steps=10) for s in ("euler", "heun", "sde")] == [10, 20, 10]

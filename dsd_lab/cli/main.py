@@ -15,7 +15,7 @@ from dsd_lab.files.bounded import BadFile
 from dsd_lab.files.printable import printable
 from dsd_lab.provenance import remember_call
 from dsd_lab.specs.plugins import load_plugins, plugin_place
-from dsd_lab.store import SOON
+from dsd_lab.store import SHORT_TIMEOUTS
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     arguments = parse(words)
     remember_call(words)
-    for name, value in {"OMP_NUM_THREADS": "1", **SOON}.items():  # before torch: trials set their own threads
+    for name, value in {"OMP_NUM_THREADS": "1", **SHORT_TIMEOUTS}.items():  # before torch: trials set their own threads
         os.environ.setdefault(name, value)
     try:
         if hasattr(arguments, "plugin"):

@@ -66,11 +66,11 @@ def _newest(uri: str, home: str) -> str | None:
     """Page of the newest sweep's trials on a server; None where it has none or does not answer."""
     from mlflow import MlflowClient  # seconds; only where there is a server to ask
 
-    from dsd_lab.store.faults import StoreUnavailable, answering
+    from dsd_lab.store.faults import StoreUnavailable, translate_errors
     from dsd_lab.store.views import newest_view
 
     try:
-        with answering(uri):
+        with translate_errors(uri):
             return newest_view(MlflowClient(tracking_uri=uri), home)
     except StoreUnavailable as error:
         say(f"dsd-lab: {error}", error=True)
