@@ -11,11 +11,11 @@ import pytest
 from leftovers import nothing_left
 from sweeping import BASE, DEADLINE, LONG, running, start, wait_until, write_spec
 
-from dsd_lab.cli.interrupt import AT_ONCE, STOPPING, answered_at_once
+from dsd_lab.cli.interrupt import AT_ONCE, STOPPING, acknowledge_signals
 from dsd_lab.errors import INTERRUPTED
 from dsd_lab.home.home import Home
 
-SHORT_TIMEOUTS = 0.5
+SOON = 0.5
 """Seconds from Ctrl-C to the line that says so."""
 
 
@@ -56,14 +56,14 @@ def test_ctrl_c_is_answered_at_once_while_ray_starts_and_while_trials_run(long_s
         reader = Reader(sweep)
         wait_until(lambda: reader.when("1 of 1 trials to run"), "Ray is about to start", sweep)
         wait_until(lambda: psutil.Process(sweep.pid).children(), "Ray starts", sweep)
-        assert interrupted(sweep, reader) < SHORT_TIMEOUTS
+        assert interrupted(sweep, reader) < SOON
         assert sweep.wait(DEADLINE) == INTERRUPTED
 
         sweep = start(*arguments)
         reader = Reader(sweep)
         (trial,) = (t.name for t in wait_until(lambda: list(home.root.glob("trials/*")), "it starts", sweep))
         wait_until(lambda: running(home, trial, 10), "the trial is under way", sweep)
-        assert interrupted(sweep, reader) < SHORT_TIMEOUTS
+        assert interrupted(sweep, reader) < SOON
         assert sweep.wait(DEADLINE) == INTERRUPTED
         reader.join()
         assert reader.lines[-1][1] == "dsd-lab: interrupted; the same command goes on from here"
@@ -77,7 +77,7 @@ def test_ctrl_c_is_answered_at_once_by_train(long_spec, tmp_path):
     reader = Reader(process)
     (trial,) = (t.name for t in wait_until(lambda: list(home.root.glob("trials/*")), "it starts", process))
     wait_until(lambda: running(home, trial, 10), "the trial is under way", process)
-    assert interrupted(process, reader) < SHORT_TIMEOUTS
+    assert interrupted(process, reader) < SOON
     assert process.wait(DEADLINE) == INTERRUPTED and home.trial(trial).state() == "interrupted"
 
 
@@ -93,7 +93,7 @@ def noted():
 
 def test_it_is_answered_while_the_main_thread_is_in_code_that_sees_no_signal(noted):
     said = []
-    with answered_at_once(lambda line: said.append((line, list(noted)))):
+    with acknowledge_signals(lambda line: said.append((line, list(noted)))):
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
         hashlib.pbkdf2_hmac("sha256", b"", b"", 3_000_000)  # one call into C, for a second or more
     assert said == [(STOPPING, [])] and noted == [signal.SIGINT]
@@ -101,7 +101,7 @@ def test_it_is_answered_while_the_main_thread_is_in_code_that_sees_no_signal(not
 
 def test_a_second_signal_is_answered_and_one_that_asks_for_nothing_is_not(noted):
     said = []
-    with answered_at_once(said.append):
+    with acknowledge_signals(said.append):
         os.kill(os.getpid(), signal.SIGALRM)
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGINT)
@@ -114,6 +114,6 @@ def test_a_reader_that_has_gone_away_harms_nothing(noted):
     def gone(line):
         raise BrokenPipeError
 
-    with answered_at_once(gone):
+    with acknowledge_signals(gone):
         os.kill(os.getpid(), signal.SIGINT)
     assert noted == [signal.SIGINT]
