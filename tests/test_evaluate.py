@@ -195,7 +195,7 @@ def test_a_failing_evaluation_leaves_the_trial_finished(trained, monkeypatch):
         ("dsd", ["--metrics", "fid,fud"], "--metrics"),
         ("dsd", ["--extractor", "inception"], "fetch-weights inception"),
         ("dsd", ["--reference", "nowhere.npz"], "no such file"),
-        ("dsd", ["--profile", "quick"], "belongs to --spec"),
+        ("dsd", ["--profile", "quick"], "needs --spec"),
     ],
 )
 def test_evaluate_says_in_one_line_what_it_cannot_do(trained, capsys, which, given, complaint):

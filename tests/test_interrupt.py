@@ -66,7 +66,7 @@ def test_ctrl_c_is_answered_at_once_while_ray_starts_and_while_trials_run(long_s
         assert interrupted(sweep, reader) < SOON
         assert sweep.wait(DEADLINE) == INTERRUPTED
         reader.join()
-        assert reader.lines[-1][1] == "dsd-lab: interrupted; the same command goes on from here"
+        assert reader.lines[-1][1] == "dsd-lab: interrupted; the same command resumes"
         assert not any("Traceback" in line for _, line in reader.lines)
 
 

@@ -211,7 +211,7 @@ def test_a_wide_terminal_is_used():
 def test_it_fits_the_height_and_counts_what_does_not():
     lines = drawn(100, height=12, rows=[ROWS[1]] * 30, variants=[Variant(f"v{i}", ["pending"], "") for i in range(50)])
     assert len(lines) <= 12
-    assert any(re.fullmatch(r"and \d+ more that train", line.rstrip()) for line in lines)
+    assert any(re.fullmatch(r"and \d+ more running", line.rstrip()) for line in lines)
     assert any(re.fullmatch(r"and \d+ more variants", line.rstrip()) for line in lines)
 
 

@@ -113,7 +113,7 @@ def test_the_history_says_what_was_asked_when_by_which_command_and_what_changed(
     back, _ = ask()
     assert same is again is None
     assert wider == "revision 2 of its settings: base.network.width 16 -> 32"
-    assert back == "revision 1 of its settings: asked for before; base.network.width 32 -> 16"
+    assert back == "revision 1 of its settings: requested before; base.network.width 32 -> 16"
     found = {r.number: r for r in revisions(home.sweep_folder("tiny"))}
     assert list(found) == [2, 1] and [len(found[n].runs) for n in (1, 2)] == [3, 2]
     assert found[2].runs[0] == Asked(at=at, command="dsd-lab sweep base.network.width=32")
