@@ -304,11 +304,11 @@ def test_states_are_explained_where_they_are_shown(planned, capsys):
         folder.write_status(state=state, step=3, steps=12, code="0" * 12 if state == "done" else code)
     notes = [
         "interrupted: the process ended before the last step; the same `dsd-lab sweep` resumes from the last checkpoint",
-        "diverged: a loss or a weight was no longer finite, so training ended there; that is a result: it is not "
-        "trained again, and has no verdict",
+        "diverged: a loss or weight became NaN or infinite, which ended training; this is a result: the trial is not "
+        "retrained and has no verdict",
         "failed: ended by an error; `dsd-lab logs TRIAL` shows it, `dsd-lab sweep SPEC --retry-failed` runs the trial again",
-        f"stale: finished with other training code than the present ({code}); the result stands and is reported; "
-        "`dsd-lab logs TRIAL` names the code, `dsd-lab reproduce TRIAL` shows whether today's gives the same",
+        f"stale: finished with other training code than the present ({code}); the result is valid and reported; "
+        "`dsd-lab logs TRIAL` names the code, `dsd-lab reproduce TRIAL` tests whether the present code gives the same",
     ]
     assert state_notes(["running", "done", "pending"], code) == []
     assert main(["status", "--home", str(home.root)]) == OK

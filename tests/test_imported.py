@@ -83,8 +83,8 @@ def relabel(manifest):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (relabel, "is not what sweeps/old/manifest.json says of the trial"),
-        (lambda m: m["trials"][0].update(name="naive s0"), "is not the name of its variant, point and seed"),
+        (relabel, "contradicts what sweeps/old/manifest.json says"),
+        (lambda m: m["trials"][0].update(name="naive s0"), "differs from the name of its variant, point and seed"),
         (lambda m: m["trials"][0].update(variant="other", name="other s0"), "the spec has no variant 'other'"),
         (lambda m: m["trials"].append(m["trials"][0]), "occurs twice"),
         (lambda m: m["trials"][0].update(steps=13), "differs from its fields"),
