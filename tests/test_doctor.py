@@ -7,7 +7,7 @@ import sqlite3
 import pytest
 from sweeping import VARIANTS, run, train_here, write_spec
 
-from dsd_lab.cli.doctor import asked, check_packages
+from dsd_lab.cli.doctor import check_packages, required
 from dsd_lab.cli.main import main
 from dsd_lab.errors import NO_RESOURCES, OK
 from dsd_lab.files.locks import locked
@@ -65,7 +65,7 @@ def test_it_makes_neither_a_home_folder_nor_a_store(tmp_path):
 
 
 def test_what_is_asked_for_is_what_pyproject_says():
-    python, packages = asked()
+    python, packages = required()
     assert python.startswith(">=3.11") and any(p.startswith("mlflow") for p in packages)
 
 

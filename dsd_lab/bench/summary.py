@@ -25,13 +25,13 @@ def shares(trial: Trial, figures: dict[str, Any]) -> dict[str, float]:
     """
     counts, events = event_counts(trial), figures["events"]
     made = {name: counts[name] * _median(events[name], "made") for name in EVENTS}
-    told = sum(counts[name] * _median(events[name], "told") for name in EVENTS)
+    writing = sum(counts[name] * _median(events[name], "told") for name in EVENTS)
     seconds = {
         "steps": trial.training.steps * figures["step_seconds"]["median"],
         "probes": made["probe"],
         "images": made["images"],
         "checkpoints": made["checkpoint"],
-        "events": made["record"] + told,
+        "events": made["record"] + writing,
     }
     whole = sum(seconds.values())
     status = _median(events["status"], "told") * whole  # at most one per second

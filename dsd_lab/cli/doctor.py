@@ -51,14 +51,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def check_all(home: Home, uri: str | None, dry_run: bool) -> Iterator[Finding]:
     """All findings: Python, packages, devices, threads, home folder, store."""
-    yield from check_packages(*asked())
+    yield from check_packages(*required())
     yield from _check_devices()
     yield _check_threads()
     yield from _check_home(home)
     yield from _check_store(home, uri, dry_run)
 
 
-def asked() -> tuple[str, list[str]]:
+def required() -> tuple[str, list[str]]:
     """Required Python versions and packages: from pyproject.toml in a checkout, else from the installed package."""
     project = Path(__file__).parents[2] / "pyproject.toml"
     if project.exists():
@@ -81,7 +81,7 @@ def check_packages(python: str, requirements: list[str]) -> Iterator[Finding]:
         return
     there = platform.python_version()
     fits = SpecifierSet(python).contains(there, prereleases=True)
-    yield Finding("python", fits, f"{there} (asked: {python})")
+    yield Finding("python", fits, f"{there} (required: {python})")
     wrong = []
     for requirement in map(Requirement, requirements):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):

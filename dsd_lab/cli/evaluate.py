@@ -59,8 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
             before = folder.evaluations()
             task = bar.add_task(trial.name, total=len(wanted.keys() - before.keys()))
 
-            def on_progress(drawn: int, asked: int, task: Any = task, name: str = trial.name) -> None:
-                bar.update(task, description=f"{name}: {drawn:,}/{asked:,} images")
+            def on_progress(drawn: int, requested: int, task: Any = task, name: str = trial.name) -> None:
+                bar.update(task, description=f"{name}: {drawn:,}/{requested:,} images")
 
             state = "done"
             for progress in run_trial(home, trial, list(wanted.values()), shelf, on_progress=on_progress):

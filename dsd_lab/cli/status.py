@@ -49,12 +49,12 @@ def _print_history(console: LabConsole, found: list[Revision]) -> None:
     console.print("history, the present settings last:")
     for revision in found:
         runs = revision.runs
-        asked = f"requested {len(runs)} times, last" if len(runs) > 1 else "requested"
+        requested = f"requested {len(runs)} times, last" if len(runs) > 1 else "requested"
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(runs[-1].at)) if runs else "at an unknown date"
         command = next((run.command for run in reversed(runs) if run.command), None)
         count = len(revision.trials)
         console.print(
-            f"  {revision.number}  {asked} {when}, {count} {'trial' if count == 1 else 'trials'}: "
+            f"  {revision.number}  {requested} {when}, {count} {'trial' if count == 1 else 'trials'}: "
             f"{command or 'command not recorded'}",
             soft_wrap=True,
         )

@@ -41,7 +41,7 @@ from dsd_lab.store.uri import chosen_uri, refuse_unsuitable
 from dsd_lab.training_code import training_code
 from dsd_lab.units import duration
 
-_UPLOAD_AFTER_STOP = 20.0
+_STORE_SECONDS = 20.0
 """Seconds to finish storing after a stop signal."""
 
 _MIN_FREE = 2**20
@@ -144,7 +144,7 @@ def _execute(
             code = OK
     finally:
         if uploader is not None:
-            _finish_uploader(uploader, console, None if code == OK else _UPLOAD_AFTER_STOP)
+            _finish_uploader(uploader, console, None if code == OK else _STORE_SECONDS)
     return code
 
 

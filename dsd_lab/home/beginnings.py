@@ -9,10 +9,10 @@ from dsd_lab.home.home import Home
 from dsd_lab.home.names import is_trial_id
 
 
-def note_beginning(home: Home, key: str, trial_id: str) -> None:
+def record_beginning(home: Home, key: str, trial_id: str) -> None:
     """Add a trial id to a key."""
     path = _place(home, key)
-    if trial_id in begun_alike(home, key):
+    if trial_id in trials_with_key(home, key):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -22,7 +22,7 @@ def note_beginning(home: Home, key: str, trial_id: str) -> None:
         os.close(handle)
 
 
-def begun_alike(home: Home, key: str) -> list[str]:
+def trials_with_key(home: Home, key: str) -> list[str]:
     """Trial ids noted under a key; damaged lines are skipped."""
     try:
         lines = _place(home, key).read_text(errors="replace").splitlines()

@@ -40,7 +40,7 @@ from dsd_lab.home.ownership import (
 from dsd_lab.home.revisions import ever_named
 from dsd_lab.home.trial_folder import ENDED, TrialFolder
 
-_GOING = ".removing-"
+_REMOVING = ".removing-"
 """A trial is renamed before it is deleted, so that an interrupted deletion does not leave half a trial."""
 _STEP, _DAMAGED = re.compile(r"step-\d{9}"), re.compile(r"damaged-step-\d{9}(-\d+)?")
 _RAY = re.compile(r"session_\d{4}(-\d\d){2}_(\d\d-){2}\d\d_\d+_\d+|tune")
@@ -154,15 +154,15 @@ def _unnamed_trials(home: Home, named: set[str]) -> Iterator[Freeable]:
 
 def _leftovers(home: Home) -> Iterator[Freeable]:
     trials = below(home, "trials")
-    for path in sorted(trials.glob(f"{_GOING}*")) if trials is not None else ():
-        if _was_going(path) and not is_held(path / "lock"):
+    for path in sorted(trials.glob(f"{_REMOVING}*")) if trials is not None else ():
+        if _is_removing(path) and not is_held(path / "lock"):
             yield Freeable(
                 "trial", path, "its deletion was interrupted", size_of(path), partial(delete_trial, home.root, path)
             )
 
 
-def _was_going(path: Path) -> bool:
-    trial_id = path.name.removeprefix(_GOING)
+def _is_removing(path: Path) -> bool:
+    trial_id = path.name.removeprefix(_REMOVING)
     ours = is_trial_id(trial_id) and is_own_folder(path)
     return ours and was_trial(path, trial_id) and not foreign_entries(path)
 
@@ -251,8 +251,8 @@ def _free_trial(home: Home, folder: TrialFolder, forgetting: str | None) -> bool
         # A sweep may have started, or somebody may have added files, since the search.
         if not held or folder.id in named_trials(home, but=forgetting) or foreign_entries(folder.root):
             return False
-        going = folder.root.with_name(f"{_GOING}{folder.id}")
-        if going.is_symlink() or (going.exists() and not (_was_going(going) and delete_trial(home.root, going))):
+        going = folder.root.with_name(f"{_REMOVING}{folder.id}")
+        if going.is_symlink() or (going.exists() and not (_is_removing(going) and delete_trial(home.root, going))):
             return False
         try:
             with folder_below(home.root, ("trials",)) as trials:

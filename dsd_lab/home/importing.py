@@ -74,7 +74,7 @@ def import_sweep(home: Home, source: Path) -> Imported:
         _refuse_other_sweep(home, manifest)
         _refuse_other_images(home, {d.id: d for d in documents.values() if isinstance(d, TrialRecord)})
         home.prepare()  # only now: a refused import must not turn a folder into a home
-        return _take_in(home, index, manifest, staging, [i for i in ids if i not in there], there)
+        return _move_into_home(home, index, manifest, staging, [i for i in ids if i not in there], there)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         with contextlib.suppress(OSError):  # not empty after a success
@@ -82,7 +82,7 @@ def import_sweep(home: Home, source: Path) -> Imported:
                 path.rmdir()
 
 
-def _take_in(
+def _move_into_home(
     home: Home, index: Index, manifest: Manifest, staging: Path, added: list[str], there: list[str]
 ) -> Imported:
     """Move the checked files to their places."""

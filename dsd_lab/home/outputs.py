@@ -62,7 +62,7 @@ class Output:
             BadInput: a foreign file is in the way.
         """
         record = self._read()
-        obstacle = self._obstacle(names, record) or self._beside(alone, record)
+        obstacle = self._obstacle(names, record) or self._foreign_file(alone, record)
         if obstacle is not None and not self._aside:
             raise BadInput(f"{self._option}: {obstacle}; move it away or name another folder")
 
@@ -80,7 +80,11 @@ class Output:
         names = sorted(path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file())
         with locked(self._record.with_suffix(".lock")):
             record = self._read()
-            obstacle = self._obstacle(names, record) or self._beside(alone, record) or self._better(results, record)
+            obstacle = (
+                self._obstacle(names, record)
+                or self._foreign_file(alone, record)
+                or self._larger_report(results, record)
+            )
             if obstacle is not None:
                 if not self._aside:
                     raise BadInput(f"{self._option}: {obstacle}; move it away or name another folder")
@@ -112,7 +116,7 @@ class Output:
                 return f"{path} was not written by dsd-lab, or has changed since"
         return None
 
-    def _beside(self, alone: str | None, record: Written) -> str | None:
+    def _foreign_file(self, alone: str | None, record: Written) -> str | None:
         """A foreign file in a subfolder that is for our files alone; None where there is none."""
         folder = None if alone is None else self.folder / alone
         if folder is None or not folder.is_dir():
@@ -122,7 +126,7 @@ class Output:
         return f"{self.folder / theirs[0]} would lie among the new files" if theirs else None
 
     @staticmethod
-    def _better(results: dict[str, int], record: Written) -> str | None:
+    def _larger_report(results: dict[str, int], record: Written) -> str | None:
         for key, count in record.results.items():
             if key in results and results[key] < count:
                 return f"it holds a report of {count} finished trials of sweep {key!r}, and this one has {results[key]}"

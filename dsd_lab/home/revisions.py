@@ -50,8 +50,8 @@ def record_revision(
         found = Revision(number=len(history) + 1, changes=changed, settings=settings, trials=[], runs=[])
     elif changed:
         changed = f"requested before; {changed}"
-    asked = Asked(at=manifest.run_at, command=command)
-    found = found.changed(trials=list(dict.fromkeys([*found.trials, *trials])), runs=[*found.runs, asked])
+    request = Asked(at=manifest.run_at, command=command)
+    found = found.changed(trials=list(dict.fromkeys([*found.trials, *trials])), runs=[*found.runs, request])
     Revisions(format=FORMAT, revisions=[*history, found]).write(sweep / _FILE, durable=True)
     return None if not changed else f"revision {found.number} of its settings: {changed}"
 

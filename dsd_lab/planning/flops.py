@@ -84,8 +84,8 @@ def _kept_bytes(trial: Trial, stage: Stage, channels: int, classes: int) -> int:
         network.freeze(stage.frozen)
         network.activation_checkpointing = trial.training.activation_checkpointing
         network.attend_fused(attends_fused(trial.training.precision, on_gpu=trial.resources.gpus > 0))
-        beside = (auxiliaries, *(backbone.model for backbone in auxiliaries.backbones()))
-        for module in beside:
+        others = (auxiliaries, *(backbone.model for backbone in auxiliaries.backbones()))
+        for module in others:
             _place(module, _CPU)
         target = network if _has_target(stage.trial) else None
         x, draws = _images(trial, channels, _MEMORY_BATCH, _CPU), _draws(network, stage.trial, _MEMORY_BATCH, _CPU)
@@ -95,7 +95,7 @@ def _kept_bytes(trial: Trial, stage: Stage, channels: int, classes: int) -> int:
             torch.autocast(_CPU.type, torch.bfloat16, enabled=reduced),
         ):
             losses(network, target, x, draws, stage.trial, auxiliaries)
-        weights = {id(p.untyped_storage()) for module in (network, *beside) for p in module.parameters()}
+        weights = {id(p.untyped_storage()) for module in (network, *others) for p in module.parameters()}
     return sum(storage.nbytes() for key, storage in kept.items() if key not in weights)
 
 

@@ -54,7 +54,7 @@ def bytes_by_formula(trial: Trial, channels: int, classes: int) -> int | None:
         channels: colour channels of the images.
         classes: number of classes.
     """
-    return _Sizes(trial, channels, classes).held() if covers(trial) else None
+    return _Sizes(trial, channels, classes).saved_bytes() if covers(trial) else None
 
 
 def covers(trial: Trial) -> bool:
@@ -164,7 +164,7 @@ class _Sizes:
 
     # -- Bytes per image ------------------------------------------------------------------------------
 
-    def held(self) -> int:
+    def saved_bytes(self) -> int:
         """Bytes that the backward pass needs from the forward passes, and its own largest tensors."""
         trial, t, w = self.trial, self.tokens, self.width
         heads = trial.network.heads or 0

@@ -9,7 +9,7 @@ from typing import Any
 
 from dsd_lab.core.training.schedule import learning_rate
 from dsd_lab.errors import BadInput
-from dsd_lab.home.beginnings import begun_alike
+from dsd_lab.home.beginnings import trials_with_key
 from dsd_lab.home.home import Home
 from dsd_lab.home.trial_folder import TrialFolder
 from dsd_lab.specs.identity import canonical_fields
@@ -80,7 +80,7 @@ class Beginning:
 def find_beginning(home: Home, trial: PlannedTrial) -> Beginning | None:
     """The latest checkpoint of another trial in the home folder that a trial can start from; not verified."""
     best: Beginning | None = None
-    for other in begun_alike(home, beginning_key(trial.fields, trial.seed)):
+    for other in trials_with_key(home, beginning_key(trial.fields, trial.seed)):
         if other == trial.id:
             continue
         folder = home.trial(other)

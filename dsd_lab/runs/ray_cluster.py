@@ -194,7 +194,7 @@ def _loopback() -> Iterator[None]:
     provider even with usage reports off.
     """
     changed: tuple[tuple[object, str, object], ...]
-    changed = ((ray_constants, "ENABLE_RAY_CLUSTER", False), (Node, "start_api_server", lambda self, **asked: None))
+    changed = ((ray_constants, "ENABLE_RAY_CLUSTER", False), (Node, "start_api_server", lambda self, **options: None))
     before = [getattr(place, name) for place, name, _ in changed]
     for place, name, value in changed:
         setattr(place, name, value)

@@ -181,9 +181,9 @@ def _payload(trial: PlannedTrial) -> dict[str, Any]:
 
 def _request(config: dict[str, Any]) -> tune.PlacementGroupFactory:
     """Resources of a trial: a bundle per process, packed on few machines."""
-    asked = Resources.model_validate(config["job"]["trial"]["fields"]["resources"])
-    gpus = {"GPU": asked.gpus_of_process} if asked.gpus else {}
-    return tune.PlacementGroupFactory([{"CPU": asked.cpus, **gpus} for _ in range(asked.team)], strategy="PACK")
+    requested = Resources.model_validate(config["job"]["trial"]["fields"]["resources"])
+    gpus = {"GPU": requested.gpus_of_process} if requested.gpus else {}
+    return tune.PlacementGroupFactory([{"CPU": requested.cpus, **gpus} for _ in range(requested.team)], strategy="PACK")
 
 
 def _check_resources(trials: list[PlannedTrial]) -> None:
@@ -198,15 +198,15 @@ def _check_resources(trials: list[PlannedTrial]) -> None:
                 raise NoResources(
                     f"resources.{name.lower()}s: trial {trial.name!r} needs {count:g}, but there are {has:g} {where}"
                 )
-        asked = " and ".join(f"{count:g} {name}s" for name, count in wanted.items() if count)
+        requested = " and ".join(f"{count:g} {name}s" for name, count in wanted.items() if count)
         fits = [
             min(int(machine.get(name, 0) / count) for name, count in wanted.items() if count) for machine in machines
         ]
         if max(fits) < 1:
             raise NoResources(
-                f"resources: trial {trial.name!r} needs {asked}, more than any single machine of the cluster has"
+                f"resources: trial {trial.name!r} needs {requested}, more than any single machine of the cluster has"
             )
         if sum(fits) < resources.team:
             raise NoResources(
-                f"resources.processes: trial {trial.name!r} needs {resources.team} processes with {asked} each, but the cluster has room for {sum(fits)}"
+                f"resources.processes: trial {trial.name!r} needs {resources.team} processes with {requested} each, but the cluster has room for {sum(fits)}"
             )

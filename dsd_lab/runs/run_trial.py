@@ -19,7 +19,7 @@ from dsd_lab.core.training.events import Diverged, Finished, Logged
 from dsd_lab.core.training.trainer import Trainer, pick_device
 from dsd_lab.errors import BadInput, LabError, NoResources, PeerLost, is_disk_full
 from dsd_lab.files.atomic import PRIVATE, write_atomic
-from dsd_lab.home.beginnings import note_beginning
+from dsd_lab.home.beginnings import record_beginning
 from dsd_lab.home.home import Home
 from dsd_lab.home.plugins import keep_plugins, loaded_digests
 from dsd_lab.home.record_types import FORMAT
@@ -227,7 +227,7 @@ def _begin(home: Home, folder: TrialFolder, trial: PlannedTrial, data: DataSet, 
     found = None if list_checkpoints(folder.checkpoints) else find_beginning(home, trial)
     if found is not None and begin_from(found, folder, data.fingerprint, device.type):
         folder.write_status(**taken_over(found))
-    note_beginning(home, beginning_key(trial.fields, trial.seed), trial.id)
+    record_beginning(home, beginning_key(trial.fields, trial.seed), trial.id)
 
 
 def _follow(

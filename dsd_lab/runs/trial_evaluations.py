@@ -79,12 +79,12 @@ class _EvaluationProgress:
         self._folder, self._of, self._on_progress = folder, of, on_progress
         self._done, self._written = 0, 0.0
 
-    def __call__(self, drawn: int, asked: int) -> None:
+    def __call__(self, drawn: int, requested: int) -> None:
         if self._on_progress is not None:
-            self._on_progress(drawn, asked)
+            self._on_progress(drawn, requested)
         if time.monotonic() - self._written >= STATUS_EVERY:
             self._written = time.monotonic()
-            self._folder.say_evaluating(f"evaluation {self._done + 1}/{self._of}, {drawn:,}/{asked:,} images")
+            self._folder.say_evaluating(f"evaluation {self._done + 1}/{self._of}, {drawn:,}/{requested:,} images")
 
     def next_evaluation(self) -> None:
         self._done += 1

@@ -30,7 +30,7 @@ from dsd_lab.store.moved import artifacts_uri, relocate
 from dsd_lab.store.own_runs import Record
 from dsd_lab.store.reading import Reader, StoredTrial
 from dsd_lab.store.replay import sync_run
-from dsd_lab.store.shared import Ours
+from dsd_lab.store.shared import HomeRuns
 from dsd_lab.store.sweep_runs import Writer, imported_with
 from dsd_lab.store.uri import default_uri, own_uri, refuse_files, with_driver
 
@@ -70,7 +70,7 @@ class Store:
             _artifact_repos_cache.clear()  # keyed by run only, but copies of a home share runs
             self.client = MlflowClient(tracking_uri=with_driver(self.uri))
             self.client.search_experiments(max_results=1)
-            self.ours = Ours(self.client, self.home, own, _say, Record(self.home, None if own else self.uri))
+            self.ours = HomeRuns(self.client, self.home, own, _say, Record(self.home, None if own else self.uri))
             artifacts = artifacts_uri(self.home.root)
             local = self.uri.startswith("sqlite:")
             self._writer = Writer(self.client, self.home, self.ours, artifacts if local else None)

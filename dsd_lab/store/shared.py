@@ -23,7 +23,7 @@ _BATCH = 500
 
 
 @dataclass(frozen=True)
-class Ours:
+class HomeRuns:
     """Finds a home's own runs.
 
     Args:

@@ -17,7 +17,7 @@ from dsd_lab.store.descriptions import NOTE, VERDICT, describe_sweep, log_parame
 from dsd_lab.store.own_runs import slot_of
 from dsd_lab.store.reading import has_lost_artifacts
 from dsd_lab.store.replay import BATCH, set_state, sync_run
-from dsd_lab.store.shared import Ours
+from dsd_lab.store.shared import HomeRuns
 from dsd_lab.store.system_metrics import read_samples
 
 _COPIED_TAGS = ("dsd.settled", "dsd.evaluations")
@@ -78,7 +78,7 @@ class Writer:
 
     client: MlflowClient
     home: Home
-    ours: Ours
+    ours: HomeRuns
     artifacts: str | None
     verified_runs: set[str] = field(default_factory=set)
     """Runs whose tag `dsd.lines` is verified."""

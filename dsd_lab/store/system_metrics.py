@@ -70,8 +70,8 @@ def gpus() -> dict[str, float]:
     if program is None:
         return {}
     try:
-        asked = [program, f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
-        output = subprocess.run(asked, capture_output=True, text=True, timeout=_TIMEOUT, check=True).stdout
+        command = [program, f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
+        output = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=True).stdout
     except (subprocess.SubprocessError, OSError):
         return {}
     return gpu_metrics(output)

@@ -54,14 +54,14 @@ class TokenGate:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        asked = HTTPConnection(scope)
-        bearer = asked.headers.get("authorization", "").removeprefix("Bearer ")
-        if self._is_token(asked.cookies.get(COOKIE, "")) or self._is_token(bearer):
+        request = HTTPConnection(scope)
+        bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if self._is_token(request.cookies.get(COOKIE, "")) or self._is_token(bearer):
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
-        elif scope["method"] == "GET" and self._is_token(asked.query_params.get(TOKEN, "")):
-            answer = await self._redirect(asked)
+        elif scope["method"] == "GET" and self._is_token(request.query_params.get(TOKEN, "")):
+            answer = await self._redirect(request)
             # Lax: links in reports and mails work, forms of other sites do not send it.
             answer.set_cookie(COOKIE, self._token.decode(), httponly=True, samesite="lax")
             answer.headers["Cache-Control"] = "no-store"
@@ -69,9 +69,9 @@ class TokenGate:
         else:
             await PlainTextResponse(_REFUSED, 401)(scope, receive, send)
 
-    async def _redirect(self, asked: HTTPConnection) -> Response:
+    async def _redirect(self, request: HTTPConnection) -> Response:
         """Redirect to a URL without the token, which then is in no history and no referrer."""
-        page = asked.url.remove_query_params(TOKEN)
+        page = request.url.remove_query_params(TOKEN)
         if page.path != "/":
             return RedirectResponse("/" + page.path.lstrip("/") + (f"?{page.query}" if page.query else ""), 303)
         newest = await run_in_threadpool(self._newest)
