@@ -25,7 +25,7 @@ def write_atomic(path: Path, content: bytes | str, durable: bool = False, mode: 
         mode: of the file, before the umask.
     """
     raw = content.encode() if isinstance(content, str) else content
-    handle, temporary = create_temporary(path, mode)
+    handle, temporary = create_beside(path, mode)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(raw)
@@ -40,7 +40,7 @@ def write_atomic(path: Path, content: bytes | str, durable: bool = False, mode: 
         sync_folder(path.parent)
 
 
-def create_temporary(path: Path, mode: int = 0o666) -> tuple[int, str]:
+def create_beside(path: Path, mode: int = 0o666) -> tuple[int, str]:
     """Create a temporary file in the folder of `path`, to be renamed to `path`. Returns its handle and name.
 
     `mkstemp` is not used: its files are readable by the user alone, but a home folder may be shared by a group.

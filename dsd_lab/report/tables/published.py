@@ -208,7 +208,7 @@ def published_table(groups: list[Group], dots: dict[str, str]) -> Table | None:
     note = (
         "Published rows carry their source; an empty cell was not published or not carried over. Parameters differ in kind: some "
         "count the autoencoder, some leave out 49 to 84 M of it. A column holds one kind of FID: one extractor on one data set; "
-        "values in different columns cannot be compared, nor values at different numbers of images. HomeRuns share the published column "
+        "values in different columns cannot be compared, nor values at different numbers of images. Ours share the published column "
         "where they were measured against ADM's VIRTUAL_imagenet256_labeled.npz, as published ones are, at 1,000 classes and 256 "
         "pixels. Other statistics have a column each: it and the source say which, by the start of the file's SHA-256. SDE-EM: Euler-Maruyama on the "
         "stochastic equation. That DSD uses a pretrained model is a later paper's listing. The CSV file has sources in full."
