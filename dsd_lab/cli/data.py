@@ -31,9 +31,9 @@ def run(arguments: argparse.Namespace) -> int:
     for number, trial in enumerate(trials):
         data = open_data(home, trial.data)
         answers.append(answer_of(data))
-        unfit = unfit_images(trial, data.train.shape) if _is_spec(arguments) else ""
-        if unfit:
-            say(f"dsd-lab: warning: {unfit}; `sweep` will refuse to run", error=True)
+        problem = unfit_images(trial, data.train.shape) if _is_spec(arguments) else ""
+        if problem:
+            say(f"dsd-lab: warning: {problem}; `sweep` will refuse to run", error=True)
         if not arguments.json:
             _print(trial, data)
         if arguments.out:

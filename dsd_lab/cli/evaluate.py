@@ -37,9 +37,9 @@ def run(arguments: argparse.Namespace) -> int:
         if not any(applies(e, trial.fields) for e in evaluations):
             raise BadInput(f"{trial.id}: {trial.variant!r} has no denoiser to sample from; choose other --metrics")
         for evaluation in evaluations:
-            lacking = lacking_average(evaluation.weights, trial.fields.training)
-            if lacking is not None:
-                raise BadInput(f"{trial.id}: weights {evaluation.weights!r}: {trial.name!r} {lacking}")
+            missing = lacking_average(evaluation.weights, trial.fields.training)
+            if missing is not None:
+                raise BadInput(f"{trial.id}: weights {evaluation.weights!r}: {trial.name!r} {missing}")
             if (unguided := lacking_guidance(evaluation.guidance, trial.fields)) is not None:
                 raise BadInput(f"{trial.id}: guidance: {trial.name!r} {unguided}")
     check_files(evaluations, home)

@@ -31,17 +31,17 @@ def run(arguments: argparse.Namespace) -> int:
         if not other.manifests():
             raise BadInput(f"no sweep has been run in {other.root}; run `dsd-lab sweep SPEC` first")
     examples: list[Example] = []
-    lacking = 0
+    missing = 0
     for other in homes:
         for manifest in other.manifests().values():
             found, less = _examples(other, manifest)
             examples += found
-            lacking += less
+            missing += less
     judgement, forecast = judge_forecast(examples), fit(examples)
     said = list(judgement.said)
     trials = {e.trial: e.collapsed for e in examples}
-    if lacking:
-        said.append(f"{lacking} trials are left out: their first {WINDOW:.0%} of steps lack a probe or a record.")
+    if missing:
+        said.append(f"{missing} trials are left out: their first {WINDOW:.0%} of steps lack a probe or a record.")
     if forecast is None:
         said.append("There is no forecast: it needs trials that collapsed and trials that did not.")
     answer = {

@@ -101,8 +101,8 @@ class SweepProgress:
                 for row in self._rows(snapshot, seen):
                     self._say(f"  {plain_row(row)}")
                 for trial, _, _ in snapshot:
-                    if how_far := self._home.trial(trial.id).evaluating():
-                        self._say(f"  {trial.name}: {how_far}")
+                    if progress := self._home.trial(trial.id).evaluating():
+                        self._say(f"  {trial.name}: {progress}")
             if last:
                 return
 
@@ -131,14 +131,16 @@ class SweepProgress:
             folder = self._home.trial(trial.id)
             if state == "done" and len(self._evaluated.get(trial.id, ())) < self._wanted[trial.id]:
                 self._evaluated[trial.id] = [e.seconds for e in folder.evaluations().values()]
-            at_work = state == "running" or (state == "done" and trial.id not in self._released and folder.is_locked())
+            is_active = state == "running" or (
+                state == "done" and trial.id not in self._released and folder.is_locked()
+            )
             complete = len(self._evaluated.get(trial.id, ())) >= self._wanted[trial.id]
-            if state == "done" and not at_work and complete:
+            if state == "done" and not is_active and complete:
                 self._released.add(trial.id)
             over = status.step - status.own_steps
             seen.append(
                 TrialProgress(
-                    trial, state, status.step, status.seconds, self._evaluated.get(trial.id, ()), at_work, over
+                    trial, state, status.step, status.seconds, self._evaluated.get(trial.id, ()), is_active, over
                 )
             )
             if self._holdout is None:
@@ -168,7 +170,7 @@ class SweepProgress:
         found = []
         for name, rows in groups.items():
             working = [(t, self._home.trial(t.id).evaluating()) for t, state, _ in rows if state == "done"]
-            notes = [f"s{t.seed} {how_far}" for t, how_far in working if how_far]
+            notes = [f"s{t.seed} {progress}" for t, progress in working if progress]
             notes += [f"s{t.seed}: {s.error}" for t, state, s in rows if state in _FINISHED[1:]]
             found.append(Variant(name, [state for _, state, _ in rows], "; ".join(notes)))
         return found

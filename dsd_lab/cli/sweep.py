@@ -161,9 +161,9 @@ def _unfinished(home: Home, plan: Plan, retry_failed: bool, stopping: bool) -> l
         if stopping and state == STOPPED:
             continue
         wanted = {evaluation_id(e) for e in plan.spec.evaluate if applies(e, trial.fields)}
-        lacking = state == "done" and bool(wanted) and not wanted <= set(folder.evaluations())
+        missing = state == "done" and bool(wanted) and not wanted <= set(folder.evaluations())
         again = state == "failed" and (retry_failed or status.cause == "input")
-        if state not in (*ENDED, "failed") or lacking or again:
+        if state not in (*ENDED, "failed") or missing or again:
             todo.append(trial)
     return todo
 

@@ -81,7 +81,7 @@ def _remove_left(place: Path) -> None:
 
 
 def _removed(folder: Path) -> bool:
-    """Remove a folder, its mark file last, so that an incomplete removal can be continued. Returns whether it is gone."""
+    """Remove a folder, its mark file last, so that removal can be continued later. Returns whether it is gone."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

@@ -135,12 +135,12 @@ class TrialFolder:
             time.sleep(0.01)  # `is_locked` of another process may hold it for microseconds
         yield False
 
-    def say_evaluating(self, how_far: str | None) -> None:
+    def say_evaluating(self, progress: str | None) -> None:
         """Record the progress of evaluations as text; None when they are finished."""
-        if how_far is None:
+        if progress is None:
             (self.root / "evaluating.json").unlink(missing_ok=True)
         else:
-            write_json(self.root / "evaluating.json", how_far)
+            write_json(self.root / "evaluating.json", progress)
 
     def evaluating(self) -> str | None:
         """The progress of evaluations last recorded by a live process."""

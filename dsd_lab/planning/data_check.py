@@ -146,8 +146,8 @@ def digits_facts(data: Data) -> Facts:
 def _check(trial: Trial, facts: Facts | None, evaluations: Sequence[Generation]) -> None:
     if facts is None:
         return
-    if unfit := unfit_images(trial, facts["shape"]):
-        raise BadInput(unfit)
+    if problem := unfit_images(trial, facts["shape"]):
+        raise BadInput(problem)
     if facts["classes"] > 1:
         return
     name = data_name(trial)

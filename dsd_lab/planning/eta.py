@@ -43,13 +43,13 @@ class TrialProgress:
     """Time of its own steps."""
     evaluated: Sequence[float] = ()
     """Seconds of its finished evaluations."""
-    at_work: bool = False
+    is_active: bool = False
     """A process trains or evaluates it."""
     taken_over: int = 0
     """Steps taken over from another trial's checkpoint."""
 
     @property
-    def made(self) -> int:
+    def own_steps(self) -> int:
         """Steps that the trial trained itself."""
         return self.step - self.taken_over
 
@@ -97,11 +97,11 @@ class Remaining:
             seen: all trials in start order.
             holdout: number of held-out images, if known.
         """
-        self._places = max(self._places, sum(s.at_work for s in seen))
+        self._places = max(self._places, sum(s.is_active for s in seen))
         each = self.each(seen, holdout)
         if not each:
             return None if each is None else 0.0
-        working = {s.trial.id for s in seen if s.at_work}
+        working = {s.trial.id for s in seen if s.is_active}
         ends = [left for trial, left in each.items() if trial in working]
         ends += [0.0] * (self._places - len(ends))
         heapq.heapify(ends)
@@ -120,8 +120,8 @@ class Remaining:
         timed: dict[str, tuple[float, int]] = {}
         for s in seen:
             before = timed.get(self._shapes[s.trial.id], (0.0, 0))
-            timed[self._shapes[s.trial.id]] = before[0] + s.seconds, before[1] + s.made
-        work = sum(s.made * self._work[s.trial.id] for s in seen)
+            timed[self._shapes[s.trial.id]] = before[0] + s.seconds, before[1] + s.own_steps
+        work = sum(s.own_steps * self._work[s.trial.id] for s in seen)
         rest = [s for s in seen if self._is_unfinished(s)]
         if not rest:
             return {}
@@ -131,7 +131,7 @@ class Remaining:
         for s in seen:
             width = s.trial.fields.network.width
             took, made = of_width.get(width, (0.0, 0.0))
-            of_width[width] = took + s.seconds, made + s.made * self._work[s.trial.id]
+            of_width[width] = took + s.seconds, made + s.own_steps * self._work[s.trial.id]
         whole = sum(s.seconds for s in seen) / work
 
         def seconds_per_unit(trial: Trial) -> float:
@@ -149,8 +149,8 @@ class Remaining:
             steps = 0 if s.state == "done" else fields.training.steps - s.step
             enough = made >= _MIN_TIMED * fields.training.steps
             a_step = spent / made if enough else self._work[s.trial.id] * seconds_per_unit(fields)
-            lacking = sum(sampling(s)[len(s.evaluated) :])
-            return steps * a_step + lacking * (median(evaluated) if evaluated else seconds_per_unit(fields))
+            missing = sum(sampling(s)[len(s.evaluated) :])
+            return steps * a_step + missing * (median(evaluated) if evaluated else seconds_per_unit(fields))
 
         return {s.trial.id: left(s) for s in rest}
 

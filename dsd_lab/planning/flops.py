@@ -67,7 +67,7 @@ def count_bytes(trial: Trial, channels: int, classes: int) -> int:
 
 
 def _kept_bytes(trial: Trial, stage: Stage, channels: int, classes: int) -> int:
-    """Bytes of the tensors that the forward pass of `_MEMORY_BATCH` images saves in a phase, counting each storage once."""
+    """Bytes of tensors that the forward pass of `_MEMORY_BATCH` images saves in a phase, each storage once."""
     # Imported here: takes a second, and a sweep does not need it.
     from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -15,7 +15,7 @@ SHORT_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_
 
 @contextlib.contextmanager
 def short_timeouts() -> Iterator[None]:
-    """Apply `SHORT_TIMEOUTS` within the block unless the environment sets the variables; MLflow reads them at every request."""
+    """Apply `SHORT_TIMEOUTS` within the block, unless set otherwise; MLflow reads the variables at every request."""
     added = {name: value for name, value in SHORT_TIMEOUTS.items() if name not in os.environ}
     os.environ.update(added)
     try:

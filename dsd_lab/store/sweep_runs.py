@@ -222,9 +222,9 @@ class Writer:
 
     def _parameters(self, sweep: SweepRuns, entry: Entry, run: Run) -> None:
         """Add missing parameters: more fields differ as a sweep grows."""
-        lacking = self._missing_parameters(sweep, entry, run)
-        if lacking:
-            log_parameters(self.client, run.info.run_id, lacking)
+        missing = self._missing_parameters(sweep, entry, run)
+        if missing:
+            log_parameters(self.client, run.info.run_id, missing)
             why = sweep.whys.get(entry.variant)
             if why and NOTE not in run.data.tags:
                 self.client.set_tag(run.info.run_id, NOTE, why)
@@ -272,9 +272,9 @@ class Writer:
         run, found = self.client.get_run(pointer), self.client.get_run(target)
         self._parameters(sweep, entry, run)
         step, stamp = int(found.data.tags.get("dsd.step", 0)), int(time.time() * 1000)
-        lacking = [Metric(k, v, stamp, step) for k, v in found.data.metrics.items() if k not in run.data.metrics]
+        missing = [Metric(k, v, stamp, step) for k, v in found.data.metrics.items() if k not in run.data.metrics]
         own = {k for k in run.data.tags if k not in _COPIED_TAGS}
         tags = [RunTag(k, v) for k, v in found.data.tags.items() if k.startswith("dsd.") and k not in {*own, VERDICT}]
-        self.client.log_batch(pointer, metrics=lacking[:BATCH], tags=tags)
+        self.client.log_batch(pointer, metrics=missing[:BATCH], tags=tags)
         if run.info.status != "FINISHED":
             set_state(self.client, pointer, "done", self.home.trial(entry.id).status().updated)
