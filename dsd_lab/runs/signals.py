@@ -76,13 +76,13 @@ class StopFile:
     """Whether a stop file exists. Checks twice a second, since storage may be slow."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._looked, self._seen = path, -_POLL_SECONDS, False
+        self._path, self._checked, self._seen = path, -_POLL_SECONDS, False
 
     def __call__(self) -> bool:
         """Whether to stop."""
         now = time.monotonic()
-        if not self._seen and now - self._looked >= _POLL_SECONDS:
-            self._looked, self._seen = now, self._path.exists()
+        if not self._seen and now - self._checked >= _POLL_SECONDS:
+            self._checked, self._seen = now, self._path.exists()
         return self._seen
 
 
@@ -101,7 +101,7 @@ class DeferredSignals:
         self._stop, self._working = stop, working
         self._arrived: list[int] = []
         self._until: float | None = None
-        self._looked = False
+        self._installed = False
         self._handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
 
     def __enter__(self) -> DeferredSignals:
@@ -122,8 +122,8 @@ class DeferredSignals:
 
     def deliver(self) -> None:
         """Deliver a deferred signal if it is time."""
-        if not self._looked:
-            self._looked = True
+        if not self._installed:
+            self._installed = True
             self._install()  # Tune installs a SIGUSR1 handler when it starts
         if not self._arrived:
             return

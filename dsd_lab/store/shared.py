@@ -39,9 +39,9 @@ class HomeRuns:
     own: bool
     say: Callable[[str], None]
     record: Record
-    _wrong: dict[str, str] = field(default_factory=dict)
+    _invalid: dict[str, str] = field(default_factory=dict)
     """Runs that were skipped for invalid tags, and the reason."""
-    _alike: dict[str, dict[str, None]] = field(default_factory=dict)
+    _duplicates: dict[str, dict[str, None]] = field(default_factory=dict)
     """Skipped runs by what they claim to be: another run is recorded, or came first."""
 
     def is_ours(self, run: Run) -> bool:
@@ -62,10 +62,10 @@ class HomeRuns:
     def runs(self, condition: str, experiments: list[str] | None = None, deleted: bool = False) -> list[Run]:
         """This home's runs that match a condition, one per slot."""
         named = self.experiments() if experiments is None else experiments
-        alike: dict[str, list[Run]] = {}
+        by_slot: dict[str, list[Run]] = {}
         for run in self._checked(self.is_ours, condition, named, deleted):
-            alike.setdefault(slot_of(run.data.tags), []).append(run)
-        return [own for slot, runs in alike.items() if (own := self._own_of(slot, runs)) is not None]
+            by_slot.setdefault(slot_of(run.data.tags), []).append(run)
+        return [own for slot, runs in by_slot.items() if (own := self._pick(slot, runs)) is not None]
 
     def of_any_home(self, trial: str) -> list[Run]:
         """Runs of a trial from any home and experiment."""
@@ -76,10 +76,10 @@ class HomeRuns:
     def notices(self) -> list[str]:
         """A line per group of skipped runs."""
         lines = []
-        if self._wrong:
-            first, reason = next(iter(self._wrong.items()))
-            lines.append(f"{len(self._wrong)} foreign runs of the store are skipped, first {first}: {reason}")
-        for what, runs in self._alike.items():
+        if self._invalid:
+            first, reason = next(iter(self._invalid.items()))
+            lines.append(f"{len(self._invalid)} foreign runs of the store are skipped, first {first}: {reason}")
+        for what, runs in self._duplicates.items():
             lines.append(f"{len(runs)} other runs of {what} in the store are skipped, first {next(iter(runs))}")
         return lines
 
@@ -95,7 +95,7 @@ class HomeRuns:
                 page = self.client.search_runs(some, condition, view, 1000, ["attributes.start_time ASC"], token)
                 for run in filter(wanted, page):
                     if reason := invalid_tag(run):
-                        self._wrong[run.info.run_id] = reason
+                        self._invalid[run.info.run_id] = reason
                     else:
                         found.append(run)
                 token = page.token
@@ -103,20 +103,20 @@ class HomeRuns:
                     break
         return sorted(found, key=lambda run: run.info.start_time or 0)
 
-    def _own_of(self, slot: str, runs: list[Run]) -> Run | None:
+    def _pick(self, slot: str, runs: list[Run]) -> Run | None:
         """The recorded run of several with one slot; the first if none is recorded or that run is deleted for good."""
         recorded = self.record.get(slot)
         own = next((run for run in runs if run.info.run_id == recorded), None)
-        if own is None and (recorded is None or not self._is_there(recorded)):
+        if own is None and (recorded is None or not self._exists(recorded)):
             own = runs[0]
         for run in runs:
             if run is not own:
                 tags = run.data.tags
                 what = f"trial {tags['dsd.trial']}" if "dsd.trial" in tags else f"sweep {tags['dsd.sweep']}"
-                self._alike.setdefault(what, {})[run.info.run_id] = None
+                self._duplicates.setdefault(what, {})[run.info.run_id] = None
         return own
 
-    def _is_there(self, run_id: str) -> bool:
+    def _exists(self, run_id: str) -> bool:
         """Whether the store has a run, deleted or not."""
         try:
             self.client.get_run(run_id)
@@ -138,12 +138,12 @@ class HomeRuns:
             why: question of the spec; becomes the description.
             artifacts: URI of the folder for artifacts; None leaves it to the server.
         """
-        mine = [e for e in self._experiments(ViewType.ALL) if e.tags.get("dsd.experiment", e.name) == name]
-        mine = [e for e in mine if self._is_mine(e)]
-        mine.sort(key=lambda e: e.lifecycle_stage != "active")
-        if not mine:
-            return self._made(name, why, artifacts)
-        found = mine[0]
+        own = [e for e in self._experiments(ViewType.ALL) if e.tags.get("dsd.experiment", e.name) == name]
+        own = [e for e in own if self._is_own(e)]
+        own.sort(key=lambda e: e.lifecycle_stage != "active")
+        if not own:
+            return self._create_experiment(name, why, artifacts)
+        found = own[0]
         if found.lifecycle_stage != "active":
             self.client.restore_experiment(found.experiment_id)
             self.say(f"the experiment {found.name!r} was deleted in the store; it is restored")
@@ -152,7 +152,7 @@ class HomeRuns:
                 self.client.set_experiment_tag(found.experiment_id, key, value)
         return str(found.experiment_id)
 
-    def _made(self, name: str, why: str, artifacts: str | None) -> str:
+    def _create_experiment(self, name: str, why: str, artifacts: str | None) -> str:
         free = name
         if self.client.get_experiment_by_name(name) is not None:
             free = f"{name}-{self.home.id[:8]}"
@@ -185,7 +185,7 @@ class HomeRuns:
             if not token:
                 return
 
-    def _is_mine(self, experiment: Experiment) -> bool:
+    def _is_own(self, experiment: Experiment) -> bool:
         """Whether an experiment is this home's: by its tag, or, without one, if any of its runs is."""
         if "dsd.home" in experiment.tags:
             return bool(experiment.tags["dsd.home"] == self.home.id)
