@@ -230,7 +230,7 @@ def test_without_a_terminal_a_running_trial_is_a_line(sweep, monkeypatch):
     )
     assert plain_row(ROWS[2]) == "dsd s0: step 0 of 800"
     home, trials = sweep
-    monkeypatch.setattr(progress_module, "_PLAIN_EVERY", 0.0)
+    monkeypatch.setattr(progress_module, "_PRINT_SECONDS", 0.0)
     told = io.StringIO()
     naive = trials["naive"]
     write(home, naive, [("train", 6, 1.5, 2.0), ("probe", 6, HEALTHY)])
