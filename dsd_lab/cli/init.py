@@ -134,7 +134,7 @@ def _parents(name: str, path: Path) -> dict[Path, str]:
         if place == path or os.path.lexists(place):
             if place == path or not place.is_file() or place.read_bytes() != text.encode():
                 raise BadInput(
-                    f"{place}: exists but differs from the shipped spec {name}, which {path.name} extends; use another folder or name"
+                    f"{place}: this is the place of the shipped spec {name}, which {path.name} extends; use another folder or name"
                 )
         else:
             found[place] = text
