@@ -40,7 +40,7 @@ def test_b36_a_home_that_is_a_file_is_refused(tmp_path, capsys):
     spec, home = write_spec(tmp_path), tmp_path / "home"
     home.write_text("not a folder")
     for verb in (["sweep", spec], ["train", spec, "--variant", "dsd"]):
-        assert refused(capsys, *verb, "--home", home) == f"--home {home}: is a file; name a folder"
+        assert refused(capsys, *verb, "--home", home) == f"--home {home}: is a file; give a folder"
     assert home.read_text() == "not a folder"
 
 
@@ -64,7 +64,7 @@ def test_b36_a_report_does_not_replace_a_file(tmp_path, capsys):
     train_here(home, write_spec(tmp_path))
     (tmp_path / "mine").write_text("a thesis")
     assert refused(capsys, "report", "--home", home.root, "--out", tmp_path / "mine").endswith(
-        "is a file; name a folder"
+        "is a file; give a folder"
     )
     assert (tmp_path / "mine").read_text() == "a thesis"
 

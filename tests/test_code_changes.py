@@ -53,7 +53,7 @@ def test_f14_trials_that_other_code_began_are_refused_and_go_on_only_where_that_
     ):
         assert main([*verb, "--home", str(home.root)]) == BAD_INPUT
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("dsd-lab: 1 unfinished trials began with other training code than today's")
+        assert line.startswith("dsd-lab: 1 unfinished trials began with other training code than the present")
         assert str(folder.root) in line and "--allow-code-change" in line
     assert {path: path.read_bytes() for path in files} == files
     # Past that refusal, a sweep comes to the next one: no cluster answers there.

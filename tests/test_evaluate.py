@@ -209,7 +209,7 @@ def test_options_beside_a_spec_are_refused(trained, tmp_path, capsys):
     home, ids = trained
     spec = write_spec(tmp_path, evaluate=[{}])
     given = ["evaluate", ids["dsd", 0], "--spec", str(spec), "--steps", "3", "--home", str(home.root)]
-    assert main(given) == BAD_INPUT and "--steps: with --spec" in capsys.readouterr().err
+    assert main(given) == BAD_INPUT and "--steps: cannot be combined with --spec" in capsys.readouterr().err
 
 
 # -- fetch-weights --------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def test_a_picture_of_a_spool_that_lies_elsewhere_is_never_opened_and_no_store_h
         assert main(["logs", done.id, "--home", str(home.root)]) == BAD_INPUT
     assert main(["report", "old", "--home", str(home.root)]) == BAD_INPUT
     said = {line for line in capsys.readouterr().err.splitlines() if line.startswith("dsd-lab: ")}
-    assert said == {f"dsd-lab: {done.spool}:{at + 1}: is damaged; remove the trial's folder to train it anew"}
+    assert said == {f"dsd-lab: {done.spool}:{at + 1}: is damaged; remove the trial's folder to retrain the trial"}
     assert files_of(tmp_path / "victim") == before and not list(home.root.glob("mlartifacts/**/*secret*"))
 
 

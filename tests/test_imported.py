@@ -107,7 +107,7 @@ def test_a_manifest_is_checked_as_strictly_as_a_trial(change, complaint, folder,
         ({"step": 4}, "step: 4 of 12 steps, done"),
         ({"step": 2**70}, "step: "),
         ({"seconds": 1e300}, "seconds: "),
-        ({"steps": 11, "step": 11}, "11 steps where"),
+        ({"steps": 11, "step": 11}, "11 steps, but"),
     ],
     ids=str,
 )

@@ -226,7 +226,7 @@ def test_a_time_left_takes_eight_columns_at_most(seconds, shown):
 def test_without_a_terminal_a_running_trial_is_a_line(sweep, monkeypatch):
     assert plain_row(ROWS[1]) == (
         "naive s0: step 400 of 800, 12,346 images/s, loss 0.1234, latent std 0.0319, effective rank 128, "
-        "shrunk so far against control s0, 1:47 left"
+        "shrunk so far compared with control s0, 1:47 left"
     )
     assert plain_row(ROWS[2]) == "dsd s0: step 0 of 800"
     home, trials = sweep
