@@ -230,7 +230,9 @@ def _add_finished(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     evaluate.add_argument("trials", nargs="+", metavar="TRIAL", help=TRIAL)
     takes_plugins(evaluate)
-    evaluate.add_argument("--spec", metavar="SPEC", help="make the evaluations of this spec; replaces the following options")
+    evaluate.add_argument(
+        "--spec", metavar="SPEC", help="make the evaluations of this spec; replaces the following options"
+    )
     evaluate.add_argument("--profile", help="profile of that spec")
     evaluate.add_argument("--guidance", type=float, action="append", help="guidance scale; repeatable (default: 1)")
     evaluate.add_argument("--sampler", help="solver (default: heun; `dsd-lab parts sampler` lists them)")

@@ -109,7 +109,9 @@ def run(arguments: argparse.Namespace) -> int:
         if damaged := folder.status().damaged:
             say(f"it skipped damaged checkpoints: {', '.join(damaged)}")
         if trial.id not in recorded.ids:
-            say(f"it is not among the trials of the last sweep {plan.key}: reports leave it out, and it is kept until `rm`")
+            say(
+                f"it is not among the trials of the last sweep {plan.key}: reports leave it out, and it is kept until `rm`"
+            )
     if state == "interrupted":
         return stop.exit_code
     return TRIALS_FAILED if state == "failed" else OK
