@@ -13,7 +13,7 @@ __all__ = ["LoadedTrial", "__version__", "export_latents", "load_trial"]
 
 
 def __getattr__(name: str) -> Any:
-    """`load_trial` and its like import torch when they are first asked for, not with the package."""
+    """Import torch only when `load_trial` or its like is first used, not with the package."""
     if name in ("LoadedTrial", "export_latents", "load_trial"):
         from dsd_lab import api
 

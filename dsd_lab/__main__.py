@@ -3,7 +3,7 @@
 import sys
 
 if not sys.flags.safe_path:
-    del sys.path[0]  # the current folder, where `python -m` looks first: there may be anybody's `random.py`
+    del sys.path[0]  # the current folder, whose `random.py` would shadow the standard library
 
 from dsd_lab.cli.main import main
 

@@ -1,4 +1,4 @@
-"""A trained trial outside the lab: its network, and its latents and spectra as arrays. No MLflow, no Ray, no pickle."""
+"""Load a trained trial outside the lab: its network, latents and spectra. No MLflow, no Ray, no pickle."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ _BATCH = 512
 
 @dataclass(frozen=True)
 class LoadedTrial:
-    """A finished trial: what was trained, and the network that came of it."""
+    """A finished trial."""
 
     id: str
     network: Network
-    """With the averaged (EMA) weights, in evaluation mode, on the CPU, without gradients."""
+    """EMA weights, evaluation mode, on the CPU, gradients off."""
     fields: Trial
     seed: int
 
 
 def load_trial(home: str | Path, trial_id: str) -> LoadedTrial:
-    """The network of a finished trial; weights come from its newest checkpoint (safetensors, checked by SHA-256).
+    """Load the network of a finished trial from its newest checkpoint (safetensors, verified by SHA-256).
 
     Args:
         home: the home folder.
-        trial_id: or its first characters, or its name, such as `naive s0`.
+        trial_id: the id, its first characters, or the name, such as `naive s0`.
 
     Raises:
-        BadInput: there is no such trial, or it has not finished.
-        CorruptCheckpoint: it has no checkpoint, as after an import without weights, or a damaged one.
+        BadInput: there is no such trial, or it is not finished.
+        CorruptCheckpoint: its checkpoint is damaged, or absent, as after an import without weights.
     """
     folder = find_trial(Home(Path(home)), trial_id)
     description, state = folder.description(), folder.state()
@@ -65,7 +65,7 @@ def load_trial(home: str | Path, trial_id: str) -> LoadedTrial:
 
 
 def _channels(tensors: dict[str, torch.Tensor], fields: Trial, path: Path) -> int:
-    """Colour channels of the images, from the first layer's weight [width, channels x patch^2]."""
+    """Colour channels of the images, read off the shape of the first layer's weight [width, channels x patch^2]."""
     weight, patch = tensors.get("average.patch_in.weight"), fields.network.patch_size
     if weight is None or weight.dim() != 2 or patch is None or weight.shape[1] % patch**2:
         raise CorruptCheckpoint(f"{path}: holds no network that reads patches of {patch} pixels")
@@ -73,20 +73,20 @@ def _channels(tensors: dict[str, torch.Tensor], fields: Trial, path: Path) -> in
 
 
 def latents_output(home: Home, path: Path) -> Output:
-    """Where `export_latents` writes: only a file that it wrote itself is written over."""
+    """Where `export_latents` writes. Only a file that it wrote itself is overwritten."""
     return Output(home, path.parent, f"--out {path}", file=path.name)
 
 
 def export_latents(home: str | Path, trial_id: str, path: str | Path, split: str = "holdout") -> dict[str, Any]:
-    """Write the latents of a data set's images and the spectra over training as one compressed `.npz`.
+    """Write the latents of a split and the spectra over training to a compressed `.npz`, which loads without pickle.
 
-    `z` [N, T, c] float32 (after the normaliser, EMA weights), `y` [N] labels, and for every spectrum that
-    was probed `<name>` [S, K] with its steps `<name>/step` [S], such as `spectrum/token`. Reading it needs
-    no pickle. A spectrum that was not finite at a probe has no row for it.
+    Arrays: `z` [N, T, c] float32 (latents after the normaliser, EMA weights) and `y` [N] (labels). Each probed
+    spectrum, such as `spectrum/token`, is `<name>` [S, K] with its steps `<name>/step` [S]; probes where it was not
+    finite are left out.
 
     Args:
         home: the home folder.
-        trial_id: or its first characters, or its name, such as `naive s0`.
+        trial_id: the id, its first characters, or the name, such as `naive s0`.
         path: file to write.
         split: `holdout` or `train`.
 
@@ -94,7 +94,7 @@ def export_latents(home: str | Path, trial_id: str, path: str | Path, split: str
         Shapes of the arrays by name.
 
     Raises:
-        BadInput: as `load_trial`; the images at hand are not those of the trial; or another file is at `path`.
+        BadInput: as `load_trial`; or the data differ from the trial's; or `path` is a file that dsd-lab did not write.
         CorruptCheckpoint: as `load_trial`.
     """
     loaded = load_trial(home, trial_id)
@@ -113,7 +113,7 @@ def export_latents(home: str | Path, trial_id: str, path: str | Path, split: str
         arrays[name] = np.array([values for _, values in found])
         arrays[f"{name}/step"] = np.array([step for step, _ in found])
     with tempfile.TemporaryDirectory() as scratch:
-        with (Path(scratch) / Path(path).name).open("wb") as file:  # a file, so that numpy adds no suffix to the name
+        with (Path(scratch) / Path(path).name).open("wb") as file:  # numpy would add a suffix to a path
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
         latents_output(Home(Path(home)), Path(path)).publish(Path(scratch), {})
     return {name: list(array.shape) for name, array in arrays.items()}

@@ -1,7 +1,7 @@
 """Errors that a user can act on, and the exit codes of the command line.
 
 Every message is one line that names what is wrong and what would be right. The command line
-prints the message without a traceback; anything that is not a `LabError` is a bug of ours.
+prints it without a traceback. Any exception that is not a `LabError` is a bug in dsd-lab.
 """
 
 import errno
@@ -12,30 +12,30 @@ INTERRUPTED, TERMINATED = 130, 143
 
 
 class LabError(Exception):
-    """A fault with a one-line explanation for the user and an exit code."""
+    """An error with a one-line explanation for the user and an exit code."""
 
     exit_code = UNEXPECTED
 
 
 class BadInput(LabError):
-    """The spec, an option or a file that the user named is wrong."""
+    """A spec, an option or a file that the user named is wrong."""
 
     exit_code = BAD_INPUT
 
 
 class NoResources(LabError):
-    """The machine or the cluster cannot hold what was asked for."""
+    """The machine or the cluster lacks the requested resources."""
 
     exit_code = NO_RESOURCES
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error says that a disk, a quota or the largest size of a file is used up."""
+    """Whether an error means a full disk, an exceeded quota or an exceeded file size limit."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def comes_from_full_disk(error: BaseException) -> bool:
-    """Whether a full disk is behind an error of a library, which may hold the first one as its cause or as text only."""
+    """Whether a full disk caused an error, also where a library wrapped the original error or kept only its text."""
     seen: list[BaseException] = []
     while error not in seen:
         if is_disk_full(error) or os.strerror(errno.ENOSPC) in str(error):
@@ -46,10 +46,10 @@ def comes_from_full_disk(error: BaseException) -> bool:
 
 
 class PeerLost(LabError):
-    """A process that trained a trial together with this one is gone; the trial goes on from its checkpoint."""
+    """A peer process of a distributed trial is gone; the trial resumes from its checkpoint."""
 
     exit_code = TRIALS_FAILED
 
 
 class CorruptCheckpoint(LabError):
-    """A checkpoint that is incomplete, altered, or not written by this program."""
+    """A checkpoint is incomplete, was altered, or was not written by dsd-lab."""

@@ -1,4 +1,4 @@
-"""Where a result comes from: code, versions, machine. No environment variables, no paths outside the package."""
+"""Where a result comes from: code, versions, machine. Records no environment variables and no outside paths."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ if TYPE_CHECKING:
     import torch
 
 _PACKAGE = Path(__file__).parent
-_MOST_OF_DIFF = 256 * 1024
-"""Characters of a work tree's difference that are kept."""
+_MAX_DIFF = 256 * 1024
+"""Characters of the work tree's diff that are kept."""
 _SECRET = re.compile(r"(?i)((?:token|secret|passw(?:or)?d|api_?key|credential)[\w-]{0,40}[\"']?\s{0,9}[:=]\s{0,9})\S.*")
 _command: str | None = None
 
 
 def remember_call(command: str | list[str] | None) -> None:
-    """Keep the command line that this process works for, without the passwords in it."""
+    """Remember the command line that this process serves, without passwords."""
     global _command
     text = command if isinstance(command, str) or command is None else shlex.join(["dsd-lab", *command])
     _command = None if text is None else without_secrets(text)
 
 
 def called_with() -> str | None:
-    """The command line that this process works for; None where it was called by none, as from a notebook."""
+    """The remembered command line; None outside the command line, as in a notebook."""
     return _command
 
 
 def without_secrets(text: str) -> str:
-    """Text with `***` in the place of passwords in addresses, and of whatever a key such as `token` is given."""
+    """Replace passwords in addresses and values of keys such as `token` by `***`."""
     return _SECRET.sub(r"\1***", without_password(text))
 
 
 @cache
 def work_tree_diff() -> str:
-    """What the package's files differ by from their commit, without secrets, cut where it is long; empty outside git."""
+    """The package's `git diff HEAD`, without secrets, truncated to `_MAX_DIFF` characters; empty outside git."""
     found = without_secrets(_git("diff", "HEAD", "--", str(_PACKAGE)) or "")
-    return found if len(found) <= _MOST_OF_DIFF else f"{found[:_MOST_OF_DIFF]}\n[cut at {_MOST_OF_DIFF} characters]\n"
+    return found if len(found) <= _MAX_DIFF else f"{found[:_MAX_DIFF]}\n[cut at {_MAX_DIFF} characters]\n"
 
 
 def provenance() -> dict[str, Any]:
-    """Commit and whether the work tree differs from it (None outside git), code hash, versions, machine."""
+    """Code hash, git commit, whether the work tree is dirty (git fields are None outside git), versions, machine."""
     packages = (
         "dsd-lab",
         "torch",
@@ -95,14 +95,14 @@ def _git(*arguments: str) -> str | None:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's."""
-    import torch  # whoever has a device has imported it
+    """Name of the GPU or processor."""
+    import torch  # already imported by whoever has a device
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
 
 
 def processor() -> str:
-    """The processor's name as the kernel tells it."""
+    """The processor's name, from `/proc/cpuinfo`."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Which code trained a trial: a hash of the definitions that can change a training result, and of nothing else."""
+"""Hash of the code that can change a training result: identifies the code that trained a trial."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ SOURCES: dict[str, tuple[str, ...]] = {
         *("Trial.stages", "Trial.needs_target_encoder", "uses_target_encoder"),
     ),
 }
-"""Files below the package, and the definitions in them that count (none named: all).
+"""Files below the package, and the definitions in them that are hashed (empty: all).
 
-Latent metrics, probes, pictures, samplers and events are not among them: they observe a result and do not change it.
+Latent metrics, probes, pictures, samplers and events only observe training, so they are left out.
 """
 SAME_RESULTS: dict[str, str] = {
     "68d98741d16b": "aaf8525e7297",
@@ -35,18 +35,18 @@ SAME_RESULTS: dict[str, str] = {
     "a38320e57487": "1817834653a1",
     "8b0cb4a6c2b2": "6ed2df0ded3b",
 }
-"""Earlier hashes -> a later one whose code gives the same weights and records to the bit (golden losses prove it).
+"""Earlier hash -> later hash of code with bit-identical weights and records (shown by the golden losses).
 
-A row is added by whoever changes the shape of training code and not its results: moves a definition, renames one.
+Add a row when training code is moved or renamed without changing results.
 """
 
 
 @cache
 def training_code() -> str:
-    """Twelve hexadecimal digits of a hash of the training code's definitions.
+    """The first twelve hexadecimal digits of the hash.
 
-    Comments, docstrings, imports, the files' names and the order of definitions do not count, so that a
-    definition can be moved from one listed file to another.
+    Comments, docstrings, imports, file names and the order of definitions do not count. A definition can
+    therefore move between the listed files.
     """
     dumps = []
     for pattern, names in SOURCES.items():
@@ -58,19 +58,19 @@ def training_code() -> str:
 
 
 def same_results(code: str | None) -> str | None:
-    """The newest known hash of code that gives the same results as a recorded one; that itself where none is known."""
+    """The newest known hash with the same results as `code`; `code` itself where none is known."""
     while code in SAME_RESULTS:
         code = SAME_RESULTS[code]
     return code
 
 
 def is_current(code: str | None) -> bool:
-    """Whether a recorded hash is of code that gives the results of the present code."""
+    """Whether code of this hash gives the same results as the present code."""
     return same_results(code) == training_code()
 
 
 def _bare(tree: ast.Module) -> ast.Module:
-    """Without imports and docstrings, those of attributes included."""
+    """Remove imports and docstrings, those of attributes included."""
     for node in ast.walk(tree):
         for field in ("body", "orelse", "finalbody"):
             body = getattr(node, field, None)
@@ -87,7 +87,7 @@ def _says_nothing(node: ast.AST) -> bool:
 
 
 def _definitions(tree: ast.Module) -> list[tuple[str, ast.stmt]]:
-    """Classes, functions and methods by dotted name."""
+    """Classes, functions and methods by qualified name."""
     kinds = (ast.ClassDef, ast.FunctionDef)
     found: list[tuple[str, ast.stmt]] = [(node.name, node) for node in tree.body if isinstance(node, kinds)]
     for name, node in list(found):

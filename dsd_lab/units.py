@@ -1,4 +1,4 @@
-"""Amounts as a reader takes them in: times, counts, bytes."""
+"""Human-readable durations, counts and sizes."""
 
 from __future__ import annotations
 

@@ -14,10 +14,10 @@ from sweeping import LONG, VARIANTS, outcome, train_here, write_spec
 from dsd_lab.core.data import load_data
 from dsd_lab.home.home import Home
 from dsd_lab.specs.trial import Data, Trial
-from dsd_lab.store import SOON
+from dsd_lab.store import SHORT_TIMEOUTS
 
 torch.set_num_threads(1)
-for _name, _seconds in SOON.items():  # as the command line does
+for _name, _seconds in SHORT_TIMEOUTS.items():  # as the command line does
     os.environ.setdefault(_name, _seconds)
 settings.register_profile("lab", deadline=None, derandomize=True, max_examples=30)
 settings.load_profile("lab")

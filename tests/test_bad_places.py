@@ -40,7 +40,7 @@ def test_b36_a_home_that_is_a_file_is_refused(tmp_path, capsys):
     spec, home = write_spec(tmp_path), tmp_path / "home"
     home.write_text("not a folder")
     for verb in (["sweep", spec], ["train", spec, "--variant", "dsd"]):
-        assert refused(capsys, *verb, "--home", home) == f"--home {home}: is a file; name a folder"
+        assert refused(capsys, *verb, "--home", home) == f"--home {home}: is a file; give a folder"
     assert home.read_text() == "not a folder"
 
 
@@ -64,7 +64,7 @@ def test_b36_a_report_does_not_replace_a_file(tmp_path, capsys):
     train_here(home, write_spec(tmp_path))
     (tmp_path / "mine").write_text("a thesis")
     assert refused(capsys, "report", "--home", home.root, "--out", tmp_path / "mine").endswith(
-        "is a file; name a folder"
+        "is a file; give a folder"
     )
     assert (tmp_path / "mine").read_text() == "a thesis"
 
@@ -97,7 +97,9 @@ def test_b39_a_spec_whose_records_alone_were_edited_keeps_its_trials(tmp_path):
 
 def test_a_home_whose_path_leaves_no_room_for_the_names_below_it_is_refused(tmp_path, capsys):
     long = tmp_path.joinpath(*["long" * 50] * 19)
-    assert "bytes is too long; the longest is 3,695" in refused(capsys, "sweep", write_spec(tmp_path), "--home", long)
+    assert "bytes is too long; at most 3,695 are allowed" in refused(
+        capsys, "sweep", write_spec(tmp_path), "--home", long
+    )
 
 
 def test_too_few_open_files_are_refused_and_a_soft_limit_is_raised(tmp_path, capsys, monkeypatch):
@@ -106,7 +108,7 @@ def test_too_few_open_files_are_refused_and_a_soft_limit_is_raised(tmp_path, cap
     monkeypatch.setattr(resource, "setrlimit", lambda what, pair: asked.append(pair))
     assert main(["sweep", str(write_spec(tmp_path)), "--home", str(tmp_path / "home")]) == NO_RESOURCES
     (line,) = capsys.readouterr().err.splitlines()
-    assert "allows 200 open files a process, and a sweep needs 256" in line and "ulimit -n" in line
+    assert "allows 200 open files per process, but a sweep needs 256" in line and "ulimit -n" in line
     assert asked == [(200, 200)] and not (tmp_path / "home").exists()
     limits[0] = (64, resource.RLIM_INFINITY)
     allow_open_files()
@@ -122,5 +124,5 @@ def test_a_ray_that_does_not_start_is_one_line(told, tmp_path, capsys, monkeypat
     code = main(["sweep", str(write_spec(tmp_path)), "--home", str(tmp_path / "home"), "--no-tracking"])
     (line,) = capsys.readouterr().err.splitlines()
     reason = "The current node timed out during startup" if told else "Exception"
-    assert code == NO_RESOURCES and f"Ray does not start: {reason}; where the machine was too busy" in line
+    assert code == NO_RESOURCES and f"Ray does not start: {reason}; if the machine was too busy" in line
     assert not Home(tmp_path / "home").manifests()  # a sweep that was refused leaves no record

@@ -535,12 +535,12 @@ def test_a_file_without_permission_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs /dev/zero")
 def test_a_device_in_place_of_a_spec_is_refused() -> None:
-    assert refusal("/dev/zero") == "/dev/zero: is not a plain file; name a YAML file, or `-` for standard input"
+    assert refusal("/dev/zero") == "/dev/zero: is not a regular file; name a YAML file, or `-` for standard input"
 
 
 def test_a_pipe_in_place_of_a_spec_is_refused_and_not_waited_on(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "spec.yaml")
-    assert "spec.yaml: is not a plain file" in refusal(str(tmp_path / "spec.yaml"))
+    assert "spec.yaml: is not a regular file" in refusal(str(tmp_path / "spec.yaml"))
 
 
 def test_b22_a_parent_that_a_link_leads_out_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

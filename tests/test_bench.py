@@ -229,7 +229,7 @@ def test_two_at_once_are_refused_and_what_a_killed_one_left_is_freed(tmp_path, c
     few = ["bench", str(spec), "--steps", "1", "--repeats", "1", "--home", str(home.root)]
     with locked(home.cache / "bench" / "lock"):
         assert main(few) == BAD_INPUT
-        assert "another `dsd-lab bench` runs there" in capsys.readouterr().err
+        assert "another `dsd-lab bench` is running there" in capsys.readouterr().err
         assert run("gc", "--home", home.root)[1]["items"] == []
     assert [row["path"] for row in run("gc", "--home", home.root)[1]["items"]] == [str(left)]
     assert main(few) == OK and not left.exists()

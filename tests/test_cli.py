@@ -406,7 +406,7 @@ def test_a_trial_of_a_gpu_is_sampled_on_the_cpu_where_there_is_none_and_says_so(
 
     monkeypatch.setattr(TrialFolder, "description", on_gpu)
     assert run("sample", ids["dsd"], "--n", 1, "--steps", 1, "--out", tmp_path, "--home", home.root)[0] == OK
-    assert capsys.readouterr().err == "dsd-lab: this process sees no GPU: sampling on the CPU\n"
+    assert capsys.readouterr().err == "dsd-lab: no GPU is visible: sampling on the CPU\n"
     assert (tmp_path / "grid.png").exists()
 
 

@@ -13,7 +13,7 @@ from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import manifest_of
 from dsd_lab.home.trial_records import CodeFrom, DeviceFrom, Status
 from dsd_lab.provenance import processor
-from dsd_lab.runs.continuity import told_changes, told_devices, trained_by, trained_on
+from dsd_lab.runs.continuity import format_codes, format_devices, trained_by, trained_on
 from dsd_lab.runs.data_shelf import DataShelf
 from dsd_lab.runs.run_trial import run_trial
 from dsd_lab.specs.loading import load_sweep
@@ -53,7 +53,7 @@ def test_f14_trials_that_other_code_began_are_refused_and_go_on_only_where_that_
     ):
         assert main([*verb, "--home", str(home.root)]) == BAD_INPUT
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("dsd-lab: 1 unfinished trials began with other training code than today's")
+        assert line.startswith("dsd-lab: 1 unfinished trials began with other training code than the present")
         assert str(folder.root) in line and "--allow-code-change" in line
     assert {path: path.read_bytes() for path in files} == files
     # Past that refusal, a sweep comes to the next one: no cluster answers there.
@@ -87,8 +87,8 @@ def test_f14_what_is_trained_again_is_no_longer_by_the_code_that_trained_it_firs
     content = json.loads(description.read_text())
     description.write_text(json.dumps(content | {"provenance": content["provenance"] | {"code": OTHER}}))
     assert codes(trained_by(folder, 8)) == [(OTHER, 0), (now, 8)]
-    assert told_changes(Status(trained_by=trained_by(folder, 8))) == f"{OTHER} from step 0, {now} from step 8"
-    assert told_changes(Status(trained_by=[CodeFrom(code=now, step=0)])) is None and told_changes(Status()) is None
+    assert format_codes(Status(trained_by=trained_by(folder, 8))) == f"{OTHER} from step 0, {now} from step 8"
+    assert format_codes(Status(trained_by=[CodeFrom(code=now, step=0)])) is None and format_codes(Status()) is None
 
 
 def test_f13_a_trial_that_goes_on_on_another_processor_or_gpu_says_so(begun):
@@ -100,8 +100,8 @@ def test_f13_a_trial_that_goes_on_on_another_processor_or_gpu_says_so(begun):
     assert trained_on(folder, 8, "a Xeon") == [DeviceFrom(device="a Xeon", step=0)]
     assert train(begun, "--allow-code-change") == OK
     assert [(e.device, e.step) for e in folder.status().trained_on] == [("a Xeon", 0), (processor(), 8)]
-    assert told_devices(folder.status()) == f"a Xeon from step 0, {processor()} from step 8"
-    assert told_devices(Status(trained_on=[DeviceFrom(device="a Xeon", step=0)])) is None
+    assert format_devices(folder.status()) == f"a Xeon from step 0, {processor()} from step 8"
+    assert format_devices(Status(trained_on=[DeviceFrom(device="a Xeon", step=0)])) is None
 
 
 @pytest.mark.slow

@@ -105,7 +105,7 @@ def test_the_table_names_both_sweeps_what_differs_and_every_variant(home, capsys
     [
         ("a", "a", "are the same sweep, a"),
         ("tiny--short", "c", "share no variant: dsd; naive against control"),
-        ("b", "c", "share no seed"),
+        ("b", "c", "have no seed that is finished in both"),
         ("a", "bb", "no sweep 'bb'"),
     ],
 )

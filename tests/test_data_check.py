@@ -188,7 +188,7 @@ def test_metrics_and_guidance_that_need_classes_are_left_out_or_refused_where_th
 def test_a_sweep_of_one_class_that_needs_classes_is_refused(tmp_path, capsys):
     write_folder(tmp_path / "photos", pictures(20), [0] * 20, ["all"])
     for more, complaint in (
-        (["--set", "auxiliary.classification=0.1"], "has no classes to tell apart"),
+        (["--set", "auxiliary.classification=0.1"], "has no classes"),
         (["--set", "evaluate=[{guidance: 2, steps: 1}]"], "nothing to guide towards"),
     ):
         assert main(["plan", str(spec_of(tmp_path)), *more, "--home", str(tmp_path / "home")]) == BAD_INPUT
@@ -231,7 +231,7 @@ def test_a_class_is_meant_by_its_name_before_its_number():
     assert [class_number(text, 3, names) for text in ("cat", "2", "0", "owl")] == [0, 1, 0, 2]
     with pytest.raises(BadInput, match=r"--class cta: the data has classes 0 to 2.*did you mean 'cat'"):
         class_number("cta", 3, names)
-    with pytest.raises(BadInput, match="no classes to tell apart"):
+    with pytest.raises(BadInput, match="has no classes"):
         class_number("0", 1, ())
 
 

@@ -7,7 +7,7 @@ import sqlite3
 import pytest
 from sweeping import VARIANTS, run, train_here, write_spec
 
-from dsd_lab.cli.doctor import asked, check_packages
+from dsd_lab.cli.doctor import check_packages, required
 from dsd_lab.cli.main import main
 from dsd_lab.errors import NO_RESOURCES, OK
 from dsd_lab.files.locks import locked
@@ -65,7 +65,7 @@ def test_it_makes_neither_a_home_folder_nor_a_store(tmp_path):
 
 
 def test_what_is_asked_for_is_what_pyproject_says():
-    python, packages = asked()
+    python, packages = required()
     assert python.startswith(">=3.11") and any(p.startswith("mlflow") for p in packages)
 
 
@@ -85,7 +85,7 @@ def test_orphaned_runs_are_named_by_a_dry_run_then_closed_and_the_next_report_gi
     code, found, _ = doctor(home)
     assert code == OK and "closed as KILLED" in found["runs"]
     assert states(home) == {"tiny": "KILLED", "dsd s0": "KILLED", "control s0": "KILLED"}
-    assert "none is orphaned" in doctor(home)[1]["runs"]
+    assert "no orphaned runs" in doctor(home)[1]["runs"]
     Store(home).sync(manifest_of(stored[1]))
     assert set(states(home).values()) == {"FINISHED"}
 
@@ -111,7 +111,7 @@ def test_a_run_whose_trial_or_sweep_somebody_holds_stays_running(home, stored):
     say_running(home)
     with locked(home.sweep_folder("tiny") / "lock", wait=False) as held:
         assert held
-        assert "none is orphaned" in doctor(home)[1]["runs"]
+        assert "no orphaned runs" in doctor(home)[1]["runs"]
     assert set(states(home).values()) == {"RUNNING"}
 
 
@@ -119,7 +119,7 @@ def test_runs_of_a_home_elsewhere_in_a_shared_store_are_left_alone(home, tmp_pat
     say_running(home)
     other = Home(tmp_path / "other")
     other.prepare()
-    assert "none is orphaned" in doctor(other, "--tracking-uri", f"sqlite:///{home.root / 'mlflow.db'}")[1]["runs"]
+    assert "no orphaned runs" in doctor(other, "--tracking-uri", f"sqlite:///{home.root / 'mlflow.db'}")[1]["runs"]
     assert set(states(home).values()) == {"RUNNING"}
 
 

@@ -195,7 +195,7 @@ def test_a_failing_evaluation_leaves_the_trial_finished(trained, monkeypatch):
         ("dsd", ["--metrics", "fid,fud"], "--metrics"),
         ("dsd", ["--extractor", "inception"], "fetch-weights inception"),
         ("dsd", ["--reference", "nowhere.npz"], "no such file"),
-        ("dsd", ["--profile", "quick"], "belongs to --spec"),
+        ("dsd", ["--profile", "quick"], "needs --spec"),
     ],
 )
 def test_evaluate_says_in_one_line_what_it_cannot_do(trained, capsys, which, given, complaint):
@@ -209,7 +209,7 @@ def test_options_beside_a_spec_are_refused(trained, tmp_path, capsys):
     home, ids = trained
     spec = write_spec(tmp_path, evaluate=[{}])
     given = ["evaluate", ids["dsd", 0], "--spec", str(spec), "--steps", "3", "--home", str(home.root)]
-    assert main(given) == BAD_INPUT and "--steps: with --spec" in capsys.readouterr().err
+    assert main(given) == BAD_INPUT and "--steps: cannot be combined with --spec" in capsys.readouterr().err
 
 
 # -- fetch-weights --------------------------------------------------------------------------------------

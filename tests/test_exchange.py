@@ -141,7 +141,7 @@ def test_an_imported_sweep_can_be_exported_again_with_the_same_files(folder):
 def test_export_refuses_a_folder_in_use_and_a_trial_that_runs(folder, ids, capsys):
     arguments = ["export", "tiny", "--home", str(folder / "home"), "--out"]
     assert main([*arguments, str(folder / "light")]) == BAD_INPUT
-    assert "name a new or an empty folder" in capsys.readouterr().err
+    assert "name a new or empty folder" in capsys.readouterr().err
     with Home(folder / "home").trial(ids["dsd s0"]).lock():
         assert main([*arguments, str(folder / "new")]) == BAD_INPUT
     assert ids["dsd s0"] in capsys.readouterr().err and not (folder / "new").exists()
@@ -174,7 +174,7 @@ def test_another_sweep_of_the_same_name_is_never_overwritten(folder, capsys):
     assert take(folder / "light", folder / "other") == OK
     capsys.readouterr()
     edit(folder / "other" / "sweeps" / "tiny" / "manifest.json", why="Another question.")
-    refused(capsys, folder / "light", folder / "other", "another sweep of this name")
+    refused(capsys, folder / "light", folder / "other", "a different sweep of this name")
 
 
 # -- What is refused ---------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def test_a_link_that_appears_while_an_export_is_written_is_not_followed(trained,
 
     monkeypatch.setattr(exporting, "_copy_trial", linked)
     assert main(["export", "tiny", "--home", str(trained[0] / "home"), "--out", str(out)]) == BAD_INPUT
-    assert "name a new or an empty folder" in capsys.readouterr().err
+    assert "name a new or empty folder" in capsys.readouterr().err
     assert not list(own.iterdir())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "own"]
 
@@ -208,7 +208,7 @@ def test_one_changed_byte_in_any_file_is_refused(folder, ids, kind, capsys):
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
     path.write_bytes(raw)
-    refused(capsys, folder / "heavy", folder / "other", "is not the file that was exported")
+    refused(capsys, folder / "heavy", folder / "other", "differs in size or SHA-256")
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_one_changed_byte_in_any_file_is_refused(folder, ids, kind, capsys):
         ("trials/{trial}/images/.hidden.png", "an export has no file"),
         ("trials/{trial}/status.json\n", "an export has no file"),
         ("mlflow.db", "an export has no file"),
-        ("trials/{trial}/images/missing.png", "is listed in export.json and not there"),
+        ("trials/{trial}/images/missing.png", "is listed in export.json but missing"),
     ],
 )
 def test_a_path_that_is_no_place_of_an_export_is_refused(folder, ids, path, complaint, capsys):
@@ -248,7 +248,7 @@ def test_links_pipes_and_files_that_are_not_listed_are_refused(folder, ids, caps
     image.parent.unlink()
     (folder / "images").rename(image.parent)
     os.mkfifo(image)
-    refused(capsys, folder / "light", folder / "other", "is not a plain file")
+    refused(capsys, folder / "light", folder / "other", "is not a regular file")
     image.unlink()
     image.write_bytes(raw)
     (folder / "light" / "extra.json").write_text("{}")
@@ -269,8 +269,8 @@ class Canary:
     ("place", "complaint"),
     [
         ("checkpoints/*/tensors.safetensors", "is not safetensors"),
-        ("images/reconstruction-*.png", "is not a PNG"),
-        ("status.json", "is not what it should be"),
+        ("images/reconstruction-*.png", "is not a valid PNG"),
+        ("status.json", "is not valid"),
         ("spool.jsonl", "spool.jsonl: "),
     ],
 )
@@ -287,10 +287,10 @@ def test_a_pickle_in_any_place_is_refused_and_never_run(folder, ids, place, comp
     [
         ("status.json", {"step": "many"}, "step: "),
         ("status.json", {"code": "x' or tags.`a` = '"}, "code: "),
-        ("status.json", {"seconds": float("nan")}, "NaN is no number"),
-        ("trial.json", {"seed": 7}, "its fields are those of trial"),
+        ("status.json", {"seconds": float("nan")}, "NaN is not a number"),
+        ("trial.json", {"seed": 7}, "its fields give the id"),
         ("trial.json", {"provenance": {}}, "provenance."),
-        ("trial.json", {"fields": {"training": {"steps": 13}}}, "its fields are those of trial"),
+        ("trial.json", {"fields": {"training": {"steps": 13}}}, "its fields give the id"),
     ],
 )
 def test_a_file_that_says_what_no_trial_says_is_refused(folder, ids, file, entries, complaint, capsys):

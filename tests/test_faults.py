@@ -116,7 +116,7 @@ def test_f5_a_flipped_bit_in_a_checkpoints_state_costs_what_came_after_the_one_b
     for verb in (train, sweep):  # nothing is left to be done for the second
         arguments = [verb[0], str(whole.spec), *verb[1:], "--home", str(home.root), "--no-tracking"]
         assert main(arguments) == OK
-        assert "passed over damaged checkpoints: damaged-step-000000008" in capsys.readouterr().out
+        assert "skipped damaged checkpoints: damaged-step-000000008" in capsys.readouterr().out
     assert outcome(home, whole.trial.id) == whole.outcome
 
 

@@ -65,7 +65,7 @@ def test_a_trial_of_a_manifest_that_lies_elsewhere_is_refused(verb, home, capsys
     trials = [entry.model_dump() for entry in home.manifests()["old"].trials]
     path = edit_manifest(home, trials=[trials[0] | {"id": "../../victim"}, *trials[1:]])
     said = refused(capsys, home, verb, path)
-    assert "'../../victim' is not the id of a trial; move it away and run its sweep again" in said
+    assert "'../../victim' is not a trial id; move it away and re-run the sweep" in said
 
 
 @pytest.mark.parametrize("name", IDS, ids=repr)
@@ -73,12 +73,12 @@ def test_nothing_but_twelve_digits_is_the_id_of_a_trial(name, home, capsys):
     trials = [entry.model_dump() for entry in home.manifests()["old"].trials]
     name = str(home.root.parent / "victim") if name == VICTIM else name
     path = edit_manifest(home, trials=[*trials, trials[0] | {"id": name}])
-    assert "is not the id of a trial" in refused(capsys, home, ["rm", "old", "--yes"], path)
+    assert "is not a trial id" in refused(capsys, home, ["rm", "old", "--yes"], path)
 
 
 @pytest.mark.parametrize("name", ["../../victim", VICTIM, "..", ".", "", "a/b", "a/"])
 def test_a_home_has_no_trial_outside_its_folder_of_trials(name, home):
-    with pytest.raises(BadInput, match="is not the id of a trial"):
+    with pytest.raises(BadInput, match="is not a trial id"):
         home.trial(str(home.root.parent / "victim") if name == VICTIM else name)
 
 
@@ -105,7 +105,7 @@ def test_a_picture_of_a_spool_that_lies_elsewhere_is_never_opened_and_no_store_h
         assert main(["logs", done.id, "--home", str(home.root)]) == BAD_INPUT
     assert main(["report", "old", "--home", str(home.root)]) == BAD_INPUT
     said = {line for line in capsys.readouterr().err.splitlines() if line.startswith("dsd-lab: ")}
-    assert said == {f"dsd-lab: {done.spool}:{at + 1}: is damaged; remove the trial's folder to train it anew"}
+    assert said == {f"dsd-lab: {done.spool}:{at + 1}: is damaged; remove the trial's folder to retrain the trial"}
     assert files_of(tmp_path / "victim") == before and not list(home.root.glob("mlartifacts/**/*secret*"))
 
 

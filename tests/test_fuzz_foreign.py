@@ -31,7 +31,7 @@ from dsd_lab.home.home import Home
 from dsd_lab.home.sweep_records import Entry
 from dsd_lab.report.results import result_of
 from dsd_lab.specs.trial import Data
-from dsd_lab.store.own_runs import wrong_in
+from dsd_lab.store.own_runs import invalid_tag
 from dsd_lab.store.reading import damage
 
 EVIL = st.sampled_from(
@@ -114,7 +114,7 @@ def test_any_damage_to_a_data_set_is_refused_in_one_line_or_leaves_images(sets, 
 @given(tags=st.dictionaries(st.sampled_from(["dsd.trial", "dsd.sweep", "dsd.code", "dsd.state", "dsd.step", "dsd.seconds", "dsd.lines", "dsd.error", "dsd.imported"]), TEXT))  # fmt: skip
 @timed
 def test_any_tags_of_a_run_are_refused_or_make_a_result(tags):
-    reason = wrong_in(SimpleNamespace(data=SimpleNamespace(tags=tags)))
+    reason = invalid_tag(SimpleNamespace(data=SimpleNamespace(tags=tags)))
     if reason is None:
         assert result_of(ENTRY, tags.get("dsd.state", "pending"), tags, {}, None).seconds >= -1e308
     else:

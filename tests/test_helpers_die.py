@@ -34,7 +34,7 @@ def test_a_sweep_whose_ray_has_died_ends_in_a_line_and_the_same_command_goes_on(
     output = driver.communicate(timeout=DEADLINE)[0]
     assert driver.returncode == NO_RESOURCES and "Traceback" not in output and "state-dump" not in output, output
     (line,) = [line for line in output.splitlines() if line.startswith("dsd-lab: ")]
-    assert f"Ray's process {name} has died" in line and "the same command goes on" in line
+    assert f"Ray's process {name} died" in line and "the same command resumes" in line
     again = start(*command)
     output = again.communicate(timeout=DEADLINE)[0]
     assert again.returncode == OK and home.trial(trial).state() == "done", output
@@ -46,6 +46,6 @@ def test_a_sweep_whose_uploader_has_died_trains_on_and_says_that_the_store_is_be
     kill(driver, "dsd_lab.store.uploader")
     output = driver.communicate(timeout=DEADLINE)[0]
     assert driver.returncode == OK and home.trial(trial).state() == "done", output
-    assert output.count("the store is behind; nothing is lost") == 1
+    assert output.count("the store is incomplete; nothing is lost") == 1
     assert start(*command).wait(DEADLINE) == OK
     assert stored_steps(home) == spooled_steps(home, [trial])

@@ -111,8 +111,8 @@ def test_an_ambiguous_name_lists_the_trials_that_it_can_mean(planned, capsys):
     _, home, ids = planned
     first, second = ids["naive s0"], ids["naive s1"]
     assert refused(capsys, "logs", "naive", "--home", home.root) == (
-        f"dsd-lab: naive: 2 trials are called so: {first} (tiny naive s0), {second} (tiny naive s1); "
-        "give an id, or more of the name"
+        f"dsd-lab: naive: 2 trials match: {first} (tiny naive s0), {second} (tiny naive s1); "
+        "give an id or more of the name"
     )
     assert refused(capsys, "sample", "naiv", "--home", home.root) == (
         f"dsd-lab: naiv: no such trial in {home.root}; did you mean 'naive'?"
@@ -128,7 +128,7 @@ def test_a_variant_that_reads_like_an_id_is_never_taken_for_another_trial(tmp_pa
     home.prepare()
     home.write_manifest(manifest_of(plan))
     (home.root / "trials" / "ada000000000").mkdir(parents=True)
-    with pytest.raises(BadInput, match="ada: 2 trials are called so"):
+    with pytest.raises(BadInput, match="ada: 2 trials match"):
         find_trial(home, "ada")
 
 
@@ -153,7 +153,7 @@ def test_logs_and_status_take_names(planned, capsys):
         (["--set", "seeds", "[0, 1]"], "dsd-lab: error: --set seeds [0, 1]: write --set 'seeds=[0, 1]'"),
         (
             ["--set", "training.steps=5", "seeds=[0]"],
-            "dsd-lab: error: 'seeds=[0]': every override has a --set of its own: write --set 'seeds=[0]'",
+            "dsd-lab: error: 'seeds=[0]': every override needs its own --set: write --set 'seeds=[0]'",
         ),
         (["--set", "training.steps"], "dsd-lab: --set training.steps: write training.steps=VALUE"),
         (["--set", "fast"], "dsd-lab: --set fast: write key.path=value, such as training.steps=200"),
@@ -303,12 +303,12 @@ def test_states_are_explained_where_they_are_shown(planned, capsys):
         folder.root.mkdir(parents=True)
         folder.write_status(state=state, step=3, steps=12, code="0" * 12 if state == "done" else code)
     notes = [
-        "interrupted: ended before its last step; the same `dsd-lab sweep` goes on from the last checkpoint",
-        "diverged: a loss or a weight was no longer finite, so training ended there; that is a result: it is not "
-        "trained again, and has no verdict",
-        "failed: an error ended it; `dsd-lab logs TRIAL` shows which, `dsd-lab sweep SPEC --retry-failed` runs it again",
-        f"stale: done, by other training code than today's ({code}); the result stands and is reported; "
-        "`dsd-lab logs TRIAL` names the code, `dsd-lab reproduce TRIAL` shows whether today's gives the same",
+        "interrupted: the process ended before the last step; the same `dsd-lab sweep` resumes from the last checkpoint",
+        "diverged: a loss or weight became NaN or infinite, which ended training; this is a result: the trial is not "
+        "retrained and has no verdict",
+        "failed: ended by an error; `dsd-lab logs TRIAL` shows it, `dsd-lab sweep SPEC --retry-failed` runs the trial again",
+        f"stale: finished with other training code than the present ({code}); the result is valid and reported; "
+        "`dsd-lab logs TRIAL` names the code, `dsd-lab reproduce TRIAL` tests whether the present code gives the same",
     ]
     assert state_notes(["running", "done", "pending"], code) == []
     assert main(["status", "--home", str(home.root)]) == OK

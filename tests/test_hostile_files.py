@@ -218,21 +218,21 @@ def test_a_pipe_in_place_of_a_data_file_is_refused_and_not_waited_on(source, tmp
         os.mkfifo(tmp_path / "a" / "1.png")
     else:
         os.mkfifo(tmp_path / {"idx": "train-images-idx3-ubyte", "parquet": "train.parquet"}[source])
-    with pytest.raises(BadInput, match=r"is not a plain file|neither a file nor a folder"):
+    with pytest.raises(BadInput, match=r"is not a regular file|neither a file nor a folder"):
         load_data(Data(source=source, path=str(tmp_path)))
 
 
 def test_a_bounded_reader_takes_plain_files_alone(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
-        with pytest.raises(BadFile, match="is not a plain file"):
+        with pytest.raises(BadFile, match="is not a regular file"):
             open_plain(path)
     (tmp_path / "a").write_bytes(b"12345")
     (tmp_path / "link").symlink_to("a")
     assert read_plain(tmp_path / "link", 5) == b"12345"
     with pytest.raises(BadFile, match="is larger than 4 bytes"):
         read_plain(tmp_path / "a", 4)
-    with pytest.raises(BadInput, match="pipe: is not a plain file"):
+    with pytest.raises(BadInput, match="pipe: is not a regular file"):
         read_json_object(tmp_path / "pipe")
 
 

@@ -16,7 +16,7 @@ from dsd_lab.home.history import write_history
 from dsd_lab.home.home import Home
 from dsd_lab.store.faults import StoreUnavailable
 from dsd_lab.store.mlflow_store import Store
-from dsd_lab.store.own_runs import wrong_in
+from dsd_lab.store.own_runs import invalid_tag
 from dsd_lab.store.reading import damage
 
 KEPT = Path(__file__).parent / "fixtures" / "home-schema1" / "home"
@@ -80,11 +80,11 @@ def test_foreign_runs_with_missing_or_evil_tags_are_passed_over_with_one_notice(
     before = {i: (t.tags, t.metrics) for i, t in read(home, tmp_path)[0].items()}
     for tags in EVIL:
         made = foreign(store, **{k: v for k, v in (GOOD | tags).items() if v is not None})
-        assert wrong_in(made)
+        assert invalid_tag(made)
     after, notices = read(home, tmp_path, "again")
     assert {i: (t.tags, t.metrics) for i, t in after.items()} == before
     (line,) = notices
-    assert line.startswith(f"{len(EVIL)} foreign runs of the store are passed over, first ") and line.isprintable()
+    assert line.startswith(f"{len(EVIL)} foreign runs of the store are skipped, first ") and line.isprintable()
     assert store.client.get_run(made.info.run_id).data.metrics == {"latent/std": 666.0}
 
 
@@ -98,7 +98,7 @@ def test_a_run_with_ones_own_trial_id_never_replaces_ones_own_result(start, home
     found, notices = read(home, tmp_path)
     assert found[trial].metrics == own.data.metrics and found[trial].tags["dsd.code"] == status.code
     assert found[trial].metrics.get("latent/std") != 666.0
-    assert any(f"1 other runs of trial {trial} in the store are passed over" in line for line in notices)
+    assert any(f"1 other runs of trial {trial} in the store are skipped" in line for line in notices)
 
 
 def test_evil_tags_do_not_become_paths_where_orphans_are_closed(home, store):
@@ -210,5 +210,5 @@ def test_a_store_that_was_deleted_is_made_again_in_spite_of_the_record(home, sto
 
 
 def test_a_store_that_refuses_a_value_is_not_said_to_be_silent(home, store):
-    with pytest.raises(StoreUnavailable, match="refuses what it was given"), store._answering():
+    with pytest.raises(StoreUnavailable, match="refuses a value"), store._translate_errors():
         store.client.log_batch(run_of(store, done_of(home)).info.run_id, tags=[RunTag("x" * 300, "y")])

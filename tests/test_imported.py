@@ -83,15 +83,15 @@ def relabel(manifest):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (relabel, "is not what sweeps/old/manifest.json says of the trial"),
-        (lambda m: m["trials"][0].update(name="naive s0"), "is not the name of its variant, point and seed"),
+        (relabel, "contradicts what sweeps/old/manifest.json says"),
+        (lambda m: m["trials"][0].update(name="naive s0"), "differs from the name of its variant, point and seed"),
         (lambda m: m["trials"][0].update(variant="other", name="other s0"), "the spec has no variant 'other'"),
-        (lambda m: m["trials"].append(m["trials"][0]), "is there twice"),
-        (lambda m: m["trials"][0].update(steps=13), "are not those of its fields"),
-        (lambda m: m.update(run_at=1e300), "run_at: 1e+300 is no date between 2000 and 2100"),
-        (lambda m: m.update(run_at=9e9), "is no date"),
+        (lambda m: m["trials"].append(m["trials"][0]), "occurs twice"),
+        (lambda m: m["trials"][0].update(steps=13), "differs from its fields"),
+        (lambda m: m.update(run_at=1e300), "run_at: 1e+300 is not a date between 2000 and 2100"),
+        (lambda m: m.update(run_at=9e9), "is not a date"),
         (lambda m: m.update(evaluations={"../../x": {}}), "evaluations"),
-        (lambda m: m.update(why="\ud800"), "is not what it should be"),
+        (lambda m: m.update(why="\ud800"), "is not valid"),
     ],
     ids=range(9),
 )
@@ -103,11 +103,11 @@ def test_a_manifest_is_checked_as_strictly_as_a_trial(change, complaint, folder,
 @pytest.mark.parametrize(
     ("entries", "complaint"),
     [
-        ({"started": 1e300}, "started: 1e+300 is no date"),
+        ({"started": 1e300}, "started: 1e+300 is not a date"),
         ({"step": 4}, "step: 4 of 12 steps, done"),
         ({"step": 2**70}, "step: "),
         ({"seconds": 1e300}, "seconds: "),
-        ({"steps": 11, "step": 11}, "11 steps where"),
+        ({"steps": 11, "step": 11}, "11 steps, but"),
     ],
     ids=str,
 )
@@ -120,7 +120,7 @@ def test_times_and_steps_of_a_status_are_within_reason(entries, complaint, folde
 def test_a_picture_that_would_hold_a_report_for_minutes_does_not_come_in(folder, capsys):
     next((folder / "export").glob("trials/*/images/samples-*.png")).write_bytes(png(6000, 6000))
     mend(folder / "export")
-    assert "is not a PNG that a trial draws: 6000 x 6000 pixels" in refusal(folder / "export", folder / "other", capsys)
+    assert "is not a valid PNG of a trial: 6000 x 6000 pixels" in refusal(folder / "export", folder / "other", capsys)
 
 
 def test_json_of_many_megabytes_does_not_come_in(folder, capsys):
@@ -165,7 +165,7 @@ def test_a_trial_that_is_here_is_not_relabelled_by_another_version(folder, capsy
     (folder / "export" / "export.json").write_text(json.dumps(index | {"schema_version": 99}))
     mine.prepare()
     before = {p: p.read_bytes() for p in mine.root.rglob("*") if p.is_file()}
-    assert "was trained with other fields than the import says of" in refusal(folder / "export", mine.root, capsys)
+    assert "was trained with other fields than the import gives for" in refusal(folder / "export", mine.root, capsys)
     assert {p: p.read_bytes() for p in mine.root.rglob("*") if p.is_file()} == before
 
 

@@ -63,7 +63,7 @@ def test_what_is_there_is_never_overwritten_not_even_through_a_link(tmp_path, ca
     (tmp_path / "link.yaml").symlink_to(tmp_path / "nowhere.yaml")
     for name in ("mine.yaml", "link.yaml"):
         assert main(["init", str(tmp_path / name)]) == BAD_INPUT
-        assert "is there already and stays as it is" in capsys.readouterr().err
+        assert "already exists and is not overwritten" in capsys.readouterr().err
     assert (tmp_path / "mine.yaml").read_text() == "name: mine"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link.yaml", "mine.yaml"]
 

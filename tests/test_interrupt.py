@@ -11,7 +11,7 @@ import pytest
 from leftovers import nothing_left
 from sweeping import BASE, DEADLINE, LONG, running, start, wait_until, write_spec
 
-from dsd_lab.cli.interrupt import AT_ONCE, STOPPING, answered_at_once
+from dsd_lab.cli.interrupt import AT_ONCE, STOPPING, acknowledge_signals
 from dsd_lab.errors import INTERRUPTED
 from dsd_lab.home.home import Home
 
@@ -66,7 +66,7 @@ def test_ctrl_c_is_answered_at_once_while_ray_starts_and_while_trials_run(long_s
         assert interrupted(sweep, reader) < SOON
         assert sweep.wait(DEADLINE) == INTERRUPTED
         reader.join()
-        assert reader.lines[-1][1] == "dsd-lab: interrupted; the same command goes on from here"
+        assert reader.lines[-1][1] == "dsd-lab: interrupted; the same command resumes"
         assert not any("Traceback" in line for _, line in reader.lines)
 
 
@@ -93,7 +93,7 @@ def noted():
 
 def test_it_is_answered_while_the_main_thread_is_in_code_that_sees_no_signal(noted):
     said = []
-    with answered_at_once(lambda line: said.append((line, list(noted)))):
+    with acknowledge_signals(lambda line: said.append((line, list(noted)))):
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
         hashlib.pbkdf2_hmac("sha256", b"", b"", 3_000_000)  # one call into C, for a second or more
     assert said == [(STOPPING, [])] and noted == [signal.SIGINT]
@@ -101,7 +101,7 @@ def test_it_is_answered_while_the_main_thread_is_in_code_that_sees_no_signal(not
 
 def test_a_second_signal_is_answered_and_one_that_asks_for_nothing_is_not(noted):
     said = []
-    with answered_at_once(said.append):
+    with acknowledge_signals(said.append):
         os.kill(os.getpid(), signal.SIGALRM)
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGINT)
@@ -114,6 +114,6 @@ def test_a_reader_that_has_gone_away_harms_nothing(noted):
     def gone(line):
         raise BrokenPipeError
 
-    with answered_at_once(gone):
+    with acknowledge_signals(gone):
         os.kill(os.getpid(), signal.SIGINT)
     assert noted == [signal.SIGINT]

@@ -12,7 +12,7 @@ from sweeping import VARIANTS, described, write_spec
 from dsd_lab.cli import progress as progress_module
 from dsd_lab.cli.console import LabConsole
 from dsd_lab.cli.live_table import Row, Variant, clock, live_table, plain_row
-from dsd_lab.cli.live_trials import LiveTrials, SoFar
+from dsd_lab.cli.live_trials import LiveTrials, TrialSnapshot
 from dsd_lab.cli.progress import SweepProgress
 from dsd_lab.home.history import History, write_history
 from dsd_lab.home.spool import SpoolTail
@@ -52,9 +52,9 @@ def write(home, trial, entries, at=0, mode="w"):
 def test_a_running_trial_shows_speed_loss_and_latents_as_they_are_recorded(sweep):
     home, trials = sweep
     live, naive = LiveTrials(home, list(trials.values()), SETTINGS), trials["naive"]
-    assert live.so_far(naive) == SoFar()
+    assert live.so_far(naive) == TrialSnapshot()
     write(home, naive, [("train", 10, 2.5, 2.0), ("train", 20, 1.5, 2.0)])
-    assert live.so_far(naive) == SoFar(images_per_second=20 * 8 / 4.0, loss=1.5)
+    assert live.so_far(naive) == TrialSnapshot(images_per_second=20 * 8 / 4.0, loss=1.5)
     write(home, naive, [("probe", 20, (4.0, *HEALTHY[1:]))], at=2, mode="a")
     found = live.so_far(naive)
     assert (found.state.std, found.state.rank_token, found.verdict, found.control) == (2.0, 5.0, "healthy", None)
@@ -163,12 +163,12 @@ def state(std=123.4567, token=127.9, image=1024.5, capacity=13.375):
 
 LONGEST = Row(
     "recipe_online_with_a_long_name lr=0.0016 width=1024 s11", 399_999, 400_000,
-    SoFar(1_234_567.8, 0.000123456, state(), "rank-collapsed", None), 359_999,
+    TrialSnapshot(1_234_567.8, 0.000123456, state(), "rank-collapsed", None), 359_999,
 )  # fmt: skip
 ROWS = [
     LONGEST,
-    Row("naive s0", 400, 800, SoFar(12_345.6, 0.1234, state(0.0319), "shrunk", "control s0"), 107.4),
-    Row("dsd s0", 0, 800, SoFar(), None),
+    Row("naive s0", 400, 800, TrialSnapshot(12_345.6, 0.1234, state(0.0319), "shrunk", "control s0"), 107.4),
+    Row("dsd s0", 0, 800, TrialSnapshot(), None),
 ]
 VARIANTS_SHOWN = [
     Variant("control", ["done", "done", "diverged"], "s2: the loss was not finite at step 12 " + "and so on " * 30),
@@ -211,7 +211,7 @@ def test_a_wide_terminal_is_used():
 def test_it_fits_the_height_and_counts_what_does_not():
     lines = drawn(100, height=12, rows=[ROWS[1]] * 30, variants=[Variant(f"v{i}", ["pending"], "") for i in range(50)])
     assert len(lines) <= 12
-    assert any(re.fullmatch(r"and \d+ more that train", line.rstrip()) for line in lines)
+    assert any(re.fullmatch(r"and \d+ more running", line.rstrip()) for line in lines)
     assert any(re.fullmatch(r"and \d+ more variants", line.rstrip()) for line in lines)
 
 
@@ -226,11 +226,11 @@ def test_a_time_left_takes_eight_columns_at_most(seconds, shown):
 def test_without_a_terminal_a_running_trial_is_a_line(sweep, monkeypatch):
     assert plain_row(ROWS[1]) == (
         "naive s0: step 400 of 800, 12,346 images/s, loss 0.1234, latent std 0.0319, effective rank 128, "
-        "shrunk so far against control s0, 1:47 left"
+        "shrunk so far compared with control s0, 1:47 left"
     )
     assert plain_row(ROWS[2]) == "dsd s0: step 0 of 800"
     home, trials = sweep
-    monkeypatch.setattr(progress_module, "_PLAIN_EVERY", 0.0)
+    monkeypatch.setattr(progress_module, "_PRINT_SECONDS", 0.0)
     told = io.StringIO()
     naive = trials["naive"]
     write(home, naive, [("train", 6, 1.5, 2.0), ("probe", 6, HEALTHY)])

@@ -72,7 +72,7 @@ def test_the_verb_says_what_it_cannot_load(trained, tmp_path, capsys):
     home, trials = trained
     assert main(["latents", trials["wild"].id, "--home", str(home.root)]) == BAD_INPUT
     assert main(["latents", trials["dsd"].id, "--out", str(tmp_path), "--home", str(home.root)]) == BAD_INPUT
-    assert "is a folder; name a file" in capsys.readouterr().err
+    assert "is a folder; give a file" in capsys.readouterr().err
 
 
 def test_importing_the_package_imports_nothing_heavy_and_unknown_names_are_attribute_errors():

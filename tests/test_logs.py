@@ -135,4 +135,4 @@ def test_following_ends_with_ctrl_c_and_refuses_json(trained, capsys, monkeypatc
     assert main(["logs", folder.id, "--follow", "--home", str(home.root)]) == INTERRUPTED
     assert not capsys.readouterr().err
     assert main(["logs", folder.id, "--follow", "--json", "--home", str(home.root)]) == BAD_INPUT
-    assert capsys.readouterr().err == "dsd-lab: --follow: prints lines as they come; leave out --json\n"
+    assert capsys.readouterr().err == "dsd-lab: --follow: cannot be combined with --json\n"

@@ -114,7 +114,7 @@ def test_gc_refuses_a_folder_that_is_no_home_and_touches_nothing(tmp_path, capsy
     before = tree(folder)
     assert main(["gc", "--yes", "--home", str(folder)]) == BAD_INPUT
     (line,) = capsys.readouterr().err.splitlines()
-    assert "is no home of dsd-lab" in line and MARK in line and tree(folder) == before
+    assert "is not a dsd-lab home" in line and MARK in line and tree(folder) == before
     assert run("gc", "--yes", "--home", tmp_path / "none")[0] == OK
 
 

@@ -210,7 +210,7 @@ def test_a_command_that_needs_the_plug_in_names_the_kept_source(trained, capsys)
     changed = plugin(
         home.root.parent / "changed", EXAMPLE.read_text().replace("torch.tanh(raw)", "torch.sin(raw)"), "my_parts"
     )
-    assert "is not the version that trained it" in complaint(capsys, *done, "--plugin", changed)
+    assert "is another version than the one that trained it" in complaint(capsys, *done, "--plugin", changed)
 
 
 def test_an_export_carries_the_source_and_an_import_never_runs_it(trained, tmp_path):

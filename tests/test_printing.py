@@ -162,4 +162,4 @@ def test_a_date_that_cannot_be_stored_is_said_to_be_none(tmp_path, capsys):
     path = tmp_path / "home" / "sweeps" / "old" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"run_at": 1e300}))
     assert main(["report", "old", "--home", str(tmp_path / "home")]) == BAD_INPUT
-    assert "run_at: 1e+300 is no date between 2000 and 2100" in capsys.readouterr().err
+    assert "run_at: 1e+300 is not a date between 2000 and 2100" in capsys.readouterr().err

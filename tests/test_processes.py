@@ -121,7 +121,7 @@ def test_room_for_processes_is_counted_over_machines():
             ray_engine._check_resources([trial])
 
     asks(3, [5, 2])
-    with pytest.raises(NoResources, match="asks for 4 processes with 2 CPUs each, but there is room for 3"):
+    with pytest.raises(NoResources, match="needs 4 processes with 2 CPUs each, but the cluster has room for 3"):
         asks(4, [5, 2])
 
 

@@ -11,7 +11,7 @@ from dsd_lab.core.diffusion.samplers import SAMPLERS
 from dsd_lab.evaluation.metric_names import sampling_name
 from dsd_lab.planning import eta
 from dsd_lab.planning.estimates import Shape
-from dsd_lab.planning.eta import _EVALUATION, _STEP, Seen
+from dsd_lab.planning.eta import _EVALUATION_OVERHEAD, _STEP_OVERHEAD, TrialProgress
 from dsd_lab.planning.flops import count_shape
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.per_seed import once_for_seeds
@@ -68,18 +68,18 @@ def seen_at(plan, now, recording=RECORDED):
     for trial in plan.trials:
         r = by_name[trial.variant, trial.seed, *trial.point.values()]
         if now < r["started"]:
-            seen.append(Seen(trial, "pending", 0, 0.0))
+            seen.append(TrialProgress(trial, "pending", 0, 0.0))
         elif now < r["trained"]:
             begun = r["trained"] - r["seconds"]
             times, steps = zip([begun, 0], *r["logged"], strict=True)
             step = int(np.interp(now, times, steps)) // 20 * 20  # a status is written at a record, every 20 steps
             took = max(0.0, float(np.interp(step, steps, times)) - begun)
-            seen.append(Seen(trial, "running", step, took, (), True))
+            seen.append(TrialProgress(trial, "running", step, took, (), True))
         else:
             evaluated = r["evaluated"] is not None and r["evaluated"][1] <= now
             waiting = r["evaluated"] is not None and not evaluated
             took = (r["evaluated"][0],) if evaluated else ()
-            seen.append(Seen(trial, "done", r["logged"][-1][1], r["seconds"], took, waiting))
+            seen.append(TrialProgress(trial, "done", r["logged"][-1][1], r["seconds"], took, waiting))
     return seen
 
 
@@ -114,9 +114,9 @@ def test_a_stretched_recording_gives_stretched_times(plan):
 
 def test_nothing_is_told_before_a_step_is_timed_and_zero_when_all_is_done(plan):
     remaining = Remaining(plan.trials, plan.spec.evaluate)
-    assert remaining.seconds([Seen(t, "pending", 0, 0.0) for t in plan.trials]) is None
+    assert remaining.seconds([TrialProgress(t, "pending", 0, 0.0) for t in plan.trials]) is None
     assert remaining.seconds(seen_at(plan, END + 1)) == 0.0
-    ended = [Seen(t, "failed" if t.seed else "diverged", 3, 1.0) for t in plan.trials]
+    ended = [TrialProgress(t, "failed" if t.seed else "diverged", 3, 1.0) for t in plan.trials]
     assert remaining.seconds(ended) == 0.0
 
 
@@ -130,8 +130,8 @@ def test_a_shape_that_nobody_has_timed_costs_what_work_of_its_own_width_costs():
     def seen(trial):
         width, steps = trial.fields.network.width, trial.fields.training.steps
         if trial.variant == "naive" and width in timed:
-            return Seen(trial, "done", steps, timed[width] * steps, (evaluating(trial),))
-        return Seen(trial, "pending", 0, 0.0)
+            return TrialProgress(trial, "done", steps, timed[width] * steps, (evaluating(trial),))
+        return TrialProgress(trial, "pending", 0, 0.0)
 
     (last,) = (t for t in plan.trials if t.variant == "dsd" and t.fields.network.width == 64 and t.seed == 0)
     others = [t for t in plan.trials if t.variant == "naive"]
@@ -147,12 +147,12 @@ def test_trials_wait_for_a_free_place_in_their_order(plan):
     (control, dsd) = ([t for t in plan.trials if t.variant == v] for v in ("control", "dsd"))
     remaining = Remaining(plan.trials, [])
     steps = control[0].fields.training.steps
-    seen = [Seen(control[0], "running", steps // 2, 10.0, (), True), Seen(control[1], "running", steps // 2, 10.0, (), True)]  # fmt: skip
+    seen = [TrialProgress(control[0], "running", steps // 2, 10.0, (), True), TrialProgress(control[1], "running", steps // 2, 10.0, (), True)]  # fmt: skip
     assert remaining.seconds(seen) == pytest.approx(10)
-    assert remaining.seconds([*seen, Seen(control[2], "pending", 0, 0.0)]) == pytest.approx(30)
+    assert remaining.seconds([*seen, TrialProgress(control[2], "pending", 0, 0.0)]) == pytest.approx(30)
     # An untimed shape costs by its work; two places, so that the longer of the two decides.
     more = step_work(dsd[0].fields) / step_work(control[0].fields)
-    assert remaining.seconds([*seen, Seen(dsd[0], "pending", 0, 0.0)]) == pytest.approx(10 + 20 * more)
+    assert remaining.seconds([*seen, TrialProgress(dsd[0], "pending", 0, 0.0)]) == pytest.approx(10 + 20 * more)
 
 
 def test_finished_trials_that_lack_an_evaluation_take_time_and_controls_draw_no_samples(plan):
@@ -163,32 +163,32 @@ def test_finished_trials_that_lack_an_evaluation_take_time_and_controls_draw_no_
     (control, dsd) = (next(t for t in plan.trials if t.variant == v) for v in ("control", "dsd"))
     steps = dsd.fields.training.steps
     for trial, expected in ((control, 0.0), (dsd, None)):
-        left = Remaining(plan.trials, evaluations).seconds([Seen(trial, "done", steps, 40.0, (), True)], 395)
+        left = Remaining(plan.trials, evaluations).seconds([TrialProgress(trial, "done", steps, 40.0, (), True)], 395)
         if expected is None:
             a_pass = 40.0 / (steps * step_work(dsd.fields))
             expected = evaluation_work(dsd.fields, evaluations[0], 395) * a_pass
             assert expected > 1
         assert left == pytest.approx(expected)
-    timed = [Seen(dsd, "done", steps, 40.0, (7.0,)), Seen(next(t for t in plan.trials if t.variant == "naive"), "done", steps, 40.0, (), True)]  # fmt: skip
+    timed = [TrialProgress(dsd, "done", steps, 40.0, (7.0,)), TrialProgress(next(t for t in plan.trials if t.variant == "naive"), "done", steps, 40.0, (), True)]  # fmt: skip
     assert Remaining(plan.trials, evaluations).seconds(timed, 395) == 7.0
 
 
 def test_a_staged_trial_is_counted_stage_by_stage_and_evaluated():
     plan = load_sweep(HERE.parent / "experiments" / "one_network_three_ways.yaml")
     trials = {t.variant: t for t in plan.trials if t.seed == 0}
-    passes = {name: step_work(t.fields) - _STEP for name, t in trials.items()}
+    passes = {name: step_work(t.fields) - _STEP_OVERHEAD for name, t in trials.items()}
     assert 0.4 < passes["staged"] / passes["modular"] < 0.6  # half trains the autoencoder, half the denoiser alone
-    done = Seen(trials["staged"], "done", 1200, 10.0, (), True)
+    done = TrialProgress(trials["staged"], "done", 1200, 10.0, (), True)
     remaining = Remaining([trials["staged"]], plan.spec.evaluate)
     assert remaining.seconds([done]) > 0
-    assert remaining.seconds([Seen(trials["staged"], "done", 1200, 10.0, (3.0,))]) == 0
+    assert remaining.seconds([TrialProgress(trials["staged"], "done", 1200, 10.0, (3.0,))]) == 0
 
 
 def test_the_definition_of_a_sampler_says_how_often_it_calls_the_network(plan):
     fields, evaluation = next(t.fields for t in plan.trials if t.variant == "dsd"), plan.spec.evaluate[0]
 
     def calls(**settings):
-        work = evaluation_work(fields, evaluation.model_copy(update=settings), 395) - _EVALUATION
+        work = evaluation_work(fields, evaluation.model_copy(update=settings), 395) - _EVALUATION_OVERHEAD
         return work / (395 * shape_of(fields).role_flops["denoise"])
 
     assert [calls(sampler=s, steps=10) for s in ("euler", "heun", "sde")] == [10, 20, 10]

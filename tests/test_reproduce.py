@@ -117,7 +117,7 @@ def test_a_trial_that_is_trained_again_is_equal_to_the_bit_and_says_so(source, c
     before = {p: p.read_bytes() for p in (copy / "home" / "trials").rglob("*") if p.is_file()}
     assert main(["reproduce", trained[1][:6], *map(str, asked)]) == OK
     told = capsys.readouterr().out
-    assert "weights: equal to the bit" in told and "records: equal" in told
+    assert "weights: bit-identical" in told and "records: equal" in told
     assert {p: p.read_bytes() for p in (copy / "home" / "trials").rglob("*") if p.is_file()} == before
     code, answer = run("reproduce", trained[1], *asked)
     assert code == OK and answer["equal"] and answer["folder"].endswith(f"-2/trials/{trained[1]}")
@@ -153,7 +153,7 @@ def test_stale_is_explained_where_it_is_shown(copy, trained, capsys):
     for verb in (["status"], ["plan", str(copy / "spec.yaml"), *sets]):
         assert main([*verb, "--home", str(home.root)]) == OK
         told = capsys.readouterr().out
-        assert "stale: done, by other training code than today's" in told and "reproduce" in told
+        assert "stale: finished with other training code than the present" in told and "reproduce" in told
 
 
 def test_a_reproduction_is_no_trial_of_the_home(copy, trained, capsys):

@@ -122,7 +122,7 @@ def test_an_experiment_that_was_deleted_or_renamed_is_found_again(home, trained,
     experiment = store.client.get_experiment_by_name("tiny").experiment_id
     store.client.delete_experiment(experiment)
     Store(home).sync(manifest)
-    assert capsys.readouterr().err.count("'tiny' had been deleted from the store; it is restored") == 1
+    assert capsys.readouterr().err.count("'tiny' was deleted in the store; it is restored") == 1
     assert_all_there(home, trained, tmp_path)
     store.client.rename_experiment(experiment, "better name")
     Store(home).sync(manifest)
@@ -136,7 +136,7 @@ def test_an_experiment_of_the_same_name_that_belongs_to_others_is_left_alone(hom
     theirs = store.client.create_experiment("tiny", tags={"team": "vision"})
     for _ in range(2):
         Store(home, uri).sync(trained[1])
-    assert capsys.readouterr().err.count("belongs to others; this home's runs go to") == 1
+    assert capsys.readouterr().err.count("is foreign; this home's runs go to") == 1
     assert len(store.client.search_runs([theirs])) == 0
     mine = store.client.get_experiment_by_name(f"tiny-{home.id[:8]}")
     assert len(store.client.search_runs([mine.experiment_id])) == 3
@@ -157,7 +157,7 @@ def test_a_run_that_was_deleted_is_restored_or_made_anew(which, forever, home, t
     capsys.readouterr()
     Store(home).sync(manifest)
     Store(home).sync(manifest)
-    told = f"the run '{which}' had been deleted from the store; it is restored"
+    told = f"the run '{which}' was deleted in the store; it is restored"
     assert capsys.readouterr().err.count(told) == (0 if forever else 1)
     assert_all_there(home, trained, tmp_path)
     parents = rows(home.root / "mlflow.db", "select distinct value from tags where key = 'mlflow.parentRunId'")
@@ -178,7 +178,7 @@ def test_artifacts_that_are_gone_are_written_anew_and_that_is_told(gone, home, t
     capsys.readouterr()
     for _ in range(2):
         Store(home).sync(manifest)
-    assert capsys.readouterr().err.count("the artifacts of 'dsd s0' were gone from the store") == 1
+    assert capsys.readouterr().err.count("the artifacts of 'dsd s0' are missing in the store") == 1
     assert {p.relative_to(folder).name.split("%")[0].split("+")[0] for p in folder.rglob("*") if p.is_file()} == before
     assert_all_there(home, trained, tmp_path)
 
@@ -269,7 +269,7 @@ def test_a_store_of_files_is_refused_with_the_remedy_before_anything_is_trained(
         code = main([*map(str, verb), "--home", str(tmp_path / "home"), "--tracking-uri", uri])
         assert code == BAD_INPUT
         (line,) = capsys.readouterr().err.splitlines()
-        assert f"--tracking-uri {uri}: is not a store that sweeps can use; take a database (sqlite:///" in line
+        assert f"--tracking-uri {uri}: is not a store that sweeps can use; use a database (sqlite:///" in line
     assert not (tmp_path / "home" / "trials").exists()
 
 
@@ -281,12 +281,12 @@ def test_a_dead_address_is_refused_with_the_remedy_before_anything_is_trained(tm
         code = main(["sweep", str(spec), "--home", str(tmp_path / "home"), "--tracking-uri", dead])
     assert code == NO_RESOURCES
     (line,) = capsys.readouterr().err.splitlines()
-    assert "nobody answers" in line and "--no-tracking" in line and "secret" not in line
+    assert "no answer" in line and "--no-tracking" in line and "secret" not in line
     assert not (tmp_path / "home" / "trials").exists()
 
 
 def test_a_database_whose_folder_or_driver_is_missing_is_refused(tmp_path, monkeypatch):
-    with pytest.raises(NoResources, match="there is no folder"):
+    with pytest.raises(NoResources, match="no such folder"):
         refuse_unsuitable(f"sqlite:///{tmp_path / 'none' / 'mlflow.db'}")
     with pytest.raises(NoResources, match="nosuchdriver is not installed"):
         refuse_unsuitable("postgresql+nosuchdriver://me:secret@127.0.0.1/runs")
@@ -304,7 +304,7 @@ def test_a_server_loses_artifacts_and_a_read_writes_them_anew(home, trained, tmp
         shutil.rmtree(tmp_path / "served" / "files")
         found = Store(home, uri).read(trained[1], tmp_path / "scratch")
         assert all((trial.folder / "history.parquet").exists() for trial in found)
-    assert capsys.readouterr().err.count("were gone from the store; they are written anew") == 2
+    assert capsys.readouterr().err.count("are missing in the store; they are written again") == 2
 
 
 @pytest.mark.slow
@@ -415,7 +415,7 @@ def test_a_server_that_asks_for_a_password_is_refused_before_training_and_stores
         for wrong in (guarded, guarded.replace("//", "//me:s3cret@")):
             assert main(["sweep", str(spec), "--home", str(tmp_path / "new"), "--tracking-uri", wrong]) == NO_RESOURCES
             (line,) = capsys.readouterr().err.splitlines()
-            assert "refuses this user; set MLFLOW_TRACKING_USERNAME" in line and "s3cret" not in line
+            assert "access denied; set MLFLOW_TRACKING_USERNAME" in line and "s3cret" not in line
             with pytest.raises(StoreUnavailable) as refused:
                 Store(home, wrong).sync(trained[1])
             assert "\n" not in str(refused.value) and "s3cret" not in str(refused.value)

@@ -197,7 +197,9 @@ def test_a_place_that_is_full_or_gone_is_passed_over_and_without_any_a_line_says
         assert folder.parent == Path("/var/tmp")
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=0))
     with (
-        pytest.raises(NoResources, match=r"\(.*gone: No space left.*; /tmp: No space left.*\); set TMPDIR to another"),
+        pytest.raises(
+            NoResources, match=r"\(.*gone: No space left.*; /tmp: No space left.*\); set TMPDIR to a usable folder"
+        ),
         private_folder(_SOCKET_PATH_ROOM),
     ):
         pass
@@ -299,8 +301,11 @@ MACHINES = [{"CPU": 8.0}, {"CPU": 2.0, "GPU": 1.0}, {"CPU": 2.0, "GPU": 1.0}]
     [
         ({"cpus": 2.0, "gpus": 1.0}, None),
         ({"cpus": 8.0}, None),
-        ({"cpus": 9.0}, "resources.cpus: trial 'dsd s0' asks for 9, but there are 8 on the machine that has most"),
-        ({"cpus": 4.0, "gpus": 0.5}, "resources: trial 'dsd s0' asks for 4 CPUs and 0.5 GPUs, which no one machine"),
+        ({"cpus": 9.0}, "resources.cpus: trial 'dsd s0' needs 9, but there are 8 on the largest machine"),
+        (
+            {"cpus": 4.0, "gpus": 0.5},
+            "resources: trial 'dsd s0' needs 4 CPUs and 0.5 GPUs, more than any single machine",
+        ),
     ],
 )
 def test_a_trial_has_to_fit_on_one_machine_of_a_cluster(asked, told, tmp_path, monkeypatch):

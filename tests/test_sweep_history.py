@@ -43,7 +43,7 @@ def test_a_sweep_that_asks_for_more_than_there_is_leaves_its_record_as_it_was(tr
     before = path.read_bytes()
     larger = ("--set", "base.network.width=32", "--set", "base.resources.cpus=3")
     assert run("sweep", spec, "--home", home.root, "--no-tracking", *larger)[0] == NO_RESOURCES
-    assert "asks for 3, but there are 2" in capsys.readouterr().err
+    assert "needs 3, but there are 2" in capsys.readouterr().err
     assert path.read_bytes() == before
     assert run("status", "--home", home.root)[1]["sweeps"][0]["states"] == {"done": 1}
     code, answer = run("gc", "--yes", "--home", home.root)
@@ -113,7 +113,7 @@ def test_the_history_says_what_was_asked_when_by_which_command_and_what_changed(
     back, _ = ask()
     assert same is again is None
     assert wider == "revision 2 of its settings: base.network.width 16 -> 32"
-    assert back == "revision 1 of its settings: asked for before; base.network.width 32 -> 16"
+    assert back == "revision 1 of its settings: requested before; base.network.width 32 -> 16"
     found = {r.number: r for r in revisions(home.sweep_folder("tiny"))}
     assert list(found) == [2, 1] and [len(found[n].runs) for n in (1, 2)] == [3, 2]
     assert found[2].runs[0] == Asked(at=at, command="dsd-lab sweep base.network.width=32")
@@ -132,8 +132,8 @@ def test_status_of_a_sweep_shows_its_history(kept, capsys):
     capsys.readouterr()
     assert main(["status", "tiny", "--home", str(home.root)]) == OK
     *_, old, new, changes = capsys.readouterr().out.splitlines()
-    assert old.startswith("  1  asked for 20") and old.endswith(", 1 trial: command not recorded")
-    assert new.startswith("  2  asked for 20") and new.endswith(
+    assert old.startswith("  1  requested 20") and old.endswith(", 1 trial: command not recorded")
+    assert new.startswith("  2  requested 20") and new.endswith(
         ", 1 trial: dsd-lab sweep spec.yaml --set base.network.width=32"
     )
     assert changes == "     changes base.network.width 16 -> 32"

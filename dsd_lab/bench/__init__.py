@@ -1,1 +1,1 @@
-"""Measures training steps, evaluations and sweeps on this machine."""
+"""Measure training steps and what happens between them on this machine."""

@@ -1,4 +1,4 @@
-"""Reading the clock so that a GPU's work counts where it was asked for, and what several readings say together."""
+"""A clock that waits for queued GPU work, and statistics of repeated measurements."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @dataclass(frozen=True)
 class Clock:
-    """Seconds on a device: work that was queued before a reading is finished at it."""
+    """Seconds on a device; a reading waits for queued work."""
 
     device: torch.device
 
@@ -24,5 +24,5 @@ class Clock:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and greatest of the repeats' values, by name."""
+    """Median, minimum and maximum of repeated measurements."""
     return {"median": median(values), "min": min(values), "max": max(values)}

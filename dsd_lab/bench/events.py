@@ -1,4 +1,4 @@
-"""What a trial does beside its steps, timed by running it: records, probes, grids, checkpoints, and their lines in the spool."""
+"""Time what a trial does between steps: records, probes, image grids, checkpoints, and their lines in the spool."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _KINDS: dict[type[Event], str] = {Logged: "record", Probed: "probe", Drew: "imag
 
 @contextlib.contextmanager
 def replaced(owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """Replace a function of a module, or a method of one object, until the block ends.
+    """Replace a function of a module or a method of an object within the block.
 
     Args:
         owner: module or object.
         name: of the function.
-        make: from what is there to what takes its place.
+        make: returns the replacement for the original.
     """
     own, there = name in vars(owner), getattr(owner, name)
     setattr(owner, name, make(there))
@@ -35,12 +35,12 @@ def replaced(owner: Any, name: str, make: Callable[[Callable[..., Any]], Callabl
         if own:
             setattr(owner, name, there)
         else:
-            delattr(owner, name)  # the class's own method shows again
+            delattr(owner, name)  # uncovers the method of the class
 
 
 @contextlib.contextmanager
-def _everything_at_every_step(trainer: Trainer, folder: Path, start: int) -> Iterator[None]:
-    """The trainer tells every kind of event at every step, checkpoints into a folder, until the block ends."""
+def _every_event_at_every_step(trainer: Trainer, folder: Path, start: int) -> Iterator[None]:
+    """Make the trainer emit every kind of event at every step within the block, checkpoints into a folder."""
     before = trainer.trial, trainer.folder, trainer.step
     trial = trainer.trial
     watch = {"log_every": 1, "images_every": 1, "checkpoint_every": 1}
@@ -58,16 +58,16 @@ def _everything_at_every_step(trainer: Trainer, folder: Path, start: int) -> Ite
 def event_seconds(
     trainer: Trainer, clock: Clock, scratch: Path, start: int, repeats: int
 ) -> dict[str, dict[str, list[float]]]:
-    """Seconds of each kind of event by `made` (by the trainer) and `told` (to the spool), one value a repeat.
+    """Seconds of each kind of event: `made` (by the trainer) and `told` (writing to the spool), one value per repeat.
 
-    `status` is what one status file of the trial takes; there is at most one a second.
+    `status` is the time of one status file; a trial writes at most one per second.
 
     Args:
-        trainer: is trained on for some steps.
+        trainer: is trained for some steps.
         clock: of its device.
-        scratch: empty folder, on the disk where trials lie.
-        start: step from which it is run.
-        repeats: values of each; a first one of each is thrown away.
+        scratch: empty folder on the disk of the trials.
+        start: first step.
+        repeats: number of values; one more is measured first and dropped.
 
     Raises:
         BadInput: the trial diverges within these steps.
@@ -76,7 +76,7 @@ def event_seconds(
     inside = 0.0
 
     def outside_of_steps(step: Callable[..., Any]) -> Callable[..., Any]:
-        def told() -> Any:
+        def wrapped() -> Any:
             nonlocal inside
             began = clock.now()
             try:
@@ -84,7 +84,7 @@ def event_seconds(
             finally:
                 inside += clock.now() - began
 
-        return told
+        return wrapped
 
     def enough() -> bool:
         return len(found["record"]["made"]) > repeats
@@ -94,7 +94,7 @@ def event_seconds(
     spool = Spool(folder.spool, folder.images, None)
     with (
         contextlib.closing(spool),
-        _everything_at_every_step(trainer, folder.checkpoints, start),
+        _every_event_at_every_step(trainer, folder.checkpoints, start),
         replaced(trainer, "train_step", outside_of_steps),
         contextlib.closing(trainer.run(enough, spool.flush)) as events,  # type: ignore[type-var]
     ):

@@ -1,4 +1,4 @@
-"""What a machine can do: matrix products per second, and the memory that a process takes."""
+"""Peak rate of matrix products, and the memory of a process."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from dsd_lab.bench.clock import Clock
 from dsd_lab.core.training.trainer import Trainer
 
 _SIDES = {"cpu": 768, "cuda": 8192}
-"""Rows of the square matrices: large enough for the full rate, small enough for the time given."""
+"""Rows of the square matrices: large enough for the peak rate, small enough for `_SECONDS`."""
 _SECONDS = 0.1
-"""Seconds that one measurement takes at least."""
+"""Minimum duration of a measurement in seconds."""
 
 
 class Ceiling:
@@ -23,7 +23,7 @@ class Ceiling:
 
     Args:
         device: where.
-        precision: `fp32` or `bf16`, as a trial has it.
+        precision: `fp32` or `bf16`, as in a trial.
     """
 
     def __init__(self, device: torch.device, precision: str) -> None:
@@ -31,11 +31,11 @@ class Ceiling:
         kind = torch.bfloat16 if precision == "bf16" else torch.float32
         self._a, self._b = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
         self._clock, self._flops = Clock(device), 2.0 * side**3
-        self.measure()  # the first products load the library's kernels
+        self.measure()  # warm-up: loads the kernels
 
     @torch.no_grad()
     def measure(self) -> float:
-        """FLOP/s, now, with the threads that are set."""
+        """Current FLOP/s with the threads that are set."""
         began, count, batch = self._clock.now(), 0, 1
         while True:
             for _ in range(batch):
@@ -44,23 +44,23 @@ class Ceiling:
             took = self._clock.now() - began
             if took >= _SECONDS:
                 return count * self._flops / took
-            batch *= 2  # few waits for a GPU
+            batch *= 2  # so that a GPU is synchronised rarely
 
 
 def held_memory(device: torch.device) -> dict[str, Any]:
-    """Bytes and what they are: all that the process holds now (CPU), or the most that tensors held on the GPU."""
+    """Memory in bytes, and what was measured: the process (CPU), or the peak of GPU tensors."""
     if device.type == "cuda":
         return {"bytes": torch.cuda.max_memory_allocated(device), "of": "GPU tensors"}
     return {"bytes": psutil.Process().memory_info().rss, "of": "process"}
 
 
 def tensor_bytes(trainer: Trainer) -> int:
-    """Bytes of tensors at most in one of the trainer's steps: weights, moments and copies, and what a step makes beside them.
+    """Peak bytes of tensors in a trainer's step: weights, moments, copies and temporaries.
 
-    By torch's profiler, between operations. This is what a GPU's allocator would tell; a process on the CPU holds
-    libraries and freed memory besides.
+    Measured by torch's profiler between operations, like a GPU's allocator would. A CPU process also holds
+    libraries and freed memory.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler writes of its own start and stop
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # silences the profiler's start and stop messages
     weights = {p.data_ptr(): p.nbytes for part in trainer.saved_modules.values() for p in part.parameters()}
     moments = sum(v.nbytes for p in trainer.trained.parameters() for v in trainer.optimiser.state_of(p).values())
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:

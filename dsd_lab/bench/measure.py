@@ -1,4 +1,4 @@
-"""Times one trial's training on this machine: its steps, and what happens between them."""
+"""Time a trial's training on this machine: its steps and what happens between them."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ from dsd_lab.specs.trial import Stage, Trial
 from dsd_lab.training_code import training_code
 
 _BLOCK_SECONDS = 0.5
-"""Seconds that a block of steps is to take, where the number of steps is not given."""
+"""Target duration of a block of steps if the number of steps is not given."""
 _MAX_STEPS = 100
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is measured."""
+    """Amount of measurement."""
 
     repeats: int
     steps: int | None = None
-    """Steps of a block; None: as many as take about half a second, 2 to 100."""
+    """Steps per block; None: as many as take about half a second, 2 to 100."""
     processes: int = 1
-    """Processes of a trial, whose speed together is compared with that of one; 1: none is."""
+    """Processes of a trial, whose joint speed is compared with that of one; 1: no comparison."""
 
 
 class Block:
-    """Steps in every stage of a trial.
+    """Runs blocks of steps in each stage of a trial.
 
     Attributes:
-        shares: of the trial's steps, by the first step of a stage.
-        ends: step that a stage ends before, by its first step.
+        shares: share of the trial's steps, by first step of a stage.
+        ends: end of a stage (exclusive), by its first step.
     """
 
     def __init__(self, trainer: Trainer, clock: Clock) -> None:
@@ -65,14 +65,14 @@ class Block:
         self._at = {start: start for start in self.ends}
 
     def enter(self, stage: Stage) -> None:
-        """Go on in a stage where the last block of it ended."""
+        """Continue a stage where its last block ended."""
         self.trainer.step = self._at[stage.start]
         if self.trainer.stage is not stage:
-            for _ in self.trainer.run(lambda: True):  # enters the stage of its step, and ends before it
+            for _ in self.trainer.run(lambda: True):  # enters the stage, stops before its first step
                 pass
 
     def steps(self, stage: Stage, count: int) -> float:
-        """Seconds of so many steps together; they begin anew at the stage's end.
+        """Seconds of `count` steps in total. After the end of the stage they restart at its beginning.
 
         Raises:
             BadInput: the trial diverges.
@@ -96,18 +96,18 @@ def measured(
     settings: Settings,
     on_repeat: Callable[[Subject, int], None] = lambda subject, done: None,
 ) -> Iterator[tuple[Subject, DataSet, dict[str, Any]]]:
-    """Each subject with its images and figures, which are kept for `dsd-lab plan`.
+    """Measure subjects; yields each with its images and figures, which are stored for `dsd-lab plan`.
 
     Args:
-        subjects: what is measured, one after the other.
-        home: where facts of data and figures are kept.
-        scratch: folder for files that are written and removed, on the disk where trials lie.
-        settings: how much is measured.
-        on_repeat: called with the subject and the number of its repeats that are done.
+        subjects: what to measure, in order.
+        home: stores facts of data and figures.
+        scratch: folder for temporary files on the disk of the trials.
+        settings: amount of measurement.
+        on_repeat: called with the subject and its number of finished repeats.
 
     Raises:
         BadInput: a trial diverges at once.
-        NoResources: a trial needs a GPU that is not there.
+        NoResources: a trial needs a GPU that is missing.
     """
     shelf = DataShelf()
     for subject in subjects:
@@ -152,18 +152,18 @@ def measure(
     settings: Settings,
     on_repeat: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
-    """Figures of one trial; each with a spread holds the median, least and greatest of the repeats.
+    """Figures of a trial. A figure with a spread has the median, minimum and maximum of the repeats.
 
-    With phases, what concerns a step is the mean over all steps of the trial.
+    With phases, a figure per step is the mean over all steps of the trial.
 
     Args:
         trial: what is trained.
         seed: of its weights and batches.
         data: its images.
         device: where it trains.
-        scratch: folder for files that are written and removed, on the disk where trials lie.
-        settings: how much is measured.
-        on_repeat: called with the number of repeats that are done.
+        scratch: folder for temporary files on the disk of the trials.
+        settings: amount of measurement.
+        on_repeat: called with the number of finished repeats.
 
     Raises:
         BadInput: the trial diverges at once.
@@ -178,7 +178,7 @@ def measure(
     block = Block(trainer, clock)
     warm = _warm_up(block, trainer.stages)
     memory = held_memory(device)
-    ceiling = Ceiling(device, trial.training.precision)  # its matrices would count as the trial's memory
+    ceiling = Ceiling(device, trial.training.precision)  # before the trial's memory is measured
     steps = settings.steps or max(2, min(_MAX_STEPS, round(_BLOCK_SECONDS / warm)))
 
     ceilings, step_seconds = [ceiling.measure()], []
@@ -199,7 +199,7 @@ def measure(
     images, shape = trial.training.batch_size, Shape(**count_shape(trial, data.channels, data.classes))
     per_image = count_bytes(trial, data.channels, data.classes)
     memory["planned"] = shape.memory(trial.training, per_image)
-    held = memory["bytes" if device.type == "cuda" else "tensors"]  # a process on the CPU holds libraries too
+    held = memory["bytes" if device.type == "cuda" else "tensors"]  # a CPU process holds libraries too
     memory["off_plan"] = abs(held / memory["planned"] - 1)
     flops = shape.flops_per_image * images
     around = [(before + after) / 2 for before, after in pairwise(ceilings)]
@@ -225,7 +225,7 @@ def measure(
 
 
 def _warm_up(block: Block, stages: list[Stage]) -> float:
-    """Three steps in every stage; returns the seconds of the fastest."""
+    """Run three steps in every stage. Returns the seconds of the fastest step."""
     fastest = float("inf")
     for stage in stages:
         block.enter(stage)

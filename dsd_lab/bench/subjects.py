@@ -1,4 +1,4 @@
-"""What is measured: one trial for every shape of a spec, or a preset of the table of sizes."""
+"""What to measure: one trial per shape of a spec, or a size preset."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ class Subject:
     """A trial to measure."""
 
     spec: str
-    """The spec's file, or the size."""
+    """File of the spec, or name of the size."""
     plan: Plan
     trial: PlannedTrial
     random_images: bool
-    """Whether random pixels stand for the trial's own images."""
+    """Whether random images replace the trial's own."""
 
     @property
     def name(self) -> str:
-        """The trial's name without its seed."""
+        """Name of the trial without its seed."""
         return self.trial.name.rsplit(" ", 1)[0]
 
 
 def chosen_subjects(arguments: argparse.Namespace) -> list[Subject]:
-    """The trials that the command line means; of those whose steps compute the same, the first.
+    """The trials that the command line selects; the first of each group with identical steps.
 
     Raises:
-        BadInput: a spec, a size or a variant is not there, or what a trial reads.
+        BadInput: a spec, size, variant or input file is missing.
     """
     found: list[Subject] = []
     for text in arguments.specs:
@@ -51,12 +51,12 @@ def chosen_subjects(arguments: argparse.Namespace) -> list[Subject]:
         plan = plan.only([f"variant={','.join(arguments.variant)}"]) if arguments.variant else plan
         random = size or arguments.random_images
         for missing in [] if random else missing_data(plan):
-            raise BadInput(f"{text}: {missing}; --random-images does without")
+            raise BadInput(f"{text}: {missing}; --random-images measures without it")
         for missing in missing_weights(plan):
             raise BadInput(f"{text}: {missing}")
         first: dict[str, PlannedTrial] = {}
         for trial in plan.trials:
-            first.setdefault(_sameness(trial), trial)
+            first.setdefault(_measurement_key(trial), trial)
         found += [Subject(text, plan, trial, random) for trial in first.values()]
     return found
 
@@ -69,7 +69,7 @@ def _plan_of_spec(text: str, arguments: argparse.Namespace) -> Plan:
 
 
 def _plan_of_size(text: str, arguments: argparse.Namespace) -> Plan:
-    """The defaults of a trial, which are those of the method, at a size."""
+    """A trial of the method with its defaults, at a given size."""
     if arguments.profile is not None:
         raise BadInput(f"--profile {arguments.profile}: {text} is a size, which has no profiles")
     content = {"name": text, "base": {"network": {"size": text}}, "variants": {"dsd": {}}, "seeds": [0]}
@@ -79,8 +79,8 @@ def _plan_of_size(text: str, arguments: argparse.Namespace) -> Plan:
         return load_sweep(path, sets=arguments.set)
 
 
-def _sameness(trial: PlannedTrial) -> str:
-    """What all that is measured of a trial depends on."""
+def _measurement_key(trial: PlannedTrial) -> str:
+    """Key of everything that a measurement depends on."""
     fields = trial.fields
     rest = [part.model_dump() for part in (fields.data, fields.probe, fields.observation, fields.resources)]
     steps = fields.training.steps

@@ -1,4 +1,4 @@
-"""What a measured trial says of a whole one: shares of its time."""
+"""Shares of a whole trial's time, from its measurements."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dsd_lab.specs.trial import Trial
 
 
 def event_medians(figures: dict[str, Any]) -> dict[str, float]:
-    """Seconds of one of each of `EVENTS`, its line in the spool with it."""
+    """Seconds per event of each of `EVENTS`, writing to the spool included."""
     found = {}
     for name in EVENTS:
         kind = figures["events"][name]
@@ -18,23 +18,23 @@ def event_medians(figures: dict[str, Any]) -> dict[str, float]:
 
 
 def shares(trial: Trial, figures: dict[str, Any]) -> dict[str, float]:
-    """Shares of a whole trial's time by the medians; they add up to 1.
+    """Shares of a whole trial's time by medians; they add up to 1.
 
-    `events` are records of losses, all lines of the spool, and one status file a second; `probes`,
-    `images` and `checkpoints` are what making them takes.
+    `events` covers records of losses, all spool lines, and a status file per second. `probes`, `images`
+    and `checkpoints` cover computing them.
     """
     counts, events = event_counts(trial), figures["events"]
     made = {name: counts[name] * _median(events[name], "made") for name in EVENTS}
-    told = sum(counts[name] * _median(events[name], "told") for name in EVENTS)
+    writing = sum(counts[name] * _median(events[name], "told") for name in EVENTS)
     seconds = {
         "steps": trial.training.steps * figures["step_seconds"]["median"],
         "probes": made["probe"],
         "images": made["images"],
         "checkpoints": made["checkpoint"],
-        "events": made["record"] + told,
+        "events": made["record"] + writing,
     }
     whole = sum(seconds.values())
-    status = _median(events["status"], "told") * whole  # at most one a second
+    status = _median(events["status"], "told") * whole  # at most one per second
     seconds["events"] += status
     return {name: value / (whole + status) for name, value in seconds.items()}
 

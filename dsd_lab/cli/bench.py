@@ -1,4 +1,4 @@
-"""`dsd-lab bench`: how fast trials train on this machine, and where the time goes."""
+"""`dsd-lab bench`: measure training speed on this machine and where the time goes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from dsd_lab.home.home import Home
 from dsd_lab.planning.measured import cpu_name
 from dsd_lab.provenance import provenance
 
-_BUSY = 0.5
-"""Load a logical CPU from which other work makes times too long."""
+_BUSY_LOAD = 0.5
+"""Load per logical CPU above which other processes distort the times."""
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure trials, show the figures and keep them for `dsd-lab plan`."""
+    """Measure trials, print the figures and store them for `dsd-lab plan`."""
     subjects, home = chosen_subjects(arguments), home_of(arguments)
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    if load > _BUSY * cores:
+    if load > _BUSY_LOAD * cores:
         say(
-            f"dsd-lab: warning: this machine is busy (load {load:.1f} on {cores} CPUs): times will be too long",
+            f"dsd-lab: warning: this machine is busy (load {load:.1f} on {cores} CPUs), so times will be too long",
             error=True,
         )
     home.prepare()
@@ -49,12 +49,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _scratch(home: Home) -> Iterator[Path]:
-    """A folder for what is written and timed, on the disk where trials lie; held, and emptied of what a killed run left."""
+    """Lock and yield a temporary folder on the disk of the trials; removes what killed runs left."""
     folder = home.cache / "bench"
     with locked(folder / "lock", wait=False) as held:
         if not held:
             raise BadInput(
-                f"--home {home.root}: another `dsd-lab bench` runs there; each would be in the other's times"
+                f"--home {home.root}: another `dsd-lab bench` is running there; simultaneous runs would distort each other's times"
             )
         for left in killed_benches(home):
             shutil.rmtree(left, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The figures of `dsd-lab bench` as tables for people."""
+"""Print the figures of `dsd-lab bench` as tables."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _SHARES = ("steps", "probes", "images", "checkpoints", "events")
 
 
 def print_answer(answer: dict[str, Any]) -> None:
-    """Print speed and shares of a whole trial, one line a trial in each."""
+    """Print the speed and the shares of time of whole trials, one row per trial."""
     console = table_console()
     trials = answer["trials"]
     for table in (_speed(trials), _whole(trials), *([_together(trials)] if "together" in trials[0] else [])):
         console.print(table)
         console.print()
-    console.print(f"{_where(answer)}; medians of {answer['repeats']} repeats (least to greatest)", highlight=False)
+    console.print(f"{_where(answer)}; medians of {answer['repeats']} repeats (minimum to maximum)", highlight=False)
 
 
 def _where(answer: dict[str, Any]) -> str:
@@ -93,7 +93,7 @@ def _together(trials: list[dict[str, Any]]) -> Table:
 
 
 def _label(trial: dict[str, Any], trials: list[dict[str, Any]]) -> str:
-    """The trial's name, with its spec's where there are several."""
+    """Name of the trial, with its spec if there are several."""
     several = len({other["spec"] for other in trials}) > 1
     return f"{Path(trial['spec']).stem} {trial['name']}" if several else str(trial["name"])
 
@@ -103,6 +103,6 @@ def _range(spread: dict[str, float], digits: int) -> str:
 
 
 def _milli(seconds: float) -> str:
-    """Milliseconds, to three digits."""
+    """Milliseconds with three digits."""
     value = 1e3 * seconds
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -1,4 +1,4 @@
-"""`dsd-lab compare`: what is different between two sweeps of a home folder, variant by variant, paired by seed."""
+"""`dsd-lab compare`: compare two sweeps of a home folder by variant, paired by seed."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from dsd_lab.specs.report import ReportSettings
 from dsd_lab.store.artifacts import flat
 from dsd_lab.store.mlflow_store import Store
 
-_NAMED = 4
-"""Names that an error lists of a sweep's variants."""
+_MAX_NAMED = 4
+"""Variants that an error message lists."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two sweeps."""
+    """One of the two compared sweeps."""
 
     key: str
     manifest: Manifest
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise BadInput(
             f"{arguments.a} and {arguments.b} are the same sweep, {manifests[0].key}; `dsd-lab status` lists others"
         )
-    settings = ReportSettings.model_validate(manifests[0].spec["report"])  # one way to take values, for both
+    settings = ReportSettings.model_validate(manifests[0].spec["report"])  # the settings of A apply to both
     store, sides = Store(home, arguments.tracking_uri), []
     for manifest in manifests:
         store.sync(manifest)
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     if across := other_images({r.id: r.record for side in sides for r in side.results if r.description}):
         trial, what = next(iter(across.items()))
         raise BadInput(
-            f"{a.key} and {b.key} have one declared data set and {len(across)} trials of other images, such as {trial} ({what}); write another data.name or data.revision in one of them"
+            f"{a.key} and {b.key} have the same declared data but {len(across)} trials on different images, such as {trial} ({what}); change data.name or data.revision in one of them"
         )
     both = [name for name in a.groups if name in b.groups]
     if not both:
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     columns = [column for column in columns_of(a.results) if column.name in measured]
     comparisons = compare_pairs([(b.groups[name], a.groups[name]) for name in both], columns, settings)
     if not comparisons:
-        raise BadInput(f"{a.key} and {b.key} share no seed that has finished in both, so nothing can be paired")
+        raise BadInput(f"{a.key} and {b.key} have no seed that is finished in both, so nothing can be paired")
     answer = {
         "a": a.key,
         "b": b.key,
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def differing_fields(a: Side, b: Side, both: list[str]) -> dict[str, list[Any]]:
-    """Training fields that differ between the sweeps in a variant that both have, with the values that occur in A and in B."""
+    """Training fields that differ between the sweeps in a common variant, with their values in A and B."""
     found: dict[str, tuple[list[Any], list[Any]]] = {}
     sides = []
     for side in (a, b):
@@ -139,9 +139,9 @@ def _print(answer: dict[str, Any], comparisons: list[Comparison]) -> None:
     for key, (before, after) in answer["differing"].items():
         say(f"  {key}: {_listed(before)} in {answer['a']}, {_listed(after)} in {answer['b']}")
     if not answer["differing"]:
-        say("  no training field differs between them")
+        say("  no training fields differ")
     if not answer["same_data"]:
-        say("  the data differ, so a seed does not mean the same images in both: pairing removes less of the noise")
+        say("  the data differ, so a seed selects different images: pairing removes less noise")
     made = comparison_table(comparisons, dict.fromkeys((c.group.variant for c in comparisons), ""))
     if made is not None:
         table = Table(box=None, pad_edge=False)
@@ -153,7 +153,7 @@ def _print(answer: dict[str, Any], comparisons: list[Comparison]) -> None:
     for entry in answer["variants"]:
         name = ", ".join([entry["variant"], *(f"{k}={v}" for k, v in entry["point"].items())])
         healthy = "/".join(map(str, entry["healthy_a"])), "/".join(map(str, entry["healthy_b"]))
-        same = f"; {entry['same_trials']} of the pairs are one and the same trial" if entry["same_trials"] else ""
+        same = f"; {entry['same_trials']} of the pairs are the same trial" if entry["same_trials"] else ""
         unpaired = [*entry["seeds_only_a"], *entry["seeds_only_b"]]
         left = f"; seeds without a partner: {_listed(unpaired)}" if unpaired else ""
         say(f"{name}: healthy {healthy[0]} -> {healthy[1]}; {len(entry['seeds'])} pairs{same}{left}")
@@ -164,9 +164,9 @@ def _print(answer: dict[str, Any], comparisons: list[Comparison]) -> None:
 
 
 def _some(names: Iterable[str]) -> str:
-    """The first of many names, as a line of an error has room for."""
+    """The first names, short enough for an error message."""
     everything = list(names)
-    first, rest = everything[:_NAMED], everything[_NAMED:]
+    first, rest = everything[:_MAX_NAMED], everything[_MAX_NAMED:]
     return "; ".join(first) + (f" and {len(rest)} more" if rest else "")
 
 

@@ -1,4 +1,4 @@
-"""`dsd-lab completion`: a script, made by shtab from the parser, that completes verbs, options and their values in a shell."""
+"""`dsd-lab completion`: a shell completion script for verbs, options and values, made by shtab from the parser."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dsd_lab.specs.trial import Trial
 
 _NAMES = """awk '/^{section}:/ {{on = 1; next}} /^[^ #]/ {{on = 0}} \
   on && /^  [A-Za-z0-9_-]+:/ {{sub(/:.*/, ""); print $1}}' /dev/null {files} 2>/dev/null"""
-"""Prints the keys below a section of spec files. /dev/null is there since without a file awk would wait for input."""
+"""Prints the keys below a section of spec files. /dev/null keeps awk from reading stdin if there are no files."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     for verb in verbs.choices.values():
         for action in verb._actions:
             if (values := _values(action)) is not None:
-                action.complete = values  # shtab reads it
+                action.complete = values  # read by shtab
     script = shtab.complete(parser, arguments.shell)
     if arguments.json:
         print_json({"shell": arguments.shell, "script": script})
@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _values(action: argparse.Action) -> dict[str, Any] | None:
-    """How a shell finds values of an argument that has no fixed choices."""
+    """Completion of an argument without fixed choices."""
     metavar = str(action.metavar or action.dest)
     if action.dest in ("profile", "variant"):
         return _names_in_specs(f"{action.dest}s")
@@ -48,7 +48,7 @@ def _values(action: argparse.Action) -> dict[str, Any] | None:
 
 
 def _names_in_specs(section: str) -> dict[str, Any]:
-    """Profiles or variants in the spec files that stand on the command line."""
+    """Profiles or variants of the spec files on the command line."""
     name = f"_dsd_lab_{section}"
     bash = _NAMES.format(section=section, files='$(printf "%s\\n" "${COMP_WORDS[@]}" | grep "[.]ya*ml$")')
     zsh = _NAMES.format(section=section, files="${(M)words:#*.y*ml}")
@@ -62,5 +62,5 @@ def _names_in_specs(section: str) -> dict[str, Any]:
 
 
 def _keys() -> list[str]:
-    """Fields of a trial as `--set` takes them, such as `training.steps=`."""
+    """Fields of a trial in the form of `--set`, such as `training.steps=`."""
     return [f"{name}.{key}=" for name, section in Trial().model_dump().items() for key in section]

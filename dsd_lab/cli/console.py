@@ -1,4 +1,4 @@
-"""Where every line is printed: nothing that a file, a spec or a store says reaches a terminal as more than text."""
+"""Console output in which untrusted text cannot act as markup or escape codes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rich.text import Text
 
 from dsd_lab.files.printable import printable
 
-_UNBOUNDED = 500
-"""Columns of a file or a pipe, wider than any table: rich would take 80 there, and wrap or cut what is wider."""
+_PIPE_WIDTH = 500
+"""Columns of a file or pipe, wider than any table. Rich's default of 80 would wrap or truncate."""
 
 
 class LabConsole(Console):
-    """A console without markup, emoji codes and highlighting, that escapes what does not print."""
+    """A console without markup, emoji codes and highlighting, which escapes unprintable characters."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
@@ -30,6 +30,6 @@ class LabConsole(Console):
 
 
 def table_console(stderr: bool = False) -> LabConsole:
-    """As wide as the terminal; in a file or a pipe every row is one line."""
+    """A console as wide as the terminal; in a file or pipe, every table row is one line."""
     console = LabConsole(stderr=stderr)
-    return console if console.is_terminal else LabConsole(stderr=stderr, width=_UNBOUNDED)
+    return console if console.is_terminal else LabConsole(stderr=stderr, width=_PIPE_WIDTH)

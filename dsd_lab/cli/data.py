@@ -1,4 +1,4 @@
-"""`dsd-lab data`: what is read from a spec's images, or from a folder of them, before anything is trained on it."""
+"""`dsd-lab data`: show the images of a spec or a folder before training."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from dsd_lab.core.data import DataSet
 
 _COLUMNS, _ROWS = 10, 20
-"""Images of a class, and classes, on a contact sheet."""
+"""Images per class, and classes, on a contact sheet."""
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show what is read."""
+    """Print a description of the images."""
     home, trials = home_of(arguments), _trials(arguments)
     answers = []
     for number, trial in enumerate(trials):
         data = open_data(home, trial.data)
         answers.append(answer_of(data))
-        unfit = unfit_images(trial, data.train.shape) if _is_spec(arguments) else ""
-        if unfit:
-            say(f"dsd-lab: warning: {unfit}; `sweep` will refuse", error=True)
+        problem = unfit_images(trial, data.train.shape) if _is_spec(arguments) else ""
+        if problem:
+            say(f"dsd-lab: warning: {problem}; `sweep` will refuse to run", error=True)
         if not arguments.json:
             _print(trial, data)
         if arguments.out:
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def answer_of(data: DataSet) -> dict[str, Any]:
-    """What `--json` answers of one data set."""
+    """The JSON answer for a dataset."""
     facts = data.facts
     height, width = data.train.shape[1:]
     same = ("train", "holdout", "holdout_from", "classes", "class_names", "train_by_class", "holdout_by_class")
@@ -58,14 +58,14 @@ def _is_spec(arguments: argparse.Namespace) -> bool:
 
 
 def _trials(arguments: argparse.Namespace) -> list[Trial]:
-    """One trial for each data set."""
+    """One trial per dataset."""
     if _is_spec(arguments):
         plan = load_sweep(spec_file(arguments.spec), arguments.profile, arguments.set)
         for missing in missing_data(plan):
             raise BadInput(f"{plan.path}: {missing}")
         return list({t.fields.data.model_dump_json(): t.fields for t in plan.trials}.values())
     if arguments.profile:
-        raise BadInput("--profile: a folder has no profiles; name a spec")
+        raise BadInput("--profile: a folder has no profiles; give a spec")
     from dsd_lab.core.data import source_of
 
     folder = Path(arguments.spec).expanduser().absolute()
@@ -89,7 +89,7 @@ def _print(trial: Trial, data: DataSet) -> None:
 
 
 def _sheet(data: DataSet, path: Path, number: int | None) -> Path:
-    """A picture of the first training images of every class, one row a class."""
+    """Write an image with the first training images of every class, one row per class."""
     import torch
 
     from dsd_lab.core.observing.pictures import png, tile

@@ -1,4 +1,4 @@
-"""`dsd-lab doctor`: what this machine, the home folder and the store lack, one line a finding."""
+"""`dsd-lab doctor`: check this machine, the home folder and the store, one line per finding."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from dsd_lab.home.home import Home
 from dsd_lab.store.uri import chosen_uri
 
 _FREE_BYTES = 2**30
-"""Less free disk than this is a finding: a checkpoint that does not fit fails its trial."""
+"""Free disk space below which a finding is reported: a checkpoint that does not fit fails its trial."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found."""
+    """Result of a check."""
 
     check: str
     ok: bool
@@ -36,7 +36,7 @@ class Finding:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check everything; the answer is 0 or 4."""
+    """Run all checks; returns 0 or 4."""
     home = home_of(arguments)
     findings = []
     for finding in check_all(home, arguments.tracking_uri, arguments.dry_run):
@@ -50,16 +50,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def check_all(home: Home, uri: str | None, dry_run: bool) -> Iterator[Finding]:
-    """Every finding, from the ground up: Python, packages, devices, threads, home folder, store."""
-    yield from check_packages(*asked())
+    """All findings: Python, packages, devices, threads, home folder, store."""
+    yield from check_packages(*required())
     yield from _check_devices()
     yield _check_threads()
     yield from _check_home(home)
     yield from _check_store(home, uri, dry_run)
 
 
-def asked() -> tuple[str, list[str]]:
-    """The Python versions and the packages that the project asks for: pyproject.toml of a checkout, else as installed."""
+def required() -> tuple[str, list[str]]:
+    """Required Python versions and packages: from pyproject.toml in a checkout, else from the installed package."""
     project = Path(__file__).parents[2] / "pyproject.toml"
     if project.exists():
         content = tomllib.loads(project.read_text())["project"]
@@ -69,7 +69,7 @@ def asked() -> tuple[str, list[str]]:
 
 
 def check_packages(python: str, requirements: list[str]) -> Iterator[Finding]:
-    """Versions against what is asked for, and whether torch's companions were built for this torch."""
+    """Check the versions of packages, and whether torch's companions match this torch."""
     try:
         from packaging.requirements import Requirement
         from packaging.specifiers import SpecifierSet
@@ -81,7 +81,7 @@ def check_packages(python: str, requirements: list[str]) -> Iterator[Finding]:
         return
     there = platform.python_version()
     fits = SpecifierSet(python).contains(there, prereleases=True)
-    yield Finding("python", fits, f"{there} (asked: {python})")
+    yield Finding("python", fits, f"{there} (required: {python})")
     wrong = []
     for requirement in map(Requirement, requirements):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
@@ -95,11 +95,11 @@ def check_packages(python: str, requirements: list[str]) -> Iterator[Finding]:
             continue
         if not requirement.specifier.contains(version, prereleases=True):
             wrong.append(Finding("packages", False, f"{requirement.name} is {version}; pip install '{requirement}'"))
-    yield from wrong or [Finding("packages", True, f"all {len(requirements)} are there in versions that fit")]
+    yield from wrong or [Finding("packages", True, f"all {len(requirements)} are installed in suitable versions")]
     for name in ("torch", "torchvision"):
         try:
             __import__(name)
-        except Exception as error:  # torchvision beside a torch that it was not built for fails in ways of its own
+        except Exception as error:  # torchvision built for another torch fails in many ways
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             yield Finding(
                 "packages", False, f"{name} cannot be imported: {reason}; install torch and torchvision together"
@@ -111,7 +111,7 @@ def _check_devices() -> Iterator[Finding]:
     try:
         import torch
     except ImportError:
-        return  # said above
+        return  # already reported
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             size = torch.cuda.get_device_properties(i).total_memory / 2**30
@@ -120,10 +120,10 @@ def _check_devices() -> Iterator[Finding]:
         yield Finding(
             "devices",
             False,
-            f"there is an NVIDIA GPU that torch {torch.__version__} cannot use; check its driver and build",
+            f"torch {torch.__version__} cannot use the NVIDIA GPU; check its driver and the build of torch",
         )
     else:
-        yield Finding("devices", True, "no GPU: trials run on the processor")
+        yield Finding("devices", True, "no GPU: trials run on the CPU")
 
 
 def _check_threads() -> Finding:
@@ -137,7 +137,7 @@ def _check_home(home: Home) -> Iterator[Finding]:
     if home.root.exists():
         try:
             home.check_writable()
-            yield Finding("home", True, f"{home.root.resolve()} can be written")
+            yield Finding("home", True, f"{home.root.resolve()} is writable")
         except LabError as error:
             yield Finding("home", False, str(error))
             return
@@ -146,7 +146,9 @@ def _check_home(home: Home) -> Iterator[Finding]:
                 json.loads(path.read_text())
             except (OSError, ValueError):
                 yield Finding(
-                    "home", False, f"{path} is damaged; move it away and run its sweep again, which trains nothing anew"
+                    "home",
+                    False,
+                    f"{path} is damaged; move it away and re-run the sweep; finished trials are not retrained",
                 )
     else:
         above = next(p for p in home.root.resolve().parents if p.is_dir())
@@ -155,33 +157,35 @@ def _check_home(home: Home) -> Iterator[Finding]:
                 pass
         except OSError as error:
             yield Finding(
-                "home", False, f"{home.root} cannot be made: {above}: {error.strerror}; name another with --home"
+                "home", False, f"{home.root} cannot be created: {above}: {error.strerror}; choose another with --home"
             )
             return
-        yield Finding("home", True, f"{home.root} is made by the first sweep")
+        yield Finding("home", True, f"{home.root} will be created by the first sweep")
     place = next(p for p in (home.root.resolve(), *home.root.resolve().parents) if p.is_dir())
     free = shutil.disk_usage(place).free
     enough = free >= _FREE_BYTES
-    more = "" if enough else "; free at least 1 GiB, `dsd-lab gc` shows what can go"
+    more = "" if enough else "; free at least 1 GiB; `dsd-lab gc` lists what can be deleted"
     yield Finding("disk", enough, f"{free / 2**30:.1f} GiB free{more}")
 
 
 def _check_store(home: Home, uri: str | None, dry_run: bool) -> Iterator[Finding]:
     given = chosen_uri(uri)
     if not home.root.is_dir() or (given is None and not (home.root / "mlflow.db").exists()):
-        yield Finding("store", True, "none yet; the first sweep makes it")
+        yield Finding("store", True, "none yet; the first sweep creates it")
         return
-    if told := shared_sqlite_warning(home.root, given):
-        yield Finding("store", True, told)
+    if warning := shared_sqlite_warning(home.root, given):
+        yield Finding("store", True, warning)
     try:
-        from dsd_lab.store.mlflow_store import Store  # imports MLflow: only where there is a store
+        from dsd_lab.store.mlflow_store import Store  # imports MLflow: only if there is a store
     except ImportError as error:
         yield Finding("store", False, f"MLflow cannot be imported: {error}")
         return
     try:
-        store = Store(home, uri)  # an SQLite file of another schema is refused here
+        store = Store(home, uri)  # raises for an SQLite file with another schema
         yield Finding(
-            "store", True, f"{without_password(str(store.uri), str(store.uri))} answers, its schema is this MLflow's"
+            "store",
+            True,
+            f"{without_password(str(store.uri), str(store.uri))} answers with the schema of this MLflow version",
         )
         orphans = store.close_orphans(dry_run)
     except LabError as error:
@@ -189,8 +193,8 @@ def _check_store(home: Home, uri: str | None, dry_run: bool) -> Iterator[Finding
         return
     if orphans:
         names = ", ".join(orphans[:5]) + (", ..." if len(orphans) > 5 else "")
-        what = f"{len(orphans)} runs said RUNNING though nobody works on them: {names}"
+        what = f"{len(orphans)} runs marked RUNNING without a live process: {names}"
         end = "; `dsd-lab doctor` without --dry-run closes them" if dry_run else "; closed as KILLED"
         yield Finding("runs", not dry_run, what + end)
     else:
-        yield Finding("runs", True, "none is orphaned")
+        yield Finding("runs", True, "no orphaned runs")

@@ -1,4 +1,4 @@
-"""`dsd-lab evaluate`: measure finished trials again with other settings; nothing is trained."""
+"""`dsd-lab evaluate`: evaluate finished trials with other settings, without training."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _SETTINGS = ("sampler", "steps", "guidance", "weights", "images", "labels", "ext
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluate trials and add what was found to their folders and to the store."""
+    """Evaluate trials and add the results to their folders and to the store."""
     home = home_of(arguments)
     evaluations = _evaluations(arguments)
     folders = list({f.id: f for f in (find_trial(home, prefix) for prefix in arguments.trials)}.values())
     trials = [_planned(home, folder) for folder in folders]
     for trial in trials:
         if not any(applies(e, trial.fields) for e in evaluations):
-            raise BadInput(f"{trial.id}: {trial.variant!r} has no denoiser to sample from; ask for other --metrics")
+            raise BadInput(f"{trial.id}: {trial.variant!r} has no denoiser to sample from; choose other --metrics")
         for evaluation in evaluations:
-            lacking = lacking_average(evaluation.weights, trial.fields.training)
-            if lacking is not None:
-                raise BadInput(f"{trial.id}: weights {evaluation.weights!r}: {trial.name!r} {lacking}")
+            missing = lacking_average(evaluation.weights, trial.fields.training)
+            if missing is not None:
+                raise BadInput(f"{trial.id}: weights {evaluation.weights!r}: {trial.name!r} {missing}")
             if (unguided := lacking_guidance(evaluation.guidance, trial.fields)) is not None:
                 raise BadInput(f"{trial.id}: guidance: {trial.name!r} {unguided}")
     check_files(evaluations, home)
@@ -59,15 +59,15 @@ def run(arguments: argparse.Namespace) -> int:
             before = folder.evaluations()
             task = bar.add_task(trial.name, total=len(wanted.keys() - before.keys()))
 
-            def told(drawn: int, asked: int, task: Any = task, name: str = trial.name) -> None:
-                bar.update(task, description=f"{name}: {drawn:,}/{asked:,} images")
+            def on_progress(drawn: int, requested: int, task: Any = task, name: str = trial.name) -> None:
+                bar.update(task, description=f"{name}: {drawn:,}/{requested:,} images")
 
             state = "done"
-            for progress in run_trial(home, trial, list(wanted.values()), shelf, told=told):
+            for progress in run_trial(home, trial, list(wanted.values()), shelf, on_progress=on_progress):
                 state = progress.state
                 bar.update(task, completed=len((folder.evaluations().keys() - before.keys()) & wanted.keys()))
             error = folder.status().error
-            if state == "failed":  # the evaluation did; what was trained stands
+            if state == "failed":  # only the evaluation failed; the trained trial is unchanged
                 folder.write_status(state="done", error=None)
             found = {key: content.model_dump() for key, content in folder.evaluations().items() if key in wanted}
             answers.append(
@@ -92,25 +92,27 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _evaluations(arguments: argparse.Namespace) -> list[Generation]:
-    """The entries of the spec, or the one or more that the options describe; the same rules read both."""
+    """Evaluations of the spec, or those given by the options; both are validated by the same rules."""
     given = {name: getattr(arguments, name) for name in _SETTINGS if getattr(arguments, name) is not None}
     if arguments.spec is not None:
         if given:
-            raise BadInput(f"--{next(iter(given))}: with --spec, the entries of the spec's `evaluate` say everything")
+            raise BadInput(
+                f"--{next(iter(given))}: cannot be combined with --spec, whose `evaluate` gives all settings"
+            )
         entries = load_sweep(spec_file(arguments.spec), arguments.profile).spec.evaluate
         if not entries:
             raise BadInput(f"{arguments.spec}: has no `evaluate`")
         return entries
     if arguments.profile is not None:
-        raise BadInput("--profile: belongs to --spec")
+        raise BadInput("--profile: needs --spec")
     return evaluations_from(given)
 
 
 def evaluations_from(given: dict[str, Any]) -> list[Generation]:
-    """Evaluations from options; what is wrong is said as of a spec, but by the option's name.
+    """Evaluations from options. Error messages name the option instead of the spec's key.
 
     Raises:
-        BadInput: a value is not valid.
+        BadInput: a value is invalid.
     """
     from pydantic import ValidationError
 
@@ -133,7 +135,7 @@ def evaluations_from(given: dict[str, Any]) -> list[Generation]:
 
 
 def _planned(home: Home, folder: TrialFolder) -> PlannedTrial:
-    """The trial of a folder, as its sweep planned it.
+    """The trial of a folder in the form in which its sweep planned it.
 
     Raises:
         BadInput: it is not finished.
@@ -148,7 +150,7 @@ def _planned(home: Home, folder: TrialFolder) -> PlannedTrial:
 
 
 def _store(home: Home, ids: set[str], uri: str | None) -> None:
-    """Bring the store up to date for every sweep that names one of the trials."""
+    """Update the store for every sweep that names one of the trials."""
     sweeps = [m for m in home.manifests().values() if ids & {*m.ids}]
     if sweeps:
         from dsd_lab.store.mlflow_store import Store
@@ -160,8 +162,8 @@ def _store(home: Home, ids: set[str], uri: str | None) -> None:
 
 def _print(answer: dict[str, Any]) -> None:
     new = len(answer["new"])
-    said = {"failed": f": {answer['error']}", "running": ": another process works on it"}.get(answer["state"], "")
-    say(f"{answer['variant']} s{answer['seed']} ({answer['id']}): {new} new of {len(answer['evaluations'])}{said}")
+    note = {"failed": f": {answer['error']}", "running": ": in use by another process"}.get(answer["state"], "")
+    say(f"{answer['variant']} s{answer['seed']} ({answer['id']}): {new} new of {len(answer['evaluations'])}{note}")
     metrics = {k: v for content in answer["evaluations"].values() for k, v in content["metrics"].items()}
     for name, value in sorted(metrics.items()):
         if "_floor/" not in name:

@@ -1,4 +1,4 @@
-"""`dsd-lab export`: a sweep as a folder that another home folder can import."""
+"""`dsd-lab export`: write a sweep to a folder that another home folder can import."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ def run(arguments: argparse.Namespace) -> int:
         return OK
     say(f"{summary['sweep']}: {summary['trials']} trials, {readable(summary['bytes'])} in {out.resolve()}")
     if not arguments.weights:
-        say("without weights: the report can be made from it, samples cannot; --weights adds the newest checkpoints")
+        say("without weights: enough for the report, but not for sampling; --weights adds the newest checkpoints")
     return OK

@@ -1,4 +1,4 @@
-"""`dsd-lab fetch-weights`: the one verb that downloads, and only what is pinned."""
+"""`dsd-lab fetch-weights`: download pinned weights; the only verb that downloads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dsd_lab.specs.messages import did_you_mean
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Put weights of others into the home folder, or see that they are there."""
+    """Download weights into the home folder unless they are there."""
     home = home_of(arguments)
     for name in arguments.names:
         if name not in WEIGHTS:
@@ -29,5 +29,5 @@ def run(arguments: argparse.Namespace) -> int:
         print_json({"weights": {n: {"path": str(p), "sha256": WEIGHTS[n].sha256} for n, p in files.items()}})
         return OK
     for name, path in files.items():
-        say(f"{name}: {'there already' if name in present else 'downloaded'}, hash as pinned: {path.resolve()}")
+        say(f"{name}: {'already present' if name in present else 'downloaded'}, SHA-256 verified: {path.resolve()}")
     return OK

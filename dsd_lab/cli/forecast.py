@@ -1,4 +1,4 @@
-"""`dsd-lab forecast`: learn from the trials at hand which ones end collapsed, and say how well that can be told early."""
+"""`dsd-lab forecast`: learn from finished trials to forecast collapse early, and measure how well that works."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FILE = "forecast.json"
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Fit, judge and write the forecast."""
+    """Fit, evaluate and write the forecast."""
     from dsd_lab.report.statistics.forecast_judged import Example, fit, judge_forecast
     from dsd_lab.runs.early_stopping import WINDOW
 
@@ -31,21 +31,19 @@ def run(arguments: argparse.Namespace) -> int:
         if not other.manifests():
             raise BadInput(f"no sweep has been run in {other.root}; run `dsd-lab sweep SPEC` first")
     examples: list[Example] = []
-    lacking = 0
+    missing = 0
     for other in homes:
         for manifest in other.manifests().values():
             found, less = _examples(other, manifest)
             examples += found
-            lacking += less
+            missing += less
     judgement, forecast = judge_forecast(examples), fit(examples)
     said = list(judgement.said)
     trials = {e.trial: e.collapsed for e in examples}
-    if lacking:
-        said.append(
-            f"{lacking} trials recorded too little in their first {WINDOW:.0%} of steps (a probe and a record) and are left out."
-        )
+    if missing:
+        said.append(f"{missing} trials are left out: their first {WINDOW:.0%} of steps lack a probe or a record.")
     if forecast is None:
-        said.append("There is no forecast: it takes trials that collapsed and trials that did not.")
+        said.append("There is no forecast: it needs trials that collapsed and trials that did not.")
     answer = {
         "trials": len(trials),
         "collapsed": sum(trials.values()),
@@ -68,18 +66,18 @@ def load_forecast(home: Home) -> Any:
     """The forecast of a home folder.
 
     Raises:
-        BadInput: there is none, or it is of another version.
+        BadInput: there is none, or it is from another version.
     """
     path = home.root / FILE
     if not path.exists():
-        raise BadInput(f"{path}: no forecast yet; `dsd-lab forecast` makes it from finished sweeps")
+        raise BadInput(f"{path}: no forecast yet; create it from finished sweeps with `dsd-lab forecast`")
 
     from dsd_lab.runs.early_stopping import Forecast
 
     try:
         return Forecast.from_json(read_json(path))
     except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{path}: cannot be used: {error}; make it anew with `dsd-lab forecast`") from None
+        raise BadInput(f"{path}: cannot be used: {error}; create it again with `dsd-lab forecast`") from None
 
 
 def _examples(home: Home, manifest: Manifest) -> tuple[list[Any], int]:
@@ -99,15 +97,15 @@ def _examples(home: Home, manifest: Manifest) -> tuple[list[Any], int]:
 def _print(answer: dict[str, Any]) -> None:
     say(f"{answer['trials']} trials with a diffusion loss, {answer['collapsed']} of them collapsed")
     for name, weight in answer["weights"].items():
-        say(f"  {weight:+.2f} a standard deviation of: {name}")
+        say(f"  {weight:+.2f} per standard deviation of: {name}")
     found = answer["leave_one_spec_out"]
     if found["specs"]:
         auc = "-" if found["auc"] is None else f"{found['auc']:.3f}"
         say(f"forecast from the other specs ({', '.join(found['specs'])}): AUC {auc} over {found['trials']} trials")
-        say(f"  Brier score {found['brier']:.3f}; of the base rate alone {found['brier_base']:.3f}")
+        say(f"  Brier score {found['brier']:.3f}; base rate alone {found['brier_base']:.3f}")
         for row in found["calibration"]:
             say(
-                f"  chance {row['low']:.0%} to {row['high']:.0%}: {row['trials']} trials, mean {row['mean_chance']:.0%}, "
+                f"  probability {row['low']:.0%} to {row['high']:.0%}: {row['trials']} trials, mean {row['mean_chance']:.0%}, "
                 f"{round(row['collapsed'] * row['trials'])} collapsed"
             )
     for line in answer["said"]:

@@ -1,4 +1,4 @@
-"""`dsd-lab gc`: free what no recorded sweep needs."""
+"""`dsd-lab gc`: delete what no recorded sweep needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dsd_lab.units import readable
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show what can go, and with `--yes` let it go."""
+    """Show what can be deleted, and delete it with `--yes`."""
     home = home_of(arguments)
     found, held = garbage(home, training_code()), held_trials(home)
     foreign, linked = foreign_trials(home), linked_folders(home)
@@ -36,25 +36,25 @@ def run(arguments: argparse.Namespace) -> int:
         return OK
     print_items(home, freed)
     if held or left:
-        say(f"left alone, since somebody works on it: {', '.join(sorted({*held, *(i.path.name for i in left)}))}")
+        say(f"kept, in use by another process: {', '.join(sorted({*held, *(i.path.name for i in left)}))}")
     print_foreign(foreign)
     for name in linked:
-        say(f"left alone, since it is a link: {name}")
+        say(f"kept, since it is a link: {name}")
     total = readable(sum(item.bytes for item in freed))
     if arguments.yes or not freed:
         say(f"freed {total}" if freed else "nothing to free")
     else:
-        say(f"{total} can be freed; nothing was touched, add --yes to free it")
+        say(f"{total} can be freed; nothing was deleted; add --yes to delete")
     return OK
 
 
 def print_items(home: Home, items: list[Freeable]) -> None:
-    """One line a thing that goes."""
+    """Print a line per item to delete."""
     for item in items:
         say(f"{item.kind:<10} {readable(item.bytes):>9}  {item.path.relative_to(home.root)}: {item.why}")
 
 
 def print_foreign(found: dict[str, list[str]]) -> None:
-    """One line for each trial that is left alone because of what somebody keeps in its folder."""
+    """Print a line per trial that is kept because of foreign files in its folder."""
     for trial, names in found.items():
-        say(f"left alone, since no trial writes what is in its folder: trials/{trial}: {', '.join(names[:5])}")
+        say(f"kept, since its folder has foreign files: trials/{trial}: {', '.join(names[:5])}")

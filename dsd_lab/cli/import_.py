@@ -1,4 +1,4 @@
-"""`dsd-lab import`: take in a sweep that `dsd-lab export` wrote."""
+"""`dsd-lab import`: import a sweep that `dsd-lab export` wrote."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(vars(done))
         return OK
-    skipped = f", {len(done.skipped)} were there already" if done.skipped else ""
+    skipped = f", {len(done.skipped)} were already there" if done.skipped else ""
     say(f"{done.sweep}: {len(done.added)} trials added to {home.root}, marked as imported{skipped}")
     command, at = program(arguments)
     say(f"next: {command} report {done.sweep}{at}")

@@ -1,4 +1,4 @@
-"""A line at once after Ctrl-C: what was asked to stop may be busy for seconds in code that sees no signal."""
+"""Acknowledge Ctrl-C at once, since the process may be busy for seconds in code that handles no signals."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from collections.abc import Callable, Iterator
 
 from dsd_lab.runs.signals import TERMINATING
 
-STOPPING = "stopping: trials that run save a checkpoint first, which takes seconds; Ctrl-C again does not wait for them"
-AT_ONCE = "stopping at once; trials go on from their last checkpoints"
+STOPPING = "stopping: running trials save a checkpoint, which takes seconds; press Ctrl-C again to stop at once"
+AT_ONCE = "stopping at once; trials resume from their last checkpoints"
 
 
 @contextlib.contextmanager
-def answered_at_once(say: Callable[[str], None]) -> Iterator[None]:
-    """Say, while the block lasts, that a signal that asks to stop has arrived; what handles it stays as it is.
+def acknowledge_signals(say: Callable[[str], None]) -> Iterator[None]:
+    """Print a line within the block when a stop signal arrives. Its handler stays in place.
 
-    Python runs handlers in the main thread, between two of its instructions; the number of a signal is
-    written to the other end of `set_wakeup_fd` by the C handler itself, and read here by a thread.
+    Python runs handlers in the main thread between instructions. The C handler, however, writes the signal's number
+    to `set_wakeup_fd` at once, and a thread reads it here.
 
     Args:
-        say: prints a line; called from that thread.
+        say: prints a line; called from the thread.
     """
-    if threading.current_thread() is not threading.main_thread():  # where no signal can be watched
+    if threading.current_thread() is not threading.main_thread():  # signals can only be watched in the main thread
         yield
         return
     reader, writer = socket.socketpair()
@@ -46,5 +46,5 @@ def _watch(reader: socket.socket, say: Callable[[str], None]) -> None:
     while numbers := reader.recv(64):
         for number in numbers:
             if number in (signal.SIGINT, *TERMINATING) and (line := next(lines, None)) is not None:
-                with contextlib.suppress(OSError):  # nobody reads any more
+                with contextlib.suppress(OSError):  # stderr is closed
                     say(line)

@@ -1,4 +1,4 @@
-"""`dsd-lab latents`: a trial's latents and spectra as one .npz."""
+"""`dsd-lab latents`: write a trial's latents and spectra to an .npz file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the file."""
     home = home_of(arguments)
     folder = find_trial(home, arguments.trial)
-    if folder.state() != "done":  # known before torch is imported
+    if folder.state() != "done":  # checked before the import of torch
         raise BadInput(f"{arguments.trial}: the trial is {folder.state()}; only a finished one can be loaded")
     path = (
         place_of(arguments.out, "--out")
@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
         else home.root / "latents" / f"{folder.id}-{arguments.split}.npz"
     )
     if path.is_dir():
-        raise BadInput(f"--out {path}: is a folder; name a file")
+        raise BadInput(f"--out {path}: is a folder; give a file")
     Output(home, path.parent, f"--out {path}", file=path.name).check([path.name])
 
     from dsd_lab.api import export_latents

@@ -1,4 +1,4 @@
-"""The live table of a sweep: its running trials with what they have recorded, and the states of all, at any width."""
+"""The live table of a sweep: running trials with their records, and the states of all trials, for any width."""
 
 from __future__ import annotations
 
@@ -11,70 +11,70 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dsd_lab.cli.live_trials import SoFar
+from dsd_lab.cli.live_trials import TrialSnapshot
 from dsd_lab.files.printable import printable
 from dsd_lab.report.statistics.latent_state import HEALTHY, LatentState
 from dsd_lab.units import short_count
 
 _WIDE = 140
-"""Columns from which there is room for a bar and for all ranks."""
+"""Minimum terminal width for the progress bar and all ranks."""
 _STATES = {
     "done": ("●", "green", "done"),
     "running": ("◐", "cyan", "running"),
     "pending": ("○", "dim", "pending"),
-    "interrupted": ("◌", "magenta", "interrupted (the next sweep goes on)"),
-    "diverged": ("▲", "yellow", "diverged (not finite: a result)"),
+    "interrupted": ("◌", "magenta", "interrupted (the next sweep resumes it)"),
+    "diverged": ("▲", "yellow", "diverged (NaN or infinite: a result)"),
     "failed": ("✗", "bold red", "failed"),
     "stopped": ("■", "yellow", "stopped (by a forecast)"),
 }
-"""State -> its mark, its colour and what it means."""
+"""Symbol, colour and explanation by state."""
 _OTHER = ("◌", "yellow")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A trial that trains."""
+    """A running trial."""
 
     name: str
     step: int
     steps: int
-    so_far: SoFar
+    so_far: TrialSnapshot
     seconds_left: float | None
 
 
 @dataclass(frozen=True)
 class Variant:
-    """The trials of one variant and grid point."""
+    """The trials of a variant and grid point."""
 
     name: str
     states: list[str]
-    """Of its seeds, in their order."""
+    """By seed."""
     note: str
-    """What its trials that are evaluated are at, or why some ended early; else empty."""
+    """Progress of evaluations, or why trials ended early; else empty."""
 
 
 def live_table(summary: str, rows: list[Row], variants: list[Variant], width: int, height: int) -> Group:
-    """What a sweep shows in a terminal: a summary, a row a running trial, and a row a variant.
+    """The live display: a summary, a row per running trial and a row per variant.
 
     Args:
         summary: counts and times of the whole sweep.
-        rows: trials that train now.
-        variants: all of the sweep.
+        rows: running trials.
+        variants: all variants of the sweep.
         width: columns of the terminal.
-        height: its lines; what does not fit is counted.
+        height: lines of the terminal; rows that do not fit are counted.
     """
     head, legend = Text(printable(summary)), _legend(variants)
-    beside = sum(math.ceil(len(text) / width) for text in (head, legend))
-    room = max(height - beside - 4, 4)  # a header, a note on bounds, two counts of what does not fit
+    used = sum(math.ceil(len(text) / width) for text in (head, legend))
+    room = max(height - used - 4, 4)  # header, note on bounds, two counts of hidden rows
     shown = rows[: max(room - min(len(variants), room // 2), 1)]
     left = variants[: max(room - len(shown), 1)]
     parts: list[RenderableType] = [head]
     if shown:
         parts.append(_trials(shown, width))
         if any(_by_bounds(row.so_far) for row in shown):
-            parts.append(_line("* by fixed bounds: a control itself, or none of this seed and size probed yet", "dim"))
+            parts.append(_line("* by fixed bounds: the trial is a control, or its control has no probe yet", "dim"))
     if more := len(rows) - len(shown):
-        parts.append(_line(f"and {more} more that train", "dim"))
+        parts.append(_line(f"and {more} more running", "dim"))
     parts.append(_variants(left))
     if more := len(variants) - len(left):
         parts.append(_line(f"and {more} more variants", "dim"))
@@ -82,7 +82,7 @@ def live_table(summary: str, rows: list[Row], variants: list[Variant], width: in
 
 
 def plain_row(row: Row) -> str:
-    """A running trial as one line, for a file."""
+    """A running trial as one line of text."""
     found = row.so_far
     parts = [f"{row.name}: step {row.step:,} of {row.steps:,}"]
     if found.images_per_second is not None:
@@ -92,7 +92,7 @@ def plain_row(row: Row) -> str:
     if found.state is not None:
         parts.append(f"latent std {found.state.std:.3g}, effective rank {found.state.rank_token:.3g}")
     if found.verdict is not None:
-        against = f"against {found.control}" if found.control else "by fixed bounds"
+        against = f"compared with {found.control}" if found.control else "by fixed bounds"
         parts.append(f"{found.verdict} so far {against}")
     if row.seconds_left is not None:
         parts.append(f"{clock(row.seconds_left)} left")
@@ -100,7 +100,7 @@ def plain_row(row: Row) -> str:
 
 
 def clock(seconds: float) -> str:
-    """`0:42`, `3:05`, `2:10:00`, `3d 04h`: at most eight columns."""
+    """`0:42`, `3:05`, `2:10:00`, `3d 04h`: at most eight characters."""
     whole = max(0, round(seconds))
     minutes, hours = whole // 60 % 60, whole // 3600
     if hours >= 100:
@@ -112,14 +112,14 @@ def _line(text: str, style: str = "") -> Text:
     return Text(printable(text), style, no_wrap=True, overflow="ellipsis")
 
 
-def _by_bounds(found: SoFar) -> bool:
+def _by_bounds(found: TrialSnapshot) -> bool:
     return found.verdict is not None and found.control is None
 
 
 def _trials(rows: list[Row], width: int) -> Table:
     wide = width >= _WIDE
     table = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0), expand=wide)
-    table.add_column("trial", min_width=12)  # the one that gives way where there is no room
+    table.add_column("trial", min_width=12)  # this column shrinks if needed
     if wide:
         table.add_column("", ratio=1)
     for name in _HEADERS[wide]:
@@ -152,7 +152,7 @@ _HEADERS = {
     False: ("step", "img/s", "loss", "std", "rank"),
     True: ("step", "images/s", "loss", "latent std", "effective rank", "of images", "bits/token"),
 }
-"""By whether the terminal is wide: the rank is that of tokens, and that of whole images where there is room."""
+"""By whether the terminal is wide. The rank is that of tokens; wide terminals also show that of whole images."""
 
 
 def _count(number: int) -> str:
@@ -160,7 +160,7 @@ def _count(number: int) -> str:
 
 
 def _latents(state: LatentState | None) -> tuple[float | None, ...]:
-    """What is shown of the latents, what there is always room for first."""
+    """Shown values of the latents, the most important first."""
     return (None,) * 4 if state is None else (state.std, state.rank_token, state.rank_image, state.capacity)
 
 
@@ -175,7 +175,7 @@ def _variants(variants: list[Variant]) -> Table:
     table.add_column()
     for variant in variants:
         marks = Text()
-        if len(variant.states) > 12:  # counts are read, rows of dots are not
+        if len(variant.states) > 12:  # long rows of symbols are unreadable
             counts = Counter(variant.states)
             marks.append(", ".join(f"{count} {state}" for state, count in counts.items()))
         else:
@@ -186,7 +186,7 @@ def _variants(variants: list[Variant]) -> Table:
 
 
 def _legend(variants: list[Variant]) -> Text:
-    """What the marks of ended trials mean, where there are any that do not explain themselves."""
+    """Explanations of the symbols of ended trials that need one."""
     present = {state for variant in variants for state in variant.states}
     if not present & {"interrupted", "diverged", "failed", "stopped"}:
         return Text()

@@ -1,4 +1,4 @@
-"""What a sweep's trials have recorded so far: speed, loss, state of the latents, and the report's verdict on it."""
+"""Records of running trials: speed, loss, state of the latents, and the report's verdict on it."""
 
 from __future__ import annotations
 
@@ -20,45 +20,45 @@ from dsd_lab.report.statistics.latent_state import (
 from dsd_lab.specs.report import ReportSettings
 from dsd_lab.specs.sweep import PlannedTrial
 
-_ABOUT = 10
-"""Records of training that a speed is taken over."""
+_SPEED_RECORDS = 10
+"""Training records over which speed is averaged."""
 
 
 @dataclass(frozen=True)
-class SoFar:
-    """A running trial as its records show it; what is not recorded yet is None."""
+class TrialSnapshot:
+    """A running trial's records; None where not recorded yet."""
 
     images_per_second: float | None = None
-    """While it trains: probes, pictures and checkpoints left out."""
+    """During training, without probes, images and checkpoints."""
     loss: float | None = None
     state: LatentState | None = None
-    """Of the latents at the last probe: medians over it and those before it, as in the report."""
+    """Of the latents: medians over the last probes, as in the report."""
     verdict: str | None = None
-    """The report's rule on that state."""
+    """By the report's rule."""
     control: str | None = None
-    """Name of the trial that it was judged against; None: against fixed bounds."""
+    """Name of the trial that it was compared with; None: fixed bounds."""
 
 
 class _Records:
-    """The records of one trial, read as they come."""
+    """Reads the records of a trial incrementally."""
 
     def __init__(self, home: Home, trial: PlannedTrial, probes: int) -> None:
         self._trial, self._tail, self._probes = trial, SpoolTail(home.trial(trial.id).spool), probes
         self.loss: float | None = None
         self._timed: list[tuple[int, float]] = []
-        """Steps and seconds of the last records of training."""
+        """Steps and seconds of the last training records."""
         self._rows: list[tuple[int, list[float]]] = []
-        """Step and `MEASURES` of every probe that has them all."""
+        """Step and `MEASURES` of every probe that has all of them."""
         self._patches: tuple[float, float] | None = None
         self._states: list[LatentState] = []
         self._at = 0
-        """Step of the last record of training."""
+        """Step of the last training record."""
 
     def read(self) -> None:
-        """Take in what was recorded since the last call."""
+        """Read what was recorded since the last call."""
         try:
             entries = self._tail.read()
-        except BadInput:  # what is wrong with a spool is said by who writes it, and by the report
+        except BadInput:  # a damaged spool is reported elsewhere
             return
         before = len(self._rows)
         for entry in entries:
@@ -66,10 +66,10 @@ class _Records:
             if entry.kind == "train":
                 self.loss = metrics.get("train/loss")
                 steps = step - self._at if step > self._at else step
-                self._timed = [*self._timed, (steps, entry.seconds or 0.0)][-_ABOUT:]
+                self._timed = [*self._timed, (steps, entry.seconds or 0.0)][-_SPEED_RECORDS:]
                 self._at = step
             elif entry.kind == "probe" and all(name in metrics for name in MEASURES):
-                if self._rows and step <= self._rows[-1][0]:  # it was resumed before this step
+                if self._rows and step <= self._rows[-1][0]:  # the trial was resumed from an earlier step
                     self._rows = [row for row in self._rows if row[0] < step]
                     before = -1
                 self._rows.append((step, [metrics[name] for name in MEASURES]))
@@ -87,7 +87,7 @@ class _Records:
 
     @property
     def steps(self) -> list[int]:
-        """Of the probes."""
+        """Steps of the probes."""
         return [step for step, _ in self._rows]
 
     @property
@@ -96,12 +96,12 @@ class _Records:
 
 
 class LiveTrials:
-    """The trials of a sweep that run, and their controls.
+    """The running trials of a sweep, and their controls.
 
     Args:
         home: where they write.
-        trials: all of the sweep.
-        settings: of the report: which variant is the control, and the thresholds of the verdict.
+        trials: all trials of the sweep.
+        settings: of the report: the control variant and the thresholds of the verdict.
     """
 
     def __init__(self, home: Home, trials: list[PlannedTrial], settings: ReportSettings) -> None:
@@ -109,11 +109,11 @@ class LiveTrials:
         self._controls = {_cell(t): t for t in trials if t.variant == settings.control}
         self._records: dict[str, _Records] = {}
 
-    def so_far(self, trial: PlannedTrial) -> SoFar:
-        """What a trial has recorded, judged against its control as far as that has come."""
+    def so_far(self, trial: PlannedTrial) -> TrialSnapshot:
+        """Records of a trial, compared with its control up to the last common probe."""
         own = self._read(trial)
         if not own.states:
-            return SoFar(own.images_per_second, own.loss)
+            return TrialSnapshot(own.images_per_second, own.loss)
         control = None if trial.variant == self._settings.control else self._controls.get(_cell(trial))
         against, step = None, own.steps[-1]
         if control is not None:
@@ -121,7 +121,7 @@ class LiveTrials:
             against = control_at(step, theirs.steps, theirs.states)
         name = known_verdict(own.states[-1], against, self._settings)
         judged_by = control.name if control is not None and against is not None else None
-        return SoFar(own.images_per_second, own.loss, own.states[-1], name, judged_by)
+        return TrialSnapshot(own.images_per_second, own.loss, own.states[-1], name, judged_by)
 
     def _read(self, trial: PlannedTrial) -> _Records:
         if trial.id not in self._records:
@@ -131,5 +131,5 @@ class LiveTrials:
 
 
 def _cell(trial: PlannedTrial) -> tuple[int, str, str]:
-    """Seed, size and grid point: a trial is judged against the control that has the same, as in the report."""
+    """Seed, size and grid point, which a trial and its control share, as in the report."""
     return trial.seed, trial.fields.network.size, repr(sorted(trial.point.items()))

@@ -1,4 +1,4 @@
-"""`dsd-lab logs`: what a trial recorded; reads its files only, so it answers while the trial runs."""
+"""`dsd-lab logs`: show a trial's records. Reads only its files, so it also works while the trial runs."""
 
 from __future__ import annotations
 
@@ -15,21 +15,26 @@ from dsd_lab.home.lookup import find_trial
 from dsd_lab.home.spool import SpoolTail, read_spool
 from dsd_lab.home.trial_folder import TrialFolder, state_notes
 from dsd_lab.home.trial_records import SpoolLine
-from dsd_lab.runs.continuity import told_changes, told_devices
+from dsd_lab.runs.continuity import format_codes, format_devices
 from dsd_lab.training_code import training_code
 from dsd_lab.units import duration
 
-_SHOWN = ("latent/variance", "latent/effective_rank/token", "latent/effective_rank/image", "latent/capacity_bits/token")
-"""Of the dozens of metrics of a probe, those that the verdict is made of; `--json` has all."""
-_LOOK_EVERY = 0.5
-"""Seconds between looks at a spool that is followed."""
+_SHOWN_METRICS = (
+    "latent/variance",
+    "latent/effective_rank/token",
+    "latent/effective_rank/image",
+    "latent/capacity_bits/token",
+)
+"""The probe's metrics that the verdict uses; `--json` has all metrics."""
+_POLL_SECONDS = 0.5
+"""Seconds between checks of a followed spool."""
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show a trial."""
+    """Print a trial's records."""
     home = home_of(arguments)
     if arguments.follow and arguments.json:
-        raise BadInput("--follow: prints lines as they come; leave out --json")
+        raise BadInput("--follow: cannot be combined with --json")
     folder = find_trial(home, arguments.trial)
     answer = record_of(home, folder, arguments.lines)
     if arguments.json:
@@ -39,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     say(f"{answer['name'] or 'never started'}: {state}, trial {answer['id']} in {folder.root}")
     attempts = f"{answer['attempts']} attempt{'s' if answer['attempts'] != 1 else ''}"
     say(f"step {answer['step']:,} of {answer['steps']:,}, {attempts}, {duration(answer['seconds'])} of training")
-    say(f"sweeps: {', '.join(answer['sweeps']) or 'none that is recorded names it'}")
+    say(f"sweeps: {', '.join(answer['sweeps']) or 'in no recorded sweep'}")
     if answer["code_changes"]:
         say(f"training code: {answer['code_changes']}")
     if answer["damaged"]:
@@ -50,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"traceback: {answer['traceback']}")
     if answer["metrics"]:
         say("last metrics:")
-        shown = {k: v for k, v in answer["metrics"].items() if not k.startswith("latent/") or k in _SHOWN}
+        shown = {k: v for k, v in answer["metrics"].items() if not k.startswith("latent/") or k in _SHOWN_METRICS}
         for name, (step, value) in ((k, (v["step"], v["value"])) for k, v in shown.items()):
             say(f"  {name:<60} {value:>12.6g}  at step {step:,}")
     for note in state_notes([answer["state"]], training_code()):
@@ -61,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _follow(folder: TrialFolder, shown: list[SpoolLine]) -> int:
-    """Print events as they are recorded, until nobody works on the trial any more."""
+    """Print events as they are recorded until no process holds the trial."""
     tail = SpoolTail(folder.spool)
     last = shown[-1].n if shown else -1
     entries = [entry for entry in tail.read() if entry.n > last]
@@ -69,20 +74,20 @@ def _follow(folder: TrialFolder, shown: list[SpoolLine]) -> int:
         while True:
             for entry in entries:
                 say(event_line(entry))
-            state = folder.state()  # before the last look, so that nothing is recorded after it
+            state = folder.state()  # read before the last check, so that no event is missed
             ended = state not in ("pending", "running") and not folder.is_locked()
             entries = tail.read()
             if ended and not entries:
                 say(f"{state} at step {folder.status().step:,}")
                 return OK
             if not entries:
-                time.sleep(_LOOK_EVERY)
+                time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
         return INTERRUPTED
 
 
 def record_of(home: Home, folder: TrialFolder, lines: int) -> dict[str, Any]:
-    """What `--json` prints: state, attempts, error, last value of every metric, and the last events.
+    """The JSON answer: state, attempts, error, last value of every metric, last events.
 
     Raises:
         BadInput: the spool is damaged.
@@ -110,10 +115,10 @@ def record_of(home: Home, folder: TrialFolder, lines: int) -> dict[str, Any]:
         "attempts": status.attempt,
         "seconds": status.seconds,
         "error": status.error,
-        "code_changes": told_changes(status),
-        "device_changes": told_devices(status),
+        "code_changes": format_codes(status),
+        "device_changes": format_devices(status),
         "damaged": 0 if described is None else described.data.damaged,
-        # A traceback outlives the attempt that it is from; it says something only about a trial that failed last.
+        # error.txt outlives its attempt, so it counts only if the trial failed last.
         "traceback": str(traceback.resolve()) if state == "failed" and traceback.exists() else None,
         "metrics": metrics,
         "events": list(events),
@@ -121,10 +126,10 @@ def record_of(home: Home, folder: TrialFolder, lines: int) -> dict[str, Any]:
 
 
 def event_line(line: SpoolLine) -> str:
-    """One event as one line: when, at which step, what."""
+    """An event as one line: time, step, content."""
     metrics = line.metrics
     if line.kind == "probe":
-        metrics = {k: metrics[k] for k in _SHOWN if k in metrics}
+        metrics = {k: metrics[k] for k in _SHOWN_METRICS if k in metrics}
     parts = [f"{name} {value:.4g}" for name, value in metrics.items()]
     parts += line.files
     if line.reason is not None:

@@ -1,4 +1,4 @@
-"""The command line: `dsd-lab VERB`. Nothing heavy is imported here; each verb imports what it needs."""
+"""The command line: `dsd-lab VERB`. Heavy imports are left to the verbs."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from dsd_lab.files.bounded import BadFile
 from dsd_lab.files.printable import printable
 from dsd_lab.provenance import remember_call
 from dsd_lab.specs.plugins import load_plugins, plugin_place
-from dsd_lab.store import SOON
+from dsd_lab.store import SHORT_TIMEOUTS
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a verb; returns the exit code."""
+    """Run a verb and return the exit code."""
     words = sys.argv[1:] if argv is None else argv
     arguments = parse(words)
     remember_call(words)
-    for name, value in {"OMP_NUM_THREADS": "1", **SOON}.items():  # before torch: trials set their own threads
+    for name, value in {"OMP_NUM_THREADS": "1", **SHORT_TIMEOUTS}.items():  # before torch: trials set their own threads
         os.environ.setdefault(name, value)
     try:
         if hasattr(arguments, "plugin"):
             load_plugins(arguments.plugin)
         return int(_loaded(module_of(arguments.verb), argv is None).run(arguments))
     except LabError as error:
-        _complain(f"{error}")
+        _print_error(f"{error}")
         return error.exit_code
     except KeyboardInterrupt:
-        _complain("interrupted; the same command goes on from here")
+        _print_error("interrupted; the same command resumes")
         return INTERRUPTED
     except BrokenPipeError:  # `dsd-lab plan | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -41,43 +41,43 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "dsd_lab").partition(".")[0] == "dsd_lab":
             raise
-        _complain(f"{error.name} is not installed; `dsd-lab doctor` names all that is missing")
+        _print_error(f"{error.name} is not installed; `dsd-lab doctor` lists missing packages")
         return NO_RESOURCES
     except BadFile as error:
-        _complain(f"{error.filename}: {error.strerror}")
+        _print_error(f"{error.filename}: {error.strerror}")
         return BAD_INPUT
     except OSError as error:
         if not is_disk_full(error):
             return _fault_of_plugin(error)
-        _complain(f"the disk is full: {error}; nothing that was finished is lost")
+        _print_error(f"the disk is full: {error}; finished work is not lost")
         return NO_RESOURCES
     except Exception as error:
         return _fault_of_plugin(error)
 
 
 def _fault_of_plugin(error: Exception) -> int:
-    """One line about what a plug-in's code raised; what dsd-lab's own code raised is raised again."""
+    """Print a line for an exception raised in a plug-in's code; raise other exceptions again."""
     place = plugin_place(error)
     if place is None:
         raise error
-    _complain(f"{place}: {type(error).__name__}: {error}")
+    _print_error(f"{place}: {type(error).__name__}: {error}")
     return BAD_INPUT
 
 
-def _complain(text: str) -> None:
+def _print_error(text: str) -> None:
     print(printable(f"dsd-lab: {text}"), file=sys.stderr)
 
 
 def module_of(verb: str) -> str:
-    """The module of a command; `import` is a word of Python's, so that its file has another name."""
+    """The module of a verb; `import` is a keyword, so its file has another name."""
     name = verb.replace("-", "_")
     return f"dsd_lab.cli.{name}_" if keyword.iskeyword(name) else f"dsd_lab.cli.{name}"
 
 
 def _loaded(verb: str, whole_process: bool) -> ModuleType:
-    """A verb's module. Nothing of what an import makes is garbage, and looking for it takes a tenth of the time.
+    """Import a verb's module without garbage collection, which takes a tenth of the time and frees nothing.
 
-    Where the process runs nothing else, what was imported is not looked at again either.
+    If the process runs nothing else, imported objects are also excluded from later collections.
     """
     gc.disable()
     try:

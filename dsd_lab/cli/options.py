@@ -1,4 +1,4 @@
-"""Arguments that several verbs of the command line share, and the kinds of values that they take."""
+"""Arguments that several verbs share, and their types."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.shipped import spec_file
 from dsd_lab.specs.sweep import Plan
 
-TRIAL = "trial: its id (the first characters do) or name, such as naive or 'naive s0'"
+TRIAL = "trial: id (or its first characters) or name, such as naive or 'naive s0'"
 
 
 def add_verb(
     verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, what: str, example: str
 ) -> argparse.ArgumentParser:
-    """A verb with its help, an example, and `--home`."""
+    """Add a verb with its help, an example, and `--home`."""
     verb: argparse.ArgumentParser = verbs.add_parser(
         name, help=what, description=what[0].upper() + what[1:] + ".", epilog=f"example: {example}"
     )
@@ -35,12 +35,12 @@ def add_verb(
 
 
 def takes_trial(verb: argparse.ArgumentParser) -> None:
-    """A trial by its id."""
+    """Add the trial argument."""
     verb.add_argument("trial", help=TRIAL)
 
 
 def takes_spec(verb: argparse.ArgumentParser) -> None:
-    """A spec file, and what is laid over it."""
+    """Add the spec argument and its options."""
     verb.add_argument(
         "spec", metavar="SPEC", help="YAML file, name of a shipped spec (`dsd-lab specs`), or - for standard input"
     )
@@ -48,20 +48,20 @@ def takes_spec(verb: argparse.ArgumentParser) -> None:
 
 
 def takes_plugins(verb: argparse.ArgumentParser) -> None:
-    """Plug-ins that define parts."""
+    """Add `--plugin`."""
     verb.add_argument(
         "--plugin",
         action="append",
         default=[],
         metavar="FILE|MODULE",
-        help="Python file or module that defines parts of your own; repeatable (also: $DSD_LAB_PLUGINS)",
+        help="Python file or module that defines your own parts; repeatable (also: $DSD_LAB_PLUGINS)",
     )
 
 
 def takes_spec_options(verb: argparse.ArgumentParser) -> None:
-    """What is laid over a spec."""
+    """Add `--profile`, `--set` and `--plugin`."""
     takes_plugins(verb)
-    verb.add_argument("--profile", help="profile of the spec (default: the one that it names)")
+    verb.add_argument("--profile", help="profile of the spec (default: its `profile`)")
     verb.add_argument(
         "--set",
         action="append",
@@ -72,7 +72,7 @@ def takes_spec_options(verb: argparse.ArgumentParser) -> None:
 
 
 def takes_only(verb: argparse.ArgumentParser) -> None:
-    """Some trials of a spec."""
+    """Add `--only`."""
     verb.add_argument(
         "--only",
         action="append",
@@ -83,7 +83,7 @@ def takes_only(verb: argparse.ArgumentParser) -> None:
 
 
 def takes_tracking(verb: argparse.ArgumentParser) -> None:
-    """The store."""
+    """Add `--tracking-uri`."""
     verb.add_argument(
         "--tracking-uri",
         metavar="URI",
@@ -92,39 +92,39 @@ def takes_tracking(verb: argparse.ArgumentParser) -> None:
 
 
 def takes_yes(verb: argparse.ArgumentParser) -> None:
-    """Nothing is deleted without it."""
-    verb.add_argument("--yes", action="store_true", help="do it; without, only show what would be freed")
+    """Add `--yes`, without which nothing is deleted."""
+    verb.add_argument("--yes", action="store_true", help="delete; without it, only show what would be deleted")
 
 
 def allows_code_change(verb: argparse.ArgumentParser) -> None:
-    """A trial is finished by other training code than began it, where that was asked for."""
+    """Add `--allow-code-change`."""
     verb.add_argument(
         "--allow-code-change",
         action="store_true",
-        help="go on with trials that other training code began; their records and reports say which trained from which step",
+        help="resume trials that other training code began; records and reports show which code trained which steps",
     )
 
 
 def answers_json(verb: argparse.ArgumentParser) -> None:
-    """The answer as JSON."""
+    """Add `--json`."""
     verb.add_argument("--json", action="store_true", help="answer in JSON")
 
 
 def count(text: str) -> int | str:
-    """A number of images, or `holdout`."""
+    """Parse a number of images, or `holdout`."""
     return text if text == "holdout" else positive(text)
 
 
 def chance(text: str) -> float:
-    """A chance that a forecast can be sure of."""
+    """Parse a probability of collapse."""
     value = float(text)
     if not 0.5 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a chance from 0.5 to below 1")
+        raise argparse.ArgumentTypeError(f"{text} is not a probability of at least 0.5 and below 1")
     return value
 
 
 def positive(text: str) -> int:
-    """A number from 1 on."""
+    """Parse a number of at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not a positive number")
@@ -132,19 +132,19 @@ def positive(text: str) -> int:
 
 
 def home_of(arguments: argparse.Namespace) -> Home:
-    """`--home`, else `DSD_LAB_HOME`, else `runs/` below the current folder; absolute, as messages show it."""
+    """`--home`, else `DSD_LAB_HOME`, else `runs/` in the current folder; absolute, for messages."""
     return Home(place_of(arguments.home or os.environ.get("DSD_LAB_HOME") or "runs", "--home"))
 
 
 def place_of(text: str, option: str) -> Path:
-    """The file or folder that was typed, from the root on; links keep their names.
+    """Absolute path of a typed file or folder, with links unresolved.
 
     Args:
-        text: as it was typed, from the current folder on.
-        option: that it was typed for, for the message.
+        text: as typed.
+        option: name for messages.
 
     Raises:
-        BadInput: it begins with `~` and the name of nobody.
+        BadInput: it begins with `~` and an unknown user.
     """
     try:
         return Path(text).expanduser().absolute()
@@ -153,11 +153,11 @@ def place_of(text: str, option: str) -> Path:
 
 
 def program(arguments: argparse.Namespace) -> tuple[str, str]:
-    """How to call this program again, from a fresh shell in the same folder, and the `--home` that goes with it."""
+    """The command that calls this program from a fresh shell in the same folder, and its `--home` option."""
     called = sys.argv[0] if Path(sys.argv[0]).name == "dsd-lab" else None
     found = shutil.which("dsd-lab")
     if found is not None and called is not None and os.path.realpath(found) == os.path.realpath(called):
-        command = "dsd-lab"  # of the search path; another one that is found there is another installation
+        command = "dsd-lab"  # only if the search path leads to this installation
     else:
         command = shlex.quote(called) if called is not None else f"{shlex.quote(sys.executable)} -m dsd_lab"
     home = arguments.home or os.environ.get("DSD_LAB_HOME")
@@ -165,24 +165,24 @@ def program(arguments: argparse.Namespace) -> tuple[str, str]:
 
 
 def store_option(arguments: argparse.Namespace) -> str:
-    """The `--tracking-uri` that a next command needs to find what this one stored; a password in it is left out."""
+    """The `--tracking-uri` option for a suggested command, without a password."""
     given = arguments.tracking_uri
     return "" if given is None else f" --tracking-uri {shlex.quote(without_password(given, given))}"
 
 
 def command_line() -> str:
-    """The command line of this process as a shell takes it; passwords in addresses are left out."""
+    """The command line of this process, quoted for a shell, without passwords."""
     return without_password(shlex.join(["dsd-lab", *sys.argv[1:]]))
 
 
 def plan_of(arguments: argparse.Namespace) -> Plan:
-    """The plan of the spec that the arguments name."""
+    """The plan of the spec in the arguments."""
     plan = load_sweep(spec_file(arguments.spec), arguments.profile, arguments.set)
     only = getattr(arguments, "only", None)
     return plan.only(only) if only else plan
 
 
 def print_json(content: Any) -> None:
-    """JSON on standard output; NaN is refused, since JSON has none."""
+    """Print JSON to standard output. NaN raises ValueError."""
     json.dump(content, sys.stdout, indent=1, allow_nan=False)
     print()

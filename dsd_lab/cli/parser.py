@@ -1,4 +1,4 @@
-"""What the command line accepts: verbs and their options. Parsing imports nothing heavy (over 300 lines: one list that a test freezes)."""
+"""Verbs and options of the command line; imports nothing heavy (over 300 lines: one list, frozen by a test)."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _SPEC = "collapse_ablation"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole surface of the command line; a test freezes it."""
+    """The parser of the whole command line; a test freezes it."""
     return _parser_and_verbs()[0]
 
 
 def _parser_and_verbs() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction[argparse.ArgumentParser]]:
     parser = argparse.ArgumentParser(
         prog="dsd-lab",
-        description="Ablation sweeps of end-to-end latent diffusion: do the latents collapse, which change stops it, how surely?",
+        description="Ablation sweeps of end-to-end latent diffusion: do the latents collapse, which change prevents it, and how certain is that?",
         epilog=f"example: dsd-lab sweep {_SPEC} && dsd-lab report",
     )
     parser.add_argument("--version", action="version", version=f"dsd-lab {__version__}")
@@ -48,12 +48,12 @@ def _parser_and_verbs() -> tuple[argparse.ArgumentParser, argparse._SubParsersAc
     _add_finished(verbs)
     _add_keeping(verbs)
     _add_exchanging(verbs)
-    _add_beside(verbs)
+    _add_tools(verbs)
     return parser, verbs
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    """What was typed after `dsd-lab`; where that is not understood, a line says how to type it and the process ends."""
+    """Parse the words after `dsd-lab`; prints a correction and exits if that fails."""
     parser, verbs = _parser_and_verbs()
     if words and not words[0].startswith("-") and words[0] not in verbs.choices:
         near = did_you_mean(words[0], verbs.choices)
@@ -66,19 +66,19 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 
 def _unrecognised(words: list[str], left: list[str]) -> str:
-    """What is wrong with words that no verb takes; most often an override that was typed in two words."""
+    """Message for words that no verb takes; mostly an override typed as two words."""
     shown = one_line(shlex.join(left))
     sets = [place for place, word in enumerate(words[:-2]) if word == "--set"]
     for key, value in ((words[place + 1], words[place + 2]) for place in sets):
         if "=" not in key and not value.startswith("-"):
             return f"--set {one_line(key)} {one_line(value)}: write --set {one_line(shlex.quote(f'{key}={value}'))}"
     if sets and "=" in left[0]:
-        return f"{shown}: every override has a --set of its own: write --set {one_line(shlex.quote(left[0]))}"
+        return f"{shown}: every override needs its own --set: write --set {one_line(shlex.quote(left[0]))}"
     return f"unrecognized arguments: {shown}"
 
 
 def _add_running(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """What runs trials, or says how they would run."""
+    """Add verbs that run trials or predict what they need."""
     plan = add_verb(verbs, "plan", "show the trials of a spec without running them", f"dsd-lab plan {_SPEC}")
     takes_spec(plan)
     takes_only(plan)
@@ -93,7 +93,7 @@ def _add_running(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     data = add_verb(
         verbs,
         "data",
-        "show what is read from a spec's images, or from a folder",
+        "show the images of a spec or a folder",
         "dsd-lab data ../shared/photos --out photos.png",
     )
     data.add_argument(
@@ -105,9 +105,7 @@ def _add_running(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     data.add_argument("--out", metavar="FILE", help="PNG with the first training images of every class")
     answers_json(data)
 
-    sweep = add_verb(
-        verbs, "sweep", "run the trials of a spec that are not done", f"dsd-lab sweep {_SPEC} --profile full"
-    )
+    sweep = add_verb(verbs, "sweep", "run the unfinished trials of a spec", f"dsd-lab sweep {_SPEC} --profile full")
     takes_spec(sweep)
     takes_only(sweep)
     sweep.add_argument(
@@ -117,21 +115,19 @@ def _add_running(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--address",
         metavar="ADDRESS",
         default=os.environ.get("RAY_ADDRESS"),
-        help="a running Ray cluster, such as auto or 10.0.0.1:6379; HOME must be on storage that its nodes share (default: $RAY_ADDRESS, else this machine)",
+        help="a running Ray cluster, such as auto or 10.0.0.1:6379; HOME must be on storage shared by its nodes (default: $RAY_ADDRESS, else this machine)",
     )
-    sweep.add_argument(
-        "--retry-failed", action="store_true", help="run failed trials again, from their last checkpoint"
-    )
+    sweep.add_argument("--retry-failed", action="store_true", help="retry failed trials from their last checkpoint")
     allows_code_change(sweep)
-    sweep.add_argument("--fail-fast", action="store_true", help="stop everything at the first failure")
+    sweep.add_argument("--fail-fast", action="store_true", help="stop all trials at the first failure")
     sweep.add_argument(
         "--stop-collapsed",
         type=chance,
         metavar="CHANCE",
-        help="stop trials whose first 5%% give at least this chance of collapse, by HOME's forecast; they have no verdict, so not for ablations (default: none is stopped)",
+        help="stop trials whose first 5%% of steps give at least this probability of collapse by HOME's forecast; they have no verdict, so not for ablations (default: never)",
     )
     sweep.add_argument(
-        "--no-tracking", action="store_true", help="do not store in MLflow now; report stores what is missing"
+        "--no-tracking", action="store_true", help="do not store in MLflow; `dsd-lab report` does it later"
     )
     takes_tracking(sweep)
     answers_json(sweep)
@@ -153,7 +149,7 @@ def _add_running(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     bench = add_verb(
         verbs,
         "bench",
-        "measure how fast trials train on this machine, and how their time is shared",
+        "measure training speed on this machine and where the time goes",
         f"dsd-lab bench {_SPEC} --variant dsd",
     )
     bench.add_argument(
@@ -164,34 +160,39 @@ def _add_running(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     takes_spec_options(bench)
     bench.add_argument(
-        "--variant", action="append", metavar="NAME", help="only this variant; repeatable (default: all that differ)"
+        "--variant",
+        action="append",
+        metavar="NAME",
+        help="only this variant; repeatable (default: all whose steps differ)",
     )
-    bench.add_argument("--repeats", type=positive, default=5, metavar="N", help="repeats of all times (default: 5)")
     bench.add_argument(
-        "--steps", type=positive, metavar="N", help="steps of a repeat (default: as many as take half a second)"
+        "--repeats", type=positive, default=5, metavar="N", help="repeats of each measurement (default: 5)"
+    )
+    bench.add_argument(
+        "--steps", type=positive, metavar="N", help="steps per repeat (default: as many as take half a second)"
     )
     bench.add_argument(
         "--processes",
         type=positive,
         default=1,
         metavar="N",
-        help="also compare N processes that train a trial together with one alone (a GPU each, where a trial has one)",
+        help="also compare a trial on N processes with one process (a GPU each if the trial uses one)",
     )
-    bench.add_argument("--random-images", action="store_true", help="random pixels in the place of a spec's images")
+    bench.add_argument("--random-images", action="store_true", help="use random images instead of the spec's")
     answers_json(bench)
 
 
 def _add_finished(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """What reads, measures and draws from finished trials."""
+    """Add verbs that use finished trials."""
     report = add_verb(verbs, "report", "write tables, figures and pages of sweeps", f"dsd-lab report {_SPEC}")
     report.add_argument(
         "sweep",
         nargs="*",
         metavar="SPEC|SWEEP",
-        help="spec file or sweep name; several make one report (default: the sweep that ran last)",
+        help="spec file or sweep name; several give one report (default: the latest sweep)",
     )
     takes_plugins(report)
-    report.add_argument("--profile", help="profile to report (default: the one that ran last)")
+    report.add_argument("--profile", help="profile to report (default: the latest)")
     report.add_argument(
         "--x",
         choices=["step", "images", "flops"],
@@ -212,7 +213,7 @@ def _add_finished(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         dest="label",
         default=None,
         metavar="NAME|K",
-        help="class asked for, by name or number (default: all in turn)",
+        help="class to draw, by name or number (default: all in turn)",
     )
     sample.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance scale (default: 1, none)")
     sample.add_argument("--sampler", default="heun", help="solver (default: heun; `dsd-lab parts sampler` lists them)")
@@ -224,19 +225,21 @@ def _add_finished(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     evaluate = add_verb(
         verbs,
         "evaluate",
-        "measure finished trials again with other settings; trains nothing",
+        "evaluate finished trials with other settings, without training",
         "dsd-lab evaluate 3ddf1775b702 --guidance 1 --guidance 2 --sampler dopri5 --images 1000",
     )
     evaluate.add_argument("trials", nargs="+", metavar="TRIAL", help=TRIAL)
     takes_plugins(evaluate)
-    evaluate.add_argument("--spec", metavar="SPEC", help="make all entries of this spec's `evaluate` instead of:")
+    evaluate.add_argument(
+        "--spec", metavar="SPEC", help="make the evaluations of this spec; replaces the following options"
+    )
     evaluate.add_argument("--profile", help="profile of that spec")
     evaluate.add_argument("--guidance", type=float, action="append", help="guidance scale; repeatable (default: 1)")
     evaluate.add_argument("--sampler", help="solver (default: heun; `dsd-lab parts sampler` lists them)")
     evaluate.add_argument("--steps", type=positive, help="solver steps (default: 25)")
     evaluate.add_argument("--images", type=count, metavar="N", help="images, or holdout (default: holdout)")
     evaluate.add_argument(
-        "--labels", choices=("balanced", "random", "training"), help="of N images (default: balanced)"
+        "--labels", choices=("balanced", "random", "training"), help="classes of N images (default: balanced)"
     )
     evaluate.add_argument("--weights", action="append", help="ema, ema:DECAY or trained; repeatable (default: ema)")
     evaluate.add_argument("--extractor", choices=("indomain", "inception"), help="features (default: indomain)")
@@ -245,9 +248,11 @@ def _add_finished(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--metrics",
         type=lambda text: text.split(","),
         metavar="NAME,...",
-        help="such as fid,kid,knn (default: a spec's)",
+        help="such as fid,kid,knn (default: as in a spec)",
     )
-    evaluate.add_argument("--no-tracking", action="store_true", help="do not store in MLflow now")
+    evaluate.add_argument(
+        "--no-tracking", action="store_true", help="do not store in MLflow; `dsd-lab report` does it later"
+    )
     takes_tracking(evaluate)
     answers_json(evaluate)
 
@@ -262,7 +267,7 @@ def _add_finished(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     forecast = add_verb(
         verbs,
         "forecast",
-        "learn from finished trials to tell early which ones end collapsed, and judge it by leaving one spec out",
+        "learn to forecast collapse early from finished trials, and evaluate it by leaving one spec out",
         "dsd-lab forecast --json",
     )
     forecast.add_argument("more", nargs="*", metavar="HOME", help="other home folders to learn from")
@@ -271,7 +276,7 @@ def _add_finished(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     again = add_verb(
         verbs,
         "reproduce",
-        "train one trial again, in a folder of its own, and say whether weights and records are equal to the bit",
+        "retrain a trial in a separate folder, and test whether weights and records are bit-identical",
         "dsd-lab reproduce 3ddf1775b702 --from review",
     )
     takes_trial(again)
@@ -279,30 +284,30 @@ def _add_finished(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     again.add_argument(
         "--from", dest="source", metavar="EXPORT", help="folder that `dsd-lab export` wrote (default: HOME's own trial)"
     )
-    again.add_argument("--data", metavar="DIR", help="where its images lie here (default: where they lay)")
+    again.add_argument("--data", metavar="DIR", help="present folder of its images (default: the recorded one)")
     answers_json(again)
 
     latents = add_verb(
         verbs,
         "latents",
-        "write a trial's latents and spectra as one .npz",
+        "write a trial's latents and spectra to an .npz file",
         "dsd-lab latents 3ddf1775b702 --out latents.npz",
     )
     takes_trial(latents)
     takes_plugins(latents)
     latents.add_argument(
-        "--split", choices=("holdout", "train"), default="holdout", help="images that are encoded (default: holdout)"
+        "--split", choices=("holdout", "train"), default="holdout", help="images to encode (default: holdout)"
     )
     latents.add_argument("--out", metavar="FILE", help="file to write (default: HOME/latents/TRIAL-SPLIT.npz)")
     answers_json(latents)
 
 
 def _add_keeping(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """What looks after the home folder."""
+    """Add verbs that inspect and clean the home folder."""
     status = add_verb(
         verbs,
         "status",
-        "show every sweep in the home folder; of one that is named, what was asked of it, when and by which command",
+        "show all sweeps in the home folder; for a named sweep also the history of its settings and commands",
         "dsd-lab status collapse_ablation--quick",
     )
     status.add_argument(
@@ -313,57 +318,55 @@ def _add_keeping(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     logs = add_verb(verbs, "logs", "show what a trial recorded", "dsd-lab logs 3ddf1775b702 --lines 40")
     takes_trial(logs)
     logs.add_argument("--lines", type=positive, default=10, metavar="N", help="last events shown (default: 10)")
-    logs.add_argument("--follow", action="store_true", help="go on with new events until the trial ends, or Ctrl-C")
+    logs.add_argument("--follow", action="store_true", help="print new events until the trial ends or Ctrl-C")
     answers_json(logs)
 
     doctor = add_verb(
         verbs, "doctor", "check this machine, the home folder and the store, and close orphaned runs", "dsd-lab doctor"
     )
-    doctor.add_argument("--dry-run", action="store_true", help="name orphaned MLflow runs without closing them")
+    doctor.add_argument("--dry-run", action="store_true", help="list orphaned MLflow runs without closing them")
     takes_tracking(doctor)
     answers_json(doctor)
 
-    gc = add_verb(
-        verbs, "gc", "free what no recorded sweep needs; shows it, and frees it with --yes", "dsd-lab gc --yes"
-    )
+    gc = add_verb(verbs, "gc", "show what no recorded sweep needs; with --yes, delete it", "dsd-lab gc --yes")
     takes_yes(gc)
     answers_json(gc)
 
     rm = add_verb(
         verbs,
         "rm",
-        "forget a sweep and delete the trials that no other sweep names; shows them, and deletes with --yes",
+        "show a sweep's record and the trials that no other sweep names; with --yes, delete them",
         "dsd-lab rm collapse_ablation--quick --yes",
     )
-    rm.add_argument("sweep", metavar="SWEEP", help="sweep as `dsd-lab status` lists it")
+    rm.add_argument("sweep", metavar="SWEEP", help="sweep name as in `dsd-lab status`")
     takes_yes(rm)
     answers_json(rm)
 
 
 def _add_exchanging(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """What sets two sweeps side by side, and lets one travel."""
+    """Add verbs that compare, export and import sweeps."""
     compare = add_verb(
         verbs,
         "compare",
-        "compare two sweeps, or two profiles of one, variant by variant and paired by seed",
+        "compare two sweeps, or two profiles of one, by variant and paired by seed",
         "dsd-lab compare collapse_ablation--quick collapse_ablation--full",
     )
-    compare.add_argument("a", metavar="A", help="sweep as `dsd-lab status` lists it")
-    compare.add_argument("b", metavar="B", help="the other; differences are B minus A")
+    compare.add_argument("a", metavar="A", help="sweep name as in `dsd-lab status`")
+    compare.add_argument("b", metavar="B", help="the other sweep; differences are B minus A")
     takes_tracking(compare)
     answers_json(compare)
 
     export = add_verb(
         verbs,
         "export",
-        "write a sweep as a folder that another home folder can import",
+        "write a sweep to a folder that another home folder can import",
         "dsd-lab export collapse_ablation --out review",
     )
-    export.add_argument("sweep", metavar="SWEEP", help="sweep as `dsd-lab status` lists it")
+    export.add_argument("sweep", metavar="SWEEP", help="sweep name as in `dsd-lab status`")
     export.add_argument("--out", metavar="DIR", required=True, help="new or empty folder to write")
-    export.add_argument("--weights", action="store_true", help="with the newest checkpoint of every trial")
+    export.add_argument("--weights", action="store_true", help="include the newest checkpoint of every trial")
     export.add_argument(
-        "--anonymous", action="store_true", help="without absolute paths, process ids, host and user names"
+        "--anonymous", action="store_true", help="remove absolute paths, process ids, host and user names"
     )
     answers_json(export)
 
@@ -372,14 +375,14 @@ def _add_exchanging(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
     answers_json(take)
 
 
-def _add_beside(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """What is beside trials: pages, starter specs, editors, shells."""
+def _add_tools(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add verbs for MLflow's pages, starter specs, editors and shells."""
     ui = add_verb(verbs, "ui", "open MLflow's UI on this machine", "dsd-lab ui")
     ui.add_argument(
         "--port",
         type=positive,
         default=5000,
-        help="port on 127.0.0.1; the next free one if it is taken (default: 5000)",
+        help="port on 127.0.0.1; the next free one if it is in use (default: 5000)",
     )
     takes_tracking(ui)
     answers_json(ui)
@@ -387,7 +390,7 @@ def _add_beside(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     specs = add_verb(
         verbs,
         "specs",
-        "list the specs that dsd-lab ships with, and whether the images are here that they need",
+        "list the shipped specs, and whether their images are present",
         "dsd-lab specs",
     )
     answers_json(specs)
@@ -408,7 +411,7 @@ def _add_beside(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     answers_json(schema)
 
     parts = add_verb(
-        verbs, "parts", "list the parts that a spec can name, and where they come from", "dsd-lab parts sampler"
+        verbs, "parts", "list the parts that a spec can use, and where they are defined", "dsd-lab parts sampler"
     )
     parts.add_argument("kind", nargs="?", metavar="KIND", help="such as normaliser (default: all kinds)")
     takes_plugins(parts)

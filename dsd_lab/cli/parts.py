@@ -1,4 +1,4 @@
-"""`dsd-lab parts`: the parts that a spec can name, and where they come from."""
+"""`dsd-lab parts`: list the parts that a spec can use, and where they are defined."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dsd_lab.specs.registry import parts_of, plugin_parts, plugins
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """List the parts of one kind, or of all."""
+    """List the parts of a kind, or of all kinds."""
     if arguments.kind is not None and arguments.kind not in KINDS:
         raise BadInput(f"{arguments.kind}: no such kind of part{did_you_mean(arguments.kind, list(KINDS))}")
     rows = [row for kind in ([arguments.kind] if arguments.kind else KINDS) for row in _rows(kind)]
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def plugin_lines() -> list[str]:
-    """One line for each loaded plug-in: its digest and its parts."""
+    """A line per loaded plug-in: its digest and its parts."""
     lines = []
     for plugin in plugins.values():
         own = [f"{p.kind.replace('_', ' ')} {p.name}" for p in plugin_parts() if p.plugin == plugin]
@@ -43,7 +43,7 @@ def _rows(kind: str) -> list[dict[str, str | None]]:
     rows: list[dict[str, str | None]] = []
     if KINDS[kind].together:
         module = KINDS[kind].module.rpartition(".")[0]
-        what = "computed with the others of its kind"
+        what = "computed together with the others of its kind"
         rows += [_row(kind, name, None, what, f"{module}.metrics") for name in KINDS[kind].shipped]
     for part in (table.part(name) for name in table):
         rows.append(_row(kind, part.name, None if part.plugin is None else part.plugin.name, part.summary, part.where))

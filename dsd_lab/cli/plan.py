@@ -1,4 +1,4 @@
-"""`dsd-lab plan`: what a spec resolves to, what it will need, and what is done."""
+"""`dsd-lab plan`: show the trials of a spec, what they need and what is done."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dsd_lab.home.lookup import manifest_of
 from dsd_lab.home.trial_folder import OTHER_IMAGES, state_notes
 from dsd_lab.planning.data_check import check_data
 from dsd_lab.planning.disk import need_of
-from dsd_lab.planning.estimates import EFFICIENCY, Shape, cached_bytes, cached_shape, shape_key, speedup, timed_seconds
+from dsd_lab.planning.estimates import ASSUMED_MFU, Shape, cached_bytes, cached_shape, shape_key, speedup, timed_seconds
 from dsd_lab.planning.gpus import GPUS
 from dsd_lab.planning.measured import benched_efficiency, benched_seconds, machine_ceiling
 from dsd_lab.planning.requirements import missing_data, missing_weights
@@ -35,14 +35,14 @@ from dsd_lab.specs.trial import Data, Trial
 from dsd_lab.training_code import training_code
 
 _TIMED = "timed here"
-"""Where a time comes from: trials of the shape that were trained here. Else it is a benchmark's, or from FLOPs."""
+"""Source of a time: trained trials of the same shape. Other sources are `dsd-lab bench` and FLOPs."""
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show a plan."""
+    """Print a plan."""
     plan, home = plan_of(arguments), home_of(arguments)
     for missing in missing_data(plan):
-        say(f"dsd-lab: warning: {missing}; `sweep` will refuse", error=True)
+        say(f"dsd-lab: warning: {missing}; `sweep` will refuse to run", error=True)
     lines = check_data(home, plan.trials, plan.spec.evaluate, decode="small")
     facts_of = partial(known_facts, home)
     left_out = once_for_seeds(lambda fields: skipped(fields, facts_of(fields.data)))
@@ -50,9 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
         if line:
             say(f"dsd-lab: warning: {line}", error=True)
     for missing in missing_weights(plan):
-        say(f"dsd-lab: warning: {missing}; `sweep` will refuse", error=True)
+        say(f"dsd-lab: warning: {missing}; `sweep` will refuse to run", error=True)
     for missing in unusable_files(plan.spec.evaluate, home):
-        say(f"dsd-lab: warning: {missing}; `sweep` will refuse", error=True)
+        say(f"dsd-lab: warning: {missing}; `sweep` will refuse to run", error=True)
     changed = _other_images(home, plan)
     code = training_code()
     manifest = manifest_of(plan)
@@ -100,14 +100,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _other_images(home: Home, plan: Plan) -> set[str]:
-    """Trials that were trained on other images than those at hand, after a warning; what is not at hand is not asked for."""
+    """Trials trained on other images than the present ones, after a warning. Images are not decoded."""
     missing = missing_data(plan)
     there = [t for t in plan.trials if t.fields.data.path not in missing]
     shelf = DataShelf()
     try:
         refuse_other_images(home, there, shelf)
     except BadInput as error:
-        say(f"dsd-lab: warning: {error}; `sweep` will refuse", error=True)
+        say(f"dsd-lab: warning: {error}; `sweep` will refuse to run", error=True)
         return trained_on_others(home, there)
     return set()
 
@@ -120,7 +120,7 @@ def _needs(
     gpu: str,
     facts_of: Callable[[Data], dict[str, Any] | None],
 ) -> dict[str, Any]:
-    """What a trial with these fields will need, whatever its seed."""
+    """What a trial with these fields needs, for any seed."""
     shape, training = cached_shape(trial, home, code), trial.training
     seconds, source = _seconds(trial, shape, timed, home, gpu)
     efficiency = benched_efficiency(home, trial, gpu)
@@ -144,21 +144,21 @@ def _needs(
 
 
 def _own_part(trial: Trial) -> Training:
-    """Training as one of the trial's processes sees it: its share of every batch."""
+    """Training settings of one process: its share of every batch."""
     parts, team = trial.training.grad_accum_steps, trial.resources.team
     own = -(-trial.training.batch_size // (parts * team)) * parts
     return trial.training.model_copy(update={"batch_size": own})
 
 
 def _seconds(trial: Trial, shape: Shape, timed: dict[str, float], home: Home, gpu: str) -> tuple[float, str]:
-    """Seconds of a whole trial in one process and where they come from: the best of what is known.
+    """Seconds of a whole trial in one process, and their source: the best known one.
 
     Args:
         trial: its fields.
         shape: its counts.
-        timed: seconds a step of trained trials, by shape.
-        home: where `dsd-lab bench` has kept figures.
-        gpu: that trials on one are planned for.
+        timed: seconds per step of trained trials, by shape.
+        home: holds the measurements of `dsd-lab bench`.
+        gpu: planned GPU of trials that use one.
     """
     training = trial.training
     key = shape_key(canonical_fields(trial))
@@ -170,8 +170,8 @@ def _seconds(trial: Trial, shape: Shape, timed: dict[str, float], home: Home, gp
     flops = shape.flops_per_image * training.batch_size * training.steps
     if trial.resources.gpus > 0:
         peak = GPUS[gpu].peak(training.precision) * min(1.0, trial.resources.gpus)
-        return flops / (peak * EFFICIENCY), f"from FLOPs, {gpu}"
-    return flops / (machine_ceiling(home, trial.resources.threads) * EFFICIENCY), "from FLOPs"
+        return flops / (peak * ASSUMED_MFU), f"from FLOPs, {gpu}"
+    return flops / (machine_ceiling(home, trial.resources.threads) * ASSUMED_MFU), "from FLOPs"
 
 
 def _missing(plan: Plan, done: dict[str, Any], trial: PlannedTrial) -> int:

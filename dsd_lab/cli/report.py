@@ -1,4 +1,4 @@
-"""`dsd-lab report`: bring the store up to date, then write tables, figures and pages from it."""
+"""`dsd-lab report`: update the store, then write tables, figures and pages from it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from dsd_lab.report.write import write_part
 from dsd_lab.specs.report import ReportSettings, XAxis
 from dsd_lab.store.mlflow_store import Store
 
-_LONGEST = 200
+_MAX_NAME = 200
 """Characters of a folder's name."""
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Report one sweep, or several in one report."""
+    """Report one or more sweeps in one report."""
     home = home_of(arguments)
     found = [find_manifest(home, name, arguments.profile) for name in arguments.sweep or [None]]
     manifests = list({m.key: m for m in found}.values())
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         else home.report_folder(_folder_name([m.key for m in manifests]))
     )
     if folder.exists() and not folder.is_dir():
-        raise BadInput(f"--out {folder}: is a file; name a folder")
+        raise BadInput(f"--out {folder}: is a file; give a folder")
     output = Output(home, folder, f"--out {folder}", aside=arguments.out is None)
     output.check(["report.html", "report.md"])
     store = Store(home, arguments.tracking_uri)
@@ -66,15 +66,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class _Part(NamedTuple):
-    """What a report says of one sweep."""
+    """One sweep's part of a report."""
 
     page: Page
     content: dict[str, Any]
     """For `--json`."""
     finished: int
-    """Trials that have ended."""
+    """Ended trials."""
     verdicts: dict[str, str | None]
-    """By trial."""
+    """By trial id."""
 
 
 def _part(store: Store, manifest: Manifest, folder: Path, x: XAxis | None) -> _Part:
@@ -91,6 +91,6 @@ def _part(store: Store, manifest: Manifest, folder: Path, x: XAxis | None) -> _P
 
 
 def _folder_name(keys: list[str]) -> str:
-    """The keys of the sweeps; where they are too many for a file's name, the first and a digest of all."""
+    """The sweeps' keys, shortened to the first key and a digest if they are too long for a file name."""
     name = "+".join(keys)
-    return name if len(name) <= _LONGEST else f"{keys[0]}+{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return name if len(name) <= _MAX_NAME else f"{keys[0]}+{hashlib.sha256(name.encode()).hexdigest()[:12]}"

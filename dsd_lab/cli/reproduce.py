@@ -1,4 +1,4 @@
-"""`dsd-lab reproduce`: train one trial again in a folder of its own, and compare it with what is recorded."""
+"""`dsd-lab reproduce`: retrain a trial in a separate folder and compare it with its records."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from dsd_lab.specs.trial import SCHEMA_VERSION
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train a trial again; 0 where it is equal to the bit, else 3."""
+    """Retrain a trial; returns 0 if it is bit-identical, else 3."""
     home = home_of(arguments)
     source = home
     if arguments.source is not None:
         source = Home(place_of(arguments.source, "--from"))
         if not (source.root / "export.json").is_file():
-            raise BadInput(f"--from {source.root}: has no export.json; name a folder that `dsd-lab export` wrote")
+            raise BadInput(f"--from {source.root}: has no export.json; give a folder that `dsd-lab export` wrote")
     recorded = find_trial(source, arguments.trial)
     trial = planned(source, recorded, arguments.data)
     if trial.fields.data.path is not None and not Path(trial.fields.data.path).is_dir():
-        raise BadInput(f"data.path: no such folder {trial.fields.data.path}; say where the images lie with --data")
+        raise BadInput(f"data.path: no such folder {trial.fields.data.path}; give the folder of the images with --data")
     home.prepare()
     own = _own_home(home, trial.id)
 
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
             bar.update(task, completed=progress.step)
     again = own.trial(trial.id)
     if again.state() == "failed":
-        raise BadInput(f"{trial.name}: could not be trained again: {again.status().error}")
+        raise BadInput(f"{trial.name}: could not be retrained: {again.status().error}")
     answer = compare(recorded, again)
     answer = {"id": trial.id, "name": trial.name, "folder": str(again.root), **answer}
     if arguments.json:
@@ -58,22 +58,22 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def planned(home: Home, folder: TrialFolder, data: str | None) -> PlannedTrial:
-    """The trial as it is recorded.
+    """The recorded trial.
 
     Args:
-        home: that holds the trial, or an exported folder.
+        home: the home folder of the trial, or an exported folder.
         folder: of the trial.
-        data: where its images lie here; None: where they lay.
+        data: present folder of its images; None: the recorded one.
 
     Raises:
-        BadInput: nothing is recorded, or it is not what a trial of this version has.
+        BadInput: nothing is recorded, or the record is invalid in this version.
     """
     described = folder.description()
     if described is None:
-        raise BadInput(f"{folder.root}: has no trial.json: it never started, so that nothing can be compared")
+        raise BadInput(f"{folder.root}: has no trial.json: the trial was never started, so there is nothing to compare")
     if (version := described.schema_version) != SCHEMA_VERSION:
         raise BadInput(
-            f"{folder.root / 'trial.json'}: was trained under schema version {version}; this program trains by version {SCHEMA_VERSION}, which gives other weights: run its sweep to train it anew"
+            f"{folder.root / 'trial.json'}: was trained with schema version {version}, but this program uses version {SCHEMA_VERSION}, which gives other weights; re-run the sweep to retrain it"
         )
     fields = recorded_fields(described, home.root)
     if data is not None:
@@ -82,7 +82,7 @@ def planned(home: Home, folder: TrialFolder, data: str | None) -> PlannedTrial:
 
 
 def _own_home(home: Home, trial: str) -> Home:
-    """A new home folder for one reproduction, with the caches of the home that it is in."""
+    """A new home folder for a reproduction, with the caches of the surrounding home."""
     number = 1
     while (home.root / "reproductions" / f"{trial}-{number}").exists():
         number += 1
@@ -94,12 +94,12 @@ def _own_home(home: Home, trial: str) -> Home:
 
 
 def _lines(answer: dict[str, Any]) -> list[str]:
-    lines = [f"{answer['name']}, trial {answer['id']}, trained again in {answer['folder']}"]
+    lines = [f"{answer['name']}, trial {answer['id']}, retrained in {answer['folder']}"]
     for what in ("weights", "records"):
         lines.append(f"{what}: {answer[what]['text']}")
     if not answer["equal"]:
         found = [
             f"{d['what']}: {json.dumps(d['recorded'])} then, {json.dumps(d['now'])} now" for d in answer["differs"]
         ]
-        lines.append("what is recorded of both and differs: " + ("; ".join(found) if found else "nothing"))
+        lines.append("differences in code, versions, machine and data: " + ("; ".join(found) if found else "nothing"))
     return lines

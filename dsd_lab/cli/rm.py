@@ -1,4 +1,4 @@
-"""`dsd-lab rm`: forget a sweep and delete the trials that no other sweep names."""
+"""`dsd-lab rm`: delete a sweep's record and the trials that no other sweep names."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from dsd_lab.units import readable
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show what would go, and with `--yes` let it go."""
+    """Show what would be deleted, and delete it with `--yes`."""
     home = home_of(arguments)
     manifests = home.manifests()
     named = [key for key, m in manifests.items() if arguments.sweep in (key, m.name)]
-    # A deletion never guesses: `report` takes the profile that ran last, this wants the one that is meant.
+    # A deletion never guesses: unlike `report`, it does not default to the latest profile.
     if arguments.sweep in named:
         named = [arguments.sweep]
     if len(named) != 1:
         what = (
-            f"{len(named)} sweeps have this name; say which: {', '.join(named)}"
+            f"{len(named)} sweeps have this name; choose one: {', '.join(named)}"
             if named
-            else f"no sweep of this name in {home.root}{did_you_mean(arguments.sweep, list(manifests))}"
+            else f"no such sweep in {home.root}{did_you_mean(arguments.sweep, list(manifests))}"
         )
         raise BadInput(f"{arguments.sweep}: {what}")
     key = named[0]
@@ -47,14 +47,14 @@ def run(arguments: argparse.Namespace) -> int:
         return OK
     print_items(home, going)
     for trial in held:
-        say(f"left alone, since somebody works on it: {trial.path.name}")
+        say(f"kept, in use by another process: {trial.path.name}")
     print_foreign({trial: names for trial, names in foreign_trials(home).items() if trial in manifests[key].named})
     if shared:
         say(
-            f"{shared} of its trials stay: another sweep names them, they never started, or their folders are not only ours"
+            f"{shared} of its trials are kept: another sweep names them, they were never started, or their folders have foreign files"
         )
     if arguments.yes:
-        say(f"{key} is forgotten, {readable(total)} freed; its report and its runs in MLflow stay")
+        say(f"{key} deleted, {readable(total)} freed; its report and its runs in MLflow stay")
     else:
-        say(f"{key} would be forgotten and {readable(total)} freed; nothing was touched, add --yes to do it")
+        say(f"{key} would be deleted and {readable(total)} freed; nothing was deleted; add --yes to delete")
     return OK

@@ -1,4 +1,4 @@
-"""`dsd-lab sample`: draw images from a trained trial."""
+"""`dsd-lab sample`: sample images from a trained trial."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dsd_lab.specs.part_fields import all_names, expected
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write PNGs into a folder of their own, and a grid beside it: scores of a folder of samples count no grid."""
+    """Write PNGs to a separate folder, with the grid outside it: metrics of a folder must not count the grid."""
     home = home_of(arguments)
     folder = find_trial(home, arguments.trial)
     if arguments.sampler not in all_names("sampler"):
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     place = place_of(arguments.out, "--out") if arguments.out else home.root / "samples" / folder.id
     if place.exists() and not place.is_dir():
-        raise BadInput(f"--out {place}: is a file; name a folder")
+        raise BadInput(f"--out {place}: is a file; give a folder")
     output = Output(home, place, f"--out {place}", aside=arguments.out is None)
     output.check(["grid.png"], alone="images")
 
@@ -48,11 +48,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise BadInput(f"--guidance: {description.variant!r} {unguided}")
     data = DataShelf().of_trial(folder, trial, home)
     if not data.conditional and arguments.guidance != 1:
-        raise BadInput(f"--guidance {arguments.guidance:g}: the data has no classes to guide towards")
+        raise BadInput(f"--guidance {arguments.guidance:g}: the data has no classes for guidance")
     chosen = None if arguments.label is None else class_number(arguments.label, data.classes, data.class_names)
     gpus = trial.resources.gpus if torch.cuda.is_available() else 0.0
     if gpus != trial.resources.gpus:
-        say("dsd-lab: this process sees no GPU: sampling on the CPU", error=True)
+        say("dsd-lab: no GPU is visible: sampling on the CPU", error=True)
     device = pick_device(gpus)
     network = load_network(trial, folder.checkpoints, data, device, "ema")
     labels = torch.arange(arguments.n) % data.classes if chosen is None else torch.full((arguments.n,), chosen)
@@ -77,20 +77,20 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def name_of(number: int, names: Sequence[str]) -> str:
-    """The name of a class; its number where the data names none."""
+    """Name of a class; its number where it has no name."""
     return names[number] if number < len(names) else str(number)
 
 
 def class_number(text: str, classes: int, names: Sequence[str]) -> int:
-    """The class that `--class` means: the one of this name, else the one of this number.
+    """The class number that `--class` means. Names take precedence over numbers.
 
     Raises:
-        BadInput: there is none, or there are no classes.
+        BadInput: there is no such class, or there are no classes.
     """
     if text in names:
         return list(names).index(text)
     if classes < 2:
-        raise BadInput(f"--class {text}: the data has no classes to tell apart")
+        raise BadInput(f"--class {text}: the data has no classes")
     if text.isdecimal() and int(text) < classes:
         return int(text)
     meant = did_you_mean(text, list(names)) if names else ""

@@ -1,8 +1,8 @@
-"""`dsd-lab schema`: the JSON Schema of a spec file, for completion and checks in editors.
+"""`dsd-lab schema`: the JSON Schema of spec files, for editors.
 
-The schema checks every place where a spec can hold a trial's fields, and asks for none of them: what a
-place leaves out is inherited or has a default. Names of parts are those of the package and of loaded
-plug-ins. A spec that requires another plug-in may name any part; all other checks stay.
+The schema checks every place that can hold a trial's fields and requires none of them, since omitted fields are
+inherited or have defaults. Names of parts are those of the package and of loaded plug-ins. In a spec that requires
+an unloaded plug-in, any name of a part is valid; all other checks remain.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from dsd_lab.specs.sweep import NAME, Sweep
 from dsd_lab.specs.trial import Trial
 
 _OPEN = "Open"
-"""Begins the names of definitions that take names of parts which this program does not know."""
+"""Prefix of definitions that accept unknown names of parts."""
 _WITHOUT = ("schema", "name", "profile", "profiles")
-"""Keys of a file that a profile does not hold."""
+"""Keys of a file that a profile does not have."""
 
 Schema = dict[str, Any]
 
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def spec_schema() -> Schema:
-    """The schema of a file: a sweep whose base, variants, grid, profiles and evaluations are checked to the last key."""
+    """The schema of a spec file, with checks of base, variants, grid, profiles and evaluations."""
     schema, trial = Sweep.model_json_schema(by_alias=True), Trial.model_json_schema()
     definitions = schema.pop("$defs") | trial.pop("$defs")
     definitions["Trial"] = trial
@@ -58,7 +58,7 @@ def spec_schema() -> Schema:
     schema["properties"] = keys | {
         "extends": {
             "type": "string",
-            "description": "A spec file, in this file's folder or below, that this one inherits from.",
+            "description": "A spec file in this file's folder or below, from which this one inherits.",
         }
     }
     others = {"requires": {"contains": {"not": {"enum": sorted(plugins)}}}}
@@ -66,7 +66,7 @@ def spec_schema() -> Schema:
         "if": {"required": ["requires"], "properties": others},
         "then": {"properties": opened.pop(_OPEN)},
         "else": {"properties": places},
-        "required": ["name"],  # the rest can be inherited
+        "required": ["name"],  # all other keys can be inherited
         "title": "dsd-lab spec",
     }
     return {
@@ -77,7 +77,7 @@ def spec_schema() -> Schema:
 
 
 def _described(content: Schema) -> Schema:
-    """A key of the file as all specs have it: without what `base`, `variants` and others hold."""
+    """A top-level key without the content of `base`, `variants` and the like."""
     return content if not _takes_anything(content) else {"description": content["description"]}
 
 
@@ -86,7 +86,7 @@ def _takes_anything(content: Schema) -> bool:
 
 
 def _named(definition: str) -> Schema:
-    """A mapping of names to entries of one kind."""
+    """A mapping from names to entries of one kind."""
     return {
         "type": "object",
         "propertyNames": {"pattern": NAME},
@@ -95,7 +95,7 @@ def _named(definition: str) -> Schema:
 
 
 def _grid(definitions: Schema) -> Schema:
-    """Axes: key paths of a trial's sections and fields, and of what is named inside a field, to lists of values."""
+    """Axes: lists of values by key path of a trial's field, or of a named entry inside a field."""
     axes, inside = {}, {}
     for section, content in definitions["Trial"]["properties"].items():
         axes[section] = _axis({"$ref": content["$ref"]}, content.get("description"))
@@ -113,7 +113,7 @@ def _axis(value: Schema, description: str | None) -> Schema:
 
 
 def _close_options(definitions: Schema) -> None:
-    """Options are those of the loaded plug-ins' parts."""
+    """Restrict options to those of the loaded parts."""
     options: Schema = {}
     for part in plugin_parts():
         if part.options is not None:
@@ -126,7 +126,7 @@ def _close_options(definitions: Schema) -> None:
 
 
 def _opened(definitions: Schema) -> Schema:
-    """Copies, under other names, of the definitions that name parts, which take any name of a part and any options."""
+    """Renamed copies of the definitions that name parts, which accept any name of a part and any options."""
     concerned = {name for name, content in definitions.items() if _marked(content)}
     while more := {n for n, content in definitions.items() if _refers(content) & concerned} - concerned:
         concerned |= more
@@ -153,7 +153,7 @@ def _open(node: Any, concerned: set[str]) -> Any:
         return node
     if node.get(PART_KIND) == "options":
         return node | {"additionalProperties": {"type": "object"}}
-    if PART_KIND in node:  # the known names stay, for completion
+    if PART_KIND in node:  # known names stay, for completion
         notes = {key: node[key] for key in ("description", "default", "title") if key in node}
         known = [{"enum": node["enum"]}] if "enum" in node else []
         return notes | {"anyOf": [*known, {"type": "string", "pattern": PART_NAME}]}

@@ -1,4 +1,4 @@
-"""`dsd-lab specs`: the specs that dsd-lab ships with, and whether the images are here that they need."""
+"""`dsd-lab specs`: list the shipped specs, and whether their images are present."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dsd_lab.specs.sweep import Plan
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """List them."""
+    """List the specs."""
     rows = [_row(load_sweep(FOLDER / f"{name}.yaml")) for name in shipped_names()]
     if arguments.json:
         print_json({"specs": rows})
@@ -43,7 +43,7 @@ def _row(plan: Plan) -> dict[str, Any]:
 
 
 def _data(plan: Plan) -> list[dict[str, Any]]:
-    """The data sets of the trials; `here` is None for those of the Hub, which are fetched when they are named."""
+    """Datasets of the trials; `here` is None for those of the Hub, which are downloaded on use."""
     found = []
     for source, path, hub in dict.fromkeys((d.source, d.path, d.hub) for d in (t.fields.data for t in plan.trials)):
         here = None if hub is not None else path is None or Path(path).is_dir()
@@ -55,7 +55,7 @@ def _data_words(data: dict[str, Any]) -> str:
     if data["hub"] is not None:
         return f"images of the Hugging Face Hub, {data['hub']}"
     if data["path"] is None:
-        return f"{data['source']}, here with scikit-learn" if data["source"] == "digits" else str(data["source"])
+        return f"{data['source']}, shipped with scikit-learn" if data["source"] == "digits" else str(data["source"])
     if data["here"]:
         return f"images in {data['path']}"
     return f"no images in {data['path']} yet" + (f": {data['from']}" if data["from"] else "")

@@ -1,4 +1,4 @@
-"""`dsd-lab status`: every sweep in the home folder and the states of its trials; of one sweep also its history."""
+"""`dsd-lab status`: show all sweeps in the home folder and their trials' states; for one sweep also its history."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Row = dict[str, Any]
 
 
 def _row(folder: TrialFolder, code: str, described: TrialRecord | None, entry: Entry | None, other: bool) -> Row:
-    """A trial; without an entry one that `train` trained with other settings than its sweep's."""
+    """A trial. Without an entry, `train` trained it with other settings than its sweep's."""
     status = folder.status()
-    alone = f"{folder.id if described is None else described.name} (trained alone)"
+    alone = f"{folder.id if described is None else described.name} (trained singly)"
     return {
         "id": folder.id,
         "name": alone if entry is None else entry.name,
@@ -38,23 +38,23 @@ def _row(folder: TrialFolder, code: str, described: TrialRecord | None, entry: E
 
 
 def _history(home: Home, key: str) -> list[dict[str, Any]]:
-    """Every revision of a sweep's settings, the one that was asked for last at the end."""
+    """Revisions of a sweep's settings, the latest requested last."""
     return [revision.model_dump() for revision in revisions(home.sweep_folder(key))]
 
 
 def _print_history(console: LabConsole, found: list[Revision]) -> None:
-    """A row for each revision, with what changed from the one that stood before on a line of its own."""
+    """Print a row per revision, followed by its changes from the previous one."""
     if not found:
         return
     console.print("history, the present settings last:")
     for revision in found:
         runs = revision.runs
-        asked = f"asked for {len(runs)} times, last" if len(runs) > 1 else "asked for"
+        requested = f"requested {len(runs)} times, last" if len(runs) > 1 else "requested"
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(runs[-1].at)) if runs else "at an unknown date"
         command = next((run.command for run in reversed(runs) if run.command), None)
         count = len(revision.trials)
         console.print(
-            f"  {revision.number}  {asked} {when}, {count} {'trial' if count == 1 else 'trials'}: "
+            f"  {revision.number}  {requested} {when}, {count} {'trial' if count == 1 else 'trials'}: "
             f"{command or 'command not recorded'}",
             soft_wrap=True,
         )
@@ -63,7 +63,7 @@ def _print_history(console: LabConsole, found: list[Revision]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show states; reads files only."""
+    """Print states; reads only files."""
     home, code = home_of(arguments), training_code()
     sweeps: list[dict[str, Any]] = []
     wanted = home.manifests().values() if arguments.sweep is None else find_manifests(home, arguments.sweep)
@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
             for trial in sweep["trials"]
         ]
         name, state = (max((len(row[column]) for row in rows), default=0) for column in (1, 2))
-        for trial, row in zip(sweep["trials"], rows, strict=True):  # rich takes a second for a table of 2,000 rows
+        for trial, row in zip(sweep["trials"], rows, strict=True):  # faster than a rich table for 2,000 rows
             say(f"  {row[0]}  {row[1]:<{name}}  {row[2]:<{state}}  {trial['step']:,}/{trial['steps']:,}")
         if arguments.sweep is not None:
             _print_history(console, revisions(home.sweep_folder(sweep["sweep"])))

@@ -1,4 +1,4 @@
-"""`dsd-lab sweep`: run what is not done, store it, and say where to look."""
+"""`dsd-lab sweep`: run unfinished trials, store them, and print the next commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from dsd_lab.cli.console import LabConsole
 from dsd_lab.cli.forecast import load_forecast
-from dsd_lab.cli.interrupt import answered_at_once
+from dsd_lab.cli.interrupt import acknowledge_signals
 from dsd_lab.cli.options import command_line, home_of, plan_of, print_json, program, store_option
 from dsd_lab.cli.progress import SweepProgress
 from dsd_lab.errors import OK, TERMINATED, TRIALS_FAILED, UNEXPECTED, BadInput
@@ -41,11 +41,11 @@ from dsd_lab.store.uri import chosen_uri, refuse_unsuitable
 from dsd_lab.training_code import training_code
 from dsd_lab.units import duration
 
-_UPLOAD_AFTER_STOP = 20.0
-"""Seconds that a sweep which was told to stop gives the store."""
+_STORE_SECONDS = 20.0
+"""Seconds to finish storing after a stop signal."""
 
-_FULL = 2**20
-"""Bytes free below which a disk is said to be full."""
+_MIN_FREE = 2**20
+"""Free bytes below which a disk counts as full."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     stopping = None if arguments.stop_collapsed is None else (load_forecast(home), arguments.stop_collapsed)
     home.prepare()
     console = LabConsole(stderr=arguments.json)
-    with answered_at_once(lambda line: _say(console, line)):
+    with acknowledge_signals(lambda line: _say(console, line)):
         return _run(home, plan, stopping, arguments, console)
 
 
@@ -73,8 +73,8 @@ def _run(
     uri = chosen_uri(arguments.tracking_uri)
     if not arguments.no_tracking:
         refuse_unsuitable(uri)
-        if told := shared_sqlite_warning(home.root, uri):
-            _say(console, told)
+        if warning := shared_sqlite_warning(home.root, uri):
+            _say(console, warning)
     with locked(home.sweep_folder(plan.key) / "lock", wait=False) as held:
         if not held:
             raise BadInput(f"sweep {plan.key!r} is already running in {home.root}; `dsd-lab status` shows it")
@@ -85,7 +85,7 @@ def _run(
         if todo:
             _say(
                 console,
-                f"{plan.key}: {len(todo)} of {len(_distinct(plan))} trials to run, everything goes to {home.root}",
+                f"{plan.key}: {len(todo)} of {len(_distinct(plan))} trials to run; results go to {home.root}",
             )
             training = [t for t in todo if home.trial(t.id).state() not in ENDED]
             _say(console, announce_need(home, training, training_code()))
@@ -96,7 +96,7 @@ def _run(
 
         code = _execute(home, plan, todo, stopping, arguments, console, record)
     states = _summarise(home, plan, arguments, console)
-    ended = (*ENDED, STOPPED) if stopping else ENDED  # that a forecast stops a trial was asked for
+    ended = (*ENDED, STOPPED) if stopping else ENDED  # with --stop-collapsed, a stopped trial is no failure
     if code == OK and any(state not in (*ended, "stale") for state in states.values()):
         return TRIALS_FAILED
     return code
@@ -111,7 +111,7 @@ def _execute(
     console: LabConsole,
     record: Callable[[], None],
 ) -> int:
-    """Run what is to do; `record` is called once nothing refuses the sweep any more."""
+    """Run the trials of `todo`. `record` is called once the sweep is accepted."""
     uploader = None if arguments.no_tracking else _start_uploader(home, plan.key, arguments.tracking_uri)
     began = time.monotonic()
     code = UNEXPECTED
@@ -121,7 +121,7 @@ def _execute(
                 progress = SweepProgress(home, _distinct(plan), console, plan.spec.evaluate, plan.spec.report)
                 with handled(TERMINATING, raise_terminated), progress:
                     from dsd_lab.runs.ray_engine import (
-                        run_trials,  # imports Ray: only here, and only where something runs
+                        run_trials,  # imports Ray, so only if something runs
                     )
 
                     cluster = {"address": arguments.address} if arguments.address else None
@@ -144,14 +144,14 @@ def _execute(
             code = OK
     finally:
         if uploader is not None:
-            _finish_uploader(uploader, console, None if code == OK else _UPLOAD_AFTER_STOP)
+            _finish_uploader(uploader, console, None if code == OK else _STORE_SECONDS)
     return code
 
 
 def _unfinished(home: Home, plan: Plan, retry_failed: bool, stopping: bool) -> list[PlannedTrial]:
-    """Trials that are not ended, and ended ones that lack an evaluation.
+    """Trials that are not ended, and ended trials with missing evaluations.
 
-    A failed trial waits for `--retry-failed`, unless its input was at fault and may be mended; one that a forecast stopped for a sweep without `--stop-collapsed`.
+    Failed trials need `--retry-failed` unless their input was at fault. Trials stopped by a forecast need a sweep without `--stop-collapsed`.
     """
     todo = []
     for trial in _distinct(plan):
@@ -161,9 +161,9 @@ def _unfinished(home: Home, plan: Plan, retry_failed: bool, stopping: bool) -> l
         if stopping and state == STOPPED:
             continue
         wanted = {evaluation_id(e) for e in plan.spec.evaluate if applies(e, trial.fields)}
-        lacking = state == "done" and bool(wanted) and not wanted <= set(folder.evaluations())
+        missing = state == "done" and bool(wanted) and not wanted <= set(folder.evaluations())
         again = state == "failed" and (retry_failed or status.cause == "input")
-        if state not in (*ENDED, "failed") or lacking or again:
+        if state not in (*ENDED, "failed") or missing or again:
             todo.append(trial)
     return todo
 
@@ -173,7 +173,7 @@ def _distinct(plan: Plan) -> list[PlannedTrial]:
 
 
 def _check_packages(tracking: bool) -> None:
-    """What only workers and the uploader import is missed here, once, and not by every trial."""
+    """Check once for packages that only workers and the uploader import."""
     for name in ("ray", "torch", "timm", *(["mlflow"] if tracking else [])):
         if importlib.util.find_spec(name) is None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
@@ -188,35 +188,35 @@ def _check_data(plan: Plan) -> None:
 
 def _start_uploader(home: Home, key: str, uri: str | None) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-P", "-m", "dsd_lab.store.uploader", str(home.root), key]
-    # An address may hold a password, and everybody on a machine sees what its processes were called with.
+    # In the environment: an address may hold a password, and command lines are visible to all users.
     environment = os.environ | safe_imports(os.environ) | ({"MLFLOW_TRACKING_URI": uri} if uri else {})
-    # A session of its own: Ctrl-C reaches this process, which then lets the uploader finish.
+    # Own session: Ctrl-C reaches only this process, which then lets the uploader finish.
     return subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
     )
 
 
 def _finish_uploader(uploader: subprocess.Popen[bytes], console: LabConsole, patience: float | None) -> None:
-    """Let the uploader catch up; after a signal only for so long, since the machine may be taken away."""
+    """Let the uploader catch up; after a signal only for `patience` seconds, since the machine may be taken away."""
     assert uploader.stdin is not None
     uploader.stdin.close()
     began = time.monotonic()
     if patience is not None:
-        _say(console, f"storing what was recorded, for {patience:.0f} s at most")
+        _say(console, f"storing records, for {patience:.0f} s at most")
     try:
         code = uploader.wait(patience)
     except subprocess.TimeoutExpired:
         uploader.kill()
         uploader.wait()
         code = -1
-    if code < 0:  # it was killed, by us or such as for want of memory; else it has said itself what was wrong
-        _say(console, "the store is behind; nothing is lost, `dsd-lab report` or the next sweep stores the rest")
+    if code < 0:  # killed; otherwise it has printed its error
+        _say(console, "the store is incomplete; nothing is lost: `dsd-lab report` or the next sweep stores the rest")
     if code == 0 and time.monotonic() - began > 1:
         _say(console, f"stored in {duration(time.monotonic() - began)}")
 
 
 def _summarise(home: Home, plan: Plan, arguments: argparse.Namespace, console: LabConsole) -> dict[str, str]:
-    """Say how every trial of the sweep has ended; returns their states by id."""
+    """Print how the trials ended. Returns their states by id."""
     statuses = {t.id: home.trial(t.id).status() for t in plan.trials}
     states = {i: home.trial(i).state(training_code(), status) for i, status in statuses.items()}
     counts = Counter(states[t.id] for t in _distinct(plan))
@@ -232,23 +232,24 @@ def _summarise(home: Home, plan: Plan, arguments: argparse.Namespace, console: L
     _say(console, f"{plan.key}: " + ", ".join(f"{n} {state}" for state, n in sorted(counts.items())))
     if foreign := [t for t in _distinct(plan) if states[t.id] in (*ENDED, "stale") and home.trial(t.id).imported()]:
         _say(
-            console, f"  {len(foreign)} of them imported, not trained here, such as {foreign[0].name} ({foreign[0].id})"
+            console,
+            f"  {len(foreign)} of them imported and not trained here, such as {foreign[0].name} ({foreign[0].id})",
         )
     for trial in _distinct(plan):
         reason = statuses[trial.id].error
         if states[trial.id] in ("failed", "diverged", STOPPED) or (states[trial.id] == "interrupted" and reason):
             _say(console, f"  {trial.name} {states[trial.id]}: {reason}")
         if damaged := statuses[trial.id].damaged:
-            _say(console, f"  {trial.name} passed over damaged checkpoints: {', '.join(damaged)}")
-    # A trial that met a full disk may not even have been able to write that down.
-    if "interrupted" in states.values() and shutil.disk_usage(home.root).free < _FULL:
+            _say(console, f"  {trial.name} skipped damaged checkpoints: {', '.join(damaged)}")
+    # A trial that met a full disk may not have been able to record it.
+    if "interrupted" in states.values() and shutil.disk_usage(home.root).free < _MIN_FREE:
         _say(console, f"  {home.root}: the disk is full; free space, then run the same command again")
     for note in state_notes(states.values(), training_code()):
         _say(console, note)
     command, at = program(arguments)
     at += store_option(arguments)
     _say(console, f"next: {command} report {plan.key}{at}")
-    _say(console, f"MLflow: {command} ui{at} (verdicts are there after the report)")
+    _say(console, f"MLflow: {command} ui{at} (shows verdicts after the report)")
     return states
 
 

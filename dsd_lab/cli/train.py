@@ -1,4 +1,4 @@
-"""`dsd-lab train`: one trial in this process. Ray is not needed, and with `--no-tracking` MLflow is not either."""
+"""`dsd-lab train`: train one trial in this process. Needs no Ray, and with `--no-tracking` no MLflow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from dsd_lab.cli.console import table_console
-from dsd_lab.cli.interrupt import answered_at_once
+from dsd_lab.cli.interrupt import acknowledge_signals
 from dsd_lab.cli.options import command_line, home_of, plan_of, print_json
 from dsd_lab.errors import OK, TRIALS_FAILED, BadInput
 from dsd_lab.evaluation.reference import check_files
@@ -26,7 +26,7 @@ from dsd_lab.store.uri import chosen_uri, refuse_unsuitable
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train one trial and make its evaluations."""
+    """Train a trial and make its evaluations."""
     plan, home = plan_of(arguments), home_of(arguments)
     variants = [t for t in plan.trials if t.variant == arguments.variant]
     if not variants:
@@ -56,12 +56,12 @@ def run(arguments: argparse.Namespace) -> int:
     home.prepare()
     refuse_other_code(home, [trial], arguments.allow_code_change)
     if home.trial(trial.id).is_locked():
-        raise BadInput(f"{trial.name}: another process trains it now; `dsd-lab logs {trial.id}` shows how far it is")
+        raise BadInput(f"{trial.name}: another process is training it; `dsd-lab logs {trial.id}` shows its progress")
 
     for line in check_data(home, [trial], plan.spec.evaluate, opened=lambda data: shelf.load(data, home)):
         say(line, error=arguments.json)
     manifest = manifest_of(plan)
-    recorded = home.keep_trial(trial.id, manifest, command_line())  # a trial that no sweep names is garbage
+    recorded = home.keep_trial(trial.id, manifest, command_line())  # `gc` deletes trials that no sweep names
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -70,12 +70,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     state = "pending"
-    told = table_console(stderr=arguments.json)
+    console = table_console(stderr=arguments.json)
     team = started_here if rank is None else gathered
     with (
-        Progress(*columns, console=told, disable=arguments.json) as bar,
+        Progress(*columns, console=console, disable=arguments.json) as bar,
         StopSignals() as stop,
-        answered_at_once(lambda line: told.print(line, soft_wrap=True)),
+        acknowledge_signals(lambda line: console.print(line, soft_wrap=True)),
     ):
         task = bar.add_task(trial.name, total=trial.fields.training.steps)
         for progress in run_trial(home, trial, plan.spec.evaluate, shelf, stop, team=team):
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             Store(home, arguments.tracking_uri).sync(manifest)
         except StoreUnavailable as error:
-            say(f"dsd-lab: {error}; nothing is lost, `dsd-lab report` stores it", error=True)
+            say(f"dsd-lab: {error}; nothing is lost: `dsd-lab report` stores it", error=True)
     folder = home.trial(trial.id)
     answer: dict[str, Any] = {
         "id": trial.id,
@@ -107,16 +107,18 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"{trial.name}: {state}" + (f": {answer['error']}" if answer["error"] else ""))
         say(f"trial {trial.id} in {folder.root}")
         if damaged := folder.status().damaged:
-            say(f"it passed over damaged checkpoints: {', '.join(damaged)}")
+            say(f"it skipped damaged checkpoints: {', '.join(damaged)}")
         if trial.id not in recorded.ids:
-            say(f"it is beside the trials of sweep {plan.key} as it last ran: in no report of it, and kept until `rm`")
+            say(
+                f"it is not among the trials of the last sweep {plan.key}: reports leave it out, and it is kept until `rm`"
+            )
     if state == "interrupted":
         return stop.exit_code
     return TRIALS_FAILED if state == "failed" else OK
 
 
 def _follow(home: Home, trial: PlannedTrial, rank: int) -> int:
-    """Train as one of torchrun's processes that do not lead; whatever there is to say, the leader says."""
+    """Train as a torchrun rank other than the leader, which does all output."""
     from dsd_lab.runs.peers import follow
 
     if home.trial(trial.id).state() in ENDED:

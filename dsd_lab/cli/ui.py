@@ -1,4 +1,4 @@
-"""`dsd-lab ui`: MLflow's own UI, on this machine and for this user only."""
+"""`dsd-lab ui`: open MLflow's pages on this machine, for this user only."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from dsd_lab.runs.signals import Terminated, raise_terminated
 from dsd_lab.store.moved import relocate
 from dsd_lab.store.uri import chosen_uri, with_driver
 
-_HOW = (
-    "it opens on the trials of the sweep that ran last; charts: the second button above the table; "
+_HINT = (
+    "it opens on the trials of the latest sweep; charts: the second button above the table; "
     "other sweeps and means of variants: the menu at the top right"
 )
 
@@ -34,50 +34,48 @@ def run(arguments: argparse.Namespace) -> int:
     if uri is None:
         database = home.root.resolve() / "mlflow.db"
         if not database.exists():
-            raise BadInput(
-                f"no store in {home.root} yet; run `dsd-lab sweep SPEC` first, or name its folder with --home"
-            )
+            raise BadInput(f"no store in {home.root} yet; run `dsd-lab sweep SPEC` first, or give its --home")
         relocate(database, home.root, home.id, own=True)
         uri = f"sqlite:///{database}"
     if uri.startswith(("http://", "https://")):
         shown = without_password(uri, uri)
         page = _newest(uri, home_id(home.root) or "")
         shown = shown if page is None else f"{shown.rstrip('/')}/#{page}"
-        _tell(arguments, {"url": shown}, [f"the store is a server already: {shown}", _HOW])
+        _print(arguments, {"url": shown}, [f"the store is already a server: {shown}", _HINT])
         return OK
-    with listening(arguments.port) as bound:  # held from here on: no other program can take the address's place
+    with listening(arguments.port) as bound:  # kept open, so that no other program can take the port
         port, token = bound.getsockname()[1], secrets.token_urlsafe(32)
         url = f"http://127.0.0.1:{port}/?token={token}"
         ssh = f"ssh -N -L {port}:127.0.0.1:{port} {os.environ.get('USER', 'you')}@{socket.gethostname()}"
-        _tell(
+        _print(
             arguments,
             {"url": url, "ssh": ssh},
-            [f"MLflow on {url} (Ctrl-C ends it)", _HOW, f"from another machine: {ssh}, then the same address there"],
+            [f"MLflow on {url} (Ctrl-C stops it)", _HINT, f"from another machine: {ssh}, then the same address there"],
         )
-        # Not among the arguments, which everybody on the machine sees.
+        # In the environment, since command lines are visible to all users.
         hidden = {"DSD_LAB_UI_TOKEN": token, "MLFLOW_BACKEND_STORE_URI": with_driver(uri)}
-        # Its job runners, seven processes for judging chatbots, do nothing here.
+        # Disables MLflow's seven job runner processes, which only evaluate chatbots.
         less = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         command = [sys.executable, "-P", "-m", "dsd_lab.store.ui_server", str(bound.fileno()), home_id(home.root) or ""]
         return _serve(command, {**os.environ, **safe_imports(os.environ), **less, **hidden}, bound.fileno())
 
 
 def _newest(uri: str, home: str) -> str | None:
-    """Page of the newest sweep's trials on a server; None where it has none or does not answer."""
-    from mlflow import MlflowClient  # seconds; only where there is a server to ask
+    """URL fragment of the newest sweep's trials on a server; None where there are none or it does not answer."""
+    from mlflow import MlflowClient  # takes seconds, only needed for a server
 
-    from dsd_lab.store.faults import StoreUnavailable, answering
+    from dsd_lab.store.faults import StoreUnavailable, translate_errors
     from dsd_lab.store.views import newest_view
 
     try:
-        with answering(uri):
+        with translate_errors(uri):
             return newest_view(MlflowClient(tracking_uri=uri), home)
     except StoreUnavailable as error:
         say(f"dsd-lab: {error}", error=True)
         return None
 
 
-def _tell(arguments: argparse.Namespace, answer: dict[str, str], lines: list[str]) -> None:
+def _print(arguments: argparse.Namespace, answer: dict[str, str], lines: list[str]) -> None:
     if arguments.json:
         print_json(answer)
     else:
@@ -87,7 +85,7 @@ def _tell(arguments: argparse.Namespace, answer: dict[str, str], lines: list[str
 
 
 def _serve(command: list[str], environment: dict[str, str], handle: int) -> int:
-    """Run a server until it ends or this process is told to; it and the processes that it started end with us."""
+    """Run a server until it ends or this process is terminated. Its processes end with this one."""
     server = subprocess.Popen(command, env=environment, pass_fds=(handle,), start_new_session=True)
     previous = signal.signal(signal.SIGTERM, raise_terminated)
     try:
@@ -104,12 +102,12 @@ def _serve(command: list[str], environment: dict[str, str], handle: int) -> int:
 
 
 def listening(wanted: int) -> socket.socket:
-    """A socket that listens on the wanted port of 127.0.0.1, or on the next of 100 that is free.
+    """Listen on the wanted port of 127.0.0.1, or on the first free of the next 100.
 
     Raises:
-        BadInput: none of them is.
+        BadInput: all of them are in use.
     """
     for port in range(wanted, min(wanted + 100, 65536)):
         with contextlib.suppress(OSError):
             return socket.create_server(("127.0.0.1", port), backlog=100)
-    raise BadInput(f"--port {wanted}: neither it nor the next 100 are free")
+    raise BadInput(f"--port {wanted}: it and the next 100 ports are in use")

@@ -1,4 +1,4 @@
-"""Files that are either complete or absent."""
+"""Atomic writes: a file is either complete or absent."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 from dsd_lab.files.bounded import read_json
 
 PRIVATE = 0o600
-"""Mode of a file that can hold a secret, such as a traceback; every other one follows the umask."""
+"""Mode of a file that can hold a secret, such as a traceback. All other files follow the umask."""
 
 
 def write_atomic(path: Path, content: bytes | str, durable: bool = False, mode: int = 0o666) -> None:
-    """Replace `path` in one step.
+    """Replace `path` atomically.
 
     Args:
         path: its folder must exist.
         content: text is written as UTF-8.
-        durable: also survive a power cut (costs a disk flush of the file and of its folder).
-        mode: of the file, from which the umask takes away.
+        durable: also survive a power cut, at the cost of flushing the file and its folder.
+        mode: of the file, before the umask.
     """
     raw = content.encode() if isinstance(content, str) else content
     handle, temporary = create_beside(path, mode)
@@ -41,26 +41,26 @@ def write_atomic(path: Path, content: bytes | str, durable: bool = False, mode: 
 
 
 def create_beside(path: Path, mode: int = 0o666) -> tuple[int, str]:
-    """A new file, opened for writing, that will be renamed to `path`: its handle and its name.
+    """Create a temporary file in the folder of `path`, to be renamed to `path`. Returns its handle and name.
 
-    Not `mkstemp`, whose files nobody but the user can read: a home folder may be a group's.
+    `mkstemp` is not used: its files are readable by the user alone, but a home folder may be shared by a group.
     """
     temporary = f"{path.parent}/.{path.name}.{secrets.token_hex(4)}"
     return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), temporary
 
 
 def write_json(path: Path, content: Any, durable: bool = False) -> None:
-    """Write JSON atomically; NaN and infinity are refused, since JSON has neither."""
+    """Write JSON atomically. NaN and infinity raise ValueError, since JSON has neither."""
     write_atomic(path, json.dumps(content, indent=1, allow_nan=False) + "\n", durable)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames within a folder survive a power cut."""
+    """Flush a folder, so that renames in it survive a power cut."""
     sync_file(folder)
 
 
 def sync_file(path: Path) -> None:
-    """Make the content of a file, or the names in a folder, survive a power cut."""
+    """Flush the content of a file, or the names in a folder, so that it survives a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -69,7 +69,7 @@ def sync_file(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it that are missing; their names survive a power cut."""
+    """Make a folder and its missing parents; their names survive a power cut."""
     if folder.is_dir():
         return
     make_folder(folder.parent)
@@ -78,7 +78,7 @@ def make_folder(folder: Path) -> None:
 
 
 def read_cache(path: Path) -> dict[str, Any]:
-    """The JSON object of a cache; one that is missing or damaged is empty."""
+    """The JSON object of a cache file; empty where the file is missing or damaged."""
     try:
         known = read_json(path)
     except (FileNotFoundError, ValueError):
@@ -87,7 +87,7 @@ def read_cache(path: Path) -> dict[str, Any]:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder; links count as what they are."""
+    """Bytes of a file, or of all files in a folder. Links are not followed."""
     total = 0
     for file in [path] if path.is_symlink() or not path.is_dir() else path.rglob("*"):
         with contextlib.suppress(FileNotFoundError):

@@ -1,7 +1,7 @@
-"""Writing and deleting below a folder without following a link, also one that is put there between a check and its use.
+"""Write and delete below a folder without following links.
 
-Every step holds the folder above it open, and opens the next one by its name alone with `O_NOFOLLOW`. What the
-handles lead to cannot change any more, whatever is renamed or linked meanwhile.
+Each folder is opened by name with `O_NOFOLLOW`, relative to the handle of its parent. A link that another process
+puts into the path between a check and its use is therefore not followed either.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 @contextlib.contextmanager
 def folder_below(root: Path, parts: tuple[str, ...], make: bool = False) -> Iterator[int]:
-    """A handle of the folder `root`/`parts`, which is reached without a link below `root`.
+    """Open the folder `root`/`parts` without following a link below `root`. Yields its handle.
 
     Args:
-        root: where it begins; may itself be a link.
-        parts: names of folders, one below the other.
-        make: whether those that are missing are made.
+        root: existing folder; may itself be a link.
+        parts: names of the folders, outermost first.
+        make: create missing folders.
 
     Raises:
-        OSError: one is missing, is a link, or is no folder.
+        OSError: a folder is missing, is a link, or is not a folder.
     """
     handle = os.open(root, _FOLDER)
     try:
@@ -47,7 +47,7 @@ def folder_below(root: Path, parts: tuple[str, ...], make: bool = False) -> Iter
 
 
 def digest_in(folder: int, name: str) -> str | None:
-    """SHA-256 of a plain file in an open folder; None where there is none, or a link."""
+    """SHA-256 of a regular file in an open folder; None where it is missing or a link."""
     try:
         handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     except OSError:
@@ -57,13 +57,13 @@ def digest_in(folder: int, name: str) -> str | None:
 
 
 def put_in(folder: int, name: str, content: BinaryIO, mode: int) -> None:
-    """Write a file into an open folder in one step; a link of that name is replaced, not followed.
+    """Write a file into an open folder atomically. A link of that name is replaced, not followed.
 
     Args:
-        folder: the handle.
+        folder: its handle.
         name: of the file.
-        content: what is copied.
-        mode: of the file, whatever the umask.
+        content: is copied.
+        mode: of the file, regardless of the umask.
     """
     temporary = f".{name}.{secrets.token_hex(4)}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -79,7 +79,7 @@ def put_in(folder: int, name: str, content: BinaryIO, mode: int) -> None:
 
 
 def remove_in(folder: int, name: str) -> None:
-    """Delete a file, a link (not what it leads to) or a whole folder in an open folder; nothing where it is not there."""
+    """Delete a file, a link (not its target) or a folder tree in an open folder. Does nothing where it is missing."""
     try:
         if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
             shutil.rmtree(name, dir_fd=folder)  # which follows no link either
@@ -90,7 +90,7 @@ def remove_in(folder: int, name: str) -> None:
 
 
 def remove_below(root: Path, path: PurePath) -> bool:
-    """Delete what lies at a path below a folder, reached through no link; False where it cannot be reached so."""
+    """Delete a path below a folder without following links. Returns False where a link is in the way."""
     *parts, name = path.relative_to(root).parts
     try:
         with folder_below(root, tuple(parts)) as folder:

@@ -1,4 +1,4 @@
-"""Reading files that may be anybody's: never waits for a pipe or a device, never takes more memory than is said here."""
+"""Read untrusted files: never blocks on a pipe or device, and bounds the memory."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 from dsd_lab.errors import BadInput
 
 MAX_JSON = 64 * 2**20
-"""Bytes of a JSON file: a record of 10,000 trials."""
+"""Bytes of a JSON file; a record of 10,000 trials fits."""
 MAX_VALUES = 4_000_000
-"""Commas and brackets of a JSON file. Each can become an object of a hundred bytes, so bytes alone bound nothing."""
+"""Commas and brackets of a JSON file. Each can become an object of 100 bytes, so a limit on bytes is not enough."""
 
 
 _CHUNK = 2**20
 
 
 class BadFile(OSError):
-    """A file that is not read: a pipe, a device or a folder in its place, or more bytes than it may have.
+    """A file that is refused: not a regular file, or larger than allowed.
 
-    It is an `OSError`, so that every reader handles it as a file that cannot be read; `strerror` is the reason.
+    It is an `OSError`, so that readers treat it as an unreadable file. `strerror` is the reason.
     """
 
     def __init__(self, path: str | Path, reason: str) -> None:
@@ -38,15 +38,17 @@ def open_plain(path: str | Path) -> BufferedReader:
         BadFile: it is a pipe, a socket, a device or a folder.
         OSError: as `open` does.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # without it, a pipe without a writer waits
+    handle = os.open(
+        path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    )  # O_NONBLOCK: a pipe without a writer would block
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise BadFile(path, "is not a plain file")
+        raise BadFile(path, "is not a regular file")
     return os.fdopen(handle, "rb")
 
 
 def check_plain(path: str | Path) -> None:
-    """Refuse what a library would open by its name.
+    """Check a file before a library opens it by name.
 
     Raises:
         BadFile: as `open_plain`.
@@ -56,14 +58,18 @@ def check_plain(path: str | Path) -> None:
 
 
 def read_plain(path: str | Path, most: int | None) -> bytes:
-    """The bytes of a regular file, at most so many; with None, as many as it has.
+    """Read a regular file.
+
+    Args:
+        path: file to read.
+        most: bytes that it may have; None: no limit.
 
     Raises:
         BadFile: it is not a regular file, or has more than `most` bytes.
         OSError: as `open` does.
     """
     with open_plain(path) as file:
-        # As much as there is: a buffer of the limit's size could fail where the file itself fits.
+        # A buffer of the limit's size could fail to allocate although the file itself fits.
         raw = file.read() if most is None else file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
         while most is not None and len(raw) <= most and (more := file.read(min(_CHUNK, most + 1 - len(raw)))):
             raw += more
@@ -73,10 +79,10 @@ def read_plain(path: str | Path, most: int | None) -> bytes:
 
 
 def parse_json(raw: bytes) -> Any:
-    """What JSON says; NaN, infinity, values beyond `MAX_VALUES` and half surrogate pairs are no JSON here.
+    """Parse JSON. Refuses NaN, infinity, more than `MAX_VALUES` values and unpaired surrogates.
 
     Raises:
-        ValueError: it is not JSON; UTF-8 is the only encoding.
+        ValueError: it is not JSON in UTF-8.
         RecursionError: it is nested too deeply.
     """
     if sum(raw.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
@@ -84,12 +90,12 @@ def parse_json(raw: bytes) -> Any:
     text = raw.decode()
     found = json.loads(text, parse_constant=_no_constant)
     if "\\u" in text:
-        json.dumps(found, ensure_ascii=False).encode()  # fails where half of a surrogate pair was escaped
+        json.dumps(found, ensure_ascii=False).encode()  # raises on an unpaired surrogate
     return found
 
 
 def read_json(path: str | Path, most: int = MAX_JSON) -> Any:
-    """What a JSON file says.
+    """Read and parse a JSON file.
 
     Raises:
         BadFile: as `read_plain`.
@@ -101,10 +107,10 @@ def read_json(path: str | Path, most: int = MAX_JSON) -> Any:
 
 
 def read_json_object(path: str | Path, most: int = MAX_JSON) -> dict[str, Any] | None:
-    """The JSON object in a file; None where there is no file, or what a power cut can leave of one.
+    """The JSON object in a file; None where the file is missing, empty or damaged, as after a power cut.
 
     Raises:
-        BadInput: it is a pipe, a device or a folder, or too large.
+        BadInput: it is not a regular file, or too large.
     """
     try:
         content = read_json(path, most)
@@ -116,4 +122,4 @@ def read_json_object(path: str | Path, most: int = MAX_JSON) -> dict[str, Any] |
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")

@@ -1,7 +1,7 @@
-"""A process of its own that fetches a set of the Hugging Face Hub and unpacks it into its library's cache, within bounds.
+"""Child process that downloads a dataset of the Hugging Face Hub and unpacks it into the library's cache.
 
-The library reads archives and tables of others without a bound of its own. Here the kernel sets one. What comes out are
-the library's own Arrow files, which the caller maps into memory. Imports nothing of dsd-lab: torch would take its time.
+The `datasets` library reads foreign archives and tables without limits, so the kernel limits this process. The
+results are Arrow files, which the caller maps into memory. Imports nothing of dsd-lab, since torch loads slowly.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import sys
 
 
 def main(name: str, memory: str, file: str) -> int:
-    """Print, as JSON, the Arrow files of every split, or the reason why there are none.
+    """Print, as JSON, the Arrow files of every split, or the reason for failure.
 
     Args:
-        name: of the set.
-        memory: bytes that may be allocated.
-        file: bytes that a file may have.
+        name: of the dataset.
+        memory: limit on allocated bytes.
+        file: limit on the bytes of one file.
     """
     resource.setrlimit(resource.RLIMIT_DATA, (int(memory), int(memory)))
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(file), int(file)))
@@ -29,7 +29,7 @@ def main(name: str, memory: str, file: str) -> int:
         answer: dict[str, object] = {"unreachable": str(error)}
     except MemoryError:
         return 1
-    except Exception as error:  # whatever a library says of what others wrote
+    except Exception as error:  # the library may raise anything on foreign data
         answer = {"refused": str(error) or type(error).__name__}
     else:
         answer = {"splits": {split: [f["filename"] for f in table.cache_files] for split, table in found.items()}}

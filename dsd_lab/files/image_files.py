@@ -1,4 +1,4 @@
-"""The one place where an image file is opened: named formats, bounded pixels, and one error for whatever is wrong."""
+"""Open image files: a list of allowed formats, limits on bytes and pixels, and a single error class."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from dsd_lab.errors import BadInput
 from dsd_lab.files.bounded import read_plain
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
-"""Formats of data sets. No other is tried: some decoders start programs, such as Ghostscript for EPS."""
+"""Formats of datasets. Others are refused: some decoders start programs, such as Ghostscript for EPS."""
 MAX_BYTES = 256 * 2**20
 """Of an image file."""
 MAX_PIXELS = 2**27
-"""Of an image of a data set, before and after it is resized."""
+"""Of an image of a dataset, before and after resizing."""
 MAX_GRID_PIXELS = 2**25
-"""Of a grid that a trial drew: a report, a store and a browser show it."""
+"""Of an image grid that a trial wrote and that the report and MLflow show."""
 
 
 class DamagedImage(BadInput):
-    """An image that cannot be used; `data.damaged: skip` leaves it out."""
+    """An unusable image. `data.damaged: skip` leaves it out."""
 
 
 def open_image(source: bytes | Path, formats: tuple[str, ...] = FORMATS, most: int = MAX_PIXELS) -> Any:
-    """A Pillow image, decoded.
+    """Open and decode an image with Pillow.
 
     Args:
         source: the bytes of an image file, or its path.
-        formats: Pillow's names of the formats that it may have.
-        most: pixels (width times height) that it may have; those that its header declares are compared before any is decoded.
+        formats: Pillow's names of the allowed formats.
+        most: allowed pixels (width times height), checked against the header before decoding.
 
     Raises:
-        DamagedImage: it cannot be read or decoded, for whatever reason; the message is the reason alone.
+        DamagedImage: it cannot be read or decoded. The message is the reason alone.
     """
     from PIL import Image
 
@@ -47,7 +47,7 @@ def open_image(source: bytes | Path, formats: tuple[str, ...] = FORMATS, most: i
         picture.load()
     except DamagedImage:
         raise
-    except Exception as error:  # a decoder of damaged bytes ends with any of them, IndexError and MemoryError too
+    except Exception as error:  # decoders raise anything on damaged bytes, IndexError and MemoryError included
         reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
         reason = reason.split(" <_io.")[0]  # Pillow says "image file <_io.BytesIO object at 0x...>"
         raise DamagedImage(reason or type(error).__name__) from None
@@ -55,12 +55,12 @@ def open_image(source: bytes | Path, formats: tuple[str, ...] = FORMATS, most: i
 
 
 def open_grid(source: bytes | Path) -> Any:
-    """A picture that a trial drew, as `open_image`: a PNG of at most `MAX_GRID_PIXELS`."""
+    """Open an image grid that a trial wrote: a PNG of at most `MAX_GRID_PIXELS`. As `open_image` otherwise."""
     return open_image(source, ("PNG",), MAX_GRID_PIXELS)
 
 
 def grid_bytes(path: Path) -> bytes:
-    """The bytes of a picture that a trial drew, once they have been decoded.
+    """The bytes of an image grid that a trial wrote, after a test that they decode.
 
     Raises:
         DamagedImage: as `open_grid`.

@@ -1,9 +1,9 @@
-"""Which files lie below a folder, and whether their content is what it was: without reading those that did not change.
+"""Detect changes of the files below a folder without re-reading unchanged files.
 
-The listing of a folder (relative path, size and times of every file) costs one `stat` per file. The index in the
-cache remembers the SHA-256 of every file by what the listing says of it, so that a file is read again only after
-its size or a time changed. The digest of a folder is made of relative paths and contents: `touch`, a copy and a
-move of the whole folder leave it as it is.
+The listing (relative path, size and times of every file) costs one `stat` per file. The index in the cache maps
+each row of the listing to the SHA-256 of the file's content. A file is read again only after its size or a time
+changed. The digest of a folder covers relative paths and contents only: `touch`, copying and moving the whole
+folder do not change it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from dsd_lab.files.atomic import read_cache, write_atomic, write_json
 
 _KEY, _CONTENT = 16, 32
-"""Bytes of the index per file: a hash of its row in the listing, and the SHA-256 of its content."""
+"""Bytes per file in the index: hash of its row in the listing, and SHA-256 of its content."""
 _THREADS = 4
 _CHUNK = 4096
 """Files between two calls of `on_progress`."""
@@ -31,7 +31,7 @@ class Listing:
 
     root: Path
     rows: list[tuple[bytes, bytes]]
-    """Of every file: path relative to `root`, and its size, time of change and time of status change in nanoseconds."""
+    """Per file: path relative to `root`; and its size, mtime and ctime in nanoseconds."""
 
     @property
     def digest(self) -> str:
@@ -40,7 +40,7 @@ class Listing:
 
 
 def listing_of(root: Path) -> Listing:
-    """List a folder; names that begin with a dot are passed over, links are followed, a circle of links once.
+    """List a folder. Skips names that begin with a dot, follows links, and stops at cyclic links.
 
     Raises:
         OSError: a folder cannot be read.
@@ -64,31 +64,31 @@ def _list(folder: bytes, prefix: bytes, rows: list[tuple[bytes, bytes]], above: 
             try:
                 stat = entry.stat()
                 row = b"%d %d %d" % (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-            except OSError:  # a link into nothing
+            except OSError:  # a dangling link
                 row = b"-1"
             rows.append((prefix + name, row))
     for path, name, is_link in folders:
         target = os.path.realpath(path) if is_link else path
         if is_link and (os.path.realpath(folder) + b"/").startswith(target.rstrip(b"/") + b"/"):
-            continue  # a link to a folder that holds it
+            continue  # cyclic: links to one of its own parents
         if target not in above:
             _list(target, prefix + name + b"/", rows, (*above, target) if is_link else above)
 
 
 def known_digest(listing: Listing, cache: Path) -> str | None:
-    """The digest of the folder's content, where nothing changed since it was last indexed; reads no file of it."""
+    """The digest of the folder's content from the index; None where the listing changed. Reads no listed file."""
     entry = read_cache(index_path(cache, listing.root).with_suffix(".json"))
     digest = entry.get("content") if entry.get("listing") == listing.digest else None
     return digest if isinstance(digest, str) else None
 
 
 def content_digest(listing: Listing, cache: Path, on_progress: Callable[[int, int], None] | None = None) -> str:
-    """SHA-256 of relative paths and contents; reads the files whose row in the listing is not in the index.
+    """SHA-256 over relative paths and contents. Reads only files that the index does not know.
 
     Args:
-        listing: of the folder, as it is now.
+        listing: current listing of the folder.
         cache: folder of the index.
-        on_progress: called with the files done and their number, every few thousand.
+        on_progress: called with the files done and their total, every `_CHUNK` files.
 
     Raises:
         OSError: a file cannot be read.
@@ -122,14 +122,14 @@ def _parts(rows: list[tuple[bytes, bytes]]) -> Iterator[tuple[int, list[tuple[by
 
 
 def _hashed(path: bytes) -> bytes:
-    if not os.path.isfile(path):  # a link into nothing, or a pipe, which would be waited for
+    if not os.path.isfile(path):  # a dangling link, or a pipe, which would block
         return bytes(_CONTENT)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 
 
 def _read_index(place: Path) -> dict[bytes, bytes]:
-    """Content by row; empty where there is no index, or a damaged one."""
+    """Content hash by row hash; empty where the index is missing or damaged."""
     try:
         table = place.with_suffix(".index").read_bytes()
     except OSError:
@@ -141,5 +141,5 @@ def _read_index(place: Path) -> dict[bytes, bytes]:
 
 
 def index_path(cache: Path, root: Path) -> Path:
-    """The index of a folder, without a suffix: `.index` holds the files, `.json` the digests."""
+    """Path of a folder's index without suffix: `.index` holds the files' hashes, `.json` the digests."""
     return cache / f"files-{hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:24]}"

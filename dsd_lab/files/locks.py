@@ -1,4 +1,4 @@
-"""Advisory file locks that end with their process."""
+"""Advisory file locks, which the kernel releases when the process ends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dsd_lab.files.atomic import make_folder
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold an advisory file lock; without `wait`, yields False at once where it is taken."""
+    """Hold an advisory file lock. Yields whether it is held: without `wait`, False where another process holds it."""
     make_folder(path.parent)
     with path.open("ab") as file:
         try:
@@ -24,10 +24,10 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a living process holds a lock; asking makes no file."""
+    """Whether a live process holds a lock. Does not create the file."""
     try:
         with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that ask do not see each other
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so that concurrent checks do not see each other
     except FileNotFoundError:
         return False
     except BlockingIOError:

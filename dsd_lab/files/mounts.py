@@ -1,4 +1,4 @@
-"""What kind of file system a folder lies on, where that changes what can be promised of the files in it."""
+"""Type of the file system that a folder is on: locks of SQLite need a local one."""
 
 from __future__ import annotations
 
@@ -23,28 +23,30 @@ NETWORK = frozenset(
         "smbfs",
     ]
 )
-"""Types, as the kernel names them, of file systems that other machines may write to."""
+"""Kernel names of network file systems."""
 _SQLITE = "sqlite:///"
 
 
 def network_filesystem(folder: Path) -> str | None:
-    """The type of the network file system that a folder lies on, or is to lie on; None: it is local, or nobody can tell."""
+    """Type of the network file system of a folder, existing or not; None where it is local or unknown."""
     import psutil
 
     whole, deepest, found = folder.resolve(), -1, None
     with contextlib.suppress(OSError):
         for mount in psutil.disk_partitions(all=True):
             point = Path(mount.mountpoint)
-            if whole.is_relative_to(point) and len(point.parts) >= deepest:  # the last of those at one place is seen
+            if (
+                whole.is_relative_to(point) and len(point.parts) >= deepest
+            ):  # >=: the last mount at a path hides the others
                 deepest, found = len(point.parts), mount.fstype
     return found if found in NETWORK else None
 
 
 def shared_sqlite_warning(home: Path, uri: str | None) -> str | None:
-    """One line where a store in SQLite lies on a network file system, whose locks SQLite cannot rely on.
+    """A one-line warning where the MLflow store is an SQLite file on a network file system; else None.
 
     Args:
-        home: the home folder, which has the database where no address is given.
+        home: the home folder, which holds the database where `uri` is None.
         uri: of the store.
     """
     if uri is None:
@@ -57,6 +59,6 @@ def shared_sqlite_warning(home: Path, uri: str | None) -> str | None:
     if kind is None:
         return None
     return (
-        f"warning: {folder} is on a network file system ({kind}), on which SQLite can lose its locks: the trials' own files are "
-        "safe there, the store is not where several machines write; name a server with --tracking-uri http://..."
+        f"warning: {folder} is on a network file system ({kind}), where SQLite's locks are unreliable; the trials' own files "
+        "are safe, but the MLflow store can be damaged if several machines write to it; use a server: --tracking-uri http://..."
     )

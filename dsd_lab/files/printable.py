@@ -1,4 +1,4 @@
-"""Text of others as a terminal and a page can show it: what does not print is escaped."""
+"""Escape untrusted text for terminals and pages."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import sys
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Control, bidirectional and other invisible characters, and halves of surrogate pairs, as `\\x1b` or `\\u202e`.
+    """Escape control, bidirectional and other invisible characters and unpaired surrogates as `\\x1b` or `\\u202e`.
 
     Args:
-        text: may come from a spec, a file, a store or a column of a table.
-        keep: characters that stay as they are although they do not print, such as a line break.
+        text: from a spec, a file, a store or a table.
+        keep: unprintable characters to leave unescaped, such as a line break.
     """
     if text.isprintable():
         return text
@@ -18,11 +18,11 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def one_line(text: str, most: int = 80) -> str:
-    """`text` as it can stand in a message: line breaks and control characters escaped, the end cut off."""
+    """Escape line breaks and control characters and truncate, for use in a message."""
     text = text if len(text) <= most else text[: most - 3] + "..."
     return printable(text)
 
 
 def say(line: str, error: bool = False) -> None:
-    """Print one line, however long, on standard output or on standard error; what does not print in it is escaped."""
+    """Print one line to standard output or standard error, with unprintable characters escaped."""
     print(printable(line), file=sys.stderr if error else sys.stdout, flush=True)

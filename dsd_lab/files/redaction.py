@@ -1,4 +1,4 @@
-"""Addresses and messages as they may be shown: without the passwords and tokens that they may hold."""
+"""Remove passwords and tokens from addresses and messages."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _USER = re.compile(r"\b((?!sqlite|file)[a-z][a-z0-9+.-]*://)(?:([^:@\s]*:)[^\s'\
 
 
 def without_password(text: str, address: str = "") -> str:
-    """Text with `***` in the place of passwords and tokens.
+    """Replace passwords and tokens by `***`.
 
     Args:
-        text: a message; addresses in it are looked for as far as spaces end them.
-        address: one that is known, whose secrets may hold spaces or stand in the text without the address.
+        text: a message. An address in it is assumed to end at a space.
+        address: a known address, whose secrets may contain spaces or occur in the text on their own.
     """
     secrets = _secrets(address)
     for secret in sorted({*secrets, *map(unquote, secrets)}, key=len, reverse=True):
@@ -32,7 +32,7 @@ def without_password(text: str, address: str = "") -> str:
 
 
 def _secrets(address: str) -> list[str]:
-    """The password, or the token in its place, and the secret values of the query. A password may hold any letter."""
+    """The password or token and the secret query values of an address. A password may contain any character."""
     scheme, _, rest = address.partition("://")
     found = [value for _, value in _QUERY.findall(rest)]
     user, at, _ = rest.rpartition("@")

@@ -1,4 +1,4 @@
-"""JSON objects that carry a digest of themselves, so that a flipped bit is noticed even where they stay JSON."""
+"""JSON objects with a digest of their content, which detects bit flips that leave the JSON valid."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _SEAL = "manifest_sha256"
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content with its digest."""
+    """Add the digest."""
     return {**content, _SEAL: _digest(content)}
 
 
 def is_intact(content: Mapping[str, Any]) -> bool:
-    """Whether it is what was sealed; what has no digest, as in earlier versions, cannot be told to be another."""
-    told = content.get(_SEAL)
-    return told is None or told == _digest({key: value for key, value in content.items() if key != _SEAL})
+    """Whether the content matches its digest; True where there is none, as in files of earlier versions."""
+    recorded = content.get(_SEAL)
+    return recorded is None or recorded == _digest({key: value for key, value in content.items() if key != _SEAL})
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What an export for anonymous review must not say: whose machine it was, and where on it things lay."""
+"""Remove host and user names and absolute paths from an export, for anonymous review."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ HIDDEN = "anonymous"
 
 
 def anonymous(content: Any, hosts: frozenset[str], roots: tuple[Path, ...] = ()) -> Any:
-    """JSON without process ids, host and user names, and with the last part alone of every absolute path.
+    """JSON without process ids, host names and user names. Absolute paths are cut to their last part.
 
     Args:
-        content: of a file; a folder of data keeps its name, by which a trial's id knows it.
-        hosts: names of machines that are hidden wherever they stand.
-        roots: folders whose paths are left out first, since a path in a sentence may hold spaces.
+        content: of a file. A data folder keeps its name, which is part of the trial's id.
+        hosts: machine names to hide wherever they occur.
+        roots: folders whose paths are replaced first: a path within a sentence may contain spaces.
     """
     if isinstance(content, dict):
         kept = {key: value for key, value in content.items() if key not in _DROPPED}
@@ -36,14 +36,14 @@ def _text(text: str, hosts: frozenset[str], roots: tuple[Path, ...]) -> str:
 
 
 def without_roots(text: str, roots: tuple[Path, ...]) -> str:
-    """A text with paths below folders as relative ones."""
+    """Text with paths below `roots` made relative."""
     for root in roots:
         text = text.replace(f"{root}/", "").replace(str(root), root.name)
     return text
 
 
 def without_names(text: str, hosts: frozenset[str], roots: tuple[Path, ...] = ()) -> str:
-    """A text of code, whose paths are kept but for those below `roots`, without names of machines and of the user."""
+    """Source text without names of machines and of the user. Other paths than those below `roots` stay."""
     text = without_roots(text, roots)
     for name in hosts:
         text = re.sub(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", HIDDEN, text)
@@ -51,7 +51,7 @@ def without_names(text: str, hosts: frozenset[str], roots: tuple[Path, ...] = ()
 
 
 def names_of(hosts: set[str]) -> frozenset[str]:
-    """Names of the machines that trained, of this one and of its user."""
+    """Names of the machines that trained, of this machine and of its user."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a user without a name

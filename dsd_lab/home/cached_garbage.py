@@ -1,4 +1,4 @@
-"""Cached files that nothing needs: counts, extractors, packed images, killed benchmarks."""
+"""Unused cache files: counts, extractors, packed images, folders of killed benchmarks."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from dsd_lab.home.trial_records import TrialRecord
 _EXTRACTOR = re.compile(r"[0-9a-f]{16}-v\d+(-rotation)?\.safetensors")
 _STATISTICS = re.compile(r"[0-9a-f]{16}-.+\.safetensors")
 _INDEX = re.compile(r"files-[0-9a-f]{24}\.(index|json)|read-[0-9a-f]{24}\.json")
-"""Of folders; `read-` is of earlier versions, and nothing reads it."""
+"""Of folders. Earlier versions wrote `read-` files, which are no longer read."""
 _PACK = re.compile(r"[0-9a-f]{24}\.pack|\.[0-9a-f]{24}\.pack\.[a-z0-9_]{8}")
 _BENCH = re.compile(r"bench-[a-z0-9_]{8}")
 
 
 def unused_counts(home: Home, code: str) -> Iterator[Freeable]:
-    """Counts of networks that other training code made."""
+    """Counts of networks from other training code."""
     folder = below(home, "cache")
     if folder is None or (folder / "shapes.json").is_symlink():
         return
@@ -44,12 +44,12 @@ def unused_counts(home: Home, code: str) -> Iterator[Freeable]:
         write_json(path, kept)
         return True
 
-    why = f"{len(known) - len(kept)} counts of networks, made by other training code"
+    why = f"{len(known) - len(kept)} counts of networks from other training code"
     yield Freeable("cache", path, why, path.stat().st_size - len(json.dumps(kept, indent=1)) - 1, free)
 
 
 def unused_extractors(home: Home, named: set[str]) -> Iterator[Freeable]:
-    """Extractors and statistics that no recorded trial's data has."""
+    """Extractors and statistics of data that no recorded trial uses."""
     files, kept = _cached(home, "extractors", _EXTRACTOR), _cached(home, "statistics", _STATISTICS)
     prints = {d.data.fingerprint for d in _described(home, named)}
     needed = {extractor_path(home.cache, fingerprint, kind) for fingerprint in prints for kind in (True, False)}
@@ -57,29 +57,31 @@ def unused_extractors(home: Home, named: set[str]) -> Iterator[Freeable]:
     for path in (*files, *kept):
         lock = path.with_suffix(".lock")
         if path not in needed and not is_held(lock):
-            why = "features of data that no recorded trial has, or made by other code"
+            why = "features of data that no recorded trial uses, or from other code"
             yield Freeable("cache", path, why, size_of(path), partial(remove_below, home.root, path))
 
 
 def unused_indexes(home: Home, named: set[str]) -> Iterator[Freeable]:
-    """What is known of the files of folders that no recorded trial reads; it is found out anew where one does."""
+    """Indexes of folders that no recorded trial reads; they are rebuilt when needed."""
     places = {str(path) for d in _described(home, named) if (path := d.fields.get("data", {}).get("path"))}
     needed = {index_path(home.cache / "data", Path(place)).name for place in places}
     for path in _cached(home, "data", _INDEX):
         if path.stem not in needed:
-            why = "contents of files that no recorded trial reads"
+            why = "index of files that no recorded trial reads"
             yield Freeable("cache", path, why, size_of(path), partial(remove_below, home.root, path))
 
 
 def unused_packs(home: Home, named: set[str]) -> Iterator[Freeable]:
-    """Rows of parquet files that were unpacked to be streamed, and what was left where that was broken off."""
+    """Unpacked parquet files for streaming that no recorded trial reads, and remains of interrupted unpacking."""
     streams = any(not d.data.resident for d in _described(home, named))
     for path in _cached(home, "data", _PACK):
         whole = path.suffix == ".pack"
         lock = path.parent / f"{path.name.removeprefix('.').partition('.')[0]}.lock"
         if not (whole and streams) and not is_held(lock):
             why = (
-                "images of parquet files that no recorded trial streams" if whole else "left where unpacking broke off"
+                "images of parquet files that no recorded trial streams"
+                if whole
+                else "remains of interrupted unpacking"
             )
             yield Freeable("cache", path, why, size_of(path), partial(remove_below, home.root, path))
 
@@ -93,7 +95,7 @@ def killed_bench_folders(home: Home) -> Iterator[Freeable]:
 
 
 def killed_benches(home: Home) -> list[Path]:
-    """Folders that benchmarks wrote into; where none runs, those of killed ones."""
+    """Folders of killed benchmarks; none while a benchmark runs."""
     return [path for path in _cached(home, "bench", _BENCH) if is_own_folder(path)]
 
 
@@ -102,6 +104,6 @@ def _described(home: Home, named: set[str]) -> Iterator[TrialRecord]:
 
 
 def _cached(home: Home, name: str, pattern: re.Pattern[str]) -> list[Path]:
-    """What a folder of the cache holds under names that we give, in order."""
+    """Files in a folder of the cache whose names match, sorted."""
     folder = below(home, "cache", name)
     return [] if folder is None else sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))

@@ -1,4 +1,4 @@
-"""Copies in the home folder that no trial needs any more: sources of plug-ins, and trials trained again by `reproduce`."""
+"""Unused copies in the home folder: sources of plug-ins, and trials retrained by `reproduce`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from dsd_lab.specs.plugin_source import source_digest
 _DIGEST = re.compile(r"[0-9a-f]{12}")
 _REPRODUCTION = re.compile(rf"({TRIAL_ID})-\d+")
 _OF_REPRODUCTION = {MARK, "trials", "cache", "plugins"}
-"""What `reproduce` leaves in its folder; `cache` is a link to that of the home."""
+"""Entries of a folder of `reproduce`; `cache` links to the home's cache."""
 
 
 def unused_plugins(home: Home, named: set[str]) -> Iterator[Freeable]:
-    """Sources of plug-ins that no recorded trial was trained with; a source is ours where its digest is its folder's name.
+    """Plug-in sources that no recorded trial was trained with. A source is ours if its folder is named by its digest.
 
     Args:
-        home: where nothing runs: a sweep keeps the sources before its trials name them.
+        home: no sweep may run in it, since a sweep keeps the sources before its trials name them.
         named: ids of the trials that recorded sweeps name.
     """
     described = [home.trial(i).description() for i in named]
@@ -38,11 +38,11 @@ def unused_plugins(home: Home, named: set[str]) -> Iterator[Freeable]:
 
 
 def unnamed_reproductions(home: Home, named: set[str]) -> Iterator[Freeable]:
-    """Trials that `reproduce` trained again, and that no recorded sweep names any more."""
+    """Retrained trials of `reproduce` that no recorded sweep names."""
     for folder in _folders(home, "reproductions", _REPRODUCTION):
         trial = folder.name.partition("-")[0]
         if trial not in named and _is_reproduction(folder, trial) and not Home(folder).trial(trial).is_locked():
-            why = f"trains trial {trial} again, which no recorded sweep names"
+            why = f"reproduces trial {trial}, which no recorded sweep names"
             free = partial(_free_reproduction, home.root, folder, trial)
             yield Freeable("trial", folder, why, size_of(folder), free)
 
@@ -58,14 +58,14 @@ def _plugins_of(description: TrialRecord) -> Iterable[tuple[str, str]]:
 
 
 def _is_source(folder: Path) -> bool:
-    """Whether a folder holds one Python file of the digest that it is named by, and nothing else."""
+    """Whether a folder holds nothing but a Python file whose digest is the folder's name."""
     files = list(folder.iterdir())
     plain = len(files) == 1 and files[0].suffix == ".py" and files[0].is_file() and not files[0].is_symlink()
     return plain and source_digest(files[0]) == folder.name
 
 
 def _is_reproduction(folder: Path, trial: str) -> bool:
-    """Whether a folder holds what `reproduce` writes for a trial, and nothing else."""
+    """Whether a folder holds only what `reproduce` writes for a trial."""
     own = Home(folder)
     if home_id(folder) is None or not {path.name for path in folder.iterdir()} <= _OF_REPRODUCTION:
         return False

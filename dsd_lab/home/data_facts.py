@@ -1,7 +1,7 @@
-"""What is known about images without decoding them, and which trials of a home folder were trained on others.
+"""What is known about images without decoding them, and which trials were trained on different images.
 
-A data set is known by its declared name and revision. What the images are is known by their fingerprint, which
-every trial records. `refuse_other_images` holds the two together: one declared data set has one fingerprint.
+A dataset is identified by its declared name and revision. Its content is identified by the fingerprint that every
+trial records. `refuse_other_images` enforces one fingerprint per declared dataset.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from dsd_lab.specs.registry import find_plugin_part
 from dsd_lab.specs.trial import Data, Trial
 
 _READERS = ("pillow", "pyarrow", "scikit-learn", "datasets")
-"""Packages that decode images; another version of one may read other pixels."""
+"""Packages that decode images; another version may decode other pixels."""
 _NOT_READ = {"path", "name", "revision", "memory", "workers"}
-"""Fields that do not change which pixels are read from the same files."""
+"""Fields that do not affect the pixels read from given files."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """The images of a data set: what they are and where they lie."""
+    """The images of a dataset: fingerprint, counts and location."""
 
     fingerprint: str
     place: str
@@ -49,7 +49,7 @@ class Images:
         return f"{self.place} ({self.train:,} training and {self.holdout:,} held-out images)"
 
     def is_of(self, other: Images) -> bool:
-        """Whether pixels, labels and the order of the classes are the same; a class may have been given another name."""
+        """Whether pixels, labels and class order are equal. Class names may differ."""
         numbers = {name: number for number, name in enumerate(other.class_names)}
         moved = any(numbers.get(name, number) != number for number, name in enumerate(self.class_names))
         return self.fingerprint == other.fingerprint and not moved
@@ -67,13 +67,13 @@ class Trained:
 
 
 def remember_facts(home: Home, data: Data, facts: dict[str, Any]) -> None:
-    """Keep what was read from the images of a data set."""
+    """Store the facts read from the images of a dataset."""
     (path := _path(home, data)).parent.mkdir(parents=True, exist_ok=True)
     write_json(path, facts)
 
 
 def known_facts(home: Home, data: Data) -> dict[str, Any] | None:
-    """What was read when the data set was last loaded in this home folder; None before that."""
+    """The facts stored when the dataset was last loaded in this home folder; None before that."""
     try:
         facts: dict[str, Any] = read_json(_path(home, data))
     except (FileNotFoundError, ValueError):
@@ -82,22 +82,22 @@ def known_facts(home: Home, data: Data) -> dict[str, Any] | None:
 
 
 def skipped(trial: Trial, facts: dict[str, Any] | None) -> str:
-    """One line about the damaged images that were left out of a trial's data; empty where there are none."""
+    """One line about damaged images that are left out of a trial's data; empty where there are none."""
     if not facts or not facts.get("damaged"):
         return ""
     return f"data {data_name(trial)}: {facts['damaged']} damaged images are left out, first {facts['damaged_named'][0]}"
 
 
 def place_of(data: Data) -> str:
-    """Where the images lie, as messages name it."""
+    """Where the images lie, for messages."""
     return data.path or data.hub or data.source
 
 
 def list_files(data: Data) -> Listing | None:
-    """The files that a data set is read from, as they are now; None where it is not read from a folder."""
+    """Current listing of the dataset's files; None where it is not read from a folder."""
     try:
         return None if data.path is None else listing_of(Path(data.path))
-    except OSError:  # the reader says which folder it is
+    except OSError:  # the reader reports the folder
         return None
 
 
@@ -109,15 +109,15 @@ def remember_images(
     files: Sequence[str] = (),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Keep what the images are by the content of their files, so that they need not be decoded to be known again.
+    """Store the facts under the content of the dataset's files, so that they are known later without decoding.
 
     Args:
-        home: whose cache keeps it.
-        data: what was read.
-        before: its files as they were when reading began; nothing is kept where they have changed since.
+        home: whose cache stores them.
+        data: dataset that was read.
+        before: listing of its files when reading began. Nothing is stored if they changed since.
         facts: of the images, with their fingerprint.
-        files: behind images of the Hub, which lie in no folder of the user's.
-        on_progress: called with the files done and their number while they are hashed.
+        files: of a Hub dataset, which are in the Hub library's cache.
+        on_progress: called with the number of hashed files and the total.
     """
     remember_facts(home, data, {key: value for key, value in facts.items() if key != "fingerprint"})
     after = list_files(data)
@@ -132,12 +132,12 @@ def remember_images(
 
 
 def known_images(home: Home, data: Data, reads: bool = False) -> Images | None:
-    """The images at hand, where they are known without decoding them.
+    """The present images, if they are known without decoding.
 
     Args:
-        home: whose cache is asked.
-        data: the data set.
-        reads: whether files that changed are read to see whether their content has; else nothing but the listing is.
+        home: whose cache is read.
+        data: the dataset.
+        reads: hash changed files, to see whether their content differs; False reads nothing but the listing.
     """
     kept = _kept(home, data, reads)
     try:
@@ -148,9 +148,9 @@ def known_images(home: Home, data: Data, reads: bool = False) -> Images | None:
 
 
 def facts_at_hand(home: Home, data: Data) -> dict[str, Any] | None:
-    """`DataSet.facts` and the fingerprint of the images at hand; None where a file has changed since they were read, or never was read."""
+    """`DataSet.facts` and fingerprint of the present images; None if files were never read or changed since."""
     kept = _kept(home, data, reads=False)
-    return kept if "shape" in kept else None  # earlier versions kept less
+    return kept if "shape" in kept else None  # earlier versions stored less
 
 
 def _kept(home: Home, data: Data, reads: bool) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def _content(
     reads: bool,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> str | None:
-    """What tells the files of a data set from others; None where that is not known."""
+    """Key of the content of a dataset's files; None where unknown."""
     if is_foreign("data_source", data.source):
         return None  # a plug-in may read anything
     if data.source == "digits":
@@ -188,7 +188,7 @@ def _images_path(folder: Path, data: Data, content: str) -> Path:
 
 @cache
 def _reader() -> list[str]:
-    """What turns files into images: the readers' code and the versions of the packages that they use."""
+    """Key of the decoder: hash of the readers' code and versions of the packages that they use."""
     digest = hashlib.sha256()
     for path in sorted((Path(__file__).parents[1] / "core" / "data").rglob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -212,52 +212,52 @@ def _path(home: Home, data: Data) -> Path:
 
 
 def images_of(description: TrialRecord) -> Images:
-    """What a trial was trained on, from its description."""
+    """The images that a trial was trained on, from its record."""
     data, fields = description.data, description.fields.get("data", {})
     place = fields.get("path") or fields.get("hub") or fields.get("source") or data.name
     return Images(data.fingerprint, str(place), data.train, data.holdout, tuple(data.class_names))
 
 
 def declared_by(canonical_data: dict[str, Any]) -> str:
-    """The declared identity of a data set: all fields of `data` that are part of a trial's identity."""
+    """The declared identity of a dataset: all fields of `data` that enter a trial's id."""
     defaults = {k: v.default for k, v in Data.model_fields.items() if k not in ("source", "path", "hub", "memory", "workers")}  # fmt: skip
     return json.dumps(defaults | canonical_data, sort_keys=True)
 
 
 def declared_in(description: TrialRecord) -> str:
-    """The declared identity of the data set that a trial was trained on."""
+    """The declared identity of the dataset that a trial was trained on."""
     return declared_by(description.canonical.get("data", {}))
 
 
 def trained_images(home: Home) -> dict[str, list[Trained]]:
-    """What the trials of a home folder that hold a result, or a part of one, were trained on, by declared identity."""
+    """Images of all trials with a result or a checkpoint, by declared identity."""
     found: dict[str, list[Trained]] = {}
     for path in sorted(home.root.glob("trials/*/trial.json")):
         folder = home.trial(path.parent.name)
         described = folder.description()
         if described is None:
             continue
-        # A trial that failed before its first checkpoint begins anew, on whatever images are there then.
+        # A trial that failed before its first checkpoint restarts, on the images of that time.
         if folder.state() in (*ENDED, STOPPED) or folder.is_locked() or any(folder.checkpoints.glob("step-*")):
             found.setdefault(declared_in(described), []).append(Trained(folder.id, images_of(described)))
     return found
 
 
 def declared_of(trial: Trial) -> str:
-    """The declared identity of a trial's data set."""
+    """The declared identity of a trial's dataset."""
     return declared_by(canonical_fields(trial)["data"])
 
 
 def refuse_other(trial: Trial, here: Images, trained: Iterable[Trained]) -> None:
-    """One declared data set has one fingerprint and one order of classes.
+    """Refuse images that differ from those of other trials with the same declared dataset.
 
     Args:
-        trial: whose data set it is.
-        here: the images at hand.
-        trained: trials of the same declared data set.
+        trial: whose dataset it is.
+        here: the present images.
+        trained: trials of the same declared dataset.
 
     Raises:
-        BadInput: one of them was trained on other images; the message names both places and what to write.
+        BadInput: the images or their class order differ. The message names both places and the cure.
     """
     for other in trained:
         if here.is_of(other.images):
@@ -273,12 +273,12 @@ def refuse_other(trial: Trial, here: Images, trained: Iterable[Trained]) -> None
 
 
 def other_images(descriptions: Mapping[str, TrialRecord]) -> dict[str, str]:
-    """Trials whose images are not those of the others with the same declared data set, each with a line about them.
+    """Trials whose images differ from the majority with the same declared dataset, each with a line about them.
 
-    The images that most trials were trained on stay; of equally many, those of the first trial.
+    A tie goes to the images of the first trial.
 
     Args:
-        descriptions: of trials that were started, by id.
+        descriptions: of started trials, by id.
     """
     declared: dict[str, dict[str, Images]] = {}
     for trial, described in descriptions.items():

@@ -1,15 +1,15 @@
-"""The format of an exported folder: which files it may hold, and what each of them has to say.
+"""Format of an exported folder: its files and their checks.
 
     export.json                       format version, and size and SHA-256 of every other file
     sweeps/<key>/                     manifest.json  spec.json (the resolved spec)
     trials/<id>/                      trial.json (fields, data, provenance)  status.json  spool.jsonl  parameters.json
-    trials/<id>/code.diff             what the work tree differed by from its commit
-    plugins/<digest>/<name>.py        sources of the plug-ins that were loaded; an import runs none
+    trials/<id>/code.diff             git diff of the work tree
+    plugins/<digest>/<name>.py        sources of the loaded plug-ins; an import does not run them
     trials/<id>/images/*.png          trials/<id>/evaluations/*.json
-    trials/<id>/checkpoints/step-N/   manifest.json  tensors.safetensors: the newest, where weights were asked for
+    trials/<id>/checkpoints/step-N/   manifest.json  tensors.safetensors: the newest, with --weights
 
-A file of any other name is refused, so that no path can leave its root and nothing is ever unpickled.
-What files say is checked too: names in a manifest or a spool become paths and queries later on.
+Files of other names are refused, so no path can leave the root, and nothing is unpickled.
+Contents are checked too: names in a manifest or spool later become paths and queries.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ _MODELS: dict[str, type[BaseModel]] = {
 
 
 def kind_of(name: str) -> tuple[str, str | None] | None:
-    """What a relative path of an export is, and of which trial; None where an export has no such file."""
+    """Kind of a relative path in an export, and its trial; None where an export has no such file."""
     for place in _PLACES:
         if found := re.fullmatch(place, name, re.ASCII):
             groups = found.groupdict()
@@ -98,10 +98,10 @@ def kind_of(name: str) -> tuple[str, str | None] | None:
 
 
 def parsed(kind: str, where: str, raw: bytes) -> Any:
-    """What a JSON file says, checked; of a spool, None: each of its lines is checked, and none is kept.
+    """Parse and check a JSON file. A spool returns None: its lines are checked one by one and not kept.
 
     Raises:
-        BadInput: it is no JSON, or not what a file of its kind says.
+        BadInput: it is not JSON, or not a valid file of its kind.
     """
     if kind == "spool":
         if raw and not raw.endswith(b"\n"):
@@ -117,10 +117,10 @@ def parsed(kind: str, where: str, raw: bytes) -> Any:
 
 
 def parsed_index(where: str, raw: bytes) -> Index:
-    """`export.json`; a newer format is refused by its number before anything else of it is read.
+    """Parse `export.json`. A newer format is refused before anything else is read.
 
     Raises:
-        BadInput: it is not what an index says, or newer than this program.
+        BadInput: it is not a valid index, or newer than this program.
     """
     content = _read(lambda: dict(parse_json(raw)), where)
     refuse_newer(content, where)
@@ -140,4 +140,4 @@ def _read(read: Callable[[], R], where: str, prefix: str = "") -> R:
         raise DamagedRecord(where, reason_of(error, prefix)) from None
     except (ValueError, TypeError, RecursionError) as error:
         reason = one_line((str(error).splitlines() or ["?"])[0], 300)
-        raise DamagedRecord(where, f"is not what it should be: {reason}") from None
+        raise DamagedRecord(where, f"is not valid: {reason}") from None

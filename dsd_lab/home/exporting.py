@@ -1,4 +1,4 @@
-"""Write a sweep as a folder that another home can import."""
+"""Write a sweep to a folder that another home folder can import."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ from dsd_lab.version import __version__
 
 
 def export_sweep(home: Home, manifest: Manifest, out: Path, weights: bool, nameless: bool = False) -> Index:
-    """Write everything that a reviewer of a sweep needs; returns the index, which is written last.
+    """Export a sweep with everything that a reviewer needs. Returns the index, which is written last.
 
     Args:
         home: where the sweep ran.
         manifest: of the sweep.
         out: a new or empty folder.
-        weights: whether the newest whole checkpoint of every trial goes with it.
-        nameless: whether absolute paths, process ids, host and user names are left out, as anonymous review asks.
+        weights: include the newest valid checkpoint of every trial.
+        nameless: leave out absolute paths, process ids, host and user names, for anonymous review.
 
     Raises:
-        BadInput: the folder is in use, a trial is running, or the trials were trained on different images.
+        BadInput: `out` is in use, a trial is running, or the trials were trained on different images.
     """
-    taken = BadInput(f"--out {out}: is there already; name a new or an empty folder")
+    taken = BadInput(f"--out {out}: already exists; name a new or empty folder")
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise taken
     out.parent.mkdir(parents=True, exist_ok=True)
-    # Under a name that nobody can foresee, in a folder that nobody else can enter: no link can be put in its way.
+    # An unguessable name in a private folder, so that nobody can place a link there.
     private = Path(tempfile.mkdtemp(prefix=".exporting-", dir=out.parent))
     try:
         index = _write(home, manifest, private / "export", weights, nameless)
         try:
             (private / "export").rename(out)
-        except OSError:  # something has come to lie there meanwhile
+        except OSError:  # created meanwhile
             raise taken from None
         return index
     finally:
@@ -63,11 +63,11 @@ def _write(home: Home, manifest: Manifest, out: Path, weights: bool, nameless: b
     described = {folder.id: folder.description() for folder in folders}
     for trial, what in other_images({key: d for key, d in described.items() if d is not None}).items():
         raise BadInput(
-            f"{manifest.key}: trial {trial} was trained on other images than the others: {what}; remove it with `dsd-lab rm`, then export"
+            f"{manifest.key}: trial {trial} was trained on different images: {what}; remove it with `dsd-lab rm`, then export again"
         )
     sweep = out / "sweeps" / manifest.key
     sweep.mkdir(parents=True)
-    # The folder that the spec lay in is of no use elsewhere, and trials beside the sweep's own do not go with it.
+    # Left out: the spec's folder, which means nothing elsewhere, and single trials that are not the sweep's.
     own = manifest.model_dump(exclude_unset=True, exclude={"kept"}) | {"spec_path": Path(manifest.spec_path).name}
     Manifest.model_validate(own).write(sweep / "manifest.json")
     write_json(sweep / "spec.json", manifest.spec)
@@ -76,7 +76,7 @@ def _write(home: Home, manifest: Manifest, out: Path, weights: bool, nameless: b
             _copy_trial(folder, out / "trials" / folder.id, weights)
     for name, digest in _plugins_of(folders):
         source = kept_path(home, name, digest)
-        if source.is_file():  # not of an installed package
+        if source.is_file():  # False for an installed package
             (out / "plugins" / digest).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, out / "plugins" / digest / source.name)
     _refuse_running(folders)
@@ -98,7 +98,7 @@ def _write(home: Home, manifest: Manifest, out: Path, weights: bool, nameless: b
 
 
 def _plugins_of(folders: list[TrialFolder]) -> list[tuple[str, str]]:
-    """Name and digest of the plug-ins that were loaded when trials were trained."""
+    """Name and digest of the plug-ins that were loaded in training."""
     described = filter(None, (folder.description() for folder in folders))
     return sorted({pair for d in described for pair in d.provenance.plugins.items()})
 
@@ -120,7 +120,7 @@ def _make_anonymous(home: Home, out: Path) -> None:
 def _refuse_running(folders: list[TrialFolder]) -> None:
     running = [folder.id for folder in folders if folder.is_locked()]
     if running:
-        raise BadInput(f"{len(running)} trials are running, such as {running[0]}; export when they have ended")
+        raise BadInput(f"{len(running)} trials are running, such as {running[0]}; export after they end")
 
 
 def _copy_trial(folder: TrialFolder, target: Path, weights: bool) -> None:
@@ -151,7 +151,7 @@ def _listed(path: Path) -> Listed:
 
 
 def index_summary(index: Index) -> dict[str, Any]:
-    """What `--json` says of an export."""
+    """The export as `--json` prints it."""
     trials = {name.split("/")[1] for name in index.files if name.startswith("trials/")}
     size = sum(listed.bytes for listed in index.files.values()) + len(index.model_dump_json())
     summary = index.model_dump(include={"format", "sweep", "weights"})

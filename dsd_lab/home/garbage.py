@@ -1,4 +1,4 @@
-"""What can be freed in a home folder, and freeing it: nothing that a recorded sweep needs, nothing that somebody holds."""
+"""Find and delete what a home folder no longer needs: nothing that a recorded sweep needs or a process uses."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ from dsd_lab.home.ownership import (
 from dsd_lab.home.revisions import ever_named
 from dsd_lab.home.trial_folder import ENDED, TrialFolder
 
-_GOING = ".removing-"
-"""A trial is renamed before it is deleted, so that what an interruption leaves is never taken for a trial."""
+_REMOVING = ".removing-"
+"""A trial is renamed before it is deleted, so that an interrupted deletion does not leave half a trial."""
 _STEP, _DAMAGED = re.compile(r"step-\d{9}"), re.compile(r"damaged-step-\d{9}(-\d+)?")
 _RAY = re.compile(r"session_\d{4}(-\d\d){2}_(\d\d-){2}\d\d_\d+_\d+|tune")
 
 
 def garbage(home: Home, code: str) -> list[Freeable]:
-    """What no recorded sweep names or needs, as far as it is provably ours.
+    """Everything that no recorded sweep needs and that dsd-lab provably wrote.
 
     Args:
         home: where to look.
-        code: hash of the present training code; counts that other code made are not asked for again.
+        code: hash of the present training code; counts from other code are unused.
 
     Raises:
-        BadInput: the folder is no home.
+        BadInput: the folder is not a home.
     """
     require_home(home)
     named = named_trials(home)
@@ -73,11 +73,11 @@ def garbage(home: Home, code: str) -> list[Freeable]:
 
 
 def named_trials(home: Home, but: str | None = None) -> set[str]:
-    """Ids of the trials that recorded sweeps name, or ever named.
+    """Ids of the trials that recorded sweeps name or ever named.
 
     Args:
-        home: whose sweeps.
-        but: key of a sweep that is left out.
+        home: the home folder.
+        but: key of a sweep to leave out.
     """
     now = {key: manifest.named for key, manifest in home.manifests().items()}
     named = [*now.items(), *ever_named(home.root).items()]
@@ -85,46 +85,46 @@ def named_trials(home: Home, but: str | None = None) -> set[str]:
 
 
 def sweep_trials(home: Home, key: str) -> list[Freeable]:
-    """The trials that a sweep names and no other recorded sweep does."""
+    """Trials that this sweep names and no other recorded sweep does."""
     own = (home.manifests()[key].named | ever_named(home.root).get(key, set())) - named_trials(home, but=key)
     return [_trial(home, home.trial(p.name), key, "no other sweep names it") for p in _trials(home) if p.name in own]
 
 
 def forget_sweep(home: Home, key: str, trials: list[Freeable]) -> list[Freeable]:
-    """Delete trials, then the record of their sweep; returns those that somebody held, which stay.
+    """Delete trials, then the record of their sweep. Returns the trials in use, which stay.
 
     Raises:
         BadInput: the sweep is running, or its folder is reached through a link.
     """
     folder = home.sweep_folder(key)
     if below(home, "sweeps", key) is None:
-        raise BadInput(f"{folder}: is reached through a link, and nothing is deleted through one; remove it yourself")
+        raise BadInput(f"{folder}: is reached through a link; nothing is deleted through links: remove it yourself")
     with locked(folder / "lock", wait=False) as held:
         if not held:
             raise BadInput(f"sweep {key!r} is running in {home.root}; stop it first")
         left = [trial for trial in trials if not trial.free()]
         with folder_below(home.root, ("sweeps",)) as sweeps:
             with folder_below(home.root, ("sweeps", key)) as handle:
-                for name in SWEEP_ENTRIES:  # the record first: from there on the sweep is forgotten
+                for name in SWEEP_ENTRIES:  # the record first: without it the sweep is gone
                     remove_in(handle, name)
-            with contextlib.suppress(OSError):  # somebody keeps files there
+            with contextlib.suppress(OSError):  # holds other files
                 os.rmdir(key, dir_fd=sweeps)
     return left
 
 
 def held_trials(home: Home) -> list[str]:
-    """Ids of trials that somebody works on."""
+    """Ids of trials that a process holds."""
     return [path.name for path in trial_folders(home) if home.trial(path.name).is_locked()]
 
 
 def foreign_trials(home: Home) -> dict[str, list[str]]:
-    """Names that no trial has, by the id of the trial in whose folder they are: such a folder is never deleted."""
+    """Foreign file names in trial folders, by trial id. Such a folder is never deleted."""
     found = {path.name: foreign_entries(path) for path in trial_folders(home) if is_trial(path, path.name)}
     return {trial: names for trial, names in found.items() if names}
 
 
 def linked_folders(home: Home) -> list[str]:
-    """Folders of the home that are links: nothing is deleted through them."""
+    """Folders of the home that are links. Nothing is deleted through them."""
     names = (
         "trials",
         "sweeps",
@@ -141,7 +141,7 @@ def linked_folders(home: Home) -> list[str]:
 
 
 def _trials(home: Home) -> list[Path]:
-    """Folders of trials that hold nothing but what trials write."""
+    """Folders of trials without foreign files."""
     return [path for path in trial_folders(home) if is_trial(path, path.name) and not foreign_entries(path)]
 
 
@@ -154,15 +154,15 @@ def _unnamed_trials(home: Home, named: set[str]) -> Iterator[Freeable]:
 
 def _leftovers(home: Home) -> Iterator[Freeable]:
     trials = below(home, "trials")
-    for path in sorted(trials.glob(f"{_GOING}*")) if trials is not None else ():
-        if _was_going(path) and not is_held(path / "lock"):
+    for path in sorted(trials.glob(f"{_REMOVING}*")) if trials is not None else ():
+        if _is_removing(path) and not is_held(path / "lock"):
             yield Freeable(
                 "trial", path, "its deletion was interrupted", size_of(path), partial(delete_trial, home.root, path)
             )
 
 
-def _was_going(path: Path) -> bool:
-    trial_id = path.name.removeprefix(_GOING)
+def _is_removing(path: Path) -> bool:
+    trial_id = path.name.removeprefix(_REMOVING)
     ours = is_trial_id(trial_id) and is_own_folder(path)
     return ours and was_trial(path, trial_id) and not foreign_entries(path)
 
@@ -179,7 +179,7 @@ def _checkpoints(home: Home, named: set[str]) -> Iterator[Freeable]:
             continue
         found = [(p, "damaged") for p in sorted(folder.checkpoints.iterdir()) if _DAMAGED.fullmatch(p.name)]
         if folder.state() in ENDED:
-            found += [(p, "superseded, the trial has ended") for p in _superseded(folder.checkpoints)]
+            found += [(p, "superseded; the trial has ended") for p in _superseded(folder.checkpoints)]
         for checkpoint, why in found:
             if is_own_folder(checkpoint):
                 free = partial(_free_held, home, folder, checkpoint)
@@ -187,14 +187,14 @@ def _checkpoints(home: Home, named: set[str]) -> Iterator[Freeable]:
 
 
 def _superseded(checkpoints: Path) -> list[Path]:
-    """Checkpoints older than the newest that is whole; none where that cannot be told."""
+    """Checkpoints older than the newest valid one; none where no checkpoint is valid."""
     steps = _steps(checkpoints)
     newest = whole_checkpoint(checkpoints) if len(steps) > 1 else None
     return [] if newest is None else steps[steps.index(newest) + 1 :]
 
 
 def whole_checkpoint(checkpoints: Path) -> Path | None:
-    """The newest checkpoint that is what was written; nothing is renamed, unlike when one is loaded."""
+    """The newest valid checkpoint. Renames nothing, unlike loading."""
     return next((path for path in _steps(checkpoints) if _is_whole(path)), None)
 
 
@@ -203,12 +203,12 @@ def _steps(checkpoints: Path) -> list[Path]:
 
 
 def _is_whole(path: Path) -> bool:
-    """Without torch, which would read the tensors into memory."""
+    """Verify a checkpoint without torch, which would read the tensors into memory."""
     try:
         manifest = read_json(path / "manifest.json")
         with open_plain(path / "tensors.safetensors") as file:
             same = hashlib.file_digest(file, "sha256").hexdigest() == manifest.get("sha256")
-        return same and is_intact(manifest)  # which NaN, that no manifest was written with, makes a ValueError
+        return same and is_intact(manifest)  # raises ValueError on NaN, which no manifest contains
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -222,12 +222,12 @@ def _copies(home: Home, named: set[str]) -> Iterator[Freeable]:
 def _ray_logs(home: Home) -> Iterator[Freeable]:
     ray = below(home, "ray")
     if ray is None or _sweep_runs(home):
-        return  # a running sweep's Ray has its sockets in there
+        return  # Ray of a running sweep keeps its sockets there
     users = [path / "ray" for path in sorted(ray.glob("u*")) if is_own_folder(path) and is_own_folder(path / "ray")]
     for path in (path for folder in (ray, *users) for path in sorted(folder.iterdir())):
         latest = path.name == "session_latest" and path.is_symlink()
         if latest or (_RAY.fullmatch(path.name) and is_own_folder(path)):
-            yield Freeable("ray", path, "logs of a Ray that has ended", size_of(path), partial(_free_log, home, path))
+            yield Freeable("ray", path, "logs of an ended Ray session", size_of(path), partial(_free_log, home, path))
 
 
 def _sweep_runs(home: Home) -> bool:
@@ -243,21 +243,21 @@ def _trial(home: Home, folder: TrialFolder, forgetting: str | None, why: str) ->
 
 
 def _free_trial(home: Home, folder: TrialFolder, forgetting: str | None) -> bool:
-    if below(home, "trials") is None:  # a link has taken its place
+    if below(home, "trials") is None:  # replaced by a link
         return False
     if not is_own_folder(folder.root):
         return True
     with folder.lock() as held:
-        # Since it was found, a sweep may have begun, or somebody may have put files into it.
+        # A sweep may have started, or somebody may have added files, since the search.
         if not held or folder.id in named_trials(home, but=forgetting) or foreign_entries(folder.root):
             return False
-        going = folder.root.with_name(f"{_GOING}{folder.id}")
-        if going.is_symlink() or (going.exists() and not (_was_going(going) and delete_trial(home.root, going))):
+        going = folder.root.with_name(f"{_REMOVING}{folder.id}")
+        if going.is_symlink() or (going.exists() and not (_is_removing(going) and delete_trial(home.root, going))):
             return False
         try:
             with folder_below(home.root, ("trials",)) as trials:
                 os.rename(folder.id, going.name, src_dir_fd=trials, dst_dir_fd=trials)
-        except OSError:  # a link has taken the place of `trials`
+        except OSError:  # `trials` was replaced by a link
             return False
         return delete_trial(home.root, going)
 
@@ -268,4 +268,4 @@ def _free_held(home: Home, folder: TrialFolder, path: Path) -> bool:
 
 
 def _free_log(home: Home, path: Path) -> bool:
-    return not _sweep_runs(home) and remove_below(home.root, path)  # one may have begun since it was found
+    return not _sweep_runs(home) and remove_below(home.root, path)  # one may have started since the search

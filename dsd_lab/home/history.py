@@ -1,6 +1,6 @@
-"""A trial's history as a table, made from its spool: step, name, index, value.
+"""A trial's history as a table, built from its spool: step, name, index, value.
 
-`index` is null for metrics and counts the eigenvalues of `spectrum/...` names.
+`index` numbers the eigenvalues of `spectrum/...` and is null for metrics.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def history_table(spool: Path) -> pd.DataFrame:
 
 
 def write_history(spool: Path, path: Path) -> None:
-    """The history of a spool as a parquet file."""
+    """Write the history of a spool as a parquet file."""
     history_table(spool).to_parquet(path, index=False)
 
 
 def read_history(path: Path) -> pd.DataFrame:
-    """A history written by `write_history`."""
+    """Read a history written by `write_history`."""
     return pd.read_parquet(path)
 
 
@@ -47,13 +47,13 @@ Floats = NDArray[np.float64]
 
 
 class History:
-    """A trial's `history.parquet` by name, as arrays: a thousand trials are a few hundred megabytes.
+    """A trial's `history.parquet` as arrays by name. A thousand trials take a few hundred megabytes.
 
     Args:
-        steps: optimiser step of every row.
-        names: metric or `spectrum/...` name of every row.
-        index: which eigenvalue; -1 for metrics.
-        values: of every row.
+        steps: optimiser step of every row [R].
+        names: metric or `spectrum/...` name of every row [R].
+        index: eigenvalue number, -1 for metrics [R].
+        values: of every row [R].
     """
 
     def __init__(self, steps: NDArray[Any], names: NDArray[Any], index: NDArray[Any], values: Floats) -> None:
@@ -63,7 +63,7 @@ class History:
     def _fill(
         self, known: list[str], codes: NDArray[Any], steps: NDArray[Any], index: NDArray[Any], values: Floats
     ) -> None:
-        # One stable sort by (name, step, index); every name is then a slice.
+        # A stable sort by (name, step, index) makes every name a slice.
         order = np.lexsort((index, steps, codes))
         bounds = np.searchsorted(codes[order], np.arange(len(known) + 1))
         self._slices = {name: slice(*bounds[i : i + 2]) for i, name in enumerate(known)}
@@ -71,12 +71,12 @@ class History:
 
     @classmethod
     def empty(cls) -> History:
-        """The history of a trial that never started."""
+        """The history of a trial that was never started."""
         return cls(np.zeros(0, np.int64), np.zeros(0, object), np.zeros(0, np.int64), np.zeros(0))
 
     @classmethod
     def read(cls, path: Path) -> History:
-        """The history that `dsd_lab.home.history.write_history` wrote."""
+        """Read a history written by `write_history`."""
         table = pq.read_table(path, columns=["step", "name", "index", "value"], memory_map=False, use_threads=False)
         names = table["name"].combine_chunks().dictionary_encode()
         made = cls.__new__(cls)
@@ -90,7 +90,7 @@ class History:
         return made
 
     def series(self, name: str) -> tuple[NDArray[Any], Floats]:
-        """Steps and values of a metric; empty where it was not measured."""
+        """Steps [S] and values [S] of a metric; empty where it was not measured."""
         part = self._slices.get(name, slice(0, 0))
         return self._steps[part], self._values[part]
 

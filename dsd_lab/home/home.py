@@ -1,12 +1,12 @@
-"""The home folder: where every trial, sweep, report and cache lies, and what state each trial is in.
+"""The home folder: layout of trials, sweeps, reports and caches.
 
     home/trials/<id>/     trial.json  status.json  progress.json  spool.jsonl  checkpoints/  images/  evaluations/
-    home/sweeps/<key>/    manifest.json  revisions.json (everything that was ever asked)
+    home/sweeps/<key>/    manifest.json  revisions.json (all requests so far)
     home/dsd-lab-home.json (the mark)
     home/reports/<key>/   home/cache/   home/weights/   home/plugins/   home/mlflow.db   home/ray/
 
-A trial's state is what its files say now: a status of `running` whose lock nobody holds is
-`interrupted`, and a finished trial whose training code has changed since is `stale`.
+A trial's state follows from its files. A status `running` whose lock is free means
+`interrupted`; a finished trial whose training code has changed is `stale`.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from dsd_lab.home.revisions import record_revision
 from dsd_lab.home.sweep_records import Manifest
 from dsd_lab.home.trial_folder import TrialFolder
 
-_LONGEST = 4095 - 400
-"""Bytes of a home's path: Linux takes 4,095, and the names below it need the rest."""
+_MAX_PATH = 4095 - 400
+"""Bytes of a home's path. Linux allows 4,095 in all, and the names below need the rest."""
 
 
 @dataclass(frozen=True)
 class Home:
-    """A home folder; nothing is made until something is written."""
+    """A home folder; it is created when something is first written."""
 
     root: Path
 
     def trial(self, trial_id: str) -> TrialFolder:
-        # Whoever asks, and whatever file the name is from: what is below it may be written, and deleted.
+        # The id may come from an untrusted file, and the path is written to and deleted.
         if trial_id in ("", ".", "..") or Path(trial_id).name != trial_id:
-            raise BadInput(f"{trial_id[:200]!r} is not the id of a trial")
+            raise BadInput(f"{trial_id[:200]!r} is not a trial id")
         return TrialFolder(self.root / "trials" / trial_id)
 
     def sweep_folder(self, key: str) -> Path:
         return self.root / "sweeps" / key
 
     def sweep_is_running(self, key: str) -> bool:
-        """Whether a living process runs the sweep."""
+        """Whether a live process runs the sweep."""
         return is_held(self.sweep_folder(key) / "lock")
 
     def report_folder(self, key: str) -> Path:
@@ -56,11 +56,11 @@ class Home:
 
     @property
     def id(self) -> str:
-        """What tells this home folder from all others, wherever it lies: 32 random hexadecimal digits, made once."""
+        """Random id of this home folder, 32 hexadecimal digits, created once. It stays when the folder moves."""
         return mark_home(self.root)
 
     def prepare(self) -> None:
-        """Make the folder, and mark it as a home where it has no mark.
+        """Create the folder and its mark file where they are missing.
 
         Raises:
             BadInput: it is a file.
@@ -73,16 +73,18 @@ class Home:
             raise NoResources(f"--home {self.root / MARK}: cannot be written: {error.strerror}") from None
 
     def check_writable(self) -> None:
-        """Make the folder, and try to write in it.
+        """Create the folder and test that it is writable.
 
         Raises:
             BadInput: it is a file, or its path is too long.
             NoResources: it cannot be written to.
         """
         length = len(os.fsencode(os.path.abspath(self.root)))
-        if length > _LONGEST:
+        if length > _MAX_PATH:
             shown = str(self.root)[:100]
-            raise BadInput(f"--home {shown}...: its path of {length:,} bytes is too long; the longest is {_LONGEST:,}")
+            raise BadInput(
+                f"--home {shown}...: its path of {length:,} bytes is too long; at most {_MAX_PATH:,} are allowed"
+            )
         if self.root.exists() and not self.root.is_dir():
             raise BadInput(f"--home {self.root}: is a file; name a folder")
         try:
@@ -94,12 +96,12 @@ class Home:
             raise NoResources(f"--home {self.root}: cannot be written: {error.strerror}") from None
 
     def write_manifest(self, manifest: Manifest, command: str | None = None) -> str | None:
-        """Record a sweep: its spec, profile and trials, and in its history what was asked, when and by which command.
+        """Record a sweep: spec, profile and trials; and in its history the request, its time and its command line.
 
-        Trials that were trained one by one stay named.
+        Trials that were trained singly stay listed.
 
         Returns:
-            A line that says how the settings differ from those that stood; None where they do not.
+            A line on how the settings differ from the last recorded ones; None where they do not.
 
         Raises:
             BadInput: the record is newer than this program, or the history cannot be read.
@@ -113,18 +115,18 @@ class Home:
             return changes
 
     def keep_trial(self, trial_id: str, manifest: Manifest, command: str | None = None) -> Manifest:
-        """Name a trial beside those of a sweep: nobody who trained a single trial wants to be offered it as garbage.
+        """Add a trial that was trained singly to a sweep's record, so that `gc` does not offer it.
 
         Args:
             trial_id: of the trial.
-            manifest: of its sweep, which is recorded where the sweep has no record; else its record stays as it is.
-            command: the command line that asks for it.
+            manifest: of its sweep; recorded where the sweep has no record, else the existing record stays.
+            command: command line of the request.
 
         Returns:
             The sweep's record.
 
         Raises:
-            BadInput: that record is damaged, or newer than this program.
+            BadInput: the record is damaged, or newer than this program.
         """
         path = self.sweep_folder(manifest.key) / "manifest.json"
         with locked(path.with_suffix(".lock")):
@@ -135,7 +137,7 @@ class Home:
             return recorded
 
     def manifests(self) -> dict[str, Manifest]:
-        """All recorded sweeps by key: those that were imported, then those that ran here, the one that ran last at the end.
+        """All recorded sweeps by key: imported ones first, then those run here, the latest last.
 
         Raises:
             BadInput: a manifest is damaged, or newer than this program.
@@ -145,10 +147,10 @@ class Home:
 
 
 def _manifest(path: Path) -> Manifest:
-    """A manifest. It may be anybody's file: what it names leads to no other place than those of its sweep and its trials.
+    """Read a manifest, which may be foreign: its key must be its folder's name.
 
     Raises:
-        BadInput: it is damaged, newer than this program, or of another sweep than its folder says.
+        BadInput: it is damaged, newer than this program, or belongs to another sweep.
     """
     found, wrong = None, "is damaged"
     try:
@@ -158,14 +160,14 @@ def _manifest(path: Path) -> Manifest:
     except DamagedRecord as damage:
         wrong = damage.reason
     if found is not None and found.key != path.parent.name:
-        wrong = f"its key {found.key!r} is not the name of its folder"
+        wrong = f"its key {found.key!r} differs from the name of its folder"
     if found is None or found.key != path.parent.name:
-        raise DamagedRecord(str(path), f"{wrong}; move it away and run its sweep again, which trains nothing anew")
+        raise DamagedRecord(str(path), f"{wrong}; move it away and re-run the sweep; finished trials are not retrained")
     return found
 
 
 def _undamaged(path: Path) -> Manifest | None:
-    """A manifest; None where there is none, or a damaged one.
+    """A manifest; None where it is missing or damaged.
 
     Raises:
         BadInput: it is newer than this program.

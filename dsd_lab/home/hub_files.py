@@ -1,4 +1,4 @@
-"""The files of a data set of the Hugging Face Hub, which lie in its library's cache and in no folder of the user's."""
+"""The files of a Hugging Face Hub dataset, which lie in the Hub library's cache and not in a folder of the user."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from dsd_lab.files.index import listing_of
 from dsd_lab.specs.trial import Data
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
-"""The library keeps a set in NAME/CONFIGURATION/VERSION/REVISION: another revision is another folder below NAME."""
+"""The library stores a dataset in NAME/CONFIGURATION/VERSION/REVISION, so each revision has a folder below NAME."""
 
 
 def remember_hub(folder: Path, data: Data, files: Sequence[str]) -> None:
-    """Keep which files of the library's cache a set was read from."""
+    """Record which files of the library's cache a dataset was read from."""
     write_json(_path(folder, data), {"files": list(files)})
 
 
 def content_of_hub(folder: Path, data: Data) -> str | None:
-    """The library's own files of a set of the Hub, as they are: every revision of it that lies in the library's cache.
+    """Key of the cached files of a Hub dataset, all cached revisions included.
 
-    By names, sizes and times: the files of one set can be hundreds of gigabytes.
+    Built from names, sizes and times, since the files can be hundreds of gigabytes.
     """
     files = read_cache(_path(folder, data)).get("files")
     if not isinstance(files, list) or not files or not all(isinstance(name, str) for name in files):
         return None
     sets = {Path(name).parents[3] for name in files if len(Path(name).parents) > 4}
     if not all(len(Path(n).parents) > 4 and _VERSION.fullmatch(Path(n).parents[1].name) for n in files):
-        return None  # images in memory, or files that lie anywhere
+        return None  # images in memory, or files outside the cache
     try:
         rows = [row for place in sorted(sets) for row in listing_of(place).rows if row[0].endswith(b".arrow")]
     except OSError:

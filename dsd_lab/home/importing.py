@@ -1,8 +1,8 @@
-"""Take an exported sweep into a home folder. The folder comes from somebody else: nothing in it is believed.
+"""Import an exported sweep into a home folder. The exported folder is untrusted.
 
-Everything is checked on a copy in the home folder, whose bytes are the ones that were hashed, before
-any of it is moved to its place. Trials are moved first and the sweep's record last, so that an
-interrupted import can be done again.
+All files are copied into the home folder, and the copies are hashed and checked before they are moved
+to their places. Trials are moved first and the sweep's record last, so an interrupted import can be
+repeated.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ from dsd_lab.specs.yaml_document import one_line
 
 _CHUNK = 2**20
 _LARGEST = {"manifest": MAX_JSON, "spec": MAX_JSON, "spool": 256 * 2**20}
-"""Bytes of a file that are still read into memory, by kind."""
+"""Limit on the bytes of a file that is read into memory, by kind."""
 _LARGEST_OTHER = 16 * 2**20
 _OWN = {"format", "spec_path", "run_at", "kept", "imported", "command", "set"}
-"""Entries of a manifest that say where and when, not what, and what is beside the sweep's own trials."""
+"""Entries of a manifest that are about time, place or single trials, not about the sweep itself."""
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import did."""
+    """Result of an import."""
 
     sweep: str
     added: list[str]
     skipped: list[str]
-    """Trials that the home folder had already, the same."""
+    """Trials that the home folder already had, with equal content."""
 
 
 def import_sweep(home: Home, source: Path) -> Imported:
     """Check an exported folder and add its sweep and trials to a home folder.
 
     Raises:
-        BadInput: it is not exactly what its index lists, it says what no export says, or the home folder
-            has another trial or sweep of the same name; nothing was added.
+        BadInput: the folder differs from its index, its content is invalid, or the home folder has a different
+        trial or sweep of the same name. Nothing is added.
     """
     index = _index(source)
     _check_tree(source, index)
@@ -73,19 +73,19 @@ def import_sweep(home: Home, source: Path) -> Imported:
         manifest = documents[f"sweeps/{index.sweep}/manifest.json"]
         _refuse_other_sweep(home, manifest)
         _refuse_other_images(home, {d.id: d for d in documents.values() if isinstance(d, TrialRecord)})
-        home.prepare()  # a folder that something was refused for stays as it was, without the mark of a home
-        return _take_in(home, index, manifest, staging, [i for i in ids if i not in there], there)
+        home.prepare()  # only now: a refused import must not turn a folder into a home
+        return _move_into_home(home, index, manifest, staging, [i for i in ids if i not in there], there)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        with contextlib.suppress(OSError):  # not empty: something was added
+        with contextlib.suppress(OSError):  # not empty after a success
             for path in missing:
                 path.rmdir()
 
 
-def _take_in(
+def _move_into_home(
     home: Home, index: Index, manifest: Manifest, staging: Path, added: list[str], there: list[str]
 ) -> Imported:
-    """Move what was checked to its place."""
+    """Move the checked files to their places."""
     for source in sorted((staging / "plugins").glob("*/*.py")):
         kept = kept_path(home, source.stem, source.parent.name)
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def _take_in(
         home.trial(trial).mark_imported(index.sweep, index.made_by, staging / "trials" / trial)
         (staging / "trials" / trial).rename(home.trial(trial).root)
     if index.sweep not in home.manifests():
-        left_out = {"format", "kept", "command", "set"}  # of where it ran, and of what is beside its own trials
+        left_out = {"format", "kept", "command", "set"}  # about where it ran and about single trials
         foreign = manifest.model_dump(exclude_unset=True, exclude=left_out)
         home.write_manifest(Manifest.model_validate(foreign | {"imported": {"at": time.time()}}))
     return Imported(index.sweep, added, there)
@@ -109,7 +109,7 @@ def _index(source: Path) -> Index:
     if not source.is_dir():
         raise BadInput(f"{source}: no such folder; name one that `dsd-lab export` wrote")
     if path.is_symlink() or not path.is_file():
-        raise BadInput(f"{source}: has no {INDEX}: not an export, or one that was interrupted")
+        raise BadInput(f"{source}: has no {INDEX}: not an export, or an interrupted one")
     try:
         return parsed_index(str(path), read_plain(path, MAX_JSON))
     except BadFile as error:
@@ -117,7 +117,7 @@ def _index(source: Path) -> Index:
 
 
 def _check_tree(source: Path, index: Index) -> None:
-    """Every path stays in the folder, every file is listed and every listed file is there; none is a link."""
+    """Check that paths stay in the folder, that the files are exactly the listed ones, and that there are no links."""
     for name in index.files:
         if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/"):
             raise BadInput(f"{source / INDEX}: the path {name[:200]!r} leaves the export")
@@ -132,18 +132,18 @@ def _check_tree(source: Path, index: Index) -> None:
                 raise BadInput(f"{one_line(str(path), 500)}: is a link; an export has none")
             if not stat.S_ISDIR(mode):
                 if not stat.S_ISREG(mode):
-                    raise BadInput(f"{one_line(str(path), 500)}: is not a plain file")
+                    raise BadInput(f"{one_line(str(path), 500)}: is not a regular file")
                 found.add(path.relative_to(source).as_posix())
     for what, names in (
         (f"is not listed in {INDEX}", found - set(index.files) - {INDEX}),
-        (f"is listed in {INDEX} and not there", set(index.files) - found),
+        (f"is listed in {INDEX} but missing", set(index.files) - found),
     ):
         if names:
             raise BadInput(f"{one_line(str(source / min(names)), 500)}: {what}")
 
 
 def _copy(source: Path, name: str, staging: Path, index: Index) -> Any:
-    """Copy a file while hashing it, and check the copy; returns what it says where it is JSON."""
+    """Copy a file while hashing it, and check the copy. Returns the parsed content of a JSON file."""
     listed, target, path = index.files[name], staging / name, source / name
     target.parent.mkdir(parents=True, exist_ok=True)
     digest, size = hashlib.sha256(), 0
@@ -157,13 +157,13 @@ def _copy(source: Path, name: str, staging: Path, index: Index) -> Any:
             copy.write(chunk)
             size += len(chunk)
     if size != listed.bytes or digest.hexdigest() != listed.sha256:
-        raise BadInput(f"{path}: is not the file that was exported: size or SHA-256 differ from {INDEX}")
+        raise BadInput(f"{path}: differs in size or SHA-256 from {INDEX}")
     kind = str((kind_of(name) or ("", None))[0])
     if kind == "png":
         try:
             open_grid(target)
         except DamagedImage as damage:
-            raise BadInput(f"{path}: is not a PNG that a trial draws: {damage}") from None
+            raise BadInput(f"{path}: is not a valid PNG of a trial: {damage}") from None
         return None
     if kind == "tensors":
         _check_tensors(path, target)
@@ -174,7 +174,7 @@ def _copy(source: Path, name: str, staging: Path, index: Index) -> Any:
         return None
     if kind == "py":
         if digest.hexdigest()[:12] != target.parent.name:
-            raise BadInput(f"{path}: is not the source that its folder names")
+            raise BadInput(f"{path}: its digest differs from the name of its folder")
         return None
     return parsed(kind, str(path), target.read_bytes())
 
@@ -193,16 +193,16 @@ def _check_tensors(path: Path, copy: Path) -> None:
 
 
 def _check_documents(index: Index, documents: dict[str, Any]) -> None:
-    """The files agree with each other: the sweep with its trials, a trial's identity with its fields."""
+    """Check that the files are consistent: the sweep with its trials, the trials' ids with their fields."""
     where = f"sweeps/{index.sweep}/manifest.json"
     manifests = {name for name in documents if name.startswith("sweeps/")}
     if not {where} <= manifests <= {where, f"sweeps/{index.sweep}/spec.json"} or documents[where].key != index.sweep:
-        raise BadInput(f"{INDEX}: the sweep {index.sweep!r} is not the one of its manifest")
+        raise BadInput(f"{INDEX}: the sweep {index.sweep!r} differs from that of its manifest")
     known = {entry.id: entry for entry in documents[where].trials}
     if index.schema_version == SCHEMA_VERSION:
         for entry in known.values():
             if _id_of(entry.canonical, entry.seed) != entry.id:
-                raise BadInput(f"{where}: {entry.name!r}: its fields are not those of trial {entry.id}")
+                raise BadInput(f"{where}: {entry.name!r}: its fields do not give its id {entry.id}")
     for name, content in documents.items():
         kind, trial = kind_of(name) or ("", None)
         if trial is None:
@@ -218,18 +218,18 @@ def _check_documents(index: Index, documents: dict[str, Any]) -> None:
                 else trial
             )
             if not content.id == own == trial:
-                raise BadInput(f"{name}: its fields are those of trial {own}, not of {trial}")
+                raise BadInput(f"{name}: its fields give the id {own}, not {trial}")
             entry = known[trial]
             if content.seed != entry.seed or not _same_fields(content.canonical, entry.canonical, entry.seed):
-                raise BadInput(f"{name}: is not what {where} says of the trial")
+                raise BadInput(f"{name}: contradicts what {where} says of the trial")
         if kind == "status" and content.steps != known[trial].steps:
-            raise BadInput(f"{name}: {content.steps} steps where {where} says {known[trial].steps}")
+            raise BadInput(f"{name}: {content.steps} steps, but {where} says {known[trial].steps}")
         if kind == "status" and content.state == "done" and f"trials/{trial}/trial.json" not in documents:
-            raise BadInput(f"{name}: a finished trial without a trial.json")
+            raise BadInput(f"{name}: the trial is finished but has no trial.json")
         if kind == "checkpoint":
             tensors = index.files.get(name.replace("manifest.json", "tensors.safetensors"))
             if tensors is None or (tensors.sha256, tensors.bytes) != (content.sha256, content.bytes):
-                raise BadInput(f"{name}: its tensors are not those that the trial wrote")
+                raise BadInput(f"{name}: its tensors differ from those that the trial wrote")
 
 
 def _id_of(canonical: dict[str, dict[str, Any]], seed: int) -> str | None:
@@ -240,44 +240,44 @@ def _id_of(canonical: dict[str, dict[str, Any]], seed: int) -> str | None:
 
 
 def _same_fields(mine: dict[str, dict[str, Any]], theirs: dict[str, dict[str, Any]], seed: int) -> bool:
-    """Whether two records are of one trial; what a later version has added with a default makes no difference."""
+    """Whether two records are of the same trial. Fields that a later version added with a default do not count."""
     return mine == theirs or _id_of(mine, seed) == _id_of(theirs, seed) is not None
 
 
 def _refuse_relabelled(home: Home, manifest: Manifest) -> None:
-    """A trial that is here keeps its meaning: a manifest names it only by the fields that it was trained with."""
+    """Refuse a manifest that lists an existing trial with other fields than it was trained with."""
     for entry in manifest.trials:
         mine = home.trial(entry.id).description()
         if mine is not None and not _same_fields(mine.canonical, entry.canonical, entry.seed):
             raise BadInput(
-                f"{home.trial(entry.id).root}: was trained with other fields than the import says of {entry.name!r}; nothing is changed"
+                f"{home.trial(entry.id).root}: was trained with other fields than the import gives for {entry.name!r}; nothing is imported"
             )
 
 
 def _refuse_other_trial(home: Home, trial: str, staging: Path, index: Index) -> None:
-    """A trial that is there already must hold every file that comes, the same."""
+    """Refuse a trial that exists already, unless it has every imported file with equal content."""
     folder = home.trial(trial)
     for name in index.files:
         if not name.startswith(f"trials/{trial}/"):
             continue
         mine = home.root / name
         if name.endswith("/parameters.json") and not mine.exists():
-            continue  # it only stands in for weights
+            continue  # it only replaces absent weights
         whole = b"".join(complete_lines(mine)) if name.endswith("/spool.jsonl") else _bytes(mine)
         if whole != _bytes(staging / name):
             raise BadInput(
-                f"{folder.root}: is another run of this trial ({Path(name).name} differs); nothing is overwritten: import into another --home"
+                f"{folder.root}: is another run of this trial ({Path(name).name} differs); nothing is overwritten; import into another --home"
             )
 
 
 def _refuse_other_images(home: Home, theirs: dict[str, TrialRecord]) -> None:
-    """What comes must have one set of images under a declared name and revision, the same as the trials of this home."""
+    """Refuse imported trials whose images differ from those of this home under the same declared dataset."""
     declared = {declared_in(description) for description in theirs.values()}
     known = [entry.trial for key, trained in trained_images(home).items() if key in declared for entry in trained]
     mine = {i: d for i in known if i not in theirs and (d := home.trial(i).description()) is not None}
     for trial, what in other_images(mine | theirs).items():
         raise BadInput(
-            f"trial {trial}: the trials of this declared data set that come and those of {home.root} would be of two sets of images: {what}; import into another --home"
+            f"trial {trial}: its images differ from those of {home.root} under the same data name and revision: {what}; import into another --home"
         )
 
 
@@ -285,7 +285,7 @@ def _refuse_other_sweep(home: Home, theirs: Manifest) -> None:
     mine = home.manifests().get(theirs.key)
     if mine is not None and mine.model_dump(exclude=_OWN) != theirs.model_dump(exclude=_OWN):
         raise BadInput(
-            f"{home.sweep_folder(theirs.key)}: is another sweep of this name; nothing is overwritten: import into another --home"
+            f"{home.sweep_folder(theirs.key)}: is a different sweep of this name; nothing is overwritten; import into another --home"
         )
 
 

@@ -1,4 +1,4 @@
-"""Finding a recorded sweep or trial by what the user typed."""
+"""Find a recorded sweep or trial by what the user typed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from dsd_lab.specs.resolved import resolved_spec
 from dsd_lab.specs.sweep import Plan
 from dsd_lab.specs.trial import SCHEMA_VERSION
 
-_SURELY_AN_ID = 6
-"""Characters from which the beginning of an id is taken for that, whatever variants are called."""
+_MIN_ID_PREFIX = 6
+"""A match of so many characters with an id wins over variant names."""
 _CANDIDATES = 6
-"""Trials that a message lists where a name means several."""
+"""Trials that a message lists where a name is ambiguous."""
 
 
 def manifest_of(plan: Plan) -> Manifest:
-    """What the home folder records of a sweep."""
+    """The manifest of a planned sweep."""
     canonical = once_for_seeds(canonical_fields)
     return Manifest(
         key=plan.key,
@@ -58,16 +58,14 @@ def manifest_of(plan: Plan) -> Manifest:
 
 
 def find_manifests(home: Home, name: str | None) -> list[Manifest]:
-    """The recorded sweeps that a spec file or a sweep's name means, the one that ran last at the end; None means all.
+    """Recorded sweeps that match a spec file or a sweep's name, the latest run last; None matches all.
 
     Raises:
-        BadInput: nothing was recorded, or nothing under that name.
+        BadInput: nothing is recorded, or nothing under that name.
     """
     manifests = home.manifests()
     if not manifests:
-        raise BadInput(
-            f"no sweep has been run in {home.root}; run `dsd-lab sweep SPEC` first, or name its folder with --home"
-        )
+        raise BadInput(f"no sweep has been run in {home.root}; run `dsd-lab sweep SPEC` first, or give its --home")
     if name is None:
         return list(manifests.values())
     wanted = load_sweep(Path(name)).spec.name if name.endswith((".yaml", ".yml")) else name
@@ -78,10 +76,10 @@ def find_manifests(home: Home, name: str | None) -> list[Manifest]:
 
 
 def find_manifest(home: Home, name: str | None, profile: str | None) -> Manifest:
-    """The recorded sweep that a spec file or a sweep's name means; the one that ran last where several do.
+    """The recorded sweep that matches a spec file or a sweep's name; the latest run where several do.
 
     Raises:
-        BadInput: nothing was recorded, or nothing under that name.
+        BadInput: nothing is recorded, or nothing under that name.
     """
     candidates = find_manifests(home, name)
     if profile is not None:
@@ -92,19 +90,19 @@ def find_manifest(home: Home, name: str | None, profile: str | None) -> Manifest
 
 
 def find_trial(home: Home, text: str) -> TrialFolder:
-    """The one trial whose id begins like this, or whose name is this or holds all of these words.
+    """The only trial whose id begins with `text`, or whose name is `text` or contains all of its words.
 
-    A trial is called by its sweep, its variant, its place in the grid and its seed, such as `naive lr=0.001 s0`.
+    A trial's name is its sweep, variant, grid point and seed, such as `naive lr=0.001 s0`.
 
     Raises:
-        BadInput: none does, or several do.
+        BadInput: no trial matches, or several do.
     """
     begins = {p.name for p in home.root.glob(f"trials/{text}*")} if text.isalnum() else set()
-    if len(begins) == 1 and len(text) >= _SURELY_AN_ID:
+    if len(begins) == 1 and len(text) >= _MIN_ID_PREFIX:
         return home.trial(begins.pop())
     names = _trial_names(home)
     called = {i for i, words in names.items() if text.split() and set(text.split()) <= {*words, " ".join(words[1:])}}
-    begins |= {i for i in names if text and i.startswith(text)}  # of those that have not started
+    begins |= {i for i in names if text and i.startswith(text)}  # of trials that were not started
     found = sorted(begins | called, key=lambda i: (names.get(i, []), i))
     if len(found) == 1:
         return home.trial(found[0])
@@ -114,13 +112,11 @@ def find_trial(home: Home, text: str) -> TrialFolder:
         raise BadInput(f"{text}: no such trial in {home.root}{meant}")
     shown = [f"{i} ({' '.join(names[i])})" if i in names else i for i in found[:_CANDIDATES]]
     more = f" and {len(found) - _CANDIDATES} more" if len(found) > _CANDIDATES else ""
-    raise BadInput(
-        f"{text}: {len(found)} trials are called so: {', '.join(shown)}{more}; give an id, or more of the name"
-    )
+    raise BadInput(f"{text}: {len(found)} trials match: {', '.join(shown)}{more}; give an id or more of the name")
 
 
 def _trial_names(home: Home) -> dict[str, list[str]]:
-    """By id: a trial's sweep and the words of its name; where several sweeps have it, of the one that ran last."""
+    """By id: the sweep and the words of the name. Of several sweeps, the latest run counts."""
     names: dict[str, list[str]] = {}
     for key, manifest in home.manifests().items():
         entries = {entry.id: entry.name for entry in manifest.trials}

@@ -1,4 +1,4 @@
-"""The mark of a home folder: a small file that says that dsd-lab made the folder, and which home it is."""
+"""The mark file of a home folder, which shows that dsd-lab made the folder and holds the home's id."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dsd_lab.files.bounded import read_json_object
 from dsd_lab.home.record_types import Record, Text
 
 MARK, RUNS = "dsd-lab-home.json", "mlflow-runs.json"
-"""The mark, and the record of the home's runs in stores, which holds the home's id too."""
+"""The mark file, and the record of the home's MLflow runs, which holds the home's id too."""
 _NOTE = "dsd-lab keeps its trials here; `dsd-lab gc` and `dsd-lab rm` delete only in folders with this file"
 
 
@@ -28,7 +28,7 @@ class HomeMark(Record):
 
 
 def home_id(root: Path) -> str | None:
-    """The random id of a home, 32 hexadecimal digits; None where the folder has no mark, or a damaged one."""
+    """The id of a home, 32 random hexadecimal digits; None where the mark is missing or damaged."""
     try:
         handle = os.open(root / MARK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -38,12 +38,12 @@ def home_id(root: Path) -> str | None:
 
 
 def mark_home(root: Path) -> str:
-    """Mark a folder as a home where it has no mark, or a damaged one; returns its id.
+    """Write the mark file where it is missing or damaged. Returns the home's id.
 
-    Two processes that mark one folder at once agree on one id.
+    Concurrent processes agree on one id.
 
     Raises:
-        OSError: the mark cannot be written, or a link is in its place.
+        OSError: the mark file cannot be written, or is a link.
     """
     known = home_id(root)
     if known is not None:
@@ -53,7 +53,7 @@ def mark_home(root: Path) -> str:
         fcntl.flock(file, fcntl.LOCK_EX)
         known = _id_in(file.read(4096))
         if known is None:
-            # The runs that a store has of this home name it: a mark that was lost gets the same id again.
+            # The home's runs in MLflow carry its id: a lost mark file gets the same id again.
             known = _valid((read_json_object(root / RUNS) or {}).get("home")) or uuid.uuid4().hex
             file.seek(0)
             file.truncate()

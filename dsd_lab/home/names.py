@@ -1,4 +1,4 @@
-"""What names and numbers in a home folder's files look like; they may be damaged, or anybody's, and become paths and queries."""
+"""Valid names and numbers in a home folder's files, which may be damaged or foreign and become paths and queries."""
 
 from __future__ import annotations
 
@@ -28,50 +28,50 @@ TRIAL_ENTRIES = frozenset(
         "crash",
     ]
 )
-"""What a trial's folder may hold; `gc` and `rm` leave a folder alone that holds anything else."""
+"""Allowed entries of a trial's folder. `gc` and `rm` do not touch a folder with other entries."""
 SWEEP_ENTRIES = ("manifest.json", "revisions.json", "manifest.lock", "machine.jsonl", "lock")
-"""What a sweep's folder may hold."""
+"""Allowed entries of a sweep's folder."""
 PICTURE_STEM, METRIC = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", r"[A-Za-z0-9_./ -]{1,250}"
 NOT_FINITE = "not_finite/"
-"""Begins the name of a metric that says, by a 1, that the one of the rest of its name had no finite value."""
+"""Prefix of a metric whose value 1 records that the metric named by the rest was not finite."""
 
 
 _EXTRACTOR_VERSION = 1
-"""Part of the cache's file name; raised when the extractor's network or its training changes."""
+"""Part of the cache's file name; raise it when the extractor's network or its training changes."""
 
 
 def extractor_path(cache: Path, fingerprint: str, conditional: bool = True) -> Path:
-    """Where the extractor of a data set, with or without classes to tell apart, is cached."""
+    """Cache path of the extractor of a dataset; `conditional`: trained with classes."""
     task = "" if conditional else "-rotation"
     return cache / "extractors" / f"{fingerprint[:16]}-v{_EXTRACTOR_VERSION}{task}.safetensors"
 
 
 def is_trial_id(value: Any) -> bool:
-    """Twelve hexadecimal digits."""
+    """Whether a value is twelve hexadecimal digits."""
     return isinstance(value, str) and re.fullmatch(TRIAL_ID, value) is not None
 
 
 def is_number(value: Any) -> bool:
-    """A finite number; JSON's `1e999` is read as infinity."""
+    """Whether a value is a finite number; JSON's `1e999` reads as infinity."""
     return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
 
 
 def is_date(value: Any) -> bool:
-    """Seconds since 1970 of a date between 2000 and 2100: what a store can hold, and a clock can have meant."""
+    """Whether a value is in seconds since 1970 and between 2000 and 2100, which a store can hold."""
     return isinstance(value, (int, float)) and 946_684_800 <= value < 4_102_444_800
 
 
 def is_code(value: Any) -> bool:
-    """A hash of training code as a status or a tag records it."""
+    """Whether a value is a hash of training code, as a status or a tag records it."""
     return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9._-]{1,64}", value) is not None
 
 
 def is_sweep_key(value: Any) -> bool:
-    """The name of a sweep's folder."""
+    """Whether a value is the name of a sweep's folder."""
     return isinstance(value, str) and re.fullmatch(SWEEP_KEY, value) is not None
 
 
 def finite(metrics: dict[str, float]) -> dict[str, float]:
-    """Numbers that JSON and the store can hold; what is left out is said to be, since it would look like never measured."""
+    """Replace values that are not finite, which JSON and the store cannot hold, by `not_finite/NAME` = 1."""
     kept = {name: value for name, value in metrics.items() if math.isfinite(value)}
     return kept | {f"{NOT_FINITE}{name}": 1.0 for name in metrics if name not in kept}

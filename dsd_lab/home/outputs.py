@@ -1,7 +1,7 @@
-"""Folders that commands write for the user: only what is provably ours is replaced or deleted there.
+"""Output folders of commands: only files that dsd-lab provably wrote are replaced or deleted there.
 
-The home records for every such folder the names and the SHA-256 of the files that were written. A file is ours while
-its content is what was recorded; a list that lies in the folder itself has no power. Links are not followed.
+The home folder records the names and SHA-256 of the files written into each output folder. A file is ours while
+its content matches the record. Lists inside the output folder are not trusted, and links are not followed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dsd_lab.home.record_types import Count, Record, Sha256, Text
 
 
 class Written(Record):
-    """A file of `written/`: what was written into a folder."""
+    """A file of `written/`: the files written into an output folder."""
 
     format: int = 1
     folder: Text
@@ -32,62 +32,66 @@ class Written(Record):
 
 
 class Output:
-    """A folder that a command writes into, now and again.
+    """A folder that a command writes into repeatedly.
 
     Args:
         home: its folder `written` holds the record.
-        folder: where the files go; made where it is not there.
-        option: how messages call it, such as `--out DIR`.
-        file: of a single file that is written there: its neighbours are others'.
-        aside: where something is in the way, rename the whole folder instead of refusing; for folders of the home.
+        folder: output folder; created if missing.
+        option: name in messages, such as `--out DIR`.
+        file: name of the only output file; other files in the folder are foreign.
+        aside: rename a folder with foreign files instead of refusing it; for folders of the home.
     """
 
     def __init__(self, home: Home, folder: Path, option: str, aside: bool = False, file: str = "") -> None:
         self._given, self._option, self._aside = folder, option, aside
         self.folder = folder.resolve()
         root = home.root.resolve()
-        inside = self.folder.is_relative_to(root)  # so that a home that is moved still knows it
+        inside = self.folder.is_relative_to(root)  # relative, so that it survives a move of the home
         self._key = self.folder.relative_to(root).as_posix() if inside else str(self.folder)
         self._key += f"/{file}" if file else ""
         self._record = home.root / "written" / f"{hashlib.sha256(self._key.encode()).hexdigest()[:24]}.json"
 
     def check(self, names: Iterable[str], alone: str | None = None) -> None:
-        """See that nothing is in the way of files, before work is spent on them.
+        """Check before the work starts that the output files can be written.
 
         Args:
-            names: relative ones.
-            alone: a folder below, in which no other files may lie beside ours.
+            names: relative paths.
+            alone: a subfolder that may hold no foreign files.
 
         Raises:
-            BadInput: something is there that is not provably ours.
+            BadInput: a foreign file is in the way.
         """
         record = self._read()
-        obstacle = self._obstacle(names, record) or self._beside(alone, record)
+        obstacle = self._obstacle(names, record) or self._foreign_file(alone, record)
         if obstacle is not None and not self._aside:
-            raise BadInput(f"{self._option}: {obstacle}; move it away, or name another folder")
+            raise BadInput(f"{self._option}: {obstacle}; move it away or name another folder")
 
     def publish(self, made: Path, results: dict[str, int], alone: str | None = None) -> None:
-        """Put the files below `made` into the folder, and remove those of the last time that are not among them.
+        """Move finished files into the folder and remove files of earlier calls that are no longer among them.
 
         Args:
-            made: a folder of finished files.
-            results: finished trials by sweep; files made from fewer never replace files made from more.
+            made: folder of the finished files.
+            results: finished trials by sweep. Files made from fewer results never replace files made from more.
             alone: as for `check`.
 
         Raises:
-            BadInput: something in the way is not provably ours, or the folder holds a report of more results.
+            BadInput: a foreign file is in the way, or the folder holds a report of more results.
         """
         names = sorted(path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file())
         with locked(self._record.with_suffix(".lock")):
             record = self._read()
-            obstacle = self._obstacle(names, record) or self._beside(alone, record) or self._better(results, record)
+            obstacle = (
+                self._obstacle(names, record)
+                or self._foreign_file(alone, record)
+                or self._larger_report(results, record)
+            )
             if obstacle is not None:
                 if not self._aside:
-                    raise BadInput(f"{self._option}: {obstacle}; move it away, or name another folder")
+                    raise BadInput(f"{self._option}: {obstacle}; move it away or name another folder")
                 record = self._set_aside(obstacle)
             before = record.files
             new = {name: [_digest(made / name)] for name in names}
-            # Both, while neither is there for certain: whatever is killed here, the next call knows its files.
+            # Record old and new files first, so that a killed call still knows its files.
             both = {name: [*before.get(name, []), *new.get(name, [])] for name in {*before, *new}}
             self._write(both, record.results)
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -98,13 +102,13 @@ class Output:
             self._write(new, results)
 
     def _obstacle(self, names: Iterable[str], record: Written) -> str | None:
-        """What is in the way of files; None where nothing is."""
+        """What is in the way; None where nothing is."""
         for name in names:
             path = self.folder
             for part in PurePosixPath(name).parts[:-1]:
                 path = path / part
                 if path.is_symlink() or (path.exists() and not path.is_dir()):
-                    return f"{path} is no folder but a link or a file"
+                    return f"{path} is a link or a file, not a folder"
             path = self.folder / name
             if path.is_symlink():
                 return f"{path} is a link"
@@ -112,8 +116,8 @@ class Output:
                 return f"{path} was not written by dsd-lab, or has changed since"
         return None
 
-    def _beside(self, alone: str | None, record: Written) -> str | None:
-        """A file in a folder that is to hold ours alone."""
+    def _foreign_file(self, alone: str | None, record: Written) -> str | None:
+        """A foreign file in a subfolder that is for our files alone; None where there is none."""
         folder = None if alone is None else self.folder / alone
         if folder is None or not folder.is_dir():
             return None
@@ -122,7 +126,7 @@ class Output:
         return f"{self.folder / theirs[0]} would lie among the new files" if theirs else None
 
     @staticmethod
-    def _better(results: dict[str, int], record: Written) -> str | None:
+    def _larger_report(results: dict[str, int], record: Written) -> str | None:
         for key, count in record.results.items():
             if key in results and results[key] < count:
                 return f"it holds a report of {count} finished trials of sweep {key!r}, and this one has {results[key]}"
@@ -138,7 +142,7 @@ class Output:
         return Written(folder=self._key)
 
     def _is_ours(self, name: str, files: dict[str, list[str]]) -> bool:
-        """Whether a file is what we wrote under its name, reached through no link."""
+        """Whether a file is as recorded and reached without a link."""
         *parts, last = PurePosixPath(name).parts
         try:
             with folder_below(self.folder, tuple(parts)) as folder:
@@ -152,7 +156,9 @@ class Output:
             with folder_below(self.folder, tuple(parts), make=True) as folder, source.open("rb") as content:
                 there = os.path.lexists(self.folder / name)
                 if there and digest_in(folder, last) not in files.get(name, []):
-                    raise BadInput(f"{self._option}: {self.folder / name} was changed just now; it stays as it is")
+                    raise BadInput(
+                        f"{self._option}: {self.folder / name} was just changed by another process and is kept"
+                    )
                 put_in(folder, last, content, source.stat().st_mode & 0o777)
         except OSError as error:
             if error.errno not in (errno.ELOOP, errno.ENOTDIR):
@@ -161,17 +167,17 @@ class Output:
 
     def _remove(self, name: str, files: dict[str, list[str]]) -> None:
         parts = PurePosixPath(name).parts
-        with contextlib.suppress(OSError):  # it is gone, or reached through a link
+        with contextlib.suppress(OSError):  # gone, or reached through a link
             with folder_below(self.folder, parts[:-1]) as folder:
                 if digest_in(folder, parts[-1]) not in files.get(name, []):
                     return
                 os.unlink(parts[-1], dir_fd=folder)
             for depth in range(len(parts) - 1, 0, -1):
                 with folder_below(self.folder, parts[: depth - 1]) as folder:
-                    os.rmdir(parts[depth - 1], dir_fd=folder)  # fails where it is not empty
+                    os.rmdir(parts[depth - 1], dir_fd=folder)  # raises where it is not empty
 
     def _read(self) -> Written:
-        """The record; empty where there is none, a damaged one, or one of another folder."""
+        """The record; empty where it is missing, damaged or of another folder."""
         found = Written.known(self._record) or Written(folder="")
         if found.folder != self._key:
             return Written(folder=self._key)

@@ -1,7 +1,7 @@
 """What in a home folder is provably ours: `gc` and `rm` delete nothing else, and never through a link.
 
-A home is known by its mark. One that was made before there were marks is known by a trial or a sweep whose
-records parse. A trial is known by the records in its folder, a cache by its name.
+A home is recognised by its mark file, or, from versions before marks, by a trial or sweep with valid records.
+A trial is recognised by the records in its folder, a cache file by its name.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from dsd_lab.home.trial_records import Status, TrialRecord
 
 @dataclass(frozen=True)
 class Freeable:
-    """Something that can be freed, and how."""
+    """Something that can be deleted, and how."""
 
     kind: str
     path: Path
     why: str
     bytes: int
     free: Callable[[], bool]
-    """Frees it; False where somebody has taken hold of it meanwhile."""
+    """Deletes it. Returns False if a process has started to use it meanwhile."""
 
     def row(self) -> dict[str, Any]:
-        """As `--json` shows it."""
+        """The row that `--json` prints."""
         return {"kind": self.kind, "path": str(self.path), "why": self.why, "bytes": self.bytes}
 
 
@@ -41,22 +41,22 @@ _RECORDS = {"trial.json", "status.json", "lock"}
 
 
 def require_home(home: Home) -> None:
-    """Refuse to free anything in a folder that is no home; one that is empty or not there has nothing to free.
+    """Refuse to delete in a folder that is not a home. An empty or missing folder has nothing to delete.
 
     Raises:
-        BadInput: the folder holds files, and none says that dsd-lab made it.
+        BadInput: the folder holds files but no sign that dsd-lab made it.
     """
     if not home.root.is_dir() or not any(home.root.iterdir()) or home_id(home.root) is not None:
         return
     if any(is_trial(path, path.name) for path in trial_folders(home)) or home.manifests():
         return
     raise BadInput(
-        f"--home {home.root}: is no home of dsd-lab: it has no {MARK}, and no trial or sweep whose records can be read; nothing was touched"
+        f"--home {home.root}: is not a dsd-lab home: it has no {MARK} and no trial or sweep with readable records; nothing was deleted"
     )
 
 
 def below(home: Home, *names: str) -> Path | None:
-    """A folder below the home that is reached without a link; None where it is not there."""
+    """A folder below the home, reached without a link; None where there is none."""
     path = home.root
     for name in names:
         path = path / name
@@ -66,7 +66,7 @@ def below(home: Home, *names: str) -> Path | None:
 
 
 def trial_folders(home: Home) -> Iterator[Path]:
-    """Folders below `trials` that are named as trials are; no links, and not through one."""
+    """Folders below `trials` with names of trials, without following links."""
     trials = below(home, "trials")
     for path in sorted(trials.iterdir()) if trials is not None else ():
         if is_trial_id(path.name) and path.is_dir() and not path.is_symlink():
@@ -74,11 +74,11 @@ def trial_folders(home: Home) -> Iterator[Path]:
 
 
 def is_trial(folder: Path, trial_id: str) -> bool:
-    """Whether a record in a folder says that it is this trial's: `trial.json` by its id, `status.json` by a state."""
+    """Whether `trial.json` (by its id) or `status.json` (by its state) shows that the folder is this trial's."""
     path = folder / "trial.json"
     try:
         described = None if path.is_symlink() else TrialRecord.read(path)
-    except (BadInput, OSError):  # somebody else's file of this name
+    except (BadInput, OSError):  # a foreign file of this name
         return False
     if described is not None:
         return described.id == trial_id
@@ -87,38 +87,38 @@ def is_trial(folder: Path, trial_id: str) -> bool:
 
 
 def is_own_folder(path: Path) -> bool:
-    """A folder of ours; a link leads to a place that somebody chose, and is left alone."""
+    """Whether a path is a folder and not a link, which could lead anywhere."""
     return path.is_dir() and not path.is_symlink()
 
 
 def foreign_entries(folder: Path) -> list[str]:
-    """Names in a trial's folder that no trial has: somebody keeps files there."""
-    # Atomic writes that were killed leave `.name.xxxxxxxx` behind.
+    """Names in a trial's folder that dsd-lab does not write."""
+    # Killed atomic writes leave `.name.xxxxxxxx` behind.
     names = [path.name for path in folder.iterdir()]
     known = re.compile(rf"\.({'|'.join(map(re.escape, sorted(TRIAL_ENTRIES)))})\.[a-z0-9_]{{8}}")
     return sorted(name for name in names if name not in TRIAL_ENTRIES and not known.fullmatch(name))
 
 
 def delete_trial(root: Path, folder: Path) -> bool:
-    """Delete a trial's folder; its records go last, so that what an interruption leaves still proves what it was.
+    """Delete a trial's folder, its records last, so that an interrupted deletion can still be attributed.
 
     Args:
-        root: of the home.
+        root: the home folder.
         folder: below its `trials`.
 
     Returns:
-        Whether it is gone; not where it is reached through a link.
+        Whether it is gone; False where it is reached through a link.
     """
     try:
         with folder_below(root, folder.relative_to(root).parts) as handle:
             for name in os.listdir(handle):
                 if name not in _RECORDS:
                     remove_in(handle, name)
-    except OSError:  # it is gone, or a link has taken its place
+    except OSError:  # gone, or replaced by a link
         return not os.path.lexists(folder)
     return remove_below(root, folder)
 
 
 def was_trial(folder: Path, trial_id: str) -> bool:
-    """Whether a folder that is being deleted was this trial's: its records say so, or nothing else is left in it."""
+    """Whether a folder under deletion was this trial's: its records say so, or nothing else is left in it."""
     return is_trial(folder, trial_id) or {path.name for path in folder.iterdir()} <= _RECORDS

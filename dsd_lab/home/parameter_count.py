@@ -1,4 +1,4 @@
-"""The size of a trained network, from the header of its weights file: no tensor is read."""
+"""Size of a trained network from the header of its weights file, without reading tensors."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from safetensors import safe_open
 from dsd_lab.home.trial_records import Parameters
 
 AVERAGE = "average."
-"""Prefix of a checkpoint's tensors that are the network as deployed."""
+"""Prefix of the deployed network's tensors in a checkpoint."""
 
 
 def parameters_in(folder: Path | None) -> int | None:
-    """Trained weights of the network as deployed (EMA copies not counted); None where none were kept."""
+    """Parameters of the deployed network (copies not counted); None where no weights were kept."""
     if folder is None:
         return None
     path, counted = folder / "final" / "weights.safetensors", folder / "final" / "parameters.json"
@@ -25,7 +25,7 @@ def parameters_in(folder: Path | None) -> int | None:
 
 
 def average_parameters(checkpoint: Path) -> int:
-    """The same of a checkpoint's tensors file."""
+    """As `parameters_in`, for a checkpoint's tensors file."""
     return _count(checkpoint, AVERAGE)
 
 

@@ -1,4 +1,4 @@
-"""Sources of plug-ins, kept in the home folder: `plugins/<digest>/<name>.py`, for workers on other nodes and for exports.
+"""Copies of plug-in sources, `plugins/<digest>/<name>.py`, for workers on other nodes and for exports.
 
 Nothing here runs them.
 """
@@ -18,12 +18,12 @@ from dsd_lab.specs.trial import Trial
 
 
 def kept_path(home: Home, name: str, digest: str) -> Path:
-    """Where the source of a plug-in of one file is kept."""
+    """Path of the copy of a single-file plug-in."""
     return home.root / "plugins" / digest / f"{name}.py"
 
 
 def keep_plugins(home: Home) -> list[dict[str, Any]]:
-    """Keep the sources of the loaded plug-ins; returns what loads them in another process (`specs.plugins.load_kept`)."""
+    """Copy the sources of loaded plug-ins. Returns the arguments for `specs.plugins.load_kept` in another process."""
     found = []
     for plugin in registry.plugins.values():
         given = plugin.module or ""
@@ -38,20 +38,20 @@ def keep_plugins(home: Home) -> list[dict[str, Any]]:
 
 
 def loaded_digests() -> dict[str, str]:
-    """Digest of every loaded plug-in, by name."""
+    """Digests of the loaded plug-ins by name."""
     return {plugin.name: plugin.digest for plugin in registry.plugins.values()}
 
 
 def recorded_fields(description: TrialRecord, home: Path) -> Trial:
-    """The fields of a trial's record, whose plug-ins must be loaded.
+    """The fields of a recorded trial, whose plug-ins must be loaded.
 
     Args:
         description: the trial's record.
-        home: the home folder, which keeps the sources of plug-ins.
+        home: the home folder, which holds copies of plug-in sources.
 
     Raises:
-        BadInput: the trial uses a plug-in's part that is not loaded, or another version of it (the line says what to
-            give), or its fields are not those of a trial of this version.
+        BadInput: a plug-in of the trial is not loaded, or in another version (the message says which option loads it);
+        or the fields are invalid in this version of dsd-lab.
     """
     for key, digest in description.canonical.get("plugins", {}).items():
         kind, _, name = key.partition("/")
@@ -62,12 +62,14 @@ def recorded_fields(description: TrialRecord, home: Path) -> Trial:
             cure = (
                 f"give --plugin {' --plugin '.join(kept)}" if kept else "give the plug-in that defines it with --plugin"
             )
-            what = "is not loaded" if part is None else f"at {part.where} is not the version that trained it"
+            what = (
+                "is not loaded" if part is None else f"at {part.where} is another version than the one that trained it"
+            )
             raise BadInput(f"trial {description.id}: its {kind} {name!r} {what}; {cure}")
     return description.trial
 
 
 def planned_again(description: TrialRecord, fields: Trial) -> PlannedTrial:
-    """A recorded trial as its sweep planned it."""
+    """A recorded trial in the form in which its sweep planned it."""
     d = description
     return PlannedTrial(d.id, d.variant, d.seed, fields, d.point, d.overrides)

@@ -1,4 +1,4 @@
-"""How a record of a home folder is read, checked and written, and the types that records share."""
+"""Base class of the records in a home folder (reading, checks, writing), and types that records share."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from dsd_lab.specs.renamed import present_fields
 from dsd_lab.specs.yaml_document import one_line
 
 FORMAT = 1
-"""Version of the files below a home folder and of an export; a file that says none is of the first."""
+"""Version of the files in a home folder and an export; a file without one is of version 1."""
 FOREIGN = "foreign"
-"""Context of a validation: the file is somebody else's, and must say everything that a file of its kind says."""
+"""Validation context of a foreign file, whose required fields are those that dsd-lab always writes (`NEEDED`)."""
 
 Key = Annotated[str, Field(pattern=rf"^{SWEEP_KEY}$")]
 
 
 def _trial_id(value: Any) -> Any:
     if not is_trial_id(value):
-        raise ValueError(f"{str(value)[:200]!r} is not the id of a trial")
+        raise ValueError(f"{str(value)[:200]!r} is not a trial id")
     return value
 
 
@@ -47,7 +47,7 @@ Metric = Annotated[str, Field(pattern=rf"^{METRIC}$")]
 PluginDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
 Command = Annotated[str, Field(max_length=200_000)]
 Canonical = Annotated[dict[str, dict[str, Any]], BeforeValidator(present_fields)]
-"""Section -> field -> value of a trial, under today's names."""
+"""Section -> field -> value of a trial, under present names."""
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Step = Annotated[int, Field(ge=0, lt=10**11)]
@@ -56,16 +56,16 @@ Seconds = Annotated[float, Field(ge=0, le=1e10, allow_inf_nan=False)]
 
 def _is_date(value: float) -> float:
     if value and not is_date(value):
-        raise ValueError(f"{value:g} is no date between 2000 and 2100, in seconds since 1970")
+        raise ValueError(f"{value:g} is not a date between 2000 and 2100 in seconds since 1970")
     return value
 
 
 Date = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_is_date)]
-"""Seconds since 1970; 0 where it is not known."""
+"""Seconds since 1970; 0 where unknown."""
 
 
 class DamagedRecord(BadInput):
-    """A file that does not say what a file of its kind says; `reason` is the message without the file's name."""
+    """A file that is not a valid record of its kind; `reason` is the message without the file's name."""
 
     def __init__(self, where: str, reason: str) -> None:
         super().__init__(f"{where}: {reason}")
@@ -73,10 +73,10 @@ class DamagedRecord(BadInput):
 
 
 class Record(BaseModel):
-    """What a file holds; it may hold more, which nothing reads.
+    """Content of a file. Unknown entries are ignored.
 
-    A home's own file may lack what a field has a default for: an earlier version wrote it. A foreign one may not
-    lack what is in `NEEDED`.
+    A home's own file may lack fields with a default, since an earlier version may have written it. A foreign file
+    must have the fields in `NEEDED`.
     """
 
     model_config = ConfigDict(strict=True, frozen=True)
@@ -92,30 +92,30 @@ class Record(BaseModel):
         return self
 
     def refuse_inconsistent(self) -> None:
-        """What no single field shows; asked of foreign records only.
+        """Checks across fields, for foreign records only.
 
         Raises:
-            ValueError: its parts do not agree with each other.
+            ValueError: fields contradict each other.
         """
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
-        """The record in a file; None where there is no file, or what a power cut can leave of one.
+        """Read the record in a file; None where it is missing, empty or damaged as after a power cut.
 
         Raises:
-            BadInput: it is a pipe, a device or a folder, or newer than this program.
-            DamagedRecord: it is not what such a file says.
+            BadInput: it is not a regular file, or newer than this program.
+            DamagedRecord: it is not a valid record of its kind.
         """
         content = read_json_object(path)
         return None if content is None else cls.of(content, str(path))
 
     @classmethod
     def of(cls, content: Mapping[str, Any], where: str) -> Self:
-        """A record from JSON; `where` begins the message.
+        """Build a record from JSON; `where` begins the message.
 
         Raises:
             BadInput: it is newer than this program.
-            DamagedRecord: it is not what such a file says.
+            DamagedRecord: it is not a valid record of its kind.
         """
         refuse_newer(content, where)
         try:
@@ -125,26 +125,26 @@ class Record(BaseModel):
 
     @classmethod
     def known(cls, path: Path) -> Self | None:
-        """The record in a file; None where it is missing, a link, or damaged in any way."""
+        """Read the record in a file; None where it is missing, a link, or damaged."""
         try:
             return None if path.is_symlink() else cls.read(path)
         except (BadInput, OSError):
             return None
 
     def write(self, path: Path, durable: bool = False) -> None:
-        """Replace a file; what was not given is not written."""
+        """Replace the file. Fields that were not set are not written."""
         write_atomic(path, self.model_dump_json(indent=1, exclude_unset=True) + "\n", durable)
 
     def changed(self, **fields: Any) -> Self:
-        """The same with other values, checked."""
+        """A checked copy with other values."""
         return type(self).model_validate(self.model_dump(exclude_unset=True) | fields)
 
 
 def refuse_newer(content: Mapping[str, Any], where: str) -> None:
-    """Refuse a file of a version that this program does not know.
+    """Refuse a file of a newer format.
 
     Raises:
-        BadInput: its `format` is newer.
+        BadInput: its `format` is newer than this program's.
     """
     version = content.get("format", 1)
     if isinstance(version, int) and version > FORMAT:
@@ -152,7 +152,7 @@ def refuse_newer(content: Mapping[str, Any], where: str) -> None:
 
 
 def reason_of(error: ValidationError, prefix: str = "") -> str:
-    """The first fault that a validation found, as `key: reason`."""
+    """The first error of a validation as `key: reason`."""
     first = error.errors(include_url=False)[0]
     key = ".".join([*([prefix] if prefix else []), *(str(part) for part in first["loc"])])
     reason = (first["msg"].removeprefix("Value error, ").splitlines() or ["?"])[0]

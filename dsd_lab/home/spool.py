@@ -1,4 +1,4 @@
-"""Reading a trial's spool: apart from the writer, so that nothing that only reads has to import torch."""
+"""Read a trial's spool. Separate from the writer, so that reading does not import torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dsd_lab.home.trial_records import SpoolLine
 
 
 def read_spool(path: Path) -> Iterator[SpoolLine]:
-    """Complete lines of a spool; a torn last line is not there yet.
+    """Complete lines of a spool; a partly written last line is left out.
 
     Raises:
         BadInput: a line is damaged, or newer than this program.
@@ -27,7 +27,7 @@ def read_spool(path: Path) -> Iterator[SpoolLine]:
 
 
 def parsed_lines(lines: list[bytes], path: Path) -> Iterator[SpoolLine]:
-    """What lines of a spool say.
+    """Parse lines of a spool.
 
     Raises:
         BadInput: as `read_spool`.
@@ -35,27 +35,27 @@ def parsed_lines(lines: list[bytes], path: Path) -> Iterator[SpoolLine]:
     for number, line in enumerate(lines, 1):
         entry = _parsed(line, path)
         if entry is None:
-            raise BadInput(f"{path}:{number}: is damaged; remove the trial's folder to train it anew")
+            raise BadInput(f"{path}:{number}: is damaged; remove the trial's folder to retrain the trial")
         yield entry
 
 
 def _parsed(line: bytes, path: Path) -> SpoolLine | None:
-    """What a line says; None where it is damaged."""
+    """Parse a line; None where it is damaged."""
     try:
         return SpoolLine.model_validate_json(line)
     except ValidationError:
         with contextlib.suppress(ValueError, RecursionError):
             content = json.loads(line)
-            refuse_newer(content if isinstance(content, dict) else {}, str(path))  # it may well look otherwise
+            refuse_newer(content if isinstance(content, dict) else {}, str(path))  # a newer format may look different
         return None
 
 
 def sound_lines(path: Path, images: Path | None = None) -> int:
-    """Lines from the first one on that are whole, and whose pictures are; a power cut damages only what follows.
+    """Number of leading lines that are valid and whose images are. A power cut damages only the end.
 
     Args:
         path: the spool.
-        images: folder of its pictures; None does not look at them. One that is not there was removed by somebody.
+        images: folder of its images; None skips their check. A missing image counts as removed by the user.
 
     Raises:
         BadInput: a line is newer than this program.
@@ -72,26 +72,26 @@ def sound_lines(path: Path, images: Path | None = None) -> int:
 
 
 class SpoolTail:
-    """Reads a spool while a trial writes it; a trial that resumes cuts the end off, and writes on from there.
+    """Follow a spool while a trial writes it. A resumed trial truncates the spool and continues from there.
 
     Args:
-        path: the spool; it need not be there yet.
+        path: the spool; it may not exist yet.
     """
 
     def __init__(self, path: Path) -> None:
         self._path, self._at, self._next, self._last = path, 0, 0, 0.0
 
     def read(self) -> list[SpoolLine]:
-        """Entries that were written since the last call, in order; none while a line is damaged."""
+        """Entries written since the last call, in order; none while a line is damaged."""
         entries = self._new()
-        if entries is None:  # cut: what comes after the cut is newer than all that was read
+        if entries is None:  # truncated: all that follows is new
             self._at = self._next = 0
             entries = [entry for entry in self._new() or [] if entry.time > self._last]
         self._last = entries[-1].time if entries else self._last
         return entries
 
     def _new(self) -> list[SpoolLine] | None:
-        """What follows what was read; None where the file does not go on from there."""
+        """Entries after the last one read; None if the file was truncated before that."""
         try:
             with open_plain(self._path) as file:
                 if file.seek(0, os.SEEK_END) < self._at:
@@ -114,7 +114,7 @@ class SpoolTail:
 
 
 def is_whole_picture(path: Path) -> bool:
-    """Whether a file is a PNG whose every part is as it was written; a power cut can leave it empty or torn."""
+    """Whether a file is a PNG with valid checksums; after a power cut it can be empty or torn."""
     try:
         open_grid(path)
     except DamagedImage:
@@ -123,9 +123,9 @@ def is_whole_picture(path: Path) -> bool:
 
 
 def complete_lines(path: Path) -> list[bytes]:
-    """The raw lines that were written to their end; none where the file is not there."""
+    """Raw complete lines; none where the file is missing."""
     try:
-        raw = read_plain(path, None)  # its own size bounds it
+        raw = read_plain(path, None)  # no limit: the trial's own size bounds it
     except FileNotFoundError:
         return []
     except BadFile as error:

@@ -1,4 +1,4 @@
-"""What a sweep's folder says: `manifest.json`, what was asked last, and `revisions.json`, what was asked before."""
+"""Records of a sweep's folder: `manifest.json` (latest request) and `revisions.json` (all requests)."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ class Entry(Record):
     def refuse_inconsistent(self) -> None:
         wanted = trial_name(self.variant, self.point, self.seed)
         if self.name != wanted:
-            raise ValueError(f"name: {self.name!r} is not the name of its variant, point and seed, {wanted!r}")
+            raise ValueError(f"name: {self.name!r} differs from the name of its variant, point and seed, {wanted!r}")
         if self.canonical.get("training", {}).get("steps") != self.steps:
-            raise ValueError(f"steps: {self.steps} are not those of its fields")
+            raise ValueError(f"steps: {self.steps} differs from its fields")
 
 
 class ImportedSweep(Record):
-    """When an import brought a sweep."""
+    """Time of an import."""
 
     at: Date
 
 
 class Manifest(Record):
-    """`manifest.json` of a sweep: what was asked last."""
+    """`manifest.json` of a sweep: the latest request."""
 
     NEEDED = ("why", "profile", "evaluations")
     format: int = 1
     key: Key
     schema_version: Count = 1
-    """Version of the identity of its trials."""
+    """Version of the trial ids."""
     name: Annotated[str, Field(pattern=NAME)]
     profile: Annotated[str, Field(pattern=NAME)] | None = None
     why: Text = ""
@@ -61,13 +61,13 @@ class Manifest(Record):
     evaluations: dict[EvaluationId, dict[str, Any]] = {}
     trials: list[Entry]
     kept: list[TrialId] = []
-    """Trials that were trained one by one beside those of the sweep."""
+    """Trials that were trained singly, not as part of the sweep."""
     imported: ImportedSweep | None = None
 
     @model_validator(mode="after")
     def _of_its_key(self) -> Manifest:
         if self.key not in (self.name, f"{self.name}--{self.profile}"):
-            raise ValueError(f"name: {self.name!r} is not the name of sweep {self.key}")
+            raise ValueError(f"name: {self.name!r} does not match the key {self.key}")
         return self
 
     def refuse_inconsistent(self) -> None:
@@ -81,35 +81,35 @@ class Manifest(Record):
                 raise ValueError(f"trials: {entry.name!r}: the spec has no variant {entry.variant!r}")
         names = [entry.name for entry in self.trials]
         if len(names) > len({*names}):
-            raise ValueError(f"trials: {max(names, key=names.count)!r} is there twice")
+            raise ValueError(f"trials: {max(names, key=names.count)!r} occurs twice")
 
     @property
     def ids(self) -> list[str]:
-        """Ids of the sweep's own trials, in their order."""
+        """Ids of the sweep's trials in order."""
         return [entry.id for entry in self.trials]
 
     @property
     def named(self) -> frozenset[str]:
-        """Ids of all trials that it names: its own, and those that were trained one by one beside them."""
+        """Ids of the sweep's trials and of those trained singly."""
         return frozenset((*self.ids, *self.kept))
 
 
 class Settings(Record):
-    """What a revision of a sweep asked for."""
+    """Requested settings of a sweep's revision."""
 
     profile: Text | None = None
     spec: dict[str, Any]
 
 
 class Asked(Record):
-    """When which command asked."""
+    """Time and command line of a request."""
 
     at: Date
     command: Command | None = None
 
 
 class Revision(Record):
-    """One state of a sweep's settings."""
+    """One version of a sweep's settings."""
 
     number: Count
     changes: Text | None = None

@@ -1,4 +1,4 @@
-"""The folder of one trial, and the states that a trial can be in."""
+"""The folder of a trial, and the states of a trial."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from dsd_lab.training_code import same_results
 
 STATES = ("pending", "running", "done", "failed", "diverged", "interrupted", "stopped", "stale", "other images")
 ENDED = ("done", "diverged")
-"""States of a trial whose result stands."""
+"""States with a final result."""
 STOPPED = "stopped"
-"""State of a trial that a forecast ended early: no result; a sweep that does not stop trials goes on with it."""
+"""State of a trial that a forecast ended early. It has no result; a sweep without early stopping resumes it."""
 OTHER_IMAGES = "other images"
-"""What a trial of a sweep is called whose images are not those of the sweep's other trials; its own state stays."""
+"""Shown instead of the state where a trial's images differ from those of the sweep's other trials."""
 _LOCK_TRIES = 20
 
 
@@ -49,10 +49,10 @@ class TrialFolder:
         return self.root / "images"
 
     def description(self) -> TrialRecord | None:
-        """What the trial is (fields, seed, provenance); None before it first started.
+        """The trial's record (fields, seed, provenance); None before it first started.
 
         Raises:
-            BadInput: it is newer than this program, or no such record.
+            BadInput: it is newer than this program, or damaged.
         """
         return TrialRecord.read(self.root / "trial.json")
 
@@ -60,7 +60,7 @@ class TrialFolder:
         """The recorded status; `pending` before the trial first started.
 
         Raises:
-            BadInput: it is no such record.
+            BadInput: it is damaged.
         """
         status = self._status()
         if status.state == "running":
@@ -73,33 +73,33 @@ class TrialFolder:
         return Status.read(self.root / "status.json") or Status()
 
     def imported(self) -> ImportedTrial | None:
-        """Which sweep an import brought the trial with, when, and what exported it; None where it was trained here."""
+        """The record of the import (sweep, time, exporter); None where the trial was trained here."""
         return ImportedTrial.read(self.root / "imported.json")
 
     def mark_imported(self, sweep: str, made_by: dict[str, str], folder: Path) -> None:
-        """Record that somebody else trained the trial; its files are still in `folder`."""
+        """Record that the trial was trained elsewhere; its files are still in `folder`."""
         ImportedTrial(sweep=sweep, at=time.time(), made_by=made_by).write(folder / "imported.json")
 
     def write_status(self, **entries: Any) -> None:
-        """Replace entries of the status; it survives a power cut."""
+        """Update entries of the status; the update survives a power cut."""
         if entries.get("error"):
             entries["error"] = str(entries["error"])[:TEXT]
         self.status().changed(**entries).write(self.root / "status.json", durable=True)
 
     def write_progress(self, step: int, seconds: float, updated: float) -> None:
-        """Say how far a running trial is, about once a second, in a file of its own that is not flushed.
+        """Record a running trial's progress, about once a second, in a separate file without a flush.
 
-        A power cut can leave it empty. The status beside it, which says what trained the trial, stays whole.
+        A power cut can empty this file but not the status.
         """
         now = ProgressRecord(attempt=self._status().attempt, step=step, seconds=seconds, updated=updated)
         now.write(self.root / "progress.json")
 
     def state(self, code: str | None = None, status: Status | None = None) -> str:
-        """One of `STATES`.
+        """The state, one of `STATES`.
 
         Args:
-            code: hash of the present training code; where it is given, a finished trial of other code is `stale`.
-            status: the trial's, where it has just been read.
+            code: hash of the present training code; if given, a finished trial of other code is `stale`.
+            status: the trial's status, if already read.
         """
         status = status or self._status()
         if status.state == "running" and not self.is_locked():
@@ -111,8 +111,8 @@ class TrialFolder:
         return status.state
 
     def _has_records(self, status: Status) -> bool:
-        """Whether the spool of an ended trial has the size that it ended with; what was lost is trained again."""
-        if status.spool_bytes is None:  # of an earlier version
+        """Whether the spool of an ended trial has its recorded size. A trial with lost records is retrained."""
+        if status.spool_bytes is None:  # written by an earlier version
             return True
         try:
             return self.spool.stat().st_size >= status.spool_bytes
@@ -120,53 +120,53 @@ class TrialFolder:
             return False
 
     def is_locked(self) -> bool:
-        """Whether a living process works on the trial."""
+        """Whether a live process holds the trial."""
         return is_held(self.root / "lock")
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[bool]:
-        """Hold the trial; yields False where another process holds it. Death of the process frees it."""
+        """Hold the trial's lock, also freed by the process's death. Yields False where another process holds it."""
         make_folder(self.root)
         for _ in range(_LOCK_TRIES):
             with locked(self.root / "lock", wait=False) as held:
                 if held:
                     yield True
                     return
-            time.sleep(0.01)  # `is_locked` elsewhere may have held it, which takes microseconds
+            time.sleep(0.01)  # `is_locked` of another process may hold it for microseconds
         yield False
 
-    def say_evaluating(self, how_far: str | None) -> None:
-        """Record in words how far the evaluations are; None when they have ended."""
-        if how_far is None:
+    def say_evaluating(self, progress: str | None) -> None:
+        """Record the progress of evaluations as text; None when they are finished."""
+        if progress is None:
             (self.root / "evaluating.json").unlink(missing_ok=True)
         else:
-            write_json(self.root / "evaluating.json", how_far)
+            write_json(self.root / "evaluating.json", progress)
 
     def evaluating(self) -> str | None:
-        """What a living process last said of its evaluations."""
+        """The progress of evaluations last recorded by a live process."""
         try:
             return str(json.loads((self.root / "evaluating.json").read_text())) if self.is_locked() else None
         except (FileNotFoundError, ValueError):
             return None
 
     def evaluations(self) -> dict[str, Evaluation]:
-        """Finished evaluations by id; one that is damaged is not finished."""
+        """Finished evaluations by id; a damaged record counts as unfinished."""
         found = {path.stem: Evaluation.known(path) for path in sorted((self.root / "evaluations").glob("*.json"))}
         return {key: content for key, content in found.items() if content is not None}
 
 
 _EXPLAINED = {
-    "interrupted": "ended before its last step; the same `dsd-lab sweep` goes on from the last checkpoint",
-    "diverged": "a loss or a weight was no longer finite, so training ended there; that is a result: it is not trained again, and has no verdict",
-    "failed": "an error ended it; `dsd-lab logs TRIAL` shows which, `dsd-lab sweep SPEC --retry-failed` runs it again",
-    STOPPED: "a forecast of collapse ended it early (--stop-collapsed); it has no verdict, and a sweep without that option goes on with it",
-    OTHER_IMAGES: "trained on other images than the sweep's other trials; its values are in no table of the report",
-    "stale": "done, by other training code than today's ({code}); the result stands and is reported; `dsd-lab logs TRIAL` names the code, `dsd-lab reproduce TRIAL` shows whether today's gives the same",
+    "interrupted": "the process ended before the last step; the same `dsd-lab sweep` resumes from the last checkpoint",
+    "diverged": "a loss or weight became NaN or infinite, which ended training; this is a result: the trial is not retrained and has no verdict",
+    "failed": "ended by an error; `dsd-lab logs TRIAL` shows it, `dsd-lab sweep SPEC --retry-failed` runs the trial again",
+    STOPPED: "ended early by a forecast of collapse (--stop-collapsed); it has no verdict, and a sweep without that option resumes it",
+    OTHER_IMAGES: "trained on different images than the sweep's other trials; the report leaves it out",
+    "stale": "finished with other training code than the present ({code}); the result is valid and reported; `dsd-lab logs TRIAL` names the code, `dsd-lab reproduce TRIAL` tests whether the present code gives the same",
 }
-"""What a state that does not explain itself means, and what to do."""
+"""Explanation of states that are not self-explanatory, and what to do."""
 
 
 def state_notes(states: Iterable[str], code: str) -> list[str]:
-    """A line on each state that does not explain itself, where a trial is in it; `code` is the hash of today's training code."""
+    """An explanation per state that needs one; `code` is the hash of the present training code."""
     present = set(states)
     return [f"{state}: {what.format(code=code)}" for state, what in _EXPLAINED.items() if state in present]

@@ -1,4 +1,4 @@
-"""What a trial's folder says: `trial.json`, `status.json` and the files beside them, and a spool's lines."""
+"""Records of a trial's folder: `trial.json`, `status.json`, other files, and lines of the spool."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from dsd_lab.specs.trial import Trial
 
 
 class DataRecord(Record):
-    """What a trial was trained on."""
+    """Data that a trial was trained on."""
 
     name: Text
     fingerprint: Sha256
@@ -57,7 +57,7 @@ class DataRecord(Record):
 
 
 class Machine(Record):
-    """Where a trial was trained."""
+    """Machine that trained a trial."""
 
     host: Text
     system: Text
@@ -65,7 +65,7 @@ class Machine(Record):
 
 
 class Provenance(Record):
-    """Which code and packages trained a trial."""
+    """Code and packages that trained a trial."""
 
     code: Code
     git_commit: Annotated[str, Field(pattern=r"^[0-9a-f]{7,64}$")] | None
@@ -80,7 +80,7 @@ class Provenance(Record):
 
 
 class Shown(Record):
-    """How reports show a plug-in's metric."""
+    """Presentation of a plug-in's metric in reports."""
 
     label: Annotated[str, Field(max_length=200)]
     unit: Annotated[str, Field(max_length=40)] = ""
@@ -93,7 +93,7 @@ class TrialRecord(Record):
 
     format: int = 1
     schema_version: Count = 1
-    """Version of its identity; records of version 1 do not name it."""
+    """Version of the trial id; records of version 1 do not name it."""
     id: TrialId
     variant: Annotated[str, Field(pattern=NAME)]
     point: dict[str, Any]
@@ -102,21 +102,21 @@ class TrialRecord(Record):
     name: Text
     overrides: dict[str, Any]
     fields: Canonical
-    """All fields of the trial, for what is computed from them by name; `trial` has them typed."""
+    """All fields by name; `trial` has them typed."""
     canonical: Canonical
     flops_per_image: Count | None = None
     data: DataRecord
     provenance: Provenance
     shown: dict[Metric, Shown] = {}
     own_parts: dict[Text, dict[Key, Text]] = {}
-    """Parts of plug-ins that the trial used or may be measured by: plug-in, file and digest, by kind and name."""
+    """Plug-in parts that the trial used or may be measured by: plug-in, file and digest, by kind and name."""
 
     @cached_property
     def trial(self) -> Trial:
-        """The fields, read as those of a spec are; parts of plug-ins need not be loaded.
+        """The fields, parsed like those of a spec; plug-ins need not be loaded.
 
         Raises:
-            BadInput: they are not those of a trial of this version.
+            BadInput: they are invalid in this version of dsd-lab.
         """
         try:
             with unknown_parts_pass():
@@ -126,7 +126,7 @@ class TrialRecord(Record):
 
 
 class CodeFrom(Record):
-    """Which training code trained from which step."""
+    """Training code from a given step on."""
 
     code: Code
     step: Step
@@ -137,7 +137,7 @@ class CodeFrom(Record):
 
 
 class DeviceFrom(Record):
-    """Which device trained from which step."""
+    """Device from a given step on."""
 
     device: Text
     step: Step
@@ -148,14 +148,14 @@ class DeviceFrom(Record):
 
 
 class BeganFrom(Record):
-    """The trial from whose checkpoint another one went on, and its step."""
+    """Trial and step of the checkpoint from which a trial started."""
 
     trial: TrialId
     step: Step
 
 
 class Status(Record):
-    """`status.json`; without a value of a trial that never started."""
+    """`status.json`; the defaults are those of a trial that was never started."""
 
     NEEDED = ("state", "step", "steps", "attempt", "code")
     state: Literal["pending", "running", "done", "failed", "diverged", "interrupted", "stopped"] = "pending"
@@ -167,12 +167,12 @@ class Status(Record):
     trained_on: list[DeviceFrom] = []
     error: Text | None = None
     cause: Literal["input"] | None = None
-    """`input`: the user can mend what failed, and the next sweep tries again."""
+    """`input`: the user can fix the failure, so the next sweep retries the trial."""
     began_from: BeganFrom | None = None
     spool_bytes: Count | None = None
-    """Size of the spool with which an ended trial ended."""
+    """Size of the spool when the trial ended."""
     damaged: list[Text] = []
-    """Checkpoints that were passed over."""
+    """Damaged checkpoints that were skipped."""
     seconds: Seconds = 0.0
     started: Date = 0.0
     updated: Date = 0.0
@@ -181,18 +181,18 @@ class Status(Record):
 
     @property
     def own_steps(self) -> int:
-        """Steps that `seconds` are of: without those that another trial has made."""
+        """Steps that `seconds` covers: without those trained by another trial."""
         return self.step - (0 if self.began_from is None else min(self.began_from.step, self.step))
 
     def refuse_inconsistent(self) -> None:
         if self.state == "pending" or self.code is None:
-            raise ValueError("state: of a trial that never started")
+            raise ValueError("state: the trial was never started")
         if self.step > self.steps or (self.state == "done" and self.step != self.steps):
             raise ValueError(f"step: {self.step} of {self.steps} steps, {self.state}")
 
 
 class ProgressRecord(Record):
-    """`progress.json`: how far a running attempt is."""
+    """`progress.json`: progress of a running attempt."""
 
     attempt: Count
     step: Step
@@ -201,7 +201,7 @@ class ProgressRecord(Record):
 
 
 class ImportedTrial(Record):
-    """`imported.json`: which sweep an import brought a trial with, when, and what exported it."""
+    """`imported.json`: sweep, time and exporter of an imported trial."""
 
     sweep: Key
     at: Date
@@ -209,14 +209,14 @@ class ImportedTrial(Record):
 
 
 class Speed(Record):
-    """What a record says of the machine that trained: no part of the result."""
+    """Speed and memory of training, which are not part of the result."""
 
     images_per_second: Number | None = None
     peak_memory_bytes: Count | None = None
     mfu: Number | None = None
 
     def metrics(self) -> dict[str, float]:
-        """By the names that figures and the store know them by."""
+        """Values by the metric names of figures and the store."""
         return {f"machine/{name}": float(value) for name, value in self if value is not None}
 
 
@@ -228,9 +228,9 @@ class SpoolLine(Record):
     time: Date
     step: Step
     images: Step | None = None
-    """Training images seen until this step; earlier versions did not record it, nor `flops`."""
+    """Training images seen up to this step; missing in earlier versions, like `flops`."""
     flops: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    """Training FLOPs made until this step."""
+    """Training FLOPs up to this step."""
     kind: Literal["train", "probe", "images", "checkpoint", "diverged", "finished"]
     metrics: dict[Metric, Number] = {}
     spectra: dict[Metric, list[Number]] = {}
@@ -249,13 +249,13 @@ class SpoolLine(Record):
         return self
 
     def measured(self) -> dict[str, float]:
-        """Everything at this step that the store and a history know by a name of its own."""
+        """All metrics of this step by name, as in the store and the history."""
         seen = {"seen/images": self.images, "seen/flops": self.flops} if self.kind == "train" else {}
         speed = {} if self.machine is None else self.machine.metrics()
         return self.metrics | {name: float(count) for name, count in seen.items() if count is not None} | speed
 
     def result(self) -> dict[str, Any]:
-        """What of the line follows from trial, seed and step: no clock, no machine."""
+        """The part that is determined by trial, seed and step: no clock, no machine."""
         return self.model_dump(exclude_unset=True, exclude={"time", "seconds", "format", "machine"})
 
 
@@ -269,7 +269,7 @@ class Evaluation(Record):
 
 
 class Parameters(Record):
-    """`parameters.json`: what the report would read from weights that did not travel."""
+    """`parameters.json`: parameter counts, for trials exported without weights."""
 
     parameters: Count
 

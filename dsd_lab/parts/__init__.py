@@ -1,4 +1,4 @@
-"""Everything that a plug-in imports: the table of each kind of part, and the classes that parts are made from.
+"""Public module for plug-ins: the table of each kind of part, and the base classes of parts.
 
 from dsd_lab.parts import RECONSTRUCTIONS
 

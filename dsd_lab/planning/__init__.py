@@ -1,1 +1,1 @@
-"""What a trial will need: time, memory, disk, files."""
+"""Predict time, memory, disk space and files of trials."""

@@ -1,7 +1,7 @@
-"""The images of a plan, opened once before anything runs: what is read, in one line, and what cannot train.
+"""Open the images of a plan before anything runs: describe them in a line, and refuse unusable ones.
 
-What was found is kept in the home folder for as long as no file below the data's folder changes its size
-or its time (`home.data_facts`), so that a later call decodes nothing and imports no torch.
+Results are cached in the home folder (`home.data_facts`) while no file of the data changes its size or time. A later
+call then decodes nothing and does not import torch.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from dsd_lab.specs.sweep import PlannedTrial
 
 Facts = dict[str, Any]
-"""`DataSet.facts` and the fingerprint; the latter is missing where only the first image was decoded."""
+"""`DataSet.facts` and the fingerprint, which is missing if only the first image was decoded."""
 Decode = Literal["all", "small", "none"]
-_NAMED = 10
-"""Classes that the line names."""
+_MAX_NAMED = 10
+"""Classes that the line lists by name."""
 
 
 def check_data(
@@ -38,21 +38,21 @@ def check_data(
     opened: Callable[[Data], DataSet] | None = None,
     decode: Decode = "all",
 ) -> list[str]:
-    """See that the images of all trials can be read and trained on.
+    """Check that the images of all trials can be read and trained on.
 
     Args:
-        home: whose cache keeps what was found.
-        trials: whose images are opened, each data set once.
-        evaluations: that will be made of them.
-        opened: gives a data set that the caller goes on to use; None loads it here and drops it.
-        decode: what is decoded where the home folder does not know it: every image; only of sets that fit in memory, of
-            larger ones the first; or nothing, which leaves such a set out.
+        home: whose cache stores the results.
+        trials: whose datasets are opened, each once.
+        evaluations: planned evaluations.
+        opened: returns a dataset that the caller keeps using; None loads it here and drops it.
+        decode: what to decode if the cache does not know it: `all` images; `small`: all images of sets that fit in
+            memory, of larger ones the first image; `none`: nothing, and such a set is left out.
 
     Returns:
-        Lines that say what was read.
+        Lines that describe the data.
 
     Raises:
-        BadInput: an image is damaged, the layout is not understood, or a trial cannot use the images.
+        BadInput: an image is damaged, the layout is unknown, or a trial cannot use the images.
     """
     known: dict[str, Facts | None] = {}
     lines: dict[str, list[str]] = {}
@@ -73,10 +73,10 @@ def check_data(
 
 
 def described(facts: Facts) -> list[str]:
-    """What was read, in one line, and a line for each thing that is not used."""
+    """A line on what was read, and a line for each thing that is not used."""
     height, width = facts["shape"][1:]
     names, classes = facts["class_names"], facts["classes"]
-    listed = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    listed = ", ".join(names[:_MAX_NAMED]) + (f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else "")
     if classes > 1:
         labels = f"{classes} classes" + (f": {listed}" if listed else "")
     else:
@@ -88,7 +88,7 @@ def described(facts: Facts) -> list[str]:
 
 
 def open_data(home: Home, data: Data) -> DataSet:
-    """Load a data set and keep what was found in the home folder, where there is one."""
+    """Load a dataset, and cache its facts if the home folder exists."""
     from dsd_lab.core.data import load_data  # imports torch
 
     there = home.root.is_dir()
@@ -101,32 +101,30 @@ def open_data(home: Home, data: Data) -> DataSet:
 
 def _facts(home: Home, data: Data, opened: Callable[[Data], DataSet] | None, decode: str) -> Facts | None:
     if data.path is not None and not Path(data.path).is_dir():
-        return None  # `plan` shows what else it can
+        return None  # `plan` continues without the images
     if opened is None and (found := facts_at_hand(home, data)) is not None:
         return found
     if data.source == "digits":
-        return digits_facts(data)  # a package's own file: nothing of it can be damaged
+        return digits_facts(data)  # shipped with scikit-learn, so never damaged
     if decode == "none":
         return None
     if decode == "small":
         if data.source == "datasets":
-            return None  # a plan reaches for no network
+            return None  # a plan does not use the network
         from dsd_lab.core.data import glance
 
         if (seen := glance(data)) is not None:
-            return seen | {
-                "notes": [*seen["notes"], "not decoded yet: the sweep looks at every image before it starts"]
-            }
+            return seen | {"notes": [*seen["notes"], "not decoded yet: the sweep checks every image before it starts"]}
     made = open_data(home, data) if opened is None else opened(data)
     return made.facts | {"fingerprint": made.fingerprint}
 
 
 _DIGITS, _DIGITS_SIZE = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180), 8
-"""Images of each of scikit-learn's digits, and their pixels a side."""
+"""Images per digit in scikit-learn's set, and their side in pixels."""
 
 
 def digits_facts(data: Data) -> Facts:
-    """What is read from scikit-learn's digits, without reading them: as `DataSet.facts`, without levels."""
+    """Facts of scikit-learn's digits without reading them: as `DataSet.facts`, without levels."""
     held = [min(max(1, round(data.holdout * count)), count - 1) for count in _DIGITS]
     size = data.size or _DIGITS_SIZE
     return {
@@ -148,25 +146,25 @@ def digits_facts(data: Data) -> Facts:
 def _check(trial: Trial, facts: Facts | None, evaluations: Sequence[Generation]) -> None:
     if facts is None:
         return
-    if unfit := unfit_images(trial, facts["shape"]):
-        raise BadInput(unfit)
+    if problem := unfit_images(trial, facts["shape"]):
+        raise BadInput(problem)
     if facts["classes"] > 1:
         return
     name = data_name(trial)
     if trial.auxiliary.classification > 0:
-        raise BadInput(f"auxiliary.classification: the data {name!r} has no classes to tell apart; remove it")
+        raise BadInput(f"auxiliary.classification: the data {name!r} has no classes; remove it")
     for evaluation in evaluations:
         if reason := without_classes(evaluation):
             raise BadInput(f"evaluate: the data {name!r} has no classes: {reason}")
 
 
 def _refuse_label_drop(home: Home, trial: PlannedTrial) -> None:
-    """Without classes `labels.drop` has no effect, but the id, which knows no data, has it: it would name the same trial twice.
+    """Refuse `labels.drop` on data without classes, where it has no effect but changes the trial's id.
 
-    A trial that has been trained with another value keeps it.
+    A trial that was trained with such a value keeps it.
 
     Raises:
-        BadInput: the trial has another value than the default.
+        BadInput: the value differs from the default.
     """
     if trial.fields.labels.drop != Labels().drop and not home.trial(trial.id).root.exists():
         raise BadInput(

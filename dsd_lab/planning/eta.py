@@ -1,10 +1,10 @@
-"""How long a sweep will still take, from what its trials have recorded so far.
+"""Estimate the remaining time of a sweep from the records of its trials.
 
-Trials differ in cost, start one after the other and are evaluated at their end, so the remaining steps
-over the steps a second so far mislead. Here every trial that has not begun costs what trials of its
-shape cost a step; where none has been timed, its work costs what work cost others of its width, or all
-others. So do evaluations, by what evaluations cost before, at first by what training did. The rest is
-Tune's own rule: the next trial in order takes the first place that is free.
+Trials differ in cost, start one after the other and are evaluated at their end, so the mean rate of steps
+misleads. Here a trial that has not begun costs per step what trials of its shape cost. If none has been timed,
+its work (FLOPs) costs what work cost trials of its width, or all trials. Evaluations are estimated from
+earlier evaluations, at first from training. Trials are then scheduled as Tune does it: the next trial takes the
+first free place.
 """
 
 from __future__ import annotations
@@ -22,61 +22,61 @@ from dsd_lab.specs.registry import parts_of
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.specs.trial import Generation, Trial
 
-_ENOUGH = 0.05
+_MIN_TIMED = 0.05
 """Share of a trial's steps from which its shape counts as timed."""
-_HOLDOUT = 1000
-"""Images of an evaluation on as many as are held out, where no trial has told how many that is."""
-_STEP, _EVALUATION = 3e8, 5e9
-"""What a step and an evaluation take beside their passes, in FLOPs of a pass: small networks take longer than their
-products say. Fitted to two recorded sweeps on a CPU."""
+_ASSUMED_HOLDOUT = 1000
+"""Assumed images of an evaluation on all held-out images, while their number is unknown."""
+_STEP_OVERHEAD, _EVALUATION_OVERHEAD = 3e8, 5e9
+"""Fixed cost of a step and of an evaluation in FLOPs, since small networks take longer than their matrix products
+suggest. Fitted to two recorded sweeps on a CPU."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A trial as its folder shows it now."""
+class TrialProgress:
+    """Current progress of a trial, from its folder."""
 
     trial: PlannedTrial
     state: str
     step: int
-    """Where it is."""
+    """Current step."""
     seconds: float
-    """That its own steps took."""
+    """Time of its own steps."""
     evaluated: Sequence[float] = ()
     """Seconds of its finished evaluations."""
-    at_work: bool = False
-    """A process works on it: it trains or is evaluated."""
+    is_active: bool = False
+    """A process trains or evaluates it."""
     taken_over: int = 0
-    """Steps that another trial has made, from whose checkpoint it went on."""
+    """Steps taken over from another trial's checkpoint."""
 
     @property
-    def made(self) -> int:
-        """Its own steps."""
+    def own_steps(self) -> int:
+        """Steps that the trial trained itself."""
         return self.step - self.taken_over
 
 
 def step_work(trial: Trial, shape: Shape) -> float:
-    """Work of a training step, in FLOPs."""
-    return _STEP + shape.flops_per_image * trial.training.batch_size
+    """Work of a training step in FLOPs."""
+    return _STEP_OVERHEAD + shape.flops_per_image * trial.training.batch_size
 
 
 def evaluation_work(trial: Trial, shape: Shape, evaluation: Generation, holdout: int) -> float:
-    """The same of an evaluation; an adaptive sampler is taken to make the usual number of steps."""
+    """Work of an evaluation in FLOPs. An adaptive sampler counts with the default number of steps."""
     if not trial.has_denoiser:
-        return _EVALUATION
+        return _EVALUATION_OVERHEAD
     images = holdout if evaluation.images == "holdout" else evaluation.images
     traits = parts_of("sampler").part(evaluation.sampler).traits
     steps = Generation().steps if traits.get("adaptive") else evaluation.steps
     calls: float = steps * traits.get("calls", 1) * (1 if evaluation.guidance == 1 else 2)
-    return _EVALUATION + calls * images * shape.role_flops["denoise"]
+    return _EVALUATION_OVERHEAD + calls * images * shape.role_flops["denoise"]
 
 
 class Remaining:
-    """The estimate for one sweep.
+    """Remaining time of a sweep.
 
     Args:
-        trials: all of it.
-        evaluations: of every finished trial.
-        shape_of: counts of a trial, as `dsd_lab.planning.estimates.cached_shape` gives them.
+        trials: all trials of the sweep.
+        evaluations: made for every finished trial.
+        shape_of: counts of a trial, as from `dsd_lab.planning.estimates.cached_shape`.
     """
 
     def __init__(
@@ -90,18 +90,18 @@ class Remaining:
         self._work = {t.id: step_work(t.fields, self._counts[t.id]) for t in trials}
         self._places = 1
 
-    def seconds(self, seen: list[Seen], holdout: int | None = None) -> float | None:
-        """Seconds to the end of the sweep; None while nothing has been timed.
+    def seconds(self, seen: list[TrialProgress], holdout: int | None = None) -> float | None:
+        """Seconds to the end of the sweep; None while nothing was timed.
 
         Args:
-            seen: all trials, in the order in which they start.
-            holdout: held-out images, where a trial has told how many.
+            seen: all trials in start order.
+            holdout: number of held-out images, if known.
         """
-        self._places = max(self._places, sum(s.at_work for s in seen))
+        self._places = max(self._places, sum(s.is_active for s in seen))
         each = self.each(seen, holdout)
         if not each:
             return None if each is None else 0.0
-        working = {s.trial.id for s in seen if s.at_work}
+        working = {s.trial.id for s in seen if s.is_active}
         ends = [left for trial, left in each.items() if trial in working]
         ends += [0.0] * (self._places - len(ends))
         heapq.heapify(ends)
@@ -110,8 +110,8 @@ class Remaining:
                 heapq.heappush(ends, heapq.heappop(ends) + left)
         return max(ends)
 
-    def each(self, seen: list[Seen], holdout: int | None = None) -> dict[str, float] | None:
-        """Seconds of work that is left of each unfinished trial, by id; None while nothing has been timed.
+    def each(self, seen: list[TrialProgress], holdout: int | None = None) -> dict[str, float] | None:
+        """Seconds of remaining work per unfinished trial by id; None while nothing was timed.
 
         Args:
             seen: as for `seconds`.
@@ -120,8 +120,8 @@ class Remaining:
         timed: dict[str, tuple[float, int]] = {}
         for s in seen:
             before = timed.get(self._shapes[s.trial.id], (0.0, 0))
-            timed[self._shapes[s.trial.id]] = before[0] + s.seconds, before[1] + s.made
-        work = sum(s.made * self._work[s.trial.id] for s in seen)
+            timed[self._shapes[s.trial.id]] = before[0] + s.seconds, before[1] + s.own_steps
+        work = sum(s.own_steps * self._work[s.trial.id] for s in seen)
         rest = [s for s in seen if self._is_unfinished(s)]
         if not rest:
             return {}
@@ -131,30 +131,30 @@ class Remaining:
         for s in seen:
             width = s.trial.fields.network.width
             took, made = of_width.get(width, (0.0, 0.0))
-            of_width[width] = took + s.seconds, made + s.made * self._work[s.trial.id]
+            of_width[width] = took + s.seconds, made + s.own_steps * self._work[s.trial.id]
         whole = sum(s.seconds for s in seen) / work
 
-        def a_unit(trial: Trial) -> float:
+        def seconds_per_unit(trial: Trial) -> float:
             took, made = of_width[trial.network.width]
             return took / made if made else whole
 
-        def sampling(s: Seen) -> list[float]:
-            images, counts = holdout or _HOLDOUT, self._counts[s.trial.id]
+        def sampling(s: TrialProgress) -> list[float]:
+            images, counts = holdout or _ASSUMED_HOLDOUT, self._counts[s.trial.id]
             return [evaluation_work(s.trial.fields, counts, e, images) for e in self._evaluations[s.trial.id]]
 
         evaluated = [a / b for s in seen for a, b in zip(s.evaluated, sampling(s), strict=False)]
 
-        def left(s: Seen) -> float:
+        def left(s: TrialProgress) -> float:
             fields, (spent, made) = s.trial.fields, timed[self._shapes[s.trial.id]]
             steps = 0 if s.state == "done" else fields.training.steps - s.step
-            enough = made >= _ENOUGH * fields.training.steps
-            a_step = spent / made if enough else self._work[s.trial.id] * a_unit(fields)
-            lacking = sum(sampling(s)[len(s.evaluated) :])
-            return steps * a_step + lacking * (median(evaluated) if evaluated else a_unit(fields))
+            enough = made >= _MIN_TIMED * fields.training.steps
+            a_step = spent / made if enough else self._work[s.trial.id] * seconds_per_unit(fields)
+            missing = sum(sampling(s)[len(s.evaluated) :])
+            return steps * a_step + missing * (median(evaluated) if evaluated else seconds_per_unit(fields))
 
         return {s.trial.id: left(s) for s in rest}
 
-    def _is_unfinished(self, s: Seen) -> bool:
+    def _is_unfinished(self, s: TrialProgress) -> bool:
         if s.state in ("failed", "diverged", "stopped"):
             return False
         return s.state != "done" or len(s.evaluated) < len(self._evaluations[s.trial.id])

@@ -1,4 +1,4 @@
-"""Counts of a training step from the code that trains, on tensors without data: no weight is made."""
+"""Count FLOPs, parameters and activations of a training step by running the training code on tensors without data."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from dsd_lab.specs.trial import Stage, Trial
 
 _COUNTED_BATCH = 2
-_MANY = 1024
-"""Images of a step whose bytes are counted: so many that the weights' gradients are the smaller part."""
+_MEMORY_BATCH = 1024
+"""Images of the step whose bytes are counted: so many that gradients of the weights are the smaller part."""
 _META, _CPU = torch.device("meta"), torch.device("cpu")
 
 
 def count_shape(trial: Trial, channels: int, classes: int) -> dict[str, Any]:
-    """Counts of one training step: the fields of `dsd_lab.planning.estimates.Shape`; with phases, FLOPs are the mean over all steps."""
+    """The fields of `dsd_lab.planning.estimates.Shape` for a trial. With phases, FLOPs are the mean per step."""
     found = []
     for stage, _ in _stages(trial):
         network = _network(trial, channels, classes, _META)
@@ -53,22 +53,22 @@ def count_shape(trial: Trial, channels: int, classes: int) -> dict[str, Any]:
 
 
 def count_bytes(trial: Trial, channels: int, classes: int) -> int:
-    """Bytes an image that a step keeps for its backward pass beside the weights, in the phase that keeps most.
+    """Bytes per image that a step keeps for its backward pass, without weights, in the phase that keeps most.
 
-    With `training.activation_checkpointing`, what one block keeps while it is computed again is added. Counted with
-    fake tensors of the CPU, where autocast and the fused attention work as on a GPU; on the meta device they do not.
+    With `training.activation_checkpointing`, adds what one block keeps during recomputation. Uses fake CPU tensors,
+    on which autocast and fused attention behave as on a GPU; on the meta device they do not.
     """
     kept = max(_kept_bytes(trial, stage, channels, classes) for stage, _ in _stages(trial))
     if not trial.training.activation_checkpointing:
-        return kept // _MANY
+        return kept // _MEMORY_BATCH
     plain = trial.model_copy(update={"training": trial.training.model_copy(update={"activation_checkpointing": False})})
     passes = sum(blocks_of(trial, role) for role in ROLES)
-    return (kept + (count_bytes(plain, channels, classes) * _MANY - kept) // passes) // _MANY
+    return (kept + (count_bytes(plain, channels, classes) * _MEMORY_BATCH - kept) // passes) // _MEMORY_BATCH
 
 
 def _kept_bytes(trial: Trial, stage: Stage, channels: int, classes: int) -> int:
-    """Bytes of the tensors that the forward pass of `_MANY` images keeps in one phase, each storage once."""
-    # Imported here: it takes a second, which a sweep, that counts no bytes, need not wait.
+    """Bytes of tensors that the forward pass of `_MEMORY_BATCH` images saves in a phase, each storage once."""
+    # Imported here: takes a second, and a sweep does not need it.
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     auxiliaries = _auxiliaries(_network(trial, channels, classes, _META), trial, classes)
@@ -84,23 +84,23 @@ def _kept_bytes(trial: Trial, stage: Stage, channels: int, classes: int) -> int:
         network.freeze(stage.frozen)
         network.activation_checkpointing = trial.training.activation_checkpointing
         network.attend_fused(attends_fused(trial.training.precision, on_gpu=trial.resources.gpus > 0))
-        beside = (auxiliaries, *(backbone.model for backbone in auxiliaries.backbones()))
-        for module in beside:
+        others = (auxiliaries, *(backbone.model for backbone in auxiliaries.backbones()))
+        for module in others:
             _place(module, _CPU)
         target = network if _has_target(stage.trial) else None
-        x, draws = _images(trial, channels, _MANY, _CPU), _draws(network, stage.trial, _MANY, _CPU)
+        x, draws = _images(trial, channels, _MEMORY_BATCH, _CPU), _draws(network, stage.trial, _MEMORY_BATCH, _CPU)
         reduced = trial.training.precision == "bf16"
         with (
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast(_CPU.type, torch.bfloat16, enabled=reduced),
         ):
             losses(network, target, x, draws, stage.trial, auxiliaries)
-        weights = {id(p.untyped_storage()) for module in (network, *beside) for p in module.parameters()}
+        weights = {id(p.untyped_storage()) for module in (network, *others) for p in module.parameters()}
     return sum(storage.nbytes() for key, storage in kept.items() if key not in weights)
 
 
 def _stages(trial: Trial) -> list[tuple[Stage, float]]:
-    """Stages of training and the share of the steps that each has."""
+    """Stages of training and the share of steps of each."""
     stages, steps = trial.stages(), trial.training.steps
     ends = [*(stage.start for stage in stages[1:]), steps]
     return [(stage, (end - stage.start) / steps) for stage, end in zip(stages, ends, strict=True)]
@@ -142,7 +142,7 @@ def _has_target(trial: Trial) -> bool:
 
 
 def _count_flops(network: Network, trial: Trial, channels: int, classes: int) -> int:
-    """FLOPs an image, forward and backward, with what `training.activation_checkpointing` computes again."""
+    """FLOPs per image, forward and backward, with recomputation by `training.activation_checkpointing`."""
     draws, auxiliaries = _draws(network, trial, _COUNTED_BATCH, _META), _auxiliaries(network, trial, classes)
     target = network if _has_target(trial) else None
     with FlopCounterMode(display=False) as counter:
@@ -151,7 +151,7 @@ def _count_flops(network: Network, trial: Trial, channels: int, classes: int) ->
 
 
 def _place(module: torch.nn.Module, device: torch.device) -> None:
-    """Put weights without data on a device. `Module.to_empty` swaps tensors, which fake ones do not bear."""
+    """Allocate parameters without data on a device. `Module.to_empty` swaps tensors, which fails with fake tensors."""
     for part in module.modules():
         for name, weight in part.named_parameters(recurse=False):
             placed = torch.nn.Parameter(torch.empty(weight.shape, device=device), weight.requires_grad)
@@ -161,7 +161,7 @@ def _place(module: torch.nn.Module, device: torch.device) -> None:
 
 
 def _count_roles(network: Network, trial: Trial, channels: int) -> dict[str, int]:
-    """FLOPs of one forward pass of each role for one image."""
+    """Forward FLOPs of each role per image."""
     found = {}
     with torch.no_grad(), torch.device("meta"):
         x = _images(trial, channels)

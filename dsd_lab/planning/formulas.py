@@ -1,7 +1,7 @@
-"""Counts of a training step from formulas, without torch: what `dsd_lab.planning.flops` counts from the code that trains.
+"""Counts of a training step by formula, without torch. `dsd_lab.planning.flops` counts the same from the training code.
 
-They cover what most specs are made of. A test holds them to the counts, for every shipped spec among others:
-weights and FLOPs are equal, memory within 10 %. What they do not cover is None, and is counted.
+The formulas cover most specs, and return None for the rest. A test compares both, among others for every shipped
+spec: parameters and FLOPs are equal, memory is within 10 %.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from dsd_lab.specs.identity import canonical_fields
 from dsd_lab.specs.trial import Trial, uses_target_encoder
 
 _FREQUENCIES = 128
-"""Sines of the time that `dsd_lab.core.model.blocks.Condition` embeds."""
+"""Sine frequencies of the time embedding in `dsd_lab.core.model.blocks.Condition`."""
 _COUNTED_BATCH = 2
-"""As `dsd_lab.planning.flops` counts: what is computed once a batch is shared by so many images."""
+"""As in `dsd_lab.planning.flops`: work done once per batch is shared by so many images."""
 _ROLES = ("encode", "denoise", "decode")
 
 
 def shape_by_formula(trial: Trial, channels: int, classes: int) -> dict[str, Any] | None:
-    """The fields of `dsd_lab.planning.estimates.Shape`; None where the formulas do not cover the trial.
+    """The fields of `dsd_lab.planning.estimates.Shape`; None for a trial that the formulas do not cover.
 
     Args:
         trial: its fields.
         channels: colour channels of the images.
-        classes: their number of classes.
+        classes: number of classes.
     """
     if not covers(trial):
         return None
@@ -47,18 +47,18 @@ def shape_by_formula(trial: Trial, channels: int, classes: int) -> dict[str, Any
 
 
 def bytes_by_formula(trial: Trial, channels: int, classes: int) -> int | None:
-    """Bytes an image that forward and backward hold at most at once beside the weights; None where it is not covered.
+    """Peak bytes per image of forward and backward, without weights; None for a trial that is not covered.
 
     Args:
         trial: its fields.
         channels: colour channels of the images.
-        classes: their number of classes.
+        classes: number of classes.
     """
-    return _Sizes(trial, channels, classes).held() if covers(trial) else None
+    return _Sizes(trial, channels, classes).saved_bytes() if covers(trial) else None
 
 
 def covers(trial: Trial) -> bool:
-    """Whether the formulas are of what a trial does."""
+    """Whether the formulas cover a trial."""
     spec, auxiliary = trial.objective, trial.auxiliary
     aligned = auxiliary.alignment > 0
     return not (
@@ -83,7 +83,7 @@ def covers(trial: Trial) -> bool:
 
 
 class _Sizes:
-    """The sizes of a trial's network, and what follows from them."""
+    """Sizes of a trial's network, and counts derived from them."""
 
     def __init__(self, trial: Trial, channels: int, classes: int) -> None:
         spec = trial.network
@@ -121,7 +121,7 @@ class _Sizes:
         return sum(a * b + b for a, b, _ in self._auxiliary_layers())
 
     def _auxiliary_layers(self) -> list[tuple[int, int, int]]:
-        """Inputs, outputs and rows an image of the linear layers of the auxiliary heads."""
+        """Inputs, outputs and rows per image of the auxiliary heads' linear layers."""
         spec, w = self.trial.auxiliary, self.width
         layers = []
         if spec.alignment > 0:
@@ -136,8 +136,8 @@ class _Sizes:
     # -- FLOPs of a batch ----------------------------------------------------------------------------
 
     def forward(self, role: str, images: int) -> int:
-        """Of one pass of a role."""
-        rows = images if role == "denoise" else 1  # conditions: one an image, or one for all
+        """FLOPs of a forward pass of a role."""
+        rows = images if role == "denoise" else 1  # conditions: one per image, or one for all
         w, t = self.width, images * self.tokens
         block = 2 * t * 12 * w * w + 4 * t * self.tokens * w + 2 * rows * 6 * w * w
         time = 2 * images * (2 * _FREQUENCIES * w + w * w) if role == "denoise" else 0
@@ -145,13 +145,13 @@ class _Sizes:
         return self.blocks[role] * block + ends + time
 
     def backward(self, role: str, images: int, reaches_input: bool) -> int:
-        """Of the gradients of one pass: two products for each forward, one where the input needs no gradient."""
+        """FLOPs of the gradients of a pass: two products per forward product, one where the input needs no gradient."""
         unneeded = 0 if reaches_input else 2 * images * self.tokens * self.inside[role] * self.width
         unneeded += 2 * images * 2 * _FREQUENCIES * self.width if role == "denoise" else 0
         return 2 * self.forward(role, images) - unneeded
 
     def step(self) -> int:
-        """Of the losses of a batch and their gradients."""
+        """FLOPs of the losses of a batch and their gradients."""
         trial, spec, n = self.trial, self.trial.objective, _COUNTED_BATCH
         flops = self.forward("encode", n) + self.backward("encode", n, reaches_input=False)
         flops += self.forward("decode", n) + self.backward("decode", n, reaches_input=True)
@@ -162,10 +162,10 @@ class _Sizes:
             flops += self.forward("encode", n)
         return flops + sum(3 * 2 * n * rows * a * b for a, b, rows in self._auxiliary_layers())
 
-    # -- Bytes an image ------------------------------------------------------------------------------
+    # -- Bytes per image ------------------------------------------------------------------------------
 
-    def held(self) -> int:
-        """What the backward pass needs of the forward passes, and the largest of its own tensors."""
+    def saved_bytes(self) -> int:
+        """Bytes that the backward pass needs from the forward passes, and its own largest tensors."""
         trial, t, w = self.trial, self.tokens, self.width
         heads = trial.network.heads or 0
         half = trial.training.precision == "bf16"

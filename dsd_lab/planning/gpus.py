@@ -1,4 +1,4 @@
-"""GPUs by name, for plans made on machines without them: peak arithmetic and memory, from their makers' data sheets."""
+"""Peak FLOP/s and memory of GPUs from data sheets, for plans on machines without them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU."""
+    """A GPU model."""
 
     bf16: float
-    """Dense bfloat16 matrix products, FLOP/s."""
+    """Dense bfloat16 FLOP/s."""
     fp32: float
-    """float32 without tensor cores, FLOP/s: what a trial of precision fp32 uses."""
+    """float32 FLOP/s without tensor cores, as for a trial with precision fp32."""
     memory: float
-    """GB (10^9 bytes) as sold."""
+    """Memory in GB (10^9 bytes) as sold."""
 
     def peak(self, precision: str) -> float:
-        """FLOP/s of matrix products at a trial's precision."""
+        """Peak FLOP/s at a trial's precision."""
         return self.bf16 if precision == "bf16" else self.fp32
 
 

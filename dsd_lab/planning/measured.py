@@ -1,4 +1,4 @@
-"""What was measured on this machine, kept in the home folder for `dsd-lab plan`. What is kept is read without torch."""
+"""Measurements of this machine, stored in the home folder for `dsd-lab plan` and read without torch."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from dsd_lab.specs.identity import canonical_fields
 from dsd_lab.specs.trial import Trial
 
 EVENTS = ("record", "probe", "images", "checkpoint")
-"""What a trial does beside its steps: means of losses, latent metrics, grids of images, checkpoints."""
+"""What a trial does between steps: means of losses, latent metrics, image grids, checkpoints."""
 
 
 def cpu_name() -> str:
-    """This machine's processor and the number of its logical CPUs."""
+    """Name of the processor and its number of logical CPUs."""
     return f"{processor()} x{os.cpu_count()}"
 
 
 def event_counts(trial: Trial) -> dict[str, int]:
-    """How often each of `EVENTS` happens in a whole trial; all happen at its end, probes at its start too."""
+    """Number of each of `EVENTS` in a whole trial. Each happens at the end, probes also at the start."""
     steps, watch = trial.training.steps, trial.observation
     everies = {"record": watch.log_every, "images": watch.images_every, "checkpoint": watch.checkpoint_every}
     counts = {name: 1 + (steps - 1) // every for name, every in everies.items()}
@@ -35,13 +35,13 @@ def event_counts(trial: Trial) -> dict[str, int]:
 
 
 def whole_seconds(trial: Trial, step: float, events: dict[str, float]) -> float:
-    """Seconds of a whole trial."""
+    """Seconds of a whole trial from seconds per step and per event."""
     counts = event_counts(trial)
     return step * trial.training.steps + sum(counts[name] * events[name] for name in EVENTS)
 
 
 def remember_figure(home: Home, trial: Trial, device: str, figure: dict[str, Any]) -> None:
-    """Keep what was measured of a trial's shape; it takes the place of what was measured before."""
+    """Store the measurement of a trial's shape; replaces an earlier one."""
     path = _path(home)
     known = read_cache(path)
     known[_key(trial)] = known.get(_key(trial), {}) | {device: figure}
@@ -50,19 +50,19 @@ def remember_figure(home: Home, trial: Trial, device: str, figure: dict[str, Any
 
 
 def benched_seconds(home: Home, trial: Trial, gpu: str) -> tuple[float, str] | None:
-    """Seconds of a whole trial by the figure that was kept of its shape, and the device; None where none was.
+    """Seconds of a whole trial from the stored measurement of its shape, and the device; None where there is none.
 
     Args:
         home: whose cache is read.
-        trial: on the CPU, a figure counts if this machine's processor gave it.
-        gpu: name of the GPU (a key of `dsd_lab.planning.gpus.GPUS`) that trials on one are planned for.
+        trial: a CPU trial uses only measurements of this machine's processor.
+        gpu: planned GPU (a key of `dsd_lab.planning.gpus.GPUS`) of trials that use one.
     """
     share = min(1.0, trial.resources.gpus)
     for device, figure in _figures(home, trial, gpu):
         try:
             return whole_seconds(trial, float(figure["step"]), figure["events"]) / (share or 1.0), device
         except (KeyError, TypeError, ValueError):
-            continue  # damaged: as one that is not there
+            continue  # damaged: treated as missing
     return None
 
 
@@ -90,7 +90,7 @@ def _figures(home: Home, trial: Trial, gpu: str) -> Iterator[tuple[str, Any]]:
 
 
 def machine_ceiling(home: Home, threads: int) -> float:
-    """FLOP/s of this machine's float32 matrix products with so many threads, measured once for a home folder."""
+    """FLOP/s of this machine's float32 matrix products with `threads` threads, measured once per home folder."""
     path, key = home.cache / "ceilings.json", f"{cpu_name()}, {threads} threads"
     known = read_cache(path)
     if not isinstance(known.get(key), float):
@@ -103,18 +103,21 @@ def machine_ceiling(home: Home, threads: int) -> float:
 
 
 def matrix_ceiling(threads: int) -> float:
-    """FLOPs a second that NumPy's float32 matrix products reach here: those of a second of one core, times threads.
+    """FLOP/s of NumPy's float32 matrix products, measured as FLOPs per CPU second, times `threads`.
 
     Args:
-        threads: that a trial computes with.
+        threads: of the trial.
     """
-    import numpy as np  # a tenth of a second: only where it was not measured yet
+    import numpy as np  # takes 0.1 s, so only if a measurement is needed
 
     a, b = (np.random.default_rng(0).random((512, 512), dtype=np.float32) for _ in range(2))
     a @ b
     fastest = 0.0
     for _ in range(20):
-        began, count = time.process_time(), 0  # of all threads: neither their number nor other work counts
+        began, count = (
+            time.process_time(),
+            0,
+        )  # CPU time of all threads
         while time.process_time() - began < 0.005:
             a @ b
             count += 1
@@ -123,7 +126,7 @@ def matrix_ceiling(threads: int) -> float:
 
 
 def is_gpu(device: str, name: str) -> bool:
-    """Whether a driver's name of a GPU (`NVIDIA GeForce RTX 4090`) means one of ours (`rtx4090`)."""
+    """Whether a driver's GPU name (`NVIDIA GeForce RTX 4090`) matches a name of ours (`rtx4090`)."""
     words = device.lower().replace("-", " ").split()
     return name in {*words, *(a + b for a, b in pairwise(words))}
 

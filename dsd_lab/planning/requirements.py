@@ -1,4 +1,4 @@
-"""Files that a plan needs and that are missing: images and weights."""
+"""Missing files of a plan: images and weights."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dsd_lab.specs.sweep import Plan
 
 
 def missing_data(plan: Plan) -> list[str]:
-    """A line for each folder of images that the trials name and that is not there: which, and where to get its images."""
+    """A line for each missing image folder: its path, and where to get the images."""
     paths = dict.fromkeys(t.fields.data.path for t in plan.trials if t.fields.data.path is not None)
     get = f"; get the images from {plan.spec.data_from}" if plan.spec.data_from else ""
     return [
-        f"data.path: {path} is a file; unpack it, and name the folder"
+        f"data.path: {path} is a file; unpack it and name the folder"
         if Path(path).is_file()
         else f"data.path: no such folder {path}{get}"
         for path in paths
@@ -25,10 +25,10 @@ def missing_data(plan: Plan) -> list[str]:
 
 
 def missing_weights(plan: Plan) -> list[str]:
-    """`key: no such file PATH` for each file of a timm model's weights that the trials name and that is not there.
+    """`key: no such file PATH` for each missing weights file of a timm model.
 
     Raises:
-        BadInput: timm knows no model of a name.
+        BadInput: timm does not know a model.
     """
     every = dict.fromkeys(named for t in plan.trials for named in named_backbones(t.fields).values())
     for named in every:

@@ -1,4 +1,4 @@
-"""For how many steps two trials train alike, so that one can go on from the other's checkpoint."""
+"""The number of first steps that two trials share, so that one can start from the other's checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from dsd_lab.core.training.schedule import learning_rate
 from dsd_lab.errors import BadInput
-from dsd_lab.home.beginnings import begun_alike
+from dsd_lab.home.beginnings import trials_with_key
 from dsd_lab.home.home import Home
 from dsd_lab.home.trial_folder import TrialFolder
 from dsd_lab.specs.identity import canonical_fields
@@ -18,11 +18,11 @@ from dsd_lab.specs.trial import Trial
 from dsd_lab.training_code import is_current
 
 _BY_TIME = {"training": ("steps", "phases"), "optimiser": ("schedule", "tail", "warmup_steps")}
-"""Fields that may differ later on and mean the same until then."""
+"""Fields that may differ between trials that share first steps."""
 
 
 def beginning_key(trial: Trial, seed: int) -> str:
-    """The same for trials of which one may go on from the other's checkpoint: all that cannot differ between them."""
+    """Key of everything that must be equal for trials to share first steps."""
     canonical = canonical_fields(trial)
     fixed: dict[str, Any] = {
         section: {key: value for key, value in fields.items() if key not in _BY_TIME.get(section, ())}
@@ -30,7 +30,7 @@ def beginning_key(trial: Trial, seed: int) -> str:
     }
     fixed["seed"] = seed
     fixed["target_encoder"] = trial.needs_target_encoder
-    # Records are part of what is taken over.
+    # Records are copied too.
     fixed["probe"], fixed["observation"] = trial.probe.model_dump(), trial.observation.model_dump()
     for name in ("checkpoints_kept", "keep_every"):
         fixed["observation"].pop(name, None)
@@ -38,9 +38,9 @@ def beginning_key(trial: Trial, seed: int) -> str:
 
 
 def shared_steps(one: Trial, other: Trial) -> int:
-    """Steps for which two trials of one `beginning_key` train alike, bit for bit.
+    """Number of first steps that two trials of one `beginning_key` train bit-identically.
 
-    A cosine schedule falls towards a fixed end from its first step on: with other `training.steps`, nothing is shared.
+    A cosine schedule depends on `training.steps` from the first step, so different lengths share nothing.
     """
     shared: int = min(one.training.steps, other.training.steps)
     phases = [canonical_fields(trial)["training"]["phases"] for trial in (one, other)]
@@ -57,9 +57,9 @@ def shared_steps(one: Trial, other: Trial) -> int:
 
 
 def takes_over(trial: Trial, other: Trial, step: int) -> bool:
-    """Whether a checkpoint of another trial at a step is one that this trial would have, records included.
+    """Whether another trial's checkpoint at a step, records included, is one that this trial would write itself.
 
-    At its last step a trial probes, draws and saves in any case; that is only taken over where this trial does too.
+    At its last step a trial always probes, draws and saves; such a checkpoint counts only if this trial does so too.
     """
     watch = trial.observation
     if step % watch.checkpoint_every or not 0 < step <= shared_steps(trial, other):
@@ -71,16 +71,16 @@ def takes_over(trial: Trial, other: Trial, step: int) -> bool:
 
 @dataclass(frozen=True)
 class Beginning:
-    """A checkpoint of another trial that a trial can go on from."""
+    """A checkpoint of another trial from which a trial can start."""
 
     folder: TrialFolder
     step: int
 
 
 def find_beginning(home: Home, trial: PlannedTrial) -> Beginning | None:
-    """The latest checkpoint of another trial of the home folder that a trial can go on from; files are not verified yet."""
+    """The latest checkpoint of another trial in the home folder that a trial can start from; not verified."""
     best: Beginning | None = None
-    for other in begun_alike(home, beginning_key(trial.fields, trial.seed)):
+    for other in trials_with_key(home, beginning_key(trial.fields, trial.seed)):
         if other == trial.id:
             continue
         folder = home.trial(other)

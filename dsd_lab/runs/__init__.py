@@ -1,1 +1,1 @@
-"""Running trials: one in this process, or many through Ray."""
+"""Run trials: one in this process, or many with Ray."""

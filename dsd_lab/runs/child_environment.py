@@ -1,7 +1,7 @@
-"""The environment of the processes that we start.
+"""The environment of child processes.
 
-They get what Python, torch and CUDA read, and no more: Ray writes parts of the environment to its logs. What they
-import never comes from the current folder, which may hold anybody's `random.py`.
+It holds only what Python, torch and CUDA read, since Ray writes parts of the environment to its logs. Imports never
+come from the current folder, where a `random.py` would shadow the standard library.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _SECRET = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "_KEY", "KEY_"
 
 
 def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The part of an environment that a process of ours gets, with paths of imports that name no relative folder.
+    """Filter an environment for child processes, and drop relative folders from import paths.
 
-    Ray's own token stays in it, since a cluster may ask for it; no other name that sounds like a secret does.
+    Ray's own token stays, since a cluster may require it. No other name that sounds like a secret does.
     """
     kept = {name: value for name, value in environment.items() if _is_passed_on(name, value)}
     return kept | safe_imports(kept)
 
 
 def safe_imports(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that keep Python from importing from the current folder."""
+    """Variables that keep Python from importing from the current folder."""
     folders = environment.get("PYTHONPATH", "").split(os.pathsep)
-    kept = os.pathsep.join(folder for folder in folders if os.path.isabs(folder))  # an empty one is the current folder
+    kept = os.pathsep.join(folder for folder in folders if os.path.isabs(folder))  # empty: the current folder
     return {"PYTHONSAFEPATH": "1", **({"PYTHONPATH": kept} if "PYTHONPATH" in environment else {})}
 
 
@@ -46,7 +46,7 @@ def _is_passed_on(name: str, value: str) -> bool:
     if name.startswith("RAY_AUTH_"):
         return True
     if name.upper() in _PROXIES:
-        return "@" not in value  # else it holds a password
+        return "@" not in value  # an @ means that it holds credentials
     if any(word in name.upper() for word in _SECRET) and not name.endswith(("_PATH", "_FILE")):
         return False
     return name in _NAMES or name.startswith(_PREFIXES)

@@ -1,4 +1,4 @@
-"""Opening the images of trials: loaded once a process, and held against what trials of their home were trained on."""
+"""Load the images of trials once per process, and compare them with the images that other trials were trained on."""
 
 from __future__ import annotations
 
@@ -33,48 +33,48 @@ if TYPE_CHECKING:
     from dsd_lab.core.data import DataSet
 
 
-_TELL_EVERY = 10.0
-"""Seconds between two lines on how far reading is; what takes less says nothing."""
+_PROGRESS_EVERY = 10.0
+"""Seconds between progress lines while images are read; shorter reads print nothing."""
 
 
 @dataclass
 class DataShelf:
-    """Data sets that a process has loaded; trials of one data set share it."""
+    """Datasets that this process has loaded. Trials with the same dataset share it."""
 
     sets: dict[str, DataSet] = field(default_factory=dict)
     _agreed: set[str] = field(default_factory=set)
-    """Declared data sets that were held against the other trials of the home: once a process, since it keeps its images."""
+    """Declared datasets already compared with the home's other trials; once per process suffices."""
 
     def get(self, trial: PlannedTrial, home: Home) -> DataSet:
-        """The images of a trial, whatever others were trained on."""
+        """The images of a trial, without a comparison with other trials."""
         return self.load(trial.fields.data, home)
 
     def load(self, data: Data, home: Home) -> DataSet:
-        """A data set, which is remembered with what its files are."""
+        """Load a dataset, and store its facts under the content of its files."""
         key = data.model_dump_json()
         if key not in self.sets:
             from dsd_lab.core.data import load_data  # imports torch
             from dsd_lab.core.data.progress import listening, tell
 
-            if not os.access(home.root, os.W_OK):  # somebody else's home can be read
+            if not os.access(home.root, os.W_OK):  # another user's home may be read-only
                 self.sets[key] = load_data(data)
                 return self.sets[key]
             before = list_files(data)
-            with listening(_Teller(place_of(data))):
+            with listening(_ReadProgress(place_of(data))):
                 made = self.sets[key] = load_data(data, home.cache / "data")
                 facts = made.facts | {"fingerprint": made.fingerprint}
                 remember_images(home, data, before, facts, made.files, partial(tell, "files hashed"))
         return self.sets[key]
 
     def for_training(self, trial: PlannedTrial, home: Home) -> DataSet:
-        """The images of a trial that is to be trained.
+        """The images for training a trial.
 
         Raises:
-            BadInput: a trial of the same declared data set was trained on others.
+            BadInput: a trial with the same declared dataset was trained on different images.
         """
         made, declared, folder = self.get(trial, home), declared_of(trial.fields), home.trial(trial.id)
         here = _images(trial.fields.data, made)
-        if any(folder.checkpoints.glob("step-*")):  # else it begins anew
+        if any(folder.checkpoints.glob("step-*")):  # without one the trial restarts
             refuse_other(trial.fields, here, _own(folder))
         if declared not in self._agreed:
             refuse_other(trial.fields, here, [t for t in trained_images(home).get(declared, []) if t.trial != trial.id])
@@ -85,20 +85,20 @@ class DataShelf:
         """The images that a trial was trained on.
 
         Raises:
-            BadInput: the images at hand are others.
+            BadInput: the present images are different.
         """
         made = self.load(fields.data, home)
         refuse_other(fields, _images(fields.data, made), _own(folder))
         return made
 
     def images(self, data: Data, home: Home) -> Images:
-        """What the images at hand are; they are decoded only where their files are not known."""
+        """Identity of the present images. Decodes them only if their files are unknown."""
         known = None if data.model_dump_json() in self.sets else known_images(home, data, reads=True)
         return known or _images(data, self.load(data, home))
 
 
-class _Teller:
-    """Says on standard error how far reading images is, where it takes long."""
+class _ReadProgress:
+    """Prints the progress of reading images to standard error, if it takes long."""
 
     def __init__(self, place: str) -> None:
         self._place, self._what, self._began, self._said = place, "", 0.0, 0.0
@@ -107,18 +107,18 @@ class _Teller:
         now = time.monotonic()
         if what != self._what:
             self._what, self._began, self._said = what, now, now
-        elif done and now - self._said >= _TELL_EVERY:
+        elif done and now - self._said >= _PROGRESS_EVERY:
             self._said, left = now, (now - self._began) * (of - done) / done
             say(f"dsd-lab: {self._place}: {done:,} of {of:,} {what}, about {duration(left)} left", error=True)
 
 
 def refuse_other_images(home: Home, trials: Iterable[PlannedTrial], shelf: DataShelf) -> None:
-    """Nothing is trained, taken for done or put into one table across two sets of images.
+    """Refuse to train or combine trials of the same declared dataset on different images.
 
-    Where no trial of a declared data set is there to compare with, its images are not looked at.
+    Without such trials in the home folder, the images are not read.
 
     Raises:
-        BadInput: a trial of this home has the same declared data set and other images.
+        BadInput: a trial of this home was trained on different images with the same declared dataset.
     """
     fields = {trial.fields.data.model_dump_json(exclude={"memory", "workers"}): trial.fields for trial in trials}
     declared: dict[str, list[Trial]] = {}
@@ -131,7 +131,7 @@ def refuse_other_images(home: Home, trials: Iterable[PlannedTrial], shelf: DataS
 
 
 def trained_on_others(home: Home, trials: Iterable[PlannedTrial]) -> set[str]:
-    """Ids of the trials that are known to have been trained on other images than those at hand; decodes nothing."""
+    """Ids of trials known to be trained on other images than the present ones. Decodes nothing."""
     found, known = set(), dict[str, Images | None]()
     for trial in trials:
         key = trial.fields.data.model_dump_json()
@@ -144,10 +144,10 @@ def trained_on_others(home: Home, trials: Iterable[PlannedTrial]) -> set[str]:
 
 
 def refuse_changed_images(home: Home, folder: TrialFolder, fields: Trial, shelf: DataShelf) -> None:
-    """A trial is measured on the images that it was trained on.
+    """Refuse to evaluate a trial on other images than it was trained on.
 
     Raises:
-        BadInput: the images at hand are others.
+        BadInput: the present images are different.
     """
     refuse_other(fields, shelf.images(fields.data, home), _own(folder))
 

@@ -1,4 +1,4 @@
-"""A forecast of collapse from the first steps of a trial."""
+"""Forecast collapse from the first steps of a trial."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dsd_lab.home.spool import read_spool
 from dsd_lab.specs.trial import Trial
 
 WINDOW = 0.05
-"""Share of a trial's steps that a forecast sees."""
+"""Share of a trial's steps that a forecast uses."""
 
 
 FORMAT = 1
@@ -33,7 +33,7 @@ def _log_std(history: History, fields: Trial, until: int) -> float | None:
 
 
 def _scale_gradient(history: History, fields: Trial, until: int) -> float | None:
-    """asinh of the measured derivative; where the loss does not reach the latents it is not measured, and 0."""
+    """asinh of the measured derivative; 0 where the loss does not reach the latents, so that it is not measured."""
     if fields.objective.noised == "detached" and fields.objective.target != "live":
         return 0.0
     value = _last(history, "theory/scale_gradient/token", until)
@@ -60,19 +60,19 @@ FEATURES: dict[str, Callable[[History, Trial, int], float | None]] = {
 
 
 def seen_steps(steps: int) -> int:
-    """Steps of a trial of so many that a forecast sees."""
+    """Number of first steps that a forecast uses."""
     return int(WINDOW * steps)
 
 
 def features(history: History, fields: Trial) -> list[float] | None:
-    """The numbers of `FEATURES` over the first `WINDOW` of a trial; None where one of them was not recorded."""
+    """Values of `FEATURES` over the first `WINDOW` of a trial; None where one was not recorded."""
     until = seen_steps(fields.training.steps)
     found = [feature(history, fields, until) for feature in FEATURES.values()]
     return None if any(v is None for v in found) else [float(v) for v in found if v is not None]
 
 
 def early_history(spool: Path, until: int) -> History:
-    """The metrics of a spool up to a step, while the trial may still be writing it."""
+    """Metrics of a spool up to a step; the trial may still be running."""
     rows = [
         (entry.step, name, value)
         for entry in read_spool(spool)
@@ -87,7 +87,7 @@ def early_history(spool: Path, until: int) -> History:
 
 @dataclass(frozen=True)
 class Forecast:
-    """A logistic regression on standardised features."""
+    """Logistic regression on standardised features."""
 
     features: list[str]
     mean: list[float]
@@ -96,7 +96,7 @@ class Forecast:
     intercept: float
 
     def chance(self, seen: list[float]) -> float:
-        """Chance of collapse, 0 to 1."""
+        """Probability of collapse, in [0, 1]."""
         x = (np.asarray(seen) - self.mean) / self.scale
         return float(1 / (1 + math.exp(-np.clip(x @ np.asarray(self.weights) + self.intercept, -500, 500))))
 
@@ -105,10 +105,10 @@ class Forecast:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Forecast:
-        """A forecast that `as_json` gave.
+        """Load a forecast from the result of `as_json`.
 
         Raises:
-            ValueError: it is of another version of this program.
+            ValueError: it was made by another version of dsd-lab.
         """
         if (content.get("format"), content.get("window"), content.get("features")) != (FORMAT, WINDOW, list(FEATURES)):
             raise ValueError("it was made by another version")

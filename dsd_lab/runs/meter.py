@@ -1,4 +1,4 @@
-"""What a trial's records say beside the step: images and FLOPs so far, and how fast this machine trains."""
+"""Images, FLOPs, speed, MFU and memory of a training record."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ PEAKS = {
     "H100": {"bf16": 989e12, "fp32": 67e12},
     "A100": {"bf16": 312e12, "fp32": 19.5e12},
 }
-"""FLOPs a second that a GPU's maker states for dense products, by a part of its name and the trial's precision. TF32 is
-not used here, so that fp32 is that of the plain units. A device that is not named has no MFU."""
+"""Peak dense FLOP/s from data sheets, by part of the GPU's name and precision. TF32 is not used, so fp32 means the
+plain units. Other devices have no MFU."""
 _PROCESS = Path("/proc/self")
 
 
 @dataclass(frozen=True)
 class Meter:
-    """Counts for one trial on one device.
+    """Counts for a trial on a device.
 
     Args:
         trial: its fields.
@@ -40,11 +40,11 @@ class Meter:
     device: torch.device
 
     def seen(self, step: int) -> dict[str, int | float]:
-        """Training images and FLOPs until a step; they depend on the trial alone."""
+        """Training images and FLOPs up to a step. They depend on the trial alone."""
         return {"images": step * self.trial.training.batch_size, "flops": self.shape.flops_until(self.trial, step)}
 
     def speed(self, since: int, step: int, seconds: float) -> Speed:
-        """Of the steps after `since`, which took so many seconds."""
+        """Speed and MFU of the steps from `since` to `step`, which took `seconds`."""
         memory = int(peak_memory(self.device)["bytes"])
         if step <= since or seconds <= 0:
             return Speed(peak_memory_bytes=memory)
@@ -59,13 +59,13 @@ class Meter:
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """FLOPs a second of `PEAKS`; None of a processor or of another GPU."""
+    """Peak FLOP/s from `PEAKS`; None for a CPU or an unlisted GPU."""
     name = device_name(device) if device.type == "cuda" else ""
     return next((rates[precision] for part, rates in PEAKS.items() if part in name), None)
 
 
 def forget_peak(device: torch.device) -> None:
-    """Measure the peak from here on; where the kernel cannot forget, a process keeps that of its whole life."""
+    """Reset the peak of the memory. Where the kernel cannot, the CPU peak covers the whole life of the process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
@@ -73,11 +73,11 @@ def forget_peak(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> dict[str, Any]:
-    """Bytes and what they are: all that the process holds (CPU), or tensors on the GPU."""
+    """Peak memory in bytes, and what was measured: the whole process (CPU) or tensors on the GPU."""
     if device.type == "cuda":
         return {"bytes": torch.cuda.max_memory_allocated(device), "of": "GPU tensors"}
     with contextlib.suppress(OSError, StopIteration, ValueError):
         lines = (_PROCESS / "status").read_text().splitlines()
-        told = next(line for line in lines if line.startswith("VmHWM:"))
-        return {"bytes": int(told.split()[1]) * 1024, "of": "process"}
+        peak = next(line for line in lines if line.startswith("VmHWM:"))
+        return {"bytes": int(peak.split()[1]) * 1024, "of": "process"}
     return {"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "of": "process"}

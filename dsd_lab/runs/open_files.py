@@ -1,4 +1,4 @@
-"""How many files a sweep's processes may hold open: Ray's need more than some machines allow by themselves."""
+"""Limit of open files: Ray's processes need more than some machines allow by default."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import resource
 
 from dsd_lab.errors import NoResources
 
-_WANTED, _LEAST = 4096, 256
-"""Open files that are asked for, and below which Ray's processes fail one by one."""
+_TARGET, _MIN = 4096, 256
+"""Open files to request, and the minimum below which Ray's processes fail one by one."""
 
 
 def allow_open_files() -> None:
-    """Raise this process's limit, which its children inherit, as far as the machine allows.
+    """Raise this process's limit, which child processes inherit, as far as the machine allows.
 
     Raises:
-        NoResources: that is too few.
+        NoResources: the limit stays too low.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = _WANTED if hard == resource.RLIM_INFINITY else min(_WANTED, hard)
+    most = _TARGET if hard == resource.RLIM_INFINITY else min(_TARGET, hard)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    if most < _LEAST:
+    if most < _MIN:
         raise NoResources(
-            f"this machine allows {most} open files a process, and a sweep needs {_LEAST}; "
-            f"raise its limit first, such as by `ulimit -n {_WANTED}`"
+            f"this machine allows {most} open files per process, but a sweep needs {_MIN}; "
+            f"raise the limit first, for example with `ulimit -n {_TARGET}`"
         )

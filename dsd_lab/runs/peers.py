@@ -1,9 +1,9 @@
-"""The processes of a trial that several train: who starts them, and what those do that do not lead.
+"""Distributed trials: starts the processes of a trial, and runs those that are not the leader.
 
-The leader runs the trial as a process alone would (`run_trial.py`). The others only train, and leave the home folder
-to it: they read its checkpoint at the start, and write nothing.
+The leader (rank 0) runs the trial like a single process (`run_trial.py`). The other ranks only train: they read the
+leader's checkpoint at the start and never write to the home folder.
 
-    python -m dsd_lab.runs.peers      one of them, started by a leader on the same machine; its job comes on standard input
+    python -m dsd_lab.runs.peers      one rank, started by a leader on the same machine; reads its job from stdin
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
     from dsd_lab.core.data import DataSet
 
 Team = Callable[[Home, PlannedTrial], AbstractContextManager[Peers]]
-"""(home, trial) -> the leader among its processes, which are there while the block lasts."""
-_GOODBYE = 30.0
-"""Seconds in which a process that has trained to the end may leave."""
+"""(home, trial) -> context with the leader's `Peers`; the other ranks run while it lasts."""
+_EXIT_SECONDS = 30.0
+"""Seconds that a rank has to exit after training."""
 
 
 def job_of(home: Home, trial: PlannedTrial) -> dict[str, Any]:
-    """What a process needs to train a trial, as JSON."""
+    """What a rank needs to train a trial, as JSON."""
     return {
         "home": str(home.root.resolve()),
         "trial": {
@@ -60,7 +60,7 @@ def job_of(home: Home, trial: PlannedTrial) -> dict[str, Any]:
 
 
 def trial_of(job: dict[str, Any]) -> PlannedTrial:
-    """The trial of a job; its plug-ins are loaded."""
+    """The trial of a job. Loads its plug-ins."""
     load_kept(job["plugins"])
     return PlannedTrial(**{**job["trial"], "fields": Trial.model_validate(job["trial"]["fields"])})
 
@@ -73,15 +73,15 @@ def follow(
     rank: int,
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Train a trial to its end as one of its processes that do not lead.
+    """Train a trial to its end as a rank other than the leader.
 
     Args:
-        home: of the leader too.
-        trial: the leader's.
-        shelf: data sets already in memory.
-        rendezvous: where the processes meet (`core/peers.py`).
+        home: the leader's home folder.
+        trial: the leader's trial.
+        shelf: loaded datasets.
+        rendezvous: address where the ranks meet (`core/peers.py`).
         rank: 1 or more.
-        stop: asked before every step; where one process says so, all stop.
+        stop: called before every step; if it is true on any rank, all ranks stop.
     """
     resources = trial.fields.resources
     torch.set_num_threads(resources.threads)
@@ -94,10 +94,10 @@ def follow(
 
 
 def trainer_among(peers: Peers, trial: PlannedTrial, data: DataSet, device: torch.device, checkpoints: Path) -> Trainer:
-    """A trainer that shares its batches, after a look at whether all processes have the same images and code.
+    """A trainer that shares its batches among ranks, after a check that all have the same images and code.
 
     Raises:
-        BadInput: they have not.
+        BadInput: the images or the code differ.
     """
     peers.agree(data.fingerprint, "images")
     peers.agree(training_code(), "training code")
@@ -108,7 +108,7 @@ def trainer_among(peers: Peers, trial: PlannedTrial, data: DataSet, device: torc
 def started_here(
     home: Home, trial: PlannedTrial, program: str = "dsd_lab.runs.peers", more: Mapping[str, Any] | None = None
 ) -> Iterator[Peers]:
-    """This process leads; the others are its children on this machine, each with its own GPU where the trial has some.
+    """Lead a trial whose other ranks are child processes on this machine, each with its own GPU if the trial uses GPUs.
 
     Args:
         home: where the trial is.
@@ -117,7 +117,7 @@ def started_here(
         more: of their job.
 
     Raises:
-        PeerLost: one of them ended before its time.
+        PeerLost: a rank ended early.
     """
     resources = trial.fields.resources
     size, device = resources.team, pick_device(resources.gpus)
@@ -147,7 +147,7 @@ def started_here(
 
 
 class _Child:
-    """A process of a trial, and what it complained about."""
+    """A rank as child process, and its error output."""
 
     def __init__(self, process: subprocess.Popen[bytes], rank: int, complaints: Path) -> None:
         self.process, self._rank, self._complaints = process, rank, complaints
@@ -172,7 +172,7 @@ def _child(job: dict[str, Any], folder: str, program: str) -> Iterator[_Child]:
             stdout=subprocess.DEVNULL,
             stderr=file,
             env=environment,
-            start_new_session=True,  # Ctrl-C reaches the leader, which stops them all after the same step
+            start_new_session=True,  # Ctrl-C goes to the leader, which stops all ranks after the same step
         )
     assert process.stdin is not None
     try:
@@ -181,7 +181,7 @@ def _child(job: dict[str, Any], folder: str, program: str) -> Iterator[_Child]:
             process.stdin.flush()
         yield _Child(process, rank, complaints)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_GOODBYE)
+            process.wait(_EXIT_SECONDS)
     finally:
         process.kill()
         process.wait()
@@ -190,17 +190,17 @@ def _child(job: dict[str, Any], folder: str, program: str) -> Iterator[_Child]:
 
 
 def _end_with_leader() -> None:
-    """The leader holds the other end of standard input; when it has died, so does this process."""
+    """Exit when the leader dies: it holds the other end of standard input."""
     while os.read(sys.stdin.fileno(), 4096):  # not through `sys.stdin`, whose lock a thread must not hold at the end
         pass
     os._exit(1)
 
 
 def serve(shelf: Callable[[dict[str, Any]], DataShelf] = lambda job: DataShelf()) -> int:
-    """One process of a trial, whose job comes on standard input; returns the exit code.
+    """Run one rank, whose job comes on standard input. Returns the exit code.
 
     Args:
-        shelf: job -> where it gets its images.
+        shelf: job -> source of its images.
     """
     job = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_leader, daemon=True).start()

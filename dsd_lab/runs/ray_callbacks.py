@@ -1,4 +1,4 @@
-"""What Tune calls between two steps: signals, lost workers, early stopping."""
+"""Callbacks that Tune runs between steps: signals, lost workers, early stopping."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ from dsd_lab.files.atomic import PRIVATE, write_atomic
 from dsd_lab.home.home import Home
 from dsd_lab.home.trial_folder import STOPPED, TrialFolder
 from dsd_lab.runs.early_stopping import Forecast, early_history, features, seen_steps
-from dsd_lab.runs.signals import HeldSignals
+from dsd_lab.runs.signals import DeferredSignals
 from dsd_lab.specs.trial import Trial
 
 RETRIES = 2
-"""Times that a trial whose worker died is taken up again from its checkpoint."""
+"""Retries of a trial whose worker died; each resumes from the checkpoint."""
 
 
 class SignalCheck(tune.Callback):
-    """Lets signals through where Tune is between two steps: Ray's compiled code turns an exception into a fault.
+    """Raises deferred signals between Tune's steps; in Ray's compiled code an exception would become a fault.
 
     Args:
-        signals: those that arrived.
-        dead: names what of Ray has died, without which Tune would wait for ever.
+        signals: the deferred signals.
+        dead: returns the name of a dead Ray process, for which Tune would wait forever; else None.
     """
 
-    def __init__(self, signals: HeldSignals, dead: Callable[[], str | None]) -> None:
+    def __init__(self, signals: DeferredSignals, dead: Callable[[], str | None]) -> None:
         self._signals, self._dead = signals, dead
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune writes its callbacks to disk, for a restore that is never asked for; handlers of signals cannot be
+        return {}  # Tune pickles its callbacks for a restore, which is not used; signal handlers cannot be pickled
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        self._signals.look()
+        self._signals.deliver()
         if (dead := self._dead()) is not None:
             raise RayDied(dead)
 
 
 class RayDied(BaseException):
-    """A process of our own Ray has died. Not an `Exception`, which Tune would take for the callback's own fault."""
+    """A process of our own Ray died. Not an `Exception`, which Tune would attribute to the callback."""
 
 
 class TrialFailed(BaseException):
-    """A trial failed. Not an `Exception`, which Tune would take for the callback's own fault."""
+    """A trial failed. Not an `Exception`, which Tune would attribute to the callback."""
 
 
 class RecordFailures(tune.Callback):
-    """Records trials whose workers are lost for good, and ends a sweep at its first failure where that was asked for.
+    """Records trials whose workers are finally lost, and ends the sweep at the first failure if requested.
 
-    Here because Tune's results have neither an order nor, where a worker told nothing, a configuration.
+    This is a callback because Tune's results are unordered and lack the configuration of a lost worker.
     """
 
     def __init__(self, home: Home, fail_fast: bool) -> None:
@@ -70,9 +70,9 @@ class RecordFailures(tune.Callback):
 
 
 class StopCollapsed(tune.Stopper):
-    """Stops a trial whose first 5 % of steps give at least a chance of collapse; asks once a trial.
+    """Stops a trial whose first 5 % of steps give at least a given probability of collapse. Asked once per trial.
 
-    Tune asks between two of a worker's steps, when the worker writes nothing.
+    Tune asks between two steps of a worker, when the worker writes nothing.
     """
 
     def __init__(self, home: Home, forecast: Forecast, chance: float) -> None:
@@ -102,24 +102,24 @@ class StopCollapsed(tune.Stopper):
 
 
 def _record_lost_worker(home: Home, trial_id: str, failures: str | None) -> None:
-    """`failures`: Tune's file of them, here on the driver's machine; what Tune offers itself is not there yet."""
+    """`failures`: Tune's file of failures on the driver's machine; Tune's own API does not have them yet."""
     folder = home.trial(trial_id)
     try:
         _write_lost_worker(folder, failures)
     except OSError as error:
         if not is_disk_full(error):
-            raise  # else it is `interrupted`, as nobody holds it: the same sweep goes on with it
+            raise  # otherwise it counts as `interrupted`, and the same sweep resumes it
 
 
 def _write_lost_worker(folder: TrialFolder, failures: str | None) -> None:
     folder.root.mkdir(parents=True, exist_ok=True)
-    told = Path(failures).read_text().strip() if failures and Path(failures).exists() else ""
-    told = told or "nothing is known of why"
-    if os.strerror(errno.ENOSPC) in told:
+    failure = Path(failures).read_text().strip() if failures and Path(failures).exists() else ""
+    failure = failure or "reason unknown"
+    if os.strerror(errno.ENOSPC) in failure:
         folder.write_status(state="interrupted", error=f"{folder.root}: the disk is full")
         return
-    write_atomic(folder.root / "error.txt", f"{told}\n", mode=PRIVATE)
-    reason = told.splitlines()[-1][:300]
+    write_atomic(folder.root / "error.txt", f"{failure}\n", mode=PRIVATE)
+    reason = failure.splitlines()[-1][:300]
     if (folder.root / "hang.txt").exists():
         reason = f"it hung, its stacks are in {folder.root / 'hang.txt'}"
     folder.write_status(state="failed", error=f"the worker died {RETRIES + 1} times; last: {reason}")

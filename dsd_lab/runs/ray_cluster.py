@@ -1,8 +1,8 @@
-"""Start a Ray of our own in a private temporary folder, or join a running one.
+"""Start Ray in a private temporary folder, or join a running cluster.
 
-Whoever reaches a Ray's ports can run code as its user, so our own one listens on loopback alone and asks every
-client for a random token that only this sweep's processes know. Neither its processes nor a cluster's logs are given
-more of the environment than they need.
+Anyone who reaches Ray's ports can run code as its user. Our own Ray therefore listens on loopback only and requires
+a random token, which only this sweep's processes know. Neither its processes nor a cluster's logs get more of the
+environment than needed.
 """
 
 from __future__ import annotations
@@ -29,34 +29,34 @@ from dsd_lab.files.temporary import private_folder
 from dsd_lab.home.home import Home
 from dsd_lab.runs.child_environment import child_environment
 
-_PATIENCE = 10.0
-"""Seconds in which a cluster must answer."""
-_PARTS = (ray_constants.PROCESS_TYPE_RAYLET, ray_constants.PROCESS_TYPE_GCS_SERVER)
-"""Ray's processes without which nothing goes on: the first gives trials their workers, the second knows where they are."""
+_TIMEOUT = 10.0
+"""Seconds that a cluster has to answer."""
+_VITAL = (ray_constants.PROCESS_TYPE_RAYLET, ray_constants.PROCESS_TYPE_GCS_SERVER)
+"""Ray's vital processes: the raylet starts workers, the GCS server tracks them."""
 _SOCKET_PATH_ROOM = 43
-"""Characters that Ray's socket paths leave for its folder: Linux takes 107, Ray's own part has up to 64."""
+"""Characters left for the folder in Ray's socket paths: Linux allows 107, Ray's own part has up to 64."""
 _FOLDER = "ray"
 
 
 @contextlib.contextmanager
 def connected(home: Home, cluster: dict[str, Any]) -> Iterator[Path]:
-    """Ray as it is needed: a running cluster where an address is given, else one of our own.
+    """Connect to a running cluster if an address is given, else start Ray.
 
-    Yields a folder for Tune's own files that all its processes see.
+    Yields a folder for Tune's own files that all processes see.
 
-    While the block lasts, this process has no more of its environment than Ray's processes may see: Tune copies
-    credentials from it into the cluster's logs.
+    Meanwhile this process has a reduced environment, since Tune copies credentials from it into the cluster's
+    logs.
 
     Raises:
-        NoResources: no cluster answers at the address, or it asks for a token that this process does not have.
+        NoResources: no cluster answers at the address, or it requires another token.
     """
-    # It prints the traceback of every worker that is lost; states, `error.txt` and the summary tell of it.
+    # Ray prints the traceback of every lost worker; states, `error.txt` and the summary already report it.
     for name in ("ray.tune.execution.tune_controller", "ray.tune.tune"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     handler = signal.getsignal(signal.SIGTERM)
     with _joined(home, cluster) if "address" in cluster else _started(cluster) as folder:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray has just set its own, which end this process at once
+            signal.signal(signal.SIGTERM, handler)  # Ray has just installed handlers that end this process at once
         yield folder
 
 
@@ -65,13 +65,13 @@ def _joined(home: Home, cluster: dict[str, Any]) -> Iterator[Path]:
     address = cluster["address"]
     named = "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") == address else "--address"
     host, colon, port = address.rpartition(":")
-    # Without a token first: a file of one may be left from another cluster, and one without tokens takes none.
+    # First without a token: a token file may belong to another cluster, and a cluster without tokens accepts none.
     tries: list[dict[str, str]] = [{}, *filter(None, [_token_of_user()])]
     for token in tries:
         with _environment(token):
             try:
-                if colon and port.isdecimal() and "/" not in host:  # Ray itself tries a dead address for minutes
-                    socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
+                if colon and port.isdecimal() and "/" not in host:  # Ray itself would try a dead address for minutes
+                    socket.create_connection((host, int(port)), timeout=_TIMEOUT).close()
                 ray.init(**{"log_to_driver": False, "logging_level": logging.ERROR, "job_config": _job(), **cluster})
             except (OSError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
                 ray.shutdown()
@@ -88,7 +88,7 @@ def _joined(home: Home, cluster: dict[str, Any]) -> Iterator[Path]:
 
 
 def _token_of_user() -> dict[str, str]:
-    """`RAY_AUTH_MODE=token` where the user has a token and has set no mode, which is what `ray start` does."""
+    """`RAY_AUTH_MODE=token` if the user has a token and set no mode, as `ray start` does."""
     if "RAY_AUTH_MODE" in os.environ or not AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
         return {}
     return {"RAY_AUTH_MODE": "token"}
@@ -96,8 +96,8 @@ def _token_of_user() -> dict[str, str]:
 
 def _token_hint() -> str:
     if os.environ.get("RAY_AUTH_MODE") == "token":
-        return "a token was sent: the cluster's may be another"
-    return "no token was sent: where the cluster asks for one, set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to its file"
+        return "a token was sent; the cluster's may differ"
+    return "no token was sent; if the cluster requires one, set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to its file"
 
 
 @contextlib.contextmanager
@@ -108,7 +108,7 @@ def _started(cluster: dict[str, Any]) -> Iterator[Path]:
         _environment(token, without=("RAY_AUTH_TOKEN_PATH",)),
     ):
         try:
-            ray._private.worker.print_to_stdstream = _print_shortly
+            ray._private.worker.print_to_stdstream = _print_without_raylet_logs
             try:
                 with _loopback():
                     ray.init(
@@ -119,16 +119,16 @@ def _started(cluster: dict[str, Any]) -> Iterator[Path]:
                             "logging_level": logging.ERROR,
                             "object_store_memory": 200 * 1024**2,
                             "job_config": _job(),
-                            # Ray opens it to everybody; the folder around it is private.
+                            # Ray makes it world-accessible; its parent is private.
                             "_temp_dir": str(folder / _FOLDER),
                             **cluster,
                         }
                     )
-            except Exception as error:  # Ray raises plain ones
+            except Exception as error:  # Ray raises no narrower class
                 full = "the disk is full" if comes_from_full_disk(error) else None
                 reason = full or (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
                 raise NoResources(
-                    f"Ray does not start: {reason}; where the machine was too busy, run the same command again"
+                    f"Ray does not start: {reason}; if the machine was too busy, run the same command again"
                 ) from None
             yield folder / "tune"
         finally:
@@ -137,15 +137,15 @@ def _started(cluster: dict[str, Any]) -> Iterator[Path]:
 
 
 def dead_process() -> str | None:
-    """The name of a process of our own Ray that has died; None where they live, or where the cluster is somebody else's."""
+    """Name of a vital process of our own Ray that died; None while all live, or in a foreign cluster."""
     node = ray._private.worker._global_node
     parts: dict[str, Any] = node.all_processes if node is not None else {}
-    return next((name for name in _PARTS for part in parts.get(name, []) if part.process.poll() is not None), None)
+    return next((name for name in _VITAL for part in parts.get(name, []) if part.process.poll() is not None), None)
 
 
 @contextlib.contextmanager
 def _environment(changes: dict[str, str], without: tuple[str, ...] = ()) -> Iterator[None]:
-    """Give this process the environment of its children, and let Ray read it again, now and at the end."""
+    """Give this process the environment of its children, and make Ray reread it at both ends of the block."""
     before = dict(os.environ)
     kept = child_environment(before) | changes
     try:
@@ -159,12 +159,12 @@ def _replace_environment(content: dict[str, str]) -> None:
     for name in set(os.environ) - set(content):
         del os.environ[name]
     os.environ.update(content)
-    Config.initialize("")  # first: a thread of Ray's that still runs would miss the token that its mode asks for
+    Config.initialize("")  # first, since a running thread of Ray would miss the token that its mode requires
     AuthenticationTokenLoader.instance().reset_cache()
 
 
-class _NoPaths(list):  # type: ignore[type-arg]
-    """Ray adds the current folder to the paths from which its workers import; there may be anybody's `numpy.py`."""
+class _NoImportPaths(list):  # type: ignore[type-arg]
+    """Ignores additions: Ray adds the current folder to its workers' import paths, where modules could be shadowed."""
 
     def extend(self, paths: Any) -> None:
         return
@@ -172,12 +172,12 @@ class _NoPaths(list):  # type: ignore[type-arg]
 
 def _job() -> JobConfig:
     job = JobConfig()
-    job._py_driver_sys_path = _NoPaths()
+    job._py_driver_sys_path = _NoImportPaths()
     return job
 
 
-def _print_shortly(data: dict[str, Any], ignore_prefix: bool) -> None:
-    """What Ray tells of itself, without the lines of its logs that it adds where its raylet has died."""
+def _print_without_raylet_logs(data: dict[str, Any], ignore_prefix: bool) -> None:
+    """Print Ray's messages without the log lines that it appends when its raylet died."""
     lines = [line for line in data["lines"] if "of the Raylet logs:" not in line]
     if lines:
         _PRINT({**data, "lines": lines}, ignore_prefix)
@@ -188,13 +188,13 @@ _PRINT = ray._private.worker.print_to_stdstream
 
 @contextlib.contextmanager
 def _loopback() -> Iterator[None]:
-    """Let Ray's servers listen on 127.0.0.1 alone, as they do on systems where it has no clusters.
+    """Make Ray's servers listen on 127.0.0.1 only, as on systems without cluster support.
 
-    Nor is its API server started: without a dashboard it serves nobody, and it asks the network which
-    cloud it is in even where usage reports are off.
+    Also skips Ray's API server. Without a dashboard it has no use, and it queries the network for the cloud
+    provider even with usage reports off.
     """
     changed: tuple[tuple[object, str, object], ...]
-    changed = ((ray_constants, "ENABLE_RAY_CLUSTER", False), (Node, "start_api_server", lambda self, **asked: None))
+    changed = ((ray_constants, "ENABLE_RAY_CLUSTER", False), (Node, "start_api_server", lambda self, **options: None))
     before = [getattr(place, name) for place, name, _ in changed]
     for place, name, value in changed:
         setattr(place, name, value)

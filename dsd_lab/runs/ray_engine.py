@@ -1,8 +1,8 @@
-"""The engine: Ray Tune is here; how Ray is started or joined is in `ray_cluster.py`.
+"""The engine: runs unfinished trials with Ray Tune. `ray_cluster.py` starts or joins Ray.
 
-Ray Tune executes a list of unfinished trials; what is finished is decided by the home folder, before
-Ray starts. Workers are reused from trial to trial, so that a process imports torch and loads its data
-once. Tune's own logs, results and checkpoints are off, or in a folder that goes with Ray.
+The home folder decides what is finished before Ray starts. Workers are reused, so that a process
+imports torch and loads its data once. Tune's own logs, results and checkpoints are off, or in a
+folder that is deleted with Ray.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Read by Ray at import: no usage reports, no own Ctrl-C handling, no loggers, few snapshots of its state.
+# Ray reads these at import: no usage reports, no Ctrl-C handling, no loggers, few snapshots of its state.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
 os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
@@ -34,21 +34,21 @@ from dsd_lab.provenance import called_with, remember_call
 from dsd_lab.runs.early_stopping import Forecast, seen_steps
 from dsd_lab.runs.ray_callbacks import RETRIES, RayDied, RecordFailures, SignalCheck, StopCollapsed, TrialFailed
 from dsd_lab.runs.ray_cluster import connected, dead_process
-from dsd_lab.runs.signals import HeldSignals, StopFile
+from dsd_lab.runs.signals import DeferredSignals, StopFile
 from dsd_lab.specs.plugins import load_kept
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.specs.trial import Generation, Resources, Trial
 
 _REPORT_EVERY = 5.0
-"""Seconds between a worker's reports to Tune, which cannot take many."""
+"""Seconds between a worker's reports to Tune, which is slow with many."""
 
 
 class TrialWorker(tune.Trainable):
-    """A process that runs trials one after the other."""
+    """A worker process that runs trials one after the other."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Called once a process."""
-        from dsd_lab.runs import ray_peers  # imports torch, which the driver does without
+        """Called once per process."""
+        from dsd_lab.runs import ray_peers  # imports torch, which the driver does not need
         from dsd_lab.runs import run_trial as running
         from dsd_lab.runs.data_shelf import DataShelf
 
@@ -56,7 +56,7 @@ class TrialWorker(tune.Trainable):
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Called when a finished worker is given its next trial."""
+        """Called when a worker gets its next trial."""
         self._progress.close()
         self._running.free_memory()
         self._begin(new_config)
@@ -74,10 +74,10 @@ class TrialWorker(tune.Trainable):
         self._decided_at: int | None = job["decided_at"]
 
     def step(self) -> dict[str, Any]:
-        """Go on for a few seconds, to the step at which a stopper decides, or to the trial's end.
+        """Train for a few seconds, to the step where a stopper decides, or to the trial's end.
 
         Raises:
-            RuntimeError: the process can use its GPU no more, so that Tune gives it no other trial.
+            RuntimeError: CUDA failed in this process, so Tune must not reuse it.
         """
         until = time.monotonic() + _REPORT_EVERY
         for progress in self._progress:
@@ -104,26 +104,26 @@ def run_trials(
     stop_collapsed: tuple[Forecast, float] | None = None,
     accepted: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run trials to their ends; their states are in the home folder afterwards.
+    """Run trials to their ends. Their states are in the home folder afterwards.
 
     Args:
         home: where everything is written.
-        trials: unfinished ones, in the order in which they start.
-        evaluations: of every finished trial.
+        trials: unfinished trials in start order.
+        evaluations: made for every finished trial.
         max_concurrent: trials at a time; None fills the cluster.
-        fail_fast: stop all at the first failure.
-        cluster: arguments for `ray.init`: the `address` of a running cluster, or other resources than this machine's own.
-        stop_collapsed: a forecast, and the chance of collapse from which it ends a trial as `stopped`; None ends none.
-        accepted: called once, when the cluster answers and can hold every trial, before the first one starts.
+        fail_fast: stop all trials at the first failure.
+        cluster: arguments for `ray.init`: the `address` of a running cluster, or other resources than this machine's.
+        stop_collapsed: a forecast, and the probability of collapse at which a trial ends as `stopped`; None: never.
+        accepted: called once, when the cluster has answered and can hold every trial, before the first trial starts.
 
     Raises:
-        NoResources: a trial asks for more than the cluster has, or no cluster answers at its address.
-        KeyboardInterrupt: Ctrl-C; trials that ran are `interrupted` and go on at the next call.
+        NoResources: a trial needs more than the cluster has, or no cluster answers at the address.
+        KeyboardInterrupt: Ctrl-C. Running trials become `interrupted`; the next call resumes them.
     """
-    stop = home.root.resolve() / "ray" / f"stop-{uuid.uuid4().hex[:12]}"  # on every node that sees the home folder
+    stop = home.root.resolve() / "ray" / f"stop-{uuid.uuid4().hex[:12]}"  # seen by all nodes
     stop.parent.mkdir(parents=True, exist_ok=True)
     folders = [home.trial(t.id) for t in trials]
-    held = HeldSignals(stop, lambda: any(f.is_locked() for f in folders))
+    held = DeferredSignals(stop, lambda: any(f.is_locked() for f in folders))
     with connected(home, cluster or {}) as scratch, held as signals:
         _check_resources(trials)
         accepted()
@@ -135,7 +135,7 @@ def run_trials(
             "plugins": keep_plugins(home),
         }
         decided = {t.id: None if stop_collapsed is None else seen_steps(t.fields.training.steps) for t in trials}
-        # One after the other, where Tune asks for them: it copies a grid whole for every trial of it.
+        # Passed one by one: Tune copies a whole grid for every trial of it.
         jobs = iter([{"trial": _payload(t), "decided_at": decided[t.id], **common} for t in trials])
         callbacks = [SignalCheck(signals, dead_process), RecordFailures(home, fail_fast)]
         tuner = tune.Tuner(
@@ -147,7 +147,7 @@ def run_trials(
             run_config=tune.RunConfig(
                 name="trials",
                 storage_path=str(scratch),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials have their own
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials write their own
                 failure_config=tune.FailureConfig(max_failures=RETRIES),
                 callbacks=callbacks,
                 stop=None if stop_collapsed is None else StopCollapsed(home, *stop_collapsed),
@@ -160,7 +160,7 @@ def run_trials(
             return
         except RayDied as died:
             raise NoResources(
-                f"Ray's process {died} has died, such as for want of memory; the same command goes on from the checkpoints"
+                f"Ray's process {died} died, possibly for lack of memory; the same command resumes from the checkpoints"
             ) from None
         except Exception as error:
             if not comes_from_full_disk(error):
@@ -180,15 +180,15 @@ def _payload(trial: PlannedTrial) -> dict[str, Any]:
 
 
 def _request(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """What a trial asks Ray for: a bundle a process, on as few machines as can be."""
-    asked = Resources.model_validate(config["job"]["trial"]["fields"]["resources"])
-    gpus = {"GPU": asked.gpus_of_process} if asked.gpus else {}
-    return tune.PlacementGroupFactory([{"CPU": asked.cpus, **gpus} for _ in range(asked.team)], strategy="PACK")
+    """Resources of a trial: a bundle per process, packed on few machines."""
+    requested = Resources.model_validate(config["job"]["trial"]["fields"]["resources"])
+    gpus = {"GPU": requested.gpus_of_process} if requested.gpus else {}
+    return tune.PlacementGroupFactory([{"CPU": requested.cpus, **gpus} for _ in range(requested.team)], strategy="PACK")
 
 
 def _check_resources(trials: list[PlannedTrial]) -> None:
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    where = "here" if len(machines) == 1 else "on the machine that has most"
+    where = "here" if len(machines) == 1 else "on the largest machine"
     for trial in trials:
         resources = trial.fields.resources
         wanted = {"CPU": resources.cpus, "GPU": resources.gpus_of_process}
@@ -196,17 +196,17 @@ def _check_resources(trials: list[PlannedTrial]) -> None:
             has = max((machine.get(name, 0) for machine in machines), default=0)
             if count > has:
                 raise NoResources(
-                    f"resources.{name.lower()}s: trial {trial.name!r} asks for {count:g}, but there are {has:g} {where}"
+                    f"resources.{name.lower()}s: trial {trial.name!r} needs {count:g}, but there are {has:g} {where}"
                 )
-        asked = " and ".join(f"{count:g} {name}s" for name, count in wanted.items() if count)
+        requested = " and ".join(f"{count:g} {name}s" for name, count in wanted.items() if count)
         fits = [
             min(int(machine.get(name, 0) / count) for name, count in wanted.items() if count) for machine in machines
         ]
         if max(fits) < 1:
             raise NoResources(
-                f"resources: trial {trial.name!r} asks for {asked}, which no one machine of the cluster has"
+                f"resources: trial {trial.name!r} needs {requested}, more than any single machine of the cluster has"
             )
         if sum(fits) < resources.team:
             raise NoResources(
-                f"resources.processes: trial {trial.name!r} asks for {resources.team} processes with {asked} each, but there is room for {sum(fits)}"
+                f"resources.processes: trial {trial.name!r} needs {resources.team} processes with {requested} each, but the cluster has room for {sum(fits)}"
             )

@@ -1,6 +1,6 @@
-"""The processes of a trial under Ray: actors in the trial's own placement group, one a bundle.
+"""Ranks of a distributed trial under Ray: actors in the trial's placement group, one per bundle.
 
-They die with the worker that leads them, since it owns them, and the worker learns of a lost one with the next message.
+The leading worker owns the actors, so they die with it. It notices a lost actor at the next message.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from dsd_lab.home.home import Home
 from dsd_lab.runs.peers import follow, job_of, trial_of
 from dsd_lab.specs.sweep import PlannedTrial
 
-_GOODBYE = 30.0
-"""Seconds in which a process that has trained to the end may leave."""
+_EXIT_SECONDS = 30.0
+"""Seconds that a rank has to exit after training."""
 
 
 class Follower:
-    """An actor that trains as one of a trial's processes that do not lead."""
+    """Actor that trains as a rank other than the leader."""
 
     def follow(self, job: dict[str, Any], rendezvous: str, rank: int) -> None:
         """Train to the end."""
@@ -39,10 +39,10 @@ class Follower:
 
 @contextlib.contextmanager
 def in_placement_group(home: Home, trial: PlannedTrial) -> Iterator[Peers]:
-    """This worker leads, in the first bundle; the others are started in those that follow.
+    """Lead a trial in the first bundle and start the other ranks in the next ones.
 
     Raises:
-        PeerLost: one of them ended before its time.
+        PeerLost: a rank ended early.
     """
     resources = trial.fields.resources
     size = resources.team
@@ -70,7 +70,7 @@ def in_placement_group(home: Home, trial: PlannedTrial) -> Iterator[Peers]:
         try:
             with joined(rendezvous, 0, size, resources.patience, pick_device(resources.gpus), lost) as peers:
                 yield peers
-            ray.wait(ends, num_returns=len(ends), timeout=_GOODBYE)
+            ray.wait(ends, num_returns=len(ends), timeout=_EXIT_SECONDS)
         except PeerLost as error:
             ray.wait(ends, num_returns=len(ends), timeout=1.0)
             raise PeerLost(_first_fault(ends) or str(error)) from error
@@ -80,7 +80,7 @@ def in_placement_group(home: Home, trial: PlannedTrial) -> Iterator[Peers]:
 
 
 def _rendezvous(folder: str) -> str:
-    """A file where all processes are on this machine: no port for others to knock at. Else a port of this one."""
+    """A file if all ranks are on this machine, which needs no open port; else a port of this machine."""
     if len([node for node in ray.nodes() if node["Alive"]]) == 1:
         return f"file:{folder}/meeting"
     address = ray.util.get_node_ip_address()
@@ -90,7 +90,7 @@ def _rendezvous(folder: str) -> str:
 
 
 def _first_fault(ends: list[Any]) -> str | None:
-    """Why the first process that is not there any more has ended, or None."""
+    """Why the first ended rank ended; None while all run."""
     ended, _ = ray.wait(ends, num_returns=len(ends), timeout=0)
     for end in ended:
         try:

@@ -1,4 +1,4 @@
-"""Comparing two runs of one trial: equal to the bit, or by how much and why not."""
+"""Compare two runs of a trial: bit-identical, or how far apart and why."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from dsd_lab.home.trial_folder import TrialFolder
 
 
 def compare(recorded: TrialFolder, again: TrialFolder) -> dict[str, Any]:
-    """Weights, records and origin of a trial and of its reproduction.
+    """Compare weights, records and origin of a trial and its reproduction.
 
     Returns:
-        `equal`, `weights` and `records`, each with `equal` (None: there is nothing to compare) and `text`, and
-        `differs`: what of their origin is not the same.
+        `equal`, `weights` and `records`, each with `equal` (None: nothing to compare) and `text`; and
+        `differs`: the differences of their origins.
     """
     weights, records = _weights(recorded, again), _records(recorded, again)
     equal = records["equal"] and weights["equal"] is not False
@@ -36,17 +36,17 @@ def _newest(folder: TrialFolder) -> tuple[str, dict[str, Tensor]] | None:
 
 
 def _weights(recorded: TrialFolder, again: TrialFolder) -> dict[str, Any]:
-    """All tensors of the last checkpoints: weights, averages, moments of the optimiser."""
+    """Compare all tensors of the last checkpoints: weights, EMA, optimiser moments."""
     before, now = _newest(recorded), _newest(again)
     if before is None or now is None or before[0] != now[0]:
-        where = "no checkpoint of the recorded trial is at hand" if before is None else "no checkpoint of the same step"
+        where = "the recorded trial has no checkpoint" if before is None else "the checkpoints are of different steps"
         return {"equal": None, "text": f"not compared: {where}"}
     (_, a), (_, b) = before, now
     if a.keys() != b.keys() or any(a[name].shape != b[name].shape for name in a):
-        return {"equal": False, "text": "differ: other tensors, or of other shapes"}
+        return {"equal": False, "text": "differ in names or shapes of tensors"}
     unequal = [name for name in a if not _same_bits(a[name], b[name])]
     if not unequal:
-        return {"equal": True, "text": f"equal to the bit ({len(a)} tensors at {before[0]})"}
+        return {"equal": True, "text": f"bit-identical ({len(a)} tensors at {before[0]})"}
     most = max(unequal, key=lambda name: _distance(a[name], b[name]))
     distance = _distance(a[most], b[most])
     text = f"{len(unequal)} of {len(a)} tensors differ, by at most {distance:.3g} (in {most})"
@@ -64,9 +64,9 @@ def _distance(a: Tensor, b: Tensor) -> float:
 
 
 def _records(recorded: TrialFolder, again: TrialFolder) -> dict[str, Any]:
-    """Every line of the spools, clock times left out."""
+    """Compare all lines of the spools without clock times."""
     before, now = ([line.result() for line in read_spool(f.spool)] for f in (recorded, again))
-    if not all("images" in line for line in before):  # recorded by a version that did not count them
+    if not all("images" in line for line in before):  # written by a version without these counts
         now = [{k: v for k, v in line.items() if k not in ("images", "flops")} for line in now]
     if before == now:
         return {"equal": True, "text": f"equal ({len(now)} lines)"}
@@ -81,7 +81,7 @@ def _records(recorded: TrialFolder, again: TrialFolder) -> dict[str, Any]:
 
 
 def _origins(recorded: TrialFolder, again: TrialFolder) -> Iterator[dict[str, Any]]:
-    """What of code, versions, machine and data is not the same."""
+    """Differences in code, versions, machine and data."""
     before, now = (_origin(folder) for folder in (recorded, again))
     for what in sorted(before.keys() | now.keys()):
         if before.get(what) != now.get(what):

@@ -1,4 +1,4 @@
-"""Run one trial in this process: train, spool, evaluate. Neither Ray nor MLflow is needed."""
+"""Run one trial in this process: train, spool, evaluate. Needs neither Ray nor MLflow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dsd_lab.core.training.events import Diverged, Finished, Logged
 from dsd_lab.core.training.trainer import Trainer, pick_device
 from dsd_lab.errors import BadInput, LabError, NoResources, PeerLost, is_disk_full
 from dsd_lab.files.atomic import PRIVATE, write_atomic
-from dsd_lab.home.beginnings import note_beginning
+from dsd_lab.home.beginnings import record_beginning
 from dsd_lab.home.home import Home
 from dsd_lab.home.plugins import keep_plugins, loaded_digests
 from dsd_lab.home.record_types import FORMAT
@@ -45,8 +45,8 @@ from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.specs.trial import SCHEMA_VERSION, Generation
 from dsd_lab.training_code import training_code
 
-_LOOK_AGAIN = 1.0
-"""Seconds between looks at a trial that another sweep holds."""
+_POLL_SECONDS = 1.0
+"""Seconds between checks of a trial that another sweep holds."""
 
 
 def run_trial(
@@ -55,25 +55,25 @@ def run_trial(
     evaluations: list[Generation],
     shelf: DataShelf,
     stop: Callable[[], bool] = lambda: False,
-    told: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
     team: Team = started_here,
 ) -> Generator[Progress]:
-    """Bring a trial to its end, resuming it where it stopped, then do the evaluations that are missing.
+    """Train a trial to its end, resuming it if needed, then make its missing evaluations.
 
-    A failure of the trial is recorded as its status and yielded as `failed`; it is not raised. Closing
-    the generator records `interrupted`. Where another process holds the trial, yields `running` once.
+    A failure of the trial is recorded in its status and yielded as `failed`, not raised. Closing the
+    generator records `interrupted`. If another process holds the trial, yields `running` once.
 
     Args:
         home: where everything is written.
-        trial: what is run.
-        evaluations: done on the final weights; none are done on a diverged trial.
-        shelf: data sets already in memory.
-        stop: asked at every step; where it says so, a checkpoint is saved and the trial ends as `interrupted`.
-        told: called while an evaluation draws, with the images drawn so far and the number asked for.
-        team: gathers the processes that train the trial with this one, which leads.
+        trial: the trial.
+        evaluations: made with the final weights; none for a diverged trial.
+        shelf: loaded datasets.
+        stop: called at every step; if true, a checkpoint is saved and the trial ends as `interrupted`.
+        on_progress: called during sampling with the images drawn and the images requested.
+        team: provides the other ranks of the trial; this process leads.
 
     Raises:
-        PeerLost: one of them is gone; the trial is `interrupted`.
+        PeerLost: a rank is gone; the trial is `interrupted`.
     """
     folder, steps = home.trial(trial.id), trial.fields.training.steps
     with folder.lock() as held:
@@ -84,22 +84,22 @@ def run_trial(
             if folder.state() not in ENDED:
                 yield from _train(home, folder, trial, shelf, stop, team)
             if folder.state() == "done":
-                yield from make_evaluations(home, folder, trial, evaluations, shelf, told)
+                yield from make_evaluations(home, folder, trial, evaluations, shelf, on_progress)
             yield Progress(folder.state(), folder.status().step, steps)
         except GeneratorExit:
             if folder.state() not in (*ENDED, STOPPED):
                 folder.write_status(state="interrupted")
             raise
-        except PeerLost as error:  # nothing is wrong with the trial: it goes on from its checkpoint
+        except PeerLost as error:  # not a fault of the trial, which resumes from its checkpoint
             folder.write_status(state="interrupted", error=str(error))
             raise
-        except Exception as error:  # the boundary of a trial: whatever went wrong is its result, the sweep goes on
+        except Exception as error:  # any error is recorded for this trial, and the sweep continues
             _record_failure(folder, error)
             yield Progress("failed", folder.status().step, steps)
 
 
 def gpu_is_lost() -> bool:
-    """Whether CUDA has failed in this process for good, as after an illegal access: every later call fails as well."""
+    """Whether CUDA has failed for good in this process, as after an illegal access: all later calls fail too."""
     if not torch.cuda.is_initialized():
         return False
     try:
@@ -110,9 +110,9 @@ def gpu_is_lost() -> bool:
 
 
 def free_memory() -> None:
-    """Give a GPU's memory that ended trials have left back, so that a process beside this one can have it."""
+    """Release GPU memory of ended trials, so that other processes can use it."""
     if torch.cuda.is_initialized():
-        gc.collect()  # compiled blocks refer to themselves
+        gc.collect()  # compiled blocks are reference cycles
         torch.cuda.empty_cache()
 
 
@@ -124,7 +124,7 @@ def run_when_free(
     stop: Callable[[], bool],
     team: Team = started_here,
 ) -> Generator[Progress]:
-    """Run a trial; where another sweep holds it, wait until that has finished it or died."""
+    """Run a trial. If another sweep holds it, wait until that sweep finishes it or dies."""
     while not stop():
         last = None
         with contextlib.closing(run_trial(home, trial, evaluations, shelf, stop, team=team)) as progress:
@@ -132,7 +132,7 @@ def run_when_free(
                 yield last
         if last is None or last.state != "running":
             return
-        time.sleep(_LOOK_AGAIN)
+        time.sleep(_POLL_SECONDS)
 
 
 def _record_failure(folder: TrialFolder, error: Exception) -> None:
@@ -140,16 +140,16 @@ def _record_failure(folder: TrialFolder, error: Exception) -> None:
     if not isinstance(error, LabError) and (place := plugin_place(error)) is not None:
         reason = f"{place}: {reason}"
     state = "failed"
-    if is_disk_full(error):  # nothing is wrong with the trial: the same command goes on with it
+    if is_disk_full(error):  # not a fault of the trial: the same command resumes it
         state = "interrupted"
-        reason = f"{folder.root}: the disk is full ({error}); older checkpoints are intact: free space, then run the same command again"
-    with contextlib.suppress(OSError):  # on a full disk the status alone may still fit in its place
+        reason = f"{folder.root}: the disk is full ({error}); older checkpoints are intact; free space, then run the same command again"
+    with contextlib.suppress(OSError):  # on a full disk the status may still fit
         write_atomic(folder.root / "error.txt", traceback.format_exc(), mode=PRIVATE)
-    cause = "input" if isinstance(error, BadInput) else None  # what a user can mend is tried again by the next sweep
+    cause = "input" if isinstance(error, BadInput) else None  # the next sweep retries what a user can fix
     try:
         folder.write_status(state=state, error=reason, cause=cause)
     except OSError as fault:
-        raise NoResources(f"{reason} (nor can its state be written: {fault})") from error
+        raise NoResources(f"{reason} (its state cannot be written either: {fault})") from error
 
 
 def _train(
@@ -167,7 +167,7 @@ def _train(
         steps=steps,
         attempt=attempt,
         error=None,
-        # In one file with the code that it follows: whatever is killed here, neither is known without the other.
+        # Step and code go into one file, so that a kill cannot separate them.
         trained_by=trained_by(folder, reached),
         code=code_of(folder),
         pid=os.getpid(),
@@ -177,36 +177,34 @@ def _train(
     )
     yield Progress("running", reached, steps)
 
-    def hung(why: str) -> None:
+    def on_hang(why: str) -> None:
         folder.write_status(state="failed", error=why, updated=time.time())
 
     patience = trial.fields.resources.patience
-    with Watchdog(folder.root / "hang.txt", patience, hung) as watchdog, team(home, trial) as peers:
-        with listening(
-            lambda *_: watchdog.beat()
-        ):  # reading may take longer than a step ever does, as long as it goes on
+    with Watchdog(folder.root / "hang.txt", patience, on_hang) as watchdog, team(home, trial) as peers:
+        with listening(lambda *_: watchdog.beat()):  # reading data may take longer than any step
             data = shelf.for_training(trial, home)
         device = pick_device(trial.fields.resources.gpus)
         devices = device_name(device) if peers.alone else f"{peers.size} x {device_name(device)}"
-        if trial.fields.training.compile:  # what was compiled is there for other processes, and for later sweeps
+        if trial.fields.training.compile:  # compiled code is shared by processes and later sweeps
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home.cache.resolve() / "compiled"))
         folder.write_status(trained_on=trained_on(folder, reached, devices))
         _describe(home, folder, trial, data, device)
         _begin(home, folder, trial, data, device)
         trainer = trainer_among(peers, trial, data, device, folder.checkpoints)
-        # Training goes on from a checkpoint whose records are all there: a power cut may have taken the last ones.
+        # Resume from a checkpoint with complete records: a power cut may have removed the last records.
         sound = sound_lines(folder.spool, folder.images)
         resumed = trainer.resume(lambda state: state.get("lines", 0) <= sound)
         # The newest checkpoint may be damaged.
         at = trainer.step if resumed else 0
         if not resumed:
-            (folder.root / "imported.json").unlink(missing_ok=True)  # nothing of it is somebody else's any more
+            (folder.root / "imported.json").unlink(missing_ok=True)  # nothing of it is imported any more
         changed: dict[str, Any] = {
             "trained_by": trained_by(folder, at),
             "trained_on": trained_on(folder, at, devices),
         }
         if damaged := sorted(path.name for path in folder.checkpoints.glob("damaged-*")):
-            changed["damaged"] = damaged  # passed over, and looked at by nobody yet
+            changed["damaged"] = damaged  # skipped, and kept for inspection
         folder.write_status(step=at, **changed)
         meter = Meter(trial.fields, cached_shape(trial.fields, home, training_code()), device)
         forget_peak(device)
@@ -225,25 +223,25 @@ def _train(
 
 
 def _begin(home: Home, folder: TrialFolder, trial: PlannedTrial, data: DataSet, device: torch.device) -> None:
-    """Go on from a checkpoint of another trial that trained alike until then, where this one has none of its own."""
+    """Start from a checkpoint of another trial with the same first steps, if this trial has none of its own."""
     found = None if list_checkpoints(folder.checkpoints) else find_beginning(home, trial)
     if found is not None and begin_from(found, folder, data.fingerprint, device.type):
         folder.write_status(**taken_over(found))
-    note_beginning(home, beginning_key(trial.fields, trial.seed), trial.id)
+    record_beginning(home, beginning_key(trial.fields, trial.seed), trial.id)
 
 
 def _follow(
     folder: TrialFolder, trainer: Trainer, spool: Spool, busy: float, watchdog: Watchdog, stop: Callable[[], bool]
 ) -> Generator[Progress]:
-    """Spool what the trainer tells, and keep the status up to it."""
+    """Write the trainer's events to the spool and update the status."""
 
-    def passing() -> bool:
+    def should_stop() -> bool:
         watchdog.beat()
         return stop()
 
     steps, began, written = trainer.trial.training.steps, time.perf_counter(), 0.0
     state, reason = "running", None
-    for event in trainer.run(passing, spool.flush):
+    for event in trainer.run(should_stop, spool.flush):
         watchdog.beat()
         spool.append(event)
         if isinstance(event, Diverged):
@@ -253,7 +251,7 @@ def _follow(
             state = "done"
         now, seconds = time.time(), busy + time.perf_counter() - began
         if state != "running":
-            spool.flush()  # whoever reads that the trial has ended finds all of its records
+            spool.flush()  # before the status: an ended trial has all of its records
             folder.write_status(
                 state=state, step=event.step, seconds=seconds, updated=now, error=reason, spool_bytes=spool.bytes
             )
@@ -269,7 +267,7 @@ def _follow(
 def _describe(home: Home, folder: TrialFolder, trial: PlannedTrial, data: DataSet, device: torch.device) -> None:
     name = device_name(device) if device.type == "cuda" else "cpu"
     keep_plugins(home)
-    (folder.root / "code.diff").unlink(missing_ok=True)  # of an attempt before
+    (folder.root / "code.diff").unlink(missing_ok=True)  # of a previous attempt
     if difference := work_tree_diff():
         write_atomic(folder.root / "code.diff", difference)
     plugins, shown = loaded_digests(), shown_metrics()

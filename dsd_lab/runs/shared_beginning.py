@@ -1,4 +1,4 @@
-"""Going on from another trial's checkpoint, where both trained alike until then, instead of from the first step."""
+"""Start a trial from another trial's checkpoint, where both train identically up to that step."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from dsd_lab.planning.shared_steps import Beginning
 
 
 def begin_from(found: Beginning, folder: TrialFolder, data: str, device: str) -> bool:
-    """Take over records, pictures and checkpoint of another trial; the checkpoint last, so that a trial has all or none.
+    """Copy records, images and checkpoint of another trial. The checkpoint comes last, so a trial has all or none.
 
     Args:
         found: by `find_beginning`.
-        folder: of the trial that goes on.
+        folder: of the trial to start.
         data: fingerprint of its images.
         device: type of its device.
 
     Returns:
-        Whether it was done: not where a file is damaged or gone, or the other trial had other images or another device.
+        Whether it succeeded. False where a file is damaged or missing, or where images or device differ.
     """
     name = f"step-{found.step:09d}"
     try:
@@ -51,7 +51,7 @@ def begin_from(found: Beginning, folder: TrialFolder, data: str, device: str) ->
 
 
 def _lines_until(found: Beginning) -> list[bytes] | None:
-    """The other trial's lines up to that of its checkpoint; None where that is not there."""
+    """The other trial's lines up to its checkpoint's line; None where that is missing."""
     lines = complete_lines(found.folder.spool)
     for count, entry in enumerate(parsed_lines(lines, found.folder.spool), 1):
         if entry.kind == "checkpoint" and entry.step == found.step:
@@ -60,7 +60,7 @@ def _lines_until(found: Beginning) -> list[bytes] | None:
 
 
 def taken_over(found: Beginning) -> dict[str, Any]:
-    """What the status of the trial that goes on says of it."""
+    """Entries for the status of the started trial."""
     status = found.folder.status()
     return {
         "began_from": BeganFrom(trial=found.folder.id, step=found.step),

@@ -1,8 +1,8 @@
-"""A trial's spool: one JSON line an event, on local disk, before anything else hears of it.
+"""Write a trial's spool: one JSON line per event, on local disk, from which the MLflow store is filled.
 
-The spool is the truth that the store replays. Lines are numbered; since events are a function of
-(trial, seed, step), a resumed trial that rewrites its tail writes the same numbers for the same
-events, and a reader that has seen line n never needs it again.
+Lines are numbered. Events are a function of (trial, seed, step), so a resumed trial that rewrites
+the end of its spool gives the same events the same numbers. A reader therefore never needs a line
+twice.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ __all__ = ["Spool", "read_spool"]
 
 
 class Spool:
-    """Appends events to a file; used by the one process that runs the trial.
+    """Appends events to a spool; used only by the process that runs the trial.
 
     Args:
         path: the spool file.
-        images: folder for drawn images.
-        resumed_at: step of the checkpoint that the trial resumes from; None starts it anew.
-        told: whether that checkpoint has a line.
-        lines: lines that precede that checkpoint; None, of an older checkpoint: found by their steps.
-        meter: counts images, FLOPs and speed; None leaves them out.
+        images: folder for image grids.
+        resumed_at: step of the checkpoint that the trial resumes from; None: from the start.
+        has_line: whether that checkpoint has a line.
+        lines: number of lines before that checkpoint; None (older checkpoints): found by steps.
+        meter: adds images, FLOPs and speed; None leaves them out.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class Spool:
         path: Path,
         images: Path,
         resumed_at: int | None,
-        told: bool = True,
+        has_line: bool = True,
         lines: int | None = None,
         meter: Meter | None = None,
     ) -> None:
-        kept = [] if resumed_at is None else _until_checkpoint(path, resumed_at, lines)
+        kept = [] if resumed_at is None else _lines_to_checkpoint(path, resumed_at, lines)
         self._images, self._meter, self._timed_from = images, meter, resumed_at or 0
         self._unflushed: list[Path] = []
         self._file = path.open("r+b" if path.exists() else "w+b")
@@ -56,17 +56,17 @@ class Spool:
         self._next = len(kept)
         last = SpoolLine.model_validate_json(kept[-1]) if kept else None
         written = last is not None and (last.kind, last.step) == ("checkpoint", resumed_at)
-        if resumed_at is not None and told and not written:
-            # Killed between the checkpoint and its line: the line is all that is missing.
+        if resumed_at is not None and has_line and not written:
+            # The process was killed between the checkpoint and its line, so only the line is missing.
             self._write(Checkpointed(resumed_at, 0.0))
 
     def append(self, event: Event) -> None:
-        """Write one event; it outlives this process from here on, and a power cut from the next `flush` on."""
+        """Write an event. It survives a kill of this process at once, and a power cut after the next `flush`."""
         line = self._write(event)
         self._unflushed += [self._images / name for name in line.files]
 
     def flush(self) -> dict[str, Any]:
-        """Make everything that was appended survive a power cut; returns how many lines that is."""
+        """Make all lines survive a power cut. Returns their number for the checkpoint: `{"lines": N}`."""
         for path in self._unflushed:
             sync_file(path)
         if self._unflushed:
@@ -78,30 +78,36 @@ class Spool:
 
     @property
     def bytes(self) -> int:
-        """Size of the file so far."""
+        """Current size of the file."""
         return self._file.tell()
 
     def _write(self, event: Event) -> SpoolLine:
         version = {} if self._next else {"format": FORMAT}
-        said = {"n": self._next, **version, "time": time.time(), "step": event.step, **_said(event, self._images)}
+        fields = {
+            "n": self._next,
+            **version,
+            "time": time.time(),
+            "step": event.step,
+            **_line_fields(event, self._images),
+        }
         if self._meter is not None:
-            said |= self._meter.seen(event.step)
+            fields |= self._meter.seen(event.step)
             if isinstance(event, Logged):
-                said["machine"] = self._meter.speed(self._timed_from, event.step, event.seconds)
+                fields["machine"] = self._meter.speed(self._timed_from, event.step, event.seconds)
                 self._timed_from = event.step
-        line = SpoolLine.model_validate(said)
+        line = SpoolLine.model_validate(fields)
         self._file.write(line.model_dump_json(exclude_unset=True).encode() + b"\n")
         self._file.flush()
         self._next += 1
         return line
 
     def close(self) -> None:
-        """Close the file; what was appended stays."""
+        """Close the file."""
         self._file.close()
 
 
-def _until_checkpoint(path: Path, step: int, count: int | None) -> list[bytes]:
-    """The lines before a checkpoint and its own, where it is there; what a power cut left after them is dropped."""
+def _lines_to_checkpoint(path: Path, step: int, count: int | None) -> list[bytes]:
+    """Lines up to and including a checkpoint's line. Lines after them, left by a power cut, are dropped."""
     lines = complete_lines(path)
     lines = lines if count is None else lines[: max(count, sound_lines(path))]
     kept: list[bytes] = []
@@ -114,8 +120,8 @@ def _until_checkpoint(path: Path, step: int, count: int | None) -> list[bytes]:
     return kept
 
 
-def _said(event: Event, images: Path) -> dict[str, Any]:
-    """What a line says of an event beside its step."""
+def _line_fields(event: Event, images: Path) -> dict[str, Any]:
+    """Fields of an event's line without its step."""
     if isinstance(event, Logged):
         return {"kind": "train", "metrics": finite(event.metrics), "seconds": event.seconds}
     if isinstance(event, Probed):

@@ -1,4 +1,4 @@
-"""A trial under torchrun, which starts its processes on one machine or on several."""
+"""A trial under torchrun, which starts its ranks on one or more machines."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 
 def torchrun_rank() -> int | None:
-    """Rank of this process, or None where torchrun did not start it."""
+    """Rank of this process; None where torchrun did not start it."""
     return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
 
 
 def with_its_processes(trial: PlannedTrial) -> PlannedTrial:
-    """The trial with as many processes, and GPUs where it has some, as torchrun has started; its id is the same.
+    """The trial with torchrun's number of processes, and of GPUs if it uses any. Its id stays the same.
 
     Raises:
-        BadInput: the spec asks for another number, or the batch is too small for so many.
+        BadInput: the spec requires another number, or the batch is too small.
     """
     size, resources = int(os.environ["WORLD_SIZE"]), trial.fields.resources
     if resources.processes not in (None, size):
         raise BadInput(f"resources.processes is {resources.processes}, but torchrun started {size} processes")
     if size > trial.fields.training.batch_size // trial.fields.training.grad_accum_steps:
-        raise BadInput(f"torchrun started {size} processes, but a batch has fewer images than that")
+        raise BadInput(f"torchrun started {size} processes, but a batch has fewer images")
     changed = {"processes": size, "gpus": float(size) if resources.gpus else 0.0}
     fields = trial.fields.model_copy(update={"resources": resources.model_copy(update=changed)})
     return replace(trial, fields=fields)
@@ -39,10 +39,10 @@ def with_its_processes(trial: PlannedTrial) -> PlannedTrial:
 
 @contextlib.contextmanager
 def gathered(home: Home, trial: PlannedTrial) -> Iterator[Peers]:
-    """This process leads those that torchrun has started.
+    """Lead the ranks that torchrun started.
 
     Raises:
-        PeerLost: one of them is gone.
+        PeerLost: a rank is gone.
     """
     from dsd_lab.core.peers import joined  # imports torch
     from dsd_lab.core.training.trainer import pick_device

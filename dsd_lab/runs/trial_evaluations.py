@@ -1,4 +1,4 @@
-"""The evaluations of a finished trial that are still missing."""
+"""Make the missing evaluations of a finished trial."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.specs.trial import Generation
 
 STATUS_EVERY = 1.0
-"""Seconds between status files while training."""
+"""Seconds between updates of the status file."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a trial is."""
+    """Progress of a trial."""
 
     state: str
     step: int
@@ -43,9 +43,9 @@ def make_evaluations(
     trial: PlannedTrial,
     evaluations: list[Generation],
     shelf: DataShelf,
-    told: Callable[[int, int], None] | None,
+    on_progress: Callable[[int, int], None] | None,
 ) -> Generator[Progress]:
-    """Make the evaluations of a finished trial that are missing; yields its progress after each."""
+    """Make the missing evaluations of a finished trial; yields progress after each."""
     done = folder.evaluations()
     wanted = {evaluation_id(e): e for e in evaluations if evaluation_id(e) not in done and applies(e, trial.fields)}
     if not wanted:
@@ -53,10 +53,10 @@ def make_evaluations(
     check_files(list(wanted.values()), home)
     torch.set_num_threads(trial.fields.resources.threads)
     data, device = shelf.of_trial(folder, trial.fields, home), pick_device(trial.fields.resources.gpus)
-    said = _Said(folder, len(wanted), told)
-    bench = Bench(trial.fields, folder.checkpoints, data, device, home, said)
+    progress = _EvaluationProgress(folder, len(wanted), on_progress)
+    bench = Bench(trial.fields, folder.checkpoints, data, device, home, progress)
     try:
-        # Evaluations of the same samples follow each other: the bench keeps the last ones.
+        # Evaluations of the same samples are adjacent, since only the last samples are cached.
         for key, e in sorted(
             wanted.items(), key=lambda item: (item[1].weights, str(item[1].images), sampling_name(item[1]))
         ):
@@ -66,25 +66,25 @@ def make_evaluations(
             made = Evaluation(settings=e.model_dump(), metrics=metrics, seconds=time.perf_counter() - started)
             write_atomic(folder.images / f"evaluation-{key}.png", encoded(samples), durable=True)
             made.write(folder.root / "evaluations" / f"{key}.json", durable=True)
-            said.one_more()
+            progress.next_evaluation()
             yield Progress("done", trial.fields.training.steps, trial.fields.training.steps)
     finally:
         folder.say_evaluating(None)
 
 
-class _Said:
-    """Tells the trial's folder how far its evaluations are, at most once a second."""
+class _EvaluationProgress:
+    """Records the progress of evaluations in the trial's folder, at most once per second."""
 
-    def __init__(self, folder: TrialFolder, of: int, told: Callable[[int, int], None] | None) -> None:
-        self._folder, self._of, self._told = folder, of, told
+    def __init__(self, folder: TrialFolder, of: int, on_progress: Callable[[int, int], None] | None) -> None:
+        self._folder, self._of, self._on_progress = folder, of, on_progress
         self._done, self._written = 0, 0.0
 
-    def __call__(self, drawn: int, asked: int) -> None:
-        if self._told is not None:
-            self._told(drawn, asked)
+    def __call__(self, drawn: int, requested: int) -> None:
+        if self._on_progress is not None:
+            self._on_progress(drawn, requested)
         if time.monotonic() - self._written >= STATUS_EVERY:
             self._written = time.monotonic()
-            self._folder.say_evaluating(f"evaluation {self._done + 1}/{self._of}, {drawn:,}/{asked:,} images")
+            self._folder.say_evaluating(f"evaluation {self._done + 1}/{self._of}, {drawn:,}/{requested:,} images")
 
-    def one_more(self) -> None:
+    def next_evaluation(self) -> None:
         self._done += 1

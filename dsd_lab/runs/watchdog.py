@@ -1,4 +1,4 @@
-"""Ends a process whose training hangs, and leaves its stacks in a file."""
+"""End a process whose training hangs, and write its stacks to a file."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from pathlib import Path
 
 
 class Watchdog:
-    """Ends a process that makes no step for too long, having written where each of its threads stands.
+    """Ends the process if no step finishes in time, after writing the stacks of all threads.
 
-    Seconds are counted while the process runs, so that one that was stopped, or a machine that slept,
-    is not taken for one that hangs.
+    Only time in which the process runs counts. A suspended process or machine is therefore not taken for a hang.
 
     Args:
         report: file for the stacks.
         patience: seconds without a step.
-        record: called with what happened before the process ends.
+        record: called with a message before the process ends.
     """
 
     def __init__(self, report: Path, patience: float, record: Callable[[str], None] = lambda why: None) -> None:
@@ -37,7 +36,7 @@ class Watchdog:
         self._thread.join()
 
     def beat(self) -> None:
-        """A step was made."""
+        """Note a finished step."""
         self._beats += 1
 
     def _watch(self) -> None:
@@ -52,6 +51,6 @@ class Watchdog:
                 print(
                     f"dsd-lab: no step in {waited:g} s; the stacks are in {self._report}", file=sys.stderr, flush=True
                 )
-                with contextlib.suppress(Exception):  # a full disk: the process ends in any case
+                with contextlib.suppress(Exception):  # also on a full disk the process must end
                     self._record(f"hang: no step in {waited:g} s, the stacks are in {self._report}")
                 os._exit(1)

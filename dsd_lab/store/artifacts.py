@@ -1,4 +1,4 @@
-"""What the store keeps of a trial beside its metrics, made from the trial's folder: parameters, tags and files."""
+"""What MLflow holds of a trial besides metrics: parameters, tags and files, made from the trial's folder."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dsd_lab.home.history import write_history
 from dsd_lab.home.spool import is_whole_picture
 from dsd_lab.home.sweep_records import Entry, Manifest
 from dsd_lab.home.trial_folder import ENDED, TrialFolder
-from dsd_lab.runs.continuity import told_changes, told_devices
+from dsd_lab.runs.continuity import format_codes, format_devices
 
 
 def differing(trials: list[Entry]) -> list[str]:
-    """Key paths of the training fields that are not the same in all trials of a manifest."""
+    """Key paths of the training fields that differ among the trials of a manifest."""
     flats = [flat(t.canonical) for t in trials]
     keys = dict.fromkeys(k for fields in flats for k in fields)
     return [k for k in keys if len({json.dumps(fields.get(k)) for fields in flats}) > 1]
@@ -28,7 +28,7 @@ def flat(sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def sweep_parameters(manifest: Manifest) -> dict[str, Any]:
-    """Parameters of a sweep's parent run: what its trials have in common, and what it is made of."""
+    """Parameters of a sweep's parent run: common fields of its trials, and its settings."""
     trials = manifest.trials
     apart, common = set(differing(trials)), flat(trials[0].canonical) if trials else {}
     made_of = {
@@ -42,7 +42,7 @@ def sweep_parameters(manifest: Manifest) -> dict[str, Any]:
 
 
 def status_tags(folder: TrialFolder, state: str) -> dict[str, str]:
-    """How far a trial is and what went wrong, and where its result comes from: that once its data was loaded."""
+    """Progress and error of a trial, and the origin of its result, which is known once its data was loaded."""
     status, description = folder.status(), folder.description()
     tags = {
         "dsd.state": state,
@@ -51,9 +51,9 @@ def status_tags(folder: TrialFolder, state: str) -> dict[str, str]:
         "dsd.attempt": status.attempt or 1,
         "dsd.code": status.code or "unknown",
     }
-    if changes := told_changes(status):
+    if changes := format_codes(status):
         tags["dsd.code_changes"] = changes
-    if devices := told_devices(status):
+    if devices := format_devices(status):
         tags["dsd.device_changes"] = devices
     if status.error:
         tags["dsd.error"] = printable(status.error)[:500]
@@ -73,9 +73,9 @@ def status_tags(folder: TrialFolder, state: str) -> dict[str, str]:
 
 
 def write_artifacts(folder: TrialFolder, state: str, target: Path) -> None:
-    """Write below `target` what the report reads: the history, `trial.json` and, of an ended trial, `final/`.
+    """Write what the report reads below `target`: the history, `trial.json` and, for an ended trial, `final/`.
 
-    A trial that failed before its data was loaded, or whose `trial.json` is damaged, has none of it.
+    Writes none of it for a trial that failed before its data was loaded or whose `trial.json` is damaged.
     """
     if folder.description() is None:
         return
@@ -88,8 +88,8 @@ def write_artifacts(folder: TrialFolder, state: str, target: Path) -> None:
 
 
 def _write_final(folder: TrialFolder, final: Path) -> None:
-    """The last grids under fixed names, and the averaged weights as safetensors."""
-    # Imports torch: only where a trial has ended, so that a report on a store that has everything does not wait for it.
+    """The last image grids under fixed names, and the EMA weights as safetensors."""
+    # Imports torch, so only for trials whose files are not in the store yet.
     from safetensors.torch import save
 
     from dsd_lab.core.training.checkpoints import list_checkpoints, load_checkpoint
@@ -100,7 +100,7 @@ def _write_final(folder: TrialFolder, final: Path) -> None:
         if newest := next(filter(is_whole_picture, grids), None):
             (final / f"{name}.png").write_bytes(newest.read_bytes())
     counted = folder.root / "parameters.json"
-    if counted.exists():  # an imported trial whose weights stayed behind
+    if counted.exists():  # a trial imported without weights
         (final / "parameters.json").write_bytes(counted.read_bytes())
     for path in list_checkpoints(folder.checkpoints)[:1]:
         try:
@@ -108,4 +108,4 @@ def _write_final(folder: TrialFolder, final: Path) -> None:
         except CorruptCheckpoint:
             return
         average = {k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")}
-        (final / "weights.safetensors").write_bytes(save(average))  # `save_file` gives 0600, whatever the umask
+        (final / "weights.safetensors").write_bytes(save(average))  # `save_file` would ignore the umask

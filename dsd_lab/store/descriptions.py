@@ -1,4 +1,4 @@
-"""What MLflow's pages say of a sweep beyond its trials' records: parameters, views, and what a report found."""
+"""Parameters, views and descriptions of a sweep on MLflow's pages."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from dsd_lab.store.views import MAX_DISTANCES, views_of
 NOTE, VERDICT = "mlflow.note.content", "dsd.verdict"
 """Tags of a run: its description, and the verdict on its trial."""
 _CHANGED = "dsd.changed_parameters"
-_LONGEST_NOTE = 4900
-"""Characters that every store takes."""
-_AT_ONCE = 100
-"""Parameters a call, at most, as MLflow takes them."""
+_MAX_NOTE = 4900
+"""Characters that every kind of store accepts."""
+_BATCH = 100
+"""Maximum of parameters per call in MLflow."""
 
 
 def log_parameters(client: MlflowClient, run_id: str, parameters: list[Param]) -> None:
-    """Add parameters to a run; one that it has cannot be changed."""
-    for start in range(0, len(parameters), _AT_ONCE):
-        client.log_batch(run_id, params=parameters[start : start + _AT_ONCE])
+    """Add parameters to a run. Existing parameters cannot be changed."""
+    for start in range(0, len(parameters), _BATCH):
+        client.log_batch(run_id, params=parameters[start : start + _BATCH])
 
 
 def describe_sweep(client: MlflowClient, parent: Run, manifest: Manifest) -> None:
-    """Give a sweep's parent run its parameters. MLflow changes none: what a later run of the sweep changed is in a tag."""
+    """Add a sweep's parameters to its parent run. MLflow cannot change them, so a tag lists later changes."""
     wanted = {k: str(v)[:500] for k, v in sweep_parameters(manifest).items()}
     run_id, there = parent.info.run_id, parent.data
     log_parameters(client, run_id, [Param(k, v) for k, v in wanted.items() if k not in there.params])
     changed = {k: v for k, v in wanted.items() if there.params.get(k, v) != v}
-    told = "; ".join(f"{k}: {there.params[k]}, now {v}" for k, v in changed.items())[:_LONGEST_NOTE]
-    if told != there.tags.get(_CHANGED, ""):
-        client.set_tag(run_id, _CHANGED, told)
+    changes = "; ".join(f"{k}: {there.params[k]}, now {v}" for k, v in changed.items())[:_MAX_NOTE]
+    if changes != there.tags.get(_CHANGED, ""):
+        client.set_tag(run_id, _CHANGED, changes)
 
 
 def offer_views(client: MlflowClient, home: Home, experiment: str, manifest: Manifest) -> None:
-    """Offer a sweep's trials as views of MLflow's pages, with the FIDs that have been measured by now."""
+    """Add views of a sweep's trials to MLflow's pages, with the FIDs measured so far."""
     first = {entry.variant: entry for entry in reversed(manifest.trials)}
     measured = (e for t in first.values() for e in home.trial(t.id).evaluations().values())
     distances = dict.fromkeys(name for e in measured for name in e.metrics if name.startswith("fid/"))
@@ -51,19 +51,19 @@ def offer_views(client: MlflowClient, home: Home, experiment: str, manifest: Man
 
 
 def attach_report(client: MlflowClient, parent: str, folder: Path, key: str, place: str, note: str) -> None:
-    """Add a report's pages, tables and figures to a sweep's parent run, and what it found to the run's description."""
+    """Add a report's pages, tables and figures to a sweep's parent run, and its summary to the run's description."""
     for name in ("report.html", "report.md"):
         client.log_artifact(parent, str(folder / name), place)
-    part = folder / key if (folder / key).is_dir() else folder  # a report of several sweeps has a folder of each
+    part = folder / key if (folder / key).is_dir() else folder  # a report of several sweeps has a folder per sweep
     for path in [*part.glob("tables/*.csv"), *part.glob("figures/*.png")]:
         client.log_artifact(parent, str(path), f"{place}/{path.parent.name}")
-    if len(note) > _LONGEST_NOTE:
-        note = note[:_LONGEST_NOTE].rpartition("\n")[0] + f"\n\nThe rest is in the artifact {place}/report.md."
+    if len(note) > _MAX_NOTE:
+        note = note[:_MAX_NOTE].rpartition("\n")[0] + f"\n\nThe rest is in the artifact {place}/report.md."
     client.set_tag(parent, NOTE, note)
 
 
 def record_verdicts(client: MlflowClient, runs: Iterable[Run], verdicts: dict[str, str | None]) -> None:
-    """Give runs the verdicts on their trials, by trial; one that has none any more loses the tag."""
+    """Tag runs with the verdicts on their trials. Runs without a verdict lose the tag."""
     for run in runs:
         verdict, before = verdicts.get(run.data.tags["dsd.trial"]), run.data.tags.get(VERDICT)
         if verdict is not None and verdict != before:

@@ -1,4 +1,4 @@
-"""What can go wrong between this program and an MLflow store."""
+"""Errors of MLflow stores."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from dsd_lab.files.redaction import without_password
 
 STORE_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error, requests.RequestException, OSError)
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "PERMISSION_DENIED")
-"""MLflow's codes of answers that it gives at once."""
+"""MLflow's codes of errors that a retry does not cure."""
 
 
 class StoreUnavailable(LabError):
-    """The store cannot be reached, or refuses a value; spools are kept and replayed later."""
+    """The store is unreachable or refuses a value. Spools are kept and replayed later."""
 
 
 @contextlib.contextmanager
-def answering(uri: str) -> Iterator[None]:
-    """One line without passwords in the place of what fails in a store.
+def translate_errors(uri: str) -> Iterator[None]:
+    """Turn errors of a store into a one-line `StoreUnavailable` without passwords.
 
     Raises:
-        StoreUnavailable: the store does not answer, or refuses what it was given.
+        StoreUnavailable: the store does not answer, or refuses a value.
     """
     try:
         yield
@@ -35,5 +35,5 @@ def answering(uri: str) -> Iterator[None]:
         lines = [line for line in str(error).splitlines() if line and not line.startswith("(raised as a result of")]
         reason = (lines or [type(error).__name__])[0][:300]
         refused = isinstance(error, MlflowException) and error.error_code in _REFUSALS
-        what = "refuses what it was given" if refused else "does not answer"
+        what = "refuses a value" if refused else "does not answer"
         raise StoreUnavailable(without_password(f"the store {uri} {what}: {reason}", uri)) from None

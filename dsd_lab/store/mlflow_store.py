@@ -1,9 +1,8 @@
-"""The store: `sweep_runs.py` and `replay.py` write it, `reading.py` reads it, `shared.py` says which of its runs are ours.
+"""The store. `sweep_runs.py` and `replay.py` write it, `reading.py` reads it, `shared.py` finds this home's runs.
 
-The spools of a sweep's trials are replayed into MLflow: one experiment a spec name,
-a parent run a sweep, a child run a trial, found again by their tags. A metric is keyed by (run, name,
-step). Replaying a spool duplicates nothing. Training never waits for the store; a store that is down
-costs only time.
+Spools are replayed into MLflow: an experiment per spec, a parent run per sweep and a child run per trial, found by
+their tags. A metric is identified by run, name and step, so a repeated replay duplicates nothing. Training never
+waits for the store.
 """
 
 from __future__ import annotations
@@ -26,60 +25,60 @@ from dsd_lab.home.home import Home
 from dsd_lab.home.sweep_records import Entry, Manifest
 from dsd_lab.home.trial_folder import TrialFolder
 from dsd_lab.store.descriptions import attach_report, record_verdicts
-from dsd_lab.store.faults import StoreUnavailable, answering
+from dsd_lab.store.faults import StoreUnavailable, translate_errors
 from dsd_lab.store.moved import artifacts_uri, relocate
 from dsd_lab.store.own_runs import Record
 from dsd_lab.store.reading import Reader, StoredTrial
-from dsd_lab.store.replay import bring_up
-from dsd_lab.store.shared import Ours
+from dsd_lab.store.replay import sync_run
+from dsd_lab.store.shared import HomeRuns
 from dsd_lab.store.sweep_runs import Writer, imported_with
 from dsd_lab.store.uri import default_uri, own_uri, refuse_files, with_driver
 
 
 @dataclass
 class Store:
-    """An MLflow store, opened once; the schema of a new SQLite file is made under a lock.
+    """An MLflow store. A lock protects the creation of a new SQLite schema.
 
     Args:
         home: whose trials are stored.
-        uri: tracking URI; None takes `default_uri`.
+        uri: tracking URI; None: `default_uri`.
 
     Raises:
-        BadInput: the address is none of a store that can be used.
+        BadInput: the address is not of a usable store.
         StoreUnavailable: the store does not answer.
     """
 
     home: Home
     uri: str | None = None
     _notes: dict[str, None] = field(default_factory=dict)
-    """What was passed over while trials were read."""
-    _said: set[str] = field(default_factory=set)
+    """Problems that were skipped while trials were read."""
+    _printed: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.uri = self.uri or default_uri(self.home.root)
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        # It prints the traceback of every fault of a database, which `_answering` tells of in one line.
+        # MLflow logs a traceback for every database error, which `_translate_errors` reports in one line.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         refuse_files(self.uri)
-        with locked(self.home.root / ".mlflow.lock"), answering(self.uri):
+        with locked(self.home.root / ".mlflow.lock"), translate_errors(self.uri):
             own = self.uri == own_uri(self.home.root)
             if self.uri.startswith("sqlite:///"):
                 relocate(Path(self.uri.removeprefix("sqlite:///")), self.home.root, self.home.id, own)
             if own:
-                (self.home.root / "mlflow.db").touch()  # SQLite would give it 0644, whatever the umask
-            _artifact_repos_cache.clear()  # by run alone: a copy of a home has the same runs elsewhere
+                (self.home.root / "mlflow.db").touch()  # SQLite would ignore the umask
+            _artifact_repos_cache.clear()  # keyed by run only, but copies of a home share runs
             self.client = MlflowClient(tracking_uri=with_driver(self.uri))
             self.client.search_experiments(max_results=1)
-            self.ours = Ours(self.client, self.home, own, _say, Record(self.home, None if own else self.uri))
+            self.ours = HomeRuns(self.client, self.home, own, _say, Record(self.home, None if own else self.uri))
             artifacts = artifacts_uri(self.home.root)
             local = self.uri.startswith("sqlite:")
             self._writer = Writer(self.client, self.home, self.ours, artifacts if local else None)
 
     @contextlib.contextmanager
-    def _answering(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
-            with answering(str(self.uri)):
+            with translate_errors(str(self.uri)):
                 yield
         except StoreUnavailable:
             self._writer.forget()
@@ -87,8 +86,8 @@ class Store:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Writer]:
-        """As the only process of this home; the runs that are made are recorded whatever fails after that."""
-        with locked(self.home.root / ".upload.lock"), self._answering():
+        """Exclusive access for this home. New runs are recorded even if the block fails."""
+        with locked(self.home.root / ".upload.lock"), self._translate_errors():
             try:
                 yield self._writer
             finally:
@@ -96,23 +95,23 @@ class Store:
 
     @property
     def notices(self) -> list[str]:
-        """What was found in the store and passed over, or replaced by files of the home folder; each is a line."""
+        """One line per problem that was skipped, or resolved with files of the home folder."""
         return [printable(line) for line in [*self.ours.notices(), *self._notes]]
 
     def say_notices(self) -> None:
-        """Print the notices that have not been printed."""
+        """Print the notices that were not printed yet."""
         for line in self.notices:
-            if line not in self._said:
+            if line not in self._printed:
                 _say(line)
-        self._said.update(self.notices)
+        self._printed.update(self.notices)
 
     # -- Writing -------------------------------------------------------------------------------------
 
     def sync(self, manifest: Manifest) -> int:
-        """Bring the store up to the files of a sweep's trials; returns the spool lines that were new.
+        """Bring the store up to date with a sweep's trials. Returns the number of new spool lines.
 
         Raises:
-            StoreUnavailable: the store failed half-way; the next call goes on from there.
+            StoreUnavailable: the store failed midway; the next call continues.
         """
         with self._writing() as writer:
             sweep = writer.sweep(manifest)
@@ -120,7 +119,7 @@ class Store:
             for entry in manifest.trials:
                 try:
                     new += writer.trial(sweep, entry)
-                except BadInput as error:  # a damaged file of one trial keeps no other from being stored
+                except BadInput as error:  # a damaged file must not block other trials
                     faults.append(error)
             writer.machine(sweep)
             writer.settle(sweep, manifest)
@@ -131,14 +130,14 @@ class Store:
     def attach_report(
         self, manifest: Manifest, folder: Path, note: str, verdicts: dict[str, str | None], place: str = "report"
     ) -> None:
-        """Add a report to a sweep's parent run, and the verdicts to the runs of its trials.
+        """Add a report to a sweep's parent run, and verdicts to the runs of its trials.
 
         Args:
             manifest: of the sweep.
-            folder: of the report: its pages, and below it or below a folder of the sweep's key tables and figures.
-            note: what it found, in Markdown: the description of the parent run.
-            verdicts: on the latents, by trial; None is none.
-            place: folder of the artifacts.
+            folder: of the report: pages, and tables and figures in it or in a subfolder named by the sweep's key.
+            note: summary in Markdown for the description of the parent run.
+            verdicts: on the latents, by trial id; None: no verdict.
+            place: folder among the artifacts.
 
         Raises:
             StoreUnavailable: the store does not answer.
@@ -150,10 +149,10 @@ class Store:
             record_verdicts(self.client, self.ours.runs(own, sweep.everywhere), verdicts)
 
     def close_orphans(self, dry_run: bool = False) -> list[str]:
-        """Close as KILLED the runs that say RUNNING though nobody works on their trial; returns their names.
+        """Close as KILLED this home's runs that are marked RUNNING without a live process. Returns their names.
 
-        What a power cut or a killed uploader leaves. The next `sync` gives such a run the state that its
-        trial's files have. Runs of other homes in a shared store are not ours to judge.
+        A power cut or a killed uploader leaves such runs. The next `sync` sets the state of the trial's files. Runs of
+        other homes in a shared store are not touched.
 
         Args:
             dry_run: only find them.
@@ -180,21 +179,21 @@ class Store:
     # -- Reading -------------------------------------------------------------------------------------
 
     def read(self, manifest: Manifest, scratch: Path) -> list[StoredTrial]:
-        """The trials of a sweep as the store holds them; artifacts are fetched below `scratch` where they are remote.
+        """Trials of a sweep as stored. Remote artifacts are downloaded below `scratch`.
 
         Raises:
             StoreUnavailable: the store does not answer.
         """
-        with self._answering():
+        with self._translate_errors():
             trials, self._writer.current = self._writer.current, None
             if trials is None:
                 trials = self.ours.runs("tags.`dsd.kind` = 'trial'")
             own = artifacts_uri(self.home.root) if self.ours.own else None
-            reader = Reader(self.client, scratch, own, self._write_anew, lambda line: self._notes.setdefault(line))
+            reader = Reader(self.client, scratch, own, self._rewrite, lambda line: self._notes.setdefault(line))
             return [self._stored(reader, entry, trials) for entry in manifest.trials]
 
     def _stored(self, reader: Reader, entry: Entry, trials: list[Run]) -> StoredTrial:
-        """A trial from this home's run; where it was never here, from one that may be another home's, and is marked so."""
+        """A trial from this home's run; if it was never here, from another home's run, and marked as imported."""
         folder = self.home.trial(entry.id)
         runs, status = [run for run in trials if run.data.tags["dsd.trial"] == entry.id], folder.status()
         if status.state != "pending":
@@ -204,15 +203,15 @@ class Store:
         recorded = [run for run in runs if self.ours.is_recorded(run)]
         if recorded:
             return reader.stored(entry, recorded[-1], None)
-        found = reader.stored(entry, next(reversed(runs or self.ours.of_anybody(entry.id)), None), None)
+        found = reader.stored(entry, next(reversed(runs or self.ours.of_any_home(entry.id)), None), None)
         if found.folder is not None:
             found.tags.setdefault("dsd.imported", "another home of the store")
         return found
 
-    def _write_anew(self, run: Run, folder: TrialFolder) -> None:
-        _say(f"the artifacts of {run.info.run_name!r} were gone from the store; they are written anew")
+    def _rewrite(self, run: Run, folder: TrialFolder) -> None:
+        _say(f"the artifacts of {run.info.run_name!r} are missing in the store; they are written again")
         settled = str(run.data.tags.get("dsd.settled"))
-        bring_up(self.client, run, folder, folder.state(), settled, self._writer.certain, anew=True)
+        sync_run(self.client, run, folder, folder.state(), settled, self._writer.verified_runs, reupload=True)
 
 
 def _say(line: str) -> None:

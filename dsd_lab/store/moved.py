@@ -1,7 +1,7 @@
-"""A home folder that was moved or copied: its database names the places of artifacts absolutely, and MLflow cannot change them.
+"""Adapt the database of a home folder that was moved or copied.
 
-So the database is changed, before anything is read from it or written: else results would be looked for, and new
-ones written, where the folder lay before.
+MLflow stores absolute paths of artifacts and cannot change them. They are changed in the database before it is read
+or written; otherwise MLflow would use the old folder.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ def artifacts_uri(root: Path) -> str:
 
 
 def relocate(database: Path, root: Path, home_id: str, own: bool) -> int:
-    """Point a home's experiments and runs to where its artifacts lie now; returns how many experiments had moved.
+    """Point a home's experiments and runs to its present artifacts folder. Returns the number of moved experiments.
 
     Args:
-        database: MLflow's SQLite file; one that is missing or holds something else is left as it is.
+        database: MLflow's SQLite file. A missing or foreign file is not touched.
         root: the home folder.
         home_id: of the home folder.
-        own: whether what says of no home that it is its own is this one's.
+        own: whether experiments without a home belong to this home.
     """
-    with contextlib.suppress(sqlite3.Error):  # MLflow itself says what is wrong with a file that is none
+    with contextlib.suppress(sqlite3.Error):  # MLflow itself reports a file that is not a database
         address = f"file:{quote(str(database.resolve()))}?mode=ro"
         with contextlib.closing(sqlite3.connect(address, uri=True)) as reading:
             moved = _moved(reading, artifacts_uri(root), home_id, own)
@@ -48,7 +48,7 @@ def relocate(database: Path, root: Path, home_id: str, own: bool) -> int:
 
 
 def _moved(database: sqlite3.Connection, new: str, home_id: str, own: bool) -> list[tuple[int, str, str]]:
-    """(experiment, old place, new place) of this home's experiments whose artifacts are said to lie elsewhere."""
+    """(experiment, old path, new path) of this home's experiments whose artifacts are recorded elsewhere."""
     tags = dict(database.execute("select experiment_id, value from experiment_tags where key = 'dsd.home'").fetchall())
     found = []
     for experiment, location in database.execute("select experiment_id, artifact_location from experiments"):

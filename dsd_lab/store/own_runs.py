@@ -1,4 +1,4 @@
-"""What a run says of itself, and the record of the runs that this home made: tags can be anybody's, ids cannot."""
+"""Check tags of runs, which may be foreign, and record the ids of the runs that this home made."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SLOT = {
     "trial": ("dsd.imported", "dsd.trial", "dsd.code"),
     "pointer": ("dsd.sweep", "dsd.trial", "dsd.points_to"),
 }
-"""Tags that no two runs of one home share. What an import brought has runs apart from what was trained here."""
+"""Tags that together identify a run of a home. Imported trials have separate runs."""
 
 
 def _is_count(value: str) -> bool:
@@ -54,8 +54,8 @@ _TAGS: dict[str, Callable[[str], bool]] = {
 }
 
 
-def wrong_in(run: Run) -> str | None:
-    """What a run says that no run of ours says: its tags become paths, queries and numbers."""
+def invalid_tag(run: Run) -> str | None:
+    """The first invalid tag of a run, as text; None where all are valid. Tags become paths, queries and numbers."""
     tags = run.data.tags
     needed = NEEDED.get(tags.get("dsd.kind", "trial"), ())
     for name, is_one in _TAGS.items():
@@ -65,17 +65,17 @@ def wrong_in(run: Run) -> str | None:
 
 
 def slot_of(tags: dict[str, str]) -> str:
-    """What a run with these tags is recorded under."""
+    """The key under which a run with these tags is recorded."""
     kind = tags["dsd.kind"]
     return " ".join([kind, *(tags.get(name, "-") for name in _SLOT[kind])])
 
 
 class Record:
-    """`mlflow-runs.json` of a home folder: run ids by store and by what they hold.
+    """`mlflow-runs.json` of a home folder: run ids by store and slot.
 
     Args:
         home: the home folder.
-        uri: of the store; None is the database in that folder, wherever it lies.
+        uri: of the store; None: the database in the home folder.
     """
 
     def __init__(self, home: Home, uri: str | None) -> None:
@@ -86,7 +86,7 @@ class Record:
         self._new: dict[str, str] = {}
 
     def get(self, slot: str) -> str | None:
-        """The run that is recorded; None where there is none."""
+        """The recorded run id; None where there is none."""
         return self._found.get(slot)
 
     def add(self, slot: str, run_id: str) -> None:
@@ -95,7 +95,7 @@ class Record:
             self._found[slot] = self._new[slot] = run_id
 
     def save(self) -> None:
-        """Write what is new; the caller holds the lock of the store's writers."""
+        """Write new entries. The caller holds the lock of the store's writers."""
         if self._new:
             everything = read_json_object(self._path) or {}
             found = self._recorded(everything) | self._new

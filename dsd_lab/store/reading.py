@@ -1,4 +1,4 @@
-"""What a store holds, as its readers see it: a trial's run with its files. They may be torn, or lie in a place of others."""
+"""Read trials from a store. Its files may be damaged or foreign."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from dsd_lab.home.trial_records import Parameters, TrialRecord
 from dsd_lab.store.artifacts import write_artifacts
 
 _COLUMNS = ("step", "name", "index", "value")
-_MOST_ROWS = 50_000_000
-"""Of a trial's history: a gigabyte."""
+_MAX_ROWS = 50_000_000
+"""Of a trial's history: about a gigabyte."""
 _READ = ("history.parquet", "trial.json", "final", "images", "evaluations")
 """Artifacts of a trial that a report reads."""
 
 
 @dataclass
 class StoredTrial:
-    """What the store holds of a trial of a sweep."""
+    """A sweep's trial as stored."""
 
     entry: Entry
     """The trial's row of the sweep's manifest."""
     tags: dict[str, str]
     metrics: dict[str, float]
     folder: Path | None
-    """Downloaded artifacts: history.parquet, trial.json, final/*.png; None where the trial never started."""
+    """Downloaded artifacts: history.parquet, trial.json, final/*.png; None where the trial was never started."""
 
 
 @dataclass(frozen=True)
@@ -47,26 +47,26 @@ class Reader:
 
     Args:
         client: of the store.
-        scratch: where artifacts are fetched to.
-        own: address of the folder of all artifacts, where the store is the home's own; None of another, in which the
-            artifacts of an experiment lie where its maker put them.
-        write_anew: called with a run and its trial's folder, where the store has lost the run's artifacts.
-        note: called with one line about what is passed over.
+        scratch: download folder for artifacts.
+        own: URI of the folder of all artifacts if the store is the home's own; None for another store, which may
+            keep artifacts anywhere.
+        rewrite: called with a run and its trial's folder if the run's artifacts are missing.
+        note: called with a line about a skipped problem.
     """
 
     client: MlflowClient
     scratch: Path
     own: str | None
-    write_anew: Callable[[Run, TrialFolder], None]
+    rewrite: Callable[[Run, TrialFolder], None]
     note: Callable[[str], None]
 
     def stored(self, entry: Entry, run: Run | None, folder: TrialFolder | None) -> StoredTrial:
-        """A trial from its run; pending where there is no run, or where it cannot be read.
+        """Read a trial from its run; pending where there is no run or it is unreadable.
 
         Args:
             entry: the trial's row of a manifest.
             run: of the trial.
-            folder: of the trial in this home, which stands in for artifacts that are lost or damaged.
+            folder: of the trial in this home; replaces missing or damaged artifacts.
         """
         pending = StoredTrial(entry, {"dsd.state": "pending"}, {}, None)
         if run is None:
@@ -74,7 +74,7 @@ class Reader:
         place = self._fetched(entry.id, run)
         started = folder is not None and folder.description() is not None and not folder.is_locked()
         if folder is not None and started and place is not None and not (place / "history.parquet").exists():
-            self.write_anew(run, folder)
+            self.rewrite(run, folder)
             run = self.client.get_run(run.info.run_id)
             place = self._fetched(entry.id, run)
         if place is not None and not (reason := damage(place)):
@@ -82,9 +82,9 @@ class Reader:
         what = "lie outside the folders of the store" if place is None else f"are damaged ({reason})"
         line = f"trial {entry.id}: its files in the store {what}"
         if folder is None:
-            self.note(f"{line}; it is passed over")
+            self.note(f"{line}; the trial is skipped")
             return pending
-        self.note(f"{line}; those of the home folder are shown")
+        self.note(f"{line}; the files of the home folder are used")
         place = self.scratch / f"own-{entry.id}"
         place.mkdir(exist_ok=True)
         write_artifacts(folder, str(run.data.tags.get("dsd.state")), place)
@@ -93,7 +93,7 @@ class Reader:
         return StoredTrial(entry, dict(run.data.tags), dict(run.data.metrics), place)
 
     def _fetched(self, trial: str, run: Run) -> Path | None:
-        """Where a run's artifacts are on this machine; None where they are in a place of others."""
+        """Local folder of a run's artifacts; None where they lie outside the store's folders."""
         folder = local_folder(run)
         if folder is not None:
             trusted = self.own or str(self.client.get_experiment(run.info.experiment_id).artifact_location)
@@ -110,13 +110,13 @@ class Reader:
 
 
 def local_folder(run: Run) -> Path | None:
-    """Where the artifacts of a run lie on this machine; None where they are behind a server."""
+    """Local folder of a run's artifacts; None where they are on a server."""
     place = urlparse(run.info.artifact_uri)
     return Path(unquote(place.path)) if place.scheme in ("", "file") else None
 
 
 def has_lost_artifacts(run: Run, folder: TrialFolder) -> bool:
-    """Whether a run that had all of its trial's files has them no more; asks no server."""
+    """Whether a run's complete artifacts are missing now. Asks no server."""
     place = local_folder(run)
     if place is None or "dsd.settled" not in run.data.tags or folder.description() is None:
         return False
@@ -125,27 +125,27 @@ def has_lost_artifacts(run: Run, folder: TrialFolder) -> bool:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with the files of a trial's run that a report cannot do without; None where nothing is."""
+    """What is wrong with the files that a report needs; None where all are valid."""
     if not os.path.lexists(folder / "history.parquet") and not os.path.lexists(folder / "trial.json"):
-        return None  # it failed before its data was loaded
+        return None  # the trial failed before its data was loaded
     try:
         for name in ("history.parquet", "trial.json"):
             check_plain(folder / name)
         if TrialRecord.read(folder / "trial.json") is None:
-            return "trial.json is no JSON object"
+            return "trial.json is not a JSON object"
         table = pq.ParquetFile(folder / "history.parquet")
         if table.schema_arrow.names[:4] != list(_COLUMNS):
             return "history.parquet has other columns"
-        if table.metadata.num_rows > _MOST_ROWS:
+        if table.metadata.num_rows > _MAX_ROWS:
             return f"history.parquet declares {table.metadata.num_rows:,} rows"
-        table.read().validate(full=True)  # text that is no UTF-8 is found by nothing less
+        table.read().validate(full=True)  # only a full validation detects text that is not UTF-8
         weights, counted = folder / "final" / "weights.safetensors", folder / "final" / "parameters.json"
         if os.path.lexists(weights):
             check_plain(weights)
             with safe_open(weights, framework="numpy"):
                 pass
         if os.path.lexists(counted) and Parameters.known(counted) is None:
-            return "final/parameters.json holds no number of parameters"
+            return "final/parameters.json has no number of parameters"
     except (OSError, UnicodeDecodeError, pa.ArrowException, BadInput, SafetensorError) as error:
         return (str(error).splitlines() or [type(error).__name__])[0][:200]
     return None

@@ -1,8 +1,8 @@
-"""One trial's files into its MLflow run: metrics, pictures, evaluations, the data set, its state.
+"""Copy a trial's files into its MLflow run: metrics, images, evaluations, dataset, state.
 
-The tag `dsd.lines` counts the spool lines that a run holds and is written after their metrics; a
-process that has not written them itself, or that saw the store fail, asks the run which steps it
-holds before it adds to them, so that replaying a spool duplicates nothing.
+The tag `dsd.lines` counts the spool lines in a run and is written after their metrics. If this process did not
+write them, or the store failed meanwhile, the run is asked which steps it has before more are added. A repeated
+replay therefore duplicates nothing.
 """
 
 from __future__ import annotations
@@ -33,48 +33,54 @@ RUN_STATUS = {
 }
 STD, _VARIANCE = "latent/std", "latent/variance"
 BATCH = 900
-"""Metrics a call; MLflow takes at most 1,000."""
+"""Metrics per call; MLflow allows 1,000."""
 
 
-def bring_up(
-    client: MlflowClient, run: Run, folder: TrialFolder, state: str, seen: str, certain: set[str], anew: bool = False
+def sync_run(
+    client: MlflowClient,
+    run: Run,
+    folder: TrialFolder,
+    state: str,
+    seen: str,
+    verified_runs: set[str],
+    reupload: bool = False,
 ) -> int:
-    """Add to a trial's run all that its folder has and the run lacks; returns the spool lines that were new.
+    """Add to a trial's run what its folder has and the run lacks. Returns the number of new spool lines.
 
     Args:
         client: of the store.
-        run: the trial's, as it is now.
+        run: the trial's, up to date.
         folder: the trial's.
         state: of the trial.
-        seen: what its files were when its state was asked for; the tag `dsd.settled` of a run that has all of them.
-        certain: runs whose tag `dsd.lines` is known to be true; this one is added to them.
-        anew: whether its artifacts are gone, and are all written again.
+        seen: signature of the trial's files when its state was read; becomes the tag `dsd.settled` of a complete run.
+        verified_runs: runs whose tag `dsd.lines` is verified; this run is added.
+        reupload: upload all artifacts again, since they are missing.
     """
-    if anew:
+    if reupload:
         _pictures(client, run, folder)
-    new = _replay(client, run, folder, certain)
-    _evaluations(client, run, folder, anew)
+    new = _replay(client, run, folder, verified_runs)
+    _evaluations(client, run, folder, reupload)
     _data_set(client, run, folder)
     _settle(client, run, folder, state, seen)
     return new
 
 
 def set_state(client: MlflowClient, run_id: str, state: str, ended: float | None = None) -> None:
-    """Give a run the status that goes with a trial's or a sweep's state."""
+    """Set the run status for a state of a trial or sweep."""
     if state in RUN_STATUS:
         client.set_terminated(run_id, RUN_STATUS[state], int(1000 * (ended or time.time())))
     else:
         client.update_run(run_id, "RUNNING")
 
 
-def _replay(client: MlflowClient, run: Run, folder: TrialFolder, certain: set[str]) -> int:
+def _replay(client: MlflowClient, run: Run, folder: TrialFolder, verified_runs: set[str]) -> int:
     lines, run_id = list(read_spool(folder.spool)), run.info.run_id
     held = counted = int(run.data.tags.get("dsd.lines", 0))
     known: set[tuple[str, int]] = set()
-    if run_id not in certain and counted != len(lines):
+    if run_id not in verified_runs and counted != len(lines):
         known = {(key, m.step) for key in run.data.metrics for m in client.get_metric_history(run_id, key)}
-        held = 0  # metrics may have been stored without the count, or other lines been counted
-        certain.add(run_id)
+        held = 0  # the count may be wrong: metrics are stored before it
+        verified_runs.add(run_id)
     metrics: list[Metric] = []
     for line in lines[held:]:
         stamp = int(line.time * 1000)
@@ -91,7 +97,7 @@ def _replay(client: MlflowClient, run: Run, folder: TrialFolder, certain: set[st
 
 
 def stored_metrics(line: SpoolLine) -> dict[str, float]:
-    """What the store holds of a spool line: its metrics, and the std of latents, since MLflow's charts take no roots."""
+    """Metrics of a spool line in the store, with the std of the latents, since MLflow's charts cannot take roots."""
     metrics = line.measured()
     return metrics | ({STD: metrics[_VARIANCE] ** 0.5} if metrics.get(_VARIANCE, -1.0) >= 0 else {})
 
@@ -101,7 +107,7 @@ def _flush(client: MlflowClient, run_id: str, metrics: list[Metric], lines: int)
 
 
 def _pictures(client: MlflowClient, run: Run, folder: TrialFolder) -> None:
-    """All pictures that the run should hold by its count of lines."""
+    """Upload all images of the lines that the run already counts."""
     for line in list(read_spool(folder.spool))[: int(run.data.tags.get("dsd.lines", 0))]:
         if line.kind == "images":
             _upload_images(client, run.info.run_id, folder, line, int(line.time * 1000))
@@ -113,12 +119,12 @@ def _upload_images(client: MlflowClient, run_id: str, folder: TrialFolder, line:
         key, path = name.rsplit("-", 1)[0], folder.images / name
         marked = (f"{key}%step%{line.step}%", f"{key}+step+{line.step}+")
         if is_whole_picture(path) and not any(file.startswith(marked) for file in there):
-            with contextlib.suppress(DamagedImage):  # the store keeps none of it
+            with contextlib.suppress(DamagedImage):  # a damaged image is not stored
                 client.log_image(run_id, open_grid(path), key=key, step=line.step, timestamp=stamp, synchronous=True)
 
 
-def _evaluations(client: MlflowClient, run: Run, folder: TrialFolder, anew: bool) -> None:
-    held = set() if anew else set(filter(None, run.data.tags.get("dsd.evaluations", "").split(",")))
+def _evaluations(client: MlflowClient, run: Run, folder: TrialFolder, reupload: bool) -> None:
+    held = set() if reupload else set(filter(None, run.data.tags.get("dsd.evaluations", "").split(",")))
     known, run_id = set(run.data.metrics), run.info.run_id
     step, stamp = folder.status().step, int(time.time() * 1000)
     for key, content in folder.evaluations().items():
@@ -129,14 +135,14 @@ def _evaluations(client: MlflowClient, run: Run, folder: TrialFolder, anew: bool
             client.log_artifact(run_id, str(picture), "final")
         client.log_dict(run_id, content.model_dump(), f"evaluations/{key}.json")
         held.add(key)
-        fresh = {k: v for k, v in content.metrics.items() if k not in known}  # evaluations share floors
+        fresh = {k: v for k, v in content.metrics.items() if k not in known}  # evaluations share reference values
         metrics = [Metric(k, v, stamp, step) for k, v in fresh.items()]
         known |= set(fresh)
         client.log_batch(run_id, metrics=metrics, tags=[RunTag("dsd.evaluations", ",".join(sorted(held)))])
 
 
 def _data_set(client: MlflowClient, run: Run, folder: TrialFolder) -> None:
-    """The data set as MLflow's pages show one: an input of the run, with its digest."""
+    """Log the dataset as an input of the run, with its digest."""
     description = folder.description()
     if description is None or (run.inputs is not None and run.inputs.dataset_inputs):
         return
@@ -147,22 +153,22 @@ def _data_set(client: MlflowClient, run: Run, folder: TrialFolder) -> None:
 
 
 def source_of(data: Data) -> tuple[str, dict[str, Any]]:
-    """MLflow's type of a data set's source and what it holds, from a trial's `data` fields."""
+    """MLflow's source type and content for a dataset, from a trial's `data` fields."""
     if data.path is not None:
         return "local", {"uri": data.path}
     if data.hub is not None:
-        return "hugging_face", {"path": data.hub}  # as MLflow's own HuggingFaceDatasetSource
+        return "hugging_face", {"path": data.hub}  # same format as MLflow's HuggingFaceDatasetSource
     return "code", {"tags": {"mlflow.source.name": "sklearn.datasets.load_digits"}}
 
 
 def _settle(client: MlflowClient, run: Run, folder: TrialFolder, state: str, seen: str) -> None:
-    """Record the state and the files that go with it."""
+    """Record the state and the signature of the files."""
     run_id = run.info.run_id
     with tempfile.TemporaryDirectory() as scratch:
         write_artifacts(folder, state, Path(scratch))
         client.log_artifacts(run_id, scratch)
     tags = status_tags(folder, state) | ({} if state == "running" else {"dsd.settled": seen})
     if "dsd.error" in run.data.tags and "dsd.error" not in tags:
-        client.delete_tag(run_id, "dsd.error")  # it was tried again
+        client.delete_tag(run_id, "dsd.error")  # the error is of an earlier attempt
     set_state(client, run_id, state, folder.status().updated)
     client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])

@@ -1,8 +1,8 @@
-"""Which experiments and runs of a store are a home folder's own; it may hold those of many homes, and of other programs.
+"""Find a home folder's own experiments and runs in a store that other homes and programs may share.
 
-The tag `dsd.home` says it. What an earlier version stored has none: in the home's own database it is the home's,
-elsewhere a trial's run is, where it began at the very millisecond that the trial's status says. Anybody can write
-such tags, so where the home has recorded the id of a run, no other run is taken for it.
+The tag `dsd.home` identifies them. Runs of earlier versions lack the tag: in the home's own database they are ours,
+elsewhere a trial's run is ours if its start time equals that of the trial's status to the millisecond. Since anybody
+can write tags, a recorded run id takes precedence.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from mlflow.exceptions import MlflowException
 
 from dsd_lab.home.home import Home
 from dsd_lab.home.names import is_trial_id
-from dsd_lab.store.own_runs import NEEDED, Record, slot_of, wrong_in
+from dsd_lab.store.own_runs import NEEDED, Record, invalid_tag, slot_of
 
-_AT_ONCE = 500
-"""Experiments that one search of runs names."""
+_BATCH = 500
+"""Experiments per search of runs."""
 
 
 @dataclass(frozen=True)
-class Ours:
-    """Finds what is a home's own.
+class HomeRuns:
+    """Finds a home's own runs.
 
     Args:
         client: of the store.
         home: the home folder.
         own: whether the store is the database in that folder.
-        say: called with one line about what was missing and is found again or made anew.
+        say: called with a line about something restored or recreated.
         record: of the runs that this home made.
     """
 
@@ -39,13 +39,13 @@ class Ours:
     own: bool
     say: Callable[[str], None]
     record: Record
-    _wrong: dict[str, str] = field(default_factory=dict)
-    """Runs that were passed over for their tags, and what is wrong with them."""
-    _alike: dict[str, dict[str, None]] = field(default_factory=dict)
-    """Runs that were passed over since another is recorded, or came first, by what they claim to be."""
+    _invalid: dict[str, str] = field(default_factory=dict)
+    """Runs that were skipped for invalid tags, and the reason."""
+    _duplicates: dict[str, dict[str, None]] = field(default_factory=dict)
+    """Skipped runs by what they claim to be: another run is recorded, or came first."""
 
     def is_ours(self, run: Run) -> bool:
-        """Whether a run says that it is this home's."""
+        """Whether a run's tags say that it is this home's."""
         tags = run.data.tags
         if tags.get("dsd.kind") not in NEEDED:
             return False
@@ -56,46 +56,46 @@ class Ours:
         return bool(started > 0 and run.info.start_time == int(1000 * started))
 
     def is_recorded(self, run: Run) -> bool:
-        """Whether this home is known to have made a run, or to have taken it as its own with the trial's files at hand."""
+        """Whether the home's record lists this run."""
         return bool(self.record.get(slot_of(run.data.tags)) == run.info.run_id)
 
     def runs(self, condition: str, experiments: list[str] | None = None, deleted: bool = False) -> list[Run]:
-        """This home's runs that meet a condition, one of each kind, trial and code."""
+        """This home's runs that match a condition, one per slot."""
         named = self.experiments() if experiments is None else experiments
-        alike: dict[str, list[Run]] = {}
+        by_slot: dict[str, list[Run]] = {}
         for run in self._checked(self.is_ours, condition, named, deleted):
-            alike.setdefault(slot_of(run.data.tags), []).append(run)
-        return [own for slot, runs in alike.items() if (own := self._own_of(slot, runs)) is not None]
+            by_slot.setdefault(slot_of(run.data.tags), []).append(run)
+        return [own for slot, runs in by_slot.items() if (own := self._pick(slot, runs)) is not None]
 
-    def of_anybody(self, trial: str) -> list[Run]:
-        """Runs of a trial, whichever home they say they are of and whatever their experiments are called."""
+    def of_any_home(self, trial: str) -> list[Run]:
+        """Runs of a trial from any home and experiment."""
         everywhere = [str(e.experiment_id) for e in self._search(ViewType.ACTIVE_ONLY, None)]
         condition = f"tags.`dsd.kind` = 'trial' and tags.`dsd.trial` = '{trial}'"
         return self._checked(lambda run: True, condition, everywhere)
 
     def notices(self) -> list[str]:
-        """What was passed over, a line each."""
+        """A line per group of skipped runs."""
         lines = []
-        if self._wrong:
-            first, reason = next(iter(self._wrong.items()))
-            lines.append(f"{len(self._wrong)} foreign runs of the store are passed over, first {first}: {reason}")
-        for what, runs in self._alike.items():
-            lines.append(f"{len(runs)} other runs of {what} in the store are passed over, first {next(iter(runs))}")
+        if self._invalid:
+            first, reason = next(iter(self._invalid.items()))
+            lines.append(f"{len(self._invalid)} foreign runs of the store are skipped, first {first}: {reason}")
+        for what, runs in self._duplicates.items():
+            lines.append(f"{len(runs)} other runs of {what} in the store are skipped, first {next(iter(runs))}")
         return lines
 
     def _checked(
         self, wanted: Callable[[Run], bool], condition: str, named: list[str], deleted: bool = False
     ) -> list[Run]:
-        """Runs of experiments whose tags may become paths, queries and numbers; every search is made here."""
+        """Search runs, and keep those with valid tags. Every search goes through this method."""
         view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
         found = []
-        for start in range(0, len(named), _AT_ONCE):
-            some, token = named[start : start + _AT_ONCE], None
+        for start in range(0, len(named), _BATCH):
+            some, token = named[start : start + _BATCH], None
             while True:
                 page = self.client.search_runs(some, condition, view, 1000, ["attributes.start_time ASC"], token)
                 for run in filter(wanted, page):
-                    if reason := wrong_in(run):
-                        self._wrong[run.info.run_id] = reason
+                    if reason := invalid_tag(run):
+                        self._invalid[run.info.run_id] = reason
                     else:
                         found.append(run)
                 token = page.token
@@ -103,21 +103,21 @@ class Ours:
                     break
         return sorted(found, key=lambda run: run.info.start_time or 0)
 
-    def _own_of(self, slot: str, runs: list[Run]) -> Run | None:
-        """The recorded one of runs that say the same; without a record, or where that run is gone for good, the first."""
+    def _pick(self, slot: str, runs: list[Run]) -> Run | None:
+        """The recorded run of several with one slot; the first if none is recorded or that run is deleted for good."""
         recorded = self.record.get(slot)
         own = next((run for run in runs if run.info.run_id == recorded), None)
-        if own is None and (recorded is None or not self._is_there(recorded)):
+        if own is None and (recorded is None or not self._exists(recorded)):
             own = runs[0]
         for run in runs:
             if run is not own:
                 tags = run.data.tags
                 what = f"trial {tags['dsd.trial']}" if "dsd.trial" in tags else f"sweep {tags['dsd.sweep']}"
-                self._alike.setdefault(what, {})[run.info.run_id] = None
+                self._duplicates.setdefault(what, {})[run.info.run_id] = None
         return own
 
-    def _is_there(self, run_id: str) -> bool:
-        """Whether the store holds a run, deleted or not."""
+    def _exists(self, run_id: str) -> bool:
+        """Whether the store has a run, deleted or not."""
         try:
             self.client.get_run(run_id)
         except MlflowException as error:
@@ -131,40 +131,40 @@ class Ours:
         return [str(e.experiment_id) for e in self._experiments(ViewType.ACTIVE_ONLY)]
 
     def experiment(self, name: str, why: str, artifacts: str | None) -> str:
-        """The experiment of a spec, whatever it is called now; made where there is none.
+        """The experiment of a spec, whatever its present name; created where there is none.
 
         Args:
             name: of the spec.
-            why: its question, the experiment's description.
-            artifacts: URI of the folder for its artifacts; None leaves it to the server.
+            why: question of the spec; becomes the description.
+            artifacts: URI of the folder for artifacts; None leaves it to the server.
         """
-        mine = [e for e in self._experiments(ViewType.ALL) if e.tags.get("dsd.experiment", e.name) == name]
-        mine = [e for e in mine if self._is_mine(e)]
-        mine.sort(key=lambda e: e.lifecycle_stage != "active")
-        if not mine:
-            return self._made(name, why, artifacts)
-        found = mine[0]
+        own = [e for e in self._experiments(ViewType.ALL) if e.tags.get("dsd.experiment", e.name) == name]
+        own = [e for e in own if self._is_own(e)]
+        own.sort(key=lambda e: e.lifecycle_stage != "active")
+        if not own:
+            return self._create_experiment(name, why, artifacts)
+        found = own[0]
         if found.lifecycle_stage != "active":
             self.client.restore_experiment(found.experiment_id)
-            self.say(f"the experiment {found.name!r} had been deleted from the store; it is restored")
+            self.say(f"the experiment {found.name!r} was deleted in the store; it is restored")
         for key, value in (("dsd.home", self.home.id), ("dsd.experiment", name)):
             if found.tags.get(key) != value:
                 self.client.set_experiment_tag(found.experiment_id, key, value)
         return str(found.experiment_id)
 
-    def _made(self, name: str, why: str, artifacts: str | None) -> str:
+    def _create_experiment(self, name: str, why: str, artifacts: str | None) -> str:
         free = name
         if self.client.get_experiment_by_name(name) is not None:
             free = f"{name}-{self.home.id[:8]}"
-            self.say(f"the experiment {name!r} of the store belongs to others; this home's runs go to {free!r}")
-        # The kind makes MLflow's pages open on training runs instead of traces.
+            self.say(f"the experiment {name!r} of the store is foreign; this home's runs go to {free!r}")
+        # This tag makes MLflow's pages open on training runs instead of traces.
         tags = {"mlflow.note.content": why, "mlflow.experimentKind": "custom_model_development"}
         tags |= {"dsd.home": self.home.id, "dsd.experiment": name}
         place = None if artifacts is None else f"{artifacts}/{free}"
         return str(self.client.create_experiment(free, place, tags))
 
     def _experiments(self, view: int) -> Iterator[Experiment]:
-        """Experiments in which this home's runs are looked for."""
+        """Experiments to search for this home's runs."""
         if self.own:
             yield from self._search(view, None)
             return
@@ -185,8 +185,8 @@ class Ours:
             if not token:
                 return
 
-    def _is_mine(self, experiment: Experiment) -> bool:
-        """Whether an experiment is this home's; one that says nothing is, where any of its runs is."""
+    def _is_own(self, experiment: Experiment) -> bool:
+        """Whether an experiment is this home's: by its tag, or, without one, if any of its runs is."""
         if "dsd.home" in experiment.tags:
             return bool(experiment.tags["dsd.home"] == self.home.id)
         deleted = experiment.lifecycle_stage != "active"

@@ -1,4 +1,4 @@
-"""A sweep's files into its runs: the parent run, one run a trial, and pointers to trials that other sweeps trained."""
+"""Write a sweep to its runs: the parent, a run per trial, and pointers to trials that other sweeps trained."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from dsd_lab.store.artifacts import differing, flat
 from dsd_lab.store.descriptions import NOTE, VERDICT, describe_sweep, log_parameters, offer_views
 from dsd_lab.store.own_runs import slot_of
 from dsd_lab.store.reading import has_lost_artifacts
-from dsd_lab.store.replay import BATCH, bring_up, set_state
-from dsd_lab.store.shared import Ours
+from dsd_lab.store.replay import BATCH, set_state, sync_run
+from dsd_lab.store.shared import HomeRuns
 from dsd_lab.store.system_metrics import read_samples
 
-_FOLLOWING = ("dsd.settled", "dsd.evaluations")
-"""Tags of a pointer that follow those of the run that it points to."""
+_COPIED_TAGS = ("dsd.settled", "dsd.evaluations")
+"""Tags that a pointer copies from its target run."""
 
 
 @dataclass(frozen=True)
 class SweepRuns:
-    """Where a sweep is in the store."""
+    """A sweep in the store."""
 
     key: str
     experiment: str
     parent: str
     parent_run: Run | None
-    """The parent as the first pass found it; None in later passes."""
+    """The parent as found in the first pass; None in later passes."""
     differing: list[str]
     whys: dict[str, str]
-    """What each variant is there for."""
+    """`why` of each variant."""
     imported: bool
     trials: dict[tuple[str, str, str | None], Run]
-    """Runs of trials by trial, code and import as the first pass found them, so that it asks once and not for each."""
+    """Runs by trial, code and import as found in the first pass, by a single search."""
     pointers: dict[str, Run]
-    """The same of this sweep's pointers, by the run that they point to."""
+    """This sweep's pointers as found in the first pass, by target run."""
     everywhere: list[str]
-    """Experiments in which runs of this home may be."""
+    """Experiments that may hold runs of this home."""
 
 
 def imported_with(folder: TrialFolder) -> str | None:
-    """The sweep that an import brought a trial with; None where it was trained here."""
+    """The sweep with which a trial was imported; None where it was trained here."""
     mark = folder.imported()
     return None if mark is None else mark.sweep
 
@@ -60,14 +60,14 @@ def _axes(entry: Entry) -> dict[str, str | int]:
 
 
 def _may_change(sweep: SweepRuns, run: Run) -> bool:
-    """Whether a sweep may add to a run: an import changes only runs that are its own."""
+    """Whether a sweep may change a run: an imported sweep changes only its own runs."""
     tags = run.data.tags
     return not sweep.imported or tags["dsd.kind"] == "pointer" or tags.get("dsd.imported") == sweep.key
 
 
 @dataclass
 class Writer:
-    """Writes sweeps into a store, and remembers what it has seen of it.
+    """Writes sweeps to a store and caches what it knows of it.
 
     Args:
         client: of the store.
@@ -78,24 +78,24 @@ class Writer:
 
     client: MlflowClient
     home: Home
-    ours: Ours
+    ours: HomeRuns
     artifacts: str | None
-    certain: set[str] = field(default_factory=set)
-    """Runs whose tag `dsd.lines` is known to be true."""
+    verified_runs: set[str] = field(default_factory=set)
+    """Runs whose tag `dsd.lines` is verified."""
     current: list[Run] | None = None
-    """Runs of trials as the last pass found them, where it had nothing to write: a report need not ask again."""
+    """Runs of trials with nothing to write in the last pass, so that a report need not search again."""
     _runs: dict[str, str] = field(default_factory=dict)
-    """Run ids by what was searched for."""
+    """Run ids by search."""
     _seen: dict[str, str] = field(default_factory=dict)
-    """What each trial's files were at the last pass."""
+    """Signature of each trial's files at the last pass."""
 
     def forget(self) -> None:
-        """The store failed: what was seen of it may be true no more."""
-        for memory in (self._runs, self._seen, self.certain):
+        """Drop the caches after an error of the store."""
+        for memory in (self._runs, self._seen, self.verified_runs):
             memory.clear()
 
     def sweep(self, manifest: Manifest) -> SweepRuns:
-        """The sweep's experiment and its parent run, made or restored where they are missing."""
+        """The sweep's experiment and parent run; created or restored where missing."""
         key, name, why = manifest.key, manifest.name, manifest.why
         experiment = self.ours.experiment(name, why, self.artifacts)
         imported = None if manifest.imported is None else key
@@ -133,7 +133,7 @@ class Writer:
             wanted = f"tags.`dsd.kind` = '{kind}' and {condition}"
             for deleted in (False, True):
                 runs = self.ours.runs(wanted, experiments, deleted)
-                if kind != "pointer":  # it takes over the tags of the run that it points to
+                if kind != "pointer":  # a pointer copies its target's tags
                     runs = [run for run in runs if run.data.tags.get("dsd.imported") == imported]
                 if runs:
                     break
@@ -141,13 +141,13 @@ class Writer:
                 return None
             if deleted:
                 self.client.restore_run(runs[0].info.run_id)
-                self.ours.say(f"the run {runs[0].info.run_name!r} had been deleted from the store; it is restored")
+                self.ours.say(f"the run {runs[0].info.run_name!r} was deleted in the store; it is restored")
             self.ours.record.add(slot_of(runs[0].data.tags), runs[0].info.run_id)
             self._runs[slot] = runs[0].info.run_id
         return self._runs[slot]
 
     def trial(self, sweep: SweepRuns, entry: Entry) -> int:
-        """Bring a trial's run up to its files; returns the spool lines that were new."""
+        """Bring a trial's run up to date. Returns the number of new spool lines."""
         folder = self.home.trial(entry.id)
         state, status = folder.state(), folder.status()
         size = folder.spool.stat().st_size if folder.spool.exists() else 0
@@ -167,17 +167,17 @@ class Writer:
                 self.client.set_tag(run.info.run_id, "mlflow.parentRunId", sweep.parent)
             lost = has_lost_artifacts(run, folder)
             if lost:
-                self.ours.say(f"the artifacts of {entry.name!r} were gone from the store; they are written anew")
+                self.ours.say(f"the artifacts of {entry.name!r} are missing in the store; they are written again")
             if run.data.tags.get("dsd.settled") != seen or lost:
-                new = bring_up(self.client, run, folder, state, seen, self.certain, lost)
+                new = sync_run(self.client, run, folder, state, seen, self.verified_runs, lost)
             if run.data.tags["dsd.sweep"] != sweep.key and state in ENDED:
                 self._pointer(sweep, entry, run.info.run_id)
         self._seen[slot] = seen
         return new
 
     def _is_settled(self, sweep: SweepRuns, entry: Entry, state: str, run: Run, seen: str) -> bool:
-        """Whether the first look at all runs showed that nothing of a trial is lacking."""
-        if run.data.tags.get("dsd.settled") != seen or self._lacking(sweep, entry, run):
+        """Whether the first pass showed that a trial's run is complete."""
+        if run.data.tags.get("dsd.settled") != seen or self._missing_parameters(sweep, entry, run):
             return False
         if self._is_orphaned(sweep, run) or has_lost_artifacts(run, self.home.trial(entry.id)):
             return False
@@ -188,11 +188,11 @@ class Writer:
             pointer is not None
             and pointer.info.status == "FINISHED"
             and pointer.data.tags.get("dsd.settled") == seen
-            and not self._lacking(sweep, entry, pointer)
+            and not self._missing_parameters(sweep, entry, pointer)
         )
 
     def _is_orphaned(self, sweep: SweepRuns, run: Run) -> bool:
-        """Whether a run of this sweep has another parent: one that was deleted for good."""
+        """Whether the parent of a run of this sweep was deleted for good."""
         tags = run.data.tags
         return (
             _may_change(sweep, run)
@@ -201,12 +201,12 @@ class Writer:
         )
 
     def _trial_run(self, sweep: SweepRuns, entry: Entry, code: str, imported: str | None) -> str:
-        """The run of a trial in whichever experiment this code first trained it; made where there is none."""
+        """The run of a trial in the experiment where this code first trained it; created where there is none."""
         condition = f"tags.`dsd.trial` = '{entry.id}' and tags.`dsd.code` = '{code}'"
         found = self._find(sweep.everywhere, "trial", condition, imported)
         if found is None:
             found = self._create_child(sweep, entry, "trial", {"dsd.code": code} | _mark(imported))
-            self.certain.add(found)
+            self.verified_runs.add(found)
         return found
 
     def _create_child(self, sweep: SweepRuns, entry: Entry, kind: str, tags: dict[str, str]) -> str:
@@ -221,15 +221,15 @@ class Writer:
         return str(run.info.run_id)
 
     def _parameters(self, sweep: SweepRuns, entry: Entry, run: Run) -> None:
-        """Add the parameters that a run lacks: more of them differ as a sweep grows."""
-        lacking = self._lacking(sweep, entry, run)
-        if lacking:
-            log_parameters(self.client, run.info.run_id, lacking)
+        """Add missing parameters: more fields differ as a sweep grows."""
+        missing = self._missing_parameters(sweep, entry, run)
+        if missing:
+            log_parameters(self.client, run.info.run_id, missing)
             why = sweep.whys.get(entry.variant)
             if why and NOTE not in run.data.tags:
                 self.client.set_tag(run.info.run_id, NOTE, why)
 
-    def _lacking(self, sweep: SweepRuns, entry: Entry, run: Run) -> list[Param]:
+    def _missing_parameters(self, sweep: SweepRuns, entry: Entry, run: Run) -> list[Param]:
         if not _may_change(sweep, run):
             return []
         fields = flat(entry.canonical)
@@ -237,7 +237,7 @@ class Writer:
         return [Param(k, str(v)[:500]) for k, v in wanted.items() if k not in run.data.params]
 
     def machine(self, sweep: SweepRuns) -> None:
-        """The machine's load while the sweep ran, under MLflow's own names; a sample's step is its number."""
+        """Log the machine's load during the sweep under MLflow's names, with the sample's number as step."""
         samples = read_samples(self.home.sweep_folder(sweep.key))
         slot = f"{sweep.key} machine"
         if slot not in self._seen:
@@ -252,19 +252,19 @@ class Writer:
             self._seen[slot] = str(step + 1)
 
     def settle(self, sweep: SweepRuns, manifest: Manifest) -> None:
-        """Give the parent run the state of its trials."""
+        """Set the parent run's state from its trials."""
         trials = [self.home.trial(t.id) for t in manifest.trials]
         order, states = ("running", "interrupted", "pending", "failed"), {t.state() for t in trials}
         state = next((s for s in order if s in states), "done")
         if self._seen.get(f"{sweep.key} state") != state:
             offer_views(self.client, self.home, sweep.experiment, manifest)
-            # It ended with its last trial, not when it was last looked at; all may have been trained before it began.
+            # End time: that of the last trial. All trials may have been trained before the run began.
             ended = max([manifest.run_at, *(t.status().updated for t in trials)])
             set_state(self.client, sweep.parent, state, ended)
             self._seen[f"{sweep.key} state"] = state
 
     def _pointer(self, sweep: SweepRuns, entry: Entry, target: str) -> None:
-        """A short child run in this sweep for a trial that another sweep trained: its final metrics and where it is."""
+        """A short child run for a trial that another sweep trained: final metrics and the id of the target run."""
         trial = f"tags.`dsd.sweep` = '{sweep.key}' and tags.`dsd.trial` = '{entry.id}'"
         pointer = self._find([sweep.experiment], "pointer", f"{trial} and tags.`dsd.points_to` = '{target}'")
         if pointer is None:
@@ -272,9 +272,9 @@ class Writer:
         run, found = self.client.get_run(pointer), self.client.get_run(target)
         self._parameters(sweep, entry, run)
         step, stamp = int(found.data.tags.get("dsd.step", 0)), int(time.time() * 1000)
-        lacking = [Metric(k, v, stamp, step) for k, v in found.data.metrics.items() if k not in run.data.metrics]
-        own = {k for k in run.data.tags if k not in _FOLLOWING}
+        missing = [Metric(k, v, stamp, step) for k, v in found.data.metrics.items() if k not in run.data.metrics]
+        own = {k for k in run.data.tags if k not in _COPIED_TAGS}
         tags = [RunTag(k, v) for k, v in found.data.tags.items() if k.startswith("dsd.") and k not in {*own, VERDICT}]
-        self.client.log_batch(pointer, metrics=lacking[:BATCH], tags=tags)
+        self.client.log_batch(pointer, metrics=missing[:BATCH], tags=tags)
         if run.info.status != "FINISHED":
             set_state(self.client, pointer, "done", self.home.trial(entry.id).status().updated)

@@ -1,8 +1,7 @@
-"""The load of this machine, sampled while a sweep runs, under the names that MLflow gives its system metrics.
+"""Sample the machine's load while a sweep runs, under MLflow's names of system metrics.
 
-MLflow's own sampler is a thread in the training process; here the uploader samples, so that no trial waits
-for it. The numbers are the machine's, not a trial's: they belong to the sweep. On a cluster they are those of
-the machine where `sweep` runs.
+The uploader samples, so that no trial waits; MLflow's own sampler is a thread in the training process. The numbers
+are of the machine, not of a trial, and belong to the sweep. On a cluster they are of the machine that runs `sweep`.
 """
 
 from __future__ import annotations
@@ -20,25 +19,25 @@ from dsd_lab.errors import BadInput
 from dsd_lab.home.spool import complete_lines
 
 EVERY = 10.0
-"""Seconds between samples, as MLflow's default."""
-_PATIENCE = 5.0
+"""Seconds between samples, MLflow's default."""
+_TIMEOUT = 5.0
 _GPU = ("memory_usage_megabytes", "memory_total", "utilization_percentage", "power_usage_watts", "power_limit")
 _QUERY = "index,memory.used,memory.total,utilization.gpu,power.draw,enforced.power.limit"
 _MIB = 2**20 / 1e6
 
 
 class Sampler:
-    """Appends a sample to the sweep's folder when one is due."""
+    """Appends samples to a file in the sweep's folder."""
 
     def __init__(self, sweep: Path) -> None:
         self._sweep, self._due, self._net = sweep, time.monotonic() + EVERY, psutil.net_io_counters()
-        psutil.cpu_percent()  # what follows is the load since here
+        psutil.cpu_percent()  # the next call returns the load since this one
         self._file = sweep / "machine.jsonl"
-        if self._file.exists():  # a sampler that was killed may have left half a line
+        if self._file.exists():  # a killed sampler may have left half a line
             self._file.write_bytes(b"".join(complete_lines(self._file)))
 
     def sample_when_due(self) -> bool:
-        """Append a sample if the last one is old enough; tells whether it did."""
+        """Append a sample if the last one is old enough. Returns whether it did."""
         if time.monotonic() < self._due:
             return False
         self._due = time.monotonic() + EVERY
@@ -48,9 +47,9 @@ class Sampler:
         return True
 
     def now(self) -> dict[str, float]:
-        """The load since the last call, and the traffic since the first; what this machine does not tell is absent."""
+        """Load since the last call and traffic since the first; unknown values are left out."""
         memory, net = psutil.virtual_memory(), psutil.net_io_counters()
-        disk = psutil.disk_usage(str(self._sweep))  # the disk that fills is the home folder's
+        disk = psutil.disk_usage(str(self._sweep))  # the home folder's disk
         found = {
             "cpu_utilization_percentage": psutil.cpu_percent(),
             "system_memory_usage_megabytes": (memory.total - memory.available) / 1e6,
@@ -66,24 +65,24 @@ class Sampler:
 
 
 def gpus() -> dict[str, float]:
-    """Memory, load and power of every NVIDIA GPU; nothing where there is none or its driver does not answer."""
+    """Memory, load and power of every NVIDIA GPU; empty without a GPU or if the driver does not answer."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return {}
     try:
-        asked = [program, f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
-        told = subprocess.run(asked, capture_output=True, text=True, timeout=_PATIENCE, check=True).stdout
+        command = [program, f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
+        output = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=True).stdout
     except (subprocess.SubprocessError, OSError):
         return {}
-    return gpu_metrics(told)
+    return gpu_metrics(output)
 
 
-def gpu_metrics(told: str) -> dict[str, float]:
-    """What `nvidia-smi` told, by MLflow's names; a column that a GPU does not know is left out."""
+def gpu_metrics(output: str) -> dict[str, float]:
+    """Output of `nvidia-smi` by MLflow's names; unsupported columns are left out."""
     found: dict[str, float] = {}
-    for line in told.splitlines():
+    for line in output.splitlines():
         index, *texts = (part.strip() for part in line.split(","))
-        if len(texts) != len(_GPU):  # words, not figures
+        if len(texts) != len(_GPU):  # an error message instead of values
             continue
         known = {name: float(text) for name, text in zip(_GPU, texts, strict=True) if text[:1].isdigit()}
         total, limit = known.pop("memory_total", None), known.pop("power_limit", None)
@@ -97,7 +96,7 @@ def gpu_metrics(told: str) -> dict[str, float]:
 
 
 def read_samples(sweep: Path) -> list[dict[str, Any]]:
-    """All samples of a sweep, in their order; a torn last line is not there yet.
+    """All samples of a sweep in order; a partly written last line is left out.
 
     Raises:
         BadInput: a line is damaged.
@@ -108,6 +107,6 @@ def read_samples(sweep: Path) -> list[dict[str, Any]]:
             found.append(json.loads(line))
         except ValueError:
             raise BadInput(
-                f"{path}:{number}: is damaged; remove the file, which only says how busy machines were"
+                f"{path}:{number}: is damaged; remove the file, which only holds the load of the machine"
             ) from None
     return found

@@ -1,9 +1,9 @@
-"""MLflow's server behind a token, in a process of its own: `dsd-lab ui` starts it with a socket and an environment.
+"""MLflow's server behind a token, as a process that `dsd-lab ui` starts with a socket and an environment.
 
-Without accounts MLflow answers every user of the machine, and an experiment with an artifact location of one's own
-reads any file of whoever runs the server. A request needs the token: in the address at first, which sets a cookie,
-or as `Authorization: Bearer`, which MLflow's clients send for MLFLOW_TRACKING_TOKEN. That address opens on the trials
-of the sweep that ran last.
+Without accounts, MLflow serves every user of the machine, and an experiment with a chosen artifact location can read
+any file of the server's user. Requests therefore need a token: in the URL at first, which sets a cookie, or as
+`Authorization: Bearer`, which MLflow's clients send for MLFLOW_TRACKING_TOKEN. The URL with the token opens the
+trials of the latest sweep.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
 COOKIE, TOKEN = "dsd-lab-ui", "token"
-_REFUSED = "This MLflow asks for a token: open the address that `dsd-lab ui` printed.\n"
+_REFUSED = "This MLflow server requires a token: open the address that `dsd-lab ui` printed.\n"
 
 
 _START = """<!doctype html><meta charset="utf-8"><title>dsd-lab</title><script>
@@ -33,18 +33,18 @@ _SETTINGS = {
     "mlflow.workflowType_v1": '"machine_learning"',
     "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true",
 }
-"""Settings that MLflow's pages keep in a browser, for one that has none of them yet: menus of training and not of
-chatbots, and the assistant, which needs a language model, closed at first."""
+"""Initial settings for MLflow's pages in a browser that has none: menus for training instead of chatbots, and the
+assistant, which needs a language model, closed."""
 
 
 class TokenGate:
-    """An ASGI app that passes on what brings the token, and refuses everything else with 401.
+    """ASGI app that forwards requests with the token and answers 401 to others.
 
     Args:
-        app: what is behind it.
-        token: which every request needs.
-        newest: gives the page that the address with the token opens, as the part of an address after `#`; called for
-            every such request, since sweeps go on while pages are served. None is MLflow's own first page.
+        app: the wrapped app.
+        token: required token.
+        newest: returns the page to open, as URL fragment after `#`, called per request because sweeps continue while
+            pages are served. None opens MLflow's first page.
     """
 
     def __init__(self, app: Any, token: str, newest: Callable[[], str | None] = lambda: None) -> None:
@@ -54,29 +54,29 @@ class TokenGate:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        asked = HTTPConnection(scope)
-        bearer = asked.headers.get("authorization", "").removeprefix("Bearer ")
-        if self._is_token(asked.cookies.get(COOKIE, "")) or self._is_token(bearer):
+        request = HTTPConnection(scope)
+        bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if self._is_token(request.cookies.get(COOKIE, "")) or self._is_token(bearer):
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
-        elif scope["method"] == "GET" and self._is_token(asked.query_params.get(TOKEN, "")):
-            answer = await self._welcome(asked)
-            # Lax: a link in a report or a mail leads here, and other sites' forms do not bring it.
+        elif scope["method"] == "GET" and self._is_token(request.query_params.get(TOKEN, "")):
+            answer = await self._redirect(request)
+            # Lax: links in reports and mails work, forms of other sites do not send it.
             answer.set_cookie(COOKIE, self._token.decode(), httponly=True, samesite="lax")
             answer.headers["Cache-Control"] = "no-store"
             await answer(scope, receive, send)
         else:
             await PlainTextResponse(_REFUSED, 401)(scope, receive, send)
 
-    async def _welcome(self, asked: HTTPConnection) -> Response:
-        """A page without the token in its address, which then is in no history and no referrer."""
-        page = asked.url.remove_query_params(TOKEN)
+    async def _redirect(self, request: HTTPConnection) -> Response:
+        """Redirect to a URL without the token, which then is in no history and no referrer."""
+        page = request.url.remove_query_params(TOKEN)
         if page.path != "/":
             return RedirectResponse("/" + page.path.lstrip("/") + (f"?{page.query}" if page.query else ""), 303)
         newest = await run_in_threadpool(self._newest)
         to = "/" if newest is None else f"/#{newest}"
-        # A name of a sweep is in it: `<` would end the script.
+        # It contains a sweep's name, in which `<` could end the script.
         quoted = (json.dumps(value).replace("<", "\\u003c") for value in (_SETTINGS, to))
         return HTMLResponse(_START % tuple(quoted))
 
@@ -85,19 +85,19 @@ class TokenGate:
 
 
 def serve(listening: socket.socket, uri: str, token: str, home_id: str) -> None:
-    """Serve MLflow's pages and its REST interface until the process is told to end.
+    """Serve MLflow's pages and REST API until the process is terminated.
 
     Args:
-        listening: socket that is bound to an address of this machine.
+        listening: socket bound to an address of this machine.
         uri: of the store.
-        token: which every request needs.
-        home_id: of the home folder, whose newest sweep is shown first; empty takes the newest of the store.
+        token: required token.
+        home_id: of the home folder whose latest sweep is opened; empty: the latest of the store.
     """
     import uvicorn
     from mlflow import MlflowClient, server
     from mlflow.exceptions import MlflowException
 
-    os.environ[server.BACKEND_STORE_URI_ENV_VAR] = uri  # what `mlflow server` hands to its app
+    os.environ[server.BACKEND_STORE_URI_ENV_VAR] = uri  # as `mlflow server` does
     os.environ[server.REGISTRY_STORE_URI_ENV_VAR] = uri
     from mlflow.server.fastapi_app import app
 
@@ -106,12 +106,12 @@ def serve(listening: socket.socket, uri: str, token: str, home_id: str) -> None:
     client = MlflowClient(tracking_uri=uri)
 
     def newest() -> str | None:
-        with contextlib.suppress(MlflowException):  # the pages themselves say what is wrong with the store
+        with contextlib.suppress(MlflowException):  # the pages themselves report errors of the store
             return newest_view(client, home_id)
         return None
 
     gate = TokenGate(app, token, newest)
-    # No list of requests: the first one has the token in its address.
+    # No access log: the first request has the token in its URL.
     config = uvicorn.Config(gate, log_level="warning", access_log=False)
     uvicorn.Server(config).run(sockets=[listening])
 

@@ -1,6 +1,6 @@
-"""The uploader: a process beside a sweep that brings the store up to the trials' files every few seconds.
+"""Background process that syncs spools to MLflow every few seconds while a sweep runs.
 
-Which store that is comes from the environment.
+The environment names the store.
 """
 
 from __future__ import annotations
@@ -20,49 +20,49 @@ from dsd_lab.store.system_metrics import Sampler
 if TYPE_CHECKING:
     from dsd_lab.store.mlflow_store import Store
 
-_POLL, _PATIENCE = 2.0, 60.0
-"""Seconds between passes, and at most between tries where the store is down."""
-_LOOK = 0.5
-"""Seconds between looks at a sweep that has recorded nothing yet."""
+_POLL, _MAX_PAUSE = 2.0, 60.0
+"""Seconds between passes, and maximum between retries while the store is down."""
+_POLL_START = 0.5
+"""Seconds between checks of a sweep that has no records yet."""
 _NICE = 10
-"""Training goes first where both want the CPU."""
+"""Training has priority for the CPU."""
 
 
 def upload(home: Path, key: str) -> int:
-    """Replay until standard input closes, which the driver's death does too, then once more.
+    """Replay until standard input closes, also by the driver's death, then once more.
 
-    Returns 0 where everything is stored.
+    Returns 0 if everything is stored.
     """
     finished = threading.Event()
     threading.Thread(target=_wait_for_end, args=(finished,), daemon=True).start()
     store: Store | None = None
-    sampler, pause = Sampler(Home(home).sweep_folder(key)), _LOOK
+    sampler, pause = Sampler(Home(home).sweep_folder(key)), _POLL_START
     while True:
         last = finished.is_set()
         try:
             sampler.sample_when_due()
-            manifest = Home(home).manifests().get(key)  # recorded once nothing refuses the sweep any more
+            manifest = Home(home).manifests().get(key)  # recorded once the sweep is accepted
             if manifest is not None and (store is not None or last or _recorded(Home(home), manifest)):
                 store = store or _opened(Home(home))
                 store.sync(manifest)
                 pause = _POLL
-        except LabError as error:  # the store is down, or a spool damaged: neither is the training's concern
+        except LabError as error:  # training continues while the store is down or a spool is damaged
             if last:
                 return _gave_up(str(error))
-            pause = min(_PATIENCE, 2 * pause)
+            pause = min(_MAX_PAUSE, 2 * pause)
         except OSError as error:
             if not is_disk_full(error):
                 raise
             if last:
                 return _gave_up(f"{home}: the disk is full")
-            pause = min(_PATIENCE, 2 * pause)
+            pause = min(_MAX_PAUSE, 2 * pause)
         if last:
             return 0
         finished.wait(pause)
 
 
 def _gave_up(reason: str) -> int:
-    say(f"dsd-lab: {reason}; nothing is lost, `dsd-lab report` or the next sweep replays it", error=True)
+    say(f"dsd-lab: {reason}; nothing is lost: `dsd-lab report` or the next sweep replays it", error=True)
     return 1
 
 
@@ -72,7 +72,7 @@ def _recorded(home: Home, manifest: Manifest) -> bool:
 
 
 def _opened(home: Home) -> Store:
-    from dsd_lab.store.mlflow_store import Store  # MLflow, seconds of a CPU that the first workers need to start
+    from dsd_lab.store.mlflow_store import Store  # MLflow takes CPU seconds that the first workers need to start
 
     return Store(home)
 

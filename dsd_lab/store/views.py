@@ -1,8 +1,8 @@
-"""Saved views of MLflow's pages: a sweep's trials in a table of what matters, with charts that are there at once.
+"""Saved views of MLflow's pages: a table of a sweep's trials with the main columns and charts.
 
-MLflow keeps such a view in a tag of the experiment, lists it under "Views", and opens it where an address names it:
-`mlflow.sharedViewState.ID` holds a JSON object with the view's name, its date and its state, which is JSON again,
-deflated, in base64 (read from the pages of MLflow 3.17). Versions that know no such tags ignore them.
+MLflow keeps a view in a tag of the experiment, lists it under "Views", and opens it by URL. The tag
+`mlflow.sharedViewState.ID` is a JSON object with the view's name, date and state; the state is JSON, deflated and
+base64-encoded (read from the pages of MLflow 3.17). Versions without such tags ignore them.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from dsd_lab.home.sweep_records import Manifest
 
 PREFIX = "mlflow.sharedViewState."
 MAX_DISTANCES = 3
-"""FIDs that a view has columns and charts of; all are in the list of metrics."""
+"""FIDs with columns and charts in a view; the list of metrics has all."""
 _TRIALS = "trials"
 _COLUMNS = ("latent/std", "latent/effective_rank/token", "latent/capacity_bits/token")
 _CHARTS = {
     "Latents": (*_COLUMNS[:2], "latent/effective_rank/image", _COLUMNS[2]),
     "Losses": ("train/reconstruction", "train/diffusion", "train/loss"),
 }
-"""Metrics over steps, by the section of the page in which their charts stand."""
+"""Metrics over steps, by section of their charts."""
 _WIDTHS = {
     "params.`variant`": 80,
     "params.`seed`": 45,
@@ -37,7 +37,7 @@ _WIDTHS = {
     "metrics.`latent/effective_rank/token`": 95,
     "metrics.`latent/capacity_bits/token`": 95,
 }
-"""Pixels: with one FID, all columns fit a window of 1,280."""
+"""In pixels. With one FID, all columns fit a window of 1,280 pixels."""
 _WIDTH = 77
 
 
@@ -46,12 +46,12 @@ def views_of(manifest: Manifest, home_id: str, distances: list[str]) -> dict[str
 
     Args:
         manifest: of the sweep.
-        home_id: of its home folder; a store may hold a sweep of the same name of another.
-        distances: names of its FIDs, which say how they were measured.
+        home_id: of its home folder, since homes that share a store may have sweeps of the same name.
+        distances: metric names of its FIDs.
     """
     key, made = manifest.key, int(1000 * manifest.run_at)
     tags: dict[str, str] = {}
-    # The list of views has the newest first: the trials stand above their averages.
+    # MLflow lists the newest view first: trials above means.
     for name, grouped, at in ((f"{key}: trials", False, made + 1), (f"{key}: means of variants", True, made)):
         state = json.dumps(_state(manifest, home_id, distances, grouped), separators=(",", ":"))
         packed = "deflate;" + base64.b64encode(zlib.compress(state.encode(), 9)).decode()
@@ -60,11 +60,11 @@ def views_of(manifest: Manifest, home_id: str, distances: list[str]) -> dict[str
 
 
 def newest_view(client: MlflowClient, home_id: str) -> str | None:
-    """Page of the trials of a home's sweep that ran last, as the part of an address after `#`; None where there is none.
+    """URL fragment of the view of a home's latest sweep; None where there is none.
 
     Args:
         client: of the store.
-        home_id: of the home folder; empty looks at the sweeps of all homes.
+        home_id: of the home folder; empty: any home.
     """
     condition = f"tags.`dsd.home` = '{home_id}'" if home_id else None
     found: list[tuple[int, str]] = []
@@ -73,7 +73,7 @@ def newest_view(client: MlflowClient, home_id: str) -> str | None:
         page = client.search_experiments(filter_string=condition, page_token=token)
         for experiment in page:
             for tag, value in experiment.tags.items():
-                made = re.search(r'"createdAt": (\d{1,15})', value)  # the tag may be anybody's
+                made = re.search(r'"createdAt": (\d{1,15})', value)  # the tag may be foreign
                 if made and re.match(rf"{re.escape(PREFIX)}{home_id[:8] or '[0-9a-f]{8}'}-{_TRIALS}-", tag):
                     found.append((int(made[1]), _page(experiment.experiment_id, tag.removeprefix(PREFIX))))
         token = page.token
@@ -120,7 +120,7 @@ def _column(kind: str, name: str) -> str:
 
 
 def _chart(kind: str, metric: str, section: str) -> dict[str, Any]:
-    """A chart of one metric, of each run or group; the rest of a line's settings is as MLflow's own charts have it."""
+    """A chart of a metric per run or group; other settings of lines are MLflow's defaults."""
     chart: dict[str, Any] = {"uuid": f"{kind} {metric}", "type": kind, "metricSectionId": section, "metricKey": metric}
     chart |= {"deleted": False, "isGenerated": False, "runsCountToCompare": 100}
     if kind == "LINE":
