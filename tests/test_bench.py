@@ -212,7 +212,9 @@ def test_a_number_that_is_none_is_exit_code_2(option):
 
 
 def test_a_trial_that_diverges_at_once_and_a_gpu_that_is_not_there_are_refused(tmp_path, capsys):
-    spec = write_spec(tmp_path, {"wild": {"optimiser": {"lr": 10.0, "clip": 1e6, "schedule": "constant"}}})
+    spec = write_spec(
+        tmp_path, {"wild": {"optimiser": {"lr": 10.0, "weight_decay": 10.0, "clip": 1e6, "schedule": "constant"}}}
+    )
     few = ["--steps", "40", "--repeats", "1", "--home", str(tmp_path / "home")]
     assert main(["bench", str(spec), "--set", "training.steps=1000", *few]) == BAD_INPUT
     assert "is not finite; a trial that diverges at once cannot be timed" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from dsd_lab.specs.trial import Data
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("loading")
     home = Home(folder / "home")
-    plan = train_here(home, write_spec(folder, {"dsd": {}, "wild": {"optimiser": {"lr": 10.0, "clip": 1e6, "schedule": "constant"}}}, seeds=[4]))  # fmt: skip
+    plan = train_here(home, write_spec(folder, {"dsd": {}, "wild": {"optimiser": {"lr": 10.0, "weight_decay": 10.0, "clip": 1e6, "schedule": "constant"}}}, seeds=[4]))  # fmt: skip
     return home, {t.variant: t for t in plan.trials}
 
 
