@@ -40,6 +40,7 @@ from dsd_lab.evaluation.workspace import Bench
 from dsd_lab.home.home import Home
 from dsd_lab.home.names import extractor_path
 from dsd_lab.specs.evaluate_list import applies
+from dsd_lab.specs.metrics import SAMPLE
 from dsd_lab.specs.trial import Generation, Trial
 
 CPU = torch.device("cpu")
@@ -456,6 +457,16 @@ def test_metrics_choose_what_is_measured(bench):
     }
     found = evaluated(bench, metrics=["psnr", "linear", "knn"])
     assert set(found) == {"psnr/perimage-n80-ema0.95", *(f"probe/{m}/train150-n80-ema0.95" for m in ("knn", "linear"))}
+
+
+def test_every_metric_is_recorded_under_the_name_of_its_definition(bench):
+    found = evaluated(bench, metrics=[metric.name for metric in SAMPLE])
+    floors = {name for name in found if "_floor/" in name or name.startswith("fid_flag/")}
+    named = {
+        name: metric for name in found.keys() - floors for metric in SAMPLE if name.startswith(f"{metric.recorded}/")
+    }
+    assert named.keys() == found.keys() - floors and set(named.values()) == set(SAMPLE)
+    assert all(metric.within[0] <= found[name] <= metric.within[1] for name, metric in named.items())
 
 
 def test_an_evaluation_without_samples_measures_a_control_too():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dsd_lab.core.model.blocks import Block
+from dsd_lab.core.model.blocks import AdaLNZero
 from dsd_lab.core.model.network import Network, count_parameters
 from dsd_lab.core.model.normalisers import NORMALISERS
 from dsd_lab.core.training.trainer import Trainer
@@ -183,7 +183,7 @@ def plain_block(block, tokens, condition):
 @pytest.mark.parametrize(("width", "heads"), [(16, 2), (64, 4), (12, 1)])
 def test_a_block_is_what_a_plain_implementation_computes(width, heads, training):
     torch.manual_seed(0)
-    block = Block(width, heads).double().train(training)
+    block = AdaLNZero(width, heads).double().train(training)
     for p in block.parameters():
         nn.init.normal_(p, std=0.3)
     tokens, condition = torch.randn(3, 5, width).double(), torch.randn(3, width).double()
@@ -193,7 +193,7 @@ def test_a_block_is_what_a_plain_implementation_computes(width, heads, training)
 
 
 def test_a_block_has_no_weights_but_those_of_the_plain_implementation():
-    names = {name for name, _ in Block(16, 2).named_parameters()}
+    names = {name for name, _ in AdaLNZero(16, 2).named_parameters()}
     layers = ("attention.qkv", "attention.proj", "mlp.fc1", "mlp.fc2", "modulation")
     assert names == {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
 

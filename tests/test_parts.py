@@ -16,6 +16,7 @@ from dsd_lab.cli.schema import spec_schema
 from dsd_lab.errors import BAD_INPUT, OK, TRIALS_FAILED, BadInput
 from dsd_lab.home.home import Home
 from dsd_lab.home.plugins import keep_plugins
+from dsd_lab.planning.flops import count_bytes, count_shape
 from dsd_lab.runs.spool_writer import read_spool
 from dsd_lab.specs import registry
 from dsd_lab.specs.identity import evaluation_id, trial_id
@@ -29,11 +30,13 @@ EXAMPLE = Path(__file__).parent / "example_parts" / "my_parts.py"
 PAGE = Path(__file__).parents[1] / "docs" / "own-parts.md"
 DATA = {"data": {"source": "bright_digits"}}
 OWN = DATA | {
+    "network": {"block": "gated_mlp"},
     "latent": {"normaliser": "squash", "regularisers": {"unit_scale": 0.1}},
     "objective": {
         "reconstruction": "huber",
         "options": {"huber": {"delta": 0.5}},
         "target": "half_stopped",
+        "path": "trigonometric",
         "output": "noise",
         "weighting": "linear",
     },
@@ -42,7 +45,8 @@ OWN = DATA | {
 }
 EVALUATION = {"sampler": "midpoint", "steps": 2, "images": 20, "metrics": ["brightness"]}
 USED = {
-    *("auxiliary/mean_pixel", "data_source/bright_digits", "normaliser/squash", "output/noise"),
+    *("auxiliary/mean_pixel", "block/gated_mlp", "data_source/bright_digits", "normaliser/squash", "output/noise"),
+    "path/trigonometric",
     *("reconstruction/huber", "regulariser/unit_scale", "target/half_stopped", "time_distribution/squared"),
     "weighting/linear",
 }
@@ -386,6 +390,10 @@ WRONG = {
         "@NORMALISERS.add('own')\nclass Own(Normaliser):\n    def forward(self, raw, noise=None): return raw[..., :1]\n",
         {"latent": {"normaliser": "own"}},
     ),
+    "block": (
+        "@BLOCKS.add('own')\nclass Own(Block):\n    def forward(self, tokens, condition): return tokens[:, :1]\n",
+        {"network": {"block": "own"}},
+    ),
     "auxiliary": (
         "@AUXILIARIES.add('own')\nclass Own(Auxiliary):\n    def forward(self, seen): return seen.z\n",
         {"auxiliary": {"extra": {"own": 1.0}}},
@@ -399,6 +407,42 @@ def test_a_part_of_a_wrong_shape_is_one_line_with_its_place(kind, tmp_path, caps
     spec = write_spec(tmp_path, {"dsd": fields})
     said = complaint(capsys, "plan", spec, "--plugin", plugin(tmp_path / "p", HEAD + source))
     assert re.search(rf"{kind} 'own' \(\S+own_parts\.py:3\): gives a", said)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("values", ["float(z.detach().mean() < 9)", "torch.cov(z.flatten(0, 1).T).mean() * 0"])
+def test_a_part_that_needs_values_is_counted_on_a_few_images(tmp_path, values, precision):
+    """What it costs is counted as that of a part which needs none; `cov` has no kernel for tensors without data."""
+    body = HEAD + "@REGULARISERS.add('{}')\ndef {}(z): return z.square().mean() + {}\n"
+    load_plugins([str(plugin(tmp_path, body.format("needs", "needs", values) + body.format("plain", "plain", "0.0")))])
+    shapes, kept = [], []
+    for name in ("needs", "plain"):
+        latent = {"regularisers": {name: 1.0}}
+        trial = Trial.model_validate({"latent": latent, "training": {"precision": precision}})
+        shapes.append(count_shape(trial, 1, 10))
+        kept.append(count_bytes(trial, 1, 10))
+    ours = shapes[0].pop("flops_per_image"), shapes[1].pop("flops_per_image")
+    assert ours[0] == pytest.approx(ours[1], rel=0.01) and kept[0] == pytest.approx(kept[1], rel=0.1)
+    assert shapes[0]["params"] == shapes[1]["params"] and shapes[0]["role_flops"] == shapes[1]["role_flops"]
+
+
+FAILS = {
+    "forwards": "def own(z):\n    raise ValueError('no way\\nforth')\n",
+    "backwards": "class Own(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, z): return z.sum()\n"
+    "    @staticmethod\n    def backward(ctx, up): raise NotImplementedError('no way\\nback')\n"
+    "def own(z): return Own.apply(z)\n",
+}
+
+
+@pytest.mark.parametrize("way", FAILS)
+def test_what_a_part_raises_while_it_is_counted_is_one_line_with_its_place(way, tmp_path, capsys):
+    path = plugin(tmp_path / "p", HEAD + FAILS[way] + "REGULARISERS.add('own')(own)\n")
+    spec = write_spec(tmp_path, {"dsd": {"latent": {"regularisers": {"own": 1.0}}}})
+    said = complaint(capsys, "plan", spec, "--plugin", path)
+    error = "ValueError: no way;" if way == "forwards" else "NotImplementedError: no way;"
+    assert re.search(rf"own_parts\.py:\d+: \w*{error}", said) and re.search(
+        r"regulariser 'own' \(\S+own_parts\.py:\d\)$", said
+    )
 
 
 def test_what_a_part_raises_is_one_line_with_its_place(tmp_path, capsys):

@@ -9,7 +9,8 @@ import torch
 from scipy import integrate
 
 from dsd_lab.cli.main import main
-from dsd_lab.core.diffusion.objectives import encoder_gradient, losses, with_gradient
+from dsd_lab.core.diffusion.balance import encoder_gradient, with_gradient
+from dsd_lab.core.diffusion.objectives import losses
 from dsd_lab.core.diffusion.regularisers import REGULARISERS
 from dsd_lab.core.model.normalisers import NORMALISERS
 from dsd_lab.core.training.batches import draw_batch

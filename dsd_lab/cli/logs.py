@@ -16,16 +16,12 @@ from dsd_lab.home.spool import SpoolTail, read_spool
 from dsd_lab.home.trial_folder import TrialFolder, state_notes
 from dsd_lab.home.trial_records import SpoolLine
 from dsd_lab.runs.continuity import format_codes, format_devices
+from dsd_lab.specs.metrics import LATENT
 from dsd_lab.training_code import training_code
 from dsd_lab.units import duration
 
-_SHOWN_METRICS = (
-    "latent/variance",
-    "latent/effective_rank/token",
-    "latent/effective_rank/image",
-    "latent/capacity_bits/token",
-)
-"""The probe's metrics that the verdict uses; `--json` has all metrics."""
+_SHOWN_METRICS = ("latent/variance", *(metric.recorded for metric in LATENT if metric.table))
+"""The probe's metrics that reports have columns of; `--json` has all metrics."""
 _POLL_SECONDS = 0.5
 """Seconds between checks of a followed spool."""
 

@@ -60,7 +60,8 @@ def _fault_of_plugin(error: Exception) -> int:
     place = plugin_place(error)
     if place is None:
         raise error
-    _print_error(f"{place}: {type(error).__name__}: {error}")
+    text = next((line for line in str(error).splitlines() if line.strip()), "")
+    _print_error(f"{place}: {type(error).__name__}: {text}")
     return BAD_INPUT
 
 

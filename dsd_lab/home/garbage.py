@@ -13,9 +13,8 @@ from pathlib import Path
 from dsd_lab.errors import BadInput
 from dsd_lab.files.atomic import size_of
 from dsd_lab.files.below import folder_below, remove_below, remove_in
-from dsd_lab.files.bounded import open_plain, read_json
+from dsd_lab.files.bounded import open_plain
 from dsd_lab.files.locks import is_held, locked
-from dsd_lab.files.sealed import is_intact
 from dsd_lab.home.cached_garbage import (
     killed_bench_folders,
     unused_counts,
@@ -39,6 +38,7 @@ from dsd_lab.home.ownership import (
 )
 from dsd_lab.home.revisions import ever_named
 from dsd_lab.home.trial_folder import ENDED, TrialFolder
+from dsd_lab.home.trial_records import CheckpointManifest
 
 _REMOVING = ".removing-"
 """A trial is renamed before it is deleted, so that an interrupted deletion does not leave half a trial."""
@@ -204,12 +204,14 @@ def _steps(checkpoints: Path) -> list[Path]:
 
 def _is_whole(path: Path) -> bool:
     """Verify a checkpoint without torch, which would read the tensors into memory."""
+    manifest = CheckpointManifest.known(path / "manifest.json")
+    if manifest is None or not manifest.intact:
+        return False
     try:
-        manifest = read_json(path / "manifest.json")
         with open_plain(path / "tensors.safetensors") as file:
-            same = hashlib.file_digest(file, "sha256").hexdigest() == manifest.get("sha256")
-        return same and is_intact(manifest)  # raises ValueError on NaN, which no manifest contains
-    except (OSError, ValueError, AttributeError):
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return manifest.is_of(file.tell(), digest)
+    except OSError:
         return False
 
 

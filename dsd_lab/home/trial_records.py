@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from dsd_lab.errors import BadInput
+from dsd_lab.files.checkpoint_manifest import CheckpointContent
 from dsd_lab.home.names import PICTURE_STEM
 from dsd_lab.home.record_types import (
     FORMAT,
@@ -274,11 +275,5 @@ class Parameters(Record):
     parameters: Count
 
 
-class CheckpointManifest(Record):
+class CheckpointManifest(CheckpointContent, Record):
     """`manifest.json` of a checkpoint."""
-
-    format: Literal[1]
-    step: Step
-    state: dict[str, Any]
-    bytes: Count
-    sha256: Sha256

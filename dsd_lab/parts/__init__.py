@@ -11,9 +11,10 @@ from dsd_lab.core.data.dataset import DataSet, data_set, split
 from dsd_lab.core.data.splits import Images
 from dsd_lab.core.diffusion.auxiliary import AUXILIARIES, Auxiliary, Seen
 from dsd_lab.core.diffusion.objectives import LOSS_SPACES, OUTPUTS, RECONSTRUCTIONS, TARGETS, WEIGHTINGS
-from dsd_lab.core.diffusion.paths import TIME_DISTRIBUTIONS
+from dsd_lab.core.diffusion.paths import PATHS, TIME_DISTRIBUTIONS, Path
 from dsd_lab.core.diffusion.regularisers import REGULARISERS
 from dsd_lab.core.diffusion.samplers import SAMPLERS, Solver
+from dsd_lab.core.model.blocks import BLOCKS, Block
 from dsd_lab.core.model.normalisers import NORMALISERS, Normaliser
 from dsd_lab.core.observing.latent_metrics import LATENT_METRICS
 from dsd_lab.core.randomness import generator
@@ -24,11 +25,13 @@ from dsd_lab.specs.plugins import load_plugins
 
 __all__ = [
     "AUXILIARIES",
+    "BLOCKS",
     "DATA_SOURCES",
     "LATENT_METRICS",
     "LOSS_SPACES",
     "NORMALISERS",
     "OUTPUTS",
+    "PATHS",
     "RECONSTRUCTIONS",
     "REGULARISERS",
     "SAMPLERS",
@@ -38,10 +41,12 @@ __all__ = [
     "WEIGHTINGS",
     "Auxiliary",
     "BadInput",
+    "Block",
     "DataSet",
     "Images",
     "Normaliser",
     "Options",
+    "Path",
     "Seen",
     "Solver",
     "data_set",

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from dsd_lab.files.atomic import read_cache, write_json
+from dsd_lab.files.cache import Cache
 from dsd_lab.home.data_facts import known_facts
 from dsd_lab.home.home import Home
 from dsd_lab.home.sweep_records import Entry
@@ -25,7 +25,7 @@ from dsd_lab.specs.trial import Trial
 ASSUMED_MFU = 0.25
 """Assumed MFU (our choice); measured step times replace it."""
 _CLASSES = 1000
-
+Counted = TypeVar("Counted")
 
 _PARALLEL_EFFICIENCY = 0.9
 """Assumed efficiency of data-parallel training: N processes reach this share of N times the images per second of one.
@@ -81,12 +81,12 @@ def cached_shape(trial: Trial, home: Home, code: str) -> Shape:
     if (found := shape_by_formula(trial, *_images_of(home, trial))) is not None:
         return Shape(**found)
 
-    def count(channels: int, classes: int) -> dict[str, Any]:
+    def count(channels: int, classes: int) -> Shape:
         from dsd_lab.planning.flops import count_shape  # imports torch: only if something is counted
 
-        return count_shape(trial, channels, classes)
+        return Shape(**count_shape(trial, channels, classes))
 
-    return Shape(**_cached(home, trial, [code, *_shape_fields(fields), fields["optimiser"]["kind"]], count))
+    return _cached(home, trial, Shape, [code, *_shape_fields(fields), fields["optimiser"]["kind"]], count)
 
 
 def cached_bytes(trial: Trial, home: Home, code: str) -> int:
@@ -101,21 +101,17 @@ def cached_bytes(trial: Trial, home: Home, code: str) -> int:
         return count_bytes(trial, channels, classes)
 
     kind = ["bytes", trial.training.precision, trial.resources.gpus > 0]
-    return int(_cached(home, trial, [code, *_shape_fields(fields), *kind], count))
+    return _cached(home, trial, int, [code, *_shape_fields(fields), *kind], count)
 
 
-def _cached(home: Home, trial: Trial, parts: list[Any], count: Callable[[int, int], Any]) -> Any:
+def _cached(
+    home: Home, trial: Trial, kind: type[Counted], parts: list[Any], count: Callable[[int, int], Counted]
+) -> Counted:
     """A count for a dataset's channels and classes, from the cache if possible."""
     channels, classes = _images_of(home, trial)
     key = json.dumps([*parts, channels, classes], sort_keys=True)
-    path = home.cache / "shapes.json"
-    known = read_cache(path)
-    if key not in known:
-        known[key] = count(channels, classes)
-        if home.root.is_dir():
-            home.cache.mkdir(exist_ok=True)
-            write_json(path, known)
-    return known[key]
+    known: Cache[Counted] = Cache(home.cache / "shapes.json", kind)
+    return known.once(key, lambda: count(channels, classes), keep=home.root.is_dir())
 
 
 def _images_of(home: Home, trial: Trial) -> tuple[int, int]:

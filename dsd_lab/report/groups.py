@@ -11,8 +11,9 @@ from typing import Any
 
 from dsd_lab.report.own_metrics import own_latent, own_samples
 from dsd_lab.report.results import Result, point_name
-from dsd_lab.report.statistics.intervals import ANY, POSITIVE, SHARE, Estimate, Range, clopper_pearson, estimate
+from dsd_lab.report.statistics.intervals import Estimate, clopper_pearson, estimate
 from dsd_lab.report.statistics.verdicts import VERDICTS, Judged, judge, row_key
+from dsd_lab.specs.metrics import ANY, CLASSIFIER, LATENT, SAME, SAMPLE, STD, Metric, Range
 from dsd_lab.specs.report import ReportSettings
 
 _SMALLEST_STD = 1e-6
@@ -29,65 +30,31 @@ class Column:
     within: Range = ANY
     """Range of the quantity; intervals are cut at its bounds."""
 
+    @classmethod
+    def of(cls, metric: Metric) -> Column:
+        """The column of a metric that is recorded under one name."""
+        return cls(metric.recorded, metric.heading, metric.digits, metric.note, metric.within)
+
     @property
     def is_latent(self) -> bool:
         return self.name.startswith("latent/")
 
 
-LATENT_COLUMNS = (
-    Column("latent/std", "latent std", 3, "square root of latent/variance", POSITIVE),
-    Column(
-        "latent/effective_rank/token",
-        "effective rank, tokens",
-        2,
-        "Roy and Vetterli 2007, at most the latent channels",
-        POSITIVE,
-    ),
-    Column("latent/effective_rank/image", "effective rank, images", 1, "effective rank of whole latents", POSITIVE),
-    Column(
-        "latent/capacity_bits/token", "capacity, bits per token", 2, "information under unit-variance noise", POSITIVE
-    ),
-)
+LATENT_COLUMNS = tuple(Column.of(metric) for metric in (STD, *LATENT) if metric.table)
+MAIN_LATENTS = tuple(Column.of(metric) for metric in (STD, *LATENT) if metric.main)
+"""Scale, rank and capacity: one column of each."""
 LOG_STD = Column(
     "latent/log10_std", "log10 latent std", 2, f"differences are ratios; smaller values are set to {_SMALLEST_STD:g}"
 )
-_CAPACITY, _TOKEN_RANK = LATENT_COLUMNS[3], LATENT_COLUMNS[1]
-EFFECT_COLUMNS = (_CAPACITY, LOG_STD, _TOKEN_RANK)
+CAPACITY, _TOKEN_RANK = (
+    next(c for c in LATENT_COLUMNS if c.name == f"latent/{name}")
+    for name in ("capacity_bits/token", "effective_rank/token")
+)
+EFFECT_COLUMNS = (CAPACITY, LOG_STD, _TOKEN_RANK)
 """Quantities for which factorial effects are computed."""
 
-_SAME = "same features"
-_CLASSIFIER = "features of an in-domain classifier, not Inception"
 _INCEPTION = "features of Inception-v3"
 _TURNED = "features of a network trained on this data, which has no classes, to predict rotations and a downscaled image; not Inception"
-_EVALUATIONS: dict[str, tuple[str, int, str, Range]] = {
-    "fid": ("FID", 2, f"lower is better; {_CLASSIFIER}", POSITIVE),
-    "kid": ("KID", 3, f"lower is better; {_SAME}", ANY),
-    "is": (
-        "inception score",
-        2,
-        "higher is better; at most the extractor's number of classes",
-        (1.0, math.inf),
-    ),
-    "precision": (
-        "precision",
-        3,
-        f"fraction of samples within the manifold of real images; {_SAME}, as many real images as samples",
-        SHARE,
-    ),
-    "recall": ("recall", 3, f"fraction of real images within the manifold of samples; {_SAME}", SHARE),
-    "label_accuracy": (
-        "label accuracy",
-        3,
-        "how often that classifier predicts the label a sample was drawn for",
-        SHARE,
-    ),
-    "memorisation/nearest_train": ("nearest training image", 1, "median RMS distance in grey levels", (0.0, 255.0)),
-    "rfid": ("rFID", 2, f"held-out reconstructions against their originals; {_SAME}", POSITIVE),
-    "psnr": ("PSNR, dB", 1, "held-out reconstructions, mean over images", POSITIVE),
-    "ssim": ("SSIM", 3, "held-out reconstructions, mean over images", (-1.0, 1.0)),
-    "probe/knn": ("kNN accuracy", 3, "held-out images classified by their nearest training latents", SHARE),
-    "probe/linear": ("linear probe accuracy", 3, "held-out images classified by a linear classifier of latents", SHARE),
-}
 _EARLIER = {
     "psnr": (r"n\d+-", "held-out reconstructions, one error over all pixels: an earlier definition"),
     "ssim": (r"(uniform\d+-)?n\d+-", "held-out reconstructions, padded at their borders: an earlier definition"),
@@ -98,28 +65,30 @@ _EARLIER = {
 def columns_of(results: list[Result]) -> list[Column]:
     """The quantities of these results: latent metrics first, then one column per distinct evaluation."""
     names = sorted({name for r in results for name in r.metrics if not name.startswith("latent/")})
-    found = [*LATENT_COLUMNS, *(Column(*own) for own in own_latent(results))]
-    for prefix, (label, digits, usual, within) in (_EVALUATIONS | own_samples(results)).items():
+    found = [*LATENT_COLUMNS, *map(Column.of, own_latent(results))]
+    for metric in (*SAMPLE, *own_samples(results)):
+        prefix, label = metric.recorded, metric.heading
         for name in names:
             if name.startswith(f"{prefix}/") and "_floor/" not in name:
-                how, what, note = name.removeprefix(f"{prefix}/"), label, usual
+                how, what, note = name.removeprefix(f"{prefix}/"), label, metric.note
                 if how.startswith("indomain") and prefix == "fid":
                     what = f"in-domain {label}"
                 if how.startswith("inception"):
                     what = f"Inception {label}" if label.endswith(("FID", "KID")) else label
-                    note = note.replace(_CLASSIFIER, _INCEPTION).replace(_SAME, _INCEPTION)
+                    note = note.replace(CLASSIFIER, _INCEPTION).replace(SAME, _INCEPTION)
                 if how.startswith("turns-"):
-                    note = note.replace(_CLASSIFIER, _TURNED).replace(_SAME, _TURNED)
+                    note = note.replace(CLASSIFIER, _TURNED).replace(SAME, _TURNED)
                 if prefix in _EARLIER and re.match(_EARLIER[prefix][0], how):
                     note = _EARLIER[prefix][1]
-                found.append(Column(name, f"{what} ({how})", digits, note, within))
+                found.append(Column(name, f"{what} ({how})", metric.digits, note, metric.within))
     return found
 
 
 def range_of(metric: str) -> Range:
     """Range of a quantity by its recorded name; unbounded if it is unknown."""
-    bounded = {c.name: c.within for c in LATENT_COLUMNS} | {f"{k}/": v[3] for k, v in _EVALUATIONS.items()}
-    return next((within for start, within in bounded.items() if metric.startswith(start)), ANY)
+    bounded = {m.recorded: m.within for m in (STD, *LATENT)}
+    evaluated = (m.within for m in SAMPLE if metric.startswith(f"{m.recorded}/"))
+    return bounded[metric] if metric in bounded else next(evaluated, ANY)
 
 
 def settings_of(column: Column) -> tuple[str, ...]:

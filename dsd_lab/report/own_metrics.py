@@ -8,25 +8,25 @@ from typing import Any
 import pandas as pd
 
 from dsd_lab.report.results import Result
-from dsd_lab.report.statistics.intervals import ANY, Range
 from dsd_lab.report.tables.rendering import Cell, Table
+from dsd_lab.specs.metrics import Metric
 from dsd_lab.specs.registry import shown_metrics
 
 
-def own_latent(results: list[Result]) -> list[tuple[str, str, int, str]]:
-    """Name, label, digits and note of plug-ins' latent metrics in these results."""
+def own_latent(results: list[Result]) -> list[Metric]:
+    """Plug-ins' latent metrics in these results."""
     present = {name for r in results for name in r.metrics}
     found = sorted((key, s) for key, s in _shown(results).items() if key.startswith("latent/") and key in present)
-    return [(key, _label(s), s["digits"], s["note"] or "of a plug-in") for key, s in found]
+    return [_metric(key, shown) for key, shown in found]
 
 
-def own_samples(results: list[Result]) -> dict[str, tuple[str, int, str, Range]]:
-    """Label, digits, note and range of plug-ins' sample metrics, by name without settings."""
+def own_samples(results: list[Result]) -> list[Metric]:
+    """The plug-ins' metrics of samples that these results have."""
     names = {"/".join(name.split("/")[:2]) for r in results for name in r.metrics if name.startswith("sample/")}
     shown = _shown(results)
-    unknown = {"unit": "", "digits": 3, "note": "of a plug-in"}  # the plug-in is not loaded, and trials have no label
-    found = {key: shown.get(key, unknown | {"label": key.partition("/")[2].replace("_", " ")}) for key in sorted(names)}
-    return {key: (_label(s), s["digits"], s["note"], ANY) for key, s in found.items()}
+    unknown = {"unit": "", "digits": 3, "note": "of a plug-in"}  # evaluated later, with a plug-in that is not loaded
+    named = {key: unknown | {"label": key.partition("/")[2].replace("_", " ")} for key in sorted(names)}
+    return [_metric(key, shown.get(key, default)) for key, default in named.items()]
 
 
 def own_parts_table(results: list[Result]) -> Table | None:
@@ -75,5 +75,6 @@ def _shown(results: list[Result]) -> dict[str, dict[str, Any]]:
     return recorded | shown_metrics()
 
 
-def _label(shown: dict[str, Any]) -> str:
-    return str(shown["label"]) + (f", {shown['unit']}" if shown["unit"] else "")
+def _metric(key: str, shown: dict[str, Any]) -> Metric:
+    note = str(shown["note"] or "of a plug-in")
+    return Metric(key.partition("/")[2], shown["label"], shown["digits"], note, unit=shown["unit"], recorded=key)

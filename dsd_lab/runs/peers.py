@@ -128,7 +128,9 @@ def started_here(
         rendezvous = f"file:{folder}/meeting"
         started = [
             children.enter_context(
-                _child(job_of(home, trial) | dict(more or {}) | {"rendezvous": rendezvous, "rank": rank}, folder, program)
+                _child(
+                    job_of(home, trial) | dict(more or {}) | {"rendezvous": rendezvous, "rank": rank}, folder, program
+                )
             )
             for rank in range(1, size)
         ]

@@ -6,24 +6,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from dsd_lab.specs.part_fields import Choice, PartSection, is_foreign
+from dsd_lab.specs.metrics import SAMPLE
+from dsd_lab.specs.part_fields import Choice, PartSection
 from dsd_lab.specs.registry import trait
 
 Metric = Annotated[str, Choice("sample_metric")]
-OF_IMAGES: tuple[str, ...] = ("fid", "kid", "is", "precision", "recall", "label_accuracy", "nearest_train")
+OF_IMAGES = tuple(metric.name for metric in SAMPLE if metric.of == "samples")
 """Metrics of generated images."""
-OF_ENCODER: tuple[str, ...] = ("rfid", "psnr", "ssim", "knn", "linear")
+OF_ENCODER = tuple(metric.name for metric in SAMPLE if metric.of == "encoder")
 """Metrics of held-out images' reconstructions and latents."""
-_OF_CLASSES = ("label_accuracy", "knn", "linear")
+_OF_CLASSES = tuple(metric.name for metric in SAMPLE if metric.needs_classes)
 """Metrics that need two or more classes."""
 
 
-_RECORDED = {"nearest_train": "memorisation", "knn": "probe", "linear": "probe"}
-
-
 def recorded_as(metric: str) -> str:
-    """First part of the name under which a metric is recorded."""
-    return _RECORDED.get(metric, "sample" if is_foreign("sample_metric", metric) else metric)
+    """First part of the name under which a metric is recorded; a plug-in's is a `sample`."""
+    return next((m.recorded.partition("/")[0] for m in SAMPLE if m.name == metric), "sample")
 
 
 def _or_list(schema: dict[str, Any]) -> None:
@@ -79,8 +77,9 @@ class Generation(PartSection):
     @property
     def measured(self) -> tuple[str, ...]:
         """The metrics, in a fixed order."""
-        left_out = {"knn", "linear", *(() if self.extractor == "indomain" else ("label_accuracy",))}
-        chosen = set(self.metrics) if self.metrics is not None else {*OF_IMAGES, *OF_ENCODER} - left_out
+        usual = {metric.name for metric in SAMPLE if metric.by_default}
+        usual -= set() if self.extractor == "indomain" else {"label_accuracy"}
+        chosen = usual if self.metrics is None else set(self.metrics)
         return (*(m for m in (*OF_IMAGES, *OF_ENCODER) if m in chosen), *sorted(chosen - {*OF_IMAGES, *OF_ENCODER}))
 
     @property

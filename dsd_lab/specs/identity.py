@@ -9,11 +9,13 @@ from functools import cache
 from typing import Any
 
 from dsd_lab.specs.auxiliary import EMA
+from dsd_lab.specs.objective import LINEAR
 from dsd_lab.specs.part_fields import is_foreign
 from dsd_lab.specs.part_identity import digest_of, foreign_parts, settle_parts
 from dsd_lab.specs.trial import (
     SCHEMA_VERSION,
     Generation,
+    Network,
     Objective,
     Trial,
     blocks_of,
@@ -60,6 +62,8 @@ def canonical_fields(trial: Trial, recorded: Mapping[str, str] | None = None) ->
     fields["data"] = data
     del fields["network"]["size"]  # an abbreviation of the other fields
     network, latent, time, optimiser = (fields[k] for k in ("network", "latent", "time", "optimiser"))
+    if network["block"] == Network.model_fields["block"].default:
+        del network["block"]  # as in the records of before there was a choice
     own = ("encode_blocks", "denoise_blocks", "decode_blocks")
     without = {"coupled": own, "modular": ("shared_blocks",), "separate": ("shared_blocks",)}
     for name in without.get(network["layout"], ()):
@@ -103,7 +107,7 @@ def canonical_fields(trial: Trial, recorded: Mapping[str, str] | None = None) ->
         if not weighted[name]:
             del weighted[name]
     parts = {("data_source", trial.data.source)} if is_foreign("data_source", trial.data.source) else set()
-    for name in ("latent", "auxiliary", "time", "data"):
+    for name in ("network", "latent", "auxiliary", "time", "data"):
         parts |= settle_parts(type(getattr(trial, name)), fields[name], {part for _, part in parts})
     for objective in canonical:
         parts |= foreign_parts(Objective, objective)
@@ -131,13 +135,15 @@ def _objective(trial: Trial, target_kept: bool) -> dict[str, Any]:
     """The fields of an objective that have an effect; `target_kept`: a target encoder is updated in this stage."""
     spec, objective = trial.objective, trial.objective.model_dump()
     if spec.diffusion_weight == 0:
-        for name in ("target", "noised", "output", "loss_space", "weighting", "clamp", "encoder_gradient"):
+        for name in ("target", "path", "noised", "output", "loss_space", "weighting", "clamp", "encoder_gradient"):
             del objective[name]
     else:
         if spec.loss_space == "velocity":
             del objective["weighting"]
-        if (spec.output, spec.loss_space, objective.get("weighting")) in _NOTHING_DIVIDED:
-            del objective["clamp"]
+        if spec.path == LINEAR:
+            del objective["path"]  # as in the records of before there was a choice
+            if (spec.output, spec.loss_space, objective.get("weighting")) in _NOTHING_DIVIDED:
+                del objective["clamp"]
     reaches_encoder = spec.noised != "detached" or spec.target not in _DETACHED
     if spec.diffusion_weight == 0 or not reaches_encoder:
         objective.pop("encoder_gradient", None)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from dsd_lab.specs.base import Section
+from dsd_lab.specs.part_fields import Choice, PartSection
 
 
-class Network(Section):
+class Network(PartSection):
     """One vision transformer in three roles: encode, denoise, decode."""
 
     size: Literal["nano8", "nano28", "nano32", "nano64", "tiny64", "tiny128", "small256", "middle256", "base256"] = (
@@ -18,6 +18,8 @@ class Network(Section):
     """A named size; the fields below override its values."""
     layout: Literal["modular", "coupled", "separate"] = "modular"
     """`modular`: each role has its own blocks. `coupled`: all roles share all blocks. `separate`: three networks that share no weights."""
+    block: Annotated[str, Choice("block")] = "adaln_zero"
+    """The transformer block of all roles: attention and MLP with adaLN-Zero (arXiv 2212.09748), or a plug-in's."""
     image_size: int | None = Field(None, ge=2, le=1024)
     """Pixels per side of an image."""
     patch_size: int | None = Field(None, ge=1, le=64)

@@ -11,7 +11,10 @@ from pydantic import Field, model_validator
 
 from dsd_lab.specs.base import Section
 from dsd_lab.specs.part_fields import Choice, PartSection
+from dsd_lab.specs.registry import find_plugin_part
 
+LINEAR = "linear"
+"""The package's path, the only one with closed forms."""
 Weight = Annotated[float, Field(ge=0, le=1e6)]
 
 _NORMS = ("layernorm", "layernorm_affine", "image_rmsnorm", "rmsnorm")
@@ -78,16 +81,18 @@ class Objective(PartSection):
     """Decay per step of the EMA target encoder (ours)."""
     target_warmup: int = Field(0, ge=0, le=10**9)
     """Steps over which that decay ramps up: after n steps it is target_decay * min(1, n / target_warmup). 0: no ramp."""
+    path: Annotated[str, Choice("path")] = LINEAR
+    """The path between noise and data: z_t = t z + (1 - t) e, or a plug-in's. Velocity, weight and `clamp` follow it."""
     noised: Literal["live", "detached"] = "live"
     """Whether the diffusion loss reaches the encoder through z_t (`live`) or not (`detached`)."""
     output: Annotated[str, Choice("output")] = "clean"
-    """What the network predicts: `velocity` v = z - e, or the `clean` latent f."""
+    """What the network predicts: `velocity` v (z - e on the linear path), or the `clean` latent f."""
     loss_space: Annotated[str, Choice("loss_space")] = "clean"
     """`velocity`: |v - (z2 - e)|^2. `clean`: w(t) |f - z2|^2."""
     weighting: Annotated[str, Choice("weighting")] = "none"
     """w(t) in clean space: 1, or 1 / max(1 - t, clamp)^2."""
     clamp: float = Field(0.05, gt=0, le=1)
-    """Lower bound of 1 - t in divisions (ours; JiT and UNITE use 0.05)."""
+    """Lower bound of 1 - t (on another path of its sigma) in divisions (ours; JiT and UNITE use 0.05)."""
     encoder_gradient: float = Field(1.0, ge=0, le=1)
     """Fraction of the diffusion loss's gradient that reaches the encoder, through z_t and a live target: 0 is a detached encoder, 1 joint training."""
     encoder_gradient_warmup: int = Field(0, ge=0, le=10**9)
@@ -117,6 +122,17 @@ class Objective(PartSection):
             raise ValueError(
                 f"perceptual_weights: perceptual_backbone {self.perceptual_backbone} needs a file, `pretrained` or `random`"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_path(self) -> Objective:
+        """What a plug-in defines without asking for the path holds for the linear one."""
+        for kind in ("output", "loss_space"):
+            part = find_plugin_part(kind, getattr(self, kind)) if self.path != LINEAR else None
+            if part is not None and not part.takes("path"):
+                raise ValueError(
+                    f"path: {self.path} does not go with the {kind.replace('_', ' ')} {part.name!r} ({part.where}), which has no parameter `path` and so holds for the linear path alone"
+                )
         return self
 
 

@@ -93,14 +93,14 @@ class PartSection(Section):
     def _options_fit(self) -> Self:
         if not self.options or _unknown_pass.get():
             return self
-        named = {name: kind for kind, name in self.named_parts()}
         kept = {}
         for name, given in self.options.items():
-            if name not in named:
+            kinds = [kind for kind, named in self.named_parts() if named == name]
+            if not kinds:
                 raise ValueError(f"options.{name}: this section names no part {name!r}")
-            part = find_plugin_part(named[name], name)
+            part = next((own for kind in kinds if (own := find_plugin_part(kind, name)) is not None), None)
             if part is None:
-                raise ValueError(f"options.{name}: {named[name]} {name!r} is the package's and has no options here")
+                raise ValueError(f"options.{name}: {kinds[0]} {name!r} is the package's and has no options here")
             found = options_of(part, given)
             if found is not None and (changed := found.model_dump(mode="json", exclude_defaults=True)):
                 kept[name] = changed

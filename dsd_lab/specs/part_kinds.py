@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dsd_lab.specs.metrics import LATENT, SAMPLE
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -26,6 +28,7 @@ KINDS: dict[str, Kind] = {
     "loss_space": Kind("objective.loss_space", f"{_DIFFUSION}.objectives", ("velocity", "clean")),
     "weighting": Kind("objective.weighting", f"{_DIFFUSION}.objectives", ("none", "velocity")),
     "reconstruction": Kind("objective.reconstruction", f"{_DIFFUSION}.objectives", ("l1", "l2")),
+    "path": Kind("objective.path", f"{_DIFFUSION}.paths", ("linear",)),
     "auxiliary": Kind(
         "auxiliary.extra",
         f"{_DIFFUSION}.auxiliary",
@@ -43,25 +46,26 @@ KINDS: dict[str, Kind] = {
         f"{_MODEL}.normalisers",
         ("none", "layernorm", "layernorm_affine", "image_rmsnorm", "rmsnorm", "batchnorm", "tanh", "fixed_noise", "kl"),
     ),
+    "block": Kind("network.block", f"{_MODEL}.blocks", ("adaln_zero",)),
     "time_distribution": Kind("time.distribution", f"{_DIFFUSION}.paths", ("uniform", "logit_normal")),
     "sampler": Kind("evaluate.sampler", f"{_DIFFUSION}.samplers", ("euler", "heun", "sde", "dopri5")),
     "data_source": Kind("data.source", "dsd_lab.core.data", ("digits", "idx", "parquet", "folder", "datasets")),
     "latent_metric": Kind(
         "(recorded by every probe)",
         "dsd_lab.core.observing.latent_metrics",
+        tuple(metric.name for metric in LATENT),
         reserved=(
-            *("variance", "spatial_variance", "total_variation", "effective_rank", "spectral_rank", "rankme", "std"),
-            *("participation_ratio", "stable_rank", "alpha_req", "uniformity", "capacity_bits", "probe_images"),
-            *("log10_std", "pre"),
+            *{metric.name.partition("/")[0]: None for metric in LATENT},
+            "std",
+            "log10_std",
+            "probe_images",
+            "pre",
         ),
     ),
     "sample_metric": Kind(
         "evaluate.metrics",
         "dsd_lab.evaluation.sample_metrics",
-        (
-            *("fid", "kid", "is", "precision", "recall", "label_accuracy", "nearest_train"),
-            *("rfid", "psnr", "ssim", "knn", "linear"),
-        ),
+        tuple(metric.name for metric in SAMPLE),
         together=True,
     ),
 }

@@ -16,7 +16,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -86,9 +86,21 @@ class Part:
         assert self.plugin is not None
         return part_digest(self.plugin.source, self.plugin.digest, self.kind, self.name)
 
+    def takes(self, keyword: str) -> bool:
+        """Whether the definition has a parameter of this name."""
+        return keyword in _parameters(self.made)
+
     def fault(self, what: str) -> BadInput:
         """The error for an invalid plug-in part: one line with file and line."""
         return BadInput(f"{self.kind} {self.name!r} ({self.where}): {what}")
+
+
+@cache
+def _parameters(made: Callable[..., Any]) -> frozenset[str]:
+    try:
+        return frozenset(inspect.signature(made).parameters)
+    except (TypeError, ValueError):  # a builtin
+        return frozenset()
 
 
 loading: list[Plugin] = []

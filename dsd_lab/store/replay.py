@@ -22,6 +22,7 @@ from dsd_lab.home.spool import is_whole_picture, read_spool
 from dsd_lab.home.trial_folder import TrialFolder
 from dsd_lab.home.trial_records import SpoolLine
 from dsd_lab.specs.data import Data
+from dsd_lab.specs.metrics import STD
 from dsd_lab.store.artifacts import status_tags, write_artifacts
 
 RUN_STATUS = {
@@ -31,7 +32,7 @@ RUN_STATUS = {
     "interrupted": "KILLED",
     "stopped": "KILLED",
 }
-STD, _VARIANCE = "latent/std", "latent/variance"
+_VARIANCE = "latent/variance"
 BATCH = 900
 """Metrics per call; MLflow allows 1,000."""
 
@@ -99,7 +100,7 @@ def _replay(client: MlflowClient, run: Run, folder: TrialFolder, verified_runs: 
 def stored_metrics(line: SpoolLine) -> dict[str, float]:
     """Metrics of a spool line in the store, with the std of the latents, since MLflow's charts cannot take roots."""
     metrics = line.measured()
-    return metrics | ({STD: metrics[_VARIANCE] ** 0.5} if metrics.get(_VARIANCE, -1.0) >= 0 else {})
+    return metrics | ({STD.recorded: metrics[_VARIANCE] ** 0.5} if metrics.get(_VARIANCE, -1.0) >= 0 else {})
 
 
 def _flush(client: MlflowClient, run_id: str, metrics: list[Metric], lines: int) -> None:

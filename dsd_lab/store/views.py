@@ -17,14 +17,15 @@ from urllib.parse import quote
 from mlflow import MlflowClient
 
 from dsd_lab.home.sweep_records import Manifest
+from dsd_lab.specs.metrics import LATENT, STD
 
 PREFIX = "mlflow.sharedViewState."
 MAX_DISTANCES = 3
 """FIDs with columns and charts in a view; the list of metrics has all."""
 _TRIALS = "trials"
-_COLUMNS = ("latent/std", "latent/effective_rank/token", "latent/capacity_bits/token")
+_COLUMNS = tuple(metric.recorded for metric in (STD, *LATENT) if metric.main)
 _CHARTS = {
-    "Latents": (*_COLUMNS[:2], "latent/effective_rank/image", _COLUMNS[2]),
+    "Latents": tuple(metric.recorded for metric in (STD, *LATENT) if metric.table),
     "Losses": ("train/reconstruction", "train/diffusion", "train/loss"),
 }
 """Metrics over steps, by section of their charts."""

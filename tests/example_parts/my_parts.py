@@ -5,11 +5,13 @@ from sklearn.datasets import load_digits
 
 from dsd_lab.parts import (
     AUXILIARIES,
+    BLOCKS,
     DATA_SOURCES,
     LATENT_METRICS,
     LOSS_SPACES,
     NORMALISERS,
     OUTPUTS,
+    PATHS,
     RECONSTRUCTIONS,
     REGULARISERS,
     SAMPLE_METRICS,
@@ -18,9 +20,11 @@ from dsd_lab.parts import (
     TIME_DISTRIBUTIONS,
     WEIGHTINGS,
     Auxiliary,
+    Block,
     Images,
     Normaliser,
     Options,
+    Path,
     data_set,
     split,
 )
@@ -53,12 +57,46 @@ def half_stopped(z, x, target_encoder, noise=None, hidden_states=None):
     return 0.5 * z + 0.5 * z.detach()
 
 
+@PATHS.add("trigonometric")
+class Trigonometric(Path):
+    """z_t = sin(pi t / 2) z + cos(pi t / 2) e: the variance of z_t stays that of z where that is 1."""
+
+    def alpha(self, t):
+        return torch.sin(torch.pi / 2 * t)
+
+    def sigma(self, t):
+        return torch.cos(torch.pi / 2 * t)
+
+    def alpha_slope(self, t):
+        return torch.pi / 2 * torch.cos(torch.pi / 2 * t)
+
+    def sigma_slope(self, t):
+        return -torch.pi / 2 * torch.sin(torch.pi / 2 * t)
+
+
+@BLOCKS.add("gated_mlp")
+class GatedMlp(Block):
+    """An MLP of each token with a gate from the condition; no attention."""
+
+    hidden = ("mlp",)
+
+    def __init__(self, width, heads):
+        super().__init__(width, heads)
+        self.mlp = torch.nn.Sequential(
+            torch.nn.Linear(width, 2 * width), torch.nn.GELU(), torch.nn.Linear(2 * width, width)
+        )
+        self.gate = torch.nn.Linear(width, width)
+
+    def forward(self, tokens, condition):
+        return tokens + self.gate(condition)[:, None] * self.mlp(tokens)
+
+
 @OUTPUTS.add("noise")
-def noise_prediction(out, z_t, t, clamp):
+def noise_prediction(out, z_t, t, clamp, path):
     """The network predicts the noise e."""
-    t = t[:, None, None]
-    clean = (z_t - (1 - t) * out) / t.clamp_min(clamp)
-    return clean, clean - out
+    alpha, sigma = path.alpha(t)[:, None, None], path.sigma(t)[:, None, None]
+    clean = (z_t - sigma * out) / alpha.clamp_min(clamp)
+    return clean, path.velocity(clean, out, t)
 
 
 @LOSS_SPACES.add("l1_clean")

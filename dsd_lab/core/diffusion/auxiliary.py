@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dsd_lab.core.diffusion.paths import noised
+from dsd_lab.core.diffusion.paths import Path
 from dsd_lab.core.model.backbones import Backbone
 from dsd_lab.core.model.blocks import in_float32
 from dsd_lab.core.model.perceptual import Perceptual
@@ -48,7 +48,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Seen:
-    """Inputs of an auxiliary loss: images x [B, C, H, W], latents z [B, T, c], draws and tokens.
+    """Inputs of an auxiliary loss: images x [B, C, H, W], latents z [B, T, c], draws, path and tokens.
 
     `settled` [B, T, c] are the latents normalised by running statistics; None unless a loss has `reads_settled`.
     """
@@ -57,6 +57,7 @@ class Seen:
     x: Tensor
     z: Tensor
     draws: Draws
+    path: Path
     tokens: Tokens = field(default_factory=Tokens)
     settled: Tensor | None = None
 
@@ -137,7 +138,8 @@ class Alignment(Auxiliary):
         assert seen.settled is not None and seen.draws.labels is not None
         with torch.enable_grad():
             z, hidden_states = seen.settled.detach().requires_grad_(), list[Tensor]()
-            seen.network.denoise(noised(z, seen.draws.e, seen.draws.t), seen.draws.t, seen.draws.labels, hidden_states)
+            z_t = seen.path.noised(z, seen.draws.e, seen.draws.t)
+            seen.network.denoise(z_t, seen.draws.t, seen.draws.labels, hidden_states)
             (slope,) = torch.autograd.grad(self._misalignment(hidden_states, targets), z)
         return ((seen.settled - z.detach()) * slope).sum()
 
@@ -148,7 +150,8 @@ class Alignment(Auxiliary):
             return found
         hidden_states: list[Tensor] = []
         z = seen.z if self.noised == "live" else seen.z.detach()
-        seen.network.denoise(noised(z, seen.draws.e, seen.draws.t), seen.draws.t, seen.draws.y, hidden_states)
+        z_t = seen.path.noised(z, seen.draws.e, seen.draws.t)
+        seen.network.denoise(z_t, seen.draws.t, seen.draws.y, hidden_states)
         return hidden_states
 
     @torch.no_grad()

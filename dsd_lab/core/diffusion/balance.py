@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dsd_lab.core.peers import Peers
+
+if TYPE_CHECKING:
+    from dsd_lab.specs.trial import Objective
 
 DELTA, MAX_FACTOR = 1e-6, 1e4
 """Constant added to the denominator, and maximum factor; both from VQGAN's paper and code."""
@@ -53,3 +58,31 @@ BALANCES: dict[str, Callable[[Tensor | None, Mapping[str, Tensor], Tensor, Peers
 """(reconstruction loss, other losses by name, latents z [B, T, c], processes) -> factors by name, without gradient.
 
 A missing factor is 1."""
+
+
+# -- The fraction of the diffusion loss's gradient that reaches the encoder ---------------------------
+
+
+RAMPS: dict[str, Callable[[float], float]] = {
+    "linear": lambda progress: progress,
+    "sigmoid": lambda progress: (
+        _logistic(12 * (progress - 0.5)) / (2 * _logistic(6.0) - 1) + 0.5 - 0.5 / (2 * _logistic(6.0) - 1)
+    ),
+}
+"""(fraction of the warm-up, 0 to 1) -> fraction of the full gradient, 0 to 1."""
+
+
+def _logistic(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def encoder_gradient(spec: Objective, step: int) -> float:
+    """Fraction of the diffusion loss's gradient that reaches the encoder, after `step` optimiser steps."""
+    if spec.encoder_gradient_warmup == 0 or step >= spec.encoder_gradient_warmup:
+        return spec.encoder_gradient
+    return spec.encoder_gradient * RAMPS[spec.encoder_gradient_ramp](step / spec.encoder_gradient_warmup)
+
+
+def with_gradient(z: Tensor, share: float) -> Tensor:
+    """z [B, T, c] unchanged; its gradient is multiplied by `share` in [0, 1]."""
+    return z if share == 1 else z.detach() + share * (z - z.detach())

@@ -1,6 +1,6 @@
 """The objectives: reconstruction plus diffusion, in every combination that a spec can name.
 
-The diffusion loss of an image with latent z, noise e and time t (z_t = t z + (1 - t) e):
+The diffusion loss of an image with latent z, noise e and time t (on the linear path z_t = t z + (1 - t) e):
 
     velocity space   | v - (z2 - e) |^2                  v: velocity prediction
     clean space      w(t) | f - z2 |^2                   f: clean prediction, w = 1 or 1 / max(1-t, c)^2
@@ -20,18 +20,17 @@ Squares are means over tokens and channels; losses are means over the batch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from dsd_lab.core.diffusion import paths
 from dsd_lab.core.diffusion.auxiliary import Seen, Tokens
-from dsd_lab.core.diffusion.balance import BALANCES
+from dsd_lab.core.diffusion.balance import BALANCES, encoder_gradient, with_gradient
+from dsd_lab.core.diffusion.paths import Path, path_of
 from dsd_lab.core.diffusion.regularisers import regularisers
 from dsd_lab.core.model.normalisers import gaussian_entropy
 from dsd_lab.core.randomness import Draws
@@ -107,34 +106,6 @@ def _ema(
         return target_encoder.encode(x, noise, hidden_states)
 
 
-# -- The fraction of the diffusion loss's gradient that reaches the encoder ---------------------------
-
-
-RAMPS: dict[str, Callable[[float], float]] = {
-    "linear": lambda progress: progress,
-    "sigmoid": lambda progress: (
-        _logistic(12 * (progress - 0.5)) / (2 * _logistic(6.0) - 1) + 0.5 - 0.5 / (2 * _logistic(6.0) - 1)
-    ),
-}
-"""(fraction of the warm-up, 0 to 1) -> fraction of the full gradient, 0 to 1."""
-
-
-def _logistic(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
-
-
-def encoder_gradient(spec: Objective, step: int) -> float:
-    """Fraction of the diffusion loss's gradient that reaches the encoder, after `step` optimiser steps."""
-    if spec.encoder_gradient_warmup == 0 or step >= spec.encoder_gradient_warmup:
-        return spec.encoder_gradient
-    return spec.encoder_gradient * RAMPS[spec.encoder_gradient_ramp](step / spec.encoder_gradient_warmup)
-
-
-def with_gradient(z: Tensor, share: float) -> Tensor:
-    """z [B, T, c] unchanged; its gradient is multiplied by `share` in [0, 1]."""
-    return z if share == 1 else z.detach() + share * (z - z.detach())
-
-
 # -- The latent that is noised -------------------------------------------------------------------
 
 NOISED: dict[str, Callable[[Tensor], Tensor]] = {"live": lambda z: z, "detached": lambda z: z.detach()}
@@ -142,27 +113,39 @@ NOISED: dict[str, Callable[[Tensor], Tensor]] = {"live": lambda z: z, "detached"
 # -- What the network's output means: (f, v) ------------------------------------------------------
 
 OUTPUTS = Parts("output", check=pair_like_first)
-"""(output [B, T, c], z_t [B, T, c], t [B], lower bound of 1 - t) -> predictions f (clean) and v (velocity) [B, T, c]."""
+"""(output [B, T, c], z_t [B, T, c], t [B], lower bound of sigma, path) -> predictions f (clean) and v (velocity) [B, T, c]."""
 
 
 @OUTPUTS.add("velocity")
-def _from_velocity(out: Tensor, z_t: Tensor, t: Tensor, clamp: float) -> tuple[Tensor, Tensor]:
-    """The network predicts v = z - e."""
-    return paths.clean_from_velocity(out, z_t, t), out
+def _from_velocity(out: Tensor, z_t: Tensor, t: Tensor, clamp: float, path: Path) -> tuple[Tensor, Tensor]:
+    """The network predicts the velocity v; on the linear path z - e."""
+    return path.to_clean(out, z_t, t), out
 
 
 @OUTPUTS.add("clean")
-def _from_clean(out: Tensor, z_t: Tensor, t: Tensor, clamp: float) -> tuple[Tensor, Tensor]:
+def _from_clean(out: Tensor, z_t: Tensor, t: Tensor, clamp: float, path: Path) -> tuple[Tensor, Tensor]:
     """The network predicts the clean latent f."""
-    return out, paths.velocity_from_clean(out, z_t, t, clamp)
+    return out, path.to_velocity(out, z_t, t, clamp)
+
+
+def output_of(spec: Objective) -> Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]:
+    """(output, z_t, t, smallest sigma) -> (f, v), as the spec's `output` and `path` say."""
+    found: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]] = _on_path(OUTPUTS, spec.output, spec)
+    return found
+
+
+def _on_path(table: Parts, name: str, spec: Objective) -> Any:
+    """A part, with the path as its keyword `path` where it takes one; of others the spec has refused what is not linear."""
+    made = table.bound(name, spec)
+    return partial(made, path=path_of(spec)) if table.part(name).takes("path") else made
 
 
 # -- The space of the loss, and its weight ----------------------------------------------------------
 
 WEIGHTINGS = Parts("weighting", check=like_first)
-"""(t [B], lower bound of 1 - t) -> w(t) [B], for clean space."""
+"""(t [B], lower bound of sigma, path) -> w(t) [B], for clean space."""
 LOSS_SPACES = Parts("loss_space", check=scalar)
-"""(f, v, z2, e, each [B, T, c], t [B], section `objective`) -> loss, a scalar."""
+"""(f, v, z2, e, each [B, T, c], t [B], section `objective`, path) -> loss, a scalar."""
 RECONSTRUCTIONS = Parts("reconstruction", check=scalar)
 """(decoded, original, each [B, C, H, W] in [-1, 1]) -> loss, a scalar."""
 
@@ -174,21 +157,21 @@ def _unweighted(t: Tensor, clamp: float) -> Tensor:
 
 
 @WEIGHTINGS.add("velocity")
-def _as_velocity(t: Tensor, clamp: float) -> Tensor:
-    """1 / max(1 - t, clamp)^2: gives a clean-space loss its weight in velocity space."""
-    return (1 - t).clamp_min(clamp) ** -2
+def _as_velocity(t: Tensor, clamp: float, path: Path) -> Tensor:
+    """1 / max(1 - t, clamp)^2 on the linear path: gives a clean-space loss its weight in velocity space."""
+    return path.velocity_weight(t, clamp)
 
 
 @LOSS_SPACES.add("velocity")
-def _velocity_space(f: Tensor, v: Tensor, z2: Tensor, e: Tensor, t: Tensor, spec: Objective) -> Tensor:
-    """Mean of |v - (z2 - e)|^2."""
-    return (v - (z2 - e)).square().mean()
+def _velocity_space(f: Tensor, v: Tensor, z2: Tensor, e: Tensor, t: Tensor, spec: Objective, path: Path) -> Tensor:
+    """Mean of |v - (z2 - e)|^2, on another path of |v - dz_t/dt|^2."""
+    return (v - path.velocity(z2, e, t)).square().mean()
 
 
 @LOSS_SPACES.add("clean")
 def _clean_space(f: Tensor, v: Tensor, z2: Tensor, e: Tensor, t: Tensor, spec: Objective) -> Tensor:
     """Mean of w(t) |f - z2|^2."""
-    w = WEIGHTINGS.bound(spec.weighting, spec)(t, spec.clamp)
+    w = _on_path(WEIGHTINGS, spec.weighting, spec)(t, spec.clamp)
     return (w * (f - z2).square().flatten(1).mean(1)).mean()
 
 
@@ -226,14 +209,13 @@ def predictions(
     denoise: Callable[[Tensor, Tensor, Tensor], Tensor], z: Tensor, draws: Draws, spec: Objective
 ) -> tuple[Tensor, Tensor]:
     """Clean and velocity predictions f, v [B, T, c] from noised latents; arguments as in `diffusion_loss`."""
-    z_t = paths.noised(NOISED[spec.noised](z), draws.e, draws.t)
+    z_t = path_of(spec).noised(NOISED[spec.noised](z), draws.e, draws.t)
     out = denoise(z_t, draws.t, draws.y).float()
-    found: tuple[Tensor, Tensor] = OUTPUTS.bound(spec.output, spec)(out, z_t, draws.t, spec.clamp)
-    return found
+    return output_of(spec)(out, z_t, draws.t, spec.clamp)
 
 
 def _diffusion_loss(f: Tensor, v: Tensor, z2: Tensor, draws: Draws, spec: Objective) -> Tensor:
-    found: Tensor = LOSS_SPACES.bound(spec.loss_space, spec)(f, v, z2, draws.e, draws.t, spec)
+    found: Tensor = _on_path(LOSS_SPACES, spec.loss_space, spec)(f, v, z2, draws.e, draws.t, spec)
     return found
 
 
@@ -291,7 +273,7 @@ def losses(
             if spec.anchor_perceptual_weight > 0 and seen is not None:
                 others["anchor_perceptual"] = spec.anchor_perceptual_weight, seen(predicted, images)
     if auxiliaries is not None:
-        others |= auxiliaries.terms(Seen(network, x, z, draws, tokens, settled), target_encoder)
+        others |= auxiliaries.terms(Seen(network, x, z, draws, path_of(spec), tokens, settled), target_encoder)
     balanced = {name: term for name, (_, term) in (weighted | others).items() if name != "reconstruction"}
     factors = BALANCES[spec.balance](weighted.get("reconstruction", (0, None))[1], balanced, z, network.peers)
     weighted |= {name: pair for name, pair in network.normaliser.penalties(raw).items() if pair[0] > 0}

@@ -7,13 +7,14 @@ step size, belong to one image each.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from dsd_lab.core.diffusion.objectives import OUTPUTS
+from dsd_lab.core.diffusion.objectives import output_of
+from dsd_lab.core.diffusion.paths import Linear, Path, path_of
 from dsd_lab.core.randomness import generator
 from dsd_lab.core.shapes import like_second
 from dsd_lab.specs.registry import Parts
@@ -44,6 +45,8 @@ class Solver:
     seed: int = 0
     first: int = 0
     """Seed of an SDE's noise, and index of the batch's first image; together they determine the noise."""
+    path: Path = field(default_factory=Linear)
+    """The path that the network was trained on."""
 
 
 @dataclass(frozen=True)
@@ -97,19 +100,21 @@ def sde(velocity: Velocity, z: Tensor, solver: Solver) -> Tensor:
     s = grad log p_t(z_t) = -E[e|z_t] / (1 - t) = (t v - z_t) / (1 - t), since v = E[z - e|z_t] and
     z_t = t z + (1 - t) e. For any w the SDE has the marginals of the ODE (SiT: Ma et al., arXiv 2401.08740,
     equation 6). This w is REPA's (arXiv 2410.06940) and cancels the pole: dz = [v + t v - z_t] dt + sqrt(2 (1 - t)) dW.
+    On another path 1 - t is its sigma, and the drift is `Path.drift`.
     As in SiT and REPA, equal steps lead to t = 0.96, and a last step of the drift alone leads from there to t = 1.
     `steps` network calls.
     """
-    steps = solver.steps
+    steps, path = solver.steps, solver.path
     width = (1 - _LAST_SDE_STEP) / max(1, steps - 1)
     sources = [generator(solver.seed, "sde", solver.first + i) for i in range(len(z))]
     for i in range(steps):
         t = i * width
-        v = velocity(z, _time(t, z))
+        drift = path.drift(velocity(z, _time(t, z)), z, _time(t, z))
         if i == steps - 1:
-            return z + (1 - t) * (v + t * v - z)
+            return z + (1 - t) * drift
         noise = torch.stack([torch.randn(z.shape[1:], generator=source) for source in sources]).to(z)
-        z = z + width * (v + t * v - z) + (2 * (1 - t) * width) ** 0.5 * noise
+        sigma = float(path.sigma(torch.tensor([t], dtype=torch.float64)))
+        z = z + width * drift + (2 * sigma * width) ** 0.5 * noise
     return z
 
 
@@ -188,15 +193,16 @@ def guided_velocity(
     """v = v(no class) + guidance * (v(y) - v(no class)) for labels y [B] (Ho and Salimans, arXiv 2207.12598).
 
     A guidance of 1 needs one network call instead of two. Times outside an `interval` have no guidance (Kynkaanniemi
-    et al., arXiv 2404.07724, in t instead of noise levels). The velocity of a clean prediction is (f - z_t) / (1 - t)
-    without the training clamp: samplers never evaluate t = 1, and the last Euler step must end at f.
+    et al., arXiv 2404.07724, in t instead of noise levels). The velocity of a clean prediction, (f - z_t) / (1 - t) on
+    the linear path, is without the training clamp: samplers never evaluate t = 1, and the last Euler step must end at f.
     """
+    meaning = output_of(objective)
 
     def velocity(z: Tensor, t: Tensor, rows: Tensor | None = None) -> Tensor:
         labels = y if rows is None else y[rows]
 
         def one(labels: Tensor) -> Tensor:
-            return OUTPUTS.bound(objective.output, objective)(network.denoise(z, t, labels).float(), z, t, 1e-6)[1]
+            return meaning(network.denoise(z, t, labels).float(), z, t, 1e-6)[1]
 
         v = one(labels)
         inside = None if interval is None else interval.holds(t)
@@ -234,7 +240,7 @@ def sample_latents(
         sampler: a key of `SAMPLERS`.
         steps: number of equal steps; `dopri5` ignores it.
         guidance: classifier-free guidance scale; 1 is no guidance.
-        objective: its `output` says what the network predicts.
+        objective: its `output` says what the network predicts, its `path` how data and noise are mixed.
         interval: times with guidance; None is all times.
         rtol: relative tolerance per step of `dopri5`.
         atol: absolute tolerance per step of `dopri5`.
@@ -242,4 +248,4 @@ def sample_latents(
         first: index of this batch's first image among the images drawn with this seed.
     """
     velocity = guided_velocity(network, y, guidance, objective, interval)
-    return SAMPLERS[sampler](velocity, noise.clone(), Solver(steps, rtol, atol, seed, first))
+    return SAMPLERS[sampler](velocity, noise.clone(), Solver(steps, rtol, atol, seed, first, path_of(objective)))

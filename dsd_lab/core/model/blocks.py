@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from timm.layers import Attention, Mlp
 from torch import Tensor, nn
+
+from dsd_lab.specs.registry import Parts
+
+if TYPE_CHECKING:
+    from dsd_lab.specs.network import Network as NetworkSpec
 
 ROLES = ("encode", "denoise", "decode")
 
@@ -43,11 +49,45 @@ def in_float32(layer: nn.Module, x: Tensor) -> Tensor:
     return out
 
 
+BLOCKS = Parts("block")
+"""Classes of `Block`, built from width and heads."""
+
+
 class Block(nn.Module):
-    """A transformer block with adaLN-Zero: the condition sets shift, scale and gate of both branches."""
+    """A block of the network: all roles run through blocks of one kind."""
+
+    hidden: tuple[str, ...] = ()
+    """Children whose matrices `optimiser.kind: muon` moves; not those that start at zero."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
+
+    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        """tokens [B, T, width], condition [B or 1, width] -> [B, T, width]."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Set weights that training begins with otherwise than Glorot-uniform (matrices) and 0 (biases)."""
+
+
+def build_blocks(spec: NetworkSpec, count: int) -> list[Block]:
+    """Blocks of the kind that a spec names."""
+    assert spec.width and spec.heads
+    part, made = BLOCKS.part(spec.block), BLOCKS.bound(spec.block, spec)
+    blocks: list[Block] = [made(spec.width, spec.heads) for _ in range(count)]
+    if not all(isinstance(block, Block) for block in blocks):
+        raise part.fault(f"gives a {type(blocks[0]).__name__}, not a Block")
+    return blocks
+
+
+@BLOCKS.add("adaln_zero")
+class AdaLNZero(Block):
+    """A transformer block with adaLN-Zero: the condition sets shift, scale and gate of both branches."""
+
+    hidden = ("attention", "mlp")
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.attention = Attention(width, num_heads=heads, qkv_bias=True)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
@@ -59,6 +99,11 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)[:, None].chunk(6, dim=-1)
         tokens = tokens + gate1 * self.attention(torch.addcmul(shift1, self.norm1(tokens), 1 + scale1))
         return tokens + gate2 * self.mlp(torch.addcmul(shift2, self.norm2(tokens), 1 + scale2))
+
+    def start(self) -> None:
+        """As the identity."""
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
 
 
 class Head(nn.Module):
@@ -74,6 +119,11 @@ class Head(nn.Module):
         """tokens [B, T, width], condition [B or 1, width] -> [B, T, out]."""
         shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
         return in_float32(self.out, torch.addcmul(shift, self.norm(tokens), 1 + scale))
+
+    def start(self) -> None:
+        """Unconditioned."""
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
 
 
 class RoleCondition(nn.Module):

@@ -1,8 +1,8 @@
 """One vision transformer that encodes images, denoises latents and decodes them.
 
 Its three roles have their own blocks (`modular`), or share all blocks and differ by a role embedding (`coupled`), or
-share no weights (`separate`: three networks in one module). Blocks are conditioned on time, class and role by adaLN-Zero
-(Peebles and Xie 2023, arXiv 2212.09748). Attention and MLP are timm's, used in `Block` only.
+share no weights (`separate`: three networks in one module). Blocks are conditioned on time, class and role, those of the
+package by adaLN-Zero (Peebles and Xie 2023, arXiv 2212.09748). Attention and MLP are timm's, used in `AdaLNZero` only.
 
 Shapes: images x [B, C, H, W] in [-1, 1]; latents z [B, T, c]; times t [B], t = 1 clean; labels y
 [B], with `classes` standing for "no class".
@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dsd_lab.core.model.blocks import (
+    BLOCKS,
     ROLES,
     Block,
     Condition,
     Head,
     RoleCondition,
+    build_blocks,
     in_float32,
     no_autocast,
     sine_positions,
@@ -30,8 +32,10 @@ from dsd_lab.core.model.blocks import (
 )
 from dsd_lab.core.model.normalisers import NORMALISERS, build_normaliser
 from dsd_lab.core.peers import ALONE, Peers
+from dsd_lab.core.shapes import like_first
 
 if TYPE_CHECKING:
+    from dsd_lab.specs.network import Network as NetworkSpec
     from dsd_lab.specs.trial import Trial
 
 _SHAPES_COMPILED = 256
@@ -73,13 +77,14 @@ class Network(nn.Module):
         self.patch_in = nn.Linear(pixels, width)
         self.noisy_in = nn.Linear(spec.latent_channels, width)
         self.latent_in = nn.Linear(spec.latent_channels, width)
+        self.block = BLOCKS.part(spec.block)
         self.blocks = nn.ModuleList()
         self.ranges: dict[str, range] = {}
         if spec.layout == "coupled":
-            self._add_blocks(ROLES, spec.shared_blocks, width, spec.heads)
+            self._add_blocks(ROLES, spec.shared_blocks, spec)
         else:
             for role, count in zip(ROLES, (spec.encode_blocks, spec.denoise_blocks, spec.decode_blocks), strict=True):
-                self._add_blocks((role,), count, width, spec.heads)
+                self._add_blocks((role,), count, spec)
         self.heads = nn.ModuleDict(
             {
                 "encode": Head(width, spec.latent_channels * NORMALISERS[trial.latent.normaliser].inputs),
@@ -92,10 +97,10 @@ class Network(nn.Module):
         self.decodes_raw = trial.latent.decoded == "raw"
         self._initialise()
 
-    def _add_blocks(self, roles: tuple[str, ...], count: int | None, width: int, heads: int) -> None:
+    def _add_blocks(self, roles: tuple[str, ...], count: int | None, spec: NetworkSpec) -> None:
         assert count is not None
         start = len(self.blocks)
-        self.blocks.extend(Block(width, heads) for _ in range(count))
+        self.blocks.extend(build_blocks(spec, count))
         for role in roles:
             self.ranges[role] = range(start, start + count)
 
@@ -107,9 +112,9 @@ class Network(nn.Module):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
-        for part in [*self.blocks, *self.heads.values()]:  # adaLN-Zero: every block starts as the identity
-            nn.init.zeros_(part.modulation.weight)
-            nn.init.zeros_(part.modulation.bias)
+        for part in [*self.blocks, *self.heads.values()]:
+            assert isinstance(part, Block | Head)
+            part.start()
 
     def _condition(self, role: str, t: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         if role in self.own_conditions:
@@ -122,7 +127,9 @@ class Network(nn.Module):
     def _run(self, role: str, tokens: Tensor, condition: Tensor, hidden_states: list[Tensor] | None = None) -> Tensor:
         tokens = tokens + self.position
         for index in self.ranges[role]:
-            tokens = self._through(self.blocks[index], tokens, condition)
+            before, tokens = tokens, self._through(self.blocks[index], tokens, condition)
+            if (wrong := like_first(tokens, before)) is not None:
+                raise self.block.fault(wrong)
             if hidden_states is not None:
                 hidden_states.append(tokens)
         return self.heads[role](tokens, condition)

@@ -8,12 +8,15 @@ float32 rounding has rank 0, variance 0 and capacity 0. If a latent is not finit
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dsd_lab.specs.registry import Part, Parts, plugin_parts
+from dsd_lab.errors import BadInput
+from dsd_lab.specs.registry import Part, Parts
 
 
 def _number(found: Any, *given: Any) -> str | None:
@@ -28,12 +31,13 @@ def _check_on_constant(part: Part) -> None:
         BadInput: the metric fails or is not finite.
     """
     for level in (0.0, 1.0):
+        constant = torch.full((4, 4, 3), level)
         try:
-            found = part.made(torch.full((4, 4, 3), level), 2)
+            found = _value(part, constant, 2, Spectra.of(constant))
+        except BadInput:
+            raise
         except Exception as error:
             raise part.fault(f"fails on constant latents: {type(error).__name__}: {error}") from None
-        if (wrong := _number(found)) is not None:
-            raise part.fault(wrong)
         if not math.isfinite(found):
             raise part.fault(f"gives {found} on constant latents; a collapsed trial needs a finite value")
 
@@ -41,7 +45,9 @@ def _check_on_constant(part: Part) -> None:
 LATENT_METRICS = Parts("latent_metric", check=_number, at_once=_check_on_constant)
 """(latents z [N, T, c], tokens per side of the grid) -> float, recorded as `latent/NAME`.
 
-Traits: `label`, `unit`, `digits`."""
+A metric that takes `spectra` is given the `Spectra` of z too. Traits of a plug-in's: `label`, `unit`, `digits`; those of
+the package are in `dsd_lab.specs.metrics`.
+"""
 
 _ROUNDING = torch.finfo(torch.float32).eps
 _ALPHA_FIRST, _ALPHA_LAST = 4, 100
@@ -167,18 +173,6 @@ def capacity_bits(eigenvalues: Tensor) -> float:
     return float(0.5 * torch.log2(1 + eigenvalues).sum())
 
 
-def total_variation(z: Tensor, side: int) -> float:
-    """Sum of absolute differences of neighbouring tokens, mean over images (REPA-E, arXiv 2504.10483).
-
-    Args:
-        z: latents [N, T, c].
-        side: tokens per side of the grid; T = side^2.
-    """
-    grid = z.double().reshape(len(z), side, side, -1)
-    differences = (grid.diff(dim=1).abs().flatten(1).sum(1), grid.diff(dim=2).abs().flatten(1).sum(1))
-    return float((differences[0] + differences[1]).mean())
-
-
 def scale_gradient(z: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """Derivative of a loss with respect to the latents' scale along each principal direction.
 
@@ -202,52 +196,103 @@ def scale_gradient(z: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     return along.square().mean(0).sqrt(), ((slopes @ directions) * along).sum(0)
 
 
+@dataclass(frozen=True)
+class Spectra:
+    """Covariance spectra of latents, descending, which several metrics are made from."""
+
+    token: Tensor
+    """[min(N T, c)]"""
+    image: Tensor
+    """[min(N, T c)]"""
+
+    @classmethod
+    def of(cls, z: Tensor) -> Spectra:
+        """Of latents z [N, T, c]."""
+        return cls(covariance_spectrum(token_matrix(z)), covariance_spectrum(image_matrix(z)))
+
+
+@LATENT_METRICS.add("variance")
+def _variance(z: Tensor, side: int) -> float:
+    """Variance over images and tokens, mean over channels."""
+    return float(z.double().var(dim=(0, 1), correction=0).mean())
+
+
+@LATENT_METRICS.add("spatial_variance")
+def _spatial_variance(z: Tensor, side: int) -> float:
+    """Variance over the tokens of an image, mean over images and channels."""
+    return float(z.double().var(dim=1, correction=0).mean())
+
+
+@LATENT_METRICS.add("total_variation")
+def total_variation(z: Tensor, side: int) -> float:
+    """Sum of absolute differences between neighbouring tokens of the grid, mean over images (REPA-E, arXiv 2504.10483)."""
+    grid = z.double().reshape(len(z), side, side, -1)
+    differences = (grid.diff(dim=1).abs().flatten(1).sum(1), grid.diff(dim=2).abs().flatten(1).sum(1))
+    return float((differences[0] + differences[1]).mean())
+
+
+def _of_spectra(name: str, value: Callable[[Tensor], float], levels: tuple[str, ...], what: str) -> None:
+    """Register a number of a covariance spectrum at each level."""
+    for level in levels:
+
+        def metric(z: Tensor, side: int, spectra: Spectra, level: str = level) -> float:
+            return value(getattr(spectra, level))
+
+        metric.__doc__ = f"{what}, of {level}s."
+        LATENT_METRICS.add(f"{name}/{level}")(metric)
+
+
+_BOTH = ("token", "image")
+_of_spectra("effective_rank", lambda values: entropy_rank(values.sqrt()), _BOTH, "Entropy rank of singular values")
+_of_spectra("spectral_rank", entropy_rank, _BOTH, "Entropy rank of the covariance's eigenvalues")
+
+
+@LATENT_METRICS.add("rankme/image")
+def _rankme(z: Tensor, side: int) -> float:
+    """RankMe of whole latents."""
+    return rankme(image_matrix(z))
+
+
+_of_spectra("participation_ratio", participation_ratio, _BOTH, "(sum l)^2 / sum l^2 of the covariance's eigenvalues")
+_of_spectra("stable_rank", stable_rank, _BOTH, "sum l / max l of the covariance's eigenvalues")
+_of_spectra("alpha_req", lambda values: alpha_req(values)[0], ("image",), "Decay of the eigenvalues, alpha-ReQ")
+
+
+@LATENT_METRICS.add("alpha_req/image/fit_last")
+def _alpha_req_fit(z: Tensor, side: int, spectra: Spectra) -> float:
+    """Last rank that alpha-ReQ is fitted on."""
+    return float(alpha_req(spectra.image)[1])
+
+
+@LATENT_METRICS.add("uniformity/image")
+def _uniformity(z: Tensor, side: int) -> float:
+    """Uniformity of whole latents on the unit sphere."""
+    return uniformity(image_matrix(z))
+
+
+_of_spectra("capacity_bits", capacity_bits, ("token",), "Bits that survive unit-variance noise")
+
+
 def latent_metrics(z: Tensor, side: int, suffix: str = "") -> tuple[dict[str, float], dict[str, list[float]]]:
     """All metrics of latents z [N, T, c] on a grid of side x side tokens, and the covariance spectra.
 
     Args:
-        z: latents, on any device.
+        z: latents, on any device; float32 for those of plug-ins.
         side: tokens per side of the grid; T = side^2.
-        suffix: appended to every name (`/pre` for latents before the normaliser).
+        suffix: appended to every name: `/pre` for latents before the normaliser, which plug-ins' metrics are not given.
+
+    Raises:
+        BadInput: a plug-in's metric gives no float.
     """
-    wide = z.double()
-    token, image = covariance_spectrum(token_matrix(z)), covariance_spectrum(image_matrix(z))
-    slope, last = alpha_req(image)
-    metrics = {
-        "latent/variance": float(wide.var(dim=(0, 1), correction=0).mean()),
-        "latent/spatial_variance": float(wide.var(dim=1, correction=0).mean()),
-        "latent/total_variation": total_variation(z, side),
-        "latent/effective_rank/token": entropy_rank(token.sqrt()),
-        "latent/effective_rank/image": entropy_rank(image.sqrt()),
-        "latent/spectral_rank/token": entropy_rank(token),
-        "latent/spectral_rank/image": entropy_rank(image),
-        "latent/rankme/image": rankme(image_matrix(z)),
-        "latent/participation_ratio/token": participation_ratio(token),
-        "latent/participation_ratio/image": participation_ratio(image),
-        "latent/stable_rank/token": stable_rank(token),
-        "latent/stable_rank/image": stable_rank(image),
-        "latent/alpha_req/image": slope,
-        "latent/alpha_req/image/fit_last": float(last),
-        "latent/uniformity/image": uniformity(image_matrix(z)),
-        "latent/capacity_bits/token": capacity_bits(token),
-    }
-    spectra = {"token": token.tolist(), "image": image.tolist()}
-    return {name + suffix: value for name, value in metrics.items()}, {
-        name + suffix: value for name, value in spectra.items()
-    }
+    spectra, metrics = Spectra.of(z), {}
+    for part in map(LATENT_METRICS.part, LATENT_METRICS):
+        if part.plugin is None or not suffix:
+            metrics[f"latent/{part.name}{suffix}"] = _value(part, z, side, spectra)
+    return metrics, {f"token{suffix}": spectra.token.tolist(), f"image{suffix}": spectra.image.tolist()}
 
 
-def plugin_metrics(z: Tensor, side: int) -> dict[str, float]:
-    """The latent metrics of loaded plug-ins, by recorded name.
-
-    Args:
-        z: latents [N, T, c], float32.
-        side: tokens per side of the grid.
-    """
-    found = {}
-    for part in plugin_parts("latent_metric"):
-        value = part.made(z, side)
-        if (wrong := _number(value)) is not None:
-            raise part.fault(wrong)
-        found[f"latent/{part.name}"] = float(value)
-    return found
+def _value(part: Part, z: Tensor, side: int, spectra: Spectra) -> float:
+    value = part.made(z, side, **({"spectra": spectra} if part.takes("spectra") else {}))
+    if (wrong := _number(value)) is not None:
+        raise part.fault(wrong)
+    return float(value)

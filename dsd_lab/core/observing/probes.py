@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dsd_lab.core.diffusion import paths
-from dsd_lab.core.diffusion.objectives import OUTPUTS, TARGETS, diffusion_loss, losses
+from dsd_lab.core.diffusion.objectives import TARGETS, diffusion_loss, losses, output_of
 from dsd_lab.core.observing import latent_metrics
 from dsd_lab.core.randomness import Draws, generator
 
@@ -63,7 +63,6 @@ class ProbeSet:
                 raw = network.encode_raw(self.x).float()
                 z = network.normalise(raw)
                 metrics, spectra = latent_metrics.latent_metrics(z, network.side)
-                metrics |= latent_metrics.plugin_metrics(z, network.side)
                 location = raw[..., : network.latent_channels]  # means come before log variances
                 before, spectra_before = latent_metrics.latent_metrics(location, network.side, "/pre")
                 metrics |= before | self.patch_ranks | {"latent/probe_images": float(len(z))}
@@ -89,8 +88,8 @@ class ProbeSet:
         """
         spec = self.trial.objective
         z2 = TARGETS.bound(spec.target, spec)(z, self.x, target_encoder, None).float()
-        z_t = paths.noised(z, self.e, self.t)
-        f, _ = OUTPUTS.bound(spec.output, spec)(network.denoise(z_t, self.t, self.y).float(), z_t, self.t, spec.clamp)
+        z_t = paths.path_of(spec).noised(z, self.e, self.t)
+        f, _ = output_of(spec)(network.denoise(z_t, self.t, self.y).float(), z_t, self.t, spec.clamp)
         bins = self.trial.probe.t_bins
         gaps = {}
         for b in range(bins):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -23,7 +24,8 @@ from torch import Tensor, nn
 from dsd_lab.errors import BadInput, CorruptCheckpoint
 from dsd_lab.files.atomic import make_folder, sync_folder
 from dsd_lab.files.bounded import read_json, read_plain
-from dsd_lab.files.sealed import is_intact, sealed
+from dsd_lab.files.checkpoint_manifest import CheckpointContent
+from dsd_lab.files.sealed import sealed
 
 if TYPE_CHECKING:
     from dsd_lab.core.training.optimiser import Optimisers
@@ -95,20 +97,26 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         BadInput: its format is newer than this program.
     """
     try:
-        manifest = read_json(path / _MANIFEST)
-        raw = read_plain(path / _TENSORS, None)
-        if isinstance(manifest["format"], int) and manifest["format"] > FORMAT:
+        content = read_json(path / _MANIFEST)
+        version = content.get("format") if isinstance(content, dict) else None
+        if isinstance(version, int) and version > FORMAT:
             raise BadInput(
-                f"{path}: format {manifest['format']} is newer than this program reads, which is {FORMAT}; update dsd-lab"
+                f"{path}: format {version} is newer than this program reads, which is {FORMAT}; update dsd-lab"
             )
-        if manifest["format"] != FORMAT:
-            raise CorruptCheckpoint(f"{path}: there is no format {manifest['format']!r}")
-        if not is_intact(manifest):
+        if version != FORMAT:
+            raise CorruptCheckpoint(f"{path}: there is no format {version!r}")
+        manifest = CheckpointContent.model_validate(content)
+        if not manifest.intact:
             raise CorruptCheckpoint(f"{path}: the manifest is not the one that was written")
-        if len(raw) != manifest["bytes"] or hashlib.sha256(raw).hexdigest() != manifest["sha256"]:
+        raw = read_plain(path / _TENSORS, None)
+        if not manifest.is_of(len(raw), hashlib.sha256(raw).hexdigest()):
             raise CorruptCheckpoint(f"{path}: the tensors are not those that were written")
-        return load(raw), dict(manifest["state"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        return load(raw), manifest.state
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise CorruptCheckpoint(f"{path}: {_MANIFEST}: {key}: {first['msg']}") from None
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise CorruptCheckpoint(f"{path}: {type(error).__name__}: {error}") from None
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dsd_lab.core.model.blocks import Block
+
 if TYPE_CHECKING:
     from dsd_lab.core.model.network import Network
     from dsd_lab.specs.trial import Optimiser
@@ -73,8 +75,13 @@ def build_optimiser(network: Network, spec: Optimiser, heads: nn.Module | None =
     Under `muon`, Muon updates the matrices of attention and MLP (Jordan et al. 2024; updates scaled to AdamW's size as
     in Liu et al., arXiv 2502.16982), and AdamW the rest at the same learning rate. A group's `scale` multiplies the
     learning rate: `encoder_lr_factor` for the encoder's weights, else 1.
+
+    Raises:
+        BadInput: Muon has nothing to update.
     """
     muon = {id(p) for p in hidden_matrices(network)} if spec.kind == "muon" else set()
+    if spec.kind == "muon" and not muon:
+        raise network.block.fault("has no matrix in the children that `hidden` names, so Muon has nothing to move")
     slow = {id(p) for p in network.encoder_parameters()} if spec.encoder_lr_factor != 1 else set()
     everything = [*network.parameters(), *(heads.parameters() if heads is not None else ())]
     parts: list[torch.optim.Optimizer] = []
@@ -98,5 +105,6 @@ def _groups(parameters: list[nn.Parameter], slow: set[int], spec: Optimiser, dec
 
 def hidden_matrices(network: Network) -> list[nn.Parameter]:
     """Matrices of attention and MLP. Not adaLN's: they start at zero, and an orthogonal update would be too large."""
-    parts = [part for block in network.blocks for name, part in block.named_children() if name in ("attention", "mlp")]
+    blocks = (block for block in network.blocks if isinstance(block, Block))
+    parts: list[nn.Module] = [getattr(block, name) for block in blocks for name in block.hidden]
     return [p for part in parts for p in part.parameters() if p.dim() == 2]

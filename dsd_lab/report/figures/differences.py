@@ -7,15 +7,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dsd_lab.report.figures.style import WIDTH, Look, point_title
-from dsd_lab.report.groups import LATENT_COLUMNS, Column, Group, columns_of, short_labels
+from dsd_lab.report.groups import CAPACITY, Column, Group, columns_of, short_labels
 from dsd_lab.report.statistics.comparisons import Comparison, compare, paired_differences
+from dsd_lab.specs.metrics import BESIDE_SAMPLES
 from dsd_lab.specs.report import ReportSettings
 
 _MAX_ROWS = 40
 """Maximum number of rows; the table has all."""
 _SYMLOG_FROM = 20.0
 """Ratio of the largest to the median difference above which the axis is symmetric logarithmic."""
-_SHOWN = (LATENT_COLUMNS[3].name, "fid/", "label_accuracy/")
+_SHOWN = (CAPACITY.name, *BESIDE_SAMPLES)
 
 
 def differences(groups: list[Group], looks: dict[str, Look], settings: ReportSettings) -> Figure | None:

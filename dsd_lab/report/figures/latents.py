@@ -18,13 +18,12 @@ from dsd_lab.report.groups import Group
 from dsd_lab.report.own_metrics import own_latent
 from dsd_lab.report.results import Result
 from dsd_lab.report.statistics.verdicts import cell_of, controls_of, latent_state
+from dsd_lab.specs.metrics import LATENT, STD
 from dsd_lab.specs.report import ReportSettings, XAxis
 
 _QUANTITIES: tuple[tuple[str, str, bool, Callable[[Floats], Floats] | None], ...] = (
-    ("latent/variance", "latent std", True, np.sqrt),
-    ("latent/effective_rank/token", "effective rank, tokens", False, None),
-    ("latent/effective_rank/image", "effective rank, images", False, None),
-    ("latent/capacity_bits/token", "capacity, bits per token", False, None),
+    ("latent/variance", STD.heading, STD.log_scale, np.sqrt),
+    *((metric.recorded, metric.heading, metric.log_scale, None) for metric in LATENT if metric.table),
 )
 _SURVIVAL_FROM = 6
 
@@ -109,7 +108,7 @@ def curves(groups: list[Group], looks: dict[str, Look], settings: ReportSettings
     if not any(len(r.history.series("latent/variance")[0]) for g in groups for r in g.results):
         return None
     points = shown_points(groups)
-    own = [(name, label, False, None) for name, label, _, _ in own_latent([r for g in groups for r in g.results])]
+    own = [(m.recorded, m.heading, False, None) for m in own_latent([r for g in groups for r in g.results])]
     quantities = (*_QUANTITIES, *own)
     if len(points) == 1:
         figure, axes = panels(len(quantities), 2.6, 2, sharex=True)

@@ -9,11 +9,10 @@ from matplotlib.ticker import NullLocator
 
 from dsd_lab.home.parameter_count import parameters_in
 from dsd_lab.report.figures.style import Look, legend, panels
-from dsd_lab.report.groups import LATENT_COLUMNS, Column, Group, columns_of, short_labels
+from dsd_lab.report.groups import MAIN_LATENTS, Column, Group, columns_of, short_labels
 from dsd_lab.report.tables.rendering import Cell, Table, estimate_cell
+from dsd_lab.specs.metrics import STD
 from dsd_lab.specs.report import ReportSettings
-
-_STD, _TOKEN_RANK, _, _CAPACITY = LATENT_COLUMNS
 
 
 def weights_of(groups: list[Group]) -> dict[str, int]:
@@ -28,7 +27,7 @@ def _thousands(number: int) -> str:
 
 def _columns(groups: list[Group]) -> list[Column]:
     columns = columns_of([r for g in groups for r in g.results])
-    return [_STD, _TOKEN_RANK, _CAPACITY, *(c for c in columns if c.name.startswith("fid/"))][:4]
+    return [*MAIN_LATENTS, *(c for c in columns if c.name.startswith("fid/"))][:4]
 
 
 def scaling_table(groups: list[Group], looks: dict[str, str]) -> Table | None:
@@ -79,7 +78,7 @@ def scaling(groups: list[Group], looks: dict[str, Look], settings: ReportSetting
         part.set(xscale="log", ylabel=labels[column.name])
         part.xaxis.set_minor_locator(NullLocator())
         part.set_xticks(sizes, [_thousands(n) for n in sizes])
-        if column.name == _STD.name or column.name.startswith("fid/"):
+        if column.name == STD.recorded or column.name.startswith("fid/"):
             part.set_yscale("log")
         else:
             part.set_ylim(0, None)

@@ -20,9 +20,8 @@ from dsd_lab.report.statistics.intervals import (
     smallest_p,
 )
 from dsd_lab.report.tables.rendering import Cell, Table, estimate_cell, shown
+from dsd_lab.specs.metrics import BESIDE_SAMPLES
 from dsd_lab.specs.report import ReportSettings
-
-_SHOWN_EVALUATIONS = ("fid/", "label_accuracy/")
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def comparison_table(comparisons: list[Comparison], looks: dict[str, str]) -> Ta
     if not comparisons:
         return None
     columns = list(dict.fromkeys(c.column for c in comparisons))
-    visible = [c for c in columns if c.is_latent or c.name.startswith(_SHOWN_EVALUATIONS)]
+    visible = [c for c in columns if c.is_latent or c.name.startswith(BESIDE_SAMPLES)]
     labels = short_labels(visible)
     by_row: dict[str, dict[str, Comparison]] = {}
     for comparison in comparisons:

@@ -20,6 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv, gammaln, stdtrit
 
+from dsd_lab.specs.metrics import ANY as ANY
+from dsd_lab.specs.metrics import POSITIVE as POSITIVE
+from dsd_lab.specs.metrics import SHARE as SHARE
+from dsd_lab.specs.metrics import Range as Range
+
 CONFIDENCE = 0.95
 TEST_FROM = 6
 """Seeds from which a two-sided sign-flip test can reach p <= 0.05: 2 / 2^6 = 0.031."""
@@ -28,11 +33,6 @@ _EXACT_TO = 13
 _FLIPS = 9_999
 _ROUNDING = 1e-12
 """Relative differences below this are rounding errors."""
-Range = tuple[float, float]
-"""Minimum and maximum possible value of a quantity."""
-ANY: Range = (-math.inf, math.inf)
-SHARE: Range = (0.0, 1.0)
-POSITIVE: Range = (0.0, math.inf)
 
 
 @dataclass(frozen=True)

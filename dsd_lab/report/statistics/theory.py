@@ -25,6 +25,7 @@ import numpy as np
 from scipy.special import expit, log_expit, logit, ndtri, roots_legendre
 
 from dsd_lab.home.history import Floats
+from dsd_lab.specs.objective import LINEAR
 
 _PANELS, _NODES = 64, 8
 _TAIL = 1e-15
@@ -69,6 +70,7 @@ def has_closed_form(fields: Fields) -> bool:
     objective = fields["objective"]
     return (
         objective["diffusion_weight"] > 0
+        and objective.get("path", LINEAR) == LINEAR
         and objective["target"] in ("live", "stop_gradient", "ema")
         and objective["noised"] in ("live", "detached")
         and objective["output"] in ("velocity", "clean")

@@ -14,12 +14,13 @@ from dsd_lab.report.statistics.intervals import estimate
 from dsd_lab.report.statistics.verdicts import VERDICTS
 from dsd_lab.report.tables.measured_how import measured_how
 from dsd_lab.report.tables.rendering import Cell, Table, estimate_cell, shown
+from dsd_lab.specs.metrics import BESIDE_SAMPLES, SAMPLE
 from dsd_lab.specs.report import ReportSettings
 from dsd_lab.units import short_count
 
-_MAIN_COLUMNS = ("latent/", "fid/", "label_accuracy/")
+_MAIN_COLUMNS = ("latent/", *BESIDE_SAMPLES)
 """Columns of the first table. It includes samples, since they can fail while latents look healthy."""
-_LOWER_IS_BETTER = ("fid/", "kid/", "rfid/")
+_LOWER_IS_BETTER = tuple(f"{metric.recorded}/" for metric in SAMPLE if metric.lower_is_better)
 
 
 def verdict_table(groups: list[Group], columns: list[Column], looks: dict[str, str]) -> Table:
