@@ -14,9 +14,14 @@ from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK, TRIALS_FAILED, BadInput
 from dsd_lab.evaluation import pretrained as weights
 from dsd_lab.evaluation.pretrained import WEIGHTS, weights_path
 from dsd_lab.home.home import Home
-from dsd_lab.specs.evaluate_list import expanded
+from dsd_lab.report.content import Content
+from dsd_lab.report.groups import columns_of
+from dsd_lab.report.results import results_of
+from dsd_lab.specs.evaluate_list import expanded, of_trial
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.loading import load_sweep
+from dsd_lab.specs.protocols import PROTOCOLS
+from dsd_lab.specs.trial import Generation
 from dsd_lab.store.mlflow_store import Store
 
 QUICK = ("--steps", 1, "--images", 20, "--metrics", "fid")
@@ -39,6 +44,31 @@ def test_lists_of_guidance_and_weights_expand_to_one_evaluation_each(tmp_path):
     assert found[1:2] == entries(tmp_path, {"images": 50}) == entries(tmp_path, {"images": 50, "guidance": [1.0]})
 
 
+@pytest.mark.parametrize("name", ["adm", "jit", "repa"])
+def test_a_protocol_is_the_settings_that_it_stands_for(tmp_path, name):
+    np.savez(tmp_path / "a.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    given = {"guidance": 1.5, "reference": "a.npz"}
+    (found,) = entries(tmp_path, {"protocol": name} | given)
+    spelled = {**PROTOCOLS[name].fixed, "metrics": list(PROTOCOLS[name].metrics)}
+    assert found.images == 50_000 and found.extractor == "inception" and found.measured[0] == "fid"
+    assert evaluation_id(found) == evaluation_id(entries(tmp_path, spelled | given)[0])
+    assert Generation.model_validate(found.model_dump()) == found  # as records are read
+    assert (found.sampler, found.steps) == (("heun", 50) if name == "jit" else ("sde", 250))
+
+
+def test_kept_checkpoints_are_one_evaluation_each(tmp_path):
+    kept = {"observation": {"checkpoint_every": 4, "keep_every": 4}}
+    plan = load_sweep(
+        write_spec(tmp_path, base=kept, evaluate=[{"checkpoint": "all"}, {"checkpoint": [8, 12], "steps": 3}])
+    )
+    fields = plan.trials[0].fields
+    assert [(e.checkpoint, e.steps) for e in of_trial(plan.spec.evaluate, fields)] == [
+        *((step, 25) for step in (4, 8, "last")),
+        *((step, 3) for step in (8, "last")),
+    ]
+    assert [e.checkpoint for e in of_trial(plan.spec.evaluate[:1], fields, [8, 10, 12])] == [8, "last"]
+
+
 def test_a_list_from_the_command_line_or_a_profile_expands_too(tmp_path):
     spec = write_spec(tmp_path, profiles={"wide": {"evaluate": [{"guidance": [1.0, 2.0, 3.0]}]}})
     assert len(load_sweep(spec, "wide").spec.evaluate) == 3
@@ -56,7 +86,19 @@ def test_a_list_from_the_command_line_or_a_profile_expands_too(tmp_path):
         ([{"metrics": ["fid", "fud"]}], "'fud' is not valid"),
         ([{"metrics": ["label_accuracy"], "extractor": "inception"}], "label_accuracy needs `extractor: indomain`"),
         ([{"inception_weights": "a.pth"}], "belongs to `extractor: inception`"),
-        ([{"reference": "a.npz", "metrics": ["kid"]}], "only `fid` is measured against statistics"),
+        ([{"dinov2_weights": "a.pth"}], "belongs to `extractor: dinov2`"),
+        ([{"metrics": ["sfid"]}], "sfid needs `extractor: inception`, not indomain"),
+        ([{"metrics": ["is"], "extractor": "dinov2"}], "is needs `extractor: indomain or inception`"),
+        ([{"reference": "a.npz", "metrics": ["kid"]}], "only `fid` and `sfid` are measured against statistics"),
+        ([{"protocol": "jit"}], "measures against jit_in256_stats.npz"),
+        (
+            [{"protocol": "repa", "reference": "a.npz", "steps": 50}],
+            "steps: protocol 'repa' is measured with steps: 250",
+        ),
+        ([{"protocol": "edm"}], "'edm' is not valid"),
+        ([{"checkpoint": 0}], "is not between 1"),
+        ([{"checkpoint": 6}], "keeps only the last, 12: set observation.keep_every"),
+        ([{"checkpoint": [12, "all"]}], "keeps only the last"),
         ([{"reference_sha256": "0" * 64}], "belongs to a `reference`"),
     ],
 )
@@ -94,6 +136,7 @@ def test_a_reference_is_identified_by_its_content_wherever_it_lies(tmp_path):
     ("evaluate", "complaint"),
     [
         ({"extractor": "inception"}, "fetch-weights inception"),
+        ({"extractor": "dinov2"}, "fetch-weights dinov2"),
         ({"reference": "nowhere.npz"}, "nowhere.npz: no such file"),
     ],
 )
@@ -107,7 +150,7 @@ def test_files_that_are_not_there_are_an_error_before_training_and_a_warning_in_
         assert complaint in said and len(said.splitlines()) == 1 and not home.exists()
     assert run("plan", spec, "--home", home)[0] == OK
     said = capsys.readouterr().err
-    assert f"warning: {home if 'inception' in complaint else tmp_path}" in said and complaint in said
+    assert f"warning: {home if 'fetch' in complaint else tmp_path}" in said and complaint in said
 
 
 def test_missing_weights_are_found_before_anything_heavy_is_imported(tmp_path):
@@ -174,6 +217,30 @@ def test_a_reference_is_given_by_its_file(trained, tmp_path, monkeypatch):
     digest = hashlib.sha256((tmp_path / "own.npz").read_bytes()).hexdigest()
     (found,) = answer["trials"][0]["evaluations"].values()
     assert code == OK and any(name.startswith(f"fid/indomain-ref{digest[:8]}-n20") for name in found["metrics"])
+
+
+def test_kept_checkpoints_are_measured_over_training_in_the_store_and_in_the_report(tmp_path):
+    home, kept = Home(tmp_path / "home"), {"observation": {"checkpoint_every": 4, "keep_every": 4}}
+    evaluate_entry = {"checkpoint": "all", "sampler": "euler", "steps": 1, "images": 20, "metrics": ["fid", "psnr"]}
+    plan = train_here(home, write_spec(tmp_path, base=kept, evaluate=[evaluate_entry]))
+    (trial,) = plan.trials
+    found = {e.settings["checkpoint"]: e.metrics for e in home.trial(trial.id).evaluations().values()}
+    name = "fid/indomain-n20-cfg1-euler1-balanced-ema0.99"
+    assert set(found) == {4, 8, "last"} and name in found["last"]
+    early = {step: found[step][f"over_training/{name}"] for step in (4, 8)}
+    assert name not in found[4] and "over_training/psnr/perimage-n395-ema0.99" in found[4]
+    assert "fid_floor/indomain-n395" in found[4] and len({*early.values(), found["last"][name]}) == 3
+    store, (manifest,) = Store(home), home.manifests().values()
+    store.sync(manifest)
+    (stored,) = store.client.search_runs(["1"], "tags.`dsd.kind` = 'trial'")
+    curve = store.client.get_metric_history(stored.info.run_id, f"over_training/{name}")
+    assert {m.step: m.value for m in curve} == pytest.approx(early)
+    results = results_of(store, manifest, tmp_path / "scratch")
+    table = Content(manifest, results, plan.spec.report).tables["over_training"].frame
+    values = table[table["metric"] == name].set_index("step")["mean"]
+    assert values.to_dict() == pytest.approx({**early, 12: found["last"][name]})
+    assert not any("over_training" in c.name for c in columns_of(results))
+    assert run("evaluate", trial.id, "--checkpoint", 6, *QUICK, "--home", home.root)[0] == BAD_INPUT
 
 
 def test_a_failing_evaluation_leaves_the_trial_finished(trained, monkeypatch):

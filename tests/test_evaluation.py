@@ -17,7 +17,7 @@ from dsd_lab.evaluation.evaluate import evaluate_generation
 from dsd_lab.evaluation.extractor import load_extractor
 from dsd_lab.evaluation.metric_names import sampling_name
 from dsd_lab.evaluation.reconstruction import psnr, reconstructions
-from dsd_lab.evaluation.sampling import labels_of, sample_images
+from dsd_lab.evaluation.sampling import labels_of, sample_blocks
 from dsd_lab.specs.trial import Generation
 
 CPU = torch.device("cpu")
@@ -284,7 +284,7 @@ def test_what_real_images_score_is_measured_once_in_a_home_folder(trained, monke
 
 def test_figures_are_of_the_samples_they_say(trained, monkeypatch):
     trial, folder, data, device, cache = trained
-    monkeypatch.setattr("dsd_lab.evaluation.workspace.sample_images", lambda *_, **__: data.holdout.pixels)
+    monkeypatch.setattr("dsd_lab.evaluation.workspace.sample_blocks", lambda *_: iter([(0, data.holdout.pixels)]))
     metrics, _ = evaluate_generation(Generation(steps=2), trial, folder, data, device, cache)
     how = "indomain-n50-cfg1-heun2-holdout-ema0.95"
     for name in ("fid", "kid", "label_accuracy"):
@@ -295,11 +295,11 @@ def test_figures_are_of_the_samples_they_say(trained, monkeypatch):
 def test_balanced_labels_ask_for_every_class_equally_often(trained, monkeypatch):
     asked = []
 
-    def remember(network, trial, y, *more, **settings):
+    def remember(network, trial, y, *more):
         asked.append(y)
-        return sample_images(network, trial, y, *more, **settings)
+        return sample_blocks(network, trial, y, *more)
 
-    monkeypatch.setattr("dsd_lab.evaluation.workspace.sample_images", remember)
+    monkeypatch.setattr("dsd_lab.evaluation.workspace.sample_blocks", remember)
     evaluated(trained, steps=1, images=30)
     evaluated(trained, steps=1)
     assert asked[0].bincount().tolist() == [3] * 10

@@ -11,6 +11,7 @@ ROOMS = (
         "core.randomness",
         "core.shapes",
         "core.peers",
+        "core.messages",
         "core.data",
         "core.model",
         "core.diffusion",

@@ -9,7 +9,9 @@ import torch
 import torch_fidelity
 from PIL import Image
 from scipy.ndimage import zoom
+from timm.models.vision_transformer import VisionTransformer
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from dsd_lab.core.data import DataSet, Images
@@ -18,6 +20,7 @@ from dsd_lab.errors import BadInput
 from dsd_lab.evaluation import pretrained as weights
 from dsd_lab.evaluation import real_images as real
 from dsd_lab.evaluation import workspace
+from dsd_lab.evaluation.dinov2 import dinov2_network
 from dsd_lab.evaluation.distances import (
     fid,
     flags,
@@ -30,12 +33,12 @@ from dsd_lab.evaluation.distances import (
 )
 from dsd_lab.evaluation.evaluate import evaluate_generation
 from dsd_lab.evaluation.extractor import FEATURES, load_extractor
-from dsd_lab.evaluation.features import INDOMAIN, extract, inception, indomain
+from dsd_lab.evaluation.features import INDOMAIN, dinov2, extract, inception, indomain
 from dsd_lab.evaluation.pretrained import WEIGHTS, weights_path
 from dsd_lab.evaluation.real_images import matching
 from dsd_lab.evaluation.reconstruction import psnr, representation, ssim, ssim_window
 from dsd_lab.evaluation.reference import DIMENSIONS, check_files, read_reference
-from dsd_lab.evaluation.sampling import labels_of
+from dsd_lab.evaluation.sampling import BLOCK, labels_of
 from dsd_lab.evaluation.workspace import Bench
 from dsd_lab.home.home import Home
 from dsd_lab.home.names import extractor_path
@@ -65,6 +68,11 @@ def bench(home, data, tiny_trial):
     trial = tiny_trial(training={"weight_ema": 0.95})
     list(Trainer(trial, 0, data, CPU, home.root / "checkpoints").run())
     return Bench(trial, home.root / "checkpoints", data, CPU, home)
+
+
+def blocks_of(images):
+    """Something in the place of `sample_blocks` that draws these images."""
+    return lambda *given: ((block, images[block * BLOCK :][:BLOCK]) for block in given[6])
 
 
 def evaluated(bench, shared=None, **settings):
@@ -98,7 +106,7 @@ def theirs(folders, extractor, path, subset):
 
 
 def ours(folders, extractor):
-    (one, scores), (other, _) = (extract(extractor, pixels, CPU) for _, pixels in folders)
+    (one, scores, _), (other, *_) = (extract(extractor, pixels, CPU) for _, pixels in folders)
     precision, recall = precision_recall(one, other)
     return {
         "frechet_inception_distance": fid(one, other),
@@ -283,13 +291,13 @@ def test_directions_that_real_images_lack_are_no_fault_of_the_samples():
 
 
 def test_a_constant_sample_set_is_measured_and_flagged(bench, monkeypatch):
-    monkeypatch.setattr(workspace, "sample_images", lambda *_, **__: torch.zeros(80, 1, 8, 8, dtype=torch.uint8))
+    monkeypatch.setattr(workspace, "sample_blocks", blocks_of(torch.zeros(80, 1, 8, 8, dtype=torch.uint8)))
     found = evaluated(bench)
     assert found[f"fid_flag/constant/indomain-n80-{HOW}"] == 1 and found[f"fid/indomain-n80-{HOW}"] > 0
 
 
 def test_no_flag_where_there_is_nothing_to_flag(bench, data, monkeypatch):
-    monkeypatch.setattr(workspace, "sample_images", lambda *_, **__: data.holdout.pixels)
+    monkeypatch.setattr(workspace, "sample_blocks", blocks_of(data.holdout.pixels))
     assert not [name for name in evaluated(bench) if name.startswith("fid_flag/")]
 
 
@@ -350,7 +358,7 @@ def reference(folder, found, name="reference.npz", **more):
 
 
 def test_published_statistics_replace_the_training_images_and_are_named(bench, tmp_path):
-    features, _ = bench.real(Generation()).held
+    features = bench.real(Generation()).held.features
     given = reference(tmp_path, statistics(features))
     plain, against = evaluated(bench), evaluated(bench, **given)
     named = f"indomain-ref{given['reference_sha256'][:8]}"
@@ -393,7 +401,7 @@ def test_a_reference_that_is_missing_damaged_or_altered_is_refused(tmp_path):
 
 
 def test_the_extractors_have_the_features_that_references_are_checked_for(home, data):
-    assert DIMENSIONS == {"indomain": FEATURES, "inception": 2048}
+    assert DIMENSIONS == {"indomain": FEATURES, "inception": 2048, "dinov2": 1024}
 
 
 # -- Inception ------------------------------------------------------------------------------------------
@@ -445,6 +453,79 @@ def test_inception_figures_have_names_of_their_own_and_share_the_samples(bench, 
     assert found[f"fid_flag/few_images/{how}"] == 16 and "fid_floor/inception-n16" in found
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_spatial_features_are_the_first_channels_of_adms_layer(digits, pinned, tmp_path):
+    network, pixels = inception(pinned), digits.holdout.pixels[:3]
+    x = interpolate_bilinear_2d_like_tensorflow1x(pixels.expand(-1, 3, -1, -1).float(), (299, 299), align_corners=False)
+    x = (x - 128) / 128
+    names = (
+        "Conv2d_1a_3x3",
+        "Conv2d_2a_3x3",
+        "Conv2d_2b_3x3",
+        "MaxPool_1",
+        "Conv2d_3b_1x1",
+        "Conv2d_4a_3x3",
+        "MaxPool_2",
+    )
+    for name in (*names, *(f"Mixed_{m}" for m in ("5b", "5c", "5d", "6a", "6b", "6c"))):
+        x = getattr(network, name)(x)
+    expected = network.Mixed_6d.branch1x1(x)[:, :7].flatten(1)
+    found = extract(network, pixels, CPU, spatial=True)
+    assert found.spatial.shape == (3, 2023) and torch.allclose(found.spatial, expected, rtol=1e-4, atol=1e-5)
+    assert extract(network, pixels, CPU).spatial is None and torch.equal(
+        extract(network, pixels, CPU).features, found.features
+    )
+    given = Generation(
+        extractor="inception", inception_weights=str(pinned), metrics=["sfid"], reference=str(tmp_path / "a.npz")
+    )
+    np.savez(tmp_path / "a.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    with pytest.raises(BadInput, match="mu_s and sigma_s"):
+        read_reference(given, spatial=True)
+    np.savez(tmp_path / "a.npz", mu_s=np.ones(2023), sigma_s=np.eye(2023))
+    assert read_reference(given, spatial=True)["mu"].shape == (2023,)
+
+
+@pytest.fixture
+def dino(tmp_path, monkeypatch):
+    """A small DINOv2 of random weights as its authors' files have it, whose hash is pinned, and the network itself."""
+    torch.manual_seed(0)
+    network = VisionTransformer(
+        img_size=224, patch_size=14, embed_dim=64, depth=2, num_heads=1, init_values=1.0, num_classes=0
+    ).eval()
+    torch.save(network.state_dict() | {"mask_token": torch.zeros(1, 64)}, tmp_path / "small.pth")
+    digest, row = hashlib.sha256((tmp_path / "small.pth").read_bytes()).hexdigest(), WEIGHTS["dinov2"]
+    monkeypatch.setitem(WEIGHTS, "dinov2", weights.Weights("small.pth", digest, row.module, row.constant))
+    return tmp_path / "small.pth", network
+
+
+def test_dinov2_gives_its_class_token_of_images_of_224_pixels(dino):
+    path, network = dino
+    pixels = torch.randint(0, 256, (3, 3, 224, 224), generator=torch.manual_seed(1), dtype=torch.uint8)
+    mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        expected = network.forward_features((pixels / 255 - mean) / std)[:, 0]
+    found = extract(dinov2(path), pixels, CPU)
+    assert torch.allclose(found.features, expected, rtol=1e-4, atol=1e-5) and found.scores.shape == (3, 0)
+
+
+def test_fd_dinov2_is_measured_where_its_weights_are(bench, dino):
+    metrics = evaluated(bench, extractor="dinov2", dinov2_weights=str(dino[0]), images=30, metrics=["fid", "precision"])
+    assert {"fid/dinov2-n30-cfg1-euler2-balanced-ema0.95", "fid_floor/dinov2-n80"} <= metrics.keys()
+    with pytest.raises(BadInput, match="fetch-weights dinov2"):
+        check_files([Generation(extractor="dinov2")], bench.home)
+
+
+def test_positions_of_dinov2_are_those_of_a_smaller_grid():
+    tensors = VisionTransformer(img_size=518, patch_size=14, embed_dim=64, depth=1, num_heads=1, init_values=1.0, num_classes=0).state_dict()  # fmt: skip
+    grid = torch.arange(37.0)[:, None].expand(37, 37)  # rows
+    tensors["pos_embed"] = torch.cat([torch.zeros(1, 1, 64), grid.flatten()[None, :, None].expand(-1, -1, 64)], 1)
+    found = dinov2_network(tensors).pos_embed[0, 1:, 0].reshape(16, 16)
+    assert torch.allclose(found, found[:, :1].expand(16, 16), atol=1e-4)
+    rows = (torch.arange(16) + 0.5) * 37 / 16.1 - 0.5  # DINOv2's own: a scale of 16.1 / 37
+    assert torch.allclose(found[1:-1, 0], rows[1:-1], atol=0.1)
+
+
 # -- What is chosen -------------------------------------------------------------------------------------
 
 
@@ -487,18 +568,19 @@ def test_a_control_is_measured_for_what_applies_to_it_where_the_entry_asks_for_s
 def test_equal_samples_are_drawn_once_and_others_anew(bench, monkeypatch):
     drawn = []
 
-    def remember(*given, **more):
-        drawn.append(given[5])
-        return original(*given, **more)
+    def remember(*given):
+        drawn.append(given[3].guidance)
+        return original(*given)
 
-    original = workspace.sample_images
-    monkeypatch.setattr(workspace, "sample_images", remember)
+    original = workspace.sample_blocks
+    monkeypatch.setattr(workspace, "sample_blocks", remember)
     shared = Bench(bench.trial, bench.checkpoints, bench.data, CPU, bench.home)
     first = evaluated(bench, shared, guidance=2.0, metrics=["fid"])
     second = evaluated(bench, shared, guidance=2.0, metrics=["fid", "kid"])
     third = evaluated(bench, shared, guidance=3.0, metrics=["fid"])
     assert drawn == [2.0, 3.0] and first.items() <= second.items() and set(first) != set(third)
-    assert evaluated(bench, guidance=3.0, metrics=["fid"]) == third
+    shared.forget_samples()
+    assert evaluated(bench, guidance=3.0, metrics=["fid"]) == third and drawn == [2.0, 3.0, 3.0]
 
 
 class Known:

@@ -141,14 +141,27 @@ def weights_in(home):
     return (folder / "checkpoints" / "step-000000040" / "tensors.safetensors").read_bytes()
 
 
+def measured_in(home):
+    (path,) = home.glob("trials/*/evaluations/*.json")
+    return json.loads(path.read_text())["metrics"]
+
+
 @pytest.mark.slow
 def test_train_sweep_and_torchrun_give_the_same_bits(tmp_path):
-    spec = write_spec(tmp_path, DSD, base=TRIAL, seeds=[0])
+    evaluate = [{"sampler": "euler", "steps": 1, "images": 600, "metrics": ["fid"]}]
+    spec = write_spec(tmp_path, DSD, base=TRIAL, seeds=[0], evaluate=evaluate)
     run("train", spec, "--variant", "dsd", "--home", tmp_path / "train", "--no-tracking")
     run("sweep", spec, "--home", tmp_path / "sweep", "--no-tracking")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "dsd_lab", "train", spec]
-    subprocess.run([*command, "--variant", "dsd", "--home", tmp_path / "torchrun", "--no-tracking"], check=True)
-    assert weights_in(tmp_path / "train") == weights_in(tmp_path / "sweep") == weights_in(tmp_path / "torchrun")
+    command += ["--variant", "dsd", "--home", tmp_path / "torchrun", "--no-tracking"]
+    subprocess.run(command, check=True)
+    homes = [tmp_path / name for name in ("train", "sweep", "torchrun")]
+    assert weights_in(homes[0]) == weights_in(homes[1]) == weights_in(homes[2])
+    made = [measured_in(home) for home in homes]
+    assert made[0] == made[1] == made[2] and any(name.startswith("fid/indomain-n600") for name in made[0])
+    next(homes[2].glob("trials/*/evaluations/*.json")).unlink()
+    subprocess.run(command, check=True)  # of a finished trial, its evaluations alone
+    assert measured_in(homes[2]) == made[0]
     (status,) = (tmp_path / "sweep" / "trials").glob("*/status.json")
     assert json.loads(status.read_text())["trained_on"][0]["device"].startswith("2 x ")
 

@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dsd_lab.cli.options import home_of, print_json
+from dsd_lab.cli.console import table_console
+from dsd_lab.cli.interrupt import acknowledge_signals
+from dsd_lab.cli.options import home_of, print_json, with_processes
 from dsd_lab.errors import OK, TRIALS_FAILED, BadInput
 from dsd_lab.evaluation.reference import check_files
 from dsd_lab.files.printable import say
@@ -15,8 +17,9 @@ from dsd_lab.home.lookup import find_trial
 from dsd_lab.home.plugins import planned_again, recorded_fields
 from dsd_lab.home.trial_folder import TrialFolder
 from dsd_lab.runs.data_shelf import DataShelf, refuse_changed_images
+from dsd_lab.runs.signals import StopSignals
 from dsd_lab.specs.checks import lacking_guidance
-from dsd_lab.specs.evaluate_list import applies
+from dsd_lab.specs.evaluate_list import applies, of_trial
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.shipped import spec_file
@@ -24,7 +27,11 @@ from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.specs.training import lacking_average
 from dsd_lab.specs.trial import Generation
 
-_SETTINGS = ("sampler", "steps", "guidance", "weights", "images", "labels", "extractor", "reference", "metrics")
+_SETTINGS = (
+    *("protocol", "sampler", "steps", "guidance", "weights", "checkpoint", "precision", "images", "labels"),
+    *("extractor", "reference", "metrics"),
+)
+_STOPPING = "stopping after the images at hand; the same command goes on with them; Ctrl-C again does not wait"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -32,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     home = home_of(arguments)
     evaluations = _evaluations(arguments)
     folders = list({f.id: f for f in (find_trial(home, prefix) for prefix in arguments.trials)}.values())
-    trials = [_planned(home, folder) for folder in folders]
+    trials = [with_processes(_planned(home, folder), arguments.processes) for folder in folders]
     for trial in trials:
         if not any(applies(e, trial.fields) for e in evaluations):
             raise BadInput(f"{trial.id}: {trial.variant!r} has no denoiser to sample from; choose other --metrics")
@@ -42,6 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
                 raise BadInput(f"{trial.id}: weights {evaluation.weights!r}: {trial.name!r} {missing}")
             if (unguided := lacking_guidance(evaluation.guidance, trial.fields)) is not None:
                 raise BadInput(f"{trial.id}: guidance: {trial.name!r} {unguided}")
+    for folder, trial in zip(folders, trials, strict=True):
+        _refuse_absent(folder, of_trial(evaluations, trial.fields, folder.saved_steps()))
     check_files(evaluations, home)
     shelf = DataShelf()
     for folder, trial in zip(folders, trials, strict=True):
@@ -53,17 +62,24 @@ def run(arguments: argparse.Namespace) -> int:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     answers = []
-    with Progress(*columns, disable=arguments.json) as bar:
+    console = table_console(stderr=arguments.json)
+    with (
+        Progress(*columns, console=console, disable=arguments.json) as bar,
+        StopSignals() as stop,
+        acknowledge_signals(lambda line: console.print(line, soft_wrap=True), _STOPPING),
+    ):
         for folder, trial in zip(folders, trials, strict=True):
-            wanted = {evaluation_id(e): e for e in evaluations if applies(e, trial.fields)}
+            if stop():
+                break
+            wanted = {evaluation_id(e): e for e in of_trial(evaluations, trial.fields, folder.saved_steps())}
             before = folder.evaluations()
             task = bar.add_task(trial.name, total=len(wanted.keys() - before.keys()))
 
-            def on_progress(drawn: int, requested: int, task: Any = task, name: str = trial.name) -> None:
-                bar.update(task, description=f"{name}: {drawn:,}/{requested:,} images")
+            def on_progress(text: str, task: Any = task, name: str = trial.name) -> None:
+                bar.update(task, description=f"{name}: {text}")
 
             state = "done"
-            for progress in run_trial(home, trial, list(wanted.values()), shelf, on_progress=on_progress):
+            for progress in run_trial(home, trial, list(wanted.values()), shelf, stop, on_progress):
                 state = progress.state
                 bar.update(task, completed=len((folder.evaluations().keys() - before.keys()) & wanted.keys()))
             error = folder.status().error
@@ -88,7 +104,22 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         for answer in answers:
             _print(answer)
+    if stop():
+        return stop.exit_code
     return OK if all(a["state"] == "done" for a in answers) else TRIALS_FAILED
+
+
+def _refuse_absent(folder: TrialFolder, evaluations: list[Generation]) -> None:
+    """Every checkpoint that is asked for must be there.
+
+    Raises:
+        BadInput: one is not; the line says which are.
+    """
+    saved = folder.saved_steps()
+    for step in (e.checkpoint for e in evaluations):
+        if isinstance(step, int) and step not in saved:
+            there = ", ".join(f"{known:,}" for known in saved) or "none"
+            raise BadInput(f"{folder.id}: no checkpoint of step {step:,}; there are {there} (observation.keep_every keeps more)")  # fmt: skip
 
 
 def _evaluations(arguments: argparse.Namespace) -> list[Generation]:
@@ -162,9 +193,17 @@ def _store(home: Home, ids: set[str], uri: str | None) -> None:
 
 def _print(answer: dict[str, Any]) -> None:
     new = len(answer["new"])
-    note = {"failed": f": {answer['error']}", "running": ": in use by another process"}.get(answer["state"], "")
+    note = {
+        "failed": f": {answer['error']}",
+        "running": ": in use by another process",
+        "interrupted": ": stopped; the same command resumes with the images that are drawn",
+    }.get(answer["state"], "")
     say(f"{answer['variant']} s{answer['seed']} ({answer['id']}): {new} new of {len(answer['evaluations'])}{note}")
-    metrics = {k: v for content in answer["evaluations"].values() for k, v in content["metrics"].items()}
-    for name, value in sorted(metrics.items()):
+    metrics = {
+        (name, content["settings"].get("checkpoint", "last")): value
+        for content in answer["evaluations"].values()
+        for name, value in content["metrics"].items()
+    }
+    for (name, step), value in sorted(metrics.items(), key=lambda item: (item[0][0], str(item[0][1]).zfill(10))):
         if "_floor/" not in name:
-            say(f"  {name} {value:.4g}")
+            say(f"  {name} {value:.4g}" + ("" if step == "last" else f" at step {step:,}"))

@@ -10,6 +10,9 @@ from dsd_lab.evaluation.pretrained import WEIGHTS, check_weights, fetch, weights
 from dsd_lab.files.printable import say
 from dsd_lab.specs.messages import did_you_mean
 
+_USUAL = "inception"
+"""What is fetched where no name is given; the others are larger."""
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Download weights into the home folder unless they are there."""
@@ -17,7 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name in arguments.names:
         if name not in WEIGHTS:
             raise BadInput(f"{name}: no such weights{did_you_mean(name, list(WEIGHTS))}")
-    files = {name: weights_path(name, home) for name in arguments.names or WEIGHTS}
+    files = {name: weights_path(name, home) for name in arguments.names or [_USUAL]}
     present = [name for name, path in files.items() if path.exists()]
     for name in present:
         check_weights(name, files[name])

@@ -15,7 +15,7 @@ AT_ONCE = "stopping at once; trials resume from their last checkpoints"
 
 
 @contextlib.contextmanager
-def acknowledge_signals(say: Callable[[str], None]) -> Iterator[None]:
+def acknowledge_signals(say: Callable[[str], None], stopping: str = STOPPING) -> Iterator[None]:
     """Print a line within the block when a stop signal arrives. Its handler stays in place.
 
     Python runs handlers in the main thread between instructions. The C handler, however, writes the signal's number
@@ -23,6 +23,7 @@ def acknowledge_signals(say: Callable[[str], None]) -> Iterator[None]:
 
     Args:
         say: prints a line; called from the thread.
+        stopping: the line for the first signal.
     """
     if threading.current_thread() is not threading.main_thread():  # signals can only be watched in the main thread
         yield
@@ -30,7 +31,7 @@ def acknowledge_signals(say: Callable[[str], None]) -> Iterator[None]:
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    watching = threading.Thread(target=_watch, args=(reader, say), daemon=True)
+    watching = threading.Thread(target=_watch, args=(reader, say, stopping), daemon=True)
     watching.start()
     try:
         yield
@@ -41,8 +42,8 @@ def acknowledge_signals(say: Callable[[str], None]) -> Iterator[None]:
         reader.close()
 
 
-def _watch(reader: socket.socket, say: Callable[[str], None]) -> None:
-    lines = iter((STOPPING, AT_ONCE))
+def _watch(reader: socket.socket, say: Callable[[str], None], stopping: str) -> None:
+    lines = iter((stopping, AT_ONCE))
     while numbers := reader.recv(64):
         for number in numbers:
             if number in (signal.SIGINT, *TERMINATING) and (line := next(lines, None)) is not None:

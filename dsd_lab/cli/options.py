@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from dsd_lab.files.redaction import without_password
 from dsd_lab.home.home import Home
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.shipped import spec_file
-from dsd_lab.specs.sweep import Plan
+from dsd_lab.specs.sweep import Plan, PlannedTrial
 
 TRIAL = "trial: id (or its first characters) or name, such as naive or 'naive s0'"
 
@@ -32,6 +33,37 @@ def add_verb(
         "--home", metavar="DIR", help="folder of trials, store and reports (default: $DSD_LAB_HOME, else runs/)"
     )
     return verb
+
+
+def takes_precision(verb: argparse.ArgumentParser) -> None:
+    """In what samples are drawn."""
+    verb.add_argument("--precision", choices=("fp32", "bf16"), help="of the network while it samples (default: fp32)")
+
+
+def takes_processes(verb: argparse.ArgumentParser) -> None:
+    """How many processes share a work."""
+    verb.add_argument(
+        "--processes",
+        type=positive,
+        metavar="N",
+        help="processes that share the images, one a GPU where the trial has some (default: as the trial was trained)",
+    )
+
+
+def with_processes(trial: PlannedTrial, processes: int | None) -> PlannedTrial:
+    """The trial with as many processes, and GPUs where it has some; its id is the same.
+
+    Raises:
+        BadInput: a batch of it has fewer images.
+    """
+    if processes is None:
+        return trial
+    resources, training = trial.fields.resources, trial.fields.training
+    if processes > training.batch_size // training.grad_accum_steps:
+        raise BadInput(f"--processes {processes}: a batch of the trial has fewer images than that")
+    changed = {"processes": processes} | ({"gpus": float(processes)} if resources.gpus else {})
+    fields = trial.fields.model_copy(update={"resources": resources.model_copy(update=changed)})
+    return replace(trial, fields=fields)
 
 
 def takes_trial(verb: argparse.ArgumentParser) -> None:
@@ -113,6 +145,11 @@ def answers_json(verb: argparse.ArgumentParser) -> None:
 def count(text: str) -> int | str:
     """Parse a number of images, or `holdout`."""
     return text if text == "holdout" else positive(text)
+
+
+def checkpoint(text: str) -> int | str:
+    """A step of a checkpoint, `last`, or `all`."""
+    return text if text in ("all", "last") else positive(text)
 
 
 def chance(text: str) -> float:

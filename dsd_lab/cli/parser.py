@@ -12,10 +12,13 @@ from dsd_lab.cli.options import (
     allows_code_change,
     answers_json,
     chance,
+    checkpoint,
     count,
     positive,
     takes_only,
     takes_plugins,
+    takes_precision,
+    takes_processes,
     takes_spec,
     takes_spec_options,
     takes_tracking,
@@ -207,7 +210,7 @@ def _add_finished(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     takes_trial(sample)
     takes_plugins(sample)
-    sample.add_argument("--n", type=positive, default=16, help="images (default: 16)")
+    sample.add_argument("--n", type=positive, help="images (default: 16)")
     sample.add_argument(
         "--class",
         dest="label",
@@ -215,10 +218,23 @@ def _add_finished(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="NAME|K",
         help="class to draw, by name or number (default: all in turn)",
     )
-    sample.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance scale (default: 1, none)")
-    sample.add_argument("--sampler", default="heun", help="solver (default: heun; `dsd-lab parts sampler` lists them)")
-    sample.add_argument("--steps", type=positive, default=25, help="solver steps (default: 25)")
+    sample.add_argument(
+        "--labels", choices=("balanced", "random", "training"), help="classes of all images (default: balanced)"
+    )
+    sample.add_argument("--guidance", type=float, help="classifier-free guidance scale (default: 1, none)")
+    sample.add_argument("--sampler", help="solver (default: heun; `dsd-lab parts sampler` lists them)")
+    sample.add_argument("--steps", type=positive, help="solver steps (default: 25)")
+    sample.add_argument("--weights", help="ema, ema:DECAY or trained (default: ema)")
+    sample.add_argument("--checkpoint", type=positive, metavar="STEP", help="a kept checkpoint (default: the last)")
+    takes_precision(sample)
+    sample.add_argument(
+        "--protocol", choices=("adm", "jit", "repa"), help="number, labels, sampler and steps of a published protocol"
+    )
     sample.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    takes_processes(sample)
+    sample.add_argument(
+        "--npz", action="store_true", help="write one .npz for ADM's TensorFlow evaluator (arr_0) instead of PNGs"
+    )
     sample.add_argument("--out", metavar="DIR", help="folder for the PNGs (default: HOME/samples/TRIAL)")
     answers_json(sample)
 
@@ -234,6 +250,9 @@ def _add_finished(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--spec", metavar="SPEC", help="make the evaluations of this spec; replaces the following options"
     )
     evaluate.add_argument("--profile", help="profile of that spec")
+    evaluate.add_argument(
+        "--protocol", choices=("adm", "jit", "repa"), help="all settings of a published protocol; needs --reference"
+    )
     evaluate.add_argument("--guidance", type=float, action="append", help="guidance scale; repeatable (default: 1)")
     evaluate.add_argument("--sampler", help="solver (default: heun; `dsd-lab parts sampler` lists them)")
     evaluate.add_argument("--steps", type=positive, help="solver steps (default: 25)")
@@ -242,7 +261,18 @@ def _add_finished(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--labels", choices=("balanced", "random", "training"), help="classes of N images (default: balanced)"
     )
     evaluate.add_argument("--weights", action="append", help="ema, ema:DECAY or trained; repeatable (default: ema)")
-    evaluate.add_argument("--extractor", choices=("indomain", "inception"), help="features (default: indomain)")
+    evaluate.add_argument(
+        "--checkpoint",
+        type=checkpoint,
+        action="append",
+        metavar="STEP|all",
+        help="a kept checkpoint, or all of them and the last: FID over training; repeatable (default: last)",
+    )
+    takes_precision(evaluate)
+    takes_processes(evaluate)
+    evaluate.add_argument(
+        "--extractor", choices=("indomain", "inception", "dinov2"), help="features (default: indomain)"
+    )
     evaluate.add_argument("--reference", metavar="NPZ", help="published statistics (mu, sigma) for FID")
     evaluate.add_argument(
         "--metrics",
@@ -262,7 +292,7 @@ def _add_finished(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "download pinned weights into the home folder",
         "dsd-lab fetch-weights inception",
     )
-    weights.add_argument("names", nargs="*", metavar="NAME", help="inception (default: all)")
+    weights.add_argument("names", nargs="*", metavar="NAME", help="inception or dinov2 (default: inception)")
     answers_json(weights)
     forecast = add_verb(
         verbs,

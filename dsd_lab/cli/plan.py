@@ -16,7 +16,7 @@ from dsd_lab.files.printable import say
 from dsd_lab.home.data_facts import known_facts, skipped
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import manifest_of
-from dsd_lab.home.trial_folder import OTHER_IMAGES, state_notes
+from dsd_lab.home.trial_folder import OTHER_IMAGES, TrialFolder, state_notes
 from dsd_lab.planning.data_check import check_data
 from dsd_lab.planning.disk import need_of
 from dsd_lab.planning.estimates import ASSUMED_MFU, Shape, cached_bytes, cached_shape, shape_key, speedup, timed_seconds
@@ -25,7 +25,7 @@ from dsd_lab.planning.measured import benched_efficiency, benched_seconds, machi
 from dsd_lab.planning.requirements import missing_data, missing_weights
 from dsd_lab.planning.shared_steps import find_beginning
 from dsd_lab.runs.data_shelf import DataShelf, refuse_other_images, trained_on_others
-from dsd_lab.specs.evaluate_list import applies
+from dsd_lab.specs.evaluate_list import of_trial
 from dsd_lab.specs.identity import canonical_fields, evaluation_id
 from dsd_lab.specs.per_seed import once_for_seeds
 from dsd_lab.specs.registry import plugins
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "seed": trial.seed,
                 "size": trial.fields.network.size,
                 "status": OTHER_IMAGES if trial.id in changed else folder.state(code),
-                "evaluations_missing": _missing(plan, folder.evaluations(), trial),
+                "evaluations_missing": _missing(plan, folder, trial),
                 "overrides": trial.overrides,
                 "begins_from": None if begins is None else {"trial": begins.folder.id, "step": begins.step},
                 "gpus": trial.fields.resources.gpus,
@@ -174,5 +174,6 @@ def _seconds(trial: Trial, shape: Shape, timed: dict[str, float], home: Home, gp
     return flops / (machine_ceiling(home, trial.resources.threads) * ASSUMED_MFU), "from FLOPs"
 
 
-def _missing(plan: Plan, done: dict[str, Any], trial: PlannedTrial) -> int:
-    return sum(evaluation_id(e) not in done for e in plan.spec.evaluate if applies(e, trial.fields))
+def _missing(plan: Plan, folder: TrialFolder, trial: PlannedTrial) -> int:
+    done, saved = folder.evaluations(), folder.saved_steps() if folder.state() == "done" else None
+    return sum(evaluation_id(e) not in done for e in of_trial(plan.spec.evaluate, trial.fields, saved))

@@ -17,7 +17,7 @@ from dsd_lab.home.home import Home
 from dsd_lab.home.trial_records import Status
 from dsd_lab.planning.estimates import cached_shape
 from dsd_lab.planning.eta import Remaining, TrialProgress
-from dsd_lab.specs.evaluate_list import applies
+from dsd_lab.specs.evaluate_list import of_trial
 from dsd_lab.specs.report import ReportSettings
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.specs.trial import Generation
@@ -56,7 +56,7 @@ class SweepProgress:
         code = training_code()
         self._remaining = Remaining(trials, evaluations, lambda fields: cached_shape(fields, home, code))
         self._live = LiveTrials(home, trials, settings)
-        self._wanted = {t.id: sum(applies(e, t.fields) for e in evaluations) for t in trials}
+        self._wanted = {t.id: len(of_trial(evaluations, t.fields)) for t in trials}
         self._evaluated: dict[str, list[float]] = {}
         self._released: set[str] = set()
         """Finished trials without a live process."""

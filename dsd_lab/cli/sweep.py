@@ -34,7 +34,7 @@ from dsd_lab.runs.continuity import refuse_other_code
 from dsd_lab.runs.data_shelf import DataShelf, refuse_other_images
 from dsd_lab.runs.open_files import allow_open_files
 from dsd_lab.runs.signals import TERMINATING, Terminated, handled, raise_terminated
-from dsd_lab.specs.evaluate_list import applies
+from dsd_lab.specs.evaluate_list import of_trial
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.sweep import Plan, PlannedTrial
 from dsd_lab.store.uri import chosen_uri, refuse_unsuitable
@@ -160,7 +160,7 @@ def _unfinished(home: Home, plan: Plan, retry_failed: bool, stopping: bool) -> l
         state = folder.state(status=status)
         if stopping and state == STOPPED:
             continue
-        wanted = {evaluation_id(e) for e in plan.spec.evaluate if applies(e, trial.fields)}
+        wanted = {evaluation_id(e) for e in of_trial(plan.spec.evaluate, trial.fields, folder.saved_steps())}
         missing = state == "done" and bool(wanted) and not wanted <= set(folder.evaluations())
         again = state == "failed" and (retry_failed or status.cause == "input")
         if state not in (*ENDED, "failed") or missing or again:

@@ -22,6 +22,7 @@ from dsd_lab.runs.signals import StopSignals
 from dsd_lab.runs.torchrun import gathered, torchrun_rank, with_its_processes
 from dsd_lab.specs.messages import did_you_mean
 from dsd_lab.specs.sweep import PlannedTrial
+from dsd_lab.specs.trial import Generation
 from dsd_lab.store.uri import chosen_uri, refuse_unsuitable
 
 
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     if rank is not None:
         trial = with_its_processes(trial)
     if rank:
-        return _follow(home, trial, rank)
+        return _follow(home, trial, plan.spec.evaluate, rank)
     for missing in missing_data(plan):
         raise BadInput(f"{plan.path}: {missing}")
     for missing in missing_weights(plan):
@@ -78,7 +79,11 @@ def run(arguments: argparse.Namespace) -> int:
         acknowledge_signals(lambda line: console.print(line, soft_wrap=True)),
     ):
         task = bar.add_task(trial.name, total=trial.fields.training.steps)
-        for progress in run_trial(home, trial, plan.spec.evaluate, shelf, stop, team=team):
+
+        def evaluating(how_far: str) -> None:
+            bar.update(task, description=f"{trial.name}: {how_far}")
+
+        for progress in run_trial(home, trial, plan.spec.evaluate, shelf, stop, evaluating, team):
             state = progress.state
             bar.update(task, completed=progress.step)
     if not arguments.no_tracking and state != "interrupted":
@@ -117,12 +122,16 @@ def run(arguments: argparse.Namespace) -> int:
     return TRIALS_FAILED if state == "failed" else OK
 
 
-def _follow(home: Home, trial: PlannedTrial, rank: int) -> int:
-    """Train as a torchrun rank other than the leader, which does all output."""
+def _follow(home: Home, trial: PlannedTrial, evaluations: list[Generation], rank: int) -> int:
+    """Train and sample as a torchrun rank other than the leader, which does all output."""
     from dsd_lab.runs.peers import follow
+    from dsd_lab.runs.trial_evaluations import draws, missing_evaluations
 
-    if home.trial(trial.id).state() in ENDED:
-        return OK
+    folder = home.trial(trial.id)
+    state = folder.state()
+    missing = missing_evaluations(folder, trial, evaluations).values() if state == "done" else ()
+    if state in ENDED and not any(draws(e, trial) for e in missing):
+        return OK  # as the leader finds
     with StopSignals() as stop:
         follow(home, trial, DataShelf(), "env:", rank, stop)
     return OK if stop.arrived is None else stop.exit_code

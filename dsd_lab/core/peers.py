@@ -29,7 +29,7 @@ class Peers:
     """This process among those of its trial.
 
     Args:
-        rank: 0 to size - 1. Process 0 is the leader: only it probes, draws pictures, saves and evaluates.
+        rank: 0 to size - 1. Process 0 is the leader: only it probes, draws pictures, saves and records.
         size: number of processes.
         images: images in a whole batch, or in one micro-batch where gradients are accumulated.
     """

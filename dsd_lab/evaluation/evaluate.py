@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dsd_lab.errors import BadInput
+from dsd_lab.evaluation.metric_names import placed
 from dsd_lab.evaluation.sampling import labels_of
 from dsd_lab.evaluation.workspace import Bench
 from dsd_lab.home.home import Home
@@ -45,6 +46,7 @@ def evaluate_generation(
     """
     from dsd_lab.evaluation.metrics import floors, of_encoder, of_images  # imports torch-fidelity
 
+    own = bench is None
     bench = bench or Bench(trial, checkpoints, data, device, Home(cache.parent))
     if not data.conditional:
         if reason := without_classes(evaluation):
@@ -52,15 +54,19 @@ def evaluate_generation(
         evaluation = of_no_classes(evaluation)
     metrics: dict[str, float] = {}
     shown = None
-    if not all(bool(p.isfinite().all()) for p in bench.network(evaluation.weights).parameters()):
+    if not all(bool(p.isfinite().all()) for p in bench.network(evaluation).parameters()):
         # Their images are a chessboard, which is an image like another to an extractor.
-        weights = {f"{NOT_FINITE}weights/{evaluation.weights.replace(':', '')}": 1.0}
-        return weights, bench.reconstructions(evaluation.weights)[:_SHOWN]
+        weights = {f"{NOT_FINITE}{placed('weights', evaluation)}/{evaluation.weights.replace(':', '')}": 1.0}
+        return weights, bench.reconstructions(evaluation)[:_SHOWN]
     if trial.has_denoiser and evaluation.of_images:
         y = labels_of(evaluation, data)
-        shown = bench.samples(evaluation, y)
-        metrics |= of_images(evaluation, bench, shown, y)
+        samples = bench.samples(evaluation, y)
+        metrics |= of_images(evaluation, bench, samples, y)
         metrics |= floors(evaluation, bench, y)
+        shown = samples.first(_SHOWN)
     if set(evaluation.measured) & set(OF_ENCODER):
         metrics |= of_encoder(evaluation, bench)
-    return finite(metrics), (bench.reconstructions(evaluation.weights) if shown is None else shown)[:_SHOWN]
+    if own:
+        bench.forget_samples()
+    metrics = {placed(name, evaluation): value for name, value in metrics.items()}
+    return finite(metrics), (bench.reconstructions(evaluation) if shown is None else shown)[:_SHOWN]

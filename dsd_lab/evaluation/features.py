@@ -1,7 +1,7 @@
-"""The two extractors as torch-fidelity takes them: uint8 RGB images in, features and class scores out.
+"""The extractors as torch-fidelity takes them: uint8 RGB images in, features and class scores out.
 
-`dsd-lab-indomain` is registered with torch-fidelity when this module is imported, so that its own
-functions and those here see the same network.
+`dsd-lab-indomain` and `dsd-lab-dinov2` are registered with torch-fidelity when this module is imported, so that its own
+functions and those here see the same networks.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import io
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -21,13 +21,27 @@ from torch_fidelity.utils import create_feature_extractor
 
 from dsd_lab.core.data.splits import as_floats
 from dsd_lab.errors import BadInput
+from dsd_lab.evaluation.dinov2 import dinov2_features, dinov2_network
 from dsd_lab.evaluation.extractor import FEATURES, extractor_of
 from dsd_lab.evaluation.pretrained import WEIGHTS
 from dsd_lab.files.bounded import read_plain
 
-INDOMAIN, INCEPTION = "dsd-lab-indomain", "inception-v3-compat"
-_LAYERS = {INDOMAIN: [str(FEATURES), "scores"], INCEPTION: ["2048", "logits_unbiased"]}
-_BATCHES = {INDOMAIN: 512, INCEPTION: 64}
+INDOMAIN, INCEPTION, DINOV2 = "dsd-lab-indomain", "inception-v3-compat", "dsd-lab-dinov2"
+_LAYERS = {INDOMAIN: [str(FEATURES), "scores"], INCEPTION: ["2048", "logits_unbiased"], DINOV2: ["cls", "scores"]}
+_BATCHES = {INDOMAIN: 512, INCEPTION: 64, DINOV2: 64}
+SPATIAL_CHANNELS = 7
+"""Channels of Inception's map that ADM's sFID takes: 7 x 17 x 17 = 2,023 numbers."""
+
+
+class Features(NamedTuple):
+    """What an extractor gives of N images, on the CPU."""
+
+    features: Tensor
+    """[N, D]."""
+    scores: Tensor
+    """Of classes [N, K]; K is 0 where the extractor knows none."""
+    spatial: Tensor | None = None
+    """Inception's features with their places [N, 2023], where they were asked for."""
 
 
 class IndomainExtractor(FeatureExtractorBase):  # type: ignore[misc]
@@ -65,9 +79,46 @@ class IndomainExtractor(FeatureExtractorBase):  # type: ignore[misc]
         return torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
 
 
-register_feature_extractor(INDOMAIN, IndomainExtractor)
+class DinoExtractor(FeatureExtractorBase):  # type: ignore[misc]
+    """DINOv2's class token, as FD-DINOv2 takes it (Stein et al., arXiv 2306.04675): images resized to 224 pixels, bicubic.
 
-_MOST_WEIGHTS = 2**30
+    torch-fidelity's own extractor of DINOv2 takes no file of weights, and resizes in another way.
+    """
+
+    def __init__(
+        self, name: str, features_list: list[str], feature_extractor_weights_path: Any = None, **unused: Any
+    ) -> None:
+        super().__init__(name, features_list)
+        if feature_extractor_weights_path is None:
+            raise BadInput(f"{name}: has no weights of its own; give feature_extractor_weights_path")
+        self.network = dinov2_network(torch.load(feature_extractor_weights_path, weights_only=True))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Images [B, 3, H, W] uint8 -> what was asked for, in that order."""
+        found = {"cls": dinov2_features(self.network, x), "scores": x.new_zeros(len(x), 0).float()}
+        return tuple(found[name] for name in self.features_list)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return "cls", "scores"
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return "cls"
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return False
+
+    @staticmethod
+    def get_dummy_input_for_compile() -> Tensor:
+        return torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+
+
+register_feature_extractor(INDOMAIN, IndomainExtractor)
+register_feature_extractor(DINOV2, DinoExtractor)
+
+_MOST_WEIGHTS = 2**31
 """Bytes of a file of weights."""
 
 
@@ -82,14 +133,27 @@ def inception(path: Path) -> FeatureExtractorBase:
     Raises:
         BadInput: they are not the pinned ones.
     """
+    return _created(INCEPTION, _pinned("inception", path))
+
+
+def dinov2(path: Path) -> FeatureExtractorBase:
+    """DINOv2 with the weights of a file; the bytes that are read are the bytes that are checked.
+
+    Raises:
+        BadInput: they are not the pinned ones.
+    """
+    return _created(DINOV2, _pinned("dinov2", path))
+
+
+def _pinned(name: str, path: Path) -> io.BytesIO:
     raw = read_plain(path, _MOST_WEIGHTS)
-    if hashlib.sha256(raw).hexdigest() != WEIGHTS["inception"].sha256:
-        raise BadInput(f"{path}: is not {WEIGHTS['inception'].file}; run `dsd-lab fetch-weights inception`")
+    if hashlib.sha256(raw).hexdigest() != WEIGHTS[name].sha256:
+        raise BadInput(f"{path}: is not {WEIGHTS[name].file}; run `dsd-lab fetch-weights {name}`")
     tensors = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     clean = io.BytesIO()  # torch-fidelity unpickles what it is given: it is given a file of ours, of tensors alone
     torch.save(tensors, clean)
     clean.seek(0)
-    return _created(INCEPTION, clean)
+    return clean
 
 
 def _created(name: str, weights: Path | io.BytesIO) -> FeatureExtractorBase:
@@ -99,18 +163,39 @@ def _created(name: str, weights: Path | io.BytesIO) -> FeatureExtractorBase:
 
 @torch.no_grad()
 def extract(
-    extractor: FeatureExtractorBase, pixels: Tensor | Iterable[Tensor], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Features [N, D] and class scores [N, K] of uint8 images [N, C, H, W], whole or in blocks, on the CPU.
+    extractor: FeatureExtractorBase,
+    pixels: Tensor | Iterable[Tensor],
+    device: torch.device,
+    spatial: bool = False,
+) -> Features:
+    """Features and class scores of uint8 images [N, C, H, W], whole or in blocks, on the CPU.
 
     In float32 on a GPU too, whose convolutions would round to ten bits: features of both are compared.
+
+    Args:
+        extractor: moved to the device.
+        pixels: the images.
+        device: that computes.
+        spatial: Inception's features with their places too, as ADM's sFID takes them: the first 7 channels of the TensorFlow
+            graph's `mixed_6/conv:0`, which is the rectified output of `Mixed_6d.branch1x1` here.
     """
     extractor.to(device)
     blocks, size = [pixels] if isinstance(pixels, Tensor) else pixels, _BATCHES[extractor.name]
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        found = (extractor(_rgb(chunk).to(device)) for block in blocks for chunk in block.split(size))
-        parts = [(features.cpu(), scores.cpu()) for features, scores in found]
-    return torch.cat([features for features, _ in parts]), torch.cat([scores for _, scores in parts])
+    maps: list[Tensor] = []
+    hook = None
+    if spatial:
+        hook = extractor.Mixed_6d.branch1x1.register_forward_hook(
+            lambda module, given, made: maps.append(made[:, :SPATIAL_CHANNELS].flatten(1).float().cpu())
+        )
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            found = (extractor(_rgb(chunk).to(device)) for block in blocks for chunk in block.split(size))
+            parts = [(features.cpu(), scores.cpu()) for features, scores in found]
+    finally:
+        if hook is not None:
+            hook.remove()
+    features, scores = (torch.cat(each) for each in zip(*parts, strict=True))
+    return Features(features, scores, torch.cat(maps) if spatial else None)
 
 
 def _rgb(pixels: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ def sampling_name(evaluation: Generation) -> str:
         guidance += "{}{}to{}".format(ends, *map(exact, evaluation.guidance_interval))
     tolerance = f"rtol{exact(evaluation.rtol)}atol{exact(evaluation.atol)}"
     solver = evaluation.sampler + (tolerance if evaluation.adaptive else str(evaluation.steps))
-    return f"{guidance}-{solver}-{'holdout' if evaluation.images == 'holdout' else evaluation.labels}"
+    precision = "" if evaluation.precision == "fp32" else f"-{evaluation.precision}"
+    return f"{guidance}-{solver}{precision}-{'holdout' if evaluation.images == 'holdout' else evaluation.labels}"
 
 
 TURNS = "turns"
@@ -26,7 +27,7 @@ TURNS = "turns"
 
 
 def features_name(evaluation: Generation, conditional: bool = True) -> str:
-    """What samples are compared on, by the task that made it: `indomain` (the data's classes), `turns` or `inception`.
+    """What samples are compared on, by the task that made it: `indomain` (the data's classes), `turns`, `inception` or `dinov2`.
 
     Args:
         evaluation: which extractor it asks for.
@@ -45,6 +46,18 @@ def weights_name(evaluation: Generation, trial: Trial) -> str:
     """Whose weights: `ema0.99` or `trained`."""
     decay = decay_of(evaluation.weights, trial.training)
     return "trained" if decay is None else f"ema{exact(decay)}"
+
+
+OVER_TRAINING = "over_training/"
+"""Begins the name of what was measured of a kept checkpoint; its step in the store is the checkpoint's."""
+
+
+def placed(name: str, evaluation: Generation) -> str:
+    """The name of a metric of an evaluation: of a kept checkpoint it is another one than of the trained weights.
+
+    What real images score depends on no checkpoint.
+    """
+    return name if evaluation.checkpoint == "last" or "_floor/" in name else f"{OVER_TRAINING}{name}"
 
 
 def exact(number: float) -> str:

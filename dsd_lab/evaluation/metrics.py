@@ -21,16 +21,18 @@ from dsd_lab.evaluation.metric_names import extractor_name, features_name, sampl
 from dsd_lab.evaluation.real_images import Real, pixels_of, reference_of
 from dsd_lab.evaluation.reconstruction import fitted_on, psnr, representation, ssim, ssim_window
 from dsd_lab.evaluation.sample_metrics import of_plugins
+from dsd_lab.specs.part_fields import is_foreign
 
 if TYPE_CHECKING:
+    from dsd_lab.evaluation.drawing import Drawn
     from dsd_lab.evaluation.workspace import Bench
     from dsd_lab.specs.trial import Generation
 
 
-def of_images(e: Generation, bench: Bench, samples: Tensor, y: Tensor) -> dict[str, float]:
-    """Metrics of samples [N, C, H, W] drawn for labels y [N]."""
+def of_images(e: Generation, bench: Bench, samples: Drawn, y: Tensor) -> dict[str, float]:
+    """Metrics of samples drawn for labels y [N]."""
     rest = f"n{len(y)}-{sampling_name(e)}-{weights_name(e, bench.trial)}"
-    features, scores = bench.of_samples(("features", e.extractor), lambda: bench.extract(e, samples))
+    features, scores, spatial = bench.features(e, y)
     found: dict[str, float] = {}
     if "fid" in e.measured:
         how = f"{extractor_name(e, bench.data.conditional)}-{rest}"
@@ -42,15 +44,21 @@ def of_images(e: Generation, bench: Bench, samples: Tensor, y: Tensor) -> dict[s
             found[f"fid_flag/few_real/{how}"] = float(real)
         elif len(y) > held:
             found[f"fid_flag/floor_with_train/{how}"] = float(len(y) - held)
+    if spatial is not None:
+        how = f"{extractor_name(e, bench.data.conditional)}-{rest}"
+        found[f"sfid/{how}"] = frechet(statistics(spatial), bench.reference(e, spatial=True))
     more = _on_features(e, features, scores, bench.real(e))
     if "label_accuracy" in e.measured:
         more["label_accuracy"] = float((scores.argmax(1) == y).double().mean())
     if "nearest_train" in e.measured:
         train = reference_of(bench.data.train)
-        more["memorisation/nearest_train"] = bench.of_samples("nearest", lambda: nearest_train(samples, train))
+        more["memorisation/nearest_train"] = bench.of_samples("nearest", lambda: nearest_train(samples.whole(), train))
     named = features_name(e, bench.data.conditional)
     found |= {f"{name}/{named}-{rest}": value for name, value in more.items()}
-    return found | {f"{name}/{rest}": v for name, v in of_plugins(e, samples, y, pixels_of(bench.data.holdout)).items()}
+    if any(is_foreign("sample_metric", name) for name in e.measured):
+        own = of_plugins(e, samples.whole(), y, pixels_of(bench.data.holdout))
+        found |= {f"{name}/{rest}": value for name, value in own.items()}
+    return found
 
 
 def _on_features(e: Generation, features: Tensor, scores: Tensor, real: Real) -> dict[str, float]:
@@ -85,9 +93,9 @@ def _held_floor(e: Generation, bench: Bench) -> dict[str, float]:
     """Floor from all held-out images."""
     data, real = bench.data, bench.real(e)
     held = len(data.holdout)
-    found = _floor(e, bench, *real.held, f"n{held}")
+    found = _floor(e, bench, *real.held[:2], f"n{held}")
     if "label_accuracy" in e.measured:
-        right = float((real.held[1].argmax(1) == data.holdout.labels).double().mean())
+        right = float((real.held.scores.argmax(1) == data.holdout.labels).double().mean())
         found[f"label_accuracy_floor/{e.extractor}-n{held}"] = right
     if "nearest_train" in e.measured:
         far = nearest_train(pixels_of(data.holdout), reference_of(data.train))
@@ -119,19 +127,21 @@ def of_encoder(e: Generation, bench: Bench) -> dict[str, float]:
     data, found = bench.data, {}
     held, average = f"n{len(data.holdout)}", weights_name(e, bench.trial)
     if {"rfid", "psnr", "ssim"} & set(e.measured):
-        images, originals = bench.reconstructions(e.weights), pixels_of(data.holdout)
+        images, originals = bench.reconstructions(e), pixels_of(data.holdout)
         if "rfid" in e.measured:
-            key = ("reconstructed features", e.extractor, e.weights)
-            features, _ = bench.once(key, lambda: bench.extract(e, images))
-            found[f"rfid/{features_name(e, data.conditional)}-{held}-{average}"] = fid(features, bench.real(e).held[0])
+            key = ("reconstructed features", e.extractor)
+            features = bench.of_weights(e, key, lambda: bench.extract(e, images)).features
+            found[f"rfid/{features_name(e, data.conditional)}-{held}-{average}"] = fid(
+                features, bench.real(e).held.features
+            )
         if "psnr" in e.measured:
             found[f"psnr/perimage-{held}-{average}"] = psnr(images, originals)
         if "ssim" in e.measured:
             window = ssim_window(data.image_size)
-            found[f"ssim/{window}-{held}-{average}"] = bench.once(("ssim", e.weights), lambda: ssim(images, originals))
+            found[f"ssim/{window}-{held}-{average}"] = bench.of_weights(e, "ssim", lambda: ssim(images, originals))
     asked = tuple(m for m in ("knn", "linear") if m in e.measured)
     if asked:
-        network = bench.network(e.weights)
-        fitted = bench.once((asked, e.weights), lambda: representation(network, data, bench.device, asked))
+        network = bench.network(e)
+        fitted = bench.of_weights(e, asked, lambda: representation(network, data, bench.device, asked))
         found |= {f"probe/{name}/train{fitted_on(data)}-{held}-{average}": value for name, value in fitted.items()}
     return found

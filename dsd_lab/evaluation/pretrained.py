@@ -24,10 +24,13 @@ class Weights:
     sha256: str
     module: str
     constant: str
+    """Its name; `A:B` is what the table A says of the model B."""
 
     def url(self) -> str:
         """The address that the library itself downloads from."""
-        return str(getattr(importlib.import_module(self.module), self.constant))
+        name, _, model = self.constant.partition(":")
+        found = getattr(importlib.import_module(self.module), name)
+        return str(found[model].default.url if model else found)
 
 
 WEIGHTS = {
@@ -36,6 +39,12 @@ WEIGHTS = {
         "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
         "torch_fidelity.feature_extractor_inceptionv3",
         "URL_INCEPTION_V3",
+    ),
+    "dinov2": Weights(
+        "dinov2_vitl14_pretrain.pth",
+        "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
+        "timm.models.vision_transformer",
+        "default_cfgs:vit_large_patch14_dinov2",
     ),
 }
 """By the name that `fetch-weights` takes; others are one row each."""

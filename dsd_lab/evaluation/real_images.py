@@ -20,7 +20,7 @@ from torch import Tensor
 from dsd_lab.core.data import Images
 from dsd_lab.core.randomness import generator
 from dsd_lab.evaluation.distances import Statistics, statistics
-from dsd_lab.evaluation.features import extract
+from dsd_lab.evaluation.features import Features, extract
 from dsd_lab.files.atomic import read_cache, write_atomic, write_json
 from dsd_lab.files.locks import locked
 
@@ -82,12 +82,24 @@ class Real:
         path = statistics_path(self.cache, self.data, self._named)
         with locked(path.with_suffix(".lock")):
             if not path.exists():
-                chosen = None if len(self.data.train) <= _MOST else self.some(_MOST)
-                features, _ = extract(self.extractor, blocks_of(self.data.train, chosen), self.device)
-                found = statistics(features)
-                tensors = {"features": features.contiguous()} | {k: torch.from_numpy(v) for k, v in found.items()}
-                write_atomic(path, save(tensors))
+                features = self._of_train(spatial=False).features
+                write_atomic(path, save({"features": features.contiguous()} | _tensors(statistics(features))))
         return load_file(path)
+
+    def _of_train(self, spatial: bool) -> Features:
+        chosen = None if len(self.data.train) <= _MOST else self.some(_MOST)
+        return extract(self.extractor, blocks_of(self.data.train, chosen), self.device, spatial)
+
+    @cached_property
+    def spatial_statistics(self) -> Statistics:
+        """Mean and covariance of the training images' features with places."""
+        path = statistics_path(self.cache, self.data, f"{self._named}-spatial")
+        with locked(path.with_suffix(".lock")):
+            if not path.exists():
+                spatial = self._of_train(spatial=True).spatial
+                assert spatial is not None
+                write_atomic(path, save(_tensors(statistics(spatial))))
+        return {name: value.numpy() for name, value in load_file(path).items()}
 
     def numbers(self, key: str, make: Callable[[], dict[str, float]]) -> dict[str, float]:
         """What `make` measures of real images alone and is finite, kept in the home folder beside their statistics.
@@ -124,7 +136,7 @@ class Real:
         return self.features[torch.randperm(len(self.features), generator=generator(0, "neighbours"))[:count]]
 
     @cached_property
-    def held(self) -> tuple[Tensor, Tensor]:
+    def held(self) -> Features:
         """Features and class scores of the held-out images."""
         return extract(self.extractor, pixels_of(self.data.holdout), self.device)
 
@@ -135,12 +147,16 @@ class Real:
         is returned. Training images are nearer to themselves than any others can be, so names say it.
         """
         held, more = matching(self.data.holdout.labels, y)
-        features, scores = (part[held] for part in self.held)
+        features, scores = self.held.features[held], self.held.scores[held]
         if more:
             filling = self.some(more)
             found = extract(self.extractor, pixels_of(self.data.train, filling), self.device)
-            features, scores = torch.cat([features, found[0]]), torch.cat([scores, found[1]])
+            features, scores = torch.cat([features, found.features]), torch.cat([scores, found.scores])
         return features, scores, len(features) - len(held)
+
+
+def _tensors(found: Statistics) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(value) for name, value in found.items()}
 
 
 def matching(labels: Tensor, y: Tensor) -> tuple[Tensor, int]:

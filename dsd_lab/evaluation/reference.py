@@ -19,14 +19,15 @@ if TYPE_CHECKING:
     from dsd_lab.home.home import Home
     from dsd_lab.specs.trial import Generation
 
-DIMENSIONS = {"indomain": 64, "inception": 2048}
+DIMENSIONS = {"indomain": 64, "inception": 2048, "dinov2": 1024}
 """Features of each extractor."""
+_SPATIAL_DIMENSIONS = 2023
 
 
-def inception_path(evaluation: Generation, home: Home) -> Path:
-    """Inception's weights: the file that an evaluation names, else the one in the home folder."""
-    named = evaluation.inception_weights
-    return weights_path("inception", home) if named is None else Path(named)
+def weights_of(evaluation: Generation, home: Home) -> Path:
+    """The weights of an evaluation's extractor: the file that it names, else the one in the home folder."""
+    named = evaluation.inception_weights if evaluation.extractor == "inception" else evaluation.dinov2_weights
+    return weights_path(evaluation.extractor, home) if named is None else Path(named)
 
 
 def check_files(evaluations: list[Generation], home: Home) -> None:
@@ -51,36 +52,44 @@ def unusable_files(evaluations: list[Generation], home: Home) -> list[str]:
 
 
 def _checks(evaluations: list[Generation], home: Home) -> list[Callable[[], object]]:
-    weights = sorted({inception_path(e, home) for e in evaluations if e.extractor == "inception"})
+    weights = sorted({(e.extractor, weights_of(e, home)) for e in evaluations if e.extractor != "indomain"})
+    named = [e for e in evaluations if e.reference is not None]
     return [
-        *(partial(check_weights, "inception", path) for path in weights),
-        *(partial(read_reference, e) for e in evaluations if e.reference is not None),
+        *(partial(check_weights, name, path) for name, path in weights),
+        *(partial(read_reference, e) for e in named if "fid" in e.measured),
+        *(partial(read_reference, e, spatial=True) for e in named if "sfid" in e.measured),
     ]
 
 
-def read_reference(evaluation: Generation) -> Statistics:
+def read_reference(evaluation: Generation, spatial: bool = False) -> Statistics:
     """The statistics that an evaluation names, in float64; no pickle is read.
+
+    Args:
+        evaluation: names the file.
+        spatial: those of sFID, which ADM's files call `mu_s` and `sigma_s`.
 
     Raises:
         BadInput: the file is missing, altered, no such statistics, or of other features than the extractor's.
     """
     assert evaluation.reference is not None
-    path, size = Path(evaluation.reference), DIMENSIONS[evaluation.extractor]
+    path, size = Path(evaluation.reference), _SPATIAL_DIMENSIONS if spatial else DIMENSIONS[evaluation.extractor]
+    names, of = (("mu_s", "sigma_s"), "sfid") if spatial else (("mu", "sigma"), f"extractor: {evaluation.extractor}")
     if not path.is_file():
         raise BadInput(f"{path}: no such file; `reference` names an .npz with mu and sigma")
     if evaluation.reference_sha256 not in (None, sha256_of(path)):
         raise BadInput(f"{path}: has changed since the spec was read: its SHA-256 is {sha256_of(path)}")
     try:
         with np.load(path, allow_pickle=False) as content:
-            found = {name: np.asarray(content[name], dtype=np.float64) for name in ("mu", "sigma")}
+            values = [np.asarray(content[name], dtype=np.float64) for name in names]
+            found = dict(zip(("mu", "sigma"), values, strict=True))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BadInput(f"{path}: not an .npz with mu and sigma: {reason}") from None
+        raise BadInput(f"{path}: not an .npz with {' and '.join(names)}: {reason}") from None
     shapes = found["mu"].shape, found["sigma"].shape
     if shapes != ((size,), (size, size)):
         raise BadInput(
-            f"{path}: mu {list(shapes[0])} and sigma {list(shapes[1])} are not of the {size} features of `extractor: {evaluation.extractor}`"
+            f"{path}: {names[0]} {list(shapes[0])} and {names[1]} {list(shapes[1])} are not of the {size} features of `{of}`"
         )
     if not all(np.isfinite(part).all() for part in found.values()):
-        raise BadInput(f"{path}: mu or sigma is not finite")
+        raise BadInput(f"{path}: {names[0]} or {names[1]} is not finite")
     return found

@@ -1,10 +1,10 @@
-"""Samples of a trained network, drawn batch by batch."""
+"""Samples of a trained network, drawn block by block; each image is a function of the seed and its number alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,31 +16,107 @@ from dsd_lab.core.randomness import generator
 from dsd_lab.core.training.checkpoints import list_checkpoints, load_checkpoint, load_tensors
 from dsd_lab.core.training.ema import average_name
 from dsd_lab.errors import CorruptCheckpoint
-from dsd_lab.specs.trial import decay_of
+from dsd_lab.specs.trial import Generation, decay_of
 
 if TYPE_CHECKING:
     from dsd_lab.core.data import DataSet
-    from dsd_lab.specs.trial import Generation, Trial
+    from dsd_lab.specs.trial import Trial
+
+BLOCK = 256
+"""Images that are drawn at once. A block is the same whichever process draws it, so that its bits are the same too."""
 
 
-def load_network(trial: Trial, checkpoints: Path, data: DataSet, device: torch.device, weights: str) -> Network:
-    """The network of a finished trial, with averaged (`ema`, `ema:DECAY`) or `trained` weights.
+def checkpoint_of(checkpoints: Path, step: int | str = "last") -> Path:
+    """The checkpoint of a step, or the newest one.
 
     Raises:
-        CorruptCheckpoint: there is no checkpoint, or it is damaged or of another network.
+        CorruptCheckpoint: there is none.
     """
-    found = list_checkpoints(checkpoints)
+    found = [path for path in list_checkpoints(checkpoints) if step == "last" or path.name == f"step-{step:09d}"]
     if not found:
-        raise CorruptCheckpoint(f"{checkpoints}: no checkpoint to load weights from")
-    tensors, _ = load_checkpoint(found[0])
+        which = "no checkpoint" if step == "last" else f"no checkpoint of step {step}"
+        raise CorruptCheckpoint(f"{checkpoints}: {which} to load weights from")
+    return found[0]
+
+
+def load_network(
+    trial: Trial, checkpoints: Path, data: DataSet, device: torch.device, weights: str, step: int | str = "last"
+) -> Network:
+    """The network of a trial as a checkpoint has it, with averaged (`ema`, `ema:DECAY`) or `trained` weights.
+
+    Raises:
+        CorruptCheckpoint: there is no such checkpoint, or it is damaged or of another network.
+    """
+    path = checkpoint_of(checkpoints, step)
+    tensors, _ = load_checkpoint(path)
     network = Network(trial, data.channels, data.classes)
     decay = decay_of(weights, trial.training)
     name = "network" if decay is None else average_name(decay, trial.training.weight_ema)
-    load_tensors(network, name, tensors, found[0])
+    load_tensors(network, name, tensors, path)
     return network.to(device).eval()
 
 
 @torch.no_grad()
+def sample_blocks(
+    network: Network,
+    trial: Trial,
+    y: Tensor,
+    settings: Generation,
+    seed: int,
+    device: torch.device,
+    chosen: Sequence[int] | None = None,
+    size: int = BLOCK,
+) -> Iterator[tuple[int, Tensor]]:
+    """Blocks of images [n, C, H, W] uint8 for labels y [N], each with its number.
+
+    Image i depends on (seed, i, label), and on neither the size of blocks nor on those that are chosen.
+
+    Args:
+        network: that is sampled.
+        trial: its fields.
+        y: labels of all images.
+        settings: sampler, guidance, precision and checkpoint.
+        seed: of the noise.
+        device: of the network.
+        chosen: numbers of blocks, ascending; None: all.
+        size: images of a block; the last may have fewer.
+    """
+    wanted = range(-(-len(y) // size)) if chosen is None else chosen
+    step = settings.checkpoint if isinstance(settings.checkpoint, int) else trial.training.steps
+    objective = trial.sampled_at(step)
+    noise = _noise_blocks(network, len(y), seed, size)
+    for number in wanted:
+        e = next(rows for block, rows in noise if block == number)
+        labels = y[number * size : number * size + len(e)].to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            z = sample_latents(
+                network,
+                e.to(device),
+                sampled_labels(labels, trial.labels.drop, network.classes),
+                settings.sampler,
+                settings.steps,
+                settings.guidance,
+                objective,
+                interval=interval_of(settings),
+                rtol=settings.rtol,
+                atol=settings.atol,
+                seed=seed,
+                first=number * size,
+            )
+            images = network.decode(z)
+        yield number, to_bytes(images)
+
+
+def _noise_blocks(network: Network, count: int, seed: int, size: int) -> Iterator[tuple[int, Tensor]]:
+    """Noise [n, T, c] of every block: one stream, so that a block that is left out is drawn all the same."""
+    numbers, source = network.tokens * network.latent_channels, generator(seed, "samples")
+    # torch draws the last 16 numbers of a tensor anew where its size is no multiple of 16: rows are padded to one.
+    padded = -(-numbers // 16) * 16
+    for block, first in enumerate(range(0, count, size)):
+        drawn = torch.randn(min(size, count - first), padded, generator=source)
+        yield block, drawn[:, :numbers].reshape(-1, network.tokens, network.latent_channels)
+
+
 def sample_images(
     network: Network,
     trial: Trial,
@@ -50,40 +126,27 @@ def sample_images(
     guidance: float,
     seed: int,
     device: torch.device,
-    batch: int = 256,
+    batch: int = BLOCK,
     *,
     interval: Interval | None = None,
     rtol: float = 1e-5,
     atol: float = 1e-5,
+    precision: str = "fp32",
     told: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Images [N, C, H, W] uint8 for labels y [N]. Image i depends on (seed, i, label), not on the batch size.
 
     `told`, where it is given, is called with the images drawn so far and with N after every batch.
     """
-    numbers = network.tokens * network.latent_channels
-    # torch draws the last 16 numbers of a tensor anew where its size is no multiple of 16: rows are padded to one.
-    drawn = torch.randn(len(y), -(-numbers // 16) * 16, generator=generator(seed, "samples"))
-    noise = drawn[:, :numbers].reshape(len(y), network.tokens, network.latent_channels)
+    ends: dict[str, Any] = {} if interval is None else {"guidance_interval": [interval.low, interval.high]}
+    ends |= {"guidance_ends": "open" if interval is not None and interval.open else "closed"}
+    given = {"sampler": sampler, "steps": steps, "guidance": guidance, "rtol": rtol, "atol": atol}
+    settings = Generation.model_validate(given | ends | {"precision": precision})
     parts: list[Tensor] = []
-    for labels, e in zip(y.split(batch), noise.split(batch), strict=True):
-        z = sample_latents(
-            network,
-            e.to(device),
-            sampled_labels(labels.to(device), trial.labels.drop, network.classes),
-            sampler,
-            steps,
-            guidance,
-            trial.sampled_objective,
-            interval=interval,
-            rtol=rtol,
-            atol=atol,
-            seed=seed,
-            first=len(parts) * batch,
-        )
-        parts.append(to_bytes(network.decode(z)))
+    for _, images in sample_blocks(network, trial, y, settings, seed, device, size=batch):
+        parts.append(images)
         if told is not None:
-            told(min(len(parts) * batch, len(y)), len(y))
+            told(sum(map(len, parts)), len(y))
     return torch.cat(parts)
 
 

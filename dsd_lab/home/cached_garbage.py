@@ -1,4 +1,4 @@
-"""Unused cache files: counts, extractors, packed images, folders of killed benchmarks."""
+"""Unused cache files: counts, extractors, packed images, images of evaluations, folders of killed benchmarks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dsd_lab.files.bounded import read_json
 from dsd_lab.files.index import index_path
 from dsd_lab.files.locks import is_held
 from dsd_lab.home.home import Home
-from dsd_lab.home.names import extractor_path
+from dsd_lab.home.names import DRAWING, extractor_path
 from dsd_lab.home.ownership import Freeable, below, is_own_folder
 from dsd_lab.home.trial_records import TrialRecord
 
@@ -83,6 +83,15 @@ def unused_packs(home: Home, named: set[str]) -> Iterator[Freeable]:
                 if whole
                 else "remains of interrupted unpacking"
             )
+            yield Freeable("cache", path, why, size_of(path), partial(remove_below, home.root, path))
+
+
+def interrupted_samples(home: Home) -> Iterator[Freeable]:
+    """Images of interrupted evaluations; the same evaluation would draw them again."""
+    for path in _cached(home, "drawn", re.compile(DRAWING)):
+        held = is_held(home.trial(path.name.partition("-")[0]).root / "lock") or is_held(path.with_suffix(".lock"))
+        if not held and is_own_folder(path):
+            why = "images of an interrupted evaluation, which would resume with them"
             yield Freeable("cache", path, why, size_of(path), partial(remove_below, home.root, path))
 
 

@@ -16,6 +16,7 @@ from dsd_lab.files.below import folder_below, remove_below, remove_in
 from dsd_lab.files.bounded import open_plain
 from dsd_lab.files.locks import is_held, locked
 from dsd_lab.home.cached_garbage import (
+    interrupted_samples,
     killed_bench_folders,
     unused_counts,
     unused_extractors,
@@ -67,6 +68,7 @@ def garbage(home: Home, code: str) -> list[Freeable]:
         *unused_packs(home, named),
         *unused_indexes(home, named),
         *killed_bench_folders(home),
+        *interrupted_samples(home),
         *_copies(home, named),
         *_ray_logs(home),
     ]
@@ -132,7 +134,7 @@ def linked_folders(home: Home) -> list[str]:
         "cache",
         "plugins",
         "reproductions",
-        *(f"cache/{name}" for name in ("extractors", "statistics", "data", "bench")),
+        *(f"cache/{name}" for name in ("extractors", "statistics", "data", "bench", "drawn")),
     )
     return [name for name in names if (home.root / name).is_symlink()]
 

@@ -46,6 +46,15 @@ def extractor_path(cache: Path, fingerprint: str, conditional: bool = True) -> P
     return cache / "extractors" / f"{fingerprint[:16]}-v{_EXTRACTOR_VERSION}{task}.safetensors"
 
 
+DRAWING = r"[0-9a-f]{12}-[0-9a-f]{16}"
+"""A folder of images that a trial's evaluation draws."""
+
+
+def drawing_path(cache: Path, trial: str, digest: str) -> Path:
+    """Where images of a trial are kept while they are drawn and measured."""
+    return cache / "drawn" / f"{trial}-{digest}"
+
+
 def is_trial_id(value: Any) -> bool:
     """Whether a value is twelve hexadecimal digits."""
     return isinstance(value, str) and re.fullmatch(TRIAL_ID, value) is not None

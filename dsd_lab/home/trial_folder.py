@@ -48,6 +48,11 @@ class TrialFolder:
     def images(self) -> Path:
         return self.root / "images"
 
+    def saved_steps(self) -> list[int]:
+        """Steps of the checkpoints that are there."""
+        names = (path.name.removeprefix("step-") for path in self.checkpoints.glob("step-*"))
+        return sorted(int(name) for name in names if name.isdecimal())
+
     def description(self) -> TrialRecord | None:
         """The trial's record (fields, seed, provenance); None before it first started.
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from dsd_lab.planning.estimates import Shape, shape_key
-from dsd_lab.specs.evaluate_list import applies
+from dsd_lab.specs.evaluate_list import of_trial
 from dsd_lab.specs.identity import canonical_fields
 from dsd_lab.specs.per_seed import once_for_seeds
 from dsd_lab.specs.registry import parts_of
@@ -82,7 +82,7 @@ class Remaining:
     def __init__(
         self, trials: list[PlannedTrial], evaluations: Sequence[Generation], shape_of: Callable[[Trial], Shape]
     ) -> None:
-        self._evaluations = {t.id: [e for e in evaluations if applies(e, t.fields)] for t in trials}
+        self._evaluations = {t.id: of_trial(evaluations, t.fields) for t in trials}
         shape = once_for_seeds(lambda fields: shape_key(canonical_fields(fields)))
         self._shapes = {t.id: shape(t.fields) for t in trials}
         counted = once_for_seeds(shape_of)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from dsd_lab.home.sweep_records import Manifest
+from dsd_lab.report.figures.over_training import over_training_table
 from dsd_lab.report.figures.scaling import scaling_table
 from dsd_lab.report.figures.style import Look, looks_of
 from dsd_lab.report.groups import Column, Group, columns_of, effective_control, groups_of
@@ -68,6 +69,7 @@ class Content:
             "effects": lambda: self.effects,
             "comparisons": lambda: comparison_table(self.comparisons, dots),
             "evaluations": lambda: evaluation_table(groups, columns, dots),
+            "over_training": lambda: over_training_table(groups, dots),
             "rank_gap": lambda: gap_table(groups, settings),
             "theory": lambda: theory_table(groups, settings, dots),
             "scaling": lambda: scaling_table(groups, dots),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -54,6 +55,7 @@ EFFECT_COLUMNS = (CAPACITY, LOG_STD, _TOKEN_RANK)
 """Quantities for which factorial effects are computed."""
 
 _INCEPTION = "features of Inception-v3"
+_DINOV2 = "features of DINOv2"
 _TURNED = "features of a network trained on this data, which has no classes, to predict rotations and a downscaled image; not Inception"
 _EARLIER = {
     "psnr": (r"n\d+-", "held-out reconstructions, one error over all pixels: an earlier definition"),
@@ -62,9 +64,12 @@ _EARLIER = {
 """Metrics with an earlier definition: pattern of their names, and note. They have columns of their own."""
 
 
-def columns_of(results: list[Result]) -> list[Column]:
-    """The quantities of these results: latent metrics first, then one column per distinct evaluation."""
-    names = sorted({name for r in results for name in r.metrics if not name.startswith("latent/")})
+def columns_of(results: list[Result], also: Collection[str] = ()) -> list[Column]:
+    """The quantities of these results: latent metrics first, then one column per distinct evaluation.
+
+    `also`: names of further metrics.
+    """
+    names = sorted({name for r in results for name in r.metrics if not name.startswith("latent/")} | {*also})
     found = [*LATENT_COLUMNS, *map(Column.of, own_latent(results))]
     for metric in (*SAMPLE, *own_samples(results)):
         prefix, label = metric.recorded, metric.heading
@@ -76,6 +81,10 @@ def columns_of(results: list[Result]) -> list[Column]:
                 if how.startswith("inception"):
                     what = f"Inception {label}" if label.endswith(("FID", "KID")) else label
                     note = note.replace(CLASSIFIER, _INCEPTION).replace(SAME, _INCEPTION)
+                if how.startswith("dinov2"):
+                    distance = f"DINOv2 {label}" if label.endswith(("FID", "KID")) else label
+                    what = "FD-DINOv2" if prefix == "fid" else distance
+                    note = note.replace(CLASSIFIER, _DINOV2).replace(SAME, _DINOV2)
                 if how.startswith("turns-"):
                     note = note.replace(CLASSIFIER, _TURNED).replace(SAME, _TURNED)
                 if prefix in _EARLIER and re.match(_EARLIER[prefix][0], how):

@@ -1,7 +1,7 @@
 """Distributed trials: starts the processes of a trial, and runs those that are not the leader.
 
-The leader (rank 0) runs the trial like a single process (`run_trial.py`). The other ranks only train: they read the
-leader's checkpoint at the start and never write to the home folder.
+The leader (rank 0) runs the trial like a single process (`run_trial.py`), and tells the other ranks when to train and which
+samples of an evaluation to draw. They read the leader's checkpoints, and write nothing to the home folder but those samples.
 
     python -m dsd_lab.runs.peers      one rank, started by a leader on the same machine; reads its job from stdin
 """
@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dsd_lab.core.messages import heard, tell
 from dsd_lab.core.peers import ALONE, Peers, joined
 from dsd_lab.core.training.trainer import Trainer, pick_device
 from dsd_lab.errors import LabError, PeerLost
+from dsd_lab.evaluation.workspace import Bench
 from dsd_lab.home.home import Home
 from dsd_lab.home.plugins import keep_plugins
 from dsd_lab.runs.child_environment import child_environment
@@ -39,12 +41,14 @@ if TYPE_CHECKING:
 
 Team = Callable[[Home, PlannedTrial], AbstractContextManager[Peers]]
 """(home, trial) -> context with the leader's `Peers`; the other ranks run while it lasts."""
+TRAIN, END = "train", "end"
+"""Tasks that the leader announces, beside those of `Bench.take_part`."""
 _EXIT_SECONDS = 30.0
-"""Seconds that a rank has to exit after training."""
+"""Seconds that a rank has to exit after its last task."""
 
 
 def job_of(home: Home, trial: PlannedTrial) -> dict[str, Any]:
-    """What a rank needs to train a trial, as JSON."""
+    """What a rank needs to train and sample a trial, as JSON."""
     return {
         "home": str(home.root.resolve()),
         "trial": {
@@ -73,7 +77,7 @@ def follow(
     rank: int,
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Train a trial to its end as a rank other than the leader.
+    """Train a trial and draw samples of it as a rank other than the leader.
 
     Args:
         home: the leader's home folder.
@@ -81,24 +85,35 @@ def follow(
         shelf: loaded datasets.
         rendezvous: address where the ranks meet (`core/peers.py`).
         rank: 1 or more.
-        stop: called before every step; if it is true on any rank, all ranks stop.
+        stop: called before every step and every block of samples; if it is true on any rank, all ranks stop.
     """
-    resources = trial.fields.resources
+    resources, checkpoints = trial.fields.resources, home.trial(trial.id).checkpoints
     torch.set_num_threads(resources.threads)
     device = pick_device(resources.gpus)
     with joined(rendezvous, rank, resources.team, resources.patience, device) as peers:
-        trainer = trainer_among(peers, trial, shelf.get(trial, home), device, home.trial(trial.id).checkpoints)
-        trainer.resume()
-        for _ in trainer.run(stop):
-            pass
+        data, bench = shelf.get(trial, home), None  # while the leader reads its own
+        while (asked := heard(peers))["work"] != END:
+            if asked["work"] == TRAIN:
+                trainer = trainer_among(peers, trial, data, device, checkpoints)
+                trainer.resume()
+                for _ in trainer.run(stop):
+                    pass
+                del trainer  # its memory is for the networks that are sampled
+            else:
+                bench = bench or Bench(trial.fields, checkpoints, data, device, home, peers=peers, stop=stop)
+                bench.take_part(asked)
 
 
 def trainer_among(peers: Peers, trial: PlannedTrial, data: DataSet, device: torch.device, checkpoints: Path) -> Trainer:
     """A trainer that shares its batches among ranks, after a check that all have the same images and code.
 
+    Called by the leader, it has the other ranks train too (`follow`).
+
     Raises:
         BadInput: the images or the code differ.
     """
+    if peers.leads:
+        tell(peers, {"work": TRAIN})
     peers.agree(data.fingerprint, "images")
     peers.agree(training_code(), "training code")
     return Trainer(trial.fields, trial.seed, data, device, checkpoints, peers)
@@ -141,6 +156,7 @@ def started_here(
         try:
             with joined(rendezvous, 0, size, resources.patience, device, lost) as peers:
                 yield peers
+                tell(peers, {"work": END})
         except PeerLost as error:
             for child in started:
                 with contextlib.suppress(subprocess.TimeoutExpired):

@@ -16,22 +16,23 @@ import ray
 from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from dsd_lab.core.messages import tell
 from dsd_lab.core.peers import ALONE, Peers, joined
 from dsd_lab.core.training.trainer import pick_device
 from dsd_lab.errors import PeerLost
 from dsd_lab.home.home import Home
-from dsd_lab.runs.peers import follow, job_of, trial_of
+from dsd_lab.runs.peers import END, follow, job_of, trial_of
 from dsd_lab.specs.sweep import PlannedTrial
 
 _EXIT_SECONDS = 30.0
-"""Seconds that a rank has to exit after training."""
+"""Seconds that a rank has to exit after its last task."""
 
 
 class Follower:
     """Actor that trains as a rank other than the leader."""
 
     def follow(self, job: dict[str, Any], rendezvous: str, rank: int) -> None:
-        """Train to the end."""
+        """Train, and draw samples, until the leader has nothing left to do."""
         from dsd_lab.runs.data_shelf import DataShelf
 
         follow(Home(Path(job["home"])), trial_of(job), DataShelf(), rendezvous, rank)
@@ -70,6 +71,7 @@ def in_placement_group(home: Home, trial: PlannedTrial) -> Iterator[Peers]:
         try:
             with joined(rendezvous, 0, size, resources.patience, pick_device(resources.gpus), lost) as peers:
                 yield peers
+                tell(peers, {"work": END})
             ray.wait(ends, num_returns=len(ends), timeout=_EXIT_SECONDS)
         except PeerLost as error:
             ray.wait(ends, num_returns=len(ends), timeout=1.0)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import time
 import traceback
 from collections.abc import Callable, Generator
+from functools import cache
 from typing import Any
 
 import torch
 
 from dsd_lab.core.data import DataSet
 from dsd_lab.core.data.progress import listening
+from dsd_lab.core.peers import ALONE, Peers
 from dsd_lab.core.training.checkpoints import list_checkpoints
 from dsd_lab.core.training.events import Diverged, Finished, Logged
 from dsd_lab.core.training.trainer import Trainer, pick_device
@@ -31,11 +32,13 @@ from dsd_lab.planning.shared_steps import beginning_key, find_beginning
 from dsd_lab.provenance import device_name, provenance, work_tree_diff
 from dsd_lab.runs.continuity import code_of, trained_by, trained_on
 from dsd_lab.runs.data_shelf import DataShelf
+from dsd_lab.runs.gpu_state import free_memory as free_memory
+from dsd_lab.runs.gpu_state import gpu_is_lost as gpu_is_lost
 from dsd_lab.runs.meter import Meter, forget_peak
 from dsd_lab.runs.peers import Team, started_here, trainer_among
 from dsd_lab.runs.shared_beginning import begin_from, taken_over
 from dsd_lab.runs.spool_writer import Spool
-from dsd_lab.runs.trial_evaluations import STATUS_EVERY, Progress, make_evaluations
+from dsd_lab.runs.trial_evaluations import STATUS_EVERY, Progress, draws, make_evaluations, missing_evaluations
 from dsd_lab.runs.watchdog import Watchdog
 from dsd_lab.specs.identity import canonical_fields, data_name
 from dsd_lab.specs.part_fields import own_parts
@@ -55,7 +58,7 @@ def run_trial(
     evaluations: list[Generation],
     shelf: DataShelf,
     stop: Callable[[], bool] = lambda: False,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[str], None] | None = None,
     team: Team = started_here,
 ) -> Generator[Progress]:
     """Train a trial to its end, resuming it if needed, then make its missing evaluations.
@@ -69,7 +72,7 @@ def run_trial(
         evaluations: made with the final weights; none for a diverged trial.
         shelf: loaded datasets.
         stop: called at every step; if true, a checkpoint is saved and the trial ends as `interrupted`.
-        on_progress: called during sampling with the images drawn and the images requested.
+        on_progress: called during sampling with a text on its progress.
         team: provides the other ranks of the trial; this process leads.
 
     Raises:
@@ -81,39 +84,26 @@ def run_trial(
             yield Progress("running", folder.status().step, steps)
             return
         try:
-            if folder.state() not in ENDED:
-                yield from _train(home, folder, trial, shelf, stop, team)
-            if folder.state() == "done":
-                yield from make_evaluations(home, folder, trial, evaluations, shelf, on_progress)
-            yield Progress(folder.state(), folder.status().step, steps)
+            stopped = False
+            with contextlib.ExitStack() as gathered:
+                gather = cache(lambda: gathered.enter_context(team(home, trial)))
+                if folder.state() not in ENDED:
+                    yield from _train(home, folder, trial, shelf, stop, gather)
+                if folder.state() == "done" and (missing := missing_evaluations(folder, trial, evaluations)):
+                    peers = gather() if any(draws(e, trial) for e in missing.values()) else ALONE
+                    stopped = yield from make_evaluations(home, folder, trial, missing, shelf, on_progress, peers, stop)
+            yield Progress("interrupted" if stopped else folder.state(), folder.status().step, steps)
         except GeneratorExit:
             if folder.state() not in (*ENDED, STOPPED):
                 folder.write_status(state="interrupted")
             raise
         except PeerLost as error:  # not a fault of the trial, which resumes from its checkpoint
-            folder.write_status(state="interrupted", error=str(error))
+            if folder.state() not in ENDED:
+                folder.write_status(state="interrupted", error=str(error))
             raise
         except Exception as error:  # any error is recorded for this trial, and the sweep continues
             _record_failure(folder, error)
             yield Progress("failed", folder.status().step, steps)
-
-
-def gpu_is_lost() -> bool:
-    """Whether CUDA has failed for good in this process, as after an illegal access: all later calls fail too."""
-    if not torch.cuda.is_initialized():
-        return False
-    try:
-        torch.cuda.synchronize()
-    except Exception:  # torch raises several kinds
-        return True
-    return False
-
-
-def free_memory() -> None:
-    """Release GPU memory of ended trials, so that other processes can use it."""
-    if torch.cuda.is_initialized():
-        gc.collect()  # compiled blocks are reference cycles
-        torch.cuda.empty_cache()
 
 
 def run_when_free(
@@ -153,7 +143,12 @@ def _record_failure(folder: TrialFolder, error: Exception) -> None:
 
 
 def _train(
-    home: Home, folder: TrialFolder, trial: PlannedTrial, shelf: DataShelf, stop: Callable[[], bool], team: Team
+    home: Home,
+    folder: TrialFolder,
+    trial: PlannedTrial,
+    shelf: DataShelf,
+    stop: Callable[[], bool],
+    gather: Callable[[], Peers],
 ) -> Generator[Progress]:
     steps = trial.fields.training.steps
     torch.set_num_threads(trial.fields.resources.threads)
@@ -181,7 +176,8 @@ def _train(
         folder.write_status(state="failed", error=why, updated=time.time())
 
     patience = trial.fields.resources.patience
-    with Watchdog(folder.root / "hang.txt", patience, on_hang) as watchdog, team(home, trial) as peers:
+    with Watchdog(folder.root / "hang.txt", patience, on_hang) as watchdog:
+        peers = gather()
         with listening(lambda *_: watchdog.beat()):  # reading data may take longer than any step
             data = shelf.for_training(trial, home)
         device = pick_device(trial.fields.resources.gpus)

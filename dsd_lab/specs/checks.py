@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dsd_lab.errors import BadInput
+from dsd_lab.specs.evaluate_list import lacking_checkpoint
 from dsd_lab.specs.evaluation import recorded_as
 from dsd_lab.specs.messages import did_you_mean
 from dsd_lab.specs.sources import named_paths
@@ -74,6 +75,7 @@ def check_evaluations(spec: Sweep, trials: list[PlannedTrial], document: Documen
             for key, lacking in (
                 ("weights", average and f"{average}; add it to training.extra_ema_decays"),
                 ("guidance", guidance),
+                ("checkpoint", lacking_checkpoint(evaluation, trial.fields)),
             ):
                 if lacking is not None:
                     where = document.where(("evaluate", str(index), key))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from dsd_lab.specs.trial import OF_ENCODER, Generation, Trial
 from dsd_lab.specs.yaml_document import Document, one_line
 
 MAX_EVALUATIONS = 1000
-_LISTS = ("guidance", "weights")
+_LISTS = ("guidance", "weights", "checkpoint")
 
 
 def expanded(document: Document) -> Document:
-    """The document with one entry of `evaluate` per value, where guidance or weights are lists.
+    """The document with one entry of `evaluate` per value, where guidance, weights or checkpoint are lists.
 
     Raises:
         BadInput: a list is empty, or there are more than `MAX_EVALUATIONS`.
@@ -57,7 +58,7 @@ def with_files(evaluations: list[Generation], document: Document, folder: Path) 
 
 def _with_files(evaluation: Generation, document: Document, at: tuple[str, ...], folder: Path) -> Generation:
     found: dict[str, Any] = {}
-    for key in ("reference", "inception_weights"):
+    for key in ("reference", "inception_weights", "dinov2_weights"):
         given = getattr(evaluation, key)
         if given is None:
             continue
@@ -79,6 +80,40 @@ def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     with open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def of_trial(evaluations: Iterable[Generation], trial: Trial, saved: Iterable[int] | None = None) -> list[Generation]:
+    """The evaluations that a trial has anything for, each of one checkpoint.
+
+    Args:
+        evaluations: of a spec.
+        trial: its fields.
+        saved: steps of the checkpoints that it has; None where it is not trained yet, and keeps what its fields say.
+    """
+    last, every = trial.training.steps, trial.observation.keep_every
+    if saved is None:
+        saved = range(every, last, every) if every is not None else ()
+    kept = [step for step in sorted(saved) if step < last and (every is None or step % every == 0)]
+    found: list[Generation] = []
+    for evaluation in (e for e in evaluations if applies(e, trial)):
+        asked = [*kept, "last"] if evaluation.checkpoint == "all" else [evaluation.checkpoint]
+        found += [evaluation.model_copy(update={"checkpoint": "last" if s == last else s}) for s in asked]
+    return found
+
+
+def lacking_checkpoint(evaluation: Generation, trial: Trial) -> str | None:
+    """Why a trial will have no checkpoint that an evaluation asks for, in words; None where it will."""
+    step, last, every = evaluation.checkpoint, trial.training.steps, trial.observation.keep_every
+    if step in ("last", last) or (
+        every is not None and (step == "all" or (int(step) < last and int(step) % every == 0))
+    ):
+        return None
+    kept = (
+        f"those of every {every:,} steps and the last, {last:,}"
+        if every
+        else f"only the last, {last:,}: set observation.keep_every"
+    )
+    return f"keeps {kept}"
 
 
 def applies(evaluation: Generation, trial: Trial) -> bool:

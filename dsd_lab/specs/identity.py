@@ -242,6 +242,16 @@ def canonical_ids(canonical: dict[str, dict[str, Any]], seeds: Sequence[int], mo
     return [_digest({"schema": SCHEMA_VERSION, "seed": seed, "fields": changed}) for seed in seeds]
 
 
+_NOT_OF_SAMPLING = ("protocol", "extractor", "inception_weights", "dinov2_weights", "reference", "reference_sha256")
+
+
+def sampling_settings(evaluation: Generation) -> dict[str, Any]:
+    """The settings that change an evaluation's samples, with the digests of a plug-in's sampler."""
+    found = evaluation.model_dump(mode="json", exclude={*_NOT_OF_SAMPLING, "metrics"})
+    own = is_foreign("sampler", evaluation.sampler)
+    return found | ({"plugin": digest_of("sampler", evaluation.sampler, None)} if own else {})
+
+
 def evaluation_id(evaluation: Generation) -> str:
     """Eight hexadecimal digits of a hash of an evaluation's settings, without those that have no effect."""
     changed = evaluation.model_dump(exclude_defaults=True)
@@ -253,7 +263,7 @@ def evaluation_id(evaluation: Generation) -> str:
         unused += ("guidance_ends",)
     if evaluation.images == "holdout":
         unused += ("labels",)
-    for name in (*unused, "inception_weights", "reference"):
+    for name in (*unused, "protocol", "inception_weights", "dinov2_weights", "reference"):
         changed.pop(name, None)
     if evaluation.metrics is not None:
         changed["metrics"] = evaluation.measured

@@ -95,6 +95,7 @@ def _of_encoder(name: str, label: str, digits: int, note: str, within: Range, **
 _PROBE: dict[str, Any] = {"needs_classes": True, "by_default": False}
 SAMPLE: tuple[Metric, ...] = (
     _of_samples("fid", "FID", 2, f"lower is better; {CLASSIFIER}", POSITIVE, main=True, lower_is_better=True),
+    _of_samples("sfid", "sFID", 2, "lower is better; spatial features of Inception-v3 (ADM's 7 channels of 17 x 17)", POSITIVE, lower_is_better=True, by_default=False),
     _of_samples("kid", "KID", 3, f"lower is better; {SAME}", ANY, lower_is_better=True),
     _of_samples("is", "inception score", 2, "higher is better; at most the extractor's number of classes", (1.0, math.inf)),
     _of_samples("precision", "precision", 3, f"fraction of samples within the manifold of real images; {SAME}, as many real images as samples", SHARE),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _PATHS = (("data", "path"), ("objective", "perceptual_weights"), ("auxiliary", "alignment_weights"))
 """Fields of a trial that name a folder or a file, by section and field."""
-_PATHS_OF_EVALUATIONS = ("reference", "inception_weights")
+_PATHS_OF_EVALUATIONS = ("reference", "inception_weights", "dinov2_weights")
 
 
 class NamedBackbone(NamedTuple):

@@ -103,7 +103,11 @@ class Trial(Section):
     @property
     def sampled_objective(self) -> Objective:
         """The last objective that trained the denoiser; it says what the denoiser predicts."""
-        objectives = [s.trial.objective for s in self.stages()]
+        return self.sampled_at(self.training.steps)
+
+    def sampled_at(self, step: int) -> Objective:
+        """The same for the weights after so many steps (1 or more)."""
+        objectives = [s.trial.objective for s in self.stages() if s.start < step]
         return next((o for o in reversed(objectives) if o.diffusion_weight > 0), objectives[-1])
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run, RunTag
 
+from dsd_lab.evaluation.metric_names import OVER_TRAINING
 from dsd_lab.files.image_files import DamagedImage, open_grid
 from dsd_lab.home.spool import is_whole_picture, read_spool
 from dsd_lab.home.trial_folder import TrialFolder
@@ -127,7 +128,7 @@ def _upload_images(client: MlflowClient, run_id: str, folder: TrialFolder, line:
 def _evaluations(client: MlflowClient, run: Run, folder: TrialFolder, reupload: bool) -> None:
     held = set() if reupload else set(filter(None, run.data.tags.get("dsd.evaluations", "").split(",")))
     known, run_id = set(run.data.metrics), run.info.run_id
-    step, stamp = folder.status().step, int(time.time() * 1000)
+    last, stamp = folder.status().step, int(time.time() * 1000)
     for key, content in folder.evaluations().items():
         if key in held:
             continue
@@ -136,8 +137,12 @@ def _evaluations(client: MlflowClient, run: Run, folder: TrialFolder, reupload: 
             client.log_artifact(run_id, str(picture), "final")
         client.log_dict(run_id, content.model_dump(), f"evaluations/{key}.json")
         held.add(key)
-        fresh = {k: v for k, v in content.metrics.items() if k not in known}  # evaluations share reference values
-        metrics = [Metric(k, v, stamp, step) for k, v in fresh.items()]
+        at = content.settings.get("checkpoint")
+        step = at if isinstance(at, int) else last  # kept checkpoints: one curve under one name
+        early = {k for k in content.metrics if k.startswith(OVER_TRAINING)}
+        # Evaluations share reference values.
+        fresh = {k: v for k, v in content.metrics.items() if k in early or k not in known}
+        metrics = [Metric(k, v, stamp, step if k in early else last) for k, v in fresh.items()]
         known |= set(fresh)
         client.log_batch(run_id, metrics=metrics, tags=[RunTag("dsd.evaluations", ",".join(sorted(held)))])
 

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from dsd_lab.report.figures import differences as difference_figures
 from dsd_lab.report.figures import latents as latent_figures
+from dsd_lab.report.figures import over_training, scaling
 from dsd_lab.report.figures import pictures as picture_figures
-from dsd_lab.report.figures import scaling
 from dsd_lab.report.figures import spectra as spectrum_figures
 from dsd_lab.report.figures import theory as theory_figures
 from dsd_lab.report.figures.style import MAX_POINTS, Look, looks_of, save_figure, style
@@ -59,6 +59,11 @@ FIGURES: tuple[tuple[str, str, _Draw], ...] = (
         "rank_gap",
         "Rank gap: effective rank of the clean target minus that of the clean prediction, at token level, by time. Line: mean over seeds; band: smallest to largest seed.",
         spectrum_figures.rank_gap,
+    ),
+    (
+        "over_training",
+        "Samples over training: evaluations of the checkpoints that were kept, and of the trained weights. Line: mean over seeds; band: smallest to largest seed.",
+        over_training.over_training,
     ),
     (
         "scaling",

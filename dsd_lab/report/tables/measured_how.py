@@ -10,6 +10,8 @@ from dsd_lab.report.groups import Column, parts_of_name, settings_of
 _WORDS = (
     (r"indomain", "features of an in-domain classifier"),
     (r"inception", "features of Inception-v3"),
+    (r"dinov2", "features of DINOv2's ViT-L/14"),
+    (r"bf16", "sampled in bfloat16"),
     (r"ref([0-9a-f]{8})", r"against the statistics \1"),
     (r"n(\d+)", r"\1 images"),
     (r"train(\d+)", r"fitted on \1 training images"),

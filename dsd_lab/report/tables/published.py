@@ -22,7 +22,7 @@ from dsd_lab.specs.evaluation import Generation
 from dsd_lab.specs.report import ReportSettings
 from dsd_lab.specs.trial import Trial
 
-_EXTRACTORS = {"indomain": "in-domain", "turns": "in-domain turns", "inception": "Inception"}
+_EXTRACTORS = {"indomain": "in-domain", "turns": "in-domain turns", "inception": "Inception", "dinov2": "DINOv2"}
 _MAX_TRAINING = 100_000
 """Maximum number of training images for the statistics of FID (as in `dsd_lab.evaluation.real_images`)."""
 _IMAGENET = "ImageNet 256"
@@ -147,7 +147,8 @@ def _guidance(e: Generation) -> str:
 def _sampler(e: Generation) -> str:
     if e.adaptive:
         return f"{e.sampler} (rtol {e.rtol:g}, atol {e.atol:g})"
-    return f"{_SAMPLERS.get(e.sampler, e.sampler.capitalize())} {e.steps}"
+    precision = "" if e.precision == "fp32" else f" in {e.precision}"
+    return f"{_SAMPLERS.get(e.sampler, e.sampler.capitalize())} {e.steps}{precision}"
 
 
 def _extractor(e: Generation, data: DataRecord, metric: str) -> str:
