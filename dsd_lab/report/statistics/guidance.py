@@ -81,7 +81,7 @@ def guidance_table(groups: list[Group], looks: dict[str, str]) -> Table | None:
                 for kind, (_, digits) in SHOWN.items():
                     by_seed = {seed: found.values[scale][seed].get(kind) for seed, scale in scales.items()}
                     known = {seed: v for seed, v in by_seed.items() if v is not None}
-                    made = estimate(list(known.values()), known, range_of(kind))
+                    made = estimate(list(known.values()), known, range_of(f"{kind}/"))
                     cells.append(estimate_cell(made, digits))
                     if made is not None:
                         numbers.append({"variant": group.variant, **group.point, "guidance": how, "scales": " ".join(f"{s:g}" for s in scales.values()), "metric": kind, **vars(made)})  # fmt: skip
