@@ -8,6 +8,7 @@
 # make bench     tests/benchmarks on a few shipped specs and sweeps, compared with targets (a quarter of an hour on an idle machine)
 # make bench-gpu the same for the paper's sizes on a GPU: memory and MFU, eager and compiled; small
 #                sizes; the quick ablation with a trial a GPU, and with four
+# make results   the results of README and docs/results.md, with the hours that each takes here; make results RESULT=mnist makes one
 # make check     linter and type checker
 # make docs      the documentation as a website in site/, which works offline
 PYTHON ?= python3
@@ -20,11 +21,14 @@ BENCH ?= experiments/collapse_ablation.yaml experiments/component_ablation.yaml 
 # One thread a process unless a spec says otherwise: trials run side by side on the machine's cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: sweep test test-slow test-all test-lowest soak fuzz bench bench-gpu check docs clean
+.PHONY: sweep results test test-slow test-all test-lowest soak fuzz bench bench-gpu check docs clean
 
 sweep: .venv/.installed
 	$(BIN)/dsd-lab sweep $(SPEC)
 	$(BIN)/dsd-lab report $(SPEC)
+
+results: .venv/.installed-test
+	$(BIN)/python analysis/results.py $(RESULT) $(foreach value,$(SET),--set $(value))
 
 test: .venv/.installed-test check
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow"

@@ -1,5 +1,6 @@
 """Run the notebooks against a home folder and keep them text-diffable: `python analysis/execute.py HOME [NAME ...]`.
 
+A notebook whose runs have not been made yet lies in `unrun/`, without outputs; executed, it is moved to the others.
 Outputs are kept, so that a notebook reads well on a code host; what would differ from run to run (ids,
 counts, times, kernels) is not. Needs nbclient and ipykernel, which come with `pip install dsd-lab[test]`.
 """
@@ -16,6 +17,7 @@ from nbclient import NotebookClient
 from dsd_lab.files.atomic import write_atomic
 
 FOLDER = Path(__file__).resolve().parent
+UNRUN = FOLDER / "unrun"
 NAMES = ("collapse_ablation", "theory_vs_measurement", "what_dsd_needs", "paper_tables", "size_scaling")
 _METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -27,7 +29,7 @@ def execute(path: Path, home: Path) -> nbformat.NotebookNode:
     """A notebook run in a clean kernel, stripped; an error in a cell is raised."""
     notebook = nbformat.read(path, as_version=4)
     os.environ["DSD_LAB_HOME"] = str(home.resolve())  # the kernel inherits it
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(FOLDER)}}).execute()
     return stripped(notebook)
 
 
@@ -49,13 +51,18 @@ def main(home: str, *names: str) -> None:
     """Run notebooks in place."""
     for name in names or NAMES:
         path = FOLDER / f"{name}.ipynb"
-        if path.parent != FOLDER or not path.is_file() or path.is_symlink():
+        if path.parent != FOLDER:
             sys.exit(f"{name}: is no notebook of {FOLDER}")
-        before = path.read_bytes()
-        text = nbformat.writes(execute(path, Path(home))).rstrip() + "\n"
-        if path.read_bytes() != before:
-            sys.exit(f"{path}: was edited while it ran, and stays as it is; run it again")
+        source = path if path.exists() else UNRUN / path.name
+        if source.parent not in (FOLDER, UNRUN) or not source.is_file() or source.is_symlink():
+            sys.exit(f"{name}: is no notebook of {FOLDER}")
+        before = source.read_bytes()
+        text = nbformat.writes(execute(source, Path(home))).rstrip() + "\n"
+        if source.read_bytes() != before:
+            sys.exit(f"{source}: was edited while it ran, and stays as it is; run it again")
         write_atomic(path, text)  # which replaces a link, and never writes through one
+        if source != path:
+            source.unlink()
         print(f"{path.name}: {path.stat().st_size // 1024} KiB")
 
 

@@ -30,6 +30,7 @@ variants:
   naive: {}
 """
 FIVE = "spec.yaml:5: "
+AXES = "grid: {optimiser.lr: [0.1, 0.2], network.width: [16, 32]}\nevaluate: [{steps: 5}]\nreport: "
 
 
 @dataclass(frozen=True)
@@ -336,6 +337,16 @@ VALUES = (
         "spec.yaml:7: ", "report.tuned.by: nothing in this spec measures 'fdi'", "did you mean 'fid'?"),
     bad("B34 a choice by what no evaluation measures", "grid: {optimiser.lr: [0.1, 0.2]}\nevaluate: [{metrics: [fid]}]\nreport: {tuned: {by: kid}}\n",
         "spec.yaml:7: ", "report.tuned.by: nothing in this spec measures 'kid'", "did you mean 'fid'?"),
+    bad("B34 a map of what is no axis", AXES + "{map: {x: optimiser.lr, y: network.widht}}\n", "spec.yaml:7: ",
+        "report.map.y: 'network.widht' is no axis", "did you mean 'network.width'?"),
+    bad("B34 a map of one axis", AXES + "{map: {x: network.width, y: network.width}}\n", "spec.yaml:7: ",
+        "report.map.y: 'network.width' is report.map.x too", "two axes"),
+    bad("B34 a map of the tuned axis", AXES + "{map: {x: optimiser.lr, y: network.width}, tuned: {}}\n", "spec.yaml:7: ",
+        "report.map.x: 'optimiser.lr' is report.tuned.axis too"),
+    bad("B34 a map of what nothing measures", AXES + "{map: {x: optimiser.lr, y: network.width, by: fdi}}\n", "spec.yaml:7: ",
+        "report.map.by: nothing in this spec measures 'fdi'", "did you mean 'fid'?"),
+    bad("B19 a factor on the steps that is none", "profiles: {p: {variants: {naive: {steps_factor: twice}}}}\n", FIVE,
+        "variants.naive.steps_factor: 'twice'", "0.01 to 100", profile="p"),
     bad("B34 a control that is no variant", "report: {control: contrl}\n", FIVE, "report.control: no variant 'contrl'",
         "did you mean 'control'?"),
     bad("B34 a reference that is no variant", "report: {reference: contrl}\n", FIVE,

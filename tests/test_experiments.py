@@ -42,13 +42,17 @@ def small(fields: Trial) -> Trial:
 
 
 def variants():
-    """One trial a distinct variant and grid point of every spec and profile."""
-    found = {}
+    """One trial of every spec's and profile's variants and grid points, of those that differ when they are small."""
+    found, seen = {}, set()
     for path in SPECS:
         for profile in load_sweep(path).spec.profiles or [None]:
-            for trial in load_sweep(path, profile).trials:
-                name = f"{path.stem}:{trial.name.removesuffix(f' s{trial.seed}')}"
-                found.setdefault(name, trial.fields)
+            plan = load_sweep(path, profile)
+            for trial in (t for t in plan.trials if t.seed == plan.spec.seeds[0]):
+                shape = small(trial.fields)
+                shape = shape.model_copy(update={"optimiser": shape.optimiser.model_copy(update={"lr": 1e-3})})
+                if (key := shape.model_dump_json()) not in seen:
+                    seen.add(key)
+                    found[f"{path.stem}:{trial.name.removesuffix(f' s{trial.seed}')}"] = trial.fields
     return found
 
 
@@ -96,6 +100,29 @@ def test_a_spec_that_says_so_compares_equal_weights_and_equal_training_flops(nam
         assert others <= variants.keys()
         for variant, counts in variants.items():
             assert counts == pytest.approx(variants[reference], rel=0.02), (width, variant)
+
+
+@pytest.mark.parametrize(
+    ("name", "profile", "reference", "points"),
+    [
+        ("regime_map", "quick", "dsd", [{"network.latent_channels": c, "training.steps": 400} for c in (4, 128)]),
+        ("regime_map", "mnist", "dsd", [{"network.latent_channels": c, "training.steps": 4800} for c in (12, 392)]),
+        ("paper_mini", "full", "recipe", [{"network.width": width} for width in (104, 176, 232)]),
+    ],
+)
+def test_a_factor_on_the_steps_makes_training_flops_equal_at_the_ends_of_the_grid(name, profile, reference, points):
+    plan, weights = load_sweep(SPECS[0].parent / f"{name}.yaml", profile), []
+    for point in points:
+        counts = {}
+        for trial in plan.trials:
+            if trial.point == point and trial.variant not in {"control", *counts}:
+                shape, steps = count_shape(trial.fields, 1, 10), trial.fields.training.steps
+                counts[trial.variant] = shape["params"]["total"], shape["flops_per_image"] * steps
+        weights.append(counts[reference][0])
+        assert len(counts) >= 3 and set(counts) == set(plan.spec.variants) - {"control"}
+        assert all(found == pytest.approx(counts[reference], rel=0.02) for found in counts.values()), (point, counts)
+    if name == "paper_mini":  # sizes as 42 : 118 : 205
+        assert [w / weights[0] for w in weights] == pytest.approx([1, 118 / 42, 205 / 42], rel=0.02)
 
 
 @pytest.mark.parametrize(

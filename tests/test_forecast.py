@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from dsd_lab.home.history import History
 from dsd_lab.home.home import Home
 from dsd_lab.home.trial_folder import STOPPED
 from dsd_lab.report.results import Result
-from dsd_lab.report.statistics.forecast_judged import Example, examples_of, fit, judge_forecast
+from dsd_lab.report.statistics.forecast_judged import Example, examples_of, fit, judge_forecast, seen_at
+from dsd_lab.report.statistics.forecast_theory import THEORY
 from dsd_lab.report.statistics.verdicts import Judged
-from dsd_lab.runs.early_stopping import FEATURES, Forecast, early_history, features
+from dsd_lab.runs.early_stopping import FEATURES, LOOKS, Forecast, as_json, early_history, features, from_json
 from dsd_lab.runs.ray_engine import run_trials
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.trial import Trial
@@ -47,6 +49,7 @@ SEEN = {
 def test_features_are_of_the_first_five_per_cent_and_of_nothing_later():
     assert features(history(**SEEN), fields()) == pytest.approx([-1.0, np.arcsinh(1.0), 1.5, -1.0])
     assert len(FEATURES) == 4
+    assert features(history(**SEEN), fields(), LOOKS[1])[0] == pytest.approx(math.log10(9e9) / 2)  # 15 % see step 6 too
 
 
 @pytest.mark.parametrize("name", SEEN)
@@ -69,7 +72,7 @@ def result(trial, objective=None, **series):
 def test_examples_are_trials_with_a_verdict_and_a_diffusion_loss_each_once():
     results = [result("a"), result("a"), result("b"), result("c", {"diffusion_weight": 0.0}), result("d"), result("e", train__diffusion=[math.nan])]  # fmt: skip
     verdicts = ["shrunk", "shrunk", "healthy", "healthy", None, "healthy"]
-    found, lacking = examples_of("one", results, [Judged(v, None, True) for v in verdicts])
+    found, lacking = examples_of("one", results, [Judged(v, None, True) for v in verdicts], seen_at(LOOKS[0]))
     assert [(e.trial, e.collapsed) for e in found] == [("a", True), ("b", False)] and lacking == 1
 
 
@@ -93,10 +96,10 @@ def test_a_forecast_is_scikit_learns_and_survives_json():
     known = examples("one")
     table, ended = np.array([e.features for e in known]), [e.collapsed for e in known]
     expected = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(table, ended).predict_proba(table)
-    forecast = Forecast.from_json(json.loads(json.dumps(fit(known).as_json())))
+    (forecast,) = from_json(json.loads(json.dumps(as_json([fit(known)]))))
     assert [forecast.chance(e.features) for e in known] == pytest.approx(expected[:, 1].tolist())
     with pytest.raises(ValueError, match="another version"):
-        Forecast.from_json(forecast.as_json() | {"window": 0.5})
+        from_json(as_json([forecast]) | {"format": 1})
 
 
 def test_what_tells_the_end_in_every_spec_is_found_and_beats_the_base_rate():
@@ -135,6 +138,37 @@ def test_few_specs_are_said_to_be_few_or_to_judge_nothing(known, said):
     assert said in " ".join(judge_forecast(known).said)
 
 
+def test_a_data_set_is_left_out_as_a_spec_is():
+    """What tells the end on one set is the other way round on the second, though every spec has trials of both."""
+    both = [replace(e, data="even") for s in ("one", "two") for e in examples(s)]
+    both += [replace(e, data="odd", trial=f"{e.trial}-odd") for s in ("one", "two") for e in examples(s, flip=True)]
+    judged = judge_forecast(both, by_data=True)
+    assert judged.specs == ["even", "odd"] and judged.auc < 0.2
+    assert "trials of 1 data set, " in judge_forecast(examples("one"), by_data=True).said[0]
+
+
+@pytest.mark.parametrize(
+    ("objective", "sign"),
+    [
+        (NAIVE, 1),
+        (NAIVE | {"target": "stop_gradient"}, 1),  # below a std of 1
+        ({"target": "live", "output": "clean", "loss_space": "clean"}, 1),
+        ({"target": "ema", "output": "clean", "loss_space": "clean"}, -1),
+        ({"target": "stop_gradient", "noised": "detached"}, 0),
+    ],
+)
+def test_the_closed_forms_forecast_from_the_spec_alone_and_from_probes_direction_by_direction(objective, sign):
+    trial = result("a", objective)
+    assert np.sign(THEORY["closed form, from the spec alone"](trial)) == [sign]
+    rows = [(step, name, i, v) for step, slopes in ((0, (1.0, -2.0, 9.0)), (4, (-1.0, -1.0, 9.0)), (10, (1.0, 1.0, 9.0))) for name, values in (("spectrum/scale_gradient/token", slopes), ("spectrum/scale_std/token", (0.5, 0.4, 1e-9)), ("spectrum/token", (0.25, 0.16, 1e-18))) for i, v in enumerate(values)]  # fmt: skip
+    steps, names, index, values = (np.array(part) for part in zip(*rows, strict=True))
+    trial = replace(trial, history=History(steps, names.astype(object), index, values))
+    assert THEORY["closed form, at the first probe"](trial) == [sign]
+    reached = sign != 0
+    for when, expected in (("the first probe", 0.0), ("the first look", -1.0), ("the second look", 1.0)):
+        assert THEORY[f"measured derivative, at {when}"](trial) == [expected if reached else 0.0]
+
+
 def test_all_that_ended_alike_gives_no_forecast():
     assert fit([e for e in examples("one") if e.collapsed]) is None
 
@@ -146,8 +180,9 @@ LONG = {
     "probe": {"every": 10, "images": 16, "t_bins": 2, "gradient_images": 0, "scale_images": 16},
     "observation": {"log_every": 5, "checkpoint_every": 100, "images_every": 400, "images": 4},
 }
-SURE = Forecast(list(FEATURES), [0.0] * 4, [1.0] * 4, [0.0] * 4, 5.0)
+SURE = Forecast(LOOKS[0], [0.0] * 4, [1.0] * 4, [0.0] * 4, 5.0)
 """Says 0.993 of everything."""
+UNSURE = Forecast(LOOKS[0], [0.0] * 4, [1.0] * 4, [0.0] * 4, 0.0)
 
 
 def test_early_history_of_a_spool_is_the_trials_own(tmp_path):
@@ -177,7 +212,12 @@ def test_the_verb_judges_over_the_specs_of_its_homes_and_writes_what_the_sweep_r
     judged = answer["leave_one_spec_out"]
     assert judged["specs"] == ["one", "two"] and judged["auc"] == 1.0 and judged["brier"] < judged["brier_base"]
     assert any("Only 2 specs were left out" in line for line in answer["said"])
-    assert load_forecast(Home(homes[0])).features == list(FEATURES) == list(answer["weights"])
+    assert [f.look for f in load_forecast(Home(homes[0]))] == answer["looks"] == list(LOOKS)
+    assert list(answer["weights"]) == list(FEATURES)
+    assert answer["leave_one_data_set_out"]["auc"] is None  # both homes' images are the digits
+    by_name = {row["name"]: row for row in answer["forecasts"]}
+    assert by_name.keys() >= THEORY.keys() and by_name["closed form, from the spec alone"]["spec_out"]["auc"] == 0.5
+    assert any("is not known" in line for line in answer["said"])
     alone = run("forecast", "--home", homes[1])[1]
     assert alone["leave_one_spec_out"]["auc"] is None and "cannot be evaluated" in alone["said"][0]
 
@@ -189,13 +229,13 @@ def test_a_stopped_trial_says_so_is_not_done_and_goes_on_in_a_sweep_that_stops_n
     spec = write_spec(tmp_path, {"control": control, "naive": {"objective": NAIVE}}, base=LONG)
     assert main(["sweep", str(spec), "--stop-collapsed", "0.9", "--home", str(home.root)]) == BAD_INPUT
     home.prepare()
-    (home.root / "forecast.json").write_text(json.dumps(SURE.as_json()))
+    (home.root / "forecast.json").write_text(json.dumps(as_json([UNSURE, replace(SURE, look=LOOKS[1])])))
     code, answer = run("sweep", spec, "--stop-collapsed", "0.9", "--home", home.root)
     states = {t["name"]: t["state"] for t in answer["trials"]}
     ids = {t["name"]: t["id"] for t in answer["trials"]}
     assert code == OK and states == {"control s0": "done", "naive s0": STOPPED}
     status = home.trial(ids["naive s0"]).status()
-    assert 20 <= status.step < 40 and "chance of collapse of 0.993" in status.error
+    assert 60 <= status.step < 160 and "first 60 steps give a chance of collapse of 0.993" in status.error
     again = run("sweep", spec, "--stop-collapsed", "0.9", "--no-tracking", "--home", home.root)[1]
     assert {t["name"]: t["state"] for t in again["trials"]} == states
     code, report = run("report", "--home", home.root)
@@ -211,5 +251,5 @@ def test_a_chance_below_the_asked_one_stops_nothing(tmp_path):
     home = Home(tmp_path / "home")
     home.prepare()
     trials = load_sweep(write_spec(tmp_path, {"naive": {"objective": NAIVE}}, base=LONG)).trials
-    run_trials(home, trials, [], stop_collapsed=(SURE, 0.999))
+    run_trials(home, trials, [], stop_collapsed=([SURE], 0.999))
     assert home.trial(trials[0].id).state() == "done"

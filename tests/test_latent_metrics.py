@@ -297,4 +297,6 @@ def test_the_names_are_those_that_stores_and_reports_use():
         "latent/alpha_req/image/fit_last",
         "latent/uniformity/image",
         "latent/capacity_bits/token",
+        "latent/viv/token",
+        "latent/viv/image",
     }

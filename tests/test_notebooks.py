@@ -1,7 +1,9 @@
 """The notebooks: run from a clean kernel against a small store, and committed with the outputs of a real run."""
 
+import argparse
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,11 +11,14 @@ from sweeping import EVALUATION, run, train_here, write_spec
 
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.home.home import Home
+from dsd_lab.report.figures.registry import FIGURES
 from dsd_lab.report.notebook import open_sweep
 from dsd_lab.report.tables.rendering import csv_cell
+from dsd_lab.specs.loading import load_sweep
 
 ANALYSIS = Path(__file__).resolve().parents[1] / "analysis"
 NOTEBOOKS = sorted(ANALYSIS.glob("*.ipynb"))
+UNRUN = sorted((ANALYSIS / "unrun").glob("*.ipynb"))
 VELOCITY, CLEAN = ({"output": space, "loss_space": space} for space in ("velocity", "clean"))
 VARIANTS = {
     "control": {"objective": {"diffusion_weight": 0.0}},
@@ -47,17 +52,34 @@ def home(tmp_path_factory):
     tuned = {"grid": {"optimiser.lr": [1e-3, 2e-3]}, "report": {"tuned": {"by": "fid"}}}
     for name in ("what_dsd_needs", "dsd_recipe"):
         train_here(home, write_spec(folder / name, some, name=name, **tuned, **more))
+    axes = {"latent.normaliser": ["none", "layernorm"], "training.steps": [6, 9]}
+    mapped = {"control": None, "reference": "naive", "map": {"x": "latent.normaliser", "y": "training.steps"}}
+    two = {name: some[name] for name in ("naive", "dsd")}
+    train_here(home, write_spec(folder / "d", two, name="regime_map", grid=axes, **more | {"report": mapped}))
+    long = {"training": {"steps": 27}, "observation": {"images_every": 1000}}
+    train_here(home, write_spec(folder / "e", some, name="slow_collapse", **more | {"base": more["base"] | long}))
+    pair = {"control": some["control"], "live": some["naive"], "detached": {"objective": VELOCITY | {"target": "stop_gradient", "noised": "detached"}}}  # fmt: skip
+    train_here(home, write_spec(folder / "f", pair, name="without_stop_gradient", grid=normalisers, **more))
+    guided = [EVALUATION | {"guidance": scale} for scale in (1.0, 1.5)]
+    train_here(home, write_spec(folder / "g", two, name="paper_mini", **more | {"evaluate": guided}))
     return home
+
+
+def loaded(name):
+    """A script of the folder as a module."""
+    found = importlib.util.spec_from_file_location(name, ANALYSIS / f"{name}.py")
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module  # its dataclasses ask for it
+    found.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *UNRUN], ids=lambda p: p.stem)
 def test_a_notebook_runs_from_a_clean_kernel(home, path, monkeypatch):
     pytest.importorskip("nbclient", reason="notebooks need nbclient and ipykernel: pip install dsd-lab[test]")
-    found = importlib.util.spec_from_file_location("execute", ANALYSIS / "execute.py")
-    execute = importlib.util.module_from_spec(found)
-    found.loader.exec_module(execute)
+    execute = loaded("execute")
     monkeypatch.setenv("PYTHONPATH", str(ANALYSIS.parent))
     monkeypatch.setenv("DSD_LAB_HOME", "")  # `execute` sets it; put back at the end
     made = execute.execute(path, home.root)
@@ -85,6 +107,12 @@ def test_a_committed_notebook_opens_with_its_data_has_outputs_and_nothing_that_d
     assert path.stat().st_size < 600_000
 
 
+def test_a_notebook_that_was_not_run_has_no_outputs_and_no_executed_twin():
+    for path in UNRUN:
+        assert not (ANALYSIS / path.name).exists()
+        assert all(not cell["outputs"] for cell in cells(path) if cell["cell_type"] == "code")
+
+
 @pytest.mark.slow
 def test_a_notebooks_tables_and_numbers_are_those_of_the_report(home, tmp_path):
     assert run("report", "collapse_ablation", "--home", home.root, "--out", tmp_path)[0] == OK
@@ -96,6 +124,35 @@ def test_a_notebooks_tables_and_numbers_are_those_of_the_report(home, tmp_path):
         assert table.startswith("| ") and len(table.splitlines()) > 3 and table in page
         frame = opened.frame(name).map(csv_cell)
         assert frame.to_csv(index=False) == (tmp_path / "tables" / f"{name}.csv").read_text()
+
+
+def test_every_result_names_a_profile_notebooks_and_figures_that_there_are():
+    figures = {f"{stem}.png" for stem, *_ in FIGURES}
+    for name, result in loaded("results").RESULTS.items():
+        plan = load_sweep(ANALYSIS.parent / "experiments" / f"{result.spec}.yaml", result.profile)
+        assert plan.profile == result.profile and plan.trials, name
+        assert {*result.notebooks} <= {path.stem for path in (*NOTEBOOKS, *UNRUN)}, name
+        assert {*result.figures.values()} <= figures and all(
+            (ANALYSIS / "figures" / f).exists() for f in result.figures
+        )
+
+
+@pytest.mark.slow
+def test_a_result_is_made_by_one_command_says_what_it_takes_and_is_not_made_twice(tmp_path, monkeypatch, capfd):
+    results = loaded("results")
+    write_spec(tmp_path / "experiments", {"dsd": {}}, name="small", profiles={"p": {"seeds": [0, 1]}})
+    (tmp_path / "experiments" / "spec.yaml").rename(tmp_path / "experiments" / "small.yaml")
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setitem(results.RESULTS, "small", results.Result("small", "p", "nowhere"))
+    asked = argparse.Namespace(names=["small"], home=str(tmp_path / "home"), out=str(tmp_path / "out"), set=["base.training.steps=4"])  # fmt: skip
+    results.main(asked)
+    made = json.loads((tmp_path / "out" / "small" / "result.json").read_text())
+    assert made["trials"] == {"done": 2} and made["seeds"] == [0, 1] and made["git_commit"] is not None
+    assert "--set base.training.steps=4" in made["command"] and made["machine"]["processor"] and made["code"]
+    assert (tmp_path / "out" / "small" / "report.html").exists()
+    results.main(asked)
+    told = capfd.readouterr().out
+    assert "small: 2 of 2 trials left, about" in told and "small: 0 of 2 trials left" in told
 
 
 @pytest.mark.slow

@@ -565,7 +565,7 @@ def test_the_same_results_give_the_same_bytes_but_for_the_date(report):
 def test_every_table_and_figure_is_a_file_that_can_be_read(report):
     page, _, folder, _ = report
     assert [d.stem for d in page.figures] == [
-        "verdicts", "curves", "differences", "spectrum_maps", "spectra", "rank_gap", "reconstructions", "samples"
+        "verdicts", "curves", "differences", "viv", "spectrum_maps", "spectra", "rank_gap", "reconstructions", "samples"
     ]  # fmt: skip
     for drawn in page.figures:
         with Image.open(folder / "figures" / f"{drawn.stem}.png") as image:

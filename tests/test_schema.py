@@ -160,7 +160,7 @@ def offered(path):
 def test_sections_fields_and_choices_are_offered_in_every_place():
     targets = {"live", "stop_gradient", "ema"}
     for place in (("base",), ("variants", "a"), ("profiles", "p", "base"), ("profiles", "p", "variants", "a")):
-        assert offered(place) - {"why"} == set(Trial.model_fields)
+        assert offered(place) - {"why", "steps_factor"} == set(Trial.model_fields)
         assert offered((*place, "objective", "target")) == targets
     for place in ((), ("profiles", "p")):
         assert {"optimiser.lr", "objective.target", "latent.normaliser"} <= offered((*place, "grid"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,47 +15,56 @@ from dsd_lab.files.atomic import write_json
 from dsd_lab.files.bounded import read_json
 from dsd_lab.files.printable import say
 from dsd_lab.home.home import Home
-from dsd_lab.home.sweep_records import Manifest
 from dsd_lab.specs.report import ReportSettings
 
 FILE = "forecast.json"
 
 
+GOOD = 0.95
+"""AUC, leaving one spec out and one data set out, from which a forecast is worth stopping trials for (ours)."""
+
+
 def run(arguments: argparse.Namespace) -> int:
-    """Fit, evaluate and write the forecast."""
-    from dsd_lab.report.statistics.forecast_judged import Example, fit, judge_forecast
-    from dsd_lab.runs.early_stopping import WINDOW
+    """Fit, evaluate and write the forecasts, one per look, and evaluate what the closed forms predict."""
+    from dsd_lab.report.statistics.forecast_judged import fit
+    from dsd_lab.report.statistics.forecast_theory import LEARNT, all_examples, judgements
+    from dsd_lab.runs.early_stopping import FEATURES, LOOKS, as_json
 
     home = home_of(arguments)
     homes = [home, *(Home(Path(other)) for other in arguments.more)]
     for other in homes:
         if not other.manifests():
             raise BadInput(f"no sweep has been run in {other.root}; run `dsd-lab sweep SPEC` first")
-    examples: list[Example] = []
-    missing = 0
-    for other in homes:
-        for manifest in other.manifests().values():
-            found, less = _examples(other, manifest)
-            examples += found
-            missing += less
-    judgement, forecast = judge_forecast(examples), fit(examples)
-    said = list(judgement.said)
-    trials = {e.trial: e.collapsed for e in examples}
-    if missing:
-        said.append(f"{missing} trials are left out: their first {WINDOW:.0%} of steps lack a probe or a record.")
-    if forecast is None:
+    examples, lacking = all_examples(_sweeps(homes))
+    looks = zip(LOOKS, LEARNT, strict=True)
+    forecasts = [f for look, name in looks if (f := fit(examples[name], look)) is not None]
+    judged = judgements(examples)
+    first = next(iter(LEARNT))
+    said = list(dict.fromkeys((*judged[first][0].said, *judged[first][1].said)))
+    trials = {e.trial: e.collapsed for e in examples[first]}
+    if lacking[first]:
+        said.append(
+            f"{lacking[first]} trials are left out: their first {LOOKS[0]:.0%} of steps lack a probe or a record."
+        )
+    if not forecasts:
         said.append("There is no forecast: it needs trials that collapsed and trials that did not.")
+    said.append(_worth(first, *(j.auc for j in judged[first])))
     answer = {
         "trials": len(trials),
         "collapsed": sum(trials.values()),
-        "window": WINDOW,
-        "file": str((home.root / FILE).resolve()) if forecast else None,
-        "weights": dict(zip(forecast.features, forecast.weights, strict=True)) if forecast else {},
-        "leave_one_spec_out": {k: v for k, v in asdict(judgement).items() if k != "said"},
+        "looks": [f.look for f in forecasts],
+        "file": str((home.root / FILE).resolve()) if forecasts else None,
+        "weights": dict(zip(FEATURES, forecasts[0].weights, strict=True)) if forecasts else {},
+        "leave_one_spec_out": _numbers(judged[first][0]),
+        "leave_one_data_set_out": _numbers(judged[first][1]),
+        "forecasts": [
+            {"name": name, "lacking": lacking[name], "spec_out": _numbers(spec), "data_set_out": _numbers(data)}
+            for name, (spec, data) in judged.items()
+        ],
         "said": said,
     }
-    if forecast is not None:
-        write_json(home.root / FILE, forecast.as_json() | {"judged": answer["leave_one_spec_out"]})
+    if forecasts:
+        write_json(home.root / FILE, as_json(forecasts) | {"judged": answer["leave_one_spec_out"]})
     if arguments.json:
         print_json(answer)
     else:
@@ -62,8 +72,23 @@ def run(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def _numbers(judgement: Any) -> dict[str, Any]:
+    return {k: v for k, v in asdict(judgement).items() if k != "said"}
+
+
+def _worth(name: str, spec: float | None, data: float | None) -> str:
+    """Whether the forecast is good enough to stop trials by."""
+    if spec is None or data is None:
+        return f"Whether it is worth stopping trials by (an AUC of {GOOD} with a spec and with a data set left out) is not known."
+    worst = min(spec, data)
+    verdict = "is" if worst >= GOOD else "is not"
+    return (
+        f"The forecast ({name}) {verdict} worth stopping trials by: the lower AUC is {worst:.3f}, and {GOOD} is asked."
+    )
+
+
 def load_forecast(home: Home) -> Any:
-    """The forecast of a home folder.
+    """The forecasts of a home folder, one per look.
 
     Raises:
         BadInput: there is none, or it is from another version.
@@ -72,26 +97,25 @@ def load_forecast(home: Home) -> Any:
     if not path.exists():
         raise BadInput(f"{path}: no forecast yet; create it from finished sweeps with `dsd-lab forecast`")
 
-    from dsd_lab.runs.early_stopping import Forecast
+    from dsd_lab.runs.early_stopping import from_json
 
     try:
-        return Forecast.from_json(read_json(path))
+        return from_json(read_json(path))
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path}: cannot be used: {error}; create it again with `dsd-lab forecast`") from None
 
 
-def _examples(home: Home, manifest: Manifest) -> tuple[list[Any], int]:
+def _sweeps(homes: list[Home]) -> Iterator[tuple[str, list[Any], ReportSettings]]:
     from dsd_lab.report.results import results_of
-    from dsd_lab.report.statistics.forecast_judged import examples_of
-    from dsd_lab.report.statistics.verdicts import judge, row_key
     from dsd_lab.store.mlflow_store import Store
 
-    store = Store(home)
-    store.sync(manifest)
-    with tempfile.TemporaryDirectory() as scratch:
-        results = results_of(store, manifest, Path(scratch))
-    judged = judge(results, ReportSettings.model_validate(manifest.spec["report"]))
-    return examples_of(manifest.name, results, [judged[row_key(r)] for r in results])
+    for home in homes:
+        for manifest in home.manifests().values():
+            store = Store(home)
+            store.sync(manifest)
+            with tempfile.TemporaryDirectory() as scratch:
+                results = results_of(store, manifest, Path(scratch))
+            yield manifest.name, results, ReportSettings.model_validate(manifest.spec["report"])
 
 
 def _print(answer: dict[str, Any]) -> None:
@@ -100,15 +124,25 @@ def _print(answer: dict[str, Any]) -> None:
         say(f"  {weight:+.2f} per standard deviation of: {name}")
     found = answer["leave_one_spec_out"]
     if found["specs"]:
-        auc = "-" if found["auc"] is None else f"{found['auc']:.3f}"
-        say(f"forecast from the other specs ({', '.join(found['specs'])}): AUC {auc} over {found['trials']} trials")
+        say(
+            f"forecast from the other specs ({', '.join(found['specs'])}): AUC {_auc(found)} over {found['trials']} trials"
+        )
         say(f"  Brier score {found['brier']:.3f}; base rate alone {found['brier_base']:.3f}")
         for row in found["calibration"]:
             say(
                 f"  probability {row['low']:.0%} to {row['high']:.0%}: {row['trials']} trials, mean {row['mean_chance']:.0%}, "
                 f"{round(row['collapsed'] * row['trials'])} collapsed"
             )
+        say("AUC and Brier score with a spec left out; AUC with a data set left out:")
+        for row in answer["forecasts"]:
+            spec, data = row["spec_out"], row["data_set_out"]
+            brier = "-" if spec["brier"] is None else f"{spec['brier']:.3f}"
+            say(f"  {_auc(spec):>5} {brier:>5} {_auc(data):>5}  {row['name']} ({spec['trials']} trials)")
     for line in answer["said"]:
         say(line)
     if answer["file"]:
         say(f"written to {answer['file']}; `dsd-lab sweep --stop-collapsed CHANCE` uses it")
+
+
+def _auc(judgement: dict[str, Any]) -> str:
+    return "-" if judgement["auc"] is None else f"{judgement['auc']:.3f}"

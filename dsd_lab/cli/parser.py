@@ -127,7 +127,7 @@ def _add_running(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--stop-collapsed",
         type=chance,
         metavar="CHANCE",
-        help="stop trials whose first 5%% of steps give at least this probability of collapse by HOME's forecast; they have no verdict, so not for ablations (default: never)",
+        help="stop trials that have at least this probability of collapse after 5, 15, 40 or 70%% of their steps by HOME's forecast; they have no verdict, so not for ablations (default: never)",
     )
     sweep.add_argument(
         "--no-tracking", action="store_true", help="do not store in MLflow; `dsd-lab report` does it later"

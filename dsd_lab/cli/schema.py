@@ -13,6 +13,7 @@ from typing import Any
 
 from dsd_lab.cli.options import print_json
 from dsd_lab.errors import OK
+from dsd_lab.specs.loading import STEPS_FACTOR
 from dsd_lab.specs.part_fields import PART_KIND, PART_NAME
 from dsd_lab.specs.registry import plugin_parts, plugins
 from dsd_lab.specs.sweep import NAME, Sweep
@@ -38,7 +39,13 @@ def spec_schema() -> Schema:
     definitions = schema.pop("$defs") | trial.pop("$defs")
     definitions["Trial"] = trial
     why = {"type": "string", "description": "What this variant shows."}
-    definitions["Variant"] = {**trial, "properties": {"why": why, **trial["properties"]}}
+    factor = {
+        "type": "number",
+        "minimum": 0.01,
+        "maximum": 100,
+        "description": "Factor on training.steps of this variant, such as what makes its training FLOPs those of another.",
+    }
+    definitions["Variant"] = {**trial, "properties": {"why": why, STEPS_FACTOR: factor, **trial["properties"]}}
     _close_options(definitions)
     definitions["Grid"] = _grid(definitions)
     keys = {key: _described(content) for key, content in schema["properties"].items()}

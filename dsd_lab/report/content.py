@@ -8,6 +8,7 @@ from functools import cached_property
 
 from dsd_lab.home.sweep_records import Manifest
 from dsd_lab.report.figures.over_training import over_training_table
+from dsd_lab.report.figures.regimes import regime_table
 from dsd_lab.report.figures.scaling import scaling_table
 from dsd_lab.report.figures.style import Look, looks_of
 from dsd_lab.report.groups import Column, Group, columns_of, effective_control, groups_of
@@ -16,8 +17,12 @@ from dsd_lab.report.page.narrative import answer, method_note, notices
 from dsd_lab.report.results import Result
 from dsd_lab.report.statistics.agreement import theory_table
 from dsd_lab.report.statistics.comparisons import Comparison, compare, comparison_table
+from dsd_lab.report.statistics.early_signs import sign_table
 from dsd_lab.report.statistics.factorial import effect_table, effects_sentence
+from dsd_lab.report.statistics.guidance import guidance_table
+from dsd_lab.report.statistics.rank_lag import lag_table
 from dsd_lab.report.statistics.tuning import Tuned, tuned_results, tuning_table
+from dsd_lab.report.statistics.viv import viv_table
 from dsd_lab.report.tables.main import cost_table, evaluation_table, gap_table, trial_table, verdict_table
 from dsd_lab.report.tables.published import collapse_table, published_table
 from dsd_lab.report.tables.rendering import Table
@@ -68,8 +73,11 @@ class Content:
             "verdicts": lambda: verdict_table(groups, columns, dots),
             "effects": lambda: self.effects,
             "comparisons": lambda: comparison_table(self.comparisons, dots),
+            "map": lambda: regime_table(groups, settings),
             "evaluations": lambda: evaluation_table(groups, columns, dots),
             "over_training": lambda: over_training_table(groups, dots),
+            "guidance": lambda: guidance_table(groups, dots),
+            "viv": lambda: viv_table(groups, settings),
             "rank_gap": lambda: gap_table(groups, settings),
             "theory": lambda: theory_table(groups, settings, dots),
             "scaling": lambda: scaling_table(groups, dots),
@@ -79,6 +87,15 @@ class Content:
             "published_collapse": lambda: collapse_table(groups, settings, dots),
             "own_parts": lambda: own_parts_table(self.results),
             "trials": lambda: trial_table(self.all_groups, columns, settings),
+        }
+
+    @cached_property
+    def asked_makers(self) -> dict[str, Callable[[], Table | None]]:
+        """The same of tables that a notebook asks for: they read the whole history of every trial."""
+        dots = {name: look.colour for name, look in self.looks.items()}
+        return {
+            "early_signs": lambda: sign_table(self.groups, self.settings, dots),
+            "rank_lag": lambda: lag_table(self.groups),
         }
 
     @cached_property

@@ -12,13 +12,17 @@ import pandas as pd
 
 from dsd_lab.errors import BadInput
 from dsd_lab.home.home import Home
-from dsd_lab.home.lookup import find_manifest
+from dsd_lab.home.lookup import find_manifest, find_manifests
 from dsd_lab.report.content import Content
-from dsd_lab.report.figures.registry import FIGURES
-from dsd_lab.report.figures.style import style
+from dsd_lab.report.figures.registry import ASKED, FIGURES
+from dsd_lab.report.figures.style import Look, looks_of, style
+from dsd_lab.report.groups import Group
 from dsd_lab.report.page.narrative import provenance_lines
 from dsd_lab.report.results import results_of
 from dsd_lab.report.statistics.comparisons import conclusions
+from dsd_lab.report.statistics.forecast_theory import forecast_table
+from dsd_lab.report.statistics.rank_lag import lag_table
+from dsd_lab.report.statistics.viv import viv_table
 from dsd_lab.report.tables.rendering import Table, markdown, markdown_text
 from dsd_lab.specs.report import ReportSettings
 from dsd_lab.store import short_timeouts
@@ -46,6 +50,31 @@ class Picture:
         return {"image/png": self.png, "text/plain": self.caption}
 
 
+def _picture(name: str, groups: list[Group], looks: dict[str, Look], settings: ReportSettings, where: str) -> Picture:
+    """A figure by its name.
+
+    Raises:
+        BadInput: there is no such figure, or nothing for it to show.
+    """
+    for stem, caption, draw in (*FIGURES, *ASKED):
+        if stem == name:
+            with style():
+                drawn = draw(groups, looks, settings)
+                if drawn is None:
+                    raise BadInput(f"{where} has nothing to draw in the figure {name!r}")
+                buffer = io.BytesIO()
+                drawn.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+            return Picture(buffer.getvalue(), caption)
+    raise BadInput(f"no figure {name!r}; there are {', '.join(stem for stem, *_ in (*FIGURES, *ASKED))}")
+
+
+def _shown(made: Table) -> Text:
+    """A table with its title and note."""
+    return Text(
+        "\n\n".join(filter(None, (f"**{markdown_text(made.title)}**", markdown(made), markdown_text(made.note))))
+    )
+
+
 class Opened(Content):
     """The content of a sweep's report, for a notebook."""
 
@@ -65,8 +94,7 @@ class Opened(Content):
         Raises:
             BadInput: the sweep has no such table.
         """
-        made = self._made(name)
-        return Text("\n\n".join(filter(None, (f"**{markdown_text(made.title)}**", markdown(made), markdown_text(made.note)))))  # fmt: skip
+        return _shown(self._made(name))
 
     def frame(self, name: str) -> pd.DataFrame:
         """The numbers of a table of the report, as in its CSV file.
@@ -82,21 +110,13 @@ class Opened(Content):
         Raises:
             BadInput: the sweep has no such figure.
         """
-        for stem, caption, draw in FIGURES:
-            if stem == name:
-                with style():
-                    drawn = draw(self.groups, self.looks, self.settings)
-                    if drawn is None:
-                        raise BadInput(f"{self.manifest.key} has nothing to draw in the figure {name!r}")
-                    buffer = io.BytesIO()
-                    drawn.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-                return Picture(buffer.getvalue(), caption)
-        raise BadInput(f"no figure {name!r}; there are {', '.join(stem for stem, *_ in FIGURES)}")
+        return _picture(name, self.groups, self.looks, self.settings, self.manifest.key)
 
     def _made(self, name: str) -> Table:
-        if name not in self.makers:
-            raise BadInput(f"no table {name!r}; there are {', '.join(self.makers)}")
-        made = self.makers[name]()
+        makers = self.makers | self.asked_makers
+        if name not in makers:
+            raise BadInput(f"no table {name!r}; there are {', '.join(makers)}")
+        made = makers[name]()
         if made is None:
             raise BadInput(f"{self.manifest.key} has no rows for the table {name!r}")
         return made
@@ -116,3 +136,56 @@ def open_sweep(home: str | Path, name: str, profile: str | None = None) -> Opene
         store.sync(manifest)
         results = results_of(store, manifest, Path(scratch))
     return Opened(manifest, results, ReportSettings.model_validate(manifest.spec["report"]))
+
+
+@dataclass(frozen=True)
+class Together:
+    """All sweeps of a home folder, for questions that are about trials and not about one design."""
+
+    sweeps: list[Opened]
+
+    @property
+    def groups(self) -> list[Group]:
+        return [group for sweep in self.sweeps for group in sweep.groups]
+
+    def origin(self) -> Text:
+        """Where the data of every sweep came from."""
+        return Text("\n\n".join(f"**{s.manifest.key}**\n\n{s.origin().markdown}" for s in self.sweeps))
+
+    def figure(self, name: str) -> Picture:
+        """A figure over the trials of all sweeps: `viv` or `normalisers`.
+
+        Raises:
+            BadInput: there is no such figure, or nothing for it to show.
+        """
+        looks = looks_of(self.groups, "control")
+        return _picture(name, self.groups, looks, ReportSettings(), "this home folder")
+
+    def table(self, name: str) -> Text:
+        """A table over the trials of all sweeps: `viv` or `rank_lag`.
+
+        Raises:
+            BadInput: there is no such table, or there are no rows for it.
+        """
+        makers = {"viv": lambda: viv_table(self.groups, ReportSettings()), "rank_lag": lambda: lag_table(self.groups)}
+        if name not in makers:
+            raise BadInput(f"no table {name!r} over several sweeps; there are {', '.join(makers)}")
+        made = makers[name]()
+        if made is None:
+            raise BadInput(f"this home folder has no rows for the table {name!r}")
+        return _shown(made)
+
+    def forecasts(self) -> Text:
+        """How well the end of a trial can be told from its beginning, by what is learnt and by the closed forms."""
+        return _shown(forecast_table((s.manifest.name, s.results, s.settings) for s in self.sweeps))
+
+
+def open_home(home: str | Path, name: str | None = None) -> Together:
+    """All sweeps of a home folder, or those of one spec's profiles, as `open_sweep` reads one.
+
+    Raises:
+        BadInput: nothing was recorded there.
+        StoreUnavailable: the store does not answer.
+    """
+    manifests = find_manifests(Home(Path(home)), name)
+    return Together([open_sweep(home, m.key) for m in sorted(manifests, key=lambda m: m.key)])

@@ -1,4 +1,4 @@
-"""Forecast collapse from the first steps of a trial."""
+"""Forecast collapse from the first steps of a trial, again at later looks: some trials collapse late."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ from dsd_lab.home.history import History
 from dsd_lab.home.spool import read_spool
 from dsd_lab.specs.trial import Trial
 
-WINDOW = 0.05
-"""Share of a trial's steps that a forecast uses."""
-
-
-FORMAT = 1
+LOOKS = (0.05, 0.15, 0.4, 0.7)
+"""Shares of a trial's steps that forecasts use, one forecast per share."""
+FORMAT = 2
 
 
 def _last(history: History, name: str, until: int) -> float | None:
@@ -59,14 +57,14 @@ FEATURES: dict[str, Callable[[History, Trial, int], float | None]] = {
 }
 
 
-def seen_steps(steps: int) -> int:
+def seen_steps(steps: int, look: float = LOOKS[0]) -> int:
     """Number of first steps that a forecast uses."""
-    return int(WINDOW * steps)
+    return int(look * steps)
 
 
-def features(history: History, fields: Trial) -> list[float] | None:
-    """Values of `FEATURES` over the first `WINDOW` of a trial; None where one was not recorded."""
-    until = seen_steps(fields.training.steps)
+def features(history: History, fields: Trial, look: float = LOOKS[0]) -> list[float] | None:
+    """Values of `FEATURES` over the first share `look` of a trial; None where one was not recorded."""
+    until = seen_steps(fields.training.steps, look)
     found = [feature(history, fields, until) for feature in FEATURES.values()]
     return None if any(v is None for v in found) else [float(v) for v in found if v is not None]
 
@@ -87,9 +85,10 @@ def early_history(spool: Path, until: int) -> History:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Logistic regression on standardised features."""
+    """Logistic regression on standardised features, for one look."""
 
-    features: list[str]
+    look: float
+    """Share of a trial's steps that it sees."""
     mean: list[float]
     scale: list[float]
     weights: list[float]
@@ -100,16 +99,18 @@ class Forecast:
         x = (np.asarray(seen) - self.mean) / self.scale
         return float(1 / (1 + math.exp(-np.clip(x @ np.asarray(self.weights) + self.intercept, -500, 500))))
 
-    def as_json(self) -> dict[str, Any]:
-        return {"format": FORMAT, "window": WINDOW, **asdict(self)}
 
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Forecast:
-        """Load a forecast from the result of `as_json`.
+def as_json(forecasts: list[Forecast]) -> dict[str, Any]:
+    """Forecasts, one per look, for a file."""
+    return {"format": FORMAT, "features": list(FEATURES), "forecasts": [asdict(f) for f in forecasts]}
 
-        Raises:
-            ValueError: it was made by another version of dsd-lab.
-        """
-        if (content.get("format"), content.get("window"), content.get("features")) != (FORMAT, WINDOW, list(FEATURES)):
-            raise ValueError("it was made by another version")
-        return cls(*(content[name] for name in ("features", "mean", "scale", "weights", "intercept")))
+
+def from_json(content: dict[str, Any]) -> list[Forecast]:
+    """Load forecasts from the result of `as_json`, the earliest look first.
+
+    Raises:
+        ValueError: they were made by another version of dsd-lab.
+    """
+    if (content.get("format"), content.get("features")) != (FORMAT, list(FEATURES)):
+        raise ValueError("it was made by another version")
+    return sorted((Forecast(**entry) for entry in content["forecasts"]), key=lambda f: f.look)

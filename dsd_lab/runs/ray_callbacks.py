@@ -70,27 +70,28 @@ class RecordFailures(tune.Callback):
 
 
 class StopCollapsed(tune.Stopper):
-    """Stops a trial whose first 5 % of steps give at least a given probability of collapse. Asked once per trial.
+    """Stops a trial with at least a given probability of collapse. Asked once per trial and look.
 
     Tune asks between two steps of a worker, when the worker writes nothing.
     """
 
-    def __init__(self, home: Home, forecast: Forecast, chance: float) -> None:
-        self._home, self._forecast, self._chance = home, forecast, chance
-        self._asked: set[str] = set()
+    def __init__(self, home: Home, forecasts: list[Forecast], chance: float) -> None:
+        self._home, self._forecasts, self._chance = home, forecasts, chance
+        self._asked: dict[str, float] = {}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         trial = result["config"]["job"]["trial"]
         fields, step = Trial.model_validate(trial["fields"]), int(result.get("step", 0))
-        until = seen_steps(fields.training.steps)
-        if result["done"] or trial["id"] in self._asked or step < until or step == 0:
+        if result["done"] or step == 0 or fields.objective.diffusion_weight == 0:
             return False
-        if fields.objective.diffusion_weight == 0:
+        reached = [f for f in self._forecasts if seen_steps(fields.training.steps, f.look) <= step]
+        if not reached or reached[-1].look <= self._asked.get(trial["id"], 0):
             return False
-        self._asked.add(trial["id"])
-        folder = self._home.trial(trial["id"])
-        seen = features(early_history(folder.spool, until), fields)
-        chance = None if seen is None else self._forecast.chance(seen)
+        forecast = reached[-1]
+        self._asked[trial["id"]] = forecast.look
+        until, folder = seen_steps(fields.training.steps, forecast.look), self._home.trial(trial["id"])
+        seen = features(early_history(folder.spool, until), fields, forecast.look)
+        chance = None if seen is None else forecast.chance(seen)
         if chance is None or chance < self._chance or folder.state() != "running":
             return False
         reason = f"stopped at step {step}: its first {until} steps give a chance of collapse of {chance:.3f}"

@@ -71,7 +71,7 @@ class TrialWorker(tune.Trainable):
         home, stop = Home(Path(job["home"])), StopFile(Path(job["stop"]))
         remember_call(job["command"])
         self._progress = self._running.run_when_free(home, trial, evaluations, self._shelf, stop, self._team)
-        self._decided_at: int | None = job["decided_at"]
+        self._decided_at: list[int] = job["decided_at"]
 
     def step(self) -> dict[str, Any]:
         """Train for a few seconds, to the step where a stopper decides, or to the trial's end.
@@ -81,9 +81,9 @@ class TrialWorker(tune.Trainable):
         """
         until = time.monotonic() + _REPORT_EVERY
         for progress in self._progress:
-            decide = self._decided_at is not None and self._decided_at <= progress.step < progress.steps
-            if decide or time.monotonic() > until:
-                self._decided_at = None if decide else self._decided_at
+            passed = sum(at <= progress.step < progress.steps for at in self._decided_at)
+            if passed or time.monotonic() > until:
+                self._decided_at = self._decided_at[passed:]
                 return {"state": progress.state, "step": progress.step, "done": False}
         if self._running.gpu_is_lost():
             raise RuntimeError("CUDA has failed in this process")
@@ -101,7 +101,7 @@ def run_trials(
     max_concurrent: int | None = None,
     fail_fast: bool = False,
     cluster: dict[str, Any] | None = None,
-    stop_collapsed: tuple[Forecast, float] | None = None,
+    stop_collapsed: tuple[list[Forecast], float] | None = None,
     accepted: Callable[[], None] = lambda: None,
 ) -> None:
     """Run trials to their ends. Their states are in the home folder afterwards.
@@ -113,7 +113,7 @@ def run_trials(
         max_concurrent: trials at a time; None fills the cluster.
         fail_fast: stop all trials at the first failure.
         cluster: arguments for `ray.init`: the `address` of a running cluster, or other resources than this machine's.
-        stop_collapsed: a forecast, and the probability of collapse at which a trial ends as `stopped`; None: never.
+        stop_collapsed: forecasts, one per look, and the probability of collapse at which a trial ends as `stopped`; None: never.
         accepted: called once, when the cluster has answered and can hold every trial, before the first trial starts.
 
     Raises:
@@ -134,7 +134,8 @@ def run_trials(
             "command": called_with(),
             "plugins": keep_plugins(home),
         }
-        decided = {t.id: None if stop_collapsed is None else seen_steps(t.fields.training.steps) for t in trials}
+        looks = [forecast.look for forecast in stop_collapsed[0]] if stop_collapsed else []
+        decided = {t.id: sorted(seen_steps(t.fields.training.steps, look) for look in looks) for t in trials}
         # Passed one by one: Tune copies a whole grid for every trial of it.
         jobs = iter([{"trial": _payload(t), "decided_at": decided[t.id], **common} for t in trials])
         callbacks = [SignalCheck(signals, dead_process), RecordFailures(home, fail_fast)]

@@ -22,18 +22,28 @@ _WHILE_TRAINING = ("train", "latent", "rank_gap", "theory", "interference")
 
 def check_report(spec: Sweep, document: Document) -> None:
     """Check that the report names only axes, metrics and variants of this spec."""
-    tuned = spec.report.tuned
-    if tuned is not None and tuned.axis not in spec.grid:
-        where = document.where(("report", "tuned", "axis"))
-        raise BadInput(
-            f"{where}: report.tuned.axis: {one_line(tuned.axis)!r} is no axis of this spec's grid{did_you_mean(tuned.axis, list(spec.grid))}"
-        )
+    tuned, mapped = spec.report.tuned, spec.report.map
+    axes = [("tuned", "axis", tuned.axis)] if tuned is not None else []
+    axes += [("map", key, getattr(mapped, key)) for key in ("x", "y")] if mapped is not None else []
+    for section, key, axis in axes:
+        if axis not in spec.grid:
+            where = document.where(("report", section, key))
+            raise BadInput(
+                f"{where}: report.{section}.{key}: {one_line(axis)!r} is no axis of this spec's grid{did_you_mean(axis, list(spec.grid))}"
+            )
+    for place, (section, key, axis) in enumerate(axes):
+        other = next((f"report.{s}.{k}" for s, k, a in axes[:place] if a == axis), None)
+        if other is not None:
+            raise BadInput(
+                f"{document.where(('report', section, key))}: report.{section}.{key}: {one_line(axis)!r} is {other} too; a map takes two axes that are not tuned"
+            )
     known = [*dict.fromkeys(recorded_as(m) for e in spec.evaluate for m in e.measured), *_WHILE_TRAINING]
-    if tuned is not None and tuned.by.partition("/")[0] not in known:
-        where = document.where(("report", "tuned", "by"))
-        raise BadInput(
-            f"{where}: report.tuned.by: nothing in this spec measures {one_line(tuned.by)!r}{did_you_mean(tuned.by, known)}"
-        )
+    for section, found in (("tuned", tuned), ("map", mapped)):
+        if found is not None and found.by.partition("/")[0] not in known:
+            where = document.where(("report", section, "by"))
+            raise BadInput(
+                f"{where}: report.{section}.by: nothing in this spec measures {one_line(found.by)!r}{did_you_mean(found.by, known)}"
+            )
     for key in ("control", "reference"):
         named = getattr(spec.report, key)
         if named is not None and named not in spec.variants and key in spec.report.model_fields_set:

@@ -19,8 +19,11 @@ from dsd_lab.specs.plugins import require
 from dsd_lab.specs.shipped import paths_begin_at
 from dsd_lab.specs.sources import named_paths, with_paths_from
 from dsd_lab.specs.sweep import MAX_TRIALS, Plan, PlannedTrial, Sweep
-from dsd_lab.specs.trial import Section, Trial
+from dsd_lab.specs.trial import Section, Training, Trial
 from dsd_lab.specs.yaml_document import Document, one_line
+
+STEPS_FACTOR = "steps_factor"
+"""Key of a variant: a factor on `training.steps`, by which variants of unlike cost train for equal FLOPs on a grid of lengths."""
 
 
 def load_sweep(path: Path, profile: str | None = None, sets: list[str] | None = None) -> Plan:
@@ -97,13 +100,16 @@ def _resolve(spec: Sweep, document: Document, everywhere: Document, path: Path) 
         over = document.part(("variants", variant))
         if not isinstance(over.values.get("why", ""), str):
             raise BadInput(f"{over.where(('why',))}: variants.{variant}.why: {over.values['why']!r} is not text")
-        over = over.without("why")
+        factor = _steps_factor(over, variant)
+        over = over.without("why", STEPS_FACTOR)
         under = base.merged(over)
         for places in itertools.product(*(range(len(values)) for values in axes.values())):
             resolved, point = under, {}
             for key, place in zip(axes, places, strict=True):
                 mark, point[key] = document.where(("grid", key, str(place))), axes[key][place]
                 resolved = resolved.with_value(tuple(key.split(".")), point[key], mark)
+            if factor != 1:
+                resolved = _lengthened(resolved, factor, document.where(("variants", variant, STEPS_FACTOR)))
             resolved = resolved.merged(everywhere)
             try:
                 fields = _with_absolute_paths(Trial.model_validate(resolved.values), resolved, path)
@@ -121,6 +127,23 @@ def _resolve(spec: Sweep, document: Document, everywhere: Document, path: Path) 
     check_sources(trials, document)
     check_evaluations(spec, trials, document)
     return trials
+
+
+def _steps_factor(over: Document, variant: str) -> float:
+    factor = over.values.get(STEPS_FACTOR, 1)
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0.01 <= factor <= 100:
+        where = f"{over.where((STEPS_FACTOR,))}: variants.{variant}.{STEPS_FACTOR}"
+        raise BadInput(f"{where}: {one_line(str(factor))!r} is no number from 0.01 to 100")
+    return factor
+
+
+def _lengthened(resolved: Document, factor: float, mark: str) -> Document:
+    """With the steps of base, variant and grid times a factor, rounded; what is no number of steps is refused later."""
+    training = resolved.values.get("training", {})
+    steps = training.get("steps", Training().steps) if isinstance(training, dict) else None
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        return resolved
+    return resolved.with_value(("training", "steps"), max(1, round(factor * steps)), mark)
 
 
 def _holds(values: Any, key: str) -> bool:

@@ -78,6 +78,8 @@ LATENT: tuple[Metric, ...] = (
     _unlisted("alpha_req/image/fit_last", "last rank of alpha-ReQ's fit", 0, "at most 100"),
     _unlisted("uniformity/image", "uniformity, images", 2, "Wang and Isola 2020; 0: all equal", (-math.inf, 0.0)),
     _latent("capacity_bits/token", "capacity", 2, "information under unit-variance noise", unit="bits per token", main=True),
+    _unlisted("viv/token", "VIV, tokens", 2, "least loss of a velocity prediction, arXiv 2606.03578"),
+    _unlisted("viv/image", "VIV, images", 2, "the same of whole latents"),
 )  # fmt: skip
 """What every probe measures of the latents; under `/pre` also of those before the normaliser."""
 

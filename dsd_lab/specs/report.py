@@ -22,6 +22,19 @@ class Tuning(Section):
     """Whether that metric is better when higher."""
 
 
+class Mapping(Section):
+    """Show the paired difference from the reference over two grid axes."""
+
+    x: str
+    """The axis of `grid` from left to right."""
+    y: str
+    """The axis of `grid` from bottom to top."""
+    by: str = "fid"
+    """First part of the name of the metric, such as `fid`, `label_accuracy`, or a whole name, such as `latent/capacity_bits/token`."""
+    higher_is_better: bool = False
+    """Whether that metric is better when higher."""
+
+
 class ReportSettings(Section):
     """Thresholds of the collapse verdict and what the report shows."""
 
@@ -49,3 +62,5 @@ class ReportSettings(Section):
     """x axis of figures over training: optimiser steps, training images seen, or training FLOPs."""
     tuned: Tuning | None = None
     """If set, each seed is reported at the axis value that is best for the other seeds."""
+    map: Mapping | None = None
+    """If set, a map over two grid axes shows where each variant differs from the reference."""

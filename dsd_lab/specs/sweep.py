@@ -44,7 +44,7 @@ class Sweep(Section):
     base: dict[str, Any] = {}
     """Fields of every trial."""
     variants: dict[Name, dict[str, Any]] = Field(min_length=1)
-    """Named overrides of the base. A variant may have its own `why`."""
+    """Named overrides of the base. A variant may have its own `why`, and a `steps_factor` that multiplies its `training.steps`."""
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     """Axes: key path -> values. Every variant is run at every grid point."""
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0, 1, 2]

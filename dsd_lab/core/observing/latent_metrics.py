@@ -173,6 +173,31 @@ def capacity_bits(eigenvalues: Tensor) -> float:
     return float(0.5 * torch.log2(1 + eigenvalues).sum())
 
 
+def viv(eigenvalues: Tensor) -> float:
+    """(pi/2) sum sqrt(l) of covariance eigenvalues l: the loss that no velocity prediction of a Gaussian latent goes below.
+
+    The integral over uniform times of I(t) = sum l / ((1 - t)^2 + t^2 l) (VIV, arXiv 2606.03578), the summed variance
+    of the velocity that z_t leaves open. In squared units of the latents, not divided by the channels; 0 where nothing varies.
+    """
+    return float(math.pi / 2 * eigenvalues.sqrt().sum())
+
+
+def viv_at(eigenvalues: Tensor, t: float) -> float:
+    """I(t) of `viv`, at a time 0 < t < 1."""
+    return float((eigenvalues / ((1 - t) ** 2 + t**2 * eigenvalues)).sum())
+
+
+def class_viv(z: Tensor, y: Tensor) -> float:
+    """`viv` of the tokens of each class's images, mean over images: what a denoiser that knows the class cannot predict.
+
+    Args:
+        z: latents [N, T, c].
+        y: classes [N].
+    """
+    of_class = ((y == label).nonzero().flatten() for label in y.unique())
+    return sum(len(i) / len(y) * viv(covariance_spectrum(token_matrix(z[i]))) for i in of_class)
+
+
 def scale_gradient(z: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """Derivative of a loss with respect to the latents' scale along each principal direction.
 
@@ -194,6 +219,25 @@ def scale_gradient(z: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     directions = torch.linalg.eigh(centred.T @ centred / len(tokens)).eigenvectors.flip(1)
     along = centred @ directions
     return along.square().mean(0).sqrt(), ((slopes @ directions) * along).sum(0)
+
+
+def along_directions(target: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
+    """Standard deviations of a target and of its prediction along the target's principal directions: what a predictor lets through.
+
+    Args:
+        target: [rows, c].
+        prediction: of the target, [rows, c].
+
+    Returns:
+        Of the target [c], descending, and of the prediction [c], both float64; NaN where an entry is not finite.
+    """
+    target, prediction = target.double(), prediction.double()
+    if not bool(torch.isfinite(target).all() & torch.isfinite(prediction).all()):
+        return target.new_full((target.shape[1],), torch.nan), target.new_full((target.shape[1],), torch.nan)
+    target, prediction = (part - part.mean(0) for part in (target, prediction))
+    directions = torch.linalg.eigh(target.T @ target / len(target)).eigenvectors.flip(1)
+    found = [(part @ directions).square().mean(0).sqrt() for part in (target, prediction)]
+    return found[0], found[1]
 
 
 @dataclass(frozen=True)
@@ -271,6 +315,7 @@ def _uniformity(z: Tensor, side: int) -> float:
 
 
 _of_spectra("capacity_bits", capacity_bits, ("token",), "Bits that survive unit-variance noise")
+_of_spectra("viv", viv, _BOTH, "Least loss of a velocity prediction, VIV")
 
 
 def latent_metrics(z: Tensor, side: int, suffix: str = "") -> tuple[dict[str, float], dict[str, list[float]]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dsd_lab.core.diffusion import paths
-from dsd_lab.core.diffusion.objectives import TARGETS, diffusion_loss, losses, output_of
+from dsd_lab.core.diffusion.objectives import TARGETS, diffusion_loss, losses, output_of, predictions
 from dsd_lab.core.observing import latent_metrics
 from dsd_lab.core.randomness import Draws, generator
 
@@ -63,16 +63,20 @@ class ProbeSet:
                 raw = network.encode_raw(self.x).float()
                 z = network.normalise(raw)
                 metrics, spectra = latent_metrics.latent_metrics(z, network.side)
+                metrics["latent/viv/class"] = latent_metrics.class_viv(z, self.y)
                 location = raw[..., : network.latent_channels]  # means come before log variances
                 before, spectra_before = latent_metrics.latent_metrics(location, network.side, "/pre")
                 metrics |= before | self.patch_ranks | {"latent/probe_images": float(len(z))}
                 spectra |= spectra_before
                 if self.trial.objective.diffusion_weight > 0:
                     metrics |= self._rank_gaps(network, target_encoder, z)
+                    differential, by_direction = self._rank_differential(network, target_encoder, z)
+                    metrics |= differential
+                    spectra |= by_direction
             if self.trial.objective.diffusion_weight > 0 and self.trial.probe.scale_images:
-                gradients, by_direction = self._scale_gradients(network, target_encoder, raw)
+                gradients, slopes = self._scale_gradients(network, target_encoder, raw)
                 metrics |= gradients
-                spectra |= by_direction
+                spectra |= slopes
             if self.trial.probe.gradient_images:
                 metrics |= self._interference(network, target_encoder, step)
         finally:
@@ -100,6 +104,35 @@ class ProbeSet:
                     prediction
                 )
         return gaps
+
+    def _rank_differential(
+        self, network: Network, target_encoder: Network | None, z: Tensor
+    ) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """The rank differential where its theory has it: of all the training times at once (Zhuo et al., arXiv 2303.02387).
+
+        There a predictor maps one view's representation to another's, and views are drawn as in training; here the
+        view is z_t at a training time. `theory/rank_differential/token` is the target's effective rank minus that of
+        the clean predictions, `/online` minus that of the encoder's own latents. The spectra
+        `rank_differential/target/token` and `/prediction/token` are the two standard deviations along each principal
+        direction of the target. Absent where `probe.scale_images` is below 2.
+        """
+        spec, count = self.trial.objective, len(self.training_t)
+        if count < 2:
+            return {}, {}
+        z, draws = z[:count], Draws(self.training_t, self.e[:count], self.y[:count])
+        z2 = TARGETS.bound(spec.target, spec)(z, self.x[:count], target_encoder, None).float()
+        f, _ = predictions(network.denoise, z, draws, spec)
+        online, target, prediction = map(latent_metrics.token_matrix, (z, z2, f))
+        rank = latent_metrics.effective_rank(target)
+        std, through = latent_metrics.along_directions(target, prediction)
+        metrics = {
+            "theory/rank_differential/token": rank - latent_metrics.effective_rank(prediction),
+            "theory/rank_differential/online": rank - latent_metrics.effective_rank(online),
+        }
+        return metrics, {
+            "rank_differential/target/token": std.tolist(),
+            "rank_differential/prediction/token": through.tolist(),
+        }
 
     def _scale_gradients(
         self, network: Network, target_encoder: Network | None, raw: Tensor

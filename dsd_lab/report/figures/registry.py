@@ -12,11 +12,15 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from dsd_lab.report.figures import differences as difference_figures
+from dsd_lab.report.figures import early_signs as sign_figures
 from dsd_lab.report.figures import latents as latent_figures
+from dsd_lab.report.figures import normalisers as normaliser_figures
 from dsd_lab.report.figures import over_training, scaling
 from dsd_lab.report.figures import pictures as picture_figures
+from dsd_lab.report.figures import regimes as regime_figures
 from dsd_lab.report.figures import spectra as spectrum_figures
 from dsd_lab.report.figures import theory as theory_figures
+from dsd_lab.report.figures import viv as viv_figures
 from dsd_lab.report.figures.style import MAX_POINTS, Look, looks_of, save_figure, style
 from dsd_lab.report.groups import Group, effective_control, points_of
 from dsd_lab.report.page.page import Drawn
@@ -44,6 +48,21 @@ FIGURES: tuple[tuple[str, str, _Draw], ...] = (
         "differences",
         "Every variant minus the reference, paired by seed. Large mark: mean; bar: 95 % interval of the mean (assumes normal differences); small marks: seeds. Long bars are cut. An interval that contains 0 shows neither a difference nor its absence.",
         difference_figures.differences,
+    ),
+    (
+        "map",
+        "Mean difference from the reference over two axes of the grid, paired by seed; blue is better. Framed: its 95 % interval excludes 0.",
+        regime_figures.regime_map,
+    ),
+    (
+        "viv",
+        "VIV, the least loss of a velocity prediction, and capacity against FID, a mark a trial. Dashed: line through the healthy trials. Right: FID by a plane through VIV and capacity of all trials, in logarithms. Collapsed trials lie off the line of VIV.",
+        viv_figures.viv,
+    ),
+    (
+        "normalisers",
+        "Training with all gradients live across latent normalisers: FID over that of the same objective detached, latent std and effective rank over the control's. Mark: a seed, by its verdict; bar: geometric mean. Dotted: published FID without over with a stop-gradient (REPA-E on latents that its decoder reads raw, SpeeDiff under KL; UNITE, a weighted clean net under affine LayerNorm, reports no collapse). Dashed: thresholds of the verdicts.",
+        normaliser_figures.normalisers,
     ),
     (
         "spectrum_maps",
@@ -88,6 +107,15 @@ FIGURES: tuple[tuple[str, str, _Draw], ...] = (
         picture_figures.samples,
     ),
 )
+
+ASKED: tuple[tuple[str, str, _Draw], ...] = (
+    (
+        "early_signs",
+        "Slow collapse. Top: the smallest of std, capacity and ranks over the verdict's threshold against the control; below 1 the latents are shrunk or rank-collapsed, and a triangle is where that began for good. Below: the signs that say so before, turned so that a positive one does. Line: mean over seeds; band: smallest to largest seed.",
+        sign_figures.early_signs,
+    ),
+)
+"""Figures that a notebook asks for: they read the whole history of every trial."""
 
 
 def draw_all(groups: list[Group], settings: ReportSettings, folder: Path) -> list[Drawn]:

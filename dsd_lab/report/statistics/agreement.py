@@ -21,7 +21,7 @@ from dsd_lab.specs.report import ReportSettings
 _RANK = "latent/effective_rank/token"
 _MAX_PROBES = 40
 """Maximum number of probes that are compared per trial, evenly spread over training."""
-_MIN_STD = 1e-3
+MIN_STD = 1e-3
 """Directions with a std below this fraction of the largest are removed by the normaliser, and are ignored."""
 _MIN_TRIALS = 5
 """Minimum number of trials for a rank correlation."""
@@ -48,7 +48,7 @@ class ScaleRecord:
     @property
     def alive(self) -> NDArray[Any]:
         """[S, K]: directions that the normaliser does not remove."""
-        return self.std > _MIN_STD * self.std[:, :1]
+        return self.std > MIN_STD * self.std[:, :1]
 
 
 def scale_record(result: Result) -> ScaleRecord | None:

@@ -1,12 +1,13 @@
-"""Evaluates the forecast of collapse: the probability, after 5 % of training, that a trial's latents collapse.
+"""Evaluates the forecast of collapse: the probability, after a share of training, that a trial's latents collapse.
 
 The forecast is a logistic regression on four numbers, which is interpretable and needs few trials. It is evaluated by
-leave-one-spec-out cross-validation, because trials of one spec are similar. Trials without a diffusion loss have no
-forecast.
+leaving out one spec, and one data set, because trials of one spec are similar. Trials without a diffusion loss have no
+forecast. What the closed forms predict is evaluated in the same way, each number alone (`forecast_theory`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,14 +15,13 @@ import numpy as np
 from dsd_lab.home.history import Floats
 from dsd_lab.report.results import Result
 from dsd_lab.report.statistics.verdicts import HEALTHY, Judged
-from dsd_lab.runs.early_stopping import FEATURES, Forecast, features
+from dsd_lab.runs.early_stopping import LOOKS, Forecast, features
 
 _MIN_SPECS = 2
 _FEW_SPECS = 5
 """With fewer specs, a warning is added."""
 _BINS = ((0.0, 0.1), (0.1, 0.5), (0.5, 0.9), (0.9, 1.0))
 """Ranges of probabilities for calibration."""
-
 
 # -- Examples ----------------------------------------------------------------------------------------
 
@@ -35,27 +35,39 @@ class Example:
     trial: str
     features: list[float]
     collapsed: bool
+    data: str = ""
+    """Name of its data set."""
 
 
-def examples_of(spec: str, results: list[Result], judged: list[Judged]) -> tuple[list[Example], int]:
-    """Examples of a sweep, each trial once, and the number of trials with too few records for features."""
+See = Callable[[Result], list[float] | None]
+"""What is seen of a trial; None where it was not recorded."""
+
+
+def examples_of(spec: str, results: list[Result], judged: list[Judged], see: See) -> tuple[list[Example], int]:
+    """Examples of a sweep, each trial once, and the number of trials with too few records for what is seen."""
     found: dict[str, Example] = {}
     lacking: set[str] = set()
     for result, verdict in zip(results, judged, strict=True):
         if verdict.verdict is None or result.trial.objective.diffusion_weight == 0:
             continue
-        seen = features(result.history, result.trial)
+        seen = see(result)
         if seen is None:
             lacking.add(result.id)
         else:
-            found.setdefault(result.id, Example(spec, result.id, seen, verdict.verdict != HEALTHY))
+            collapsed, data = verdict.verdict != HEALTHY, result.record.data.name
+            found.setdefault(result.id, Example(spec, result.id, seen, collapsed, data))
     return list(found.values()), len(lacking)
+
+
+def seen_at(look: float) -> See:
+    """The learnt forecast's numbers at a look."""
+    return lambda result: features(result.history, result.trial, look)
 
 
 # -- The model ---------------------------------------------------------------------------------------
 
 
-def fit(examples: list[Example]) -> Forecast | None:
+def fit(examples: list[Example], look: float = LOOKS[0]) -> Forecast | None:
     """Fit the forecast with scikit-learn's default L2 penalty of 1; None if all trials have the same outcome."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
@@ -67,7 +79,7 @@ def fit(examples: list[Example]) -> Forecast | None:
     scaler = StandardScaler().fit(table)
     model = LogisticRegression(max_iter=1000).fit(scaler.transform(table), ended)
     mean, scale, weights = ([float(v) for v in part] for part in (scaler.mean_, scaler.scale_, model.coef_[0]))
-    return Forecast(list(FEATURES), mean, scale, weights, float(model.intercept_[0]))
+    return Forecast(look, mean, scale, weights, float(model.intercept_[0]))
 
 
 # -- Evaluation --------------------------------------------------------------------------------------
@@ -86,10 +98,10 @@ class Calibration:
 
 @dataclass(frozen=True)
 class ForecastJudgement:
-    """Result of leave-one-spec-out cross-validation."""
+    """Result of leave-one-out cross-validation over specs or data sets."""
 
     specs: list[str]
-    """Specs that were left out and forecast."""
+    """Specs, or data sets, that were left out and forecast."""
     trials: int
     auc: float | None
     """Area under the ROC curve; None if all trials have the same outcome."""
@@ -102,25 +114,26 @@ class ForecastJudgement:
     """Sentences on what cannot be concluded."""
 
 
-def judge_forecast(examples: list[Example]) -> ForecastJudgement:
-    """Forecast every spec from the others; a trial shared by two specs is never in both training and test set."""
+def judge_forecast(examples: list[Example], by_data: bool = False) -> ForecastJudgement:
+    """Forecast every spec, or every data set, from the others; a shared trial is never in both training and test set."""
     from sklearn.metrics import roc_auc_score
 
-    names = list(dict.fromkeys(e.spec for e in examples))
+    kind = "data set" if by_data else "spec"
+    names = list(dict.fromkeys(e.data if by_data else e.spec for e in examples))
     said: list[str] = []
     if len(names) < _MIN_SPECS:
         said.append(
-            f"It cannot be evaluated: there are trials of {len(names)} spec{'s' * (len(names) != 1)}, and leaving one out needs {_MIN_SPECS}."
+            f"It cannot be evaluated: there are trials of {len(names)} {kind}{'s' * (len(names) != 1)}, and leaving one out needs {_MIN_SPECS}."
         )
         return ForecastJudgement([], 0, None, None, None, [], said)
     left_out, chances, bases, ended = [], [], [], []
     for name in names:
-        held = [e for e in examples if e.spec == name]
+        held = [e for e in examples if (e.data if by_data else e.spec) == name]
         ids = {e.trial for e in held}
         others = list({e.trial: e for e in examples if e.trial not in ids}.values())
         forecast = fit(others)
         if forecast is None:
-            said.append(f"{name} cannot be forecast: the other specs have no further trials, or only one outcome.")
+            said.append(f"{name} cannot be forecast: the other {kind}s have no further trials, or only one outcome.")
             continue
         left_out.append(name)
         chances += [forecast.chance(e.features) for e in held]
@@ -133,7 +146,7 @@ def judge_forecast(examples: list[Example]) -> ForecastJudgement:
     if not both:
         said.append("All trials have the same outcome, so the AUC is not known.")
     if len(left_out) < _FEW_SPECS:
-        said.append(f"Only {len(left_out)} specs were left out: results may differ for a spec that is unlike them.")
+        said.append(f"Only {len(left_out)} {kind}s were left out: results may differ for a {kind} that is unlike them.")
     brier, base = float(np.mean((x - y) ** 2)), float(np.mean((np.array(bases) - y) ** 2))
     if brier >= base:
         said.append("Its Brier score is no better than that of the base rate, so its probabilities are not reliable.")

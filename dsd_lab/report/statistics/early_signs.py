@@ -1,0 +1,210 @@
+"""Slow collapse: does a trial cross the verdict's thresholds, when, and did a measured sign say so before?
+
+The margin of a trial at a step is how far its state is above the nearest threshold of `shrunk` and `rank-collapsed`,
+as a multiple of it, against its control at that step: below 1 the verdict is unhealthy. A sign is on at a probe where
+its median over the last probes says that the latents will lose scale or rank. It came first at the first probe of the
+unbroken run in which it was on until the crossing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from dsd_lab.home.history import Floats
+from dsd_lab.report.groups import Group
+from dsd_lab.report.results import Result
+from dsd_lab.report.statistics.agreement import scale_record
+from dsd_lab.report.statistics.latent_state import LatentState, control_at
+from dsd_lab.report.statistics.verdicts import cell_of, controls_of, states_over_training
+from dsd_lab.report.tables.rendering import Cell, Table, shown
+from dsd_lab.specs.report import ReportSettings
+
+Series = tuple[NDArray[Any], Floats]
+"""Steps [S] and values [S]."""
+_PER = 1000
+
+
+def margin(state: LatentState, control: LatentState, settings: ReportSettings) -> float:
+    """The smallest measure over its threshold; below 1 the latents are shrunk or rank-collapsed."""
+    pairs = (
+        (state.std, settings.shrunk * control.std),
+        (state.capacity, settings.capacity * control.capacity),
+        (state.rank_token, settings.rank * control.rank_token),
+        (state.rank_image, settings.rank * control.rank_image),
+    )
+    return min(value / bound for value, bound in pairs if bound > 0) if any(b > 0 for _, b in pairs) else 1.0
+
+
+def _gap(result: Result) -> Series:
+    """Rank gap, mean over bins of t, with its sign turned: positive where the prediction has the higher rank."""
+    return _negative_mean(result, [f"rank_gap/t{b}" for b in range(result.trial.probe.t_bins)])
+
+
+def _differential(result: Result) -> Series:
+    """The same of the rank differential over the training times."""
+    return _negative_mean(result, ["theory/rank_differential/token"])
+
+
+def _measured(result: Result) -> Series:
+    """Derivative of the diffusion loss by the latents' scale: positive where gradient descent shrinks them."""
+    return result.history.series("theory/scale_gradient/token")
+
+
+def _predicted(result: Result) -> Series:
+    """Its closed form at the measured standard deviations."""
+    record = scale_record(result)
+    return (np.zeros(0, int), np.zeros(0)) if record is None else (record.steps, record.predicted.mean(1))
+
+
+def _negative_mean(result: Result, names: list[str]) -> Series:
+    series = [s for s in map(result.history.series, names) if len(s[0])]
+    if not series or not all(np.array_equal(series[0][0], steps) for steps, _ in series):
+        return np.zeros(0, int), np.zeros(0)
+    return series[0][0], -np.mean([values for _, values in series], axis=0)
+
+
+SIGNS: dict[str, Callable[[Result], Series]] = {
+    "rank gap below 0": _gap,
+    "rank differential below 0": _differential,
+    "scale gradient above 0, measured": _measured,
+    "scale gradient above 0, closed form": _predicted,
+}
+"""(trial) -> steps and values of which a positive one says that the latents will lose scale or rank."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """A trial on its way."""
+
+    steps: NDArray[Any]
+    margins: Floats
+    """At every probe."""
+    crossed_at: int | None
+    """First step of the unbroken run of margins below 1 that lasts to the end; None where it ends healthy."""
+    slope: float | None
+    """Change of log10 margin over 1,000 steps, least squares over the second half of the probes."""
+    first: dict[str, int | None]
+    """By sign: the step since which it was on until the crossing, or the end; None where it was off then."""
+    known: frozenset[str]
+    """Signs that were measured."""
+
+    @property
+    def projected(self) -> float | None:
+        """Where the line of `slope` through the last margin crosses, in steps; None where it rises or has crossed."""
+        if self.crossed_at is not None or not self.slope or self.slope >= 0 or self.margins[-1] <= 1:
+            return None
+        return float(self.steps[-1] + _PER * np.log10(self.margins[-1]) / -self.slope)
+
+
+def course(result: Result, control: Result, settings: ReportSettings) -> Course | None:
+    """How a trial went beside its control; None without probes of both after the first."""
+    steps, states = states_over_training(result, settings.probes)
+    at, beside = states_over_training(control, settings.probes)
+    if len(steps) < 2 or not at:
+        return None
+    found = []
+    for step, state in zip(steps, states, strict=True):
+        other = control_at(step, at, beside)
+        assert other is not None
+        found.append(margin(state, other, settings))
+    margins = np.array(found)
+    crossed_at = _first_of_last_run(np.array(steps), margins < 1)
+    half = len(steps) // 2
+    usable = len(steps) - half > 2 and bool(np.all(margins[half:] > 0))
+    slope = float(np.polyfit(np.array(steps[half:]) / _PER, np.log10(margins[half:]), 1)[0]) if usable else None
+    series = {name: sign(result) for name, sign in SIGNS.items()}
+    until = steps[-1] if crossed_at is None else crossed_at
+    first = {name: _since(*s, until, settings.probes) for name, s in series.items()}
+    known = frozenset(name for name, (there, _) in series.items() if len(there) > 1)
+    return Course(np.array(steps), margins, crossed_at, slope, first, known)
+
+
+def _first_of_last_run(steps: NDArray[Any], on: NDArray[np.bool_]) -> int | None:
+    """The first step of the run of `on` that lasts to the end; None where the end is off."""
+    if not len(on) or not on[-1]:
+        return None
+    off = np.flatnonzero(~on)
+    return int(steps[off[-1] + 1 if len(off) else 0])
+
+
+def _since(steps: NDArray[Any], values: Floats, until: int, probes: int) -> int | None:
+    """The same of a sign up to a step, its values as medians over the last probes; the first probe is before training and says nothing."""
+    inside = (steps <= until) & (steps > 0)
+    steps, values = steps[inside], values[inside]
+    medians = np.array([np.median(values[max(0, i + 1 - probes) : i + 1]) for i in range(len(values))])
+    return _first_of_last_run(steps, medians > 0)
+
+
+def courses(groups: list[Group], settings: ReportSettings) -> dict[str, dict[int, Course]]:
+    """By group and seed, of finished trials beside a finished control."""
+    controls = controls_of([r for g in groups for r in g.results], settings)
+    found: dict[str, dict[int, Course]] = {}
+    for group in groups:
+        for result in group.described:
+            control = controls.get(cell_of(result))
+            if control is None or result.variant == settings.control:
+                continue
+            if (made := course(result, control, settings)) is not None:
+                found.setdefault(group.name, {})[result.seed] = made
+    return found
+
+
+def sign_table(groups: list[Group], settings: ReportSettings, looks: dict[str, str]) -> Table | None:
+    """One row a variant: crossings, the trend of those that did not, and for each sign how often and how long before; None without a control."""
+    found = courses(groups, settings)
+    if not found:
+        return None
+    rows, numbers, dots = [], [], []
+    for group in (g for g in groups if g.name in found):
+        made = found[group.name]
+        crossed = [c for c in made.values() if c.crossed_at is not None]
+        at = [c.crossed_at for c in crossed if c.crossed_at is not None]
+        kept = [c for c in made.values() if c.crossed_at is None]
+        slopes = [c.slope for c in kept if c.slope is not None]
+        ahead = [c.projected for c in kept if c.projected is not None]
+        later = f"{len(ahead)} would cross, the first at step {min(ahead):,.0f}" if ahead else ""
+        row = [
+            Cell(group.name),
+            Cell(f"{len(crossed)} of {len(made)}", f"median step {np.median(at):,.0f}" if at else ""),
+            Cell(shown(float(np.mean([c.margins[-1] for c in made.values()])), 2)),
+            Cell(shown(float(np.mean(slopes)), 4, signed=True) if slopes else "-", later),
+        ]
+        row += [_sign_cell(name, crossed, kept) for name in SIGNS]
+        rows.append(row)
+        dots.append(looks[group.variant])
+        numbers += [
+            {"variant": group.variant, **group.point, "seed": seed, "crossed_at": c.crossed_at, "margin": float(c.margins[-1]), "slope": c.slope, "projected": c.projected}
+            | {f"since: {name}": step for name, step in c.first.items()}
+            for seed, c in made.items()
+        ]  # fmt: skip
+    header = ["variant", "crossed", "margin at the end", "log10 margin a thousand steps", *SIGNS]
+    note = (
+        "Margin: the smallest of std, capacity and ranks over the threshold that the verdict has for it against the control; below 1 the "
+        "latents are shrunk or rank-collapsed. Its slope is that of trials that did not cross, over the second half of training. Signs: in how many "
+        "of the trials that crossed the sign was on without a break until then, and for how long (median); in brackets, in how many of the "
+        f"others it was on at the end, which is a false alarm so far. Medians of {settings.probes} probes."
+    )
+    return Table(
+        "early_signs", "Slow collapse and what said so before", header, rows, pd.DataFrame(numbers), note, dots
+    )
+
+
+def _sign_cell(name: str, crossed: list[Course], kept: list[Course]) -> Cell:
+    measured = [c for c in crossed if name in c.known]
+    leads = [
+        c.crossed_at - first for c in measured if c.crossed_at is not None and (first := c.first[name]) is not None
+    ]
+    others = [c for c in kept if name in c.known]
+    alarms = sum(c.first[name] is not None for c in others)
+    if not measured and not others:
+        return Cell("-")
+    text = f"{sum(lead > 0 for lead in leads)} of {len(measured)}" if measured else "-"
+    more = [f"{np.median(leads):,.0f} steps before"] if leads else []
+    more += [f"({alarms} of {len(others)} others)"] if others else []
+    return Cell(text, " ".join(more))

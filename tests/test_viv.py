@@ -1,0 +1,98 @@
+"""VIV against its closed form, its integral, and the loss of a denoiser that is as good as one can be."""
+
+import math
+
+import pytest
+import torch
+from scipy.integrate import quad
+
+from dsd_lab.core.observing import latent_metrics as lm
+from dsd_lab.core.observing.probes import ProbeSet
+from dsd_lab.core.training.trainer import Trainer
+
+CPU = torch.device("cpu")
+EIGENVALUES = torch.tensor([4.0, 1.0, 0.09, 1e-4, 0.0], dtype=torch.float64)
+
+
+def gaussian(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_viv_is_the_integral_of_its_curve_over_uniform_times():
+    integral = quad(lambda t: lm.viv_at(EIGENVALUES, t), 0, 1, points=[0.9, 0.99, 0.999], limit=500)[0]
+    assert lm.viv(EIGENVALUES) == pytest.approx(math.pi / 2 * (2 + 1 + 0.3 + 0.01))
+    assert lm.viv(EIGENVALUES) == pytest.approx(integral, rel=1e-6)
+
+
+def test_viv_is_the_velocity_loss_of_the_posterior_mean():
+    """A million draws of z, e and t, the velocity predicted as well as can be, within four standard errors."""
+    std, count = EIGENVALUES[:3].sqrt(), 1_000_000
+    z, e = gaussian(0, count, 3) * std, gaussian(1, count, 3)
+    t = torch.rand(count, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    z_t = t * z + (1 - t) * e
+    velocity = (t * std**2 - (1 - t)) / (t**2 * std**2 + (1 - t) ** 2) * z_t
+    errors = (velocity - (z - e)).square().sum(1)
+    assert float(errors.mean()) == pytest.approx(lm.viv(EIGENVALUES), abs=4 * float(errors.std()) / count**0.5)
+
+
+def test_viv_of_latents_is_that_of_their_covariances_and_falls_with_their_scale():
+    z = gaussian(0, 64, 4, 3) * torch.tensor([2.0, 1.0, 0.1])
+    metrics, spectra = lm.latent_metrics(z.float(), 2)
+    for level in ("token", "image"):
+        expected = math.pi / 2 * sum(math.sqrt(value) for value in spectra[level])
+        assert metrics[f"latent/viv/{level}"] == pytest.approx(expected)
+    half = lm.latent_metrics(z.float() / 2, 2)[0]["latent/viv/token"]
+    assert half == pytest.approx(metrics["latent/viv/token"] / 2, rel=1e-4)
+
+
+def test_class_viv_is_of_what_is_left_within_classes():
+    """Classes that are points have none, and classes that say nothing all of it."""
+    y = torch.arange(60) % 3
+    points = gaussian(0, 3, 1, 2).expand(3, 4, 2)[y]
+    assert lm.class_viv(points, y) == 0 < lm.viv(lm.covariance_spectrum(lm.token_matrix(points[:, :1])))
+    z = gaussian(1, 60, 4, 2)
+    assert lm.class_viv(z, torch.zeros(60)) == pytest.approx(lm.viv(lm.covariance_spectrum(lm.token_matrix(z))))
+    parts = [lm.viv(lm.covariance_spectrum(lm.token_matrix(z[:20]))), lm.viv(lm.covariance_spectrum(lm.token_matrix(z[20:])))]  # fmt: skip
+    assert lm.class_viv(z, (torch.arange(60) >= 20).long()) == pytest.approx((20 * parts[0] + 40 * parts[1]) / 60)
+
+
+def test_what_a_predictor_lets_through_is_measured_along_the_targets_directions():
+    rotation = torch.linalg.qr(gaussian(0, 3, 3)).Q
+    target = gaussian(1, 400, 3) * torch.tensor([3.0, 1.0, 0.2]) @ rotation
+    gains = torch.tensor([0.9, 0.5, 0.0], dtype=torch.float64)
+    directions = torch.linalg.eigh((target - target.mean(0)).T @ (target - target.mean(0))).eigenvectors.flip(1)
+    prediction = (target - target.mean(0)) @ directions * gains @ directions.T + 5
+    std, through = lm.along_directions(target, prediction)
+    assert (through / std).tolist() == pytest.approx(gains.tolist(), abs=1e-9)
+    assert std.tolist() == pytest.approx((lm.covariance_spectrum(target) ** 0.5).tolist())
+    assert all(math.isnan(x) for x in lm.along_directions(target, prediction * math.nan)[1])
+
+
+def test_probes_record_class_viv_and_the_rank_differential_at_the_training_times(tiny_trial, digits, monkeypatch):
+    """A denoiser that gives the target of an online encoder back has no differential; one that gives a point has all of it."""
+    objective = {"target": "stop_gradient", "output": "clean", "loss_space": "clean"}
+    trial = tiny_trial(objective=objective, probe={"images": 32, "scale_images": 16})
+    network = Trainer(trial, 0, digits, CPU).network
+    probes = ProbeSet(trial, digits, network, CPU)
+    z = network.normalise(network.encode_raw(probes.x).float()).detach()
+    called = []
+
+    def denoise(given):
+        def call(z_t, t, y, **kept):
+            called.append((t, z_t))
+            return given(z_t)
+
+        return call
+
+    monkeypatch.setattr(network, "denoise", denoise(lambda z_t: z[: len(z_t)].clone()))
+    metrics, spectra = probes.measure(network, None)
+    assert 0 < metrics["latent/viv/class"] < metrics["latent/viv/token"] * 1.001
+    assert metrics["theory/rank_differential/token"] == pytest.approx(0, abs=1e-4)
+    assert metrics["theory/rank_differential/online"] == 0
+    shown = [spectra[f"rank_differential/{side}/token"] for side in ("target", "prediction")]
+    assert shown[0] == pytest.approx(shown[1], rel=1e-4) and len(shown[0]) == trial.network.latent_channels
+    assert any(torch.equal(t, probes.training_t) for t, _ in called)
+    monkeypatch.setattr(network, "denoise", denoise(torch.zeros_like))
+    metrics, _ = probes.measure(network, None)
+    rank = lm.effective_rank(lm.token_matrix(z[:16]))
+    assert metrics["theory/rank_differential/token"] == pytest.approx(rank, rel=1e-4)
