@@ -31,17 +31,20 @@ def run(arguments: argparse.Namespace) -> int:
         if not other.manifests():
             raise BadInput(f"no sweep has been run in {other.root}; run `dsd-lab sweep SPEC` first")
     examples: list[Example] = []
-    missing = 0
+    missing, foreign = 0, set[str]()
     for other in homes:
         for manifest in other.manifests().values():
-            found, less = _examples(other, manifest)
+            found, less, others = _examples(other, manifest)
             examples += found
             missing += less
+            foreign |= others
     judgement, forecast = judge_forecast(examples), fit(examples)
     said = list(judgement.said)
     trials = {e.trial: e.collapsed for e in examples}
     if missing:
         said.append(f"{missing} trials are left out: their first {WINDOW:.0%} of steps lack a probe or a record.")
+    if count := len(foreign & trials.keys()):
+        said.append(f"{count} of the trials are imported, not trained in these home folders.")
     if forecast is None:
         said.append("There is no forecast: it needs trials that collapsed and trials that did not.")
     answer = {
@@ -80,7 +83,8 @@ def load_forecast(home: Home) -> Any:
         raise BadInput(f"{path}: cannot be used: {error}; create it again with `dsd-lab forecast`") from None
 
 
-def _examples(home: Home, manifest: Manifest) -> tuple[list[Any], int]:
+def _examples(home: Home, manifest: Manifest) -> tuple[list[Any], int, set[str]]:
+    """Examples of a sweep, how many of its trials recorded too little, and the ids of those that were imported."""
     from dsd_lab.report.results import results_of
     from dsd_lab.report.statistics.forecast_judged import examples_of
     from dsd_lab.report.statistics.verdicts import judge, row_key
@@ -91,7 +95,8 @@ def _examples(home: Home, manifest: Manifest) -> tuple[list[Any], int]:
     with tempfile.TemporaryDirectory() as scratch:
         results = results_of(store, manifest, Path(scratch))
     judged = judge(results, ReportSettings.model_validate(manifest.spec["report"]))
-    return examples_of(manifest.name, results, [judged[row_key(r)] for r in results])
+    examples, lacking = examples_of(manifest.name, results, [judged[row_key(r)] for r in results])
+    return examples, lacking, {r.id for r in results if r.imported is not None}
 
 
 def _print(answer: dict[str, Any]) -> None:
