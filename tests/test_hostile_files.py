@@ -6,6 +6,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -181,6 +182,25 @@ def test_text_of_a_parquet_file_that_is_no_utf8_is_damage(name, first, complaint
     with pytest.raises(BadInput, match=complaint) as caught:
         load_data(Data(source="parquet", path=str(tmp_path)))
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(("label", "complaint"), [("label", "holds 2 labels"), (None, "holds 2 images|holds more images")])  # fmt: skip
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_parquet_file_that_declares_other_rows_than_it_holds_is_refused(
+    rows, label, complaint, tmp_path, monkeypatch
+):
+    table(tmp_path, [encoded("PNG")] * 2)
+    opened = ParquetRecords._opened
+
+    def lying(self, *given, **named):
+        found = opened(self, *given, **named)
+        told = SimpleNamespace(schema_arrow=found.schema_arrow, read=found.read, iter_batches=found.iter_batches)
+        told.metadata = SimpleNamespace(num_rows=rows, num_row_groups=0)
+        return told
+
+    monkeypatch.setattr(ParquetRecords, "_opened", lying)
+    with pytest.raises(BadInput, match=f"declares {rows} rows and ({complaint})"):
+        load_data(Data(source="parquet", path=str(tmp_path), label_column=label))
 
 
 def test_the_type_of_a_column_is_shown_without_control_characters(tmp_path):

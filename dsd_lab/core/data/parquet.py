@@ -126,6 +126,8 @@ class ParquetRecords(Records):
                     f"{shown(path)}: the labels are {shown(str(kind))[:_MAX_NAME_LENGTH]}, not whole numbers"
                 )
             found = self._column_of(table, path)
+            if len(found) != rows:
+                raise BadInput(f"{shown(path)}: declares {rows:,} rows and holds {len(found):,} labels")
             for row, label in enumerate(found):
                 if label is None or label < 0:
                     raise BadInput(
@@ -174,9 +176,13 @@ class ParquetRecords(Records):
 
         for path in self._files:
             row, unpacked, most = 0, 0, _MAX_UNPACKED + _MAX_RATIO * path.stat().st_size
+            table = self._opened(path)
+            rows = table.metadata.num_rows
             try:
-                for batch in self._opened(path).iter_batches(_ROWS, columns=[self._image]):
+                for batch in table.iter_batches(_ROWS, columns=[self._image]):
                     for value in batch.column(0):
+                        if row == rows:
+                            raise BadInput(f"{shown(path)}: declares {rows:,} rows and holds more images")
                         image = value.as_py()
                         unpacked += len((image and image["bytes"]) or b"")
                         if unpacked > most:
@@ -190,6 +196,8 @@ class ParquetRecords(Records):
                         row += 1
             except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
                 raise BadInput(f"{shown(path)}: damaged after row {row}: {_reason(error)}") from None
+            if row < rows:
+                raise BadInput(f"{shown(path)}: declares {rows:,} rows and holds {row:,} images")
 
     def stamp(self) -> Stamp:
         return stamp_of([*self._files, *self._referenced_files()])
@@ -247,11 +255,7 @@ def _inside(name: str, folder: Path, root: Path) -> Path:
 
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[None]:
-    """What pyarrow raises while it reads a footer is a file that is no parquet file.
-
-    Raises:
-        BadInput: it raised.
-    """
+    """What pyarrow raises while it reads a footer is `BadInput`: the file is no parquet file."""
     import pyarrow
 
     try:
