@@ -28,8 +28,14 @@ _command: str | None = None
 def remember_call(command: str | list[str] | None) -> None:
     """Remember the command line that this process serves, without passwords."""
     global _command
-    text = command if isinstance(command, str) or command is None else shlex.join(["dsd-lab", *command])
-    _command = None if text is None else without_secrets(text)
+    if isinstance(command, list):  # word by word: a password may hold spaces and quotes, which end it in a line
+        command = shlex.join(["dsd-lab", *(without_password(word, _address_in(word)) for word in command)])
+    _command = None if command is None else without_secrets(command)
+
+
+def _address_in(word: str) -> str:
+    found = re.search(r"[A-Za-z][A-Za-z0-9+.-]*://.*", word, re.DOTALL)
+    return "" if found is None else found[0]
 
 
 def called_with() -> str | None:

@@ -1,5 +1,6 @@
 """`dsd-lab compare`: B minus A of what both sweeps have, seed by seed, with what can be concluded and no more."""
 
+import shutil
 import statistics
 
 import pytest
@@ -113,3 +114,13 @@ def test_what_cannot_be_compared_is_exit_code_2(home, capsys, a, b, complaint):
     assert main(["compare", a, b, "--home", str(home.root)]) == BAD_INPUT
     said = capsys.readouterr().err
     assert complaint in said and len(said.splitlines()) == 1
+
+
+def test_trials_that_were_imported_are_named_on_either_side(home, tmp_path, capsys):
+    shutil.copytree(home.root, tmp_path / "home")
+    copy = Home(tmp_path / "home")
+    assert compare(copy, "a", "b")[0]["notices"] == []
+    folder = copy.trial(copy.manifests()["b"].ids[0])
+    folder.mark_imported("b", {}, folder.root)
+    assert main(["compare", "a", "b", "--home", str(copy.root)]) == OK
+    assert "1 trial imported (b), not trained in this home folder" in capsys.readouterr().out

@@ -1,16 +1,19 @@
 """Data sets through the `datasets` library: what its absence says, and a local set where it is there."""
 
+import json
 import resource
+import subprocess
 import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from picturing import changed, pictures, write_folder, write_parquet
+from picturing import changed, encoded, pictures, write_folder, write_parquet
 
 from dsd_lab.core.data import hub, load_data
 from dsd_lab.errors import BadInput
+from dsd_lab.files.atomic import size_of
 from dsd_lab.home.data_facts import facts_at_hand, known_images
 from dsd_lab.home.home import Home
 from dsd_lab.runs.data_shelf import DataShelf
@@ -96,6 +99,45 @@ def test_a_set_that_unpacks_without_end_is_refused_and_this_process_takes_none_o
         load_data(HUB)
     assert str(caught.value).isprintable()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 2**10  # kilobytes
+
+
+def test_a_set_that_fills_the_disk_is_stopped_and_leaves_nothing(library, tmp_path, monkeypatch):
+    """13 kB become 512 MiB in 64 images: no file, no image and no row group is too large."""
+    place = tmp_path / "here" / "owner" / "set"
+    place.mkdir(parents=True)
+    repeated = pa.DictionaryArray.from_arrays(pa.array([0] * 64, pa.int32()), pa.array([bytes(8 * 2**20)]))
+    image = pa.StructArray.from_arrays([repeated, pa.array(["a.png"] * 64)], ["bytes", "path"])
+    found = pa.table({"image": image, "label": [0, 1] * 32})
+    pq.write_table(found, place / "train.parquet", compression="zstd", store_schema=False, row_group_size=4)
+    assert (place / "train.parquet").stat().st_size < 2**15
+    with pytest.raises(
+        BadInput, match=r"data\.hub: 'owner/set' is stopped: its files have .* kB, and it wrote more than 20 times that"
+    ):
+        load_data(HUB)
+    assert size_of(tmp_path / "cache") < 2**20
+    program = "import sys; from dsd_lab.files import hub_child as c; c._listed = lambda *_: 2**60; c.main('owner/set', str(2**33), str(2**34), '20', '0')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "bytes, " in (said := json.loads(done.stdout.splitlines()[-1])["refused"]) and "are free in" in said
+
+
+def test_a_row_that_names_a_file_outside_of_the_set_is_damaged(library, tmp_path):
+    """A table of others can name any image of the user's."""
+    place = tmp_path / "here" / "owner" / "set"
+    (tmp_path / "mine.png").write_bytes(encoded(pictures(1)[0]))
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = [
+        {"bytes": None, "path": str(tmp_path / "mine.png")},
+        *({"bytes": encoded(p), "path": "a"} for p in pictures(3)),
+    ]
+    table = pa.table({"image": pa.array(rows, kind), "label": [0, 1, 0, 1]}).replace_schema_metadata(
+        {
+            "huggingface": '{"info": {"features": {"image": {"_type": "Image"}, "label": {"dtype": "int64", "_type": "Value"}}}}'
+        }
+    )
+    place.mkdir(parents=True)
+    pq.write_table(table, place / "train.parquet")
+    with pytest.raises(BadInput, match=r"train row 0: damaged image: the row names a file that is not of the set"):
+        load_data(HUB)
 
 
 def test_a_damaged_row_of_the_library_is_named(library, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sweeping import described, events, run, train_here, write_spec
 
+from dsd_lab.cli import forecast
 from dsd_lab.cli.forecast import load_forecast
 from dsd_lab.cli.main import main
 from dsd_lab.errors import BAD_INPUT, OK
@@ -253,3 +254,10 @@ def test_a_chance_below_the_asked_one_stops_nothing(tmp_path):
     trials = load_sweep(write_spec(tmp_path, {"naive": {"objective": NAIVE}}, base=LONG)).trials
     run_trials(home, trials, [], stop_collapsed=([SURE], 0.999))
     assert home.trial(trials[0].id).state() == "done"
+
+
+def test_a_forecast_says_which_of_its_trials_were_imported(tmp_path, monkeypatch):
+    taught = [e for name in ("one", "two", "three") for e in examples(name)]
+    monkeypatch.setattr(Home, "manifests", lambda home: {"one": None})
+    monkeypatch.setattr(forecast, "_examples", lambda *asked: (taught, 0, {taught[0].trial, "0" * 12}))
+    assert "1 of the trials are imported" in " ".join(run("forecast", "--home", tmp_path)[1]["said"])

@@ -6,6 +6,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -168,12 +169,43 @@ def lying(folder, of, says):
     return records
 
 
-@pytest.mark.parametrize(("name", "complaint"), [(b"a.png", "damaged after row 0: .*utf-8"), (b"bytes", "not a parquet file: .*utf-8")])  # fmt: skip
-def test_text_of_a_parquet_file_that_is_no_utf8_is_damage(name, complaint, tmp_path):
+@pytest.mark.parametrize(("name", "first", "complaint"), [(b"a.png", 0, "damaged after row 0: .*utf-8"), (b"bytes", 0, "not a parquet file: .*utf-8"), (b"label", 1, "not a parquet file: .*utf-8")])  # fmt: skip
+def test_text_of_a_parquet_file_that_is_no_utf8_is_damage(name, first, complaint, tmp_path):
+    """`first` leaves so many as they are: a column's name stands in the schema and in every row group."""
     table(tmp_path, [encoded("PNG")], compression="none", use_dictionary=False, store_schema=False)
     raw = (tmp_path / "train.parquet").read_bytes()
-    (tmp_path / "train.parquet").write_bytes(raw.replace(name, b"\xff" + name[1:]))
+    kept, *rest = raw.split(name)
+    for part in rest:
+        kept += (name if first > 0 else b"\xff" + name[1:]) + part
+        first -= 1
+    (tmp_path / "train.parquet").write_bytes(kept)
     with pytest.raises(BadInput, match=complaint) as caught:
+        load_data(Data(source="parquet", path=str(tmp_path)))
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(("label", "complaint"), [("label", "holds 2 labels"), (None, "holds 2 images|holds more images")])  # fmt: skip
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_parquet_file_that_declares_other_rows_than_it_holds_is_refused(
+    rows, label, complaint, tmp_path, monkeypatch
+):
+    table(tmp_path, [encoded("PNG")] * 2)
+    opened = ParquetRecords._opened
+
+    def lying(self, *given, **named):
+        found = opened(self, *given, **named)
+        told = SimpleNamespace(schema_arrow=found.schema_arrow, read=found.read, iter_batches=found.iter_batches)
+        told.metadata = SimpleNamespace(num_rows=rows, num_row_groups=0)
+        return told
+
+    monkeypatch.setattr(ParquetRecords, "_opened", lying)
+    with pytest.raises(BadInput, match=f"declares {rows} rows and ({complaint})"):
+        load_data(Data(source="parquet", path=str(tmp_path), label_column=label))
+
+
+def test_the_type_of_a_column_is_shown_without_control_characters(tmp_path):
+    pq.write_table(pa.table({"image": [{"byt\x05s": b""}], "label": [0]}), tmp_path / "train.parquet")
+    with pytest.raises(BadInput, match=r"is struct<byt\\x05s: .*, not images") as caught:
         load_data(Data(source="parquet", path=str(tmp_path)))
     assert str(caught.value).isprintable()
 
@@ -247,3 +279,17 @@ def test_json_that_would_fill_the_memory_or_no_file_can_hold_is_none(raw):
 def test_json_that_holds_text_beyond_ascii_is_read():
     assert parse_json(b'{"a": ["\\ud83d\\ude00", 1e3]}') == {"a": ["\U0001f600", 1000.0]}
     assert np.isfinite(parse_json(b"1e308"))
+
+
+def test_what_names_the_classes_of_a_folder_is_read_no_further_than_its_images_need(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "dataset.json").write_text('{"labels": [' + "[" * 2**21 + "]}")
+    with pytest.raises(BadInput, match=r"dataset\.json: is larger than .* bytes: too much for the 1 images beside it"):
+        load_data(Data(source="folder", path=str(tmp_path)))
+    (tmp_path / "idx").mkdir()
+    write_idx(tmp_path / "idx")
+    for path in list((tmp_path / "idx").iterdir()):
+        path.rename(path.with_name(f"emnist-letters-{path.name.replace('t10k', 'test')}"))
+    (tmp_path / "idx" / "emnist-letters-mapping.txt").write_text("0 65\n" * 2**18)
+    with pytest.raises(BadInput, match=r"mapping\.txt: is larger than 1,048,576 bytes"):
+        load_data(Data(source="idx", path=str(tmp_path / "idx")))

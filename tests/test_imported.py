@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,11 +11,14 @@ from sweeping import run
 from test_hostile_files import png
 
 from dsd_lab.cli.main import main
-from dsd_lab.errors import BAD_INPUT, OK
+from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import find_manifest, manifest_of
+from dsd_lab.home.plugins import keep_plugins, kept_path
+from dsd_lab.specs import registry
 from dsd_lab.specs.identity import canonical_ids
 from dsd_lab.specs.loading import load_sweep
+from dsd_lab.specs.plugins import load_plugins
 from dsd_lab.store.mlflow_store import Store
 
 KEPT = Path(__file__).parent / "fixtures" / "home-schema1" / "home"
@@ -121,6 +125,42 @@ def test_a_picture_that_would_hold_a_report_for_minutes_does_not_come_in(folder,
     next((folder / "export").glob("trials/*/images/samples-*.png")).write_bytes(png(6000, 6000))
     mend(folder / "export")
     assert "is not a valid PNG of a trial: 6000 x 6000 pixels" in refusal(folder / "export", folder / "other", capsys)
+
+
+@pytest.mark.parametrize(("name", "code", "complaint"), [("spool.jsonl", BAD_INPUT, "is larger than 268,435,456 bytes"), ("checkpoints/step-000000012/tensors.safetensors", NO_RESOURCES, "the copy needs 8.8 TB of disk")])  # fmt: skip
+def test_a_file_of_terabytes_that_takes_no_room_is_refused_before_it_is_copied(name, code, complaint, folder, capsys):
+    trial = next(p for p in sorted((folder / "export" / "trials").iterdir()) if (p / "spool.jsonl").exists())
+    (trial / name).parent.mkdir(parents=True, exist_ok=True)
+    (trial / name).touch()
+    os.truncate(trial / name, 2**43)
+    index = json.loads((folder / "export" / "export.json").read_text())
+    index["files"][f"trials/{trial.name}/{name}"] = {"sha256": "0" * 64, "bytes": 2**43}
+    (folder / "export" / "export.json").write_text(json.dumps(index))
+    capsys.readouterr()
+    assert main(["import", str(folder / "export"), "--home", str(folder / "new")]) == code
+    assert complaint in capsys.readouterr().err and not (folder / "new").exists()
+
+
+def test_a_plug_in_that_comes_with_an_import_replaces_no_source_of_ones_own(folder):
+    """Twelve digits of a hash are kept: whoever looks long enough finds a second source that has them."""
+    home, own = Home(folder / "new"), b"OWN = 1\n"
+    digest = hashlib.sha256(own).hexdigest()[:12]
+    kept = kept_path(home, "mine", digest)
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"found = 'later'\n")
+    (folder / "mine.py").write_bytes(own)
+    load_plugins([str(folder / "mine.py")])
+    try:
+        keep_plugins(home)
+    finally:
+        registry.plugins.pop("mine")
+    assert kept.read_bytes() == own
+    source = folder / "export" / "plugins" / digest / "mine.py"
+    source.parent.mkdir(parents=True)
+    source.write_bytes(own)
+    mend(folder / "export")
+    kept.write_bytes(b"before = 1\n")
+    assert run("import", folder / "export", "--home", home.root)[0] == OK and kept.read_bytes() == b"before = 1\n"
 
 
 def test_json_of_many_megabytes_does_not_come_in(folder, capsys):

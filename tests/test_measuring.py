@@ -1,7 +1,10 @@
 """What an evaluation measures: agreement with torch-fidelity and torchmetrics themselves, references, floors, flags, probes."""
 
 import hashlib
+import io
 import math
+import resource
+import zipfile
 
 import numpy as np
 import pytest
@@ -383,6 +386,29 @@ def test_a_reference_that_is_none_is_refused_in_one_line(tmp_path, made, complai
     with pytest.raises(BadInput, match=complaint) as refused:
         check_files([Generation(**reference(tmp_path, made))], Home(tmp_path))
     assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("header", "packed"),
+    [
+        ({"descr": "<f8", "fortran_order": False, "shape": (2**33,)}, 0),
+        ({"descr": "|S17179869184", "fortran_order": False, "shape": (64,)}, 0),
+        ({"descr": "<f8", "fortran_order": False, "shape": (64,)}, 2**30),
+    ],
+    ids=["shape", "type", "packed"],
+)
+def test_a_reference_that_becomes_gigabytes_is_refused_before_they_are(header, packed, tmp_path):
+    path, begin = tmp_path / "a.npz", io.BytesIO()
+    np.lib.format.write_array_header_1_0(begin, header)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("mu.npy", "w") as file:
+        file.write(begin.getvalue())
+        for _ in range(packed // 2**24):
+            file.write(bytes(2**24))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(BadInput) as refused:
+        read_reference(Generation(reference=str(path)))
+    assert len(str(refused.value).splitlines()) == 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 2**10  # kilobytes
 
 
 def test_a_reference_that_is_missing_damaged_or_altered_is_refused(tmp_path):

@@ -241,6 +241,20 @@ def test_latents_and_samples_refuse_a_file_of_the_user_s(tmp_path, capsys):
         assert run("latents", trial.id, "--home", home.root, "--out", tmp_path / "new.npz")[0] == OK
 
 
+def test_a_contact_sheet_refuses_a_file_of_the_user_s_and_replaces_its_own(tmp_path, capsys):
+    spec, sheet = write_spec(tmp_path), tmp_path / "sheet.png"
+    write(tmp_path, mine_png="mine")
+    (tmp_path / "link.png").symlink_to(tmp_path / "mine.png")
+    asked = ["data", str(spec), "--home", str(tmp_path / "home"), "--out"]
+    for name in ("mine.png", "link.png"):
+        assert main([*asked, str(tmp_path / name)]) == BAD_INPUT
+        assert f"--out {tmp_path / name}: " in capsys.readouterr().err
+    assert (tmp_path / "mine.png").read_text() == "mine"
+    assert main([*asked, str(sheet)]) == main([*asked, str(sheet)]) == OK
+    sheet.write_text("mine")
+    assert main([*asked, str(sheet)]) == BAD_INPUT and sheet.read_text() == "mine"
+
+
 def test_init_and_fetch_weights_replace_no_link_that_leads_nowhere(tmp_path):
     (tmp_path / "spec.schema.json").symlink_to(tmp_path / "unmounted" / "spec.schema.json")
     assert run("init", tmp_path / "mine.yaml")[1]["schema_written"] is False

@@ -1,19 +1,27 @@
 """`gc` and `rm` delete what is provably ours, and nothing else: marks of homes, records of trials, names of caches, links."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
-from sweeping import run
+import torch
+from sweeping import run, write_spec
 
 from dsd_lab.cli.main import main
+from dsd_lab.core.observing.pictures import save_grid
+from dsd_lab.core.training.events import Finished
 from dsd_lab.errors import BAD_INPUT, INTERRUPTED, OK
+from dsd_lab.files.bounded import BadFile
 from dsd_lab.files.locks import locked
 from dsd_lab.home.garbage import garbage
 from dsd_lab.home.home import Home
 from dsd_lab.home.mark import MARK, home_id, mark_home
 from dsd_lab.home.names import is_trial_id
+from dsd_lab.home.spool import is_whole_picture, read_spool
+from dsd_lab.runs.spool_writer import Spool
+from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.plugin_source import source_digest
 
 KEPT = Path(__file__).parent / "fixtures" / "home-schema1" / "home"
@@ -299,6 +307,19 @@ def test_a_trial_into_whose_folder_something_was_put_after_it_was_found_stays(ho
     assert not first.free() and notes.read_text() == "mine"
 
 
+@pytest.mark.parametrize("made", [lambda lock, letter: lock.symlink_to(letter), lambda lock, letter: os.mkfifo(lock)])
+def test_a_link_or_a_pipe_in_the_place_of_a_lock_is_neither_opened_nor_waited_for(made, home, tmp_path, capsys):
+    forget(home)
+    home.prepare()
+    letter, trial = write(tmp_path / "letter.txt"), next((home.root / "trials").iterdir())
+    (trial / "lock").unlink(missing_ok=True)
+    made(trial / "lock", letter)
+    assert not home.trial(trial.name).is_locked()
+    assert gone(home)[1]["held"] == [trial.name] and trial.is_dir() and letter.read_text() == "mine"
+    with pytest.raises(BadFile, match="is not a regular file"), locked(trial / "lock"):
+        pass
+
+
 @pytest.mark.parametrize("name", ["sweeps", "sweeps/old"])
 def test_rm_refuses_a_sweep_that_is_reached_through_a_link(name, home, tmp_path, capsys):
     place = home.root / name
@@ -313,3 +334,97 @@ def test_rm_leaves_what_is_not_ours_in_the_folder_of_a_sweep(home):
     notes = write(home.sweep_folder("old") / "notes.txt")
     assert run("rm", "old", "--yes", "--home", home.root)[0] == OK
     assert home.manifests() == {} and list(notes.parent.iterdir()) == [notes]
+
+
+# -- A home that came with a clone or an archive ---------------------------------------------------------
+
+
+@pytest.fixture
+def planned(tmp_path):
+    """A spec, and the id of its only trial, which everybody who has the spec can compute."""
+    spec = write_spec(tmp_path)
+    return spec, load_sweep(spec).trials[0].id
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "spool.jsonl",
+        "hang.txt",
+        "images",
+        "images/samples-000000012.png",
+        "checkpoints",
+        "evaluations",
+        "lock",
+        ".",
+        "sweep",
+    ],
+)
+@pytest.mark.parametrize("verb", ["train", "sweep"])
+def test_nothing_is_written_through_a_link_in_the_folder_of_a_trial_or_of_a_sweep(
+    verb, name, planned, tmp_path, capsys
+):
+    spec, trial = planned
+    home = Home(tmp_path / "home")
+    theirs = write(tmp_path / "work" / "manifest.json").parent
+    write(theirs / "step-000000004" / "a")
+    place = home.sweep_folder("tiny") if name == "sweep" else home.trial(trial).root / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(theirs / "manifest.json" if place.suffix or name == "lock" else theirs)
+    before = tree(theirs)
+    chosen = ["--variant", "dsd"] if verb == "train" else []
+    assert main([verb, str(spec), *chosen, "--home", str(home.root), "--no-tracking"]) == BAD_INPUT
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"dsd-lab: {place}") and "is a link" in said
+    assert tree(theirs) == before and place.is_symlink()
+
+
+def test_a_spool_with_a_second_name_is_replaced_and_not_shortened(tmp_path):
+    """A link can appear after the check, and a file can have two names: neither is written through."""
+    for make in (os.link, os.symlink):
+        letter = write(tmp_path / make.__name__ / "letter.txt")
+        spool = letter.with_name("spool.jsonl")
+        make(letter, spool)
+        writer = Spool(spool, spool.with_name("images"), None)
+        writer.append(Finished(12, 96))
+        writer.close()
+        assert letter.read_text() == "mine" and [entry.kind for entry in read_spool(spool)] == ["finished"]
+        picture = letter.with_name("samples-000000012.png")
+        make(letter, picture)
+        save_grid(picture.parent, "samples", 12, torch.zeros(1, 1, 4, 4, dtype=torch.uint8))
+        assert letter.read_text() == "mine" and is_whole_picture(picture)
+
+
+def test_a_database_that_is_a_link_is_not_filled_with_tables(tmp_path, capsys):
+    home = Home(tmp_path / "home")
+    home.prepare()
+    theirs = write(tmp_path / "address-book.db", "")
+    (home.root / "mlflow.db").symlink_to(theirs)
+    for verb in ("ui", "report"):
+        shutil.copytree(KEPT / "sweeps", home.root / "sweeps", dirs_exist_ok=True)
+        assert main([verb, "--home", str(home.root)]) == BAD_INPUT
+        assert "mlflow.db: is a link" in capsys.readouterr().err and not theirs.stat().st_size
+
+
+def test_what_a_link_leads_to_goes_into_no_export_and_no_store(home, tmp_path, capsys):
+    secret = write(tmp_path / "id_rsa", "canary-5f3a9")
+    trial = next(p for p in sorted((home.root / "trials").iterdir()) if home.trial(p.name).state() == "done")
+    (trial / "code.diff").unlink(missing_ok=True)
+    (trial / "code.diff").symlink_to(secret)
+    for verb in (["export", "old", "--out", str(tmp_path / "export")], ["report", "old"]):
+        assert main([*verb, "--home", str(home.root)]) == BAD_INPUT
+        assert "code.diff: is a link" in capsys.readouterr().err.splitlines()[-1]
+    assert [p for p in tmp_path.rglob("*") if p.is_file() and not p.is_symlink() and b"canary" in p.read_bytes()] == [
+        secret
+    ]
+
+
+def test_a_pipe_in_the_place_of_a_mark_or_of_a_picture_is_not_waited_for(home, tmp_path, capsys):
+    os.mkfifo(home.root / MARK)
+    assert main(["fetch-weights", "inception", "--home", str(home.root)]) == 4
+    assert f"{MARK}: cannot be written: is not a regular file" in capsys.readouterr().err
+    (picture, *_) = sorted(home.root.glob("trials/*/images/*.png"))
+    picture.unlink()
+    os.mkfifo(picture)
+    assert main(["export", "old", "--out", str(tmp_path / "export"), "--home", str(home.root)]) == BAD_INPUT
+    assert f"{picture}: is not a regular file" in capsys.readouterr().err and not (tmp_path / "export").exists()

@@ -217,7 +217,7 @@ def test_a_command_that_needs_the_plug_in_names_the_kept_source(trained, capsys)
     assert "is another version than the one that trained it" in complaint(capsys, *done, "--plugin", changed)
 
 
-def test_an_export_carries_the_source_and_an_import_never_runs_it(trained, tmp_path):
+def test_an_export_carries_the_source_and_an_import_never_runs_it(trained, tmp_path, capsys):
     _, _, home, answers = trained
     assert run("export", "tiny", "--home", home.root, "--out", tmp_path / "export")[0] == OK
     before = set(sys.modules)
@@ -226,6 +226,8 @@ def test_an_export_carries_the_source_and_an_import_never_runs_it(trained, tmp_p
     assert not {name for name in set(sys.modules) - before if "my_parts" in name}
     kept = list((tmp_path / "other" / "plugins").glob("*/my_parts.py"))
     assert [path.read_bytes() for path in kept] == [EXAMPLE.read_bytes()]
+    said = complaint(capsys, "sample", answers["own"]["id"], "--home", tmp_path / "other")
+    assert said.endswith("that is code of others, which came with an import: read it before you run it")
     source = next((tmp_path / "export" / "plugins").glob("*/my_parts.py"))
     index = json.loads((tmp_path / "export" / "export.json").read_text())
     assert str(source.relative_to(tmp_path / "export")) in index["files"]

@@ -85,7 +85,10 @@ def test_a_resolved_spec_gives_the_same_trials_whatever_it_was_made_of(tmp_path)
 
 def test_passwords_and_secrets_are_in_no_record():
     provenance.remember_call(["sweep", "s.yaml", "--tracking-uri", "http://me:canary@host:1", "--set", "a=b"])
-    assert provenance.called_with() == "dsd-lab sweep s.yaml --tracking-uri http://me:***@host:1 --set a=b"
+    assert provenance.called_with() == "dsd-lab sweep s.yaml --tracking-uri 'http://me:***@host:1' --set a=b"
+    for secret in ("can ary", "can'ary", 'can"@ary', "can/ary"):
+        provenance.remember_call(["report", f"--tracking-uri=postgresql://me:{secret}@host/db"])
+        assert "ary" not in provenance.called_with() and "***@host/db" in provenance.called_with()
     text = '+API_KEY = "canary"\n+  hub_token: canary\n+x = 1\n+url = "https://u:canary@host"\n'
     assert "canary" not in provenance.without_secrets(text) and "+x = 1" in provenance.without_secrets(text)
     provenance.remember_call(None)
@@ -160,3 +163,24 @@ def test_a_reproduction_is_no_trial_of_the_home(copy, trained, capsys):
     assert main(["reproduce", trained[1], "--home", str(copy / "home"), "--json"]) == OK
     assert [p.name for p in (copy / "home" / "trials").iterdir()] == [trained[1]]
     assert run("gc", "--home", copy / "home")[0] == OK
+
+
+def test_an_imported_trial_is_marked_until_everything_of_it_was_reproduced(tmp_path, capsys):
+    spec, maker = write_spec(tmp_path, evaluate=[{"metrics": ["psnr"], "images": 20}]), Home(tmp_path / "maker")
+    (trial,) = train_here(maker, spec).trials
+    assert run("export", "tiny", "--home", maker.root, "--out", tmp_path / "export", "--weights")[0] == OK
+    for forged in (True, False):
+        home = Home(tmp_path / f"home-{forged}")
+        assert run("import", tmp_path / "export", "--home", home.root)[0] == OK
+        (evaluation,) = (home.trial(trial.id).root / "evaluations").glob("*.json")
+        if forged:  # as it would have come with an index that fits
+            content = json.loads(evaluation.read_text())
+            content["metrics"] = {name: value + 1 for name, value in content["metrics"].items()}
+            evaluation.write_text(json.dumps(content))
+        code, answer = run("reproduce", trial.id, "--home", home.root)
+        assert code == OK and answer["imported"] is forged
+        assert answer["other"] == (f"evaluation {evaluation.stem}" if forged else None)
+        assert run("status", "--home", home.root)[1]["sweeps"][0]["trials"][0]["imported"] is forged
+        assert (
+            any("imported" in notice for notice in run("report", "tiny", "--home", home.root)[1]["notices"]) is forged
+        )

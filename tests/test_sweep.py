@@ -44,6 +44,7 @@ from sweeping import (
 )
 
 from dsd_lab.errors import BAD_INPUT, INTERRUPTED, NO_RESOURCES, OK, TERMINATED, TRIALS_FAILED, NoResources
+from dsd_lab.files import temporary
 from dsd_lab.files.locks import locked
 from dsd_lab.files.temporary import private_folder
 from dsd_lab.home.home import Home
@@ -222,6 +223,29 @@ def test_what_a_killed_sweep_left_is_removed_by_the_next_one_and_nothing_else_is
         assert not left.exists() and held.exists() and beside.exists()
     assert {path.name for path in short_tmp.iterdir()} == {"dsd-lab-mine1234", "dsd-lab-abcd1234"}
     assert (tmp_path / "photos" / "held").exists()
+
+
+def test_a_link_that_a_neighbour_puts_in_the_place_of_a_folder_after_it_was_looked_at_is_not_followed(
+    tmp_path, short_tmp, monkeypatch
+):
+    """Everybody can write to the place for temporary files, and the folder that was killed may be anybody's."""
+    photos = tmp_path / "photos"
+    (photos / "2026").mkdir(parents=True)
+    (photos / "2026" / "a.jpg").write_text("mine")
+    theirs = short_tmp / "dsd-lab-abcd1234"
+    (theirs / "sub").mkdir(parents=True)
+    (theirs / "held").write_text("")
+    asked = temporary.is_held
+
+    def swapped(*given):
+        theirs.rename(short_tmp / "before")
+        theirs.symlink_to(photos)
+        return asked(*given)
+
+    monkeypatch.setattr(temporary, "is_held", swapped)
+    with private_folder(_SOCKET_PATH_ROOM):
+        pass
+    assert (photos / "2026" / "a.jpg").read_text() == "mine" and theirs.is_symlink()
 
 
 def test_running_a_finished_sweep_again_runs_nothing_and_does_not_start_ray(swept):

@@ -20,6 +20,7 @@ from dsd_lab.home.data_facts import other_images
 from dsd_lab.home.lookup import find_manifest
 from dsd_lab.home.sweep_records import Manifest
 from dsd_lab.report.groups import Group, columns_of, groups_of
+from dsd_lab.report.page.narrative import imported_notice
 from dsd_lab.report.results import Result, results_of
 from dsd_lab.report.statistics.comparisons import (
     Comparison,
@@ -87,6 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
         "only_b": [name for name in b.groups if name not in a.groups],
         "rows": [_row(c) for c in comparisons],
         "conclusions": conclusions(comparisons),
+        "notices": imported_notice([r for side in sides for r in side.results]),
     }
     if arguments.json:
         print_json(answer)
@@ -140,6 +142,8 @@ def _print(answer: dict[str, Any], comparisons: list[Comparison]) -> None:
         say(f"  {key}: {_listed(before)} in {answer['a']}, {_listed(after)} in {answer['b']}")
     if not answer["differing"]:
         say("  no training fields differ")
+    for notice in answer["notices"]:
+        say(f"  {notice}")
     if not answer["same_data"]:
         say("  the data differ, so a seed selects different images: pairing removes less noise")
     made = comparison_table(comparisons, dict.fromkeys((c.group.variant for c in comparisons), ""))

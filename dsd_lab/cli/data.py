@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsd_lab.cli.options import home_of, place_of, print_json
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.files.printable import say
+from dsd_lab.home.home import Home
+from dsd_lab.home.outputs import Output
 from dsd_lab.planning.data_check import described, open_data
 from dsd_lab.planning.requirements import missing_data
 from dsd_lab.specs.identity import data_name
@@ -27,6 +30,9 @@ _COLUMNS, _ROWS = 10, 20
 def run(arguments: argparse.Namespace) -> int:
     """Print a description of the images."""
     home, trials = home_of(arguments), _trials(arguments)
+    sheets = _sheet_paths(place_of(arguments.out, "--out"), len(trials)) if arguments.out else []
+    for path in sheets:
+        _output(home, path).check([path.name])
     answers = []
     for number, trial in enumerate(trials):
         data = open_data(home, trial.data)
@@ -36,8 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
             say(f"dsd-lab: warning: {problem}; `sweep` will refuse to run", error=True)
         if not arguments.json:
             _print(trial, data)
-        if arguments.out:
-            path = _sheet(data, place_of(arguments.out, "--out"), number if len(trials) > 1 else None)
+        if sheets:
+            path = _sheet(data, home, sheets[number])
             say(f"contact sheet: {path}", error=arguments.json)
     if arguments.json:
         print_json(answers[0] if len(answers) == 1 else answers)
@@ -88,7 +94,18 @@ def _print(trial: Trial, data: DataSet) -> None:
         say(f"{i:>6}  {name:<{width}}  {facts['train_by_class'][i]:>8,}  {facts['holdout_by_class'][i]:>8,}")
 
 
-def _sheet(data: DataSet, path: Path, number: int | None) -> Path:
+def _sheet_paths(path: Path, count: int) -> list[Path]:
+    """The file of each data set's contact sheet; several are numbered."""
+    if path.suffix.lower() != ".png":
+        path = path / "contact-sheet.png"
+    return [path] if count == 1 else [path.with_stem(f"{path.stem}-{number}") for number in range(count)]
+
+
+def _output(home: Home, path: Path) -> Output:
+    return Output(home, path.parent, f"--out {path}", file=path.name)
+
+
+def _sheet(data: DataSet, home: Home, path: Path) -> Path:
     """Write an image with the first training images of every class, one row per class."""
     import torch
 
@@ -101,10 +118,7 @@ def _sheet(data: DataSet, path: Path, number: int | None) -> Path:
         found = data.train.bytes_at(chosen)
         blank = torch.full((-len(found) % _COLUMNS, *found.shape[1:]), 255, dtype=torch.uint8)
         rows.append(torch.cat([found, blank]))
-    if path.suffix.lower() != ".png":
-        path = path / "contact-sheet.png"
-    if number is not None:
-        path = path.with_stem(f"{path.stem}-{number}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(tile(torch.cat(rows), _COLUMNS)))
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / path.name).write_bytes(png(tile(torch.cat(rows), _COLUMNS)))
+        _output(home, path).publish(Path(scratch), {})
     return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from dsd_lab.cli.options import home_of, print_json
 from dsd_lab.errors import NO_RESOURCES, OK, LabError
+from dsd_lab.files.bounded import read_json
 from dsd_lab.files.mounts import shared_sqlite_warning
 from dsd_lab.files.printable import say
 from dsd_lab.files.redaction import without_password
@@ -143,8 +143,8 @@ def _check_home(home: Home) -> Iterator[Finding]:
             return
         for path in sorted(home.root.glob("sweeps/*/manifest.json")):
             try:
-                json.loads(path.read_text())
-            except (OSError, ValueError):
+                read_json(path)
+            except (OSError, ValueError, RecursionError):
                 yield Finding(
                     "home",
                     False,

@@ -14,6 +14,7 @@ from dsd_lab.evaluation.reference import check_files
 from dsd_lab.files.printable import say
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import find_trial
+from dsd_lab.home.ownership import refuse_links
 from dsd_lab.home.plugins import planned_again, recorded_fields
 from dsd_lab.home.trial_folder import TrialFolder
 from dsd_lab.runs.data_shelf import DataShelf, refuse_changed_images
@@ -49,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
                 raise BadInput(f"{trial.id}: weights {evaluation.weights!r}: {trial.name!r} {missing}")
             if (unguided := lacking_guidance(evaluation.guidance, trial.fields)) is not None:
                 raise BadInput(f"{trial.id}: guidance: {trial.name!r} {unguided}")
+    refuse_links(folder.root for folder in folders)
     for folder, trial in zip(folders, trials, strict=True):
         _refuse_absent(folder, of_trial(evaluations, trial.fields, folder.saved_steps()))
     check_files(evaluations, home)

@@ -35,7 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     for other in homes:
         if not other.manifests():
             raise BadInput(f"no sweep has been run in {other.root}; run `dsd-lab sweep SPEC` first")
-    examples, lacking = all_examples(_sweeps(homes))
+    sweeps = list(_sweeps(homes))
+    examples, lacking = all_examples(sweeps)
     looks = zip(LOOKS, LEARNT, strict=True)
     forecasts = [f for look, name in looks if (f := fit(examples[name], look)) is not None]
     judged = judgements(examples)
@@ -46,6 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
         said.append(
             f"{lacking[first]} trials are left out: their first {LOOKS[0]:.0%} of steps lack a probe or a record."
         )
+    foreign = {result.id for _, results, _ in sweeps for result in results if result.imported is not None}
+    if count := len(foreign & trials.keys()):
+        said.append(f"{count} of the trials are imported, not trained in these home folders.")
     if not forecasts:
         said.append("There is no forecast: it needs trials that collapsed and trials that did not.")
     said.append(_worth(first, *(j.auc for j in judged[first])))

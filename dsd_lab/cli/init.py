@@ -80,7 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for parent, text in parents.items():
-            parent.write_text(text, encoding="utf-8")
+            with parent.open("x", encoding="utf-8") as file:
+                file.write(text)
         with path.open("x", encoding="utf-8") as file:  # raises if the path exists, also as a link
             file.write(content)
         new_schema = not os.path.lexists(schema)  # a dangling link is not overwritten either

@@ -25,6 +25,7 @@ from dsd_lab.files.mounts import shared_sqlite_warning
 from dsd_lab.files.printable import printable
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import manifest_of
+from dsd_lab.home.ownership import refuse_links
 from dsd_lab.home.trial_folder import ENDED, STOPPED, state_notes
 from dsd_lab.planning.data_check import Decode, check_data
 from dsd_lab.planning.disk import announce_need
@@ -67,6 +68,7 @@ def _run(
     home: Home, plan: Plan, stopping: tuple[Any, float] | None, arguments: argparse.Namespace, console: LabConsole
 ) -> int:
     unfinished = _unfinished(home, plan, arguments.retry_failed, stopping is not None)
+    refuse_links([home.sweep_folder(plan.key), *(home.trial(t.id).root for t in unfinished)])
     decode: Decode = "all" if unfinished else "none"
     for line in check_data(home, unfinished or plan.trials, plan.spec.evaluate, decode=decode):
         _say(console, line)

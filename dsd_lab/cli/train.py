@@ -13,6 +13,7 @@ from dsd_lab.evaluation.reference import check_files
 from dsd_lab.files.printable import say
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import manifest_of
+from dsd_lab.home.ownership import refuse_links
 from dsd_lab.home.trial_folder import ENDED
 from dsd_lab.planning.data_check import check_data
 from dsd_lab.planning.requirements import missing_data, missing_weights
@@ -55,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.no_tracking:
         refuse_unsuitable(chosen_uri(arguments.tracking_uri))
     home.prepare()
+    refuse_links([home.sweep_folder(plan.key), home.trial(trial.id).root])
     refuse_other_code(home, [trial], arguments.allow_code_change)
     if home.trial(trial.id).is_locked():
         raise BadInput(f"{trial.name}: another process is training it; `dsd-lab logs {trial.id}` shows its progress")

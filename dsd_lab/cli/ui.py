@@ -19,7 +19,7 @@ from dsd_lab.home.mark import home_id
 from dsd_lab.runs.child_environment import safe_imports
 from dsd_lab.runs.signals import Terminated, raise_terminated
 from dsd_lab.store.moved import relocate
-from dsd_lab.store.uri import chosen_uri, with_driver
+from dsd_lab.store.uri import chosen_uri, own_uri, with_driver
 
 _HINT = (
     "it opens on the trials of the latest sweep; charts: the second button above the table; "
@@ -35,8 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
         database = home.root.resolve() / "mlflow.db"
         if not database.exists():
             raise BadInput(f"no store in {home.root} yet; run `dsd-lab sweep SPEC` first, or give its --home")
+        uri = own_uri(home.root)
         relocate(database, home.root, home.id, own=True)
-        uri = f"sqlite:///{database}"
     if uri.startswith(("http://", "https://")):
         shown = without_password(uri, uri)
         page = _newest(uri, home_id(home.root) or "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dsd_lab.errors import BadInput
 from dsd_lab.evaluation.pretrained import check_weights, weights_path
+from dsd_lab.files.bounded import open_plain
+from dsd_lab.files.printable import one_line
 from dsd_lab.specs.evaluate_list import sha256_of
 
 if TYPE_CHECKING:
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
 DIMENSIONS = {"indomain": 64, "inception": 2048, "dinov2": 1024}
 """Features of each extractor."""
 _SPATIAL_DIMENSIONS = 2023
+_HEADER, _WIDEST = 2**16, 16
+"""Bytes of the header of an array, and of a number."""
 
 
 def weights_of(evaluation: Generation, home: Home) -> Path:
@@ -89,7 +95,38 @@ def read_reference(evaluation: Generation, spatial: bool = False) -> Statistics:
     if shapes != ((size,), (size, size)):
         raise BadInput(
             f"{path}: {names[0]} {list(shapes[0])} and {names[1]} {list(shapes[1])} are not of the {size} features of `{of}`"
+        with open_plain(path) as file, zipfile.ZipFile(file) as archive:
+            raw = {name: _unpacked(archive, f"{name}.npy", size) for name in ("mu", "sigma")}
+            shapes = {name: _declared(content) for name, content in raw.items()}
+            fits = shapes == {"mu": (size,), "sigma": (size, size)}
+            found = {name: _array(content) for name, content in raw.items()} if fits else {}
+    except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for what is damaged
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        raise BadInput(f"{path}: not an .npz with mu and sigma: {one_line(reason, 300)}") from None
+    if not fits:
+        raise BadInput(
+            f"{path}: mu {list(shapes['mu'])} and sigma {list(shapes['sigma'])} are not of the {size} features of `extractor: {evaluation.extractor}`"
         )
     if not all(np.isfinite(part).all() for part in found.values()):
         raise BadInput(f"{path}: {names[0]} or {names[1]} is not finite")
     return found
+
+
+def _unpacked(archive: zipfile.ZipFile, name: str, size: int) -> bytes:
+    """A member of an archive, no further than statistics of so many features can reach."""
+    with archive.open(name) as file:
+        return file.read(_HEADER + _WIDEST * size * size)
+
+
+def _declared(raw: bytes) -> tuple[int, ...]:
+    """The shape that an array in numpy's format declares; numpy makes room for it before it reads one number."""
+    file = io.BytesIO(raw)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, _, kind = read[np.lib.format.read_magic(file)](file)
+    if kind.kind not in "fiu":
+        raise ValueError(f"holds {kind}, not numbers")
+    return tuple(shape)
+
+
+def _array(raw: bytes) -> NDArray[np.float64]:
+    return np.asarray(np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False), dtype=np.float64)

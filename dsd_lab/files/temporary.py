@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dsd_lab.errors import NoResources
+from dsd_lab.files.below import folder_below
 from dsd_lab.files.locks import is_held, locked
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./+=@,-]+")
@@ -71,21 +72,39 @@ def _places() -> list[str]:
 
 
 def _remove_left(place: Path) -> None:
-    """Remove this user's folders whose process was killed: they have the mark file, and their lock is free."""
+    """Remove this user's folders whose process was killed: they have our mark, and nobody holds their lock.
+
+    Everybody can write to the place: another user may put a link where a folder was. What is looked at and what is
+    removed is therefore one open folder.
+    """
     for mark in place.glob(f"{_PREFIX}????????/{_MARK}"):
-        with contextlib.suppress(OSError):  # another user's, or already removed
-            folder = mark.parent
-            ours = not folder.is_symlink() and folder.stat().st_uid == os.getuid()
-            if ours and not is_held(folder / _LOCK):
-                _removed(folder)
+        # Suppressed: a link, another user's, or removed meanwhile.
+        with contextlib.suppress(OSError), folder_below(place, (mark.parent.name,)) as folder:
+            ours = os.fstat(folder).st_uid == os.getuid() and _MARK in os.listdir(folder)
+            if ours and not is_held(_LOCK, folder):
+                _empty(folder)
+                mark.parent.rmdir()  # fails on a link that has taken its place
 
 
 def _removed(folder: Path) -> bool:
-    """Remove a folder, its mark file last, so that removal can be continued later. Returns whether it is gone."""
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-    if any(path.is_dir() for path in folder.iterdir()):
-        return False
-    shutil.rmtree(folder, ignore_errors=True)
+    """Remove a folder; False where something in it cannot be removed yet."""
+    try:
+        with folder_below(folder.parent, (folder.name,)) as handle:
+            _empty(handle)
+        folder.rmdir()
+    except OSError:
+        return not os.path.lexists(folder)
     return True
+
+
+def _empty(folder: int) -> None:
+    """Remove what is in an open folder, its mark last, so that what cannot be removed yet is still known to be ours."""
+    folders: list[str] = []
+    files: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            (folders if entry.is_dir(follow_symlinks=False) else files).append(entry.name)
+    for name in folders:
+        shutil.rmtree(name, dir_fd=folder)
+    for name in sorted(files, key=lambda name: name == _MARK):
+        os.unlink(name, dir_fd=folder)

@@ -12,7 +12,15 @@ from dsd_lab.files.below import remove_below
 from dsd_lab.home.home import Home
 from dsd_lab.home.mark import MARK, home_id
 from dsd_lab.home.names import TRIAL_ID
-from dsd_lab.home.ownership import Freeable, below, foreign_entries, is_own_folder, is_trial, trial_folders
+from dsd_lab.home.ownership import (
+    Freeable,
+    below,
+    foreign_entries,
+    is_own_folder,
+    is_trial,
+    not_where_refused,
+    trial_folders,
+)
 from dsd_lab.home.trial_records import TrialRecord
 from dsd_lab.specs.plugin_source import source_digest
 
@@ -80,6 +88,7 @@ def _only_link(path: Path) -> bool:
     return path.is_symlink() or not path.exists()
 
 
+@not_where_refused
 def _free_reproduction(root: Path, folder: Path, trial: str) -> bool:
     with Home(folder).trial(trial).lock() as held:
         return held and remove_below(root, folder)

@@ -11,11 +11,13 @@ from typing import Any
 
 from dsd_lab.errors import BadInput
 from dsd_lab.files.atomic import write_json
+from dsd_lab.files.bounded import check_plain
 from dsd_lab.home.anonymous import anonymous, names_of, without_names
 from dsd_lab.home.data_facts import other_images
 from dsd_lab.home.export_format import INDEX, Index, Listed, kind_of
 from dsd_lab.home.garbage import whole_checkpoint
 from dsd_lab.home.home import Home
+from dsd_lab.home.ownership import refuse_links
 from dsd_lab.home.parameter_count import average_parameters
 from dsd_lab.home.plugins import kept_path
 from dsd_lab.home.record_types import FORMAT
@@ -60,6 +62,7 @@ def export_sweep(home: Home, manifest: Manifest, out: Path, weights: bool, namel
 def _write(home: Home, manifest: Manifest, out: Path, weights: bool, nameless: bool) -> Index:
     folders = [home.trial(i) for i in dict.fromkeys(manifest.ids)]
     _refuse_running(folders)
+    refuse_links([home.sweep_folder(manifest.key), *(folder.root for folder in folders)])
     described = {folder.id: folder.description() for folder in folders}
     for trial, what in other_images({key: d for key, d in described.items() if d is not None}).items():
         raise BadInput(
@@ -127,14 +130,14 @@ def _copy_trial(folder: TrialFolder, target: Path, weights: bool) -> None:
     target.mkdir(parents=True)
     for name in ("trial.json", "status.json", "parameters.json", "code.diff"):
         if (folder.root / name).exists():
-            shutil.copyfile(folder.root / name, target / name)
+            _copy(folder.root / name, target / name)
     if folder.spool.exists():
         (target / "spool.jsonl").write_bytes(b"".join(complete_lines(folder.spool)))
     for pattern in ("images/*.png", "evaluations/*.json"):
         for path in sorted(folder.root.glob(pattern)):
             place = target / path.relative_to(folder.root)
             place.parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, place)
+            _copy(path, place)
     newest = whole_checkpoint(folder.checkpoints)
     if newest is None:
         return
@@ -143,6 +146,11 @@ def _copy_trial(folder: TrialFolder, target: Path, weights: bool) -> None:
     else:
         counted = Parameters(parameters=average_parameters(newest / "tensors.safetensors"))
         counted.write(target / "parameters.json")
+
+
+def _copy(path: Path, place: Path) -> None:
+    check_plain(path)  # a pipe would end in the traceback of a library
+    shutil.copyfile(path, place, follow_symlinks=False)
 
 
 def _listed(path: Path) -> Listed:

@@ -33,6 +33,7 @@ from dsd_lab.home.ownership import (
     foreign_entries,
     is_own_folder,
     is_trial,
+    not_where_refused,
     require_home,
     trial_folders,
     was_trial,
@@ -246,6 +247,7 @@ def _trial(home: Home, folder: TrialFolder, forgetting: str | None, why: str) ->
     return Freeable("trial", folder.root, why, size_of(folder.root), free)
 
 
+@not_where_refused
 def _free_trial(home: Home, folder: TrialFolder, forgetting: str | None) -> bool:
     if below(home, "trials") is None:  # replaced by a link
         return False
@@ -266,6 +268,7 @@ def _free_trial(home: Home, folder: TrialFolder, forgetting: str | None) -> bool
         return delete_trial(home.root, going)
 
 
+@not_where_refused
 def _free_held(home: Home, folder: TrialFolder, path: Path) -> bool:
     with folder.lock() as held:
         return held and remove_below(home.root, path)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsd_lab.errors import BadInput, NoResources
-from dsd_lab.files.atomic import make_folder
+from dsd_lab.files.atomic import create_beside, make_folder
 from dsd_lab.files.locks import is_held, locked
 from dsd_lab.home.mark import MARK, mark_home
 from dsd_lab.home.record_types import FORMAT, DamagedRecord
@@ -89,9 +89,9 @@ class Home:
             raise BadInput(f"--home {self.root}: is a file; name a folder")
         try:
             make_folder(self.root)
-            probe = self.root / f".writable-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
+            handle, probe = create_beside(self.root / "writable")
+            os.close(handle)
+            os.unlink(probe)
         except OSError as error:
             raise NoResources(f"--home {self.root}: cannot be written: {error.strerror}") from None
 

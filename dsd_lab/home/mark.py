@@ -5,13 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import stat
 import uuid
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from dsd_lab.files.bounded import read_json_object
+from dsd_lab.files.bounded import BadFile, read_json_object
 from dsd_lab.home.record_types import Record, Text
 
 MARK, RUNS = "dsd-lab-home.json", "mlflow-runs.json"
@@ -43,23 +44,24 @@ def mark_home(root: Path) -> str:
     Concurrent processes agree on one id.
 
     Raises:
-        OSError: the mark file cannot be written, or is a link.
+        OSError: the mark file cannot be written, or is a link or a pipe.
     """
     known = home_id(root)
     if known is not None:
         return known
-    handle = os.open(root / MARK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    with os.fdopen(handle, "r+b") as file:
+    handle = os.open(root / MARK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    with os.fdopen(handle, "r+b", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise BadFile(root / MARK, "is not a regular file")
         fcntl.flock(file, fcntl.LOCK_EX)
-        known = _id_in(file.read(4096))
+        known = _id_in(os.read(handle, 4096))
         if known is None:
             # The home's runs in MLflow carry its id: a lost mark file gets the same id again.
             known = _valid((read_json_object(root / RUNS) or {}).get("home")) or uuid.uuid4().hex
             file.seek(0)
             file.truncate()
             file.write(HomeMark(format=1, home=known, note=_NOTE).model_dump_json(indent=1).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+            os.fsync(handle)
     return known
 
 

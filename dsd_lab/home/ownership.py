@@ -6,19 +6,23 @@ A trial is recognised by the records in its folder, a cache file by its name.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 from dsd_lab.errors import BadInput
 from dsd_lab.files.below import folder_below, remove_below, remove_in
+from dsd_lab.files.bounded import BadFile
 from dsd_lab.home.home import Home
 from dsd_lab.home.mark import MARK, home_id
 from dsd_lab.home.names import TRIAL_ENTRIES, is_trial_id
 from dsd_lab.home.trial_records import Status, TrialRecord
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,19 @@ class Freeable:
     def row(self) -> dict[str, Any]:
         """The row that `--json` prints."""
         return {"kind": self.kind, "path": str(self.path), "why": self.why, "bytes": self.bytes}
+
+
+def not_where_refused(free: Callable[P, bool]) -> Callable[P, bool]:
+    """A way to free that leaves alone what has a link or a pipe in the place of its lock."""
+
+    @functools.wraps(free)
+    def tried(*arguments: P.args, **named: P.kwargs) -> bool:
+        try:
+            return free(*arguments, **named)
+        except BadFile:
+            return False
+
+    return tried
 
 
 _RECORDS = {"trial.json", "status.json", "lock"}
@@ -84,6 +101,23 @@ def is_trial(folder: Path, trial_id: str) -> bool:
         return described.id == trial_id
     status = Status.known(folder / "status.json")
     return status is not None and status.state != "pending"
+
+
+def refuse_links(folders: Iterable[Path]) -> None:
+    """Refuse to write, or to copy, where a link leads out of the folder of a sweep or of a trial.
+
+    A home may have come with a clone or an archive. Links above these folders stand for a disk that somebody chose.
+
+    Raises:
+        BadInput: one of the folders is a link, or holds one.
+    """
+    for folder in folders:
+        places = (os.path.join(at, name) for at, *inside in os.walk(folder) for names in inside for name in names)
+        for place in (str(folder), *places):
+            if os.path.islink(place):
+                raise BadInput(
+                    f"{place}: is a link; in the folders of trials none is followed: remove it, or put what it leads to in its place"
+                )
 
 
 def is_own_folder(path: Path) -> bool:

@@ -29,7 +29,8 @@ def keep_plugins(home: Home) -> list[dict[str, Any]]:
         given = plugin.module or ""
         if plugin.source:
             path = kept_path(home, plugin.name, plugin.digest)
-            if not path.is_file():
+            # What lies there may have come with an import, and another source can be found that has the same digits.
+            if not path.is_file() or path.is_symlink() or path.read_bytes() != plugin.source:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(path, plugin.source, durable=True)
             given = given or str(path.resolve())
@@ -62,6 +63,8 @@ def recorded_fields(description: TrialRecord, home: Path) -> Trial:
             cure = (
                 f"give --plugin {' --plugin '.join(kept)}" if kept else "give the plug-in that defines it with --plugin"
             )
+            if kept and (Home(home).trial(description.id).imported() or (home / "export.json").exists()):
+                cure += "; that is code of others, which came with an import: read it before you run it"
             what = (
                 "is not loaded" if part is None else f"at {part.where} is another version than the one that trained it"
             )

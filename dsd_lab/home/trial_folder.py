@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_lab.files.atomic import make_folder, write_json
+from dsd_lab.files.bounded import read_json
 from dsd_lab.files.locks import is_held, locked
 from dsd_lab.home.record_types import TEXT
 from dsd_lab.home.trial_records import Evaluation, ImportedTrial, ProgressRecord, Status, TrialRecord
@@ -150,8 +150,8 @@ class TrialFolder:
     def evaluating(self) -> str | None:
         """The progress of evaluations last recorded by a live process."""
         try:
-            return str(json.loads((self.root / "evaluating.json").read_text())) if self.is_locked() else None
-        except (FileNotFoundError, ValueError):
+            return str(read_json(self.root / "evaluating.json")) if self.is_locked() else None
+        except (OSError, ValueError, RecursionError):
             return None
 
     def evaluations(self) -> dict[str, Evaluation]:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from dsd_lab.core.training.checkpoints import list_checkpoints, load_checkpoint
 from dsd_lab.errors import CorruptCheckpoint
+from dsd_lab.files.bounded import read_plain
+from dsd_lab.files.image_files import MAX_BYTES
 from dsd_lab.home.spool import read_spool
 from dsd_lab.home.trial_folder import TrialFolder
 
@@ -24,6 +26,19 @@ def compare(recorded: TrialFolder, again: TrialFolder) -> dict[str, Any]:
     weights, records = _weights(recorded, again), _records(recorded, again)
     equal = records["equal"] and weights["equal"] is not False
     return {"equal": equal, "weights": weights, "records": records, "differs": list(_origins(recorded, again))}
+
+
+def other_than(recorded: TrialFolder, again: TrialFolder) -> str | None:
+    """The first evaluation or picture of a trial that its reproduction does not have the same; None where all are."""
+    mine = again.evaluations()
+    for key, evaluation in recorded.evaluations().items():
+        if key not in mine or mine[key].metrics != evaluation.metrics:
+            return f"evaluation {key}"
+    for path in sorted(recorded.images.glob("*.png")):
+        own = again.images / path.name
+        if not own.is_file() or read_plain(own, MAX_BYTES) != read_plain(path, MAX_BYTES):
+            return f"picture {path.name}"
+    return None
 
 
 def _newest(folder: TrialFolder) -> tuple[str, dict[str, Tensor]] | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from dsd_lab.core.observing.pictures import save_grid
 from dsd_lab.core.training.events import Checkpointed, Diverged, Drew, Event, Finished, Logged, Probed
-from dsd_lab.files.atomic import sync_file, sync_folder
+from dsd_lab.files.atomic import sync_file, sync_folder, write_atomic
 from dsd_lab.home.names import NOT_FINITE, finite
 from dsd_lab.home.record_types import FORMAT
 from dsd_lab.home.spool import complete_lines, parsed_lines, read_spool, sound_lines
@@ -49,10 +49,9 @@ class Spool:
         kept = [] if resumed_at is None else _lines_to_checkpoint(path, resumed_at, lines)
         self._images, self._meter, self._timed_from = images, meter, resumed_at or 0
         self._unflushed: list[Path] = []
-        self._file = path.open("r+b" if path.exists() else "w+b")
-        sync_folder(path.parent)
-        self._file.truncate(sum(len(line) for line in kept))
-        self._file.seek(0, os.SEEK_END)
+        # Replaced, not shortened in its place: its name may be a link to another file, or another name of one.
+        write_atomic(path, b"".join(kept), durable=True)
+        self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC), "ab")
         self._next = len(kept)
         last = SpoolLine.model_validate_json(kept[-1]) if kept else None
         written = last is not None and (last.kind, last.step) == ("checkpoint", resumed_at)

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dsd_lab.errors import CorruptCheckpoint
+from dsd_lab.errors import BadInput, CorruptCheckpoint
+from dsd_lab.files.bounded import BadFile, read_plain
 from dsd_lab.files.printable import printable
 from dsd_lab.home.history import write_history
 from dsd_lab.home.spool import is_whole_picture
@@ -81,10 +82,24 @@ def write_artifacts(folder: TrialFolder, state: str, target: Path) -> None:
         return
     for name in ("trial.json", "code.diff"):
         if (folder.root / name).exists():
-            (target / name).write_bytes((folder.root / name).read_bytes())
+            (target / name).write_bytes(_own_bytes(folder.root / name))
     write_history(folder.spool, target / "history.parquet")
     if state in ENDED:
         _write_final(folder, target / "final")
+
+
+def _own_bytes(path: Path) -> bytes:
+    """The bytes of a trial's file; what a link leads to is not sent to a store that others may read.
+
+    Raises:
+        BadInput: it is a link or a pipe.
+    """
+    if path.is_symlink():
+        raise BadInput(f"{path}: is a link; in the folders of trials none is followed: remove it")
+    try:
+        return read_plain(path, None)
+    except BadFile as error:
+        raise BadInput(f"{path}: {error.strerror}") from None
 
 
 def _write_final(folder: TrialFolder, final: Path) -> None:
@@ -98,10 +113,10 @@ def _write_final(folder: TrialFolder, final: Path) -> None:
     for name in ("reconstruction", "samples"):
         grids = sorted(folder.images.glob(f"{name}-*.png"), reverse=True)
         if newest := next(filter(is_whole_picture, grids), None):
-            (final / f"{name}.png").write_bytes(newest.read_bytes())
+            (final / f"{name}.png").write_bytes(_own_bytes(newest))
     counted = folder.root / "parameters.json"
     if counted.exists():  # a trial imported without weights
-        (final / "parameters.json").write_bytes(counted.read_bytes())
+        (final / "parameters.json").write_bytes(_own_bytes(counted))
     for path in list_checkpoints(folder.checkpoints)[:1]:
         try:
             tensors, _ = load_checkpoint(path)

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 
 from dsd_lab.errors import BadInput
+from dsd_lab.files.atomic import write_atomic
 from dsd_lab.home.spool import complete_lines
 
 EVERY = 10.0
@@ -34,7 +35,7 @@ class Sampler:
         psutil.cpu_percent()  # the next call returns the load since this one
         self._file = sweep / "machine.jsonl"
         if self._file.exists():  # a killed sampler may have left half a line
-            self._file.write_bytes(b"".join(complete_lines(self._file)))
+            write_atomic(self._file, b"".join(complete_lines(self._file)))
 
     def sample_when_due(self) -> bool:
         """Append a sample if the last one is old enough. Returns whether it did."""

@@ -141,5 +141,12 @@ def default_uri(home: Path) -> str:
 
 
 def own_uri(home: Path) -> str:
-    """URI of the SQLite file of a home folder."""
-    return f"sqlite:///{home.resolve() / 'mlflow.db'}"
+    """URI of the SQLite file of a home folder.
+
+    Raises:
+        BadInput: a link is in its place.
+    """
+    path = home.resolve() / "mlflow.db"
+    if path.is_symlink():  # a home may have come with a clone, and MLflow would write its tables where it leads
+        raise BadInput(f"{path}: is a link; name the store that it leads to with --tracking-uri sqlite:///PATH")
+    return f"sqlite:///{path}"

@@ -14,10 +14,13 @@ from dsd_lab.core.data.folder_layout import LABELS, Tree, check_level, descended
 from dsd_lab.core.data.layout import class_order, is_image_name
 from dsd_lab.core.data.records import FileRecords, shown
 from dsd_lab.errors import BadInput
+from dsd_lab.files.bounded import BadFile, read_plain
 
 if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
 
+_JSON, _LABEL = 2**20, 1024
+"""Bytes that a `dataset.json` may have, and for each image beside it."""
 Listed = dict[str | None, list[str]]
 """Class name -> paths of its images; the key is None for images without labels."""
 
@@ -83,10 +86,12 @@ def _by_labels(tree: Tree, base: Path) -> Listed:
     if not files:
         raise BadInput(f"{shown(base)}: holds {LABELS} and no images")
     try:
-        labels = json.loads(path.read_bytes())["labels"]
+        labels = json.loads(read_plain(path, _JSON + _LABEL * len(files)))["labels"]
         if not labels:
             return {None: list(files.values())}
         numbers = {str(name): label for name, label in labels}
+    except BadFile as error:
+        raise BadInput(f"{shown(path)}: {error.strerror}: too much for the {len(files):,} images beside it") from None
     except (ValueError, TypeError, KeyError, RecursionError):
         raise BadInput(f'{shown(path)}: not {{"labels": [[FILE, CLASS], ...]}}, as StyleGAN and EDM write it') from None
     found: Listed = {}

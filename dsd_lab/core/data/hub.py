@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +19,7 @@ from dsd_lab.core.data.records import Item, Stamp, StoredRecords, numbered, show
 from dsd_lab.errors import BadInput
 from dsd_lab.files.bounded import parse_json, read_plain
 from dsd_lab.files.image_files import MAX_BYTES
+from dsd_lab.units import readable
 
 if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 _MAX_MEMORY, _MAX_FILE_BYTES = 8 * 2**30, 16 * 2**30
 """Limits of the process that unpacks a data set, in bytes: memory, and size of a file that it writes."""
+_MAX_RATIO, _MAX_EXTRA = 20, 64 * 2**20
+"""Bytes that the process may write per byte of the files of the data set, and in addition."""
 
 
 def load_hub(spec: Data, cache: Path | None) -> DataSet:
@@ -85,7 +89,7 @@ def _unpacked(name: str) -> dict[str, list[str]]:
     Raises:
         BadInput: the library refuses the data set, cannot reach the Hub, or exceeds the limits.
     """
-    bounds = [str(_MAX_MEMORY), str(_MAX_FILE_BYTES)]
+    bounds = map(str, (_MAX_MEMORY, _MAX_FILE_BYTES, _MAX_RATIO, _MAX_EXTRA))
     command = [sys.executable, "-P", "-m", "dsd_lab.files.hub_child", name, *bounds]
     done = subprocess.run(command, capture_output=True)
     try:
@@ -98,6 +102,10 @@ def _unpacked(name: str) -> dict[str, list[str]]:
         )
     if reason := answer.get("refused"):
         raise BadInput(f"data.hub: {name!r} cannot be loaded: {_line(reason)}")
+    if large := answer.get("large"):
+        raise BadInput(
+            f"data.hub: {name!r} is stopped: its files have {readable(large['listed'])}, and it wrote more than {_MAX_RATIO} times that and {readable(_MAX_EXTRA)} while it was downloaded and unpacked"
+        )
     if "splits" not in answer:
         raise BadInput(
             f"data.hub: {name!r} cannot be loaded: the library ended without an answer; it may take {_MAX_MEMORY / 2**30:g} GiB of memory, and {_MAX_FILE_BYTES / 2**30:g} GiB a file"
@@ -148,6 +156,7 @@ class HubRecords(StoredRecords):
 
     def __init__(self, spec: Data, name: str, table: Any, labels: Any) -> None:
         self._place, self._column, self._table, self.labels = f"{spec.hub}: {name}", spec.image_column, table, labels
+        self._hub = spec.hub
 
     def item(self, i: int) -> Item:
         return f"{self._place} row {i}", partial(self._bytes, i)
@@ -156,7 +165,22 @@ class HubRecords(StoredRecords):
         image = self._table[i][self._column]
         if image is None or image["bytes"] is not None or image["path"] is None:
             return image and image["bytes"]
-        return read_plain(image["path"], MAX_BYTES)
+        return read_plain(self._inside(image["path"]), MAX_BYTES)
+
+    def _inside(self, path: str) -> str:
+        """A file that a row names: the library's own, which it unpacked, or one below the folder that stands for the set.
+
+        Raises:
+            OSError: it is another; a table of others can name any file of the user's.
+        """
+        from datasets import config
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        found = os.path.realpath(path)
+        own = (config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, config.EXTRACTED_DATASETS_PATH, HF_HUB_CACHE)
+        if not any(found.startswith(os.path.realpath(place).rstrip("/") + "/") for place in (*own, str(self._hub))):
+            raise OSError("the row names a file that is not of the set")
+        return found
 
     def stamp(self) -> Stamp:
         """The library's files, and image files that rows refer to by path."""

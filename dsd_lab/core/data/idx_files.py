@@ -10,11 +10,14 @@ from pathlib import Path
 from dsd_lab.core.data.layout import TRAIN, split_name
 from dsd_lab.core.data.records import shown
 from dsd_lab.errors import BadInput
+from dsd_lab.files.bounded import BadFile, read_plain
 
 _NAME = re.compile(
     r"(?:(?P<set>.+?)-)?(?P<split>train|t10k|test)[-_.](?P<what>images|labels)[-_.]idx(?P<dimensions>\d)[-_.](?P<type>ubyte|int)(?P<gz>\.gz)?",
     re.IGNORECASE,
 )
+_MAPPING = 2**20
+"""Bytes of the file that names characters."""
 _DEPTH = 3
 """Depth of the search for files in sub-folders, so that a message can name the right folder."""
 
@@ -61,7 +64,11 @@ def class_names(root: IdxSet) -> dict[int, str]:
     for path in {path.parent for path in root.files.values()}:
         mapping = path / f"{root.name}-mapping.txt"
         if root.name and mapping.is_file():
-            for line in mapping.read_text(errors="replace").splitlines():
+            try:
+                text = read_plain(mapping, _MAPPING).decode(errors="replace")
+            except BadFile as error:
+                raise BadInput(f"{shown(mapping)}: {error.strerror}") from None
+            for line in text.splitlines():
                 numbers = line.split()
                 if len(numbers) > 1 and all(n.isdecimal() and int(n) < 0x110000 for n in numbers):
                     names[int(numbers[0])] = shown(chr(int(numbers[1])))

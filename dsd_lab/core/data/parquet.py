@@ -122,8 +122,12 @@ class ParquetRecords(Records):
                 continue
             kind = table.schema_arrow.field(self._label).type
             if not pyarrow.types.is_integer(kind):
-                raise BadInput(f"{shown(path)}: the labels are {kind}, not whole numbers")
+                raise BadInput(
+                    f"{shown(path)}: the labels are {shown(str(kind))[:_MAX_NAME_LENGTH]}, not whole numbers"
+                )
             found = self._column_of(table, path)
+            if len(found) != rows:
+                raise BadInput(f"{shown(path)}: declares {rows:,} rows and holds {len(found):,} labels")
             for row, label in enumerate(found):
                 if label is None or label < 0:
                     raise BadInput(
@@ -147,12 +151,10 @@ class ParquetRecords(Records):
 
         columns = [self._image, *([self._label] if labelled and self._label is not None else [])]
 
-        try:
+        with _whole(path):
             check_plain(path)
             table = pyarrow.parquet.ParquetFile(path)
             missing = [name for name in columns if name not in table.schema_arrow.names]
-        except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
-            raise BadInput(f"{shown(path)}: {_not_parquet(path, _reason(error))}") from None
         if missing:
             raise BadInput(
                 f"{shown(path)}: no column {missing[0]!r} (it has {shown(', '.join(table.schema_arrow.names))[:500]}); data.image_column and data.label_column name them, `data.label_column: null` where there are no labels"
@@ -160,9 +162,12 @@ class ParquetRecords(Records):
         kind = table.schema_arrow.field(self._image).type
         fields = [kind.field(i).name for i in range(kind.num_fields)] if pyarrow.types.is_struct(kind) else []
         if "bytes" not in fields:
-            raise BadInput(f"{shown(path)}: the column {self._image!r} is {kind}, not images as {{bytes, path}}")
+            raise BadInput(
+                f"{shown(path)}: the column {self._image!r} is {shown(str(kind))[:_MAX_NAME_LENGTH]}, not images as {{bytes, path}}"
+            )
         if path not in self._checked:
-            _check_declared(path, table.metadata, {self._image, self._label})
+            with _whole(path):  # names stand in the footer twice
+                _check_declared(path, table.metadata, {self._image, self._label})
             self._checked.add(path)
         return table
 
@@ -171,9 +176,13 @@ class ParquetRecords(Records):
 
         for path in self._files:
             row, unpacked, most = 0, 0, _MAX_UNPACKED + _MAX_RATIO * path.stat().st_size
+            table = self._opened(path)
+            rows = table.metadata.num_rows
             try:
-                for batch in self._opened(path).iter_batches(_ROWS, columns=[self._image]):
+                for batch in table.iter_batches(_ROWS, columns=[self._image]):
                     for value in batch.column(0):
+                        if row == rows:
+                            raise BadInput(f"{shown(path)}: declares {rows:,} rows and holds more images")
                         image = value.as_py()
                         unpacked += len((image and image["bytes"]) or b"")
                         if unpacked > most:
@@ -187,6 +196,8 @@ class ParquetRecords(Records):
                         row += 1
             except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
                 raise BadInput(f"{shown(path)}: damaged after row {row}: {_reason(error)}") from None
+            if row < rows:
+                raise BadInput(f"{shown(path)}: declares {rows:,} rows and holds {row:,} images")
 
     def stamp(self) -> Stamp:
         return stamp_of([*self._files, *self._referenced_files()])
@@ -197,10 +208,12 @@ class ParquetRecords(Records):
 
         for path in self._files:
             table = self._opened(path, labelled=False)
-            groups = [table.metadata.row_group(i) for i in range(table.metadata.num_row_groups)]
-            columns = [group.column(i) for group in groups for i in range(group.num_columns)]
-            counted = [c.statistics for c in columns if c.path_in_schema == f"{self._image}.bytes"]
-            if all(found is not None and found.null_count == 0 for found in counted):
+            with _whole(path):
+                groups = [table.metadata.row_group(i) for i in range(table.metadata.num_row_groups)]
+                columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+                counted = [c.statistics for c in columns if c.path_in_schema == f"{self._image}.bytes"]
+                none_missing = all(found is not None and found.null_count == 0 for found in counted)
+            if none_missing:
                 continue
             try:
                 images = (i for b in table.iter_batches(_ROWS, columns=[self._image]) for i in b.column(0).to_pylist())
@@ -238,6 +251,17 @@ def _inside(name: str, folder: Path, root: Path) -> Path:
         if found.startswith(top.rstrip("/") + "/") and os.path.isfile(found):
             return Path(found)
     raise OSError("the row holds no bytes, and no file of this name is next to the parquet file")
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """What pyarrow raises while it reads a footer is `BadInput`: the file is no parquet file."""
+    import pyarrow
+
+    try:
+        yield
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+        raise BadInput(f"{shown(path)}: {_not_parquet(path, _reason(error))}") from None
 
 
 def _not_parquet(path: Path, reason: str) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dsd_lab.core.diffusion.samplers import sample_latents, sampled_labels
+from dsd_lab.files.atomic import write_atomic
 
 if TYPE_CHECKING:
     from dsd_lab.core.model.network import Network
@@ -61,7 +62,7 @@ def save_grid(folder: Path, name: str, step: int, images: Tensor) -> str:
     """Save images uint8 [N, C, H, W] as one PNG below a folder; returns its name."""
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}-{step:09d}.png"
-    path.write_bytes(encoded(images))
+    write_atomic(path, encoded(images))  # which follows no link
     return path.name
 
 

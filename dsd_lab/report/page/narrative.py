@@ -57,11 +57,7 @@ def notices(groups: list[Group], settings: ReportSettings) -> list[str]:
         )
     if changed := sum(r.code_changes is not None for r in results):
         texts.append(f"{_trials(changed)} resumed with changed training code, as requested; see the provenance.")
-    if imported := [r for r in results if r.imported is not None]:
-        names = ", ".join(sorted({str(r.imported) for r in imported}))
-        texts.append(
-            f"{_trials(len(imported))} imported ({names}), not trained in this home folder: their numbers cannot be checked here."
-        )
+    texts += imported_notice(results)
     if unreadable := [f"{r.id}: {reason}" for r in results for reason in dict.fromkeys(r.unreadable)]:
         files = "1 file" if len(unreadable) == 1 else f"{len(unreadable)} files"
         texts.append(
@@ -88,6 +84,14 @@ def notices(groups: list[Group], settings: ReportSettings) -> list[str]:
             "the rank of the images' patches, which was not recorded, a collapse cannot be distinguished from images of low rank."
         )
     return texts + flags_of(results)
+
+
+def imported_notice(results: list[Result]) -> list[str]:
+    """A line on trials whose numbers are those of others; none where there are none."""
+    imported = {r.id: str(r.imported) for r in results if r.imported is not None}
+    names = ", ".join(sorted(set(imported.values())))
+    line = f"{_trials(len(imported))} imported ({names}), not trained in this home folder: their numbers cannot be checked here."
+    return [line] if imported else []
 
 
 def _trials(count: int) -> str:
