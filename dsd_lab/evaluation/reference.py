@@ -85,28 +85,18 @@ def read_reference(evaluation: Generation, spatial: bool = False) -> Statistics:
     if evaluation.reference_sha256 not in (None, sha256_of(path)):
         raise BadInput(f"{path}: has changed since the spec was read: its SHA-256 is {sha256_of(path)}")
     try:
-        with np.load(path, allow_pickle=False) as content:
-            values = [np.asarray(content[name], dtype=np.float64) for name in names]
-            found = dict(zip(("mu", "sigma"), values, strict=True))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BadInput(f"{path}: not an .npz with {' and '.join(names)}: {reason}") from None
-    shapes = found["mu"].shape, found["sigma"].shape
-    if shapes != ((size,), (size, size)):
-        raise BadInput(
-            f"{path}: {names[0]} {list(shapes[0])} and {names[1]} {list(shapes[1])} are not of the {size} features of `{of}`"
         with open_plain(path) as file, zipfile.ZipFile(file) as archive:
-            raw = {name: _unpacked(archive, f"{name}.npy", size) for name in ("mu", "sigma")}
+            raw = {name: _unpacked(archive, f"{name}.npy", size) for name in names}
             shapes = {name: _declared(content) for name, content in raw.items()}
-            fits = shapes == {"mu": (size,), "sigma": (size, size)}
-            found = {name: _array(content) for name, content in raw.items()} if fits else {}
+            fits = list(shapes.values()) == [(size,), (size, size)]
+            values = [_array(content) for content in raw.values()] if fits else []
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for what is damaged
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-        raise BadInput(f"{path}: not an .npz with mu and sigma: {one_line(reason, 300)}") from None
+        raise BadInput(f"{path}: not an .npz with {' and '.join(names)}: {one_line(reason, 300)}") from None
     if not fits:
-        raise BadInput(
-            f"{path}: mu {list(shapes['mu'])} and sigma {list(shapes['sigma'])} are not of the {size} features of `extractor: {evaluation.extractor}`"
-        )
+        given = " and ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+        raise BadInput(f"{path}: {given} are not of the {size} features of `{of}`")
+    found = dict(zip(("mu", "sigma"), values, strict=True))
     if not all(np.isfinite(part).all() for part in found.values()):
         raise BadInput(f"{path}: {names[0]} or {names[1]} is not finite")
     return found
