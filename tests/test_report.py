@@ -571,7 +571,7 @@ def test_every_table_and_figure_is_a_file_that_can_be_read(report):
         with Image.open(folder / "figures" / f"{drawn.stem}.png") as image:
             assert image.width > 600 and len(image.getcolors(10**7)) > 10
         assert ElementTree.parse(folder / "figures" / f"{drawn.stem}.svg").getroot().tag.endswith("svg")
-    named = ["verdicts", "comparisons", "evaluations", "rank_gap", "cost", "published", "trials"]
+    named = ["verdicts", "comparisons", "evaluations", "viv", "rank_gap", "cost", "published", "trials"]
     assert [t.name for t in page.tables] == named
     for table in page.tables:
         assert len(pd.read_csv(folder / "tables" / f"{table.name}.csv")) == len(table.frame) > 0

@@ -71,7 +71,7 @@ def test_what_a_predictor_lets_through_is_measured_along_the_targets_directions(
 def test_probes_record_class_viv_and_the_rank_differential_at_the_training_times(tiny_trial, digits, monkeypatch):
     """A denoiser that gives the target of an online encoder back has no differential; one that gives a point has all of it."""
     objective = {"target": "stop_gradient", "output": "clean", "loss_space": "clean"}
-    trial = tiny_trial(objective=objective, probe={"images": 32, "scale_images": 16})
+    trial = tiny_trial(objective=objective, probe={"images": 32, "scale_images": 16, "gradient_images": 0})
     network = Trainer(trial, 0, digits, CPU).network
     probes = ProbeSet(trial, digits, network, CPU)
     z = network.normalise(network.encode_raw(probes.x).float()).detach()
