@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 import tempfile
 import urllib.request
 from http.cookiejar import CookieJar
@@ -40,17 +41,24 @@ class User:
         environment: which differs from that of the tests; None takes a variable away.
         files: files that a process may have open.
         prefix: what makes a command another user's.
+        python: the interpreter.
     """
 
-    def __init__(self, environment: dict[str, str | None], files: int = 4096, prefix: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        environment: dict[str, str | None],
+        files: int = 4096,
+        prefix: tuple[str, ...] = (),
+        python: str = sys.executable,
+    ) -> None:
         known = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"} | environment
         self._environment = {name: value for name, value in known.items() if value is not None}
-        self._files, self._prefix = files, prefix
+        self._files, self._prefix, self._python = files, prefix, python
 
     def start(self, *arguments: object) -> subprocess.Popen[str]:
         limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (min(64, self._files), self._files))  # noqa: E731
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8", "start_new_session": True}
-        whole = [*self._prefix, *command(*arguments)]
+        whole = [*self._prefix, self._python, *command(*arguments)[1:]]
         return subprocess.Popen(whole, env=self._environment, cwd="/", preexec_fn=limit, **pipes)
 
     def does(self, *arguments: object) -> str:
@@ -66,7 +74,8 @@ class User:
         home, other = folder / "home", folder / "other"
         (trial,) = load_sweep(spec).trials
         self.does("sweep", spec, "--home", home)
-        (shown,) = json.loads(self.does("status", "tiny", "--home", home, "--json"))["trials"]
+        (sweep,) = json.loads(self.does("status", "tiny", "--home", home, "--json"))["sweeps"]
+        (shown,) = sweep["trials"]
         assert (shown["id"], shown["state"]) == (trial.id, "done")
         self.does("report", "tiny", "--home", home)
         assert "dsd" in (home / "reports" / "tiny" / "report.html").read_text(encoding="utf-8")
@@ -103,6 +112,23 @@ class User:
             server.communicate(timeout=60)
 
 
+PACKAGES = os.pathsep.join(p for p in sys.path if "packages" in p or Path(p, "dsd_lab").is_dir())
+STARTS = "import subprocess, sys, torch, ray; subprocess.run([sys.executable, '-c', 'import mlflow'], check=True)"
+
+
+def interpreter_for(prefix):
+    """A Python of this version that another user may start, with our packages; ours may lie where nobody else may read."""
+    system = shutil.which(f"python{sys.version_info[0]}.{sys.version_info[1]}", path="/usr/bin:/usr/local/bin")
+    for python in filter(None, (sys.executable, system)):
+        tried = [*prefix, python, "-c", STARTS]
+        if (
+            subprocess.run(tried, env=os.environ | {"PYTHONPATH": PACKAGES}, cwd="/", capture_output=True).returncode
+            == 0
+        ):
+            return python
+    return None
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_odd_letters_in_every_path(place):
@@ -133,7 +159,8 @@ def test_no_home_no_language_and_no_place_for_temporary_files(place):
 @pytest.mark.timeout(600)
 def test_a_user_without_a_home_of_few_open_files_whose_place_for_temporary_files_is_full(place):
     prefix = neighbour()
-    if not prefix:
+    python = interpreter_for(prefix) if prefix else None
+    if python is None:
         pytest.skip("only root becomes another user, and Python must lie where that one may read")
     full = place / "full"
     full.mkdir()
@@ -147,7 +174,8 @@ def test_a_user_without_a_home_of_few_open_files_whose_place_for_temporary_files
         read_only.mkdir(mode=0o555)
         for path in (spec.parent, *spec.parent.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
-        user = User({"HOME": str(read_only), "TMPDIR": str(full)}, files=256, prefix=tuple(prefix))
+        lacks = {"HOME": str(read_only), "TMPDIR": str(full), "PYTHONPATH": PACKAGES}
+        user = User(lacks, files=256, prefix=tuple(prefix), python=python)
         user.goes_through(place / "work", spec)
         assert {path.lstat().st_uid for path in (place / "work").rglob("*")} == {NOBODY}
     finally:
