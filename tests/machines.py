@@ -117,8 +117,10 @@ class Machines:
         """The machine on which a process runs; -1 where it is gone or runs on none."""
         with contextlib.suppress(OSError):
             space = os.stat(f"/proc/{process}/ns/net").st_ino
-            spaces = [os.stat(f"/run/netns/{name}").st_ino for name in self.names]
-            return spaces.index(space) if space in spaces else -1
+            for number, name in enumerate(self.names):
+                place = Path("/run/netns", name)
+                if place.exists() and place.stat().st_ino == space:
+                    return number
         return -1
 
     def processes(self, number: int) -> list[int]:
@@ -155,12 +157,11 @@ class Machines:
         ip("-n", self._switch, "link", "set", f"p{number}", "down")
 
     def end(self) -> None:
-        for number, name in enumerate(self.names):
+        for number in range(len(self.names)):
+            self.kill(number)
+        for name in (*self.names, self._switch):
             if Path("/run/netns", name).exists():
-                self.kill(number)
                 ip("netns", "delete", name)
-        if Path("/run/netns", self._switch).exists():
-            ip("netns", "delete", self._switch)
 
 
 @contextlib.contextmanager
