@@ -1,6 +1,5 @@
 """A sweep from its first line to its report, where paths are odd, where the environment lacks something, and for a user who may do little."""
 
-import contextlib
 import json
 import os
 import resource
@@ -13,7 +12,6 @@ from http.cookiejar import CookieJar
 from pathlib import Path
 
 import pytest
-from neighbours import neighbour
 from sweeping import BASE, DEADLINE, answer_of, command, write_idx, write_spec
 
 from dsd_lab.errors import NO_RESOURCES, OK, NoResources
@@ -22,7 +20,6 @@ from dsd_lab.specs.loading import load_sweep
 from dsd_lab.store.uri import refuse_unsuitable
 
 ODD = "josé ? %41 #1 & 'q' \u65e5\u672c"
-NOBODY = 65534
 
 
 @pytest.fixture
@@ -112,23 +109,6 @@ class User:
             server.communicate(timeout=60)
 
 
-PACKAGES = os.pathsep.join(p for p in sys.path if "packages" in p or Path(p, "dsd_lab").is_dir())
-STARTS = "import subprocess, sys, torch, ray; subprocess.run([sys.executable, '-c', 'import mlflow'], check=True)"
-
-
-def interpreter_for(prefix):
-    """A Python of this version that another user may start, with our packages; ours may lie where nobody else may read."""
-    system = shutil.which(f"python{sys.version_info[0]}.{sys.version_info[1]}", path="/usr/bin:/usr/local/bin")
-    for python in filter(None, (sys.executable, system)):
-        tried = [*prefix, python, "-c", STARTS]
-        if (
-            subprocess.run(tried, env=os.environ | {"PYTHONPATH": PACKAGES}, cwd="/", capture_output=True).returncode
-            == 0
-        ):
-            return python
-    return None
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_odd_letters_in_every_path(place):
@@ -145,41 +125,6 @@ def test_odd_letters_in_every_path(place):
         long /= "long" * 20
     user.goes_through(long, spec)
     assert not (odd / "user" / ".ray").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_no_home_no_language_and_no_place_for_temporary_files(place):
-    folder = place / "josé"
-    user = User({"HOME": None, "LANG": "C", "LC_ALL": "C", "TMPDIR": str(place / "gone"), "USER": None})
-    user.goes_through(folder, write_spec(folder / "spec"))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_user_without_a_home_of_few_open_files_whose_place_for_temporary_files_is_full(place):
-    prefix = neighbour()
-    python = interpreter_for(prefix) if prefix else None
-    if python is None:
-        pytest.skip("only root becomes another user, and Python must lie where that one may read")
-    full = place / "full"
-    full.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", full], capture_output=True).returncode:
-        pytest.skip("this machine allows no mount")
-    try:
-        full.chmod(0o777)
-        with contextlib.suppress(OSError):
-            (full / "filler").write_bytes(bytes(2**20))
-        spec, read_only = write_spec(place / "spec"), place / "user"
-        read_only.mkdir(mode=0o555)
-        for path in (spec.parent, *spec.parent.rglob("*")):
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        lacks = {"HOME": str(read_only), "TMPDIR": str(full), "PYTHONPATH": PACKAGES}
-        user = User(lacks, files=256, prefix=tuple(prefix), python=python)
-        user.goes_through(place / "work", spec)
-        assert {path.lstat().st_uid for path in (place / "work").rglob("*")} == {NOBODY}
-    finally:
-        subprocess.run(["umount", "-l", full], check=True)
 
 
 @pytest.mark.parametrize("name", ["plain", "with space", "a?b", "a%41b", "a#b", "josé", "%3F%"])
