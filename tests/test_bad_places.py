@@ -1,7 +1,12 @@
 """Bad input that is not in a spec's text: places, options, and specs that change; the numbers are the catalogue's."""
 
+import contextlib
 import os
 import resource
+import socket
+import tempfile
+import threading
+from unittest import mock
 
 import pytest
 from sweeping import run, train_here, write_spec
@@ -9,8 +14,9 @@ from sweeping import run, train_here, write_spec
 from dsd_lab.cli.main import main
 from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK, UNEXPECTED
 from dsd_lab.home.home import Home
-from dsd_lab.runs import ray_cluster
+from dsd_lab.runs import ray_cluster, ray_engine, ray_health
 from dsd_lab.runs.open_files import allow_open_files
+from dsd_lab.runs.ray_callbacks import REFUSED, RecordFailures
 from dsd_lab.specs.loading import load_sweep
 
 
@@ -126,3 +132,59 @@ def test_a_ray_that_does_not_start_is_one_line(told, tmp_path, capsys, monkeypat
     reason = "The current node timed out during startup" if told else "Exception"
     assert code == NO_RESOURCES and f"Ray does not start: {reason}; if the machine was too busy" in line
     assert not Home(tmp_path / "home").manifests()  # a sweep that was refused leaves no record
+
+
+@pytest.mark.parametrize("how", ["option", "environment"])
+def test_a_cluster_that_does_not_answer_is_named_as_it_was_given(how, tmp_path, capsys, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        if how == "environment":
+            monkeypatch.setenv("RAY_ADDRESS", address)
+        given = ["--address", address] if how == "option" else []
+        sweep = ["sweep", str(write_spec(tmp_path)), "--home", str(tmp_path / "home"), "--no-tracking", *given]
+        assert main(sweep) == NO_RESOURCES
+    (line,) = capsys.readouterr().err.splitlines()
+    name = "--address" if how == "option" else "RAY_ADDRESS"
+    assert line.startswith(f"dsd-lab: {name} {address}: no Ray cluster answers")
+
+
+def test_a_worker_whose_machine_does_not_see_the_home_trains_nothing_and_its_trial_says_so(tmp_path):
+    """A folder of the same path on a disk of its own is another home."""
+    home, own = Home(tmp_path / "home"), Home(tmp_path / "own disk")
+    (trial,) = load_sweep(write_spec(tmp_path)).trials
+    for place in (home, own):
+        place.prepare()
+    before = sorted(own.root.rglob("*"))
+    worker = object.__new__(ray_engine.TrialWorker)
+    worker._begin({"job": {"home": str(own.root), "home_id": home.id}})
+    result = worker.step()
+    worker.cleanup()
+    assert result["done"] and f"does not see the home folder {own.root}" in result[REFUSED]
+    assert sorted(own.root.rglob("*")) == before
+    tuned = mock.Mock(config={"job": {"trial": {"id": trial.id}}}, last_result=result)
+    RecordFailures(home, fail_fast=False).on_trial_complete(0, [], tuned)
+    assert home.trial(trial.id).state() == "failed" and home.trial(trial.id).status().error == result[REFUSED]
+
+
+def test_a_cluster_that_can_no_longer_be_reached_is_known_by_its_raylet_at_once_and_by_its_head_after_a_while(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ray_health, "_LOOK_EVERY", 0.0)
+    monkeypatch.setattr(ray_health, "_PATIENCE", 0.2)
+    with contextlib.ExitStack() as head, contextlib.ExitStack() as raylet, tempfile.TemporaryDirectory() as short:
+        gcs = head.enter_context(socket.create_server(("127.0.0.1", 0)))
+        local = raylet.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        local.bind(f"{short}/raylet")
+        local.listen(100)
+        node = mock.Mock(all_processes={}, raylet_socket_name=f"{short}/raylet")
+        node.gcs_address = f"127.0.0.1:{gcs.getsockname()[1]}"
+        monkeypatch.setattr(ray_health.ray._private.worker, "_global_node", node)
+        dead = ray_health.Health()
+        assert dead() is None
+        head.close()
+        assert dead() is None  # it may be back in a moment
+        threading.Event().wait(0.3)
+        assert dead() == "gcs_server"
+        raylet.close()
+        assert dead() == "raylet"

@@ -273,6 +273,16 @@ def test_other_settings_make_a_survey_of_their_own(tmp_path, fields):
     assert len(list(cache.glob("survey-*.json"))) == 2
 
 
+@pytest.mark.parametrize("left", [b"", b'{"shape": [3', b"[]", b"{}"])
+def test_a_survey_that_a_power_cut_left_damaged_is_made_again(tmp_path, left):
+    spec, cache = changed(written(tmp_path, "folder"), memory="stream"), tmp_path / "cache"
+    fingerprint = load_data(spec, cache).fingerprint
+    (survey,) = cache.glob("survey-*.json")
+    whole = survey.read_bytes()
+    survey.write_bytes(left)
+    assert load_data(spec, cache).fingerprint == fingerprint and survey.read_bytes() == whole
+
+
 def test_an_image_that_goes_away_while_training_is_named(tmp_path, streamed):
     data = streamed()
     (tmp_path / "set" / "class001" / "00005.png").unlink()

@@ -12,7 +12,10 @@ from test_hostile_files import png
 
 from dsd_lab.cli.main import main
 from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK
+from dsd_lab.home import importing
+from dsd_lab.home.garbage import garbage
 from dsd_lab.home.home import Home
+from dsd_lab.home.importing import LOCK, STAGING
 from dsd_lab.home.lookup import find_manifest, manifest_of
 from dsd_lab.home.plugins import keep_plugins, kept_path
 from dsd_lab.specs import registry
@@ -20,6 +23,7 @@ from dsd_lab.specs.identity import canonical_ids
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.plugins import load_plugins
 from dsd_lab.store.mlflow_store import Store
+from dsd_lab.training_code import training_code
 
 KEPT = Path(__file__).parent / "fixtures" / "home-schema1" / "home"
 
@@ -258,3 +262,31 @@ def test_ids_follow_from_the_canonical_fields_of_a_manifest():
     spec = Path(__file__).parents[1] / "experiments" / "collapse_ablation.yaml"
     manifest = manifest_of(load_sweep(spec))
     assert all(canonical_ids(e.canonical, [e.seed]) == [e.id] for e in manifest.trials)
+
+
+def test_what_a_killed_import_left_is_garbage_and_what_a_living_one_works_on_is_not(folder, monkeypatch):
+    """Its own copy is flushed before it is moved: a power cut leaves no half of a trial that cannot be trained here."""
+    home, source = Home(folder / "new"), folder / "export"
+    flushed = []
+    real = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (flushed.append(os.readlink(f"/proc/self/fd/{handle}")), real(handle))
+    )
+
+    def killed(*_):
+        (staging,) = home.root.glob(f"{STAGING}*")
+        assert not [item for item in garbage(home, training_code()) if item.kind == "import"]
+        copied = {str(path) for path in staging.rglob("*") if path.is_file() and path.name != LOCK}
+        assert copied <= set(flushed)
+        shutil.copytree(staging, folder / "left")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importing, "_move_into_home", killed)
+    home.prepare()
+    with pytest.raises(KeyboardInterrupt):
+        importing.import_sweep(home, source)
+    (folder / "left").rename(home.root / f"{STAGING}abcdefgh")
+    (item,) = garbage(home, training_code())
+    assert item.kind == "import" and item.free() and not list(home.root.glob(f"{STAGING}*"))
+    monkeypatch.undo()
+    assert main(["import", str(source), "--home", str(home.root)]) == OK

@@ -12,6 +12,7 @@ from sweeping import DEADLINE, command, finish, in_child, outcome, train_here, w
 from dsd_lab.core.data.progress import tell
 from dsd_lab.core.training.checkpoints import list_checkpoints
 from dsd_lab.core.training.trainer import Trainer
+from dsd_lab.files.locks import locked
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import manifest_of
 from dsd_lab.runs.data_shelf import DataShelf
@@ -173,6 +174,30 @@ def test_data_that_takes_longer_to_read_than_a_step_may_take_does_not_end_the_tr
 
     def work():
         assert [p.state for p in run_trial(home, trial, [], Slow())][-1] == "done"
+
+    assert in_child(work) == 0
+    assert not (home.trial(trial.id).root / "hang.txt").exists()
+
+
+def test_data_that_another_process_reads_is_waited_for_longer_than_a_step_may_take(tmp_path, home):
+    spec = write_spec(tmp_path, base={"resources": {"patience": 1.0}})
+    (trial,) = load_sweep(spec).trials
+    taken = threading.Event()
+
+    class Shared(DataShelf):
+        def get(self, trial, home):
+            taken.wait()
+            with locked(tmp_path / "lock"):
+                return super().get(trial, home)
+
+    def hold():
+        with locked(tmp_path / "lock"):
+            taken.set()
+            threading.Event().wait(2.5)
+
+    def work():
+        threading.Thread(target=hold, daemon=True).start()
+        assert [p.state for p in run_trial(home, trial, [], Shared())][-1] == "done"
 
     assert in_child(work) == 0
     assert not (home.trial(trial.id).root / "hang.txt").exists()

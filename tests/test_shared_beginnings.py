@@ -1,8 +1,10 @@
 """A trial that trained like another up to a checkpoint goes on from it, and ends as if it had not."""
 
+import hashlib
 import json
 
 import pytest
+from power import KINDS, Disk
 from sweeping import train_here, write_spec
 
 from dsd_lab.home.home import Home
@@ -135,6 +137,30 @@ def test_a_damaged_beginning_is_left_alone(tmp_path, damage):
     train_here(home, spec(tmp_path / "b", steps=14))
     assert only(home, 14).state() == "done"
     assert only(home, 14).status().began_from is None
+
+
+def test_what_was_taken_over_is_on_the_disk_before_the_checkpoint_that_stands_on_it(tmp_path):
+    home = Home(tmp_path / "disk" / "home")
+    home.root.parent.mkdir()
+    with Disk(home.root.parent).watched() as disk:
+        train_here(home, spec(tmp_path / "a"))
+        train_here(home, spec(tmp_path / "b", steps=14))
+    mine, other = only(home, 14), only(home, 8)
+    lines = [line for line in other.spool.read_bytes().splitlines() if json.loads(line)["kind"] != "finished"]
+    place = f"home/trials/{mine.id}"
+    for kind in KINDS:
+        seen = 0
+        for image in disk.images[kind]:
+            taken = f"{place}/checkpoints/step-000000008"
+            manifest, tensors = (image.get(f"{taken}/{name}") for name in ("manifest.json", "tensors.safetensors"))
+            if manifest is None or tensors is None:
+                continue  # it is not there yet, or newer ones take its place
+            seen += 1
+            assert hashlib.sha256(tensors).hexdigest() == json.loads(manifest)["sha256"]
+            assert image[f"{place}/spool.jsonl"].splitlines()[: len(lines)] == lines
+            for picture in other.images.iterdir():
+                assert image[f"{place}/images/{picture.name}"] == picture.read_bytes()
+        assert seen
 
 
 def test_kept_checkpoints_stay(tmp_path):

@@ -287,11 +287,11 @@ def test_a_dead_address_is_refused_with_the_remedy_before_anything_is_trained(tm
 
 def test_a_database_whose_folder_or_driver_is_missing_is_refused(tmp_path, monkeypatch):
     with pytest.raises(NoResources, match="no such folder"):
-        refuse_unsuitable(f"sqlite:///{tmp_path / 'none' / 'mlflow.db'}")
+        refuse_unsuitable(f"sqlite:///{tmp_path / 'none' / 'mlflow.db'}", tmp_path)
     with pytest.raises(NoResources, match="nosuchdriver is not installed"):
-        refuse_unsuitable("postgresql+nosuchdriver://me:secret@127.0.0.1/runs")
-    refuse_unsuitable(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    refuse_unsuitable(None)
+        refuse_unsuitable("postgresql+nosuchdriver://me:secret@127.0.0.1/runs", tmp_path)
+    refuse_unsuitable(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path)
+    refuse_unsuitable(None, tmp_path)
 
 
 # -- Servers -----------------------------------------------------------------------------------------
@@ -420,10 +420,10 @@ def test_a_server_that_asks_for_a_password_is_refused_before_training_and_stores
                 Store(home, wrong).sync(trained[1])
             assert "\n" not in str(refused.value) and "s3cret" not in str(refused.value)
         assert not (tmp_path / "new" / "trials").exists()
-        refuse_unsuitable(guarded.replace("//", "//me:pass%20word@"))
+        refuse_unsuitable(guarded.replace("//", "//me:pass%20word@"), tmp_path)
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "pass word")
-        refuse_unsuitable(guarded)
+        refuse_unsuitable(guarded, tmp_path)
         assert Store(home, guarded).sync(trained[1]) > 0
         assert Store(home, guarded).sync(trained[1]) == 0
         found = Store(home, guarded).read(trained[1], tmp_path / "scratch")  # its artifacts come through it too

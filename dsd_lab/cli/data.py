@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,7 @@ def answer_of(data: DataSet) -> dict[str, Any]:
 
 
 def _is_spec(arguments: argparse.Namespace) -> bool:
-    return not Path(arguments.spec).expanduser().is_dir()
+    return not Path(os.path.expanduser(arguments.spec)).is_dir()
 
 
 def _trials(arguments: argparse.Namespace) -> list[Trial]:
@@ -74,7 +75,7 @@ def _trials(arguments: argparse.Namespace) -> list[Trial]:
         raise BadInput("--profile: a folder has no profiles; give a spec")
     from dsd_lab.core.data import source_of
 
-    folder = Path(arguments.spec).expanduser().absolute()
+    folder = Path(os.path.expanduser(arguments.spec)).absolute()
     return [read_fields({"data": {"source": source_of(folder), "path": str(folder)}}, arguments.set)]
 
 

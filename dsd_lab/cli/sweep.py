@@ -74,7 +74,7 @@ def _run(
         _say(console, line)
     uri = chosen_uri(arguments.tracking_uri)
     if not arguments.no_tracking:
-        refuse_unsuitable(uri)
+        refuse_unsuitable(uri, home.root)
         if warning := shared_sqlite_warning(home.root, uri):
             _say(console, warning)
     with locked(home.sweep_folder(plan.key) / "lock", wait=False) as held:

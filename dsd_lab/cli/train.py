@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     shelf = DataShelf()
     refuse_other_images(home, [trial], shelf)
     if not arguments.no_tracking:
-        refuse_unsuitable(chosen_uri(arguments.tracking_uri))
+        refuse_unsuitable(chosen_uri(arguments.tracking_uri), home.root)
     home.prepare()
     refuse_links([home.sweep_folder(plan.key), home.trial(trial.id).root])
     refuse_other_code(home, [trial], arguments.allow_code_change)

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import fcntl
 import os
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -137,6 +139,7 @@ class Peers:
 ALONE = Peers()
 _MAX_CONNECT_SECONDS = 300.0
 """Seconds that the processes of a trial have to connect; importing torch is part of them."""
+_GLOO, _SIOCGIFADDR = "GLOO_SOCKET_IFNAME", 0x8915
 
 
 class _Gather(torch.autograd.Function):
@@ -187,6 +190,7 @@ def joined(
     patience: float,
     device: torch.device,
     lost: Callable[[], str | None] = lambda: None,
+    listening: socket.socket | None = None,
 ) -> Iterator[Peers]:
     """Connect the processes of a trial for the duration of the block.
 
@@ -197,14 +201,13 @@ def joined(
         patience: time-out of one message, in seconds.
         device: where this process trains; GPUs use NCCL, CPUs gloo.
         lost: polled while waiting: why another process will never connect, or None.
+        listening: of the leader: a socket bound to the address of a `tcp:` rendezvous.
 
     Raises:
         PeerLost: another process does not connect.
     """
-    if rendezvous.startswith("file:") and "lo" in (name for _, name in socket.if_nameindex()):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: no connection from outside
-    with connection():
-        store = _store(rendezvous, rank, size, patience)
+    with connection(), _through(_interface(rendezvous)):
+        store = _store(rendezvous, rank, size, patience, listening)
         store.add("arrived", 1)
         until = time.monotonic() + min(patience, _MAX_CONNECT_SECONDS)
         while store.add("arrived", 0) < size:
@@ -227,7 +230,7 @@ def joined(
             dist.destroy_process_group()
 
 
-def _store(rendezvous: str, rank: int, size: int, patience: float) -> dist.Store:
+def _store(rendezvous: str, rank: int, size: int, patience: float, listening: socket.socket | None) -> dist.Store:
     kind, _, place = rendezvous.partition(":")
     if kind == "file":
         return dist.FileStore(place, size)
@@ -236,4 +239,51 @@ def _store(rendezvous: str, rank: int, size: int, patience: float) -> dist.Store
         found, _, _ = next(dist.rendezvous("env://", rank, size, timeout=seconds))
         return dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), found)
     host, _, port = place.rpartition(":")
-    return dist.TCPStore(host, int(port), size, is_master=rank == 0, timeout=seconds, wait_for_workers=False)
+    handle = None if listening is None else listening.detach()
+    return dist.TCPStore(
+        host,
+        int(port),
+        size,
+        is_master=rank == 0,
+        timeout=seconds,
+        wait_for_workers=False,
+        master_listen_fd=handle,
+    )
+
+
+def _interface(rendezvous: str) -> str | None:
+    """Network interface through which this process reaches the others; None where that cannot be told.
+
+    Gloo itself takes the one of the machine's name, which many machines have at 127.0.0.1, where no other reaches it.
+    """
+    kind, _, place = rendezvous.partition(":")
+    names = [name for _, name in socket.if_nameindex()]
+    if kind == "file":
+        return "lo" if "lo" in names else None  # one machine: nobody outside it can connect
+    host = os.environ.get("MASTER_ADDR", "") if kind == "env" else place.rpartition(":")[0]
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))  # sends nothing: the kernel only says from which address it would
+        mine = probe.getsockname()[0]
+        return next((name for name in names if _address(probe, name) == mine), None)
+    return None
+
+
+def _address(probe: socket.socket, interface: str) -> str | None:
+    """The first IPv4 address of a network interface."""
+    with contextlib.suppress(OSError):  # it has none
+        asked = struct.pack("256s", interface.encode()[:15])
+        return socket.inet_ntoa(fcntl.ioctl(probe, _SIOCGIFADDR, asked)[20:24])
+    return None
+
+
+@contextlib.contextmanager
+def _through(interface: str | None) -> Iterator[None]:
+    """Gloo connects through this interface while the block lasts, unless the user has named one."""
+    if interface is None or _GLOO in os.environ:
+        yield
+        return
+    os.environ[_GLOO] = interface
+    try:
+        yield
+    finally:
+        del os.environ[_GLOO]

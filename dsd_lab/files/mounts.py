@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from dsd_lab.files.database import sqlite_path
+
 NETWORK = frozenset(
     [
         "9p",
@@ -24,7 +26,6 @@ NETWORK = frozenset(
     ]
 )
 """Kernel names of network file systems."""
-_SQLITE = "sqlite:///"
 
 
 def network_filesystem(folder: Path) -> str | None:
@@ -49,12 +50,10 @@ def shared_sqlite_warning(home: Path, uri: str | None) -> str | None:
         home: the home folder, which holds the database where `uri` is None.
         uri: of the store.
     """
-    if uri is None:
-        folder = home
-    elif uri.startswith(_SQLITE):
-        folder = Path(uri.removeprefix(_SQLITE)).parent
-    else:
+    database = home / "mlflow.db" if uri is None else sqlite_path(uri)
+    if database is None:
         return None
+    folder = database.parent
     kind = network_filesystem(folder)
     if kind is None:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -109,7 +110,8 @@ def _plugins_of(folders: list[TrialFolder]) -> list[tuple[str, str]]:
 def _make_anonymous(home: Home, out: Path) -> None:
     described = [TrialRecord.read(path) for path in sorted(out.glob("trials/*/trial.json"))]
     names = names_of({d.provenance.machine.host for d in described if d is not None})
-    roots = (home.root.resolve(), Path.home())
+    user = os.path.expanduser("~")
+    roots = (home.root.resolve(), *([Path(user)] if os.path.isabs(user) else []))  # a user may have no folder
     for pattern in ("sweeps/*/*.json", "trials/*/*.json", "trials/*/evaluations/*.json"):
         for path in out.glob(pattern):
             write_json(path, anonymous(json.loads(path.read_text()), names, roots))

@@ -25,6 +25,7 @@ from dsd_lab.home.cached_garbage import (
 )
 from dsd_lab.home.copied_garbage import unnamed_reproductions, unused_plugins
 from dsd_lab.home.home import Home
+from dsd_lab.home.importing import LOCK, STAGING
 from dsd_lab.home.names import SWEEP_ENTRIES, is_trial_id
 from dsd_lab.home.ownership import (
     Freeable,
@@ -63,6 +64,7 @@ def garbage(home: Home, code: str) -> list[Freeable]:
     return [
         *_unnamed_trials(home, named),
         *_leftovers(home),
+        *_killed_imports(home),
         *_checkpoints(home, named),
         *unused_counts(home, code),
         *unused_extractors(home, named),
@@ -162,6 +164,13 @@ def _leftovers(home: Home) -> Iterator[Freeable]:
             yield Freeable(
                 "trial", path, "its deletion was interrupted", size_of(path), partial(delete_trial, home.root, path)
             )
+
+
+def _killed_imports(home: Home) -> Iterator[Freeable]:
+    for path in sorted(home.root.glob(f"{STAGING}*")):
+        if is_own_folder(path) and (path / LOCK).is_file() and not is_held(path / LOCK):
+            free = partial(remove_below, home.root, path)
+            yield Freeable("import", path, "left by an import that was killed", size_of(path), free)
 
 
 def _is_removing(path: Path) -> bool:

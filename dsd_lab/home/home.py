@@ -86,7 +86,7 @@ class Home:
                 f"--home {shown}...: its path of {length:,} bytes is too long; at most {_MAX_PATH:,} are allowed"
             )
         if self.root.exists() and not self.root.is_dir():
-            raise BadInput(f"--home {self.root}: is a file; name a folder")
+            raise BadInput(f"--home {self.root}: is a file; give a folder")
         try:
             make_folder(self.root)
             handle, probe = create_beside(self.root / "writable")

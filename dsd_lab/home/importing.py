@@ -13,13 +13,16 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dsd_lab.errors import BadInput
+from dsd_lab.files.atomic import make_folder, sync_folder
 from dsd_lab.files.bounded import read_plain
 from dsd_lab.files.image_files import DamagedImage, open_grid
+from dsd_lab.files.locks import locked
 from dsd_lab.home.data_facts import declared_in, other_images, trained_images
 from dsd_lab.home.export_format import INDEX, Index, kind_of, parsed
 from dsd_lab.home.exported_folder import check_sizes, check_tree, index_of
@@ -31,6 +34,8 @@ from dsd_lab.home.trial_records import TrialRecord
 from dsd_lab.specs.identity import canonical_ids, trial_id
 from dsd_lab.specs.trial import SCHEMA_VERSION
 
+STAGING, LOCK = ".importing-", "lock"
+"""Beginning of the name of the folder with the copy, and its lock: where nobody holds it, the import was killed."""
 _CHUNK = 2**20
 _OWN = {"format", "spec_path", "run_at", "kept", "imported", "command", "set"}
 """Entries of a manifest that are about time, place or single trials, not about the sweep itself."""
@@ -59,8 +64,8 @@ def import_sweep(home: Home, source: Path) -> Imported:
     check_sizes(source, home, index)
     missing = [path for path in (home.root, *home.root.parents) if not path.exists()]
     home.check_writable()
-    staging = Path(tempfile.mkdtemp(dir=home.root, prefix=".importing-"))
-    try:
+    staging = Path(tempfile.mkdtemp(dir=home.root, prefix=STAGING))
+    with locked(staging / LOCK), _removed_afterwards(staging, missing):
         documents = {name: _copy(source, name, staging, index) for name in index.files}
         _check_documents(index, documents)
         _refuse_relabelled(home, documents[f"sweeps/{index.sweep}/manifest.json"])
@@ -73,6 +78,13 @@ def import_sweep(home: Home, source: Path) -> Imported:
         _refuse_other_images(home, {d.id: d for d in documents.values() if isinstance(d, TrialRecord)})
         home.prepare()  # only now: a refused import must not turn a folder into a home
         return _move_into_home(home, index, manifest, staging, [i for i in ids if i not in there], there)
+
+
+@contextlib.contextmanager
+def _removed_afterwards(staging: Path, missing: list[Path]) -> Iterator[None]:
+    """Remove the copy at the end, and the folders that were made for it where nothing was added."""
+    try:
+        yield
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         with contextlib.suppress(OSError):  # not empty after a success
@@ -86,13 +98,19 @@ def _move_into_home(
     """Move the checked files to their places."""
     for source in sorted((staging / "plugins").glob("*/*.py")):
         kept = kept_path(home, source.stem, source.parent.name)
-        kept.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(kept.parent)
         if not os.path.lexists(kept):  # one's own stays: two sources can share twelve digits of a hash
             source.replace(kept)
+            sync_folder(kept.parent)
+    trials = home.root / "trials"
+    make_folder(trials)
     for trial in added:
-        home.trial(trial).root.parent.mkdir(exist_ok=True)
-        home.trial(trial).mark_imported(index.sweep, index.made_by, staging / "trials" / trial)
-        (staging / "trials" / trial).rename(home.trial(trial).root)
+        copied = staging / "trials" / trial
+        home.trial(trial).mark_imported(index.sweep, index.made_by, copied)
+        for folder in (copied, *filter(Path.is_dir, copied.rglob("*"))):
+            sync_folder(folder)  # a power cut must not leave half of a trial that nobody here can train
+        copied.rename(home.trial(trial).root)
+    sync_folder(trials)
     if index.sweep not in home.manifests():
         left_out = {"format", "kept", "command", "set"}  # about where it ran and about single trials
         foreign = manifest.model_dump(exclude_unset=True, exclude=left_out)
@@ -117,6 +135,8 @@ def _copy(source: Path, name: str, staging: Path, index: Index) -> Any:
             digest.update(chunk)
             copy.write(chunk)
             size += len(chunk)
+        copy.flush()
+        os.fsync(copy.fileno())
     if size != listed.bytes or digest.hexdigest() != listed.sha256:
         raise BadInput(f"{path}: differs in size or SHA-256 from {INDEX}")
     kind = str((kind_of(name) or ("", None))[0])

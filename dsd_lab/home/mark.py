@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import socket
 import stat
 import uuid
 from pathlib import Path
@@ -36,6 +37,21 @@ def home_id(root: Path) -> str | None:
         return None
     with os.fdopen(handle, "rb") as file:
         return _id_in(file.read(4096))
+
+
+def unseen(root: Path, known: str) -> str | None:
+    """Why a machine may not work in a home folder that another machine named: it lies on a disk of its own, or nowhere.
+
+    Args:
+        root: where the other machine has it.
+        known: its id.
+    """
+    if home_id(root) == known:
+        return None
+    return (
+        f"machine {socket.gethostname()} does not see the home folder {root}, which must lie on storage that all machines "
+        "of the cluster share; nothing was trained there"
+    )
 
 
 def mark_home(root: Path) -> str:

@@ -83,7 +83,7 @@ class TrialFolder:
 
     def mark_imported(self, sweep: str, made_by: dict[str, str], folder: Path) -> None:
         """Record that the trial was trained elsewhere; its files are still in `folder`."""
-        ImportedTrial(sweep=sweep, at=time.time(), made_by=made_by).write(folder / "imported.json")
+        ImportedTrial(sweep=sweep, at=time.time(), made_by=made_by).write(folder / "imported.json", durable=True)
 
     def write_status(self, **entries: Any) -> None:
         """Update entries of the status; the update survives a power cut."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 
-from dsd_lab.errors import is_disk_full
-from dsd_lab.files.atomic import PRIVATE, write_atomic
+from dsd_lab.errors import NoResources, is_disk_full
+from dsd_lab.files.atomic import PRIVATE, make_folder, write_atomic
+from dsd_lab.files.printable import say
 from dsd_lab.home.home import Home
 from dsd_lab.home.trial_folder import STOPPED, TrialFolder
 from dsd_lab.runs.early_stopping import Forecast, early_history, features, seen_steps
@@ -20,6 +22,10 @@ from dsd_lab.specs.trial import Trial
 
 RETRIES = 2
 """Retries of a trial whose worker died; each resumes from the checkpoint."""
+REFUSED = "refused"
+"""Entry of a worker's last result: why its machine did not take the trial."""
+_LOOK_EVERY = 15.0
+"""Seconds between looks at the machines of a cluster on which nothing runs."""
 
 
 class SignalCheck(tune.Callback):
@@ -42,6 +48,35 @@ class SignalCheck(tune.Callback):
             raise RayDied(dead)
 
 
+class SayWhatIsWaitedFor(tune.Callback):
+    """Says why no trial runs where a cluster has lost the machines that it needs, of which Tune says nothing.
+
+    Args:
+        refuse: raises where the cluster as it is now has no room for a trial of this id.
+    """
+
+    def __init__(self, refuse: Callable[[str], None]) -> None:
+        self._refuse, self._looked, self._said = refuse, time.monotonic(), ""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if time.monotonic() - self._looked < _LOOK_EVERY:
+            return
+        self._looked = time.monotonic()
+        waiting = next((trial for trial in trials if trial.status == "PENDING"), None)
+        if waiting is None or any(trial.status == "RUNNING" for trial in trials):
+            self._said = ""
+            return
+        try:
+            self._refuse(waiting.config["job"]["trial"]["id"])
+        except NoResources as lacking:
+            if str(lacking) != self._said:
+                self._said = str(lacking)
+                say(f"dsd-lab: waits for machines to join the cluster: {lacking}", error=True)
+
+
 class RayDied(BaseException):
     """A process of our own Ray died. Not an `Exception`, which Tune would attribute to the callback."""
 
@@ -60,7 +95,11 @@ class RecordFailures(tune.Callback):
         self._home, self._fail_fast = home, fail_fast
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        if self._fail_fast and self._home.trial(trial.config["job"]["trial"]["id"]).state() == "failed":
+        folder = self._home.trial(trial.config["job"]["trial"]["id"])
+        if reason := (trial.last_result or {}).get(REFUSED):
+            make_folder(folder.root)
+            folder.write_status(state="failed", error=reason, cause="input")  # mended, the same command runs it
+        if self._fail_fast and folder.state() == "failed":
             raise TrialFailed
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

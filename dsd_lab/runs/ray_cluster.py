@@ -31,8 +31,6 @@ from dsd_lab.runs.child_environment import child_environment
 
 _TIMEOUT = 10.0
 """Seconds that a cluster has to answer."""
-_VITAL = (ray_constants.PROCESS_TYPE_RAYLET, ray_constants.PROCESS_TYPE_GCS_SERVER)
-"""Ray's vital processes: the raylet starts workers, the GCS server tracks them."""
 _SOCKET_PATH_ROOM = 43
 """Characters left for the folder in Ray's socket paths: Linux allows 107, Ray's own part has up to 64."""
 _FOLDER = "ray"
@@ -134,13 +132,6 @@ def _started(cluster: dict[str, Any]) -> Iterator[Path]:
         finally:
             ray.shutdown()
             ray._private.worker.print_to_stdstream = _PRINT
-
-
-def dead_process() -> str | None:
-    """Name of a vital process of our own Ray that died; None while all live, or in a foreign cluster."""
-    node = ray._private.worker._global_node
-    parts: dict[str, Any] = node.all_processes if node is not None else {}
-    return next((name for name in _VITAL for part in parts.get(name, []) if part.process.poll() is not None), None)
 
 
 @contextlib.contextmanager

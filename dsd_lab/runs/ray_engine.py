@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Ray reads these at import: no usage reports, no Ctrl-C handling, no loggers, few snapshots of its state.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -29,15 +29,29 @@ from ray import tune
 
 from dsd_lab.errors import NoResources, comes_from_full_disk
 from dsd_lab.home.home import Home
+from dsd_lab.home.mark import unseen
 from dsd_lab.home.plugins import keep_plugins
 from dsd_lab.provenance import called_with, remember_call
 from dsd_lab.runs.early_stopping import Forecast, seen_steps
-from dsd_lab.runs.ray_callbacks import RETRIES, RayDied, RecordFailures, SignalCheck, StopCollapsed, TrialFailed
-from dsd_lab.runs.ray_cluster import connected, dead_process
+from dsd_lab.runs.ray_callbacks import (
+    REFUSED,
+    RETRIES,
+    RayDied,
+    RecordFailures,
+    SayWhatIsWaitedFor,
+    SignalCheck,
+    StopCollapsed,
+    TrialFailed,
+)
+from dsd_lab.runs.ray_cluster import connected
+from dsd_lab.runs.ray_health import Health
 from dsd_lab.runs.signals import DeferredSignals, StopFile
 from dsd_lab.specs.plugins import load_kept
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.specs.trial import Generation, Resources, Trial
+
+if TYPE_CHECKING:
+    from dsd_lab.runs.trial_evaluations import Progress
 
 _REPORT_EVERY = 5.0
 """Seconds between a worker's reports to Tune, which is slow with many."""
@@ -45,6 +59,8 @@ _REPORT_EVERY = 5.0
 
 class TrialWorker(tune.Trainable):
     """A worker process that runs trials one after the other."""
+
+    _progress: Generator[Progress]
 
     def setup(self, config: dict[str, Any]) -> None:
         """Called once per process."""
@@ -57,13 +73,16 @@ class TrialWorker(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Called when a worker gets its next trial."""
-        self._progress.close()
+        self.cleanup()
         self._running.free_memory()
         self._begin(new_config)
         return True
 
     def _begin(self, config: dict[str, Any]) -> None:
         job = config["job"]
+        self._refused = unseen(Path(job["home"]), job["home_id"])
+        if self._refused is not None:
+            return
         load_kept(job["plugins"])
         content = job["trial"]
         trial = PlannedTrial(**{**content, "fields": Trial.model_validate(content["fields"])})
@@ -79,6 +98,8 @@ class TrialWorker(tune.Trainable):
         Raises:
             RuntimeError: CUDA failed in this process, so Tune must not reuse it.
         """
+        if self._refused is not None:
+            return {"done": True, REFUSED: self._refused}
         until = time.monotonic() + _REPORT_EVERY
         for progress in self._progress:
             passed = sum(at <= progress.step < progress.steps for at in self._decided_at)
@@ -90,8 +111,9 @@ class TrialWorker(tune.Trainable):
         return {"done": True}
 
     def cleanup(self) -> None:
-        """Called before the process ends."""
-        self._progress.close()
+        """Called before the process ends, and between two trials."""
+        if self._refused is None:
+            self._progress.close()
 
 
 def run_trials(
@@ -129,6 +151,7 @@ def run_trials(
         accepted()
         common = {
             "home": str(home.root.resolve()),
+            "home_id": home.id,
             "stop": str(stop),
             "evaluate": [e.model_dump() for e in evaluations],
             "command": called_with(),
@@ -138,7 +161,10 @@ def run_trials(
         decided = {t.id: sorted(seen_steps(t.fields.training.steps, look) for look in looks) for t in trials}
         # Passed one by one: Tune copies a whole grid for every trial of it.
         jobs = iter([{"trial": _payload(t), "decided_at": decided[t.id], **common} for t in trials])
-        callbacks = [SignalCheck(signals, dead_process), RecordFailures(home, fail_fast)]
+        callbacks: list[tune.Callback] = [SignalCheck(signals, Health()), RecordFailures(home, fail_fast)]
+        if cluster and "address" in cluster:
+            by_id = {t.id: t for t in trials}
+            callbacks.append(SayWhatIsWaitedFor(lambda trial: _check_resources([by_id[trial]])))
         tuner = tune.Tuner(
             tune.with_resources(TrialWorker, _request),
             param_space={"job": tune.sample_from(lambda: next(jobs))},  # type: ignore[arg-type,misc]  # Ray takes both

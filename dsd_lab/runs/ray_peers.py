@@ -6,9 +6,12 @@ The leading worker owns the actors, so they die with it. It notices a lost actor
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +22,31 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from dsd_lab.core.messages import tell
 from dsd_lab.core.peers import ALONE, Peers, joined
 from dsd_lab.core.training.trainer import pick_device
-from dsd_lab.errors import PeerLost
+from dsd_lab.errors import NoResources, PeerLost
 from dsd_lab.home.home import Home
+from dsd_lab.home.mark import unseen
 from dsd_lab.runs.peers import END, follow, job_of, trial_of
 from dsd_lab.specs.sweep import PlannedTrial
 
 _EXIT_SECONDS = 30.0
 """Seconds that a rank has to exit after its last task."""
+_LOOK_EVERY, _NOTICED_WITHIN = 2.0, 10.0
+"""Seconds between looks at the other processes, and in which a lost one is usually known by its connections."""
 
 
 class Follower:
     """Actor that trains as a rank other than the leader."""
 
     def follow(self, job: dict[str, Any], rendezvous: str, rank: int) -> None:
-        """Train, and draw samples, until the leader has nothing left to do."""
+        """Train, and draw samples, until the leader has nothing left to do.
+
+        Raises:
+            NoResources: this machine does not see the home folder.
+        """
         from dsd_lab.runs.data_shelf import DataShelf
+
+        if (reason := unseen(Path(job["home"]), job["home_id"])) is not None:
+            raise NoResources(reason)
 
         follow(Home(Path(job["home"])), trial_of(job), DataShelf(), rendezvous, rank)
 
@@ -50,10 +63,9 @@ def in_placement_group(home: Home, trial: PlannedTrial) -> Iterator[Peers]:
     if size == 1:
         yield ALONE
         return
-    group, job = get_current_placement_group(), job_of(home, trial)
+    group, job = get_current_placement_group(), job_of(home, trial) | {"home_id": home.id}
     assert group is not None
-    with tempfile.TemporaryDirectory(prefix="dsd-lab-") as folder:
-        rendezvous = _rendezvous(folder)
+    with tempfile.TemporaryDirectory(prefix="dsd-lab-") as folder, _meeting_place(folder) as (rendezvous, listening):
         follower: Any = ray.remote(Follower)
         actors = [
             follower.options(
@@ -69,7 +81,11 @@ def in_placement_group(home: Home, trial: PlannedTrial) -> Iterator[Peers]:
             return _first_fault(ends)
 
         try:
-            with joined(rendezvous, 0, size, resources.patience, pick_device(resources.gpus), lost) as peers:
+            device = pick_device(resources.gpus)
+            with (
+                _ended_where_cut_off(lost),
+                joined(rendezvous, 0, size, resources.patience, device, lost, listening) as peers,
+            ):
                 yield peers
                 tell(peers, {"work": END})
             ray.wait(ends, num_returns=len(ends), timeout=_EXIT_SECONDS)
@@ -81,14 +97,42 @@ def in_placement_group(home: Home, trial: PlannedTrial) -> Iterator[Peers]:
                 ray.kill(actor)
 
 
-def _rendezvous(folder: str) -> str:
-    """A file if all ranks are on this machine, which needs no open port; else a port of this machine."""
+@contextlib.contextmanager
+def _meeting_place(folder: str) -> Iterator[tuple[str, socket.socket | None]]:
+    """A file where all processes are on this machine: no port for others to knock at. Else a port of this one, taken."""
     if len([node for node in ray.nodes() if node["Alive"]]) == 1:
-        return f"file:{folder}/meeting"
+        yield f"file:{folder}/meeting", None
+        return
     address = ray.util.get_node_ip_address()
-    with socket.socket() as free:
-        free.bind((address, 0))
-        return f"tcp:{address}:{free.getsockname()[1]}"
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listening:
+        listening.bind((address, 0))
+        yield f"tcp:{address}:{listening.getsockname()[1]}", listening
+
+
+@contextlib.contextmanager
+def _ended_where_cut_off(lost: Callable[[], str | None]) -> Iterator[None]:
+    """While the block lasts, end this process where another of the trial is gone and that is not noticed by itself.
+
+    A process that dies closes its connections. A machine that is cut off does not, and its messages would be waited for
+    as long as `resources.patience`; Ray notices within half a minute. The trial is then taken up again, as that of any
+    worker that has died.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_LOOK_EVERY):
+            if (why := lost()) is not None and not over.wait(_NOTICED_WITHIN):
+                print(f"dsd-lab: {why}", file=sys.stderr, flush=True)
+                os._exit(1)
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watching.join()
 
 
 def _first_fault(ends: list[Any]) -> str | None:

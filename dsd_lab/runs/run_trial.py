@@ -20,6 +20,7 @@ from dsd_lab.core.training.events import Diverged, Finished, Logged
 from dsd_lab.core.training.trainer import Trainer, pick_device
 from dsd_lab.errors import BadInput, LabError, NoResources, PeerLost, is_disk_full
 from dsd_lab.files.atomic import PRIVATE, write_atomic
+from dsd_lab.files.locks import while_waiting
 from dsd_lab.home.beginnings import record_beginning
 from dsd_lab.home.home import Home
 from dsd_lab.home.plugins import keep_plugins, loaded_digests
@@ -178,7 +179,8 @@ def _train(
     patience = trial.fields.resources.patience
     with Watchdog(folder.root / "hang.txt", patience, on_hang) as watchdog:
         peers = gather()
-        with listening(lambda *_: watchdog.beat()):  # reading data may take longer than any step
+        # Reading data may take longer than any step, and so may waiting for another process that reads it.
+        with listening(lambda *_: watchdog.beat()), while_waiting(watchdog.beat):
             data = shelf.for_training(trial, home)
         device = pick_device(trial.fields.resources.gpus)
         devices = device_name(device) if peers.alone else f"{peers.size} x {device_name(device)}"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 from dsd_lab.core.training.checkpoints import load_checkpoint
 from dsd_lab.errors import BadInput, CorruptCheckpoint
+from dsd_lab.files.atomic import make_folder, sync_file, sync_folder, write_atomic
 from dsd_lab.home.spool import complete_lines, is_whole_picture, parsed_lines
 from dsd_lab.home.trial_folder import TrialFolder
 from dsd_lab.home.trial_records import BeganFrom
@@ -38,16 +40,27 @@ def begin_from(found: Beginning, folder: TrialFolder, data: str, device: str) ->
     try:
         if not all(is_whole_picture(found.folder.images / picture) for picture in pictures):
             return False
-        folder.images.mkdir(parents=True, exist_ok=True)
+        for place in (folder.images, folder.checkpoints):
+            make_folder(place)
         for picture in pictures:
-            shutil.copyfile(found.folder.images / picture, folder.images / picture)
-        folder.spool.write_bytes(b"".join(lines))
+            _copy(found.folder.images / picture, folder.images / picture)
+        sync_folder(folder.images)
+        write_atomic(folder.spool, b"".join(lines), durable=True)
         writing = folder.checkpoints / f".writing-{name}"
-        shutil.copytree(found.folder.checkpoints / name, writing, symlinks=True)
+        shutil.rmtree(writing, ignore_errors=True)  # of an attempt that was killed
+        shutil.copytree(found.folder.checkpoints / name, writing, symlinks=True, copy_function=_copy)
+        sync_folder(writing)
         writing.rename(folder.checkpoints / name)
+        sync_folder(folder.checkpoints)
     except FileNotFoundError:
         return False
     return True
+
+
+def _copy(source: str | Path, target: str | Path) -> None:
+    """Copy a file so that it outlives a power cut."""
+    shutil.copyfile(source, target)
+    sync_file(Path(target))
 
 
 def _lines_until(found: Beginning) -> list[bytes] | None:

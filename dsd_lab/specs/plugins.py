@@ -83,7 +83,7 @@ def _installed(name: str) -> str | None:
 
 
 def _load(given: str, where: str) -> None:
-    path = Path(given).expanduser().resolve() if given.endswith(".py") or "/" in given else None
+    path = Path(os.path.expanduser(given)).resolve() if given.endswith(".py") or "/" in given else None
     if path is not None and not path.is_file():
         raise BadInput(f"{where}: no such file")
     module = None if path is not None else _installed(given) or given

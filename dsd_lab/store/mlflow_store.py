@@ -19,6 +19,7 @@ from mlflow.entities import Run
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
 from dsd_lab.errors import BadInput
+from dsd_lab.files.database import sqlite_path
 from dsd_lab.files.locks import locked
 from dsd_lab.files.printable import printable, say
 from dsd_lab.home.home import Home
@@ -63,8 +64,8 @@ class Store:
         refuse_files(self.uri)
         with locked(self.home.root / ".mlflow.lock"), translate_errors(self.uri):
             own = self.uri == own_uri(self.home.root)
-            if self.uri.startswith("sqlite:///"):
-                relocate(Path(self.uri.removeprefix("sqlite:///")), self.home.root, self.home.id, own)
+            if (database := sqlite_path(self.uri)) is not None:
+                relocate(database, self.home.root, self.home.id, own)
             if own:
                 (self.home.root / "mlflow.db").touch()  # SQLite would ignore the umask
             _artifact_repos_cache.clear()  # keyed by run only, but copies of a home share runs

@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from dsd_lab.errors import BadInput, NoResources
+from dsd_lab.files.database import sqlite_path, sqlite_uri
 from dsd_lab.files.redaction import without_password
 
 
@@ -25,6 +26,8 @@ _DRIVERS = {"postgresql": ("psycopg2", "psycopg"), "mysql": ("pymysql",), "mssql
 """Drivers by database in order of preference; SQLAlchemy's default differs by version."""
 _MLFLOW_SETTINGS = ("AUTH", "AWS_SIGV4", "INSECURE_TLS", "SERVER_CERT_PATH", "CLIENT_CERT_PATH")
 """MLflow's settings of the connection to a server."""
+_LONGEST_FILE = 504
+"""Bytes of the path of a database: SQLite takes 512, of which the name of its journal needs 8."""
 _TIMEOUT = 5.0
 """Seconds that a store has to accept a connection."""
 
@@ -46,22 +49,31 @@ def refuse_files(uri: str | None) -> None:
         )
 
 
-def refuse_unsuitable(uri: str | None) -> None:
+def refuse_unsuitable(uri: str | None, home: Path) -> None:
     """Refuse an unreachable store or a missing driver before training starts.
+
+    Args:
+        uri: of the store; None is SQLite in the home folder.
+        home: the home folder.
 
     Raises:
         BadInput: as `refuse_files`.
         NoResources: the folder or driver is missing, or nothing accepts a connection at the address.
     """
     refuse_files(uri)
+    later = "or sweep with --no-tracking, after which `dsd-lab report` stores everything"
+    file = sqlite_path(uri or own_uri(home))
+    if file is not None and (length := len(os.fsencode(file.absolute()))) > _LONGEST_FILE:
+        raise NoResources(
+            f"{str(file)[:100]}...: its path of {length} bytes is too long for SQLite, which takes {_LONGEST_FILE}; "
+            "name a shorter --home, or a server with --tracking-uri http://..."
+        )
     if uri is None or uri.startswith("databricks"):
         return
     shown = f"--tracking-uri {without_password(uri)}"
-    later = "or sweep with --no-tracking, after which `dsd-lab report` stores everything"
     if uri.startswith("sqlite:"):
-        folder = Path(uri.removeprefix("sqlite:///")).parent
-        if uri.startswith("sqlite:///") and not uri.startswith("sqlite:///file:") and not folder.is_dir():
-            raise NoResources(f"{shown}: no such folder {folder}; make it, {later}")
+        if file is not None and not file.parent.is_dir():
+            raise NoResources(f"{shown}: no such folder {file.parent}; make it, {later}")
         return
     place = urlsplit(uri)
     kind, _, named = place.scheme.partition("+")
@@ -149,4 +161,4 @@ def own_uri(home: Path) -> str:
     path = home.resolve() / "mlflow.db"
     if path.is_symlink():  # a home may have come with a clone, and MLflow would write its tables where it leads
         raise BadInput(f"{path}: is a link; name the store that it leads to with --tracking-uri sqlite:///PATH")
-    return f"sqlite:///{path}"
+    return sqlite_uri(path)

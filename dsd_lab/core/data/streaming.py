@@ -24,8 +24,7 @@ from dsd_lab.core.data.progress import tell
 from dsd_lab.core.data.records import Item, Records, StoredRecords, key_of, place_of
 from dsd_lab.core.data.splits import StreamedImages
 from dsd_lab.errors import BadInput
-from dsd_lab.files.atomic import write_json
-from dsd_lab.files.bounded import read_json
+from dsd_lab.files.atomic import read_cache, write_json
 from dsd_lab.files.image_files import DamagedImage
 from dsd_lab.files.index import content_digest, listing_of
 from dsd_lab.files.locks import locked
@@ -120,9 +119,9 @@ def _cached_survey(spec: Data, records: Sequence[StoredRecords], cache: Path | N
     labels = [hashlib.sha256(part.labels.numpy().tobytes()).hexdigest() for part in records]
     path = cache / f"survey-{key_of(_content(spec, records, cache), _VERSION, pillow, fields, labels)}.json"
     with locked(path.with_suffix(".lock")):
-        if path.exists():
-            content = read_json(path)
-            return Survey(**{**content, "shape": tuple(content["shape"])})
+        known = read_cache(path)
+        with contextlib.suppress(KeyError, TypeError):  # there is none yet, or what a power cut has left of one
+            return Survey(**{**known, "shape": tuple(known["shape"])})
         found = survey(spec, records)
         write_json(path, asdict(found))
     return found
