@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from dsd_lab.home.history import History
 from dsd_lab.home.home import Home
 from dsd_lab.home.trial_folder import STOPPED
 from dsd_lab.report.results import Result
+from dsd_lab.report.statistics import forecast_theory
 from dsd_lab.report.statistics.forecast_judged import Example, examples_of, fit, judge_forecast, seen_at
 from dsd_lab.report.statistics.forecast_theory import THEORY
 from dsd_lab.report.statistics.verdicts import Judged
@@ -259,5 +261,9 @@ def test_a_chance_below_the_asked_one_stops_nothing(tmp_path):
 def test_a_forecast_says_which_of_its_trials_were_imported(tmp_path, monkeypatch):
     taught = [e for name in ("one", "two", "three") for e in examples(name)]
     monkeypatch.setattr(Home, "manifests", lambda home: {"one": None})
-    monkeypatch.setattr(forecast, "_examples", lambda *asked: (taught, 0, {taught[0].trial, "0" * 12}))
+    imported = [SimpleNamespace(id=i, imported={}) for i in (taught[0].trial, "0" * 12)]
+    own = [SimpleNamespace(id=e.trial, imported=None) for e in taught[1:]]
+    monkeypatch.setattr(forecast, "_sweeps", lambda homes: [("one", [*imported, *own], None)])
+    every = dict.fromkeys(forecast_theory.LEARNT | forecast_theory.THEORY, taught)
+    monkeypatch.setattr(forecast_theory, "all_examples", lambda sweeps: (every, dict.fromkeys(every, 0)))
     assert "1 of the trials are imported" in " ".join(run("forecast", "--home", tmp_path)[1]["said"])

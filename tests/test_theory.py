@@ -8,7 +8,7 @@ import torch
 from scipy.integrate import quad
 
 from dsd_lab.core.diffusion import paths
-from dsd_lab.core.observing import latent_metrics
+from dsd_lab.core.observing import directions
 from dsd_lab.core.observing.probes import ProbeSet
 from dsd_lab.core.training.trainer import Trainer
 from dsd_lab.report.statistics.theory import has_closed_form, scale_gradient, time_rule
@@ -125,7 +125,7 @@ def test_the_derivative_along_principal_directions_is_that_of_finite_differences
         return (torch.sin(z) * z).mean()
 
     gradient = torch.autograd.grad(loss(leaf := z.clone().requires_grad_()), leaf)[0]
-    std, slope = latent_metrics.scale_gradient(z, gradient)
+    std, slope = directions.scale_gradient(z, gradient)
     flat = z.flatten(0, 1)
     mean = flat.mean(0)
     _, values, vectors = torch.linalg.svd(flat - mean, full_matrices=False)

@@ -7,6 +7,7 @@ import torch
 from scipy.integrate import quad
 
 from dsd_lab.core.observing import latent_metrics as lm
+from dsd_lab.core.observing.directions import along_directions
 from dsd_lab.core.observing.probes import ProbeSet
 from dsd_lab.core.training.trainer import Trainer
 
@@ -62,10 +63,10 @@ def test_what_a_predictor_lets_through_is_measured_along_the_targets_directions(
     gains = torch.tensor([0.9, 0.5, 0.0], dtype=torch.float64)
     directions = torch.linalg.eigh((target - target.mean(0)).T @ (target - target.mean(0))).eigenvectors.flip(1)
     prediction = (target - target.mean(0)) @ directions * gains @ directions.T + 5
-    std, through = lm.along_directions(target, prediction)
+    std, through = along_directions(target, prediction)
     assert (through / std).tolist() == pytest.approx(gains.tolist(), abs=1e-9)
     assert std.tolist() == pytest.approx((lm.covariance_spectrum(target) ** 0.5).tolist())
-    assert all(math.isnan(x) for x in lm.along_directions(target, prediction * math.nan)[1])
+    assert all(math.isnan(x) for x in along_directions(target, prediction * math.nan)[1])
 
 
 def test_probes_record_class_viv_and_the_rank_differential_at_the_training_times(tiny_trial, digits, monkeypatch):

@@ -176,8 +176,7 @@ def capacity_bits(eigenvalues: Tensor) -> float:
 def viv(eigenvalues: Tensor) -> float:
     """(pi/2) sum sqrt(l) of covariance eigenvalues l: the loss that no velocity prediction of a Gaussian latent goes below.
 
-    The integral over uniform times of I(t) = sum l / ((1 - t)^2 + t^2 l) (VIV, arXiv 2606.03578), the summed variance
-    of the velocity that z_t leaves open. In squared units of the latents, not divided by the channels; 0 where nothing varies.
+    The integral over uniform times of I(t) = sum l / ((1 - t)^2 + t^2 l) (VIV, arXiv 2606.03578). Not divided by channels.
     """
     return float(math.pi / 2 * eigenvalues.sqrt().sum())
 
@@ -196,48 +195,6 @@ def class_viv(z: Tensor, y: Tensor) -> float:
     """
     of_class = ((y == label).nonzero().flatten() for label in y.unique())
     return sum(len(i) / len(y) * viv(covariance_spectrum(token_matrix(z[i]))) for i in of_class)
-
-
-def scale_gradient(z: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Derivative of a loss with respect to the latents' scale along each principal direction.
-
-    With u_k the eigenvectors of the token covariance and z_k = (z - mean) . u_k, the derivative with
-    respect to a factor a_k on direction k, at a_k = 1, is the sum over images and tokens of
-    (gradient . u_k) z_k. Positive: gradient descent on the loss shrinks the direction.
-
-    Args:
-        z: latents [N, T, c].
-        gradient: of the loss with respect to them, [N, T, c].
-
-    Returns:
-        Standard deviations [c], descending, and derivatives [c], both float64; NaN where an entry is not finite.
-    """
-    tokens, slopes = token_matrix(z).double(), token_matrix(gradient).double()
-    if not bool(torch.isfinite(tokens).all() & torch.isfinite(slopes).all()):
-        return tokens.new_full((z.shape[-1],), torch.nan), tokens.new_full((z.shape[-1],), torch.nan)
-    centred = tokens - tokens.mean(0)
-    directions = torch.linalg.eigh(centred.T @ centred / len(tokens)).eigenvectors.flip(1)
-    along = centred @ directions
-    return along.square().mean(0).sqrt(), ((slopes @ directions) * along).sum(0)
-
-
-def along_directions(target: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
-    """Standard deviations of a target and of its prediction along the target's principal directions: what a predictor lets through.
-
-    Args:
-        target: [rows, c].
-        prediction: of the target, [rows, c].
-
-    Returns:
-        Of the target [c], descending, and of the prediction [c], both float64; NaN where an entry is not finite.
-    """
-    target, prediction = target.double(), prediction.double()
-    if not bool(torch.isfinite(target).all() & torch.isfinite(prediction).all()):
-        return target.new_full((target.shape[1],), torch.nan), target.new_full((target.shape[1],), torch.nan)
-    target, prediction = (part - part.mean(0) for part in (target, prediction))
-    directions = torch.linalg.eigh(target.T @ target / len(target)).eigenvectors.flip(1)
-    found = [(part @ directions).square().mean(0).sqrt() for part in (target, prediction)]
-    return found[0], found[1]
 
 
 @dataclass(frozen=True)

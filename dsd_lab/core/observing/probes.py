@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dsd_lab.core.diffusion import paths
 from dsd_lab.core.diffusion.objectives import TARGETS, diffusion_loss, losses, output_of, predictions
-from dsd_lab.core.observing import latent_metrics
+from dsd_lab.core.observing import directions, latent_metrics
 from dsd_lab.core.randomness import Draws, generator
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class ProbeSet:
         f, _ = predictions(network.denoise, z, draws, spec)
         online, target, prediction = map(latent_metrics.token_matrix, (z, z2, f))
         rank = latent_metrics.effective_rank(target)
-        std, through = latent_metrics.along_directions(target, prediction)
+        std, through = directions.along_directions(target, prediction)
         metrics = {
             "theory/rank_differential/token": rank - latent_metrics.effective_rank(prediction),
             "theory/rank_differential/online": rank - latent_metrics.effective_rank(online),
@@ -164,7 +164,7 @@ class ProbeSet:
             if gradient is None:
                 continue  # the loss does not depend on them: the metric is absent, not zero
             latents, gradient = latents[..., :channels].detach(), gradient[..., :channels]  # means only
-            std, slope = latent_metrics.scale_gradient(latents, gradient)
+            std, slope = directions.scale_gradient(latents, gradient)
             total = slope.sum() if suffix == "" else (gradient.double() * latents.double()).sum()
             metrics[f"theory/scale_gradient/token{suffix}"] = float(total)
             spectra[f"scale_gradient/token{suffix}"] = (channels * slope).tolist()
