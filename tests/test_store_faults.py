@@ -25,9 +25,11 @@ from sweeping import (
     write_spec,
 )
 
+from dsd_lab.cli import sweep
 from dsd_lab.errors import OK
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import manifest_of
+from dsd_lab.store.current import note_current
 from dsd_lab.store.faults import StoreUnavailable
 from dsd_lab.store.mlflow_store import Store
 
@@ -185,3 +187,31 @@ def test_a_damaged_line_of_a_spool_and_a_newer_one_are_one_line_for_every_reader
         assert run(*verb, "--home", home.root)[0] != OK
         error = capsys.readouterr().err
         assert f"{spool}:2: is damaged" in error and "Traceback" not in error
+
+
+def test_a_finished_sweep_asks_the_store_only_where_something_has_changed_since(tmp_path, monkeypatch):
+    home, spec = Home(tmp_path / "home"), write_spec(tmp_path, {"dsd": VARIANTS["dsd"]})
+    plan = train_here(home, spec)
+    (trial,) = (home.trial(t.id) for t in plan.trials)
+    asked = []
+    monkeypatch.setattr(sweep, "_start_uploader", lambda *of: asked.append(of))
+
+    def asks(*options):
+        asked.clear()
+        assert run("sweep", spec, "--home", home.root, *options)[0] == OK
+        return bool(asked)
+
+    def store(*options):
+        Store(home).sync(home.manifests()["tiny"])
+        note_current(home, [home.manifests()["tiny"]])
+        return not asks(*options)
+
+    assert asks() and store()
+    trial.root.joinpath("status.json").touch()
+    assert asks() and store()
+    home.root.joinpath("mlflow.db").touch()  # as another sweep's upload does
+    assert asks() and store()
+    changed = ("--set", "report.reference=dsd")
+    assert asks(*changed) and store(*changed)
+    home.root.joinpath("mlflow.db").unlink()
+    assert asks() and asks("--tracking-uri", f"sqlite:///{tmp_path}/other.db")

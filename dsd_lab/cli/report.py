@@ -20,6 +20,7 @@ from dsd_lab.report.results import results_of
 from dsd_lab.report.statistics.verdicts import judge, row_key
 from dsd_lab.report.write import write_part
 from dsd_lab.specs.report import ReportSettings, XAxis
+from dsd_lab.store.current import note_current
 from dsd_lab.store.mlflow_store import Store
 
 _MAX_NAME = 200
@@ -52,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     place = "report" if len(manifests) == 1 else f"reports/{folder.name}"
     for manifest, part in zip(manifests, made, strict=True):
         store.attach_report(manifest, folder, summary(part.page), part.verdicts, place)
+    note_current(home, manifests, arguments.tracking_uri)
     if arguments.json:
         contents = [part.content for part in made]
         print_json(contents[0] if len(contents) == 1 else {"sweeps": contents})

@@ -38,6 +38,7 @@ from dsd_lab.runs.signals import TERMINATING, Terminated, handled, raise_termina
 from dsd_lab.specs.evaluate_list import of_trial
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.sweep import Plan, PlannedTrial
+from dsd_lab.store.current import is_current
 from dsd_lab.store.uri import chosen_uri, refuse_unsuitable
 from dsd_lab.training_code import training_code
 from dsd_lab.units import duration
@@ -114,7 +115,10 @@ def _execute(
     record: Callable[[], None],
 ) -> int:
     """Run the trials of `todo`. `record` is called once the sweep is accepted."""
-    uploader = None if arguments.no_tracking else _start_uploader(home, plan.key, arguments.tracking_uri)
+    if not todo:
+        record()
+    stored = arguments.no_tracking or (not todo and is_current(home, plan.key, arguments.tracking_uri))
+    uploader = None if stored else _start_uploader(home, plan.key, arguments.tracking_uri)
     began = time.monotonic()
     code = UNEXPECTED
     try:
@@ -142,7 +146,6 @@ def _execute(
                 code = TERMINATED
             _say(console, f"trained and evaluated in {duration(time.monotonic() - began)}")
         else:
-            record()
             code = OK
     finally:
         if uploader is not None:

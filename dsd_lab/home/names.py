@@ -29,7 +29,7 @@ TRIAL_ENTRIES = frozenset(
     ]
 )
 """Allowed entries of a trial's folder. `gc` and `rm` do not touch a folder with other entries."""
-SWEEP_ENTRIES = ("manifest.json", "revisions.json", "manifest.lock", "machine.jsonl", "lock")
+SWEEP_ENTRIES = ("manifest.json", "revisions.json", "manifest.lock", "machine.jsonl", "stored.json", "lock")
 """Allowed entries of a sweep's folder."""
 PICTURE_STEM, METRIC = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", r"[A-Za-z0-9_./ -]{1,250}"
 NOT_FINITE = "not_finite/"

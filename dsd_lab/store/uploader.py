@@ -15,6 +15,7 @@ from dsd_lab.errors import LabError, is_disk_full
 from dsd_lab.files.printable import say
 from dsd_lab.home.home import Home
 from dsd_lab.home.sweep_records import Manifest
+from dsd_lab.store.current import note_current
 from dsd_lab.store.system_metrics import Sampler
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def upload(home: Path, key: str) -> int:
                 store = store or _opened(Home(home))
                 store.sync(manifest)
                 pause = _POLL
+                if last:
+                    note_current(Home(home), [manifest])
         except LabError as error:  # training continues while the store is down or a spool is damaged
             if last:
                 return _gave_up(str(error))
