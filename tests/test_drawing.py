@@ -19,7 +19,7 @@ from dsd_lab.evaluation import workspace
 from dsd_lab.evaluation.drawing import IMAGES, StoppedDrawing
 from dsd_lab.evaluation.evaluate import evaluate_generation
 from dsd_lab.evaluation.sampling import BLOCK, labels_of, sample_blocks
-from dsd_lab.evaluation.workspace import Bench
+from dsd_lab.evaluation.workspace import EvaluationCache
 from dsd_lab.home.home import Home
 from dsd_lab.runs.run_trial import DataShelf, run_trial
 from dsd_lab.specs.identity import evaluation_id
@@ -51,7 +51,7 @@ def process(rank, size, rendezvous, trial, checkpoints, home, told, until):
     workspace.sample_blocks = noted
     group = joined(rendezvous, rank, size, 60.0, CPU) if size > 1 else contextlib.nullcontext(ALONE)
     with group as peers:
-        bench = Bench(
+        bench = EvaluationCache(
             trial, checkpoints, data, CPU, home, None, peers, lambda: until is not None and len(drew) >= until
         )
         if rank:
@@ -96,7 +96,7 @@ def test_what_was_stopped_goes_on_with_other_processes_and_draws_no_image_twice(
 
 def test_a_process_draws_its_blocks_wherever_the_others_are(trained, digits):
     trial, checkpoints = trained
-    bench, y = Bench(trial, checkpoints, digits, CPU, Home(checkpoints.parent)), labels_of(ASKED, digits)
+    bench, y = EvaluationCache(trial, checkpoints, digits, CPU, Home(checkpoints.parent)), labels_of(ASKED, digits)
     network = bench.network(ASKED)
     whole = dict(sample_blocks(network, trial, y, ASKED, 0, CPU))
     assert [len(images) for images in whole.values()] == [BLOCK, BLOCK, BLOCK, 80]

@@ -42,7 +42,7 @@ from dsd_lab.evaluation.real_images import matching
 from dsd_lab.evaluation.reconstruction import psnr, representation, ssim, ssim_window
 from dsd_lab.evaluation.reference import DIMENSIONS, check_files, read_reference
 from dsd_lab.evaluation.sampling import BLOCK, labels_of
-from dsd_lab.evaluation.workspace import Bench
+from dsd_lab.evaluation.workspace import EvaluationCache
 from dsd_lab.home.home import Home
 from dsd_lab.home.names import extractor_path
 from dsd_lab.specs.evaluate_list import applies
@@ -70,7 +70,7 @@ def home(tmp_path_factory, data):
 def bench(home, data, tiny_trial):
     trial = tiny_trial(training={"weight_ema": 0.95})
     list(Trainer(trial, 0, data, CPU, home.root / "checkpoints").run())
-    return Bench(trial, home.root / "checkpoints", data, CPU, home)
+    return EvaluationCache(trial, home.root / "checkpoints", data, CPU, home)
 
 
 def blocks_of(images):
@@ -462,7 +462,7 @@ def test_inception_figures_have_names_of_their_own_and_share_the_samples(bench, 
         Images(bench.data.train.pixels[:20], bench.data.train.labels[:20]),
         Images(bench.data.holdout.pixels[:16], bench.data.holdout.labels[:16]), 10, "inception" * 7,
     )  # fmt: skip
-    shared = Bench(bench.trial, bench.checkpoints, small, CPU, bench.home)
+    shared = EvaluationCache(bench.trial, bench.checkpoints, small, CPU, bench.home)
     check_files([Generation(**given)], bench.home)
     found = evaluate_generation(
         Generation(sampler="euler", steps=2, **given),
@@ -585,7 +585,7 @@ def test_an_evaluation_without_samples_measures_a_control_too():
 
 def test_a_control_is_measured_for_what_applies_to_it_where_the_entry_asks_for_samples_too(bench):
     fields = Trial.model_validate(bench.trial.model_dump() | {"objective": {"diffusion_weight": 0.0}})
-    control = Bench(fields, bench.checkpoints, bench.data, CPU, bench.home)
+    control = EvaluationCache(fields, bench.checkpoints, bench.data, CPU, bench.home)
     asked = ["fid", "label_accuracy", "rfid", "psnr", "ssim", "knn"]
     found = evaluated(control, metrics=asked)
     assert {name.split("/")[0] for name in found} == {"rfid", "psnr", "ssim", "probe"}
@@ -601,7 +601,7 @@ def test_equal_samples_are_drawn_once_and_others_anew(bench, monkeypatch):
 
     original = workspace.sample_blocks
     monkeypatch.setattr(workspace, "sample_blocks", remember)
-    shared = Bench(bench.trial, bench.checkpoints, bench.data, CPU, bench.home)
+    shared = EvaluationCache(bench.trial, bench.checkpoints, bench.data, CPU, bench.home)
     first = evaluated(bench, shared, guidance=2.0, metrics=["fid"])
     second = evaluated(bench, shared, guidance=2.0, metrics=["fid", "kid"])
     third = evaluated(bench, shared, guidance=3.0, metrics=["fid"])

@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     from dsd_lab.core.training.trainer import pick_device
     from dsd_lab.evaluation.drawing import StoppedDrawing
     from dsd_lab.evaluation.sampling import BLOCK, labels_of
-    from dsd_lab.evaluation.workspace import Bench
+    from dsd_lab.evaluation.workspace import EvaluationCache
     from dsd_lab.home.plugins import planned_again, recorded_fields
     from dsd_lab.runs.peers import started_here
 
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         started_here(home, planned) as peers,
     ):
         task = bar.add_task("")
-        bench = Bench(
+        bench = EvaluationCache(
             planned.fields,
             folder.checkpoints,
             data,

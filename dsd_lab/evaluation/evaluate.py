@@ -1,7 +1,7 @@
-"""One trial evaluated: weights from its checkpoint, samples of them, and the metrics that an evaluation asks for.
+"""Evaluates one trial: loads weights from its checkpoint, draws samples, and computes metrics.
 
-Samples are compared with the training images, or with published statistics. The real-against-real
-floor is the same comparison for real images: all held-out ones, and as many as there are samples.
+Samples are compared with the training images, or with published statistics. The floor is the same comparison for real
+images: all held-out ones, and as many as there are samples.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from dsd_lab.errors import BadInput
 from dsd_lab.evaluation.metric_names import placed
 from dsd_lab.evaluation.sampling import labels_of
-from dsd_lab.evaluation.workspace import Bench
+from dsd_lab.evaluation.workspace import EvaluationCache
 from dsd_lab.home.home import Home
 from dsd_lab.home.names import NOT_FINITE, finite
 from dsd_lab.specs.evaluation import of_no_classes, without_classes
@@ -35,19 +35,19 @@ def evaluate_generation(
     data: DataSet,
     device: torch.device,
     cache: Path,
-    bench: Bench | None = None,
+    bench: EvaluationCache | None = None,
 ) -> tuple[dict[str, float], Tensor]:
-    """Metrics by name and the first images [n, C, H, W] uint8 that they are of.
+    """Metrics by name, and the first images [n, C, H, W] uint8.
 
-    Names end in how they were measured (`indomain-n395-cfg1-heun25-holdout-ema0.99`), so that two
-    different measurements never share a name. `psnr` and `ssim` are of held-out reconstructions. A trial
-    without a denoiser has no samples: its reconstructions and latents are measured, and shown. What has
-    no finite value, says nothing of data without classes, or is of weights that are not finite, is left out, and a name below `not_finite/` says so.
+    Names end with the settings (`indomain-n395-cfg1-heun25-holdout-ema0.99`), so that different measurements have
+    different names. `psnr` and `ssim` are of held-out reconstructions. A trial without a denoiser has no samples: its
+    reconstructions and latents are measured. Metrics that need classes are left out for data without them. Values that
+    are not finite, and metrics of weights that are not finite, are replaced by names that start with `not_finite/`.
     """
     from dsd_lab.evaluation.metrics import floors, of_encoder, of_images  # imports torch-fidelity
 
     own = bench is None
-    bench = bench or Bench(trial, checkpoints, data, device, Home(cache.parent))
+    bench = bench or EvaluationCache(trial, checkpoints, data, device, Home(cache.parent))
     if not data.conditional:
         if reason := without_classes(evaluation):
             raise BadInput(f"the data has no classes: {reason}")
@@ -55,7 +55,7 @@ def evaluate_generation(
     metrics: dict[str, float] = {}
     shown = None
     if not all(bool(p.isfinite().all()) for p in bench.network(evaluation).parameters()):
-        # Their images are a chessboard, which is an image like another to an extractor.
+        # Their images are a checkerboard, which an extractor would treat as an ordinary image.
         weights = {f"{NOT_FINITE}{placed('weights', evaluation)}/{evaluation.weights.replace(':', '')}": 1.0}
         return weights, bench.reconstructions(evaluation)[:_SHOWN]
     if trial.has_denoiser and evaluation.of_images:

@@ -1,4 +1,4 @@
-"""The extractors as torch-fidelity takes them: uint8 RGB images in, features and class scores out.
+"""The extractors for torch-fidelity: uint8 RGB images -> features and class scores.
 
 `dsd-lab-indomain` and `dsd-lab-dinov2` are registered with torch-fidelity when this module is imported, so that its own
 functions and those here see the same networks.
@@ -34,18 +34,18 @@ SPATIAL_CHANNELS = 7
 
 
 class Features(NamedTuple):
-    """What an extractor gives of N images, on the CPU."""
+    """Outputs of an extractor for N images, on the CPU."""
 
     features: Tensor
     """[N, D]."""
     scores: Tensor
-    """Of classes [N, K]; K is 0 where the extractor knows none."""
+    """Class scores [N, K]; K is 0 for an extractor without classes."""
     spatial: Tensor | None = None
-    """Inception's features with their places [N, 2023], where they were asked for."""
+    """Inception's spatial features [N, 2023] for sFID, or None."""
 
 
 class IndomainExtractor(FeatureExtractorBase):  # type: ignore[misc]
-    """The in-domain classifier; grey data takes one of the three equal channels."""
+    """The in-domain extractor; for grey data it uses one of the three equal channels."""
 
     def __init__(
         self, name: str, features_list: list[str], feature_extractor_weights_path: Path | None = None, **unused: Any
@@ -57,7 +57,7 @@ class IndomainExtractor(FeatureExtractorBase):  # type: ignore[misc]
         self.channels = self.network.body[0].in_channels
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Images [B, 3, H, W] uint8 -> what was asked for, in that order."""
+        """Images [B, 3, H, W] uint8 -> the features in `features_list`, in that order."""
         features, scores = self.network(as_floats(x[:, : self.channels]))
         found = {str(FEATURES): features, "scores": scores}
         return tuple(found[name] for name in self.features_list)
@@ -94,7 +94,7 @@ class DinoExtractor(FeatureExtractorBase):  # type: ignore[misc]
         self.network = dinov2_network(torch.load(feature_extractor_weights_path, weights_only=True))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Images [B, 3, H, W] uint8 -> what was asked for, in that order."""
+        """Images [B, 3, H, W] uint8 -> the features in `features_list`, in that order."""
         found = {"cls": dinov2_features(self.network, x), "scores": x.new_zeros(len(x), 0).float()}
         return tuple(found[name] for name in self.features_list)
 
@@ -119,16 +119,16 @@ register_feature_extractor(INDOMAIN, IndomainExtractor)
 register_feature_extractor(DINOV2, DinoExtractor)
 
 _MOST_WEIGHTS = 2**31
-"""Bytes of a file of weights."""
+"""Maximum size of a file of weights in bytes."""
 
 
 def indomain(path: Path) -> FeatureExtractorBase:
-    """The extractor that a cached file holds."""
+    """The in-domain extractor from a cached file."""
     return _created(INDOMAIN, path)
 
 
 def inception(path: Path) -> FeatureExtractorBase:
-    """torch-fidelity's Inception-v3 with the weights of a file; the bytes that are read are the bytes that are checked.
+    """torch-fidelity's Inception-v3 with the weights of a file, whose hash is checked.
 
     Raises:
         BadInput: they are not the pinned ones.
@@ -137,7 +137,7 @@ def inception(path: Path) -> FeatureExtractorBase:
 
 
 def dinov2(path: Path) -> FeatureExtractorBase:
-    """DINOv2 with the weights of a file; the bytes that are read are the bytes that are checked.
+    """DINOv2 with the weights of a file, whose hash is checked.
 
     Raises:
         BadInput: they are not the pinned ones.

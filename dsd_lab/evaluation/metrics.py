@@ -25,11 +25,11 @@ from dsd_lab.specs.part_fields import is_foreign
 
 if TYPE_CHECKING:
     from dsd_lab.evaluation.drawing import Drawn
-    from dsd_lab.evaluation.workspace import Bench
+    from dsd_lab.evaluation.workspace import EvaluationCache
     from dsd_lab.specs.trial import Generation
 
 
-def of_images(e: Generation, bench: Bench, samples: Drawn, y: Tensor) -> dict[str, float]:
+def of_images(e: Generation, bench: EvaluationCache, samples: Drawn, y: Tensor) -> dict[str, float]:
     """Metrics of samples drawn for labels y [N]."""
     rest = f"n{len(y)}-{sampling_name(e)}-{weights_name(e, bench.trial)}"
     features, scores, spatial = bench.features(e, y)
@@ -75,7 +75,7 @@ def _on_features(e: Generation, features: Tensor, scores: Tensor, real: Real) ->
     return found
 
 
-def floors(e: Generation, bench: Bench, y: Tensor) -> dict[str, float]:
+def floors(e: Generation, bench: EvaluationCache, y: Tensor) -> dict[str, float]:
     """Metrics of real images: all held-out ones, and as many as there are samples, with the same classes.
 
     They do not depend on the trial, and are cached in the home folder.
@@ -89,7 +89,7 @@ def floors(e: Generation, bench: Bench, y: Tensor) -> dict[str, float]:
     return found
 
 
-def _held_floor(e: Generation, bench: Bench) -> dict[str, float]:
+def _held_floor(e: Generation, bench: EvaluationCache) -> dict[str, float]:
     """Floor from all held-out images."""
     data, real = bench.data, bench.real(e)
     held = len(data.holdout)
@@ -103,7 +103,7 @@ def _held_floor(e: Generation, bench: Bench) -> dict[str, float]:
     return found
 
 
-def _floor_like(e: Generation, bench: Bench, y: Tensor) -> dict[str, float]:
+def _floor_like(e: Generation, bench: EvaluationCache, y: Tensor) -> dict[str, float]:
     """Floor from as many real images as labels y [N], with the same classes; empty if there are too few."""
     features, scores, filled = bench.real(e).like(y)
     if len(features) != len(y):
@@ -112,7 +112,7 @@ def _floor_like(e: Generation, bench: Bench, y: Tensor) -> dict[str, float]:
     return _floor(e, bench, features, scores, where)
 
 
-def _floor(e: Generation, bench: Bench, features: Tensor, scores: Tensor, where: str) -> dict[str, float]:
+def _floor(e: Generation, bench: EvaluationCache, features: Tensor, scores: Tensor, where: str) -> dict[str, float]:
     real = bench.real(e)
     named = features_name(e, bench.data.conditional)
     found = {f"{k}_floor/{named}-{where}": v for k, v in _on_features(e, features, scores, real).items()}
@@ -122,7 +122,7 @@ def _floor(e: Generation, bench: Bench, features: Tensor, scores: Tensor, where:
     return found
 
 
-def of_encoder(e: Generation, bench: Bench) -> dict[str, float]:
+def of_encoder(e: Generation, bench: EvaluationCache) -> dict[str, float]:
     """Metrics of held-out reconstructions, and of latents of training and held-out images."""
     data, found = bench.data, {}
     held, average = f"n{len(data.holdout)}", weights_name(e, bench.trial)

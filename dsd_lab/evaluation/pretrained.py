@@ -1,4 +1,4 @@
-"""Weights of others: the only files that dsd-lab downloads, and only when `fetch-weights` is asked to. Hashes are pinned."""
+"""Downloads pretrained weights for `fetch-weights`, with pinned hashes. Nothing else in dsd-lab downloads files itself."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from dsd_lab.home.home import Home
 from dsd_lab.specs.evaluate_list import sha256_of
 
 _PATIENCE = 30.0
-"""Seconds that a server may be silent."""
+"""Time-out of the server in seconds."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A file of weights: its name, its SHA-256, and the library's own constant that holds its address."""
+    """A file of weights: its name, its SHA-256, and the constant of a library that has its URL."""
 
     file: str
     sha256: str
     module: str
     constant: str
-    """Its name; `A:B` is what the table A says of the model B."""
+    """Name of the constant; `A:B` is the entry of model B in table A."""
 
     def url(self) -> str:
-        """The address that the library itself downloads from."""
+        """The URL from which the library downloads."""
         name, _, model = self.constant.partition(":")
         found = getattr(importlib.import_module(self.module), name)
         return str(found[model].default.url if model else found)
@@ -47,7 +47,7 @@ WEIGHTS = {
         "default_cfgs:vit_large_patch14_dinov2",
     ),
 }
-"""By the name that `fetch-weights` takes; others are one row each."""
+"""By the argument of `fetch-weights`."""
 
 
 def weights_path(name: str, home: Home) -> Path:
@@ -56,10 +56,10 @@ def weights_path(name: str, home: Home) -> Path:
 
 
 def check_weights(name: str, path: Path) -> None:
-    """See that a file of weights is there and is the one that is meant.
+    """Check that a file of weights exists and has the pinned hash.
 
     Raises:
-        BadInput: it is not; the line says how to get it.
+        BadInput: it does not; the message says how to get it.
     """
     if not path.is_file():
         raise BadInput(f"{path}: no such file: run `dsd-lab fetch-weights {name}`, or put {WEIGHTS[name].file} there")
@@ -71,11 +71,11 @@ def check_weights(name: str, path: Path) -> None:
 
 
 def fetch(name: str, path: Path, progress: bool = False) -> bool:
-    """Download a file of weights to `path`, which is complete and checked or not there; False where it was already.
+    """Download a file of weights to `path` and check its hash; False if it existed already.
 
     Raises:
         BadInput: another file is at `path`.
-        NoResources: it cannot be downloaded or written, or something else came.
+        NoResources: it cannot be downloaded or written, or has another hash.
     """
     from torch.hub import download_url_to_file
 
@@ -93,7 +93,7 @@ def fetch(name: str, path: Path, progress: bool = False) -> bool:
     except RuntimeError:
         raise NoResources(f"{name}: what was downloaded has another SHA-256 than the pinned one; {by_hand}") from None
     except OSError as error:
-        # Only the kind and number of the fault: an address of a proxy may hold a password.
+        # Only kind and number of the error: the address of a proxy may contain a password.
         cause = error.reason if isinstance(error, urllib.error.URLError) else error
         said = f"HTTP {error.code}" if isinstance(error, urllib.error.HTTPError) else getattr(cause, "strerror", None)
         raise NoResources(f"{name}: cannot be downloaded ({said or type(cause).__name__}); {by_hand}") from None

@@ -1,7 +1,4 @@
-"""Real images as an extractor sees them: the training set's features and statistics, cached, and samples of held-out images.
-
-What is asked of `DataSet` for this is here.
-"""
+"""Features and statistics of real images: those of the training set, cached, and those of held-out images."""
 
 from __future__ import annotations
 
@@ -30,8 +27,8 @@ if TYPE_CHECKING:
     from dsd_lab.core.data import DataSet, Split
 
 _BLOCK = 8192
-_MOST = 100_000
-"""Training images whose features are kept; of a larger set, this many drawn once."""
+_MAX_IMAGES = 100_000
+"""Maximum number of training images for features; of a larger set, a fixed random subset."""
 
 
 def pixels_of(images: Split, indices: Tensor | None = None) -> Tensor:
@@ -42,7 +39,7 @@ def pixels_of(images: Split, indices: Tensor | None = None) -> Tensor:
 
 
 def blocks_of(images: Split, indices: Tensor | None = None) -> Iterator[Tensor]:
-    """The same in blocks of at most 8,192 images, which a set larger than memory allows."""
+    """Blocks [n, C, H, W] uint8 of at most 8,192 images, for data sets larger than memory."""
     if indices is None:
         yield from (pixels for pixels, _ in images.batches(_BLOCK))
     else:
@@ -50,19 +47,19 @@ def blocks_of(images: Split, indices: Tensor | None = None) -> Iterator[Tensor]:
 
 
 def reference_of(images: Split) -> Tensor | Iterator[Tensor]:
-    """What samples are compared with pixel by pixel: whole where it is in memory, else in blocks."""
+    """Pixels [N, C, H, W] uint8 to compare samples with: one tensor if they are in memory, else blocks."""
     return images.pixels if isinstance(images, Images) else blocks_of(images)
 
 
 def statistics_path(cache: Path, data: DataSet, extractor: str) -> Path:
-    """Where the features and statistics of the training images are cached: by data, extractor, size and number."""
-    name = f"{data.fingerprint[:16]}-{extractor}-{data.image_size}px-n{min(len(data.train), _MOST)}"
+    """Cache file for features and statistics of the training images, by data, extractor, size and number."""
+    name = f"{data.fingerprint[:16]}-{extractor}-{data.image_size}px-n{min(len(data.train), _MAX_IMAGES)}"
     return cache / "statistics" / f"{name}.safetensors"
 
 
 @dataclass(frozen=True)
 class Real:
-    """The real images of a data set on the features of one extractor."""
+    """The real images of a data set, in the features of one extractor."""
 
     data: DataSet
     extractor: FeatureExtractorBase
@@ -71,7 +68,7 @@ class Real:
 
     @cached_property
     def _named(self) -> str:
-        """The extractor by name and weights."""
+        """Name of the extractor with a hash of its weights."""
         digest = hashlib.sha256()
         for name, value in self.extractor.state_dict().items():
             digest.update(name.encode() + value.cpu().numpy().tobytes())
@@ -87,12 +84,12 @@ class Real:
         return load_file(path)
 
     def _of_train(self, spatial: bool) -> Features:
-        chosen = None if len(self.data.train) <= _MOST else self.some(_MOST)
+        chosen = None if len(self.data.train) <= _MAX_IMAGES else self.some(_MAX_IMAGES)
         return extract(self.extractor, blocks_of(self.data.train, chosen), self.device, spatial)
 
     @cached_property
     def spatial_statistics(self) -> Statistics:
-        """Mean and covariance of the training images' features with places."""
+        """Mean and covariance of the training images' spatial features."""
         path = statistics_path(self.cache, self.data, f"{self._named}-spatial")
         with locked(path.with_suffix(".lock")):
             if not path.exists():
@@ -102,11 +99,11 @@ class Real:
         return {name: value.numpy() for name, value in load_file(path).items()}
 
     def numbers(self, key: str, make: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """What `make` measures of real images alone and is finite, kept in the home folder beside their statistics.
+        """The finite metrics returned by `make`, cached in the home folder.
 
         Args:
-            key: all that it depends on beside the data and the extractor.
-            make: what is measured where the home folder does not know it.
+            key: everything that they depend on, except data and extractor.
+            make: computes metrics of real images; called if they are not cached.
         """
         path = statistics_path(self.cache, self.data, self._named).with_suffix(".json")
         with locked(path.with_suffix(".lock")):
@@ -124,15 +121,15 @@ class Real:
 
     @property
     def statistics(self) -> Statistics:
-        """Mean and covariance of them."""
+        """Mean and covariance of the features of the training images."""
         return {name: self._train[name].numpy() for name in ("mu", "sigma")}
 
     def some(self, count: int) -> Tensor:
-        """Indices of training images, drawn once for all evaluations."""
+        """Random indices [count] of training images, the same for all evaluations."""
         return torch.randperm(len(self.data.train), generator=generator(0, "some real images"))[:count]
 
     def neighbours(self, count: int) -> Tensor:
-        """Features of as many training images as there are samples, for precision and recall; all where there are fewer."""
+        """Features of at most `count` random training images, for precision and recall with as many samples."""
         return self.features[torch.randperm(len(self.features), generator=generator(0, "neighbours"))[:count]]
 
     @cached_property
@@ -141,10 +138,10 @@ class Real:
         return extract(self.extractor, pixels_of(self.data.holdout), self.device)
 
     def like(self, y: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Features, scores and labels' source of real images with the number of labels y and, as far as it goes, their classes.
+        """Features and scores of as many real images as labels y [N], with the same classes if possible.
 
-        Held-out images first; where they are too few, training images fill up, and the number of those
-        is returned. Training images are nearer to themselves than any others can be, so names say it.
+        Held-out images come first. If they are too few, training images are added, and their number is returned too: it
+        becomes part of metric names, since training images are compared with themselves.
         """
         held, more = matching(self.data.holdout.labels, y)
         features, scores = self.held.features[held], self.held.scores[held]
@@ -160,9 +157,9 @@ def _tensors(found: Statistics) -> dict[str, Tensor]:
 
 
 def matching(labels: Tensor, y: Tensor) -> tuple[Tensor, int]:
-    """Indices into labels [M] whose classes are those of y [N] as far as they go, and how many of N are lacking.
+    """Indices into labels [M] with the classes of y [N] as far as possible, and the number of missing images.
 
-    All of them, in their order, where N = M.
+    If N = M, all indices in their order.
     """
     if len(y) == len(labels):
         return torch.arange(len(labels)), 0

@@ -1,4 +1,4 @@
-"""Published reference statistics, and whether the files that evaluations need are there, before anything is trained."""
+"""Reads published reference statistics, and checks the files that evaluations need before anything is trained."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dsd_lab.specs.trial import Generation
 
 DIMENSIONS = {"indomain": 64, "inception": 2048, "dinov2": 1024}
-"""Features of each extractor."""
+"""Number of features of each extractor."""
 _SPATIAL_DIMENSIONS = 2023
 _HEADER, _WIDEST = 2**16, 16
 """Bytes of the header of an array, and of a number."""
@@ -37,17 +37,17 @@ def weights_of(evaluation: Generation, home: Home) -> Path:
 
 
 def check_files(evaluations: list[Generation], home: Home) -> None:
-    """See that the weights and reference statistics that evaluations name can be used.
+    """Check the weights and reference statistics of evaluations.
 
     Raises:
-        BadInput: one is missing, altered or of other features; one line says which and what to do.
+        BadInput: a file is missing, changed or has other features; the message says which and what to do.
     """
     for check in _checks(evaluations, home):
         check()
 
 
 def unusable_files(evaluations: list[Generation], home: Home) -> list[str]:
-    """A line for each of those files that cannot be used."""
+    """One line per unusable file."""
     found: dict[str, None] = {}
     for check in _checks(evaluations, home):
         try:
@@ -68,14 +68,14 @@ def _checks(evaluations: list[Generation], home: Home) -> list[Callable[[], obje
 
 
 def read_reference(evaluation: Generation, spatial: bool = False) -> Statistics:
-    """The statistics that an evaluation names, in float64; no pickle is read.
+    """The reference statistics of an evaluation, in float64; pickles are not read.
 
     Args:
-        evaluation: names the file.
-        spatial: those of sFID, which ADM's files call `mu_s` and `sigma_s`.
+        evaluation: its `reference` is the file.
+        spatial: read those of sFID, called `mu_s` and `sigma_s` in ADM's files.
 
     Raises:
-        BadInput: the file is missing, altered, no such statistics, or of other features than the extractor's.
+        BadInput: the file is missing or changed, has no statistics, or has another number of features.
     """
     assert evaluation.reference is not None
     path, size = Path(evaluation.reference), _SPATIAL_DIMENSIONS if spatial else DIMENSIONS[evaluation.extractor]

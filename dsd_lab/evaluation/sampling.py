@@ -1,4 +1,4 @@
-"""Samples of a trained network, drawn block by block; each image is a function of the seed and its number alone."""
+"""Draws samples of a trained network in blocks; an image depends only on the seed, its index and its label."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dsd_lab.specs.trial import Trial
 
 BLOCK = 256
-"""Images that are drawn at once. A block is the same whichever process draws it, so that its bits are the same too."""
+"""Images per block. All processes use the same blocks, so the bits do not depend on which process draws one."""
 
 
 def checkpoint_of(checkpoints: Path, step: int | str = "last") -> Path:
@@ -42,10 +42,10 @@ def checkpoint_of(checkpoints: Path, step: int | str = "last") -> Path:
 def load_network(
     trial: Trial, checkpoints: Path, data: DataSet, device: torch.device, weights: str, step: int | str = "last"
 ) -> Network:
-    """The network of a trial as a checkpoint has it, with averaged (`ema`, `ema:DECAY`) or `trained` weights.
+    """The network of a trial from a checkpoint, with averaged (`ema`, `ema:DECAY`) or `trained` weights.
 
     Raises:
-        CorruptCheckpoint: there is no such checkpoint, or it is damaged or of another network.
+        CorruptCheckpoint: the checkpoint does not exist, is damaged, or belongs to another network.
     """
     path = checkpoint_of(checkpoints, step)
     tensors, _ = load_checkpoint(path)
@@ -67,19 +67,19 @@ def sample_blocks(
     chosen: Sequence[int] | None = None,
     size: int = BLOCK,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Blocks of images [n, C, H, W] uint8 for labels y [N], each with its number.
+    """Yield (index, images [n, C, H, W] uint8) of blocks for labels y [N].
 
-    Image i depends on (seed, i, label), and on neither the size of blocks nor on those that are chosen.
+    Image i depends on (seed, i, label), not on the block size or the chosen blocks.
 
     Args:
-        network: that is sampled.
-        trial: its fields.
+        network: network to sample from.
+        trial: fields of the trial.
         y: labels of all images.
         settings: sampler, guidance, precision and checkpoint.
-        seed: of the noise.
-        device: of the network.
-        chosen: numbers of blocks, ascending; None: all.
-        size: images of a block; the last may have fewer.
+        seed: seed of the noise.
+        device: device of the network.
+        chosen: indices of blocks, ascending; None: all.
+        size: images per block; the last may have fewer.
     """
     wanted = range(-(-len(y) // size)) if chosen is None else chosen
     step = settings.checkpoint if isinstance(settings.checkpoint, int) else trial.training.steps
@@ -108,9 +108,9 @@ def sample_blocks(
 
 
 def _noise_blocks(network: Network, count: int, seed: int, size: int) -> Iterator[tuple[int, Tensor]]:
-    """Noise [n, T, c] of every block: one stream, so that a block that is left out is drawn all the same."""
+    """Noise [n, T, c] of every block. It is one stream, so skipped blocks are drawn too."""
     numbers, source = network.tokens * network.latent_channels, generator(seed, "samples")
-    # torch draws the last 16 numbers of a tensor anew where its size is no multiple of 16: rows are padded to one.
+    # torch redraws the last 16 numbers of a tensor if its size is not a multiple of 16, so rows are padded.
     padded = -(-numbers // 16) * 16
     for block, first in enumerate(range(0, count, size)):
         drawn = torch.randn(min(size, count - first), padded, generator=source)
@@ -136,7 +136,7 @@ def sample_images(
 ) -> Tensor:
     """Images [N, C, H, W] uint8 for labels y [N]. Image i depends on (seed, i, label), not on the batch size.
 
-    `told`, where it is given, is called with the images drawn so far and with N after every batch.
+    `told`, if given, is called after every batch with the number of images drawn so far and N.
     """
     ends: dict[str, Any] = {} if interval is None else {"guidance_interval": [interval.low, interval.high]}
     ends |= {"guidance_ends": "open" if interval is not None and interval.open else "closed"}
@@ -151,7 +151,7 @@ def sample_images(
 
 
 def labels_of(evaluation: Generation, data: DataSet) -> Tensor:
-    """Labels [N] of the images that an evaluation asks for."""
+    """Labels [N] of an evaluation's samples."""
     if evaluation.images == "holdout":
         return data.holdout.labels
     if evaluation.labels == "random":
@@ -164,7 +164,7 @@ def labels_of(evaluation: Generation, data: DataSet) -> Tensor:
 
 
 def interval_of(evaluation: Generation) -> Interval | None:
-    """The times that are guided, where not all are."""
+    """The interval of guided times, or None."""
     if evaluation.guidance_interval is None:
         return None
     low, high = evaluation.guidance_interval

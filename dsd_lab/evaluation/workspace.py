@@ -1,4 +1,4 @@
-"""What the evaluations of one trial share: its networks, its samples, its real images."""
+"""Cache shared by the evaluations of one trial: networks, samples, real images."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Bench:
-    """What the evaluations of one trial share, so that equal samples are drawn once and equal features found once.
+class EvaluationCache:
+    """Cache shared by the evaluations of one trial, so that equal samples and features are computed once.
 
-    Of weights and samples it keeps the last ones: evaluations of the same ones should follow each other. Where several processes
-    evaluate, the leader's asks the others, whose own `take_part`, for their share of samples and features.
+    It keeps only the last weights and samples, so evaluations of the same ones should be consecutive. With several processes, the
+    leader's cache asks those of the others (`take_part`) for their share of samples and features.
     """
 
     trial: Trial
@@ -46,27 +46,27 @@ class Bench:
     device: torch.device
     home: Home
     told: Callable[[int, int], None] | None = None
-    """Called with the images drawn so far and the number asked for."""
+    """Called with the number of images drawn so far and the total."""
     peers: Peers = ALONE
     stop: Callable[[], bool] = lambda: False
-    """Asked between blocks of samples."""
+    """Called between blocks of samples; True stops."""
     seed: int = 0
     purpose: str = ""
-    """What samples are drawn for, where it is no evaluation."""
-    _kept: dict[Hashable, Any] = field(default_factory=dict)
+    """What samples are drawn for, if not for an evaluation."""
+    _cached: dict[Hashable, Any] = field(default_factory=dict)
     _weights: dict[Hashable, Any] = field(default_factory=dict)
-    """What belongs to the last weights."""
+    """Results for the last weights."""
     _samples: dict[Hashable, Any] = field(default_factory=dict)
-    """What belongs to the last samples; the first key says which those are."""
+    """The last samples, and results computed from them."""
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What `make` gives, made once a key."""
-        if key not in self._kept:
-            self._kept[key] = make()
-        return self._kept[key]
+        """The result of `make`, computed once per key."""
+        if key not in self._cached:
+            self._cached[key] = make()
+        return self._cached[key]
 
     def of_weights(self, e: Generation, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What `make` gives for the weights that an evaluation asks for, made once a key; they take the last ones' place."""
+        """The result of `make` for the weights of an evaluation, computed once per key while those are the last weights."""
         if self._weights.get("of") != (e.weights, e.checkpoint):
             self._weights = {"of": (e.weights, e.checkpoint)}
         if key not in self._weights:
@@ -74,7 +74,7 @@ class Bench:
         return self._weights[key]
 
     def network(self, e: Generation) -> Network:
-        """The weights that an evaluation asks for."""
+        """The network with the weights of an evaluation."""
 
         def make() -> Network:
             return load_network(self.trial, self.checkpoints, self.data, self.device, e.weights, e.checkpoint)
@@ -83,14 +83,14 @@ class Bench:
         return found
 
     def place(self, e: Generation, y: Tensor) -> Path:
-        """Where the images of an evaluation are kept, one a label."""
+        """Folder of an evaluation's images, one per label y [N]."""
         return self._drawn(e, y).folder
 
     def _drawn(self, e: Generation, y: Tensor) -> Drawn:
         return drawn_of(self.home.cache, self.checkpoints, e, y, self.seed, self.purpose)
 
     def samples(self, e: Generation, y: Tensor) -> Drawn:
-        """Images, one a label; the last ones make room for others."""
+        """Images, one per label y [N]; replaces the last samples."""
         drawn = self._drawn(e, y)
         if drawn not in self._samples:
             self.forget_samples()
@@ -99,19 +99,19 @@ class Bench:
         return drawn
 
     def forget_samples(self) -> None:
-        """Free what the last samples take on the disk: whatever was asked of them is recorded."""
+        """Remove the last samples from the disk, after their metrics are recorded."""
         for drawn in [made for made in self._samples.values() if isinstance(made, Drawn)]:
             drawn.remove()
         self._samples = {}
 
     def of_samples(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What `make` gives for the last samples, made once a key."""
+        """The result of `make` for the last samples, computed once per key."""
         if key not in self._samples:
             self._samples[key] = make()
         return self._samples[key]
 
     def features(self, e: Generation, y: Tensor) -> Features:
-        """Features and class scores of the samples for labels y."""
+        """Features and class scores of the samples for labels y [N]."""
         from dsd_lab.evaluation.features import Features
 
         drawn, name = self.samples(e, y), _features_name(e)
@@ -125,7 +125,7 @@ class Bench:
         return found
 
     def _share(self, work: str, e: Generation, y: Tensor) -> None:
-        """Have all processes do a work, each its share of the blocks that are lacking."""
+        """Let all processes draw or extract, each its share of the missing blocks."""
         drawn = self._drawn(e, y)
         lacking = drawn.lacking(IMAGES if work == "draw" else _features_name(e))
         asked = {"work": work, "evaluation": e.model_dump(mode="json"), "y": y.tolist(), "lacking": lacking}
@@ -133,7 +133,7 @@ class Bench:
         self._work(work, e, y, drawn, lacking)
 
     def take_part(self, asked: Mapping[str, Any]) -> None:
-        """Do this process's share of what the leader asks for."""
+        """Do this process's share of the leader's request."""
         e, y = Generation.model_validate(asked["evaluation"]), torch.tensor(asked["y"])
         self.seed, self.purpose = asked["seed"], asked["purpose"]
         drawn = self._drawn(e, y)
@@ -167,8 +167,8 @@ class Bench:
         return found
 
     def extractor(self, e: Generation) -> FeatureExtractorBase:
-        """The network whose features an evaluation asks for."""
-        from dsd_lab.evaluation import features  # imports torch-fidelity: only where something is measured
+        """The extractor of an evaluation."""
+        from dsd_lab.evaluation import features  # imports torch-fidelity, so only when needed
 
         def make() -> FeatureExtractorBase:
             if e.extractor != "indomain":
@@ -180,7 +180,7 @@ class Bench:
         return self.once(("extractor", e.extractor), make)
 
     def real(self, e: Generation) -> Real:
-        """The real images on the features that an evaluation asks for."""
+        """The real images in the features of an evaluation."""
         from dsd_lab.evaluation.real_images import Real
 
         found: Real = self.once(
@@ -189,13 +189,13 @@ class Bench:
         return found
 
     def extract(self, e: Generation, images: Tensor) -> Features:
-        """Features of images on the extractor that an evaluation asks for."""
+        """Features of images [N, C, H, W] uint8, by the extractor of an evaluation."""
         from dsd_lab.evaluation.features import extract
 
         return extract(self.extractor(e), images, self.device)
 
     def reference(self, e: Generation, spatial: bool = False) -> Statistics:
-        """What FID (`spatial`: sFID) is measured against: published statistics, or the training images'."""
+        """Reference statistics of FID (`spatial`: of sFID): published ones, or those of the training images."""
         if e.reference is None:
             return self.real(e).spatial_statistics if spatial else self.real(e).statistics
         found: Statistics = self.once((e.reference, spatial), lambda: read_reference(e, spatial))
@@ -203,5 +203,5 @@ class Bench:
 
 
 def _features_name(e: Generation) -> str:
-    """What features of samples are kept under."""
+    """File name of the features of samples."""
     return f"{e.extractor}-spatial" if "sfid" in e.measured else e.extractor

@@ -26,7 +26,7 @@ from dsd_lab.core.messages import heard, tell
 from dsd_lab.core.peers import ALONE, Peers, joined
 from dsd_lab.core.training.trainer import Trainer, pick_device
 from dsd_lab.errors import LabError, PeerLost
-from dsd_lab.evaluation.workspace import Bench
+from dsd_lab.evaluation.workspace import EvaluationCache
 from dsd_lab.home.home import Home
 from dsd_lab.home.plugins import keep_plugins
 from dsd_lab.runs.child_environment import child_environment
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 Team = Callable[[Home, PlannedTrial], AbstractContextManager[Peers]]
 """(home, trial) -> context with the leader's `Peers`; the other ranks run while it lasts."""
 TRAIN, END = "train", "end"
-"""Tasks that the leader announces, beside those of `Bench.take_part`."""
+"""Tasks that the leader announces, beside those of `EvaluationCache.take_part`."""
 _EXIT_SECONDS = 30.0
 """Seconds that a rank has to exit after its last task."""
 
@@ -100,7 +100,7 @@ def follow(
                     pass
                 del trainer  # its memory is for the networks that are sampled
             else:
-                bench = bench or Bench(trial.fields, checkpoints, data, device, home, peers=peers, stop=stop)
+                bench = bench or EvaluationCache(trial.fields, checkpoints, data, device, home, peers=peers, stop=stop)
                 bench.take_part(asked)
 
 

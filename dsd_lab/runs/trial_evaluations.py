@@ -15,7 +15,7 @@ from dsd_lab.evaluation.drawing import StoppedDrawing
 from dsd_lab.evaluation.evaluate import evaluate_generation
 from dsd_lab.evaluation.metric_names import sampling_name
 from dsd_lab.evaluation.reference import check_files
-from dsd_lab.evaluation.workspace import Bench
+from dsd_lab.evaluation.workspace import EvaluationCache
 from dsd_lab.files.atomic import make_folder, write_atomic
 from dsd_lab.home.home import Home
 from dsd_lab.home.trial_folder import TrialFolder
@@ -79,7 +79,7 @@ def make_evaluations(
     torch.set_num_threads(trial.fields.resources.threads)
     data, device = shelf.of_trial(folder, trial.fields, home), pick_device(trial.fields.resources.gpus)
     progress = _EvaluationProgress(folder, len(wanted), on_progress)
-    bench = Bench(trial.fields, folder.checkpoints, data, device, home, progress, peers, stop)
+    bench = EvaluationCache(trial.fields, folder.checkpoints, data, device, home, progress, peers, stop)
     try:
         # Evaluations of the same samples are adjacent, since only the last samples are cached.
         for key, e in sorted(wanted.items(), key=lambda item: _of_samples(item[1])):
