@@ -118,7 +118,7 @@ class DinoExtractor(FeatureExtractorBase):  # type: ignore[misc]
 register_feature_extractor(INDOMAIN, IndomainExtractor)
 register_feature_extractor(DINOV2, DinoExtractor)
 
-_MOST_WEIGHTS = 2**31
+_MAX_WEIGHTS_BYTES = 2**31
 """Maximum size of a file of weights in bytes."""
 
 
@@ -146,7 +146,7 @@ def dinov2(path: Path) -> FeatureExtractorBase:
 
 
 def _pinned(name: str, path: Path) -> io.BytesIO:
-    raw = read_plain(path, _MOST_WEIGHTS)
+    raw = read_plain(path, _MAX_WEIGHTS_BYTES)
     if hashlib.sha256(raw).hexdigest() != WEIGHTS[name].sha256:
         raise BadInput(f"{path}: is not {WEIGHTS[name].file}; run `dsd-lab fetch-weights {name}`")
     tensors = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
