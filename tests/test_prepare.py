@@ -244,7 +244,13 @@ def test_what_was_damaged_on_the_disk_is_found_by_the_same_command(tmp_path, mon
         write.prepare(spec, "set", out, None, 1)
     labels = np.load(out / "labels.npy")
     np.save(out / "labels.npy", labels[:-1])
-    with pytest.raises(BadInput, match=r"labels.npy: damaged: holds \[39\] int64, and prepared.json says \[40\] int64"):
+    with pytest.raises(
+        BadInput, match=r"labels\.npy: damaged: holds \[39\] int64, and prepared.json says \[40\] int64"
+    ):
+        load_data(prepared(spec, out))
+    labels[0] += 1
+    np.save(out / "labels.npy", labels)
+    with pytest.raises(BadInput, match=r"labels\.npy or held_out\.npy is not what was written"):
         load_data(prepared(spec, out))
     (out / "prepared.json").write_text("{}")
     with pytest.raises(BadInput, match=r"prepared.json: damaged: form: Field required"):

@@ -7,6 +7,7 @@ form is `jpegs.pack`, image files laid end to end, with their offsets in `jpegs.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -68,6 +69,8 @@ class Manifest(BaseModel):
     """Images that one hash is of."""
     blocks: list[str]
     """SHA-256 of the images, block by block."""
+    index: str
+    """SHA-256 of labels and of which images are held out."""
     pillow: str
 
     @model_validator(mode="after")
@@ -112,8 +115,10 @@ def load_prepared(spec: Data, cache: Path | None) -> DataSet:
     labels, held = (
         read_array(folder / name, (found.count,), kind) for name, kind in ((LABELS, "int64"), (HELD_OUT, "bool"))
     )
-    if labels.min() < 0 or labels.max() >= found.count:
-        raise BadInput(f"{shown(folder / LABELS)}: damaged: labels are no class numbers")
+    if index_of(labels, held) != found.index:
+        raise BadInput(
+            f"{shown(folder)}: {LABELS} or {HELD_OUT} is not what was written; remove the folder, and look at its disk"
+        )
     images = _images(folder, found, torch.from_numpy(labels))
     parts = [torch.from_numpy(np.flatnonzero(mask)) for mask in (~held, held)]
     if not all(map(len, parts)):
@@ -171,6 +176,11 @@ def _check_fields(spec: Data, folder: Path, found: Manifest) -> None:
             )
 
 
+def index_of(labels: np.ndarray, held: np.ndarray) -> str:
+    """SHA-256 of labels [N] int64 and of which images are held out [N] bool."""
+    return hashlib.sha256(labels.tobytes() + held.tobytes()).hexdigest()
+
+
 def _said(value: Any) -> str:
     return "null" if value is None else shown(str(value))
 
@@ -184,7 +194,7 @@ def read_array(path: Path, shape: tuple[int, ...], kind: str, mapped: bool = Fal
     try:
         check_plain(path)
         found: np.ndarray = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError) as error:
+    except Exception as error:  # a damaged header ends with any of them, TokenError and MemoryError too
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise BadInput(f"{shown(path)}: damaged: {shown(str(reason))[:300]}") from None
     if found.shape != shape or found.dtype != kind or not found.flags.c_contiguous:

@@ -115,7 +115,10 @@ def _listed(path: Path) -> list[tuple[str, int, int, int | None]]:
     labels: dict[str, int] = {}
     try:
         with open_plain(path) as file, tarfile.open(fileobj=file, mode="r:") as shard:
+            end = os.fstat(file.fileno()).st_size
             for member in shard:
+                if not 0 <= member.size <= end - member.offset_data and member.isreg():
+                    raise tarfile.ReadError(f"{member.name} is cut short")
                 name = PurePosixPath(member.name)
                 if not member.isreg() or name.name.startswith("."):
                     continue

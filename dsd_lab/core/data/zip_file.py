@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import lzma
+import struct
 import zipfile
 import zlib
 from functools import partial
@@ -23,6 +25,12 @@ from dsd_lab.files.image_files import MAX_BYTES
 if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
 
+_DAMAGE: tuple[type[Exception], ...] = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError),
+    *(NotImplementedError, KeyError, ValueError, MemoryError),
+)
+"""What Python's library ends with at a damaged, an encrypted or a strangely packed member."""
+
 
 def load_zip(spec: Data, cache: Path | None) -> DataSet:
     """The images of a `.zip` file, as `find_zip` reads it."""
@@ -43,7 +51,7 @@ def find_zip(spec: Data) -> Found:
     try:
         check_plain(path)
         archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+    except (OSError, *_DAMAGE) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise BadInput(f"{shown(path)}: not a zip file: {shown(str(reason))[:300]}") from None
     leftovers = Leftovers()
@@ -129,5 +137,5 @@ def _read(archive: zipfile.ZipFile, name: str) -> bytes:
         raise OSError(f"is larger than {MAX_BYTES:,} bytes")
     try:
         return archive.read(name)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, KeyError, ValueError) as error:
+    except _DAMAGE as error:
         raise OSError(str(error)) from None

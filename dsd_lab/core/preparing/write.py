@@ -18,7 +18,17 @@ from PIL import __version__ as pillow
 
 from dsd_lab.core.data.dataset import check_classes, held_out, share_held_out
 from dsd_lab.core.data.decoding import mismatch, refusal
-from dsd_lab.core.data.prepared import FIELDS, HELD_OUT, JOURNAL, LABELS, MANIFEST, Manifest, read_array, read_manifest
+from dsd_lab.core.data.prepared import (
+    FIELDS,
+    HELD_OUT,
+    JOURNAL,
+    LABELS,
+    MANIFEST,
+    Manifest,
+    index_of,
+    read_array,
+    read_manifest,
+)
 from dsd_lab.core.data.progress import tell
 from dsd_lab.core.data.records import place_of, shown
 from dsd_lab.core.preparing.check import checked
@@ -195,6 +205,7 @@ def _finished(spec: Data, source: Source, name: str, out: Path, jpeg: int | None
         levels=[],
         block=_block_of(state.shape),
         blocks=state.blocks,
+        index=index_of(labels, held),
         pillow=pillow,
     )
     images = _opened(out, jpeg, state.shape)
