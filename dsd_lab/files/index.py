@@ -104,8 +104,8 @@ def content_digest(listing: Listing, cache: Path, on_progress: Callable[[int, in
     place = index_path(cache, listing.root)
     index, digest, written = _read_index(place), hashlib.sha256(), io.BytesIO()
     place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_suffix(".part")
-    with ThreadPoolExecutor(_THREADS) as pool, part.open("ab") as saved:
+    beside = place.with_suffix(".part")
+    with ThreadPoolExecutor(_THREADS) as pool, beside.open("ab") as saved:
         for done, part in _parts(listing.rows):
             keys = [hashlib.blake2b(b"\0".join(row), digest_size=_KEY).digest() for row in part]
             root = os.fsencode(listing.root)
@@ -122,7 +122,7 @@ def content_digest(listing: Listing, cache: Path, on_progress: Callable[[int, in
                 on_progress(done, len(listing.rows))
     write_atomic(place.with_suffix(".index"), written.getvalue())
     write_json(place.with_suffix(".json"), {"listing": listing.digest, "content": digest.hexdigest()})
-    part.unlink(missing_ok=True)
+    beside.unlink(missing_ok=True)
     return digest.hexdigest()
 
 

@@ -87,8 +87,10 @@ def _by_labels(tree: Tree, base: Path) -> Listed:
         raise BadInput(f"{shown(base)}: holds {LABELS} and no images")
     try:
         raw = read_plain(base / LABELS, _JSON + _LABEL * len(files))
-    except OSError as error:
-        raise BadInput(f"{shown(base / LABELS)}: {error.strerror}") from None
+    except BadFile as error:
+        raise BadInput(
+            f"{shown(base / LABELS)}: {error.strerror}: too much for the {len(files):,} images beside it"
+        ) from None
     return by_labels(raw, base / LABELS, files)
 
 
@@ -108,8 +110,6 @@ def by_labels(raw: bytes, path: str | Path, files: dict[str, str]) -> Listed:
         if not labels:
             return {None: list(files.values())}
         numbers = {str(name): label for name, label in labels}
-    except BadFile as error:
-        raise BadInput(f"{shown(path)}: {error.strerror}: too much for the {len(files):,} images beside it") from None
     except (ValueError, TypeError, KeyError, RecursionError):
         raise BadInput(f'{shown(path)}: not {{"labels": [[FILE, CLASS], ...]}}, as StyleGAN and EDM write it') from None
     found: Listed = {}

@@ -202,7 +202,7 @@ def _finished(spec: Data, source: Source, name: str, out: Path, jpeg: int | None
         class_names=list(source.class_names),
         holdout_from=origin,
         notes=list(source.notes),
-        levels=[],
+        levels=[[0] * 256] * state.shape[0],
         block=_block_of(state.shape),
         blocks=state.blocks,
         index=index_of(labels, held),
