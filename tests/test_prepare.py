@@ -164,7 +164,7 @@ def test_any_damage_is_told_in_a_line_or_does_not_matter(tmp_path, kind):
 
 def test_a_trial_on_a_prepared_set_is_the_trial_on_its_source(tmp_path, tiny_trial, capsys):
     write_folder(tmp_path / "set", pictures(40), [i % 4 for i in range(40)])
-    spec = write_spec(tmp_path, base={"data": {"source": "folder", "path": "set", "size": 6}})
+    spec = write_spec(tmp_path, base={"data": {"source": "folder", "path": "set", "size": 8}})
     assert main(["prepare", str(spec), "--out", str(tmp_path / "fast")]) == OK
     line = re.search(r"next: .* sweep (.*)", capsys.readouterr().out)
     given, *words = shlex.split(line[1])

@@ -194,7 +194,7 @@ def test_a_table_has_one_set_of_images(mixed, tmp_path, capsys):
     (sweep,) = run("status", "--home", home.root)[1]["sweeps"]
     assert sweep["states"] == {"done": 1, OTHER_IMAGES: 1}
     assert run("export", key, "--home", home.root, "--out", tmp_path / "out")[0] == BAD_INPUT
-    assert f"trial {odd} was trained on other images" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert f"trial {odd} was trained on different images" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_what_is_imported_has_the_images_of_the_home(copy, mixed, trained, tmp_path, capsys):

@@ -32,7 +32,7 @@ _BUSY_LOAD = 0.5
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure trials, show the figures and keep them for `dsd-lab plan`; or measure the reading of images alone."""
+    """Measure trials, print the figures and store them for `dsd-lab plan`; with `--data`, measure only how fast images are read."""
     home = home_of(arguments)
     images = _images(arguments) if arguments.data else []
     subjects = [] if arguments.data else chosen_subjects(arguments)

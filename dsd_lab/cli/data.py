@@ -67,7 +67,7 @@ def is_spec(arguments: argparse.Namespace) -> bool:
 
 
 def trials_of(arguments: argparse.Namespace, **fields: Any) -> list[Trial]:
-    """One trial for each data set.
+    """One trial per data set.
 
     Args:
         arguments: with a spec, or a folder of images.

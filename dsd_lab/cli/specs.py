@@ -46,7 +46,7 @@ def _data(plan: Plan) -> list[dict[str, Any]]:
     found = []
     every = (t.fields.data for t in plan.trials)
     for data in {(d.source, d.path, d.hub): d for d in every}.values():
-        place = {"source": data.source, "path": data.path, "hub": data.hub}
+        place: dict[str, Any] = {"source": data.source, "path": data.path, "hub": data.hub}
         here = None if data.hub is not None else data.is_there
         found.append(place | {"here": here, "from": plan.spec.data_from or None})
     return found

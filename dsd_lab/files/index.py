@@ -41,7 +41,7 @@ class Listing:
 
 
 def listing_of(root: Path) -> Listing:
-    """List a folder, or one file; names that begin with a dot are passed over, links are followed, a circle of links once.
+    """List a folder, or one file. Skips names that begin with a dot, follows links, and stops at cyclic links.
 
     Raises:
         OSError: a folder cannot be read.
@@ -66,7 +66,7 @@ def _list(folder: bytes, prefix: bytes, rows: list[tuple[bytes, bytes]], above: 
                 continue
             try:
                 row = _row(entry.stat())
-            except OSError:  # a link into nothing
+            except OSError:  # a dangling link
                 row = b"-1"
             rows.append((prefix + name, row))
     for path, name, is_link in folders:
@@ -140,7 +140,7 @@ def _hashed(path: bytes) -> bytes:
 
 
 def _read_index(place: Path) -> dict[bytes, bytes]:
-    """Content by row, with what a process that was stopped had hashed; a damaged table counts for nothing."""
+    """Content hash by row hash, including those of a process that was stopped. Damaged tables are ignored."""
     width, found = _KEY + _CONTENT, dict[bytes, bytes]()
     for suffix in (".index", ".part"):
         with contextlib.suppress(OSError):

@@ -100,7 +100,7 @@ def open_data(home: Home, data: Data) -> DataSet:
 
 def _facts(home: Home, data: Data, opened: Callable[[Data], DataSet] | None, decode: str) -> Facts | None:
     if not data.is_there:
-        return None  # `plan` shows what else it can
+        return None  # `plan` continues without the images
     if opened is None and (found := facts_at_hand(home, data)) is not None:
         return found
     if data.source == "digits":

@@ -15,7 +15,7 @@ from dsd_lab.specs.sweep import Plan
 
 
 def missing_data(plan: Plan) -> list[str]:
-    """A line for each folder of images that the trials name and that is not there: which, and where to get its images."""
+    """A line for each missing folder or file of images: its path, and where to get the images."""
     missing: dict[str, str] = {}
     for data in (t.fields.data for t in plan.trials):
         if data.path is not None and data.path not in missing and not data.is_there:

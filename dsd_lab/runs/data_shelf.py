@@ -98,7 +98,7 @@ class DataShelf:
 
 
 class ReadProgress:
-    """Says on standard error how far reading images is, where it takes long."""
+    """Prints the progress of reading images to standard error, if it takes long."""
 
     def __init__(self, place: str) -> None:
         self._place, self._what, self._began, self._said = place, "", 0.0, 0.0

@@ -19,17 +19,17 @@ class Data(PartSection):
     """Where the images come from and how they are split."""
 
     source: Annotated[str, Choice("data_source")] = "digits"
-    """`digits`: scikit-learn's 1,797 8x8 digits. `idx`: MNIST's format. `parquet`: the Hugging Face image layout. `folder`: a sub-folder a class, as ImageNet, StyleGAN's `dataset.json`, or images without labels. `datasets`: `hub`, through the library of that name. `zip`: a `.zip` file with images as in a folder. `tar`: shards in WebDataset's layout. `prepared`: what `dsd-lab prepare` wrote."""
+    """`digits`: scikit-learn's 1,797 8x8 digits. `idx`: MNIST's format. `parquet`: the Hugging Face image layout. `folder`: one sub-folder per class as in ImageNet, StyleGAN's `dataset.json`, or images without labels. `datasets`: the data set `hub`, read with the library `datasets`. `zip`: a `.zip` file with images as in a folder. `tar`: shards in WebDataset's layout. `prepared`: what `dsd-lab prepare` wrote."""
     path: str | None = None
-    """Folder of the files (`zip`: the file), relative to the file that names it. Not part of a trial's identity; `name` is."""
+    """Folder of the files (`zip`: the file), relative to the spec file. Not part of a trial's identity; `name` is."""
     hub: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?$")
     """Name on the Hugging Face Hub, `owner/name` (`datasets`, and what was prepared from it)."""
     image_column: str = Field("image", min_length=1, max_length=200)
     """Column of the images (`parquet`, `datasets`, and what was prepared from them)."""
     label_column: str | None = Field("label", min_length=1, max_length=200)
-    """Column of the class numbers (`parquet`, `datasets`, and what was prepared from them); null: the images have no labels."""
+    """Column of the class numbers (`parquet`, `datasets`, and what was prepared from them); null if the images have no labels."""
     name: str | None = Field(None, pattern=NAME)
-    """Declared name of the data set. Default: the name on the Hub, the folder's name, or the source."""
+    """Name of the data set. Default: the name on the Hub, the folder's name, or the source."""
     revision: str = Field("1", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """Revision of the data set. Change it when the images change."""
     holdout: float = Field(0.22, gt=0, lt=1)
@@ -39,11 +39,11 @@ class Data(PartSection):
     crop: Literal["none", "centre"] = "none"
     """`centre`: images are cropped to their central square."""
     background: Literal["white", "grey", "black"] = "white"
-    """Colour behind transparent pixels (`folder`, `parquet`, `datasets`)."""
+    """Colour behind transparent pixels (files of images: `folder`, `parquet`, `datasets`, `zip`, `tar`)."""
     damaged: Literal["refuse", "skip"] = "refuse"
-    """What to do with an image that cannot be read or does not have 8 bits per channel: `skip` leaves it out and reports it (`folder`, `parquet`, `datasets`)."""
+    """What to do with an image that cannot be read or does not have 8 bits per channel: `skip` leaves it out and reports it (files of images: `folder`, `parquet`, `datasets`, `zip`, `tar`)."""
     memory: Literal["auto", "resident", "stream"] = "auto"
-    """`resident`: decoded once, as uint8. `stream`: decoded from disk ahead of every step. `auto`: streamed where they would take more than 2 GiB. Prepared images are mapped into memory in the place of decoding. The images and their order are the same."""
+    """`resident`: decoded once and stored in memory as uint8. `stream`: decoded from disk for every step; prepared images are mapped into memory instead. `auto`: streamed if they would take more than 2 GiB. Images and their order are the same."""
     workers: int = Field(4, ge=0, le=256)
     """Threads that decode images; 0 decodes in the trial's main thread."""
 

@@ -213,7 +213,7 @@ def _file_name(weights: str) -> str:
 
 
 def data_name(trial: Trial) -> str:
-    """The declared name of the data set: `name`, else the name on the Hub, else the folder's name, else the source."""
+    """Name of the data set: `name`, else the name on the Hub, else the folder's name, else the source."""
     folder = (trial.data.path or "").rstrip("/").rsplit("/", 1)[-1]
     return trial.data.name or trial.data.hub or folder or trial.data.source
 

@@ -63,7 +63,7 @@ FINDERS: dict[str, Callable[[Data], Found]] = {
     "zip": find_zip,
     "tar": find_tar,
 }
-"""What finds the images of the sources whose files are surveyed, and decodes none."""
+"""Sources that can be streamed -> function that lists their images without decoding them."""
 
 
 def load_data(spec: Data, cache: Path | None = None) -> DataSet:
@@ -92,7 +92,7 @@ def glance(spec: Data) -> dict[str, Any] | None:
 
 
 def source_of(folder: Path) -> str:
-    """The source that a folder, or a `.zip` file, is read by."""
+    """The source that can read a folder or a `.zip` file."""
     if folder.is_file():
         return "zip"
     if (folder / MANIFEST).is_file():

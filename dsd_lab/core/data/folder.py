@@ -81,7 +81,7 @@ def _listed(tree: Tree, base: Path, named: bool, training: bool = True) -> Liste
 
 
 def _by_labels(tree: Tree, base: Path) -> Listed:
-    """The images of a folder with a `dataset.json`: `{"labels": [["00000/img00000000.png", 6], ...]}`, or null for none."""
+    """Images labelled by a `dataset.json`: `{"labels": [["00000/img00000000.png", 6], ...]}`, or null without labels."""
     files = {Path(file).relative_to(base).as_posix(): file for file in tree.files(base) if is_image_name(file)}
     if not files:
         raise BadInput(f"{shown(base)}: holds {LABELS} and no images")
@@ -128,7 +128,7 @@ def by_labels(raw: bytes, path: str | Path, files: dict[str, str]) -> Listed:
 
 
 def check_held(folder: Path, held: Listed, base: Path, trained: Listed) -> None:
-    """The held-out images must be of classes that are trained.
+    """Check that every held-out class is a training class.
 
     Raises:
         BadInput: a held-out class is unknown; the message names the folder.

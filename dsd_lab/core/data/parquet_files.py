@@ -1,4 +1,4 @@
-"""Which files of a download are which split: file names, folders of splits, the root of a repository."""
+"""Assigns parquet and tar files to splits: by file name, by folder, or from the root of a repository."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SplitFiles:
 
 
 def split_files(root: Path, kind: str = "parquet") -> tuple[SplitFiles, list[SplitFiles], list[str]]:
-    """The training files, the candidates for held-out images in order of preference, and what is not used.
+    """The training files, the candidates for held-out images in order of preference, and notes on unused files.
 
     Args:
         root: folder of the files, or of one that holds them.
@@ -62,12 +62,12 @@ def split_files(root: Path, kind: str = "parquet") -> tuple[SplitFiles, list[Spl
 
 
 def holds_training(root: Path) -> bool:
-    """Whether a folder, or one below it, has parquet files of a training split."""
+    """Whether a folder or a sub-folder has parquet files of a training split."""
     return bool(_below(root, _DEPTH, "parquet"))
 
 
 def _resolved(root: Path, kind: str) -> tuple[Path, dict[str, list[Path]]]:
-    """The folder of the training files and all its groups of files."""
+    """The folder of the training files, and all its files by group."""
     found = _below(root, _DEPTH, kind)
     if len(found) > 1:
         places = ", ".join(shown(folder) for folder, _ in found[:5])
@@ -91,7 +91,7 @@ def _below(folder: Path, depth: int, kind: str) -> list[tuple[Path, dict[str, li
 
 
 def _groups(folder: Path, kind: str) -> dict[str, list[Path]]:
-    """Files by split: `NAME` of files in the folder, `NAME/` of folders named after a split."""
+    """Files by group: `NAME` for files in the folder, `NAME/` for a sub-folder with the name of a split."""
     groups: dict[str, list[Path]] = {}
     for path in _files(folder, kind):
         groups.setdefault(group_of(path.stem), []).append(path)

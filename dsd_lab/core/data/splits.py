@@ -116,9 +116,9 @@ class StreamedImages(Split):
         decode: i -> image [C, H, W] uint8; called from several threads at once.
         labels: classes [N].
         shape: channels, height and width.
-        levels: how often each level occurs in each channel [C, 256], counted when the files were surveyed.
-        workers: threads; 0 decodes in the caller's.
-        gather: fills pixels [B, C, H, W] with the images of so many indices at once, where that is faster than one by one.
+        levels: histogram of pixel values per channel [C, 256], from the survey.
+        workers: number of threads; 0 decodes in the caller's thread.
+        gather: copies the images of a batch of indices into pixels [B, C, H, W], where that is faster than one by one.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Streaming: a survey decodes every image once; training then decodes images when it needs them.
 
-The survey is remembered in the cache under the relative paths and the content of the files: other times, and another
-place of the same files, leave it valid.
+The survey is cached under the relative paths and the content of the files, so moving the files or changing their times
+leaves it valid.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
 
 _VERSION = 2
-"""Part of a survey's name; raised when what it finds changes."""
+"""Part of a survey's file name; raised when its content changes."""
 
 
 def streamed(

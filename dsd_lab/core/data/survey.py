@@ -1,7 +1,7 @@
-"""The survey of a stream's files: every image decoded once and none kept, in one pass that goes on after a kill.
+"""The survey of streamed files: decodes every image once and keeps none; continues where a killed process stopped.
 
-What it finds is all that must be known before the first step: which images are damaged, that the others are of one
-shape, how often each level occurs, and the fingerprint that the same images would have in memory.
+It finds damaged images, checks that the others have one shape, and computes the histogram of pixel values and the
+fingerprint that the same images would have in memory.
 """
 
 from __future__ import annotations
@@ -34,34 +34,34 @@ if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
 
 _REPORT_EVERY = 256
-"""Images between two words on how far the survey is."""
+"""Images between two progress reports."""
 _SAVE_EVERY = 20.0
-"""Seconds between two notes of how far it is, from which another process goes on."""
+"""Seconds between two saves, from which another process can continue."""
 Counted = tuple[str, np.ndarray | DamagedImage, np.ndarray]
-"""What messages call an image, its pixels or what is wrong with it, and how often each level occurs in each channel."""
+"""The name of an image in messages, its pixels or the error, and the histogram of its pixel values [C, 256]."""
 Part = tuple[StoredRecords, list[int]]
-"""Records and the numbers of those that make up a split, in their order."""
+"""Records, and the indices of those that belong to a split."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What the files hold."""
+    """Result of a survey."""
 
     shape: tuple[int, int, int]
     levels: list[list[int]]
-    """Of the training images, by channel."""
+    """Histogram of the training images' pixel values per channel, [C, 256]."""
     fingerprint: str
     damaged: list[dict[str, str]]
-    """For training and held-out records: number -> what is wrong."""
+    """For training and for held-out records: index -> reason."""
 
 
 def sound_of(records: StoredRecords, bad: dict[str, str]) -> list[int]:
-    """Numbers of the images that are not damaged."""
+    """Indices of the images that are not damaged."""
     return [i for i in range(len(records)) if str(i) not in bad]
 
 
 def parts_of(spec: Data, records: Sequence[StoredRecords], damaged: list[dict[str, str]]) -> list[Part]:
-    """Training and held-out images, as they would be in memory."""
+    """Training and held-out records without the damaged ones, split as in memory."""
     sound = [sound_of(part, bad) for part, bad in zip(records, damaged, strict=True)]
     if not all(sound):
         raise BadInput(f"{place_of(spec)}: every image is damaged")
@@ -73,15 +73,15 @@ def parts_of(spec: Data, records: Sequence[StoredRecords], damaged: list[dict[st
 
 
 def survey(spec: Data, records: Sequence[StoredRecords], notes: Path | None = None) -> Survey:
-    """Look at every image.
+    """Decode every image once, or more often.
 
-    The fingerprint begins with how many images there are and in how many channels, which only the
-    last image tells: where one turns out damaged, or the first in colour, all are looked at again.
+    The hash begins with the number of images and channels, which are known only after the last image. The pass is
+    therefore repeated after a damaged image or the first colour image.
 
     Args:
         spec: how images are decoded.
         records: training images, and held-out ones where the source has a split of its own.
-        notes: file that keeps how far the survey is, for the next process; None keeps nothing.
+        notes: file that stores the progress for the next process; None stores nothing.
     """
     damaged: list[dict[str, str]] = [{} for _ in records]
     channels, count = 1, sum(len(part) for part in records)
@@ -107,7 +107,7 @@ def survey(spec: Data, records: Sequence[StoredRecords], notes: Path | None = No
 
 
 class _Look:
-    """One pass over all images that are thought to be sound, in so many channels."""
+    """One pass over all images not known to be damaged, for a given number of channels."""
 
     def __init__(
         self, spec: Data, damaged: list[dict[str, str]], channels: int, of: int, notes: Path | None = None
@@ -122,7 +122,7 @@ class _Look:
         self._split, self._place, self._began, self._done = 0, 0, False, 0
 
     def at(self, split: int, records: StoredRecords, numbers: list[int]) -> None:
-        """Look at a split, up to the first image of more channels; what another process has looked at is passed over."""
+        """Decode the images of a split, up to the first one with more channels; skip those of an earlier process."""
         if split < self._split:
             return
         if split > self._split:
@@ -165,7 +165,7 @@ class _Look:
             self.levels += levels
 
     def save(self) -> None:
-        """Note how far the pass is, where the state of its hash can be had."""
+        """Save the progress, if the state of the hash can be read."""
         self._saved = time.monotonic()
         if self._notes is None or self.digest.state is None:
             return
@@ -182,7 +182,7 @@ class _Look:
         write_json(self._notes, {"sum": _sum(content), "content": content}, durable=True)
 
     def take_up(self, content: dict[str, Any]) -> None:
-        """Go on where a note says that another process was."""
+        """Continue from the progress that another process saved."""
         self.digest = Sha256(bytes.fromhex(content["digest"]))
         self.levels = np.array(content["levels"], dtype=np.int64)
         self.shape, self._first = tuple(content["shape"]), tuple(content["first"])
@@ -191,7 +191,7 @@ class _Look:
 
 
 def _taken_up(spec: Data, notes: Path | None, count: int) -> _Look | None:
-    """The pass that a note tells of; None where there is none, or a damaged one."""
+    """The pass of saved progress; None where there is none, or it is damaged."""
     found = {} if notes is None else read_cache(notes)
     content = found.get("content")
     if not isinstance(content, dict) or found.get("sum") != _sum(content):
@@ -209,7 +209,7 @@ def _sum(content: dict[str, Any]) -> str:
 
 
 def _threads(spec: Data) -> int:
-    """Of the survey, for which a trial waits: all processors that the process may use."""
+    """Number of threads: at least one for each processor, because a trial waits for the survey."""
     return spec.workers and max(spec.workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
 
 

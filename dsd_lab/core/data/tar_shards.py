@@ -57,7 +57,8 @@ def find_tar(spec: Data) -> Found:
             holdout, origin = records, candidate.name
             held = records.raw
     if train.raw is None:
-        labels, known = [torch.zeros(len(train.members), dtype=torch.int64)], []
+        known: list[int] = []
+        labels = [torch.zeros(len(train.members), dtype=torch.int64)]
         if holdout is not None:
             labels.append(torch.zeros(len(holdout.members), dtype=torch.int64))
     else:

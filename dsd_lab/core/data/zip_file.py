@@ -30,6 +30,7 @@ _DAMAGE: tuple[type[Exception], ...] = (
     *(NotImplementedError, KeyError, ValueError, MemoryError),
 )
 """What Python's library ends with at a damaged, an encrypted or a strangely packed member."""
+_UNREADABLE: tuple[type[Exception], ...] = (OSError, *_DAMAGE)
 
 
 def load_zip(spec: Data, cache: Path | None) -> DataSet:
@@ -51,7 +52,7 @@ def find_zip(spec: Data) -> Found:
     try:
         check_plain(path)
         archive = zipfile.ZipFile(path)
-    except (OSError, *_DAMAGE) as error:
+    except _UNREADABLE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise BadInput(f"{shown(path)}: not a zip file: {shown(str(reason))[:300]}") from None
     leftovers = Leftovers()

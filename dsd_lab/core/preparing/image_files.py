@@ -123,7 +123,7 @@ class ArrayFile(ImageFile):
         with self.path.open("rb", buffering=0) as file:
             file.seek(self._head() + rows.start * size)
             there = 0
-            while there < found.nbytes and (read := file.readinto(memoryview(found).cast("B")[there:])):
+            while there < found.nbytes and (read := file.readinto(found.data.cast("B")[there:])):
                 there += read
         if there < found.nbytes:
             raise BadInput(f"{self.path}: is cut short")
