@@ -297,7 +297,7 @@ VALUES = (
     bad("B30 no CPU", "base: {resources: {cpus: 0}}\n", FIVE, "resources.cpus: 0", "must be above 0"),
     bad("B30 no thread", "base: {resources: {threads: 0}}\n", FIVE, "resources.threads: 0", "at least 1"),
     bad("B31 an unknown source of images", "base: {data: {source: mnist}}\n", FIVE, "data.source: 'mnist'",
-        "'digits', 'idx', 'parquet', 'folder' or 'datasets'"),
+        "'digits', 'idx', 'parquet', 'folder', 'datasets', 'zip', 'tar' or 'prepared'"),
     bad("a model's name with a folder", "base: {auxiliary: {alignment: 1.0, alignment_to: timm/vit}}\n", FIVE,
         "auxiliary.alignment_to", "at most 64 letters, digits"),
     bad("an empty list of layers", "base: {auxiliary: {alignment_layers: []}}\n", FIVE,

@@ -4,9 +4,11 @@ import json
 
 import pytest
 import torch
+from picturing import pictures, write_folder
 from sweeping import VARIANTS, imported, run, write_spec
 from test_benchmarks import MANY
 
+from dsd_lab.bench import reading
 from dsd_lab.bench.summary import shares
 from dsd_lab.cli.main import main
 from dsd_lab.core.data import load_data
@@ -244,3 +246,25 @@ def test_it_needs_neither_ray_nor_mlflow(tmp_path):
     _, code, printed, _ = imported(*arguments, blocked=("ray", "mlflow"))
     answer = json.loads(printed)
     assert code == OK and answer["trials"]
+
+
+# -- Reading alone ------------------------------------------------------------------------------------------
+
+
+def test_reading_is_timed_for_the_same_images_in_every_form_and_leaves_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reading, "_SECONDS", 0.01)
+    write_folder(tmp_path / "set", [*pictures(20, size=9), b"no image"], [i % 2 for i in range(21)])
+    words = ["--set", "data.size=6", "--set", "data.damaged=skip", "--repeats", "2", "--home", tmp_path / "home"]
+    code, answer = run("bench", "--data", tmp_path / "set", *words)
+    (found,) = answer["reading"]
+    assert code == OK and found["data"] == "set"
+    assert [form["form"] for form in found["forms"]] == ["folder", "parquet", "prepared", "prepared, JPEG"]
+    for form in found["forms"]:
+        assert form["shape"] == [3, 6, 6] and set(form["images_per_second"]) == {"1", "2", "4"}
+        assert all(0 < speed["min"] <= speed["median"] <= speed["max"] for speed in form["images_per_second"].values())
+    assert not list((tmp_path / "home" / "cache" / "bench").glob("bench-*"))
+    assert main(["bench", "--data", str(tmp_path / "set"), *map(str, words)]) == OK
+    told = capsys.readouterr().out
+    assert "images of 3 x 6 x 6" in told and "2 threads" in told and "prepared, JPEG" in told
+    assert main(["bench", "--data", "collapse_ablation", "--home", str(tmp_path / "home")]) == BAD_INPUT
+    assert "'digits' is read once and stays in memory" in capsys.readouterr().err

@@ -104,6 +104,8 @@ READING_NOTHING = {
     "completion": "prints what the program knows",
     "specs": "lists the package's own specs, and opens no file of a home",
     "parts": "lists what the program and given plug-ins define",
+    "fetch-data": "downloads, and opens no file of a home",
+    "prepare": "reads images, as `plan` does, and no file of a home",
     "data": "reads images, as `plan` does, and no file of a home but its cache of what was read",
     "reproduce": "reads a trial's description as `evaluate` does and trains anew",
     "ui": "gives MLflow's server the address of its own database, and opens no file",

@@ -32,6 +32,7 @@ SPEC_OPTIONS = {"SPEC", "--profile", "--set", "--plugin"}
 SURFACE = {
     "plan": SPEC_OPTIONS | {"--only", "--gpu", "--json"},
     "data": {"SPEC|FOLDER", "--plugin", "--profile", "--set", "--out", "--json"},
+    "prepare": {"SPEC|FOLDER", "--plugin", "--profile", "--set", "--out", "--size", "--jpeg", "--workers", "--json"},
     "sweep": SPEC_OPTIONS
     | {
         "--only",
@@ -56,6 +57,7 @@ SURFACE = {
         "--steps",
         "--processes",
         "--random-images",
+        "--data",
         "--json",
     },
     "report": {"SPEC|SWEEP", "--plugin", "--profile", "--x", "--out", "--tracking-uri", "--json"},
@@ -100,6 +102,7 @@ SURFACE = {
         "--tracking-uri",
         "--json",
     },
+    "fetch-data": {"NAME", "--out", "--json"},
     "fetch-weights": {"NAME", "--json"},
     "forecast": {"HOME", "--json"},
     "reproduce": {"trial", "--plugin", "--from", "--data", "--json"},

@@ -17,6 +17,7 @@ from dsd_lab.home.home import Home
 from dsd_lab.specs.loading import load_sweep
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "cluster.md").read_text()
+NODES = Path(__file__).resolve().parents[1] / "experiments" / "slurm_nodes.sh"
 PROGRAMS = {"ray": "from ray.scripts.scripts import main", "dsd-lab": "from dsd_lab.cli.main import main"}
 
 
@@ -89,3 +90,22 @@ def test_the_recipe_for_a_cluster_works_as_it_is_written(cluster, tmp_path, monk
     assert [home.trial(t.id).state() for t in load_sweep(spec).trials] == ["done"] * 2, printed
     token = tmp_path / "user" / ".ray" / "auth_token"
     assert token.exists() == with_token
+
+
+@pytest.mark.slow
+def test_the_slurm_script_for_several_nodes_sweeps_on_all_of_them_and_ends_them(cluster, tmp_path, monkeypatch):
+    """Slurm's part is played by the test: `srun` runs here what it would run on a node, so that two nodes are one machine."""
+    spec, home = write_spec(tmp_path, seeds=[0, 1]), Home(tmp_path / "home")
+    for name, what in (
+        ("srun", 'while [[ $1 == --* ]]; do shift; done; exec "$@"'),
+        ("scontrol", "echo 127.0.0.1"),
+    ):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{what}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]"}
+    for name, value in {**job, "SPEC": str(spec), "DSD_LAB_HOME": str(home.root)}.items():
+        monkeypatch.setenv(name, value)
+    printed = cluster(f"bash {NODES} --no-tracking --max-concurrent 2")
+    assert [home.trial(t.id).state() for t in load_sweep(spec).trials] == ["done"] * 2, printed
+    assert not (tmp_path / "user" / ".ray" / "auth_token").exists()  # the token was the job's own
+    assert not [p for p in psutil.process_iter() if f":{20000 + os.getpid() % 10000}" in " ".join(cmdline(p))]

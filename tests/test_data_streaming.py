@@ -1,6 +1,7 @@
 """Streams: the numbers of resident images, in the same order, ahead of the step, with nothing left behind."""
 
 import gc
+import hashlib
 import os
 import shutil
 import subprocess
@@ -13,12 +14,14 @@ from picturing import changed, encoded, pictures, write_folder, write_parquet
 
 from dsd_lab.core.data import BATCHES_AHEAD, Images, StreamedImages, load_data, records, streaming
 from dsd_lab.core.data import assembly as loading
+from dsd_lab.core.data import survey as surveying
 from dsd_lab.core.data.progress import listening
 from dsd_lab.core.randomness import batch_indices
 from dsd_lab.core.training.events import Logged, Probed
 from dsd_lab.core.training.trainer import Trainer
 from dsd_lab.errors import BadInput, NoResources
 from dsd_lab.evaluation.evaluate import evaluate_generation
+from dsd_lab.files.sha256 import Sha256
 from dsd_lab.specs.trial import Generation
 
 CPU = torch.device("cpu")
@@ -241,8 +244,8 @@ def test_a_survey_holds_for_other_times_and_another_place_of_the_same_files(tmp_
 
 def test_reading_says_how_far_it_is_to_whoever_listens(tmp_path, monkeypatch):
     spec, heard = written(tmp_path, "folder"), []
-    monkeypatch.setattr(streaming, "_TELL_EVERY", 10)
-    monkeypatch.setattr(loading, "_TELL_EVERY", 10)
+    monkeypatch.setattr(surveying, "_REPORT_EVERY", 10)
+    monkeypatch.setattr(loading, "_REPORT_EVERY", 10)
     with listening(lambda *word: heard.append(word)):
         load_data(changed(spec, memory="stream"), tmp_path / "cache")
         assert {("images decoded", 10, 40), ("images decoded", 40, 40), ("files hashed", 40, 40)} <= set(heard)
@@ -252,6 +255,78 @@ def test_reading_says_how_far_it_is_to_whoever_listens(tmp_path, monkeypatch):
     heard.clear()
     load_data(spec)
     assert heard == []
+
+
+def killed_after(monkeypatch, images):
+    """What counts the images that are surveyed, and stops like Ctrl-C at one; every one is noted."""
+    seen, inner = [], surveying._counted
+
+    def counted(*given):
+        seen.append(1)
+        if len(seen) == images:
+            raise KeyboardInterrupt
+        return inner(*given)
+
+    monkeypatch.setattr(surveying, "_SAVE_EVERY", 0)
+    monkeypatch.setattr(surveying, "_counted", counted)
+    return seen
+
+
+@pytest.mark.parametrize("stop", [1, 7, 20])
+@pytest.mark.parametrize("own", [True, False])
+def test_a_survey_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch, stop, own):
+    """Over damaged images, the first in colour and the end of a split, all of which begin another pass or part."""
+    arrays = [*pictures(5, False), *pictures(12, True), b"no image", *pictures(14, False, seed=2), b"", *pictures(3)]
+    spec = write_folder(tmp_path / "set", arrays, [i % 2 for i in range(36)], split="train" if own else "")
+    spec = changed(spec, damaged="skip", memory="stream", workers=0)
+    if own:
+        write_folder(tmp_path / "set", pictures(6, seed=5), [0, 1] * 3, split="val")
+    with monkeypatch.context() as patch:
+        everything = killed_after(patch, 10**9)
+        whole = load_data(spec)
+    seen = killed_after(monkeypatch, stop)
+    for _ in range(3):
+        seen.clear()
+        with pytest.raises(KeyboardInterrupt):
+            load_data(spec, tmp_path / "cache")
+    monkeypatch.undo()
+    seen = killed_after(monkeypatch, 10**9)
+    found = load_data(spec, tmp_path / "cache")
+    assert found.fingerprint == whole.fingerprint and found.facts == whole.facts and found.damaged == whole.damaged
+    saved = 3 * (stop - 1) if Sha256().state else 0
+    assert len(seen) <= len(everything) - saved + 3  # the first in colour ends a pass before it is noted
+    assert not list((tmp_path / "cache").glob("*.part*"))
+
+
+def test_a_survey_does_not_go_on_from_a_note_that_was_altered(tmp_path, monkeypatch):
+    spec, cache = changed(written(tmp_path, "folder"), memory="stream", workers=0), tmp_path / "cache"
+    whole = load_data(spec)
+    if Sha256().state is None:
+        pytest.skip("OpenSSL is linked into Python, so that nothing is noted")
+    killed_after(monkeypatch, 25)
+    with pytest.raises(KeyboardInterrupt):
+        load_data(spec, cache)
+    (note,) = cache.glob("survey-*.part.json")
+    note.write_text(note.read_text().replace('"damaged"', '"found"'))
+    monkeypatch.undo()
+    seen = killed_after(monkeypatch, 10**9)
+    assert load_data(spec, cache).fingerprint == whole.fingerprint and len(seen) >= 40
+
+
+def test_the_state_of_a_hash_can_be_written_down_or_is_said_not_to_be():
+    text = os.urandom(100_000)
+    first = Sha256()
+    first.update(text[:777])
+    state = first.state
+    first.update(text[777:])
+    assert first.hexdigest() == first.hexdigest() == hashlib.sha256(text).hexdigest()
+    if state is None:  # OpenSSL is linked into Python
+        with pytest.raises(ValueError, match="cannot be taken up here"):
+            Sha256(bytes(112))
+        return
+    second = Sha256(state)
+    second.update(text[777:])
+    assert second.hexdigest() == first.hexdigest()
 
 
 def test_a_file_that_changed_makes_another_survey_and_is_refused_at_resume(tmp_path, tiny_trial):

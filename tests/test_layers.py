@@ -13,6 +13,7 @@ ROOMS = (
         "core.peers",
         "core.messages",
         "core.data",
+        "core.preparing",
         "core.model",
         "core.diffusion",
         "core.observing",

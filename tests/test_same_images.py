@@ -101,6 +101,25 @@ def test_the_index_reads_only_what_changed_and_knows_content_not_time(tmp_path, 
     content_digest(listing_of(root), cache)  # a damaged index is read anew
 
 
+def test_files_that_were_hashed_before_a_kill_are_not_hashed_again(tmp_path, monkeypatch):
+    root, cache, read = tmp_path / "set", tmp_path / "cache", []
+    write_folder(root, pictures(6), [0, 0, 1, 1, 2, 2])
+    monkeypatch.setattr(file_index, "_CHUNK", 2)
+    hashed = file_index._hashed
+    monkeypatch.setattr(file_index, "_hashed", lambda path: read.append(path) or hashed(path))
+
+    def killed(done, of):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        content_digest(listing_of(root), cache, killed)
+    assert len(read) == 4
+    whole = content_digest(listing_of(root), cache)
+    assert len(read) == 6 and not list(cache.glob("*.part"))
+    assert whole == content_digest(listing_of(root), tmp_path / "other")
+
+
 def test_links_are_listed_once(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.png").write_bytes(b"x")
@@ -175,7 +194,7 @@ def test_a_table_has_one_set_of_images(mixed, tmp_path, capsys):
     (sweep,) = run("status", "--home", home.root)[1]["sweeps"]
     assert sweep["states"] == {"done": 1, OTHER_IMAGES: 1}
     assert run("export", key, "--home", home.root, "--out", tmp_path / "out")[0] == BAD_INPUT
-    assert f"trial {odd} was trained on other images" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert f"trial {odd} was trained on different images" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_what_is_imported_has_the_images_of_the_home(copy, mixed, trained, tmp_path, capsys):

@@ -8,8 +8,10 @@ from typing import Any
 from rich.table import Table
 
 from dsd_lab.cli.console import table_console
-from dsd_lab.units import duration, short_count
+from dsd_lab.units import duration, readable, short_count
 
+THREADS = (1, 2, 4)
+"""Numbers of threads that `bench --data` reads with."""
 _SHARES = ("steps", "probes", "images", "checkpoints", "events")
 
 
@@ -23,6 +25,27 @@ def print_answer(answer: dict[str, Any]) -> None:
     console.print(f"{_where(answer)}; medians of {answer['repeats']} repeats (minimum to maximum)", highlight=False)
 
 
+def print_reading(answer: dict[str, Any]) -> None:
+    """Print images per second of reading, one line a form."""
+    console = table_console()
+    for found in answer["reading"]:
+        forms = found["forms"]
+        table = _table(
+            "images", *(f"{threads} thread{'s' * (threads > 1)}" for threads in THREADS), "of a folder", "per image"
+        )
+        for form in forms:
+            speeds = [form["images_per_second"][threads] for threads in THREADS]
+            times = speeds[0]["median"] / forms[0]["images_per_second"][THREADS[0]]["median"]
+            cells = [f"{speed['median']:,.0f}/s {_range(speed, 0)}" for speed in speeds]
+            table.add_row(form["form"], *cells, f"{times:.1f} x", readable(form["bytes_per_image"]))
+        channels, height, width = forms[0]["shape"]
+        first = f"{found['data']}: {forms[0]['images']:,} images of {channels} x {height} x {width}, batches of {found['batch_size']}"
+        console.print(first, highlight=False)
+        console.print(table)
+        console.print()
+    console.print(f"{_where(answer)}; medians of {answer['repeats']} repeats (least to greatest)", highlight=False)
+
+
 def _where(answer: dict[str, Any]) -> str:
     machine, made = answer["machine"], answer["provenance"]
     return (
@@ -34,7 +57,7 @@ def _where(answer: dict[str, Any]) -> str:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="left" if column == "trial" else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in ("trial", "images") else "right", no_wrap=True)
     return table
 
 

@@ -30,7 +30,7 @@ _COLUMNS, _ROWS = 10, 20
 
 def run(arguments: argparse.Namespace) -> int:
     """Print a description of the images."""
-    home, trials = home_of(arguments), _trials(arguments)
+    home, trials = home_of(arguments), trials_of(arguments)
     sheets = _sheet_paths(place_of(arguments.out, "--out"), len(trials)) if arguments.out else []
     for path in sheets:
         _output(home, path).check([path.name])
@@ -38,9 +38,9 @@ def run(arguments: argparse.Namespace) -> int:
     for number, trial in enumerate(trials):
         data = open_data(home, trial.data)
         answers.append(answer_of(data))
-        problem = unfit_images(trial, data.train.shape) if _is_spec(arguments) else ""
-        if problem:
-            say(f"dsd-lab: warning: {problem}; `sweep` will refuse to run", error=True)
+        unfit = unfit_images(trial, data.train.shape) if is_spec(arguments) else ""
+        if unfit:
+            say(f"dsd-lab: warning: {unfit}; `sweep` will refuse to run", error=True)
         if not arguments.json:
             _print(trial, data)
         if sheets:
@@ -60,13 +60,20 @@ def answer_of(data: DataSet) -> dict[str, Any]:
     return {key: facts[key] for key in same} | size | {"fingerprint": data.fingerprint}
 
 
-def _is_spec(arguments: argparse.Namespace) -> bool:
-    return not Path(os.path.expanduser(arguments.spec)).is_dir()
+def is_spec(arguments: argparse.Namespace) -> bool:
+    """Whether a spec was named, and no folder or `.zip` file of images."""
+    place = Path(os.path.expanduser(arguments.spec))
+    return not (place.is_dir() or (place.suffix.lower() == ".zip" and place.is_file()))
 
 
-def _trials(arguments: argparse.Namespace) -> list[Trial]:
-    """One trial per dataset."""
-    if _is_spec(arguments):
+def trials_of(arguments: argparse.Namespace, **fields: Any) -> list[Trial]:
+    """One trial per data set.
+
+    Args:
+        arguments: with a spec, or a folder of images.
+        fields: of `data`, for a folder.
+    """
+    if is_spec(arguments):
         plan = load_sweep(spec_file(arguments.spec), arguments.profile, arguments.set)
         for missing in missing_data(plan):
             raise BadInput(f"{plan.path}: {missing}")
@@ -74,9 +81,12 @@ def _trials(arguments: argparse.Namespace) -> list[Trial]:
     if arguments.profile:
         raise BadInput("--profile: a folder has no profiles; give a spec")
     from dsd_lab.core.data import source_of
+    from dsd_lab.core.data.prepared import prepared_fields
 
     folder = Path(os.path.expanduser(arguments.spec)).absolute()
-    return [read_fields({"data": {"source": source_of(folder), "path": str(folder)}}, arguments.set)]
+    source = source_of(folder)
+    found = prepared_fields(folder) if source == "prepared" else {"source": source, "path": str(folder)}
+    return [read_fields({"data": found | fields}, arguments.set)]
 
 
 def _print(trial: Trial, data: DataSet) -> None:

@@ -177,7 +177,7 @@ def _planned(home: Home, folder: TrialFolder) -> PlannedTrial:
     if described is None or folder.state() != "done":
         raise BadInput(f"{folder.id}: the trial is {folder.state()}; only a finished one can be evaluated")
     fields = recorded_fields(described, home.root)
-    if fields.data.path is not None and not Path(fields.data.path).is_dir():
+    if not fields.data.is_there:
         raise BadInput(f"{folder.id}: data.path: no such folder {fields.data.path}")
     return planned_again(described, fields)
 

@@ -1,4 +1,4 @@
-"""`dsd-lab fetch-weights`: download pinned weights; the only verb that downloads."""
+"""`dsd-lab fetch-weights`: downloads weights of others, and only what is pinned."""
 
 from __future__ import annotations
 

@@ -160,6 +160,14 @@ def chance(text: str) -> float:
     return value
 
 
+def quality(text: str) -> int:
+    """Quality of a JPEG file."""
+    value = int(text)
+    if not 1 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{value} is not a quality from 1 to 100")
+    return value
+
+
 def positive(text: str) -> int:
     """Parse a number of at least 1."""
     value = int(text)

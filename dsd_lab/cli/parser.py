@@ -15,6 +15,7 @@ from dsd_lab.cli.options import (
     checkpoint,
     count,
     positive,
+    quality,
     takes_only,
     takes_plugins,
     takes_precision,
@@ -102,11 +103,36 @@ def _add_running(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     data.add_argument(
         "spec",
         metavar="SPEC|FOLDER",
-        help="YAML file, name of a shipped spec, or a folder of images, parquet or idx files",
+        help="YAML file, name of a shipped spec, a .zip file, or a folder of images, parquet, idx or tar files",
     )
     takes_spec_options(data)
     data.add_argument("--out", metavar="FILE", help="PNG with the first training images of every class")
     answers_json(data)
+
+    ready = add_verb(
+        verbs,
+        "prepare",
+        "decode, resize and crop a set of images once, for training that reads them at random",
+        "dsd-lab prepare ../photos --size 64 --out ../photos64",
+    )
+    ready.add_argument(
+        "spec", metavar="SPEC|FOLDER", help="YAML file, name of a shipped spec, a folder of images, or a .zip file"
+    )
+    takes_spec_options(ready)
+    ready.add_argument("--out", metavar="DIR", required=True, help="folder to write; the same command goes on with it")
+    ready.add_argument(
+        "--size", type=positive, metavar="N", help="pixels of the shorter side (default: the spec's `data.size`)"
+    )
+    ready.add_argument(
+        "--jpeg",
+        type=quality,
+        nargs="?",
+        const=95,
+        metavar="QUALITY",
+        help="a sixth of the disk, lossy: other images than the source's (quality 95 without a number)",
+    )
+    ready.add_argument("--workers", type=positive, metavar="N", help="threads (default: one for each processor)")
+    answers_json(ready)
 
     sweep = add_verb(verbs, "sweep", "run the unfinished trials of a spec", f"dsd-lab sweep {_SPEC} --profile full")
     takes_spec(sweep)
@@ -180,6 +206,11 @@ def _add_running(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         default=1,
         metavar="N",
         help="also compare a trial on N processes with one process (a GPU each if the trial uses one)",
+    )
+    bench.add_argument(
+        "--data",
+        action="store_true",
+        help="only how fast images are read: those of a SPEC or a FOLDER as files, as parquet and prepared, by 1, 2 and 4 threads",
     )
     bench.add_argument("--random-images", action="store_true", help="use random images instead of the spec's")
     answers_json(bench)
@@ -285,6 +316,16 @@ def _add_finished(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     takes_tracking(evaluate)
     answers_json(evaluate)
+
+    fetched = add_verb(
+        verbs,
+        "fetch-data",
+        "download a data set by name, with its licence and pinned hashes; without a name, list them",
+        "dsd-lab fetch-data mnist",
+    )
+    fetched.add_argument("names", nargs="*", metavar="NAME", help="such as mnist or cifar10 (default: list all)")
+    fetched.add_argument("--out", metavar="DIR", help="its folder (default: data/NAME)")
+    answers_json(fetched)
 
     weights = add_verb(
         verbs,

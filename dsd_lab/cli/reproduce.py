@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise BadInput(f"--from {source.root}: has no export.json; give a folder that `dsd-lab export` wrote")
     recorded = find_trial(source, arguments.trial)
     trial = planned(source, recorded, arguments.data)
-    if trial.fields.data.path is not None and not Path(trial.fields.data.path).is_dir():
+    if not trial.fields.data.is_there:
         raise BadInput(f"data.path: no such folder {trial.fields.data.path}; give the folder of the images with --data")
     home.prepare()
     own = _own_home(home, trial.id)

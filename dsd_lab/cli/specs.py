@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from pathlib import Path
 from typing import Any
 
 from dsd_lab.cli.options import print_json, program
@@ -45,9 +44,11 @@ def _row(plan: Plan) -> dict[str, Any]:
 def _data(plan: Plan) -> list[dict[str, Any]]:
     """Datasets of the trials; `here` is None for those of the Hub, which are downloaded on use."""
     found = []
-    for source, path, hub in dict.fromkeys((d.source, d.path, d.hub) for d in (t.fields.data for t in plan.trials)):
-        here = None if hub is not None else path is None or Path(path).is_dir()
-        found.append({"source": source, "path": path, "hub": hub, "here": here, "from": plan.spec.data_from or None})
+    every = (t.fields.data for t in plan.trials)
+    for data in {(d.source, d.path, d.hub): d for d in every}.values():
+        place: dict[str, Any] = {"source": data.source, "path": data.path, "hub": data.hub}
+        here = None if data.hub is not None else data.is_there
+        found.append(place | {"here": here, "from": plan.spec.data_from or None})
     return found
 
 

@@ -1,19 +1,15 @@
-"""Downloads pretrained weights for `fetch-weights`, with pinned hashes. Nothing else in dsd-lab downloads files itself."""
+"""Weights of others, which `fetch-weights` downloads when it is asked to. Hashes are pinned."""
 
 from __future__ import annotations
 
 import importlib
-import socket
-import urllib.error
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsd_lab.errors import BadInput, NoResources
+from dsd_lab.errors import BadInput
+from dsd_lab.files.download import download
 from dsd_lab.home.home import Home
 from dsd_lab.specs.evaluate_list import sha256_of
-
-_PATIENCE = 30.0
-"""Time-out of the server in seconds."""
 
 
 @dataclass(frozen=True)
@@ -77,26 +73,10 @@ def fetch(name: str, path: Path, progress: bool = False) -> bool:
         BadInput: another file is at `path`.
         NoResources: it cannot be downloaded or written, or has another hash.
     """
-    from torch.hub import download_url_to_file
-
     if path.exists():
         check_weights(name, path)
         return False
     if path.is_symlink():
         raise BadInput(f"{path}: is a link that leads nowhere; remove it, or put {WEIGHTS[name].file} where it leads")
-    by_hand = f"get {WEIGHTS[name].file} (SHA-256 {WEIGHTS[name].sha256}) in another way and put it at {path}"
-    before = socket.getdefaulttimeout()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        socket.setdefaulttimeout(_PATIENCE)
-        download_url_to_file(WEIGHTS[name].url(), str(path), WEIGHTS[name].sha256, progress)
-    except RuntimeError:
-        raise NoResources(f"{name}: what was downloaded has another SHA-256 than the pinned one; {by_hand}") from None
-    except OSError as error:
-        # Only kind and number of the error: the address of a proxy may contain a password.
-        cause = error.reason if isinstance(error, urllib.error.URLError) else error
-        said = f"HTTP {error.code}" if isinstance(error, urllib.error.HTTPError) else getattr(cause, "strerror", None)
-        raise NoResources(f"{name}: cannot be downloaded ({said or type(cause).__name__}); {by_hand}") from None
-    finally:
-        socket.setdefaulttimeout(before)
+    download(name, [WEIGHTS[name].url()], path, WEIGHTS[name].sha256, progress)
     return True

@@ -8,6 +8,7 @@ folder do not change it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -40,12 +41,14 @@ class Listing:
 
 
 def listing_of(root: Path) -> Listing:
-    """List a folder. Skips names that begin with a dot, follows links, and stops at cyclic links.
+    """List a folder, or one file. Skips names that begin with a dot, follows links, and stops at cyclic links.
 
     Raises:
         OSError: a folder cannot be read.
     """
     rows: list[tuple[bytes, bytes]] = []
+    if os.path.isfile(root):
+        return Listing(root, [(b"", _row(os.stat(root)))])
     _list(os.fsencode(os.path.realpath(root)), b"", rows, ())
     rows.sort()
     return Listing(root, rows)
@@ -62,8 +65,7 @@ def _list(folder: bytes, prefix: bytes, rows: list[tuple[bytes, bytes]], above: 
                 folders.append((entry.path, name, entry.is_symlink()))
                 continue
             try:
-                stat = entry.stat()
-                row = b"%d %d %d" % (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+                row = _row(entry.stat())
             except OSError:  # a dangling link
                 row = b"-1"
             rows.append((prefix + name, row))
@@ -73,6 +75,10 @@ def _list(folder: bytes, prefix: bytes, rows: list[tuple[bytes, bytes]], above: 
             continue  # cyclic: links to one of its own parents
         if target not in above:
             _list(target, prefix + name + b"/", rows, (*above, target) if is_link else above)
+
+
+def _row(stat: os.stat_result) -> bytes:
+    return b"%d %d %d" % (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 def known_digest(listing: Listing, cache: Path) -> str | None:
@@ -97,21 +103,26 @@ def content_digest(listing: Listing, cache: Path, on_progress: Callable[[int, in
         return known
     place = index_path(cache, listing.root)
     index, digest, written = _read_index(place), hashlib.sha256(), io.BytesIO()
-    with ThreadPoolExecutor(_THREADS) as pool:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    beside = place.with_suffix(".part")
+    with ThreadPoolExecutor(_THREADS) as pool, beside.open("ab") as saved:
         for done, part in _parts(listing.rows):
             keys = [hashlib.blake2b(b"\0".join(row), digest_size=_KEY).digest() for row in part]
-            paths = [os.path.join(os.fsencode(listing.root), path) for path, _ in part]
+            root = os.fsencode(listing.root)
+            paths = [os.path.join(root, path) if path else root for path, _ in part]
             found = [index.get(key) for key in keys]
             fresh = pool.map(_hashed, [path for path, known in zip(paths, found, strict=True) if known is None])
             contents = [next(fresh) if known is None else known for known in found]
             for (path, _), key, content in zip(part, keys, contents, strict=True):
                 digest.update(hashlib.sha256(path).digest() + content)
                 written.write(key + content)
+            saved.write(b"".join(k + c for k, c, old in zip(keys, contents, found, strict=True) if old is None))
+            saved.flush()
             if on_progress is not None:
                 on_progress(done, len(listing.rows))
-    place.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(place.with_suffix(".index"), written.getvalue())
     write_json(place.with_suffix(".json"), {"listing": listing.digest, "content": digest.hexdigest()})
+    beside.unlink(missing_ok=True)
     return digest.hexdigest()
 
 
@@ -129,15 +140,16 @@ def _hashed(path: bytes) -> bytes:
 
 
 def _read_index(place: Path) -> dict[bytes, bytes]:
-    """Content hash by row hash; empty where the index is missing or damaged."""
-    try:
-        table = place.with_suffix(".index").read_bytes()
-    except OSError:
-        return {}
-    width = _KEY + _CONTENT
-    if len(table) % width:
-        return {}
-    return {table[at : at + _KEY]: table[at + _KEY : at + width] for at in range(0, len(table), width)}
+    """Content hash by row hash, including those of a process that was stopped. Damaged tables are ignored."""
+    width, found = _KEY + _CONTENT, dict[bytes, bytes]()
+    for suffix in (".index", ".part"):
+        with contextlib.suppress(OSError):
+            table = place.with_suffix(suffix).read_bytes()
+            whole = len(table) if len(table) % width == 0 else 0
+            found |= {table[at : at + _KEY]: table[at + _KEY : at + width] for at in range(0, whole, width)}
+            if not whole and suffix == ".part":  # torn: what is appended would be read at the wrong place
+                place.with_suffix(suffix).unlink()
+    return found
 
 
 def index_path(cache: Path, root: Path) -> Path:

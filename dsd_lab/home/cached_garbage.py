@@ -20,7 +20,7 @@ from dsd_lab.home.trial_records import TrialRecord
 
 _EXTRACTOR = re.compile(r"[0-9a-f]{16}-v\d+(-rotation)?\.safetensors")
 _STATISTICS = re.compile(r"[0-9a-f]{16}-.+\.safetensors")
-_INDEX = re.compile(r"files-[0-9a-f]{24}\.(index|json)|read-[0-9a-f]{24}\.json")
+_INDEX = re.compile(r"files-[0-9a-f]{24}\.(index|part|json)|read-[0-9a-f]{24}\.json")
 """Of folders. Earlier versions wrote `read-` files, which are no longer read."""
 _PACK = re.compile(r"[0-9a-f]{24}\.pack|\.[0-9a-f]{24}\.pack\.[a-z0-9_]{8}")
 _BENCH = re.compile(r"bench-[a-z0-9_]{8}")

@@ -7,7 +7,6 @@ call then decodes nothing and does not import torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dsd_lab.errors import BadInput
@@ -100,7 +99,7 @@ def open_data(home: Home, data: Data) -> DataSet:
 
 
 def _facts(home: Home, data: Data, opened: Callable[[Data], DataSet] | None, decode: str) -> Facts | None:
-    if data.path is not None and not Path(data.path).is_dir():
+    if not data.is_there:
         return None  # `plan` continues without the images
     if opened is None and (found := facts_at_hand(home, data)) is not None:
         return found

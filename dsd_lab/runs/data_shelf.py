@@ -60,7 +60,7 @@ class DataShelf:
                 self.sets[key] = load_data(data)
                 return self.sets[key]
             before = list_files(data)
-            with listening(_ReadProgress(place_of(data))):
+            with listening(ReadProgress(place_of(data))):
                 made = self.sets[key] = load_data(data, home.cache / "data")
                 facts = made.facts | {"fingerprint": made.fingerprint}
                 remember_images(home, data, before, facts, made.files, partial(tell, "files hashed"))
@@ -97,18 +97,19 @@ class DataShelf:
         return known or _images(data, self.load(data, home))
 
 
-class _ReadProgress:
+class ReadProgress:
     """Prints the progress of reading images to standard error, if it takes long."""
 
     def __init__(self, place: str) -> None:
         self._place, self._what, self._began, self._said = place, "", 0.0, 0.0
+        self._first = 0
 
     def __call__(self, what: str, done: int, of: int) -> None:
         now = time.monotonic()
         if what != self._what:
-            self._what, self._began, self._said = what, now, now
-        elif done and now - self._said >= _PROGRESS_EVERY:
-            self._said, left = now, (now - self._began) * (of - done) / done
+            self._what, self._began, self._said, self._first = what, now, now, done
+        elif done > self._first and now - self._said >= _PROGRESS_EVERY:
+            self._said, left = now, (now - self._began) * (of - done) / (done - self._first)
             say(f"dsd-lab: {self._place}: {done:,} of {of:,} {what}, about {duration(left)} left", error=True)
 
 

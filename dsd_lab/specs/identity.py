@@ -213,9 +213,9 @@ def _file_name(weights: str) -> str:
 
 
 def data_name(trial: Trial) -> str:
-    """Name of the data set: `name`, else the folder's name, else the name on the Hub, else the source."""
+    """Name of the data set: `name`, else the name on the Hub, else the folder's name, else the source."""
     folder = (trial.data.path or "").rstrip("/").rsplit("/", 1)[-1]
-    return trial.data.name or folder or trial.data.hub or trial.data.source
+    return trial.data.name or trial.data.hub or folder or trial.data.source
 
 
 def trial_id(trial: Trial, seed: int, recorded: Mapping[str, str] | None = None) -> str:

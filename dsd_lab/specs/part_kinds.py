@@ -49,7 +49,11 @@ KINDS: dict[str, Kind] = {
     "block": Kind("network.block", f"{_MODEL}.blocks", ("adaln_zero",)),
     "time_distribution": Kind("time.distribution", f"{_DIFFUSION}.paths", ("uniform", "logit_normal")),
     "sampler": Kind("evaluate.sampler", f"{_DIFFUSION}.samplers", ("euler", "heun", "sde", "dopri5")),
-    "data_source": Kind("data.source", "dsd_lab.core.data", ("digits", "idx", "parquet", "folder", "datasets")),
+    "data_source": Kind(
+        "data.source",
+        "dsd_lab.core.data",
+        ("digits", "idx", "parquet", "folder", "datasets", "zip", "tar", "prepared"),
+    ),
     "latent_metric": Kind(
         "(recorded by every probe)",
         "dsd_lab.core.observing.latent_metrics",

@@ -18,7 +18,10 @@ from dsd_lab.core.data.idx import load_idx
 from dsd_lab.core.data.idx_files import idx_set
 from dsd_lab.core.data.parquet import find_parquet, load_parquet
 from dsd_lab.core.data.parquet_files import holds_training
+from dsd_lab.core.data.prepared import MANIFEST, load_prepared
 from dsd_lab.core.data.splits import BATCHES_AHEAD, Images, Split, StreamedImages
+from dsd_lab.core.data.tar_shards import find_tar, load_tar
+from dsd_lab.core.data.zip_file import find_zip, load_zip
 from dsd_lab.errors import BadInput
 from dsd_lab.specs.registry import Parts
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BATCHES_AHEAD",
+    "FINDERS",
     "SOURCES",
     "DataSet",
     "Images",
@@ -49,10 +53,15 @@ SOURCES.add("idx")(load_idx)
 SOURCES.add("parquet")(load_parquet)
 SOURCES.add("folder")(load_folder)
 SOURCES.add("datasets")(load_hub)
-_FINDERS: dict[str, Callable[[Data], Found]] = {
+SOURCES.add("zip")(load_zip)
+SOURCES.add("tar")(load_tar)
+SOURCES.add("prepared")(load_prepared)
+FINDERS: dict[str, Callable[[Data], Found]] = {
     "parquet": find_parquet,
     "folder": find_folder,
     "datasets": find_hub,
+    "zip": find_zip,
+    "tar": find_tar,
 }
 """Sources that can be streamed -> function that lists their images without decoding them."""
 
@@ -78,12 +87,18 @@ def glance(spec: Data) -> dict[str, Any] | None:
     Raises:
         BadInput: as `load_data`, for faults of the layout, the labels and the first image.
     """
-    find = _FINDERS.get(spec.source)
+    find = FINDERS.get(spec.source)
     return None if find is None else glanced(spec, find(spec))
 
 
 def source_of(folder: Path) -> str:
-    """The source that can read a folder: `parquet`, `idx` or `folder`."""
+    """The source that can read a folder or a `.zip` file."""
+    if folder.is_file():
+        return "zip"
+    if (folder / MANIFEST).is_file():
+        return "prepared"
+    if any(folder.glob("*.tar")):
+        return "tar"
     if holds_training(folder):
         return "parquet"
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from dsd_lab.core.data.assembly import Found, assemble
 from dsd_lab.core.data.dataset import DataSet
@@ -52,10 +53,10 @@ def find_folder(spec: Data) -> Found:
     holdout, origin = None, ""
     if splits is not None and splits.held is not None:
         held = _listed(tree, descended(tree, splits.held), named=False, training=False)
-        _check_held(splits.held, held, base, trained)
-        holdout, origin = _records(held, classes), f"{shown(splits.held.name)}/"
+        check_held(splits.held, held, base, trained)
+        holdout, origin = FileRecords(*in_order_of(classes, held)), f"{shown(splits.held.name)}/"
     notes = (*(splits.notes if splits is not None else ()), *tree.notes, *tree.leftovers.notes())
-    return Found(_records(trained, classes), holdout, tuple(map(shown, classes)), origin, notes)
+    return Found(FileRecords(*in_order_of(classes, trained)), holdout, tuple(map(shown, classes)), origin, notes)
 
 
 def _listed(tree: Tree, base: Path, named: bool, training: bool = True) -> Listed:
@@ -81,17 +82,34 @@ def _listed(tree: Tree, base: Path, named: bool, training: bool = True) -> Liste
 
 def _by_labels(tree: Tree, base: Path) -> Listed:
     """Images labelled by a `dataset.json`: `{"labels": [["00000/img00000000.png", 6], ...]}`, or null without labels."""
-    path = base / LABELS
     files = {Path(file).relative_to(base).as_posix(): file for file in tree.files(base) if is_image_name(file)}
     if not files:
         raise BadInput(f"{shown(base)}: holds {LABELS} and no images")
     try:
-        labels = json.loads(read_plain(path, _JSON + _LABEL * len(files)))["labels"]
+        raw = read_plain(base / LABELS, _JSON + _LABEL * len(files))
+    except BadFile as error:
+        raise BadInput(
+            f"{shown(base / LABELS)}: {error.strerror}: too much for the {len(files):,} images beside it"
+        ) from None
+    return by_labels(raw, base / LABELS, files)
+
+
+def by_labels(raw: bytes, path: str | Path, files: dict[str, str]) -> Listed:
+    """The images that a `dataset.json` numbers, by the names of their classes.
+
+    Args:
+        raw: its bytes.
+        path: what messages call it.
+        files: of every image, in their order: what reads it by its name in `dataset.json`.
+
+    Raises:
+        BadInput: it is damaged, names an image that is not there, or leaves one out.
+    """
+    try:
+        labels = json.loads(raw)["labels"]
         if not labels:
             return {None: list(files.values())}
         numbers = {str(name): label for name, label in labels}
-    except BadFile as error:
-        raise BadInput(f"{shown(path)}: {error.strerror}: too much for the {len(files):,} images beside it") from None
     except (ValueError, TypeError, KeyError, RecursionError):
         raise BadInput(f'{shown(path)}: not {{"labels": [[FILE, CLASS], ...]}}, as StyleGAN and EDM write it') from None
     found: Listed = {}
@@ -109,7 +127,7 @@ def _by_labels(tree: Tree, base: Path) -> Listed:
     return found
 
 
-def _check_held(folder: Path, held: Listed, base: Path, trained: Listed) -> None:
+def check_held(folder: Path, held: Listed, base: Path, trained: Listed) -> None:
     """Check that every held-out class is a training class.
 
     Raises:
@@ -128,10 +146,11 @@ def _check_held(folder: Path, held: Listed, base: Path, trained: Listed) -> None
             raise BadInput(f"{shown(folder / str(name))}: no class of this name in {shown(base)}{hint}")
 
 
-def _records(listed: Listed, classes: list[str]) -> FileRecords:
+def in_order_of(classes: list[str], listed: Listed) -> tuple[list[str], Tensor]:
+    """Paths of the images, class by class, and their class numbers [N]."""
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes or [None]):
         paths += listed.get(name, [])
         labels += [label] * (len(paths) - len(labels))
-    return FileRecords(paths, torch.tensor(labels, dtype=torch.int64))
+    return paths, torch.tensor(labels, dtype=torch.int64)

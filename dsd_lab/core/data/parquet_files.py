@@ -1,4 +1,4 @@
-"""Assigns parquet files to splits: by file name, by folder, or from the root of a repository."""
+"""Assigns parquet and tar files to splits: by file name, by folder, or from the root of a repository."""
 
 from __future__ import annotations
 
@@ -22,13 +22,17 @@ class SplitFiles:
     files: list[Path]
 
 
-def split_files(root: Path) -> tuple[SplitFiles, list[SplitFiles], list[str]]:
+def split_files(root: Path, kind: str = "parquet") -> tuple[SplitFiles, list[SplitFiles], list[str]]:
     """The training files, the candidates for held-out images in order of preference, and notes on unused files.
+
+    Args:
+        root: folder of the files, or of one that holds them.
+        kind: suffix of the files.
 
     Raises:
         BadInput: there are no training files, several sets of them, or shards are missing.
     """
-    folder, groups = _resolved(root)
+    folder, groups = _resolved(root, kind)
     named = {name: split_name(name.rstrip("/")) for name in groups}
     trains = [name for name, found in named.items() if found and found.split == TRAIN]
     if any(named[name].prefix == "" for name in trains):  # type: ignore[union-attr]
@@ -36,62 +40,63 @@ def split_files(root: Path) -> tuple[SplitFiles, list[SplitFiles], list[str]]:
     trains = trains or _longer(groups, TRAIN)
     if len(trains) > 1:
         raise BadInput(
-            f"{shown(folder)}: {_listed(trains)} are all training files; move all but one set into another folder"
+            f"{shown(folder)}: {_listed(trains, kind)} are all training files; move all but one set into another folder"
         )
     (train,) = trains
     prefix = named[train].prefix if named[train] else ""  # type: ignore[union-attr]
     if prefix == "partial":
         raise BadInput(f"{shown(folder / train)}: the first part of a training split; download the whole one")
-    chosen = [SplitFiles(_called(train), TRAIN, groups[train])]
+    chosen = [SplitFiles(_called(train, kind), TRAIN, groups[train])]
     for split in HELD_OUT:
         names = [n for n, found in named.items() if found and found.split == split and found.prefix == prefix]
         names = names or [n for n in _longer(groups, split) if named[n] is None]
         if len(names) > 1:
-            raise BadInput(f"{shown(folder)}: {_listed(names)} could all be held out; move all but one set away")
-        chosen += [SplitFiles(_called(name), split, groups[name]) for name in names]
+            raise BadInput(f"{shown(folder)}: {_listed(names, kind)} could all be held out; move all but one set away")
+        chosen += [SplitFiles(_called(name, kind), split, groups[name]) for name in names]
     for part in chosen:
         check_shards(part.files)
     taken = {part.name for part in chosen}
-    notes = [f"not used: {shown(_called(name))}" for name in groups if _called(name) not in taken]
+    called = {name: _called(name, kind) for name in groups}
+    notes = [f"not used: {shown(name)}" for name in called.values() if name not in taken]
     return chosen[0], chosen[1:], notes
 
 
 def holds_training(root: Path) -> bool:
     """Whether a folder or a sub-folder has parquet files of a training split."""
-    return bool(_below(root, _DEPTH))
+    return bool(_below(root, _DEPTH, "parquet"))
 
 
-def _resolved(root: Path) -> tuple[Path, dict[str, list[Path]]]:
+def _resolved(root: Path, kind: str) -> tuple[Path, dict[str, list[Path]]]:
     """The folder of the training files, and all its files by group."""
-    found = _below(root, _DEPTH)
+    found = _below(root, _DEPTH, kind)
     if len(found) > 1:
         places = ", ".join(shown(folder) for folder, _ in found[:5])
         raise BadInput(f"{shown(root)}: holds several data sets; point data.path at one of them: {places}")
     if not found:
-        there = sorted(path.name for path in root.glob("*.parquet")) if root.is_dir() else []
+        there = sorted(path.name for path in root.glob(f"*.{kind}")) if root.is_dir() else []
         holds = f"; it holds {', '.join(map(shown, there[:5]))}" if there else ""
         raise BadInput(
-            f"{shown(root)}: no train*.parquet in this folder, nor train/*.parquet or data/train*.parquet{holds}"
+            f"{shown(root)}: no train*.{kind} in this folder, nor train/*.{kind} or data/train*.{kind}{holds}"
         )
     return found[0]
 
 
-def _below(folder: Path, depth: int) -> list[tuple[Path, dict[str, list[Path]]]]:
-    groups = _groups(folder)
+def _below(folder: Path, depth: int, kind: str) -> list[tuple[Path, dict[str, list[Path]]]]:
+    groups = _groups(folder, kind)
     if any((found := split_name(name.rstrip("/"))) and found.split == TRAIN for name in groups) or _longer(
         groups, TRAIN
     ):
         return [(folder, groups)]
-    return [found for inner in _folders(folder) for found in _below(inner, depth - 1)] if depth else []
+    return [found for inner in _folders(folder) for found in _below(inner, depth - 1, kind)] if depth else []
 
 
-def _groups(folder: Path) -> dict[str, list[Path]]:
+def _groups(folder: Path, kind: str) -> dict[str, list[Path]]:
     """Files by group: `NAME` for files in the folder, `NAME/` for a sub-folder with the name of a split."""
     groups: dict[str, list[Path]] = {}
-    for path in _parquets(folder):
+    for path in _files(folder, kind):
         groups.setdefault(group_of(path.stem), []).append(path)
     for inner in _folders(folder):
-        if split_name(inner.name) and (files := _parquets(inner)):
+        if split_name(inner.name) and (files := _files(inner, kind)):
             groups[f"{inner.name}/"] = files
     return groups
 
@@ -103,8 +108,8 @@ def _folders(folder: Path) -> list[Path]:
         return []
 
 
-def _parquets(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("*.parquet") if not p.name.startswith("."))
+def _files(folder: Path, kind: str) -> list[Path]:
+    return sorted(p for p in folder.glob(f"*.{kind}") if not p.name.startswith("."))
 
 
 def _longer(groups: dict[str, list[Path]], word: str) -> list[str]:
@@ -112,9 +117,9 @@ def _longer(groups: dict[str, list[Path]], word: str) -> list[str]:
     return [name for name in groups if name.lower().startswith((f"{word}-", f"{word}_", f"{word}."))]
 
 
-def _called(name: str) -> str:
-    return name if name.endswith("/") else f"{name}*.parquet"
+def _called(name: str, kind: str) -> str:
+    return name if name.endswith("/") else f"{name}*.{kind}"
 
 
-def _listed(names: list[str]) -> str:
-    return " and ".join(shown(_called(name)) for name in names[:4])
+def _listed(names: list[str], kind: str) -> str:
+    return " and ".join(shown(_called(name, kind)) for name in names[:4])

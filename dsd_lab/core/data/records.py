@@ -115,11 +115,12 @@ class PackedRecords(StoredRecords):
 
     def __init__(self, packed: Path, names: Callable[[int], str], labels: Tensor, stamp: Stamp) -> None:
         self._file = packed.open("rb")
-        self._offsets = np.load(packed.with_suffix(".npy"))
+        self.offsets = np.load(packed.with_suffix(".npy"))
+        """Of every image, and the end of the last [N + 1]."""
         self._names, self.labels, self._stamp = names, labels, stamp
 
     def item(self, i: int) -> Item:
-        start, end = self._offsets[i : i + 2].tolist()
+        start, end = self.offsets[i : i + 2].tolist()
         return self._names(i), partial(os.pread, self._file.fileno(), end - start, start)
 
     def stamp(self) -> Stamp:

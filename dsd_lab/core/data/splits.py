@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -118,6 +118,7 @@ class StreamedImages(Split):
         shape: channels, height and width.
         levels: histogram of pixel values per channel [C, 256], from the survey.
         workers: number of threads; 0 decodes in the caller's thread.
+        gather: copies the images of a batch of indices into pixels [B, C, H, W], where that is faster than one by one.
     """
 
     def __init__(
@@ -127,8 +128,9 @@ class StreamedImages(Split):
         shape: tuple[int, int, int],
         levels: Tensor,
         workers: int,
+        gather: Callable[[Tensor, Tensor], None] | None = None,
     ) -> None:
-        self.labels = labels
+        self.labels, self._gather = labels, gather
         self._decode, self._shape, self._levels, self._workers = decode, shape, levels, workers
         self._threads: ThreadPoolExecutor | None = None
         self._ahead: dict[bytes, tuple[Tensor, list[Future[None]]]] = {}
@@ -161,15 +163,16 @@ class StreamedImages(Split):
 
     def _begin(self, indices: Tensor) -> tuple[Tensor, list[Future[None]]]:
         pixels = torch.empty((len(indices), *self._shape), dtype=torch.uint8)
+        fill = self._gather or partial(_fill, self._decode)
         if not self._workers:
-            _fill(self._decode, pixels, indices)
+            fill(pixels, indices)
             return pixels, []
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix="decode")
             weakref.finalize(self, self._threads.shutdown, wait=False, cancel_futures=True)
         share = max(1, -(-len(indices) // self._workers))
         pairs = zip(pixels.split(share), indices.split(share), strict=True)
-        return pixels, [self._threads.submit(_fill, self._decode, *pair) for pair in pairs]
+        return pixels, [self._threads.submit(fill, *pair) for pair in pairs]
 
 
 def as_floats(pixels: Tensor) -> Tensor:
