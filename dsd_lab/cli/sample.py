@@ -90,7 +90,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     console = table_console(stderr=True)
     with (
-        Progress(TextColumn("{task.description}"), console=console, disable=arguments.json, transient=True) as bar,
+        Progress(
+            TextColumn("{task.description}"),
+            console=console,
+            disable=arguments.json or not console.is_terminal,
+            transient=True,
+        ) as bar,
         StopSignals() as stop,
         acknowledge_signals(lambda line: console.print(line, soft_wrap=True), _STOPPING),
         started_here(home, planned) as peers,

@@ -23,9 +23,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dsd_lab.core.peers import Peers
+from dsd_lab.errors import CorruptCheckpoint
 from dsd_lab.evaluation.sampling import BLOCK, checkpoint_of
 from dsd_lab.files.atomic import write_atomic
 from dsd_lab.files.bounded import read_json
+from dsd_lab.files.checkpoint_manifest import CheckpointContent
+from dsd_lab.files.printable import one_line
 from dsd_lab.home.names import drawing_path
 from dsd_lab.specs.identity import sampling_settings
 
@@ -111,9 +114,16 @@ def drawn_of(cache: Path, checkpoints: Path, settings: Generation, y: Tensor, se
         y: labels.
         seed: of the noise.
         purpose: what they are drawn for, where another process may draw the same ones for something else.
+
+    Raises:
+        CorruptCheckpoint: its manifest cannot be read.
     """
-    manifest = read_json(checkpoint_of(checkpoints, settings.checkpoint) / "manifest.json")
-    content = [manifest["sha256"], sampling_settings(settings), y.tolist(), seed, purpose]
+    checkpoint = checkpoint_of(checkpoints, settings.checkpoint)
+    try:
+        tensors = CheckpointContent.model_validate(read_json(checkpoint / "manifest.json")).sha256
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorruptCheckpoint(f"{checkpoint}: {type(error).__name__}: {one_line(str(error), 300)}") from None
+    content = [tensors, sampling_settings(settings), y.tolist(), seed, purpose]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     return Drawn(drawing_path(cache, checkpoints.parent.name, digest), len(y))
 
