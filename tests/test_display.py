@@ -29,7 +29,7 @@ def test_the_time_left_has_the_evaluations_that_are_not_done_in_it(home, tmp_pat
 
     def left():
         progress = SweepProgress(home, plan.trials, Console(file=io.StringIO()), plan.spec.evaluate, plan.spec.report)
-        return progress._remaining.seconds(progress._seen(progress._look()), progress._holdout)
+        return progress._remaining.seconds(progress._seen(progress._snapshot()), progress._holdout)
 
     assert left() == 0
     made.unlink()

@@ -259,7 +259,7 @@ def test_f14_a_trial_that_other_training_code_began_is_not_continued_silently(st
     for verb in (["sweep", "--retry-failed"], ["train", "--variant", "dsd"]):
         code = main([verb[0], str(whole.spec), *verb[1:], "--home", str(home.root), "--no-tracking"])
         assert code == BAD_INPUT
-        assert "began with other training code than today's" in capsys.readouterr().err
+        assert "began with other training code than the present" in capsys.readouterr().err
     assert home.trial(whole.trial.id).status() == before
 
 

@@ -144,7 +144,7 @@ def test_a_home_whose_path_is_too_long_for_sqlite_is_refused_unless_nothing_is_s
     assert main(["sweep", str(write_spec(tmp_path)), "--home", str(home)]) == NO_RESOURCES
     (line,) = capsys.readouterr().err.splitlines()
     assert "is too long for SQLite, which takes 504" in line and "--home" in line
-    refuse_unsuitable(None, Path("/" + "a" * 493))
+    refuse_unsuitable(None, Path("/" + "a" * 246, "b" * 246))
     with pytest.raises(NoResources, match="path of 505 bytes"):
-        refuse_unsuitable(None, Path("/" + "a" * 494))
+        refuse_unsuitable(None, Path("/" + "a" * 246, "b" * 247))
     assert main(["train", str(write_spec(tmp_path)), "--home", str(home), "--variant", "dsd", "--no-tracking"]) == OK

@@ -313,7 +313,7 @@ def test_a_trial_that_asks_for_more_than_there_is_gets_exit_code_4(field, value,
     spec = write_spec(tmp_path, base={"resources": {field: value}})
     assert run("sweep", spec, "--home", tmp_path / "home", "--no-tracking")[0] == NO_RESOURCES
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"dsd-lab: resources.{field}: trial 'dsd s0' asks for {value:g}, but there are ")
+    assert error.startswith(f"dsd-lab: resources.{field}: trial 'dsd s0' needs {value:g}, but there are ")
     assert not list((tmp_path / "home" / "trials").glob("*/status.json"))
 
 
@@ -345,7 +345,7 @@ def test_a_worker_whose_gpu_is_lost_takes_no_other_trial(monkeypatch):
 
     def worker():
         made = engine.TrialWorker.__new__(engine.TrialWorker)
-        made._progress, made._decided_at, made._running = iter(()), None, trial_running
+        made._progress, made._decided_at, made._running, made._refused = iter(()), [], trial_running, None
         return made
 
     assert worker().step() == {"done": True}
@@ -360,7 +360,7 @@ def test_a_worker_whose_gpu_is_lost_takes_no_other_trial(monkeypatch):
 def test_a_worker_gives_its_gpu_s_memory_back_before_its_next_trial(monkeypatch):
     done = []
     made = engine.TrialWorker.__new__(engine.TrialWorker)
-    made._progress, made._running = (i for i in ()), trial_running
+    made._progress, made._running, made._refused = (i for i in ()), trial_running, None
     monkeypatch.setattr(engine.TrialWorker, "_begin", lambda self, config: done.append("begun"))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("given back"))
     made.reset_config({})

@@ -7,7 +7,7 @@ import torch
 from scipy.integrate import quad
 
 from dsd_lab.core.observing import latent_metrics as lm
-from dsd_lab.core.observing.directions import along_directions
+from dsd_lab.core.observing.directions import along_directions, class_viv
 from dsd_lab.core.observing.probes import ProbeSet
 from dsd_lab.core.training.trainer import Trainer
 
@@ -50,11 +50,11 @@ def test_class_viv_is_of_what_is_left_within_classes():
     """Classes that are points have none, and classes that say nothing all of it."""
     y = torch.arange(60) % 3
     points = gaussian(0, 3, 1, 2).expand(3, 4, 2)[y]
-    assert lm.class_viv(points, y) == 0 < lm.viv(lm.covariance_spectrum(lm.token_matrix(points[:, :1])))
+    assert class_viv(points, y, 3) == 0 < lm.viv(lm.covariance_spectrum(lm.token_matrix(points[:, :1])))
     z = gaussian(1, 60, 4, 2)
-    assert lm.class_viv(z, torch.zeros(60)) == pytest.approx(lm.viv(lm.covariance_spectrum(lm.token_matrix(z))))
+    assert class_viv(z, torch.zeros(60), 1) == pytest.approx(lm.viv(lm.covariance_spectrum(lm.token_matrix(z))))
     parts = [lm.viv(lm.covariance_spectrum(lm.token_matrix(z[:20]))), lm.viv(lm.covariance_spectrum(lm.token_matrix(z[20:])))]  # fmt: skip
-    assert lm.class_viv(z, (torch.arange(60) >= 20).long()) == pytest.approx((20 * parts[0] + 40 * parts[1]) / 60)
+    assert class_viv(z, (torch.arange(60) >= 20).long(), 5) == pytest.approx((20 * parts[0] + 40 * parts[1]) / 60)
 
 
 def test_what_a_predictor_lets_through_is_measured_along_the_targets_directions():

@@ -1,11 +1,38 @@
-"""Latents along principal directions: what the losses do to each direction's scale, and what a predictor lets through."""
+"""Latents along principal directions: what varies within classes, what losses do to each direction's scale, what a predictor lets through."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
 from dsd_lab.core.observing.latent_metrics import token_matrix
+
+
+def class_viv(z: Tensor, y: Tensor, classes: int) -> float:
+    """`viv` of the tokens of each class's images, mean over images: what a denoiser that knows the class cannot predict.
+
+    Args:
+        z: latents [N, T, c].
+        y: classes [N], 0 to `classes` - 1.
+        classes: number of classes; at least 1.
+
+    Returns:
+        In the units of `viv`; variances within float32 rounding count as 0; NaN where a latent is not finite.
+    """
+    if not bool(torch.isfinite(z).all()):
+        return math.nan
+    centred = z.double() - z.double().mean((0, 1))
+    member = (y[:, None] == torch.arange(max(1, classes), device=y.device)).double()
+    count = member.sum(0)
+    tokens = (count * z.shape[1]).clamp(min=1)
+    mean = member.T @ centred.sum(1) / tokens[:, None]
+    moment = torch.einsum("nk,ncd->kcd", member, torch.einsum("ntc,ntd->ncd", centred, centred)) / tokens[:, None, None]
+    values = torch.linalg.eigvalsh(moment - mean[:, :, None] * mean[:, None, :])
+    rounding = torch.finfo(torch.float32).eps ** 2 * moment.diagonal(dim1=1, dim2=2).sum(1, keepdim=True)
+    of_class = math.pi / 2 * torch.where(values > rounding, values, 0).sqrt().sum(1)
+    return float((count * of_class).sum() / len(y))
 
 
 def scale_gradient(z: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:

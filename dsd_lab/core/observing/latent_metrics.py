@@ -186,17 +186,6 @@ def viv_at(eigenvalues: Tensor, t: float) -> float:
     return float((eigenvalues / ((1 - t) ** 2 + t**2 * eigenvalues)).sum())
 
 
-def class_viv(z: Tensor, y: Tensor) -> float:
-    """`viv` of the tokens of each class's images, mean over images: what a denoiser that knows the class cannot predict.
-
-    Args:
-        z: latents [N, T, c].
-        y: classes [N].
-    """
-    of_class = ((y == label).nonzero().flatten() for label in y.unique())
-    return sum(len(i) / len(y) * viv(covariance_spectrum(token_matrix(z[i]))) for i in of_class)
-
-
 @dataclass(frozen=True)
 class Spectra:
     """Covariance spectra of latents, descending, which several metrics are made from."""

@@ -63,7 +63,7 @@ class ProbeSet:
                 raw = network.encode_raw(self.x).float()
                 z = network.normalise(raw)
                 metrics, spectra = latent_metrics.latent_metrics(z, network.side)
-                metrics["latent/viv/class"] = latent_metrics.class_viv(z, self.y)
+                metrics["latent/viv/class"] = directions.class_viv(z, self.y, network.classes)
                 location = raw[..., : network.latent_channels]  # means come before log variances
                 before, spectra_before = latent_metrics.latent_metrics(location, network.side, "/pre")
                 metrics |= before | self.patch_ranks | {"latent/probe_images": float(len(z))}
