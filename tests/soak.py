@@ -246,6 +246,8 @@ def _apart(one: object, other: object) -> str:
     """What one has and the other has not."""
     if isinstance(one, dict) and isinstance(other, dict):
         one = {key: value for key, value in one.items() if other.get(key) != value}
+    if isinstance(one, list) and isinstance(other, list):
+        one = list((Counter(map(str, one)) - Counter(map(str, other))).elements())
     return str(one)[:300]
 
 
