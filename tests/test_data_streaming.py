@@ -4,6 +4,7 @@ import gc
 import hashlib
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import threading
@@ -327,6 +328,11 @@ def test_the_state_of_a_hash_can_be_written_down_or_is_said_not_to_be():
     second = Sha256(state)
     second.update(text[777:])
     assert second.hexdigest() == first.hexdigest()
+    for place, value in ((104, 2**31), (104, 10), (108, 64), (32, 777 * 8 + 1)):
+        forged = bytearray(state)
+        struct.pack_into("=I", forged, place, value)
+        with pytest.raises(ValueError, match="cannot be taken up here"):
+            Sha256(bytes(forged))  # OpenSSL would write where the counter says
 
 
 def test_a_file_that_changed_makes_another_survey_and_is_refused_at_resume(tmp_path, tiny_trial):

@@ -155,6 +155,12 @@ WRONG = {
 }  # fmt: skip
 
 
+def test_a_path_that_lacks_a_function_says_which(tmp_path, capsys):
+    path = plugin(tmp_path / "p", HEAD + BODY.format(**GOOD).replace("def sigma_slope", "def slope_of_sigma"))
+    said = complaint(capsys, "plan", write_spec(tmp_path, {"dsd": {"objective": {"path": "own"}}}), "--plugin", path)
+    assert "path 'own'" in said and "cannot be built" in said and "sigma_slope" in said
+
+
 @pytest.mark.parametrize("case", [None, *WRONG])
 def test_a_path_is_checked_when_it_is_loaded(case, tmp_path, capsys):
     changed, expected = WRONG.get(case, ({}, None))

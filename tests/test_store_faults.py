@@ -29,7 +29,7 @@ from dsd_lab.cli import sweep
 from dsd_lab.errors import OK
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import manifest_of
-from dsd_lab.store.current import note_current
+from dsd_lab.store.current import noted
 from dsd_lab.store.faults import StoreUnavailable
 from dsd_lab.store.mlflow_store import Store
 
@@ -201,14 +201,17 @@ def test_a_finished_sweep_asks_the_store_only_where_something_has_changed_since(
         assert run("sweep", spec, "--home", home.root, *options)[0] == OK
         return bool(asked)
 
-    def store(*options):
-        Store(home).sync(home.manifests()["tiny"])
-        note_current(home, [home.manifests()["tiny"]])
+    def store(*options, meanwhile=lambda: None):
+        with noted(home, [home.manifests()["tiny"]]):
+            Store(home).sync(home.manifests()["tiny"])
+            meanwhile()
         return not asks(*options)
 
     assert asks() and store()
     trial.root.joinpath("status.json").touch()
     assert asks() and store()
+    assert not store(meanwhile=trial.root.joinpath("status.json").touch), "written after the store had read it"
+    assert store()
     home.root.joinpath("mlflow.db").touch()  # as another sweep's upload does
     assert asks() and store()
     changed = ("--set", "report.reference=dsd")

@@ -20,7 +20,7 @@ from dsd_lab.report.results import results_of
 from dsd_lab.report.statistics.verdicts import judge, row_key
 from dsd_lab.report.write import write_part
 from dsd_lab.specs.report import ReportSettings, XAxis
-from dsd_lab.store.current import note_current
+from dsd_lab.store.current import noted
 from dsd_lab.store.mlflow_store import Store
 
 _MAX_NAME = 200
@@ -42,7 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     output = Output(home, folder, f"--out {folder}", aside=arguments.out is None)
     output.check(["report.html", "report.md"])
     store = Store(home, arguments.tracking_uri)
-    with tempfile.TemporaryDirectory() as scratch:
+    place = "report" if len(manifests) == 1 else f"reports/{folder.name}"
+    with tempfile.TemporaryDirectory() as scratch, noted(home, manifests, arguments.tracking_uri):
         drawn = Path(scratch)
         parts = [drawn / m.key if len(manifests) > 1 else drawn for m in manifests]
         made = [_part(store, m, part, arguments.x) for m, part in zip(manifests, parts, strict=True)]
@@ -50,10 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
         write_html(pages, drawn)
         write_markdown(pages, drawn)
         output.publish(drawn, {m.key: part.finished for m, part in zip(manifests, made, strict=True)})
-    place = "report" if len(manifests) == 1 else f"reports/{folder.name}"
-    for manifest, part in zip(manifests, made, strict=True):
-        store.attach_report(manifest, folder, summary(part.page), part.verdicts, place)
-    note_current(home, manifests, arguments.tracking_uri)
+        for manifest, part in zip(manifests, made, strict=True):
+            store.attach_report(manifest, folder, summary(part.page), part.verdicts, place)
     if arguments.json:
         contents = [part.content for part in made]
         print_json(contents[0] if len(contents) == 1 else {"sweeps": contents})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import struct
 from functools import cache
 from typing import Any
 
@@ -27,7 +28,7 @@ class Sha256:
         self._functions, self._known = _openssl(), hashlib.sha256()
         self._context = ctypes.create_string_buffer(_STATE)
         if state is not None:
-            if self._functions is None or len(state) != _STATE:
+            if self._functions is None or not _is_state(state):
                 raise ValueError("the state of a hash cannot be taken up here")
             self._context.raw = state
         elif self._functions is not None:
@@ -52,6 +53,15 @@ class Sha256:
     def state(self) -> bytes | None:
         """What `Sha256(state)` goes on from; None where the state cannot be had."""
         return None if self._functions is None else self._context.raw
+
+
+def _is_state(state: bytes) -> bool:
+    """Whether bytes can be a `SHA256_CTX`. OpenSSL checks nothing, and its counter says where it writes in memory."""
+    if len(state) != _STATE:
+        return False
+    low, high = struct.unpack_from("=2I", state, 32)
+    held, digest_size = struct.unpack_from("=2I", state, 104)
+    return digest_size == 32 and low % 8 == 0 and bool(held == (high << 32 | low) // 8 % 64)
 
 
 @cache

@@ -5,6 +5,7 @@ The environment names the store.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -15,7 +16,7 @@ from dsd_lab.errors import LabError, is_disk_full
 from dsd_lab.files.printable import say
 from dsd_lab.home.home import Home
 from dsd_lab.home.sweep_records import Manifest
-from dsd_lab.store.current import note_current
+from dsd_lab.store.current import noted
 from dsd_lab.store.system_metrics import Sampler
 
 if TYPE_CHECKING:
@@ -45,10 +46,9 @@ def upload(home: Path, key: str) -> int:
             manifest = Home(home).manifests().get(key)  # recorded once the sweep is accepted
             if manifest is not None and (store is not None or last or _recorded(Home(home), manifest)):
                 store = store or _opened(Home(home))
-                store.sync(manifest)
+                with noted(Home(home), [manifest]) if last else contextlib.nullcontext():
+                    store.sync(manifest)
                 pause = _POLL
-                if last:
-                    note_current(Home(home), [manifest])
         except LabError as error:  # training continues while the store is down or a spool is damaged
             if last:
                 return _gave_up(str(error))

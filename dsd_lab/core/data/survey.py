@@ -196,10 +196,10 @@ def _taken_up(spec: Data, notes: Path | None, count: int) -> _Look | None:
     content = found.get("content")
     if not isinstance(content, dict) or found.get("sum") != _sum(content):
         return None
-    looked = _Look(spec, content["damaged"], content["channels"], count, notes)
     try:
+        looked = _Look(spec, content["damaged"], content["channels"], count, notes)
         looked.take_up(content)
-    except ValueError:  # another machine's: its hash cannot be taken up here
+    except (KeyError, TypeError, ValueError):  # forged, or of another machine, whose hash cannot continue here
         return None
     return looked
 

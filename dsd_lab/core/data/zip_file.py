@@ -26,8 +26,15 @@ if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
 
 _DAMAGE: tuple[type[Exception], ...] = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError),
-    *(NotImplementedError, KeyError, ValueError, MemoryError),
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    KeyError,
+    ValueError,
+    MemoryError,
+    RuntimeError,  # encrypted, or packed in a way that is not known (NotImplementedError)
 )
 """What Python's library ends with at a damaged, an encrypted or a strangely packed member."""
 _UNREADABLE: tuple[type[Exception], ...] = (OSError, *_DAMAGE)

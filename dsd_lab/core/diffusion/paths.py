@@ -7,6 +7,7 @@ functions and their slopes; everything else follows from them.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,28 +20,28 @@ if TYPE_CHECKING:
     from dsd_lab.specs.trial import Objective, Time
 
 
-class Path:
+class Path(ABC):
     """An interpolation path. A subclass gives `alpha`, `sigma` and their slopes at times t [B], each [B].
 
     It begins at pure noise (alpha 0, sigma 1) and ends at data (alpha 1, sigma 0), and alpha / sigma grows. Methods
     take latents [B, ...] and times [B].
     """
 
+    @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
         """Factor of the data."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
         """Factor of the noise."""
-        raise NotImplementedError
 
+    @abstractmethod
     def alpha_slope(self, t: Tensor) -> Tensor:
         """d alpha / dt."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sigma_slope(self, t: Tensor) -> Tensor:
         """d sigma / dt."""
-        raise NotImplementedError
 
     def _determinant(self, t: Tensor) -> Tensor:
         return self.alpha_slope(t) * self.sigma(t) - self.sigma_slope(t) * self.alpha(t)

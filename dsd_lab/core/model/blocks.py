@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,7 +54,7 @@ BLOCKS = Parts("block")
 """Classes of `Block`, built from width and heads."""
 
 
-class Block(nn.Module):
+class Block(nn.Module, ABC):
     """A block of the network: all roles run through blocks of one kind."""
 
     hidden: tuple[str, ...] = ()
@@ -62,9 +63,9 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
 
+    @abstractmethod
     def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
         """tokens [B, T, width], condition [B or 1, width] -> [B, T, width]."""
-        raise NotImplementedError
 
     def start(self) -> None:
         """Set weights that training begins with otherwise than Glorot-uniform (matrices) and 0 (biases)."""
