@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import os
 import socket
-import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -139,7 +138,7 @@ class Peers:
 ALONE = Peers()
 _MAX_CONNECT_SECONDS = 300.0
 """Seconds that the processes of a trial have to connect; importing torch is part of them."""
-_GLOO, _SIOCGIFADDR = "GLOO_SOCKET_IFNAME", 0x8915
+_GLOO = "GLOO_SOCKET_IFNAME"
 
 
 class _Gather(torch.autograd.Function):
@@ -261,18 +260,11 @@ def _interface(rendezvous: str) -> str | None:
     if kind == "file":
         return "lo" if "lo" in names else None  # one machine: nobody outside it can connect
     host = os.environ.get("MASTER_ADDR", "") if kind == "env" else place.rpartition(":")[0]
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, 9))  # sends nothing: the kernel only says from which address it would
-        mine = probe.getsockname()[0]
-        return next((name for name in names if _address(probe, name) == mine), None)
-    return None
-
-
-def _address(probe: socket.socket, interface: str) -> str | None:
-    """The first IPv4 address of a network interface."""
-    with contextlib.suppress(OSError):  # it has none
-        asked = struct.pack("256s", interface.encode()[:15])
-        return socket.inet_ntoa(fcntl.ioctl(probe, _SIOCGIFADDR, asked)[20:24])
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))  # sends nothing: the kernel only chooses the address that it would send from
+        mine, known = probe.getsockname()[0], psutil.net_if_addrs()
+        return next((name for name, found in known.items() if any(a.address == mine for a in found)), None)
     return None
 
 

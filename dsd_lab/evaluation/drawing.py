@@ -7,6 +7,7 @@ where the devices are alike, so that metrics do not depend on the number of proc
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +25,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dsd_lab.core.peers import Peers
-from dsd_lab.errors import CorruptCheckpoint
+from dsd_lab.errors import CorruptCheckpoint, NoResources
 from dsd_lab.evaluation.sampling import BLOCK, checkpoint_of
 from dsd_lab.files.atomic import write_atomic
 from dsd_lab.files.bounded import read_json
@@ -31,6 +33,7 @@ from dsd_lab.files.checkpoint_manifest import CheckpointContent
 from dsd_lab.files.printable import one_line
 from dsd_lab.home.names import drawing_path
 from dsd_lab.specs.identity import sampling_settings
+from dsd_lab.training_code import training_code
 
 if TYPE_CHECKING:
     from dsd_lab.specs.trial import Generation
@@ -70,7 +73,8 @@ class Drawn:
     def _is_whole(self, name: str, block: int) -> bool:
         try:
             with safe_open(self._path(name, block), "pt") as file:  # looks at names, shapes and the file's size
-                return all(file.get_slice(key).get_shape()[0] == self.rows(block) for key in file.keys())  # noqa: SIM118
+                names = list(file.keys())
+                return bool(names) and all(file.get_slice(n).get_shape()[0] == self.rows(block) for n in names)
         except (OSError, SafetensorError):
             return False
 
@@ -80,10 +84,17 @@ class Drawn:
         write_atomic(self._path(name, block), save({k: v.contiguous() for k, v in tensors.items()}))
 
     def read(self, name: str, block: int) -> dict[str, Tensor]:
-        """What was kept of a block."""
+        """What was kept of a block.
+
+        Raises:
+            NoResources: another machine wrote it, and the shared folder does not show it.
+        """
         path, until = self._path(name, block), time.monotonic() + _APPEARS
-        while not path.exists() and time.monotonic() < until:
-            os.listdir(self.folder)  # has a network's file system look again
+        while not path.exists():
+            if time.monotonic() > until:
+                raise NoResources(f"{path}: another process wrote it, but it is not visible here after {_APPEARS:g} s")
+            with contextlib.suppress(OSError):
+                os.listdir(self.folder)  # makes a network file system look again
             time.sleep(0.1)
         return load_file(path)
 
@@ -104,8 +115,17 @@ class Drawn:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+@cache
+def drawing_code() -> str:
+    """Hash of the code that decides what samples and features are: training code, samplers, sampling, features."""
+    package = Path(__file__).parents[1]
+    files = ("core/diffusion/samplers.py", "evaluation/sampling.py", "evaluation/features.py", "evaluation/dinov2.py")
+    sources = b"".join((package / file).read_bytes() for file in files)
+    return hashlib.sha256(training_code().encode() + sources).hexdigest()[:12]
+
+
 def drawn_of(cache: Path, checkpoints: Path, settings: Generation, y: Tensor, seed: int, purpose: str = "") -> Drawn:
-    """Where images of a trial's checkpoint are kept: by its tensors, how they are sampled, labels y [N] and seed.
+    """Where images of a trial's checkpoint are kept: by its tensors, how and by which code they are sampled, labels y [N] and seed.
 
     Args:
         cache: of the home.
@@ -123,7 +143,7 @@ def drawn_of(cache: Path, checkpoints: Path, settings: Generation, y: Tensor, se
         tensors = CheckpointContent.model_validate(read_json(checkpoint / "manifest.json")).sha256
     except (OSError, ValueError, RecursionError) as error:
         raise CorruptCheckpoint(f"{checkpoint}: {type(error).__name__}: {one_line(str(error), 300)}") from None
-    content = [tensors, sampling_settings(settings), y.tolist(), seed, purpose]
+    content = [drawing_code(), tensors, sampling_settings(settings), y.tolist(), seed, purpose]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     return Drawn(drawing_path(cache, checkpoints.parent.name, digest), len(y))
 

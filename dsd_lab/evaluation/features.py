@@ -170,7 +170,7 @@ def extract(
 ) -> Features:
     """Features and class scores of uint8 images [N, C, H, W], whole or in blocks, on the CPU.
 
-    In float32 on a GPU too, whose convolutions would round to ten bits: features of both are compared.
+    Computes convolutions in float32: TF32 would round their inputs to 10 bits, and features from CPU and GPU are compared.
 
     Args:
         extractor: moved to the device.

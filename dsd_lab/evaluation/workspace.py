@@ -13,7 +13,7 @@ from torch import Tensor
 from dsd_lab.core.messages import tell
 from dsd_lab.core.model.network import Network
 from dsd_lab.core.peers import ALONE, Peers
-from dsd_lab.evaluation.drawing import IMAGES, Drawn, StoppedDrawing, drawn_of, take_turns
+from dsd_lab.evaluation.drawing import IMAGES, Drawn, StoppedDrawing, drawing_code, drawn_of, take_turns
 from dsd_lab.evaluation.extractor import load_extractor
 from dsd_lab.evaluation.reconstruction import reconstructions
 from dsd_lab.evaluation.reference import read_reference, weights_of
@@ -143,6 +143,8 @@ class EvaluationCache:
             return
 
     def _work(self, work: str, e: Generation, y: Tensor, drawn: Drawn, lacking: list[int]) -> None:
+        self.peers.agree(self.data.fingerprint, "images")
+        self.peers.agree(drawing_code(), "code that samples and extracts features")
         if work == "draw":
             own = lacking[self.peers.rank :: self.peers.size]
             blocks = sample_blocks(self.network(e), self.trial, y, e, self.seed, self.device, own)

@@ -25,7 +25,7 @@ import torch
 from dsd_lab.core.messages import heard, tell
 from dsd_lab.core.peers import ALONE, Peers, joined
 from dsd_lab.core.training.trainer import Trainer, pick_device
-from dsd_lab.errors import LabError, PeerLost
+from dsd_lab.errors import LabError, NoResources, PeerLost
 from dsd_lab.evaluation.workspace import EvaluationCache
 from dsd_lab.home.home import Home
 from dsd_lab.home.plugins import keep_plugins
@@ -119,6 +119,25 @@ def trainer_among(peers: Peers, trial: PlannedTrial, data: DataSet, device: torc
     return Trainer(trial.fields, trial.seed, data, device, checkpoints, peers)
 
 
+def dismiss(peers: Peers) -> None:
+    """Let the other ranks end. One that is gone is no fault now, when all work is recorded."""
+    with contextlib.suppress(PeerLost):
+        tell(peers, {"work": END})
+
+
+def _gpus_here(size: int) -> list[str]:
+    """`CUDA_VISIBLE_DEVICES` of each rank.
+
+    Raises:
+        NoResources: this process may use fewer GPUs than there are ranks.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    gpus = visible.split(",") if visible else [str(rank) for rank in range(size)]
+    if len(gpus) < size:
+        raise NoResources(f"resources.gpus is {size}, but CUDA_VISIBLE_DEVICES names {len(gpus)}: {visible}")
+    return gpus
+
+
 @contextlib.contextmanager
 def started_here(
     home: Home, trial: PlannedTrial, program: str = "dsd_lab.runs.peers", more: Mapping[str, Any] | None = None
@@ -156,7 +175,7 @@ def started_here(
         try:
             with joined(rendezvous, 0, size, resources.patience, device, lost) as peers:
                 yield peers
-                tell(peers, {"work": END})
+                dismiss(peers)
         except PeerLost as error:
             for child in started:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -179,9 +198,9 @@ class _Child:
 @contextlib.contextmanager
 def _child(job: dict[str, Any], folder: str, program: str) -> Iterator[_Child]:
     rank, environment = job["rank"], child_environment(os.environ)
-    gpus = environment.get("CUDA_VISIBLE_DEVICES", "")
-    if job["trial"]["fields"]["resources"]["gpus"] > 0:
-        environment["CUDA_VISIBLE_DEVICES"] = gpus.split(",")[rank] if gpus else str(rank)
+    resources = job["trial"]["fields"]["resources"]
+    if resources["gpus"] > 0:
+        environment["CUDA_VISIBLE_DEVICES"] = _gpus_here(int(resources["gpus"]))[rank]
     complaints = Path(folder, f"{rank}.txt")
     with complaints.open("wb") as file:
         process = subprocess.Popen(

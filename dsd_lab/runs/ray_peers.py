@@ -19,13 +19,12 @@ import ray
 from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from dsd_lab.core.messages import tell
 from dsd_lab.core.peers import ALONE, Peers, joined
 from dsd_lab.core.training.trainer import pick_device
 from dsd_lab.errors import NoResources, PeerLost
 from dsd_lab.home.home import Home
 from dsd_lab.home.mark import unseen
-from dsd_lab.runs.peers import END, follow, job_of, trial_of
+from dsd_lab.runs.peers import dismiss, follow, job_of, trial_of
 from dsd_lab.specs.sweep import PlannedTrial
 
 _EXIT_SECONDS = 30.0
@@ -87,7 +86,7 @@ def in_placement_group(home: Home, trial: PlannedTrial) -> Iterator[Peers]:
                 joined(rendezvous, 0, size, resources.patience, device, lost, listening) as peers,
             ):
                 yield peers
-                tell(peers, {"work": END})
+                dismiss(peers)
             ray.wait(ends, num_returns=len(ends), timeout=_EXIT_SECONDS)
         except PeerLost as error:
             ray.wait(ends, num_returns=len(ends), timeout=1.0)
@@ -99,7 +98,7 @@ def in_placement_group(home: Home, trial: PlannedTrial) -> Iterator[Peers]:
 
 @contextlib.contextmanager
 def _meeting_place(folder: str) -> Iterator[tuple[str, socket.socket | None]]:
-    """A file where all processes are on this machine: no port for others to knock at. Else a port of this one, taken."""
+    """A file if all processes run on this machine, so that no port is opened; otherwise a bound port of this machine."""
     if len([node for node in ray.nodes() if node["Alive"]]) == 1:
         yield f"file:{folder}/meeting", None
         return

@@ -44,12 +44,11 @@ def gathered(home: Home, trial: PlannedTrial) -> Iterator[Peers]:
     Raises:
         PeerLost: a rank is gone.
     """
-    from dsd_lab.core.messages import tell  # imports torch
-    from dsd_lab.core.peers import joined
+    from dsd_lab.core.peers import joined  # imports torch
     from dsd_lab.core.training.trainer import pick_device
-    from dsd_lab.runs.peers import END
+    from dsd_lab.runs.peers import dismiss
 
     resources = trial.fields.resources
     with joined("env:", 0, resources.team, resources.patience, pick_device(resources.gpus)) as peers:
         yield peers
-        tell(peers, {"work": END})
+        dismiss(peers)

@@ -31,9 +31,7 @@ _DAMAGE: tuple[type[Exception], ...] = (
     lzma.LZMAError,
     struct.error,
     EOFError,
-    KeyError,
     ValueError,
-    MemoryError,
     RuntimeError,  # encrypted, or packed in a way that is not known (NotImplementedError)
 )
 """What Python's library ends with at a damaged, an encrypted or a strangely packed member."""
@@ -146,4 +144,4 @@ def _read(archive: zipfile.ZipFile, name: str) -> bytes:
     try:
         return archive.read(name)
     except _DAMAGE as error:
-        raise OSError(str(error)) from None
+        raise OSError(str(error) or type(error).__name__) from None

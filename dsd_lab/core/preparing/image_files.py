@@ -18,6 +18,7 @@ import torch
 from dsd_lab.core.data.prepared import IMAGES, PACK, decode_jpeg
 from dsd_lab.core.data.records import PackedRecords
 from dsd_lab.errors import BadInput
+from dsd_lab.files.atomic import sync_file
 
 _OFFSETS, _SIZES = PACK.replace(".pack", ".npy"), PACK.replace(".pack", ".sizes")
 
@@ -174,6 +175,7 @@ class JpegFile(ImageFile):
     def finish(self, rows: int) -> None:
         sizes = np.fromfile(self.folder / _SIZES, dtype="<i8", count=rows)
         np.save(self.folder / _OFFSETS, np.concatenate([[0], sizes.cumsum()]))
+        sync_file(self.folder / _OFFSETS)
         super().finish(rows)
 
     def digest(self, rows: range) -> str:

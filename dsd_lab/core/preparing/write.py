@@ -36,7 +36,7 @@ from dsd_lab.core.preparing.image_files import ArrayFile, ImageFile, JpegFile
 from dsd_lab.core.preparing.journal import State, begin, check_key, note, resumed
 from dsd_lab.core.preparing.source import Source, source_to_prepare
 from dsd_lab.errors import BadInput, NoResources
-from dsd_lab.files.atomic import sync_folder, write_json
+from dsd_lab.files.atomic import sync_file, sync_folder, write_json
 from dsd_lab.files.image_files import DamagedImage
 from dsd_lab.files.locks import locked
 from dsd_lab.units import short_bytes
@@ -213,6 +213,8 @@ def _finished(spec: Data, source: Source, name: str, out: Path, jpeg: int | None
     made = checked(out, made, images, labels, held)
     np.save(out / LABELS, labels)
     np.save(out / HELD_OUT, held)
+    for name in (LABELS, HELD_OUT):
+        sync_file(out / name)
     sync_folder(out)
     write_json(out / MANIFEST, made.model_dump(), durable=True)
     (out / JOURNAL).unlink(missing_ok=True)
