@@ -66,7 +66,8 @@ def test_the_list_says_what_data_a_spec_needs_and_whether_it_is_here(empty, caps
     printed = capsys.readouterr().out
     assert f"cifar10: 16 trials; no images in {empty / 'data' / 'cifar10'} yet: https://" in printed
     assert main(["sweep", "cifar10", "--home", "home"]) == BAD_INPUT
-    assert "data/cifar10; get the images from https://" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "data/cifar10; run `dsd-lab fetch-data cifar10 --out " in said and " or get the images from https://" in said
 
 
 def test_init_copies_a_shipped_spec_and_what_it_extends(empty, capsys):

@@ -15,6 +15,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any
 
 import psutil
@@ -99,17 +100,17 @@ class Peers:
         """The leader's number, in every process."""
         return number if self.alone else int(self._reduced(float(number) if self.leads else 0.0, dist.ReduceOp.SUM))
 
-    def agree(self, digits: str, what: str) -> None:
-        """Check that all processes have the same hash of something.
+    def agree(self, text: str, what: str) -> None:
+        """Check that all processes have the same text, by 48 bits of its SHA-256 hash.
 
         Args:
-            digits: the hash in hexadecimal digits; the first 12 are compared.
-            what: what was hashed, for the message.
+            text: a fingerprint, say.
+            what: what the text stands for, for the message.
 
         Raises:
-            BadInput: another process has another hash.
+            BadInput: another process has another text.
         """
-        mine = int(digits[:12], 16)
+        mine = int(sha256(text.encode()).hexdigest()[:12], 16)
         if self.any(self.leaders(mine) != mine):
             raise BadInput(f"the processes of the trial do not have the same {what}")
 
