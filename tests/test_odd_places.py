@@ -9,9 +9,11 @@ import sys
 import tempfile
 import urllib.request
 from http.cookiejar import CookieJar
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from neighbours import neighbour
 from sweeping import BASE, DEADLINE, answer_of, command, write_idx, write_spec
 
 from dsd_lab.errors import NO_RESOURCES, OK, NoResources
@@ -125,6 +127,46 @@ def test_odd_letters_in_every_path(place):
         long /= "long" * 20
     user.goes_through(long, spec)
     assert not (odd / "user" / ".ray").exists()
+
+
+def poor(place: Path, user: User) -> None:
+    """The whole way below `place`, in folders that every user may write to."""
+    for name in ("spec", "home"):
+        (place / name).mkdir()
+        (place / name).chmod(0o777)
+    user.goes_through(place / "home" / "below", write_spec(place / "spec"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("environment", "files"),
+    [
+        ({"HOME": None, "USER": None, "LOGNAME": None, "LANG": "C", "LC_ALL": "C"}, 4096),
+        ({"HOME": "/proc/1", "TMPDIR": "/no/such/folder"}, 256),
+    ],
+    ids=["no-home-and-ascii", "read-only-home-no-tmpdir-few-files"],
+)
+def test_an_environment_that_lacks_something(place, environment, files):
+    poor(place, User(environment, files))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_user_who_is_not_root_and_has_no_folder_of_their_own(place):
+    """In the tests' interpreter or, where it lies in a folder of root's, in the system's with the same packages."""
+    prefix, packages = tuple(neighbour()), str(Path(find_spec("torch").origin).parents[1])
+    environment = {"HOME": "/nonexistent", "USER": None, "LOGNAME": None, "PYTHONPATH": f"{Path(__file__).parents[1]}:{packages}"}  # fmt: skip
+    for python in (sys.executable, "/usr/bin/python3"):
+        starts = [
+            *prefix,
+            python,
+            "-c",
+            "import subprocess, sys, torch; subprocess.run([sys.executable, '-V'], check=True)",
+        ]
+        if prefix and subprocess.run(starts, env=os.environ | {"PYTHONPATH": packages}, capture_output=True).returncode == 0:  # fmt: skip
+            return poor(place, User(environment, prefix=prefix, python=python))
+    pytest.skip("another user can start no interpreter with these packages")
 
 
 @pytest.mark.parametrize("name", ["plain", "with space", "a?b", "a%41b", "a#b", "josé", "%3F%"])
