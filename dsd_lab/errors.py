@@ -34,6 +34,11 @@ def is_disk_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def is_not_permitted(error: OSError) -> bool:
+    """Whether an error means that this user may not read or write a file, whose path the error holds."""
+    return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename is not None
+
+
 def comes_from_full_disk(error: BaseException) -> bool:
     """Whether a full disk caused an error, also where a library wrapped the original error or kept only its text."""
     seen: list[BaseException] = []

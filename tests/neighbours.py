@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 _NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
@@ -15,6 +16,23 @@ def neighbour() -> list[str]:
         return []
     tried = subprocess.run([*_NOBODY, sys.executable, "-c", "import ray"], capture_output=True, timeout=60)
     return [] if tried.returncode else _NOBODY
+
+
+def stranger() -> tuple[list[str], dict[str, str]] | None:
+    """Python as another user starts it, with this package, and the environment for it; None where nothing lets one.
+
+    It is the tests' interpreter or, where that lies in a folder of root's, the system's with the same packages.
+    """
+    packages = str(Path(find_spec("torch").origin).parents[1])
+    environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parents[1]}:{packages}", "HOME": "/nonexistent"}
+    for name in ("USER", "LOGNAME"):
+        environment.pop(name, None)
+    for python in (sys.executable, "/usr/bin/python3"):
+        started = [*_NOBODY, python]
+        tried = [*started, "-c", "import subprocess, sys, torch; subprocess.run([sys.executable, '-V'], check=True)"]
+        if neighbour() and subprocess.run(tried, env=environment, capture_output=True).returncode == 0:
+            return started, environment
+    return None
 
 
 def plant_modules(folder: Path) -> Path:

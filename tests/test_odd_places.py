@@ -8,12 +8,12 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
+from collections.abc import Mapping
 from http.cookiejar import CookieJar
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from neighbours import neighbour
+from neighbours import stranger
 from sweeping import BASE, DEADLINE, answer_of, command, write_idx, write_spec
 
 from dsd_lab.errors import NO_RESOURCES, OK, NoResources
@@ -45,7 +45,7 @@ class User:
 
     def __init__(
         self,
-        environment: dict[str, str | None],
+        environment: Mapping[str, str | None],
         files: int = 4096,
         prefix: tuple[str, ...] = (),
         python: str = sys.executable,
@@ -154,19 +154,11 @@ def test_an_environment_that_lacks_something(place, environment, files):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_user_who_is_not_root_and_has_no_folder_of_their_own(place):
-    """In the tests' interpreter or, where it lies in a folder of root's, in the system's with the same packages."""
-    prefix, packages = tuple(neighbour()), str(Path(find_spec("torch").origin).parents[1])
-    environment = {"HOME": "/nonexistent", "USER": None, "LOGNAME": None, "PYTHONPATH": f"{Path(__file__).parents[1]}:{packages}"}  # fmt: skip
-    for python in (sys.executable, "/usr/bin/python3"):
-        starts = [
-            *prefix,
-            python,
-            "-c",
-            "import subprocess, sys, torch; subprocess.run([sys.executable, '-V'], check=True)",
-        ]
-        if prefix and subprocess.run(starts, env=os.environ | {"PYTHONPATH": packages}, capture_output=True).returncode == 0:  # fmt: skip
-            return poor(place, User(environment, prefix=prefix, python=python))
-    pytest.skip("another user can start no interpreter with these packages")
+    found = stranger()
+    if found is None:
+        pytest.skip("another user can start no interpreter with these packages")
+    (*prefix, python), environment = found
+    poor(place, User(environment, prefix=tuple(prefix), python=python))
 
 
 @pytest.mark.parametrize("name", ["plain", "with space", "a?b", "a%41b", "a#b", "josé", "%3F%"])

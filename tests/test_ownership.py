@@ -3,16 +3,19 @@
 import json
 import os
 import shutil
+import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
-from sweeping import run, write_spec
+from neighbours import stranger
+from sweeping import run, train_here, write_spec
 
 from dsd_lab.cli.main import main
 from dsd_lab.core.observing.pictures import save_grid
 from dsd_lab.core.training.events import Finished
-from dsd_lab.errors import BAD_INPUT, INTERRUPTED, OK
+from dsd_lab.errors import BAD_INPUT, INTERRUPTED, NO_RESOURCES, OK
 from dsd_lab.files.bounded import BadFile
 from dsd_lab.files.locks import locked
 from dsd_lab.home.garbage import garbage
@@ -428,3 +431,33 @@ def test_a_pipe_in_the_place_of_a_mark_or_of_a_picture_is_not_waited_for(home, t
     os.mkfifo(picture)
     assert main(["export", "old", "--out", str(tmp_path / "export"), "--home", str(home.root)]) == BAD_INPUT
     assert f"{picture}: is not a regular file" in capsys.readouterr().err and not (tmp_path / "export").exists()
+
+
+def test_in_the_home_of_another_user_verbs_say_so_in_a_line_and_change_nothing():
+    found = stranger()
+    if found is None:
+        pytest.skip("another user can start no interpreter with these packages")
+    started, environment = found
+    place = Path(tempfile.mkdtemp(dir="/tmp"))
+    place.chmod(0o755)
+    try:
+        spec = write_spec(place / "spec")
+        train_here(Home(place / "home"), spec)
+        before = tree(place)
+        for verb, code in (
+            (["status"], OK),
+            (["gc", "--yes"], NO_RESOURCES),
+            (["rm", "tiny", "--yes"], NO_RESOURCES),
+            (["report", "tiny"], NO_RESOURCES),
+            (["train", str(spec), "--variant", "dsd", "--no-tracking"], NO_RESOURCES),
+        ):
+            done = subprocess.run(
+                [*started, "-P", "-m", "dsd_lab", *verb, "--home", str(place / "home")],
+                env=environment, cwd="/", capture_output=True, text=True,
+            )  # fmt: skip
+            assert done.returncode == code, (verb, done.stdout, done.stderr)
+            complaints = [line for line in done.stderr.splitlines() if line.startswith("dsd-lab: ")]
+            assert "Traceback" not in done.stderr and len(complaints) == (code != OK), (verb, done.stderr)
+            assert all("Permission denied" in line for line in complaints) and tree(place) == before
+    finally:
+        shutil.rmtree(place)

@@ -10,7 +10,7 @@ import sys
 from types import ModuleType
 
 from dsd_lab.cli.parser import parse
-from dsd_lab.errors import BAD_INPUT, INTERRUPTED, NO_RESOURCES, UNEXPECTED, LabError, is_disk_full
+from dsd_lab.errors import BAD_INPUT, INTERRUPTED, NO_RESOURCES, UNEXPECTED, LabError, is_disk_full, is_not_permitted
 from dsd_lab.files.bounded import BadFile
 from dsd_lab.files.printable import printable
 from dsd_lab.provenance import remember_call
@@ -47,9 +47,12 @@ def main(argv: list[str] | None = None) -> int:
         _print_error(f"{error.filename}: {error.strerror}")
         return BAD_INPUT
     except OSError as error:
-        if not is_disk_full(error):
+        if is_disk_full(error):
+            _print_error(f"the disk is full: {error}; finished work is not lost")
+        elif is_not_permitted(error) and plugin_place(error) is None:
+            _print_error(f"{os.fsdecode(error.filename)}: {error.strerror} for the user with id {os.geteuid()}")
+        else:
             return _fault_of_plugin(error)
-        _print_error(f"the disk is full: {error}; finished work is not lost")
         return NO_RESOURCES
     except Exception as error:
         return _fault_of_plugin(error)
