@@ -7,6 +7,8 @@ import shlex
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -20,11 +22,12 @@ from dsd_lab.cli.main import main
 from dsd_lab.core.data import Images, StreamedImages, load_data, source_of
 from dsd_lab.core.data.levels import count_levels
 from dsd_lab.core.data.progress import listening
-from dsd_lab.core.preparing import source, write
+from dsd_lab.core.preparing import image_files, source, write
 from dsd_lab.core.training.trainer import Trainer
 from dsd_lab.errors import BAD_INPUT, OK, BadInput, NoResources
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.trial import Data
+from dsd_lab.specs.yaml_document import parse_scalar
 
 CPU = torch.device("cpu")
 BLOCK = 8 * 3 * 8 * 8
@@ -322,6 +325,39 @@ def test_the_verb_shows_what_it_made_and_refuses_what_it_cannot_make(tmp_path, c
         run("data", tmp_path / "fast" / "my set", "--home", tmp_path / "home")[1]["fingerprint"]
         == answer["fingerprint"]
     )
+
+
+def test_the_line_to_train_on_a_prepared_set_is_yaml_for_any_name_and_for_null(tmp_path, capsys):
+    write_parquet(tmp_path / "1e3" / "train.parquet", pictures(12), [0] * 12)
+    out = tmp_path / "fast, yes: #1" / "1e3"
+    words = ["prepare", str(tmp_path / "1e3"), "--out", str(out), "--size", "6", "--set", "data.label_column=null"]
+    assert main(words) == OK
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("train on it: ")]
+    told = parse_scalar(line.removeprefix("train on it: "))["data"]
+    assert (told["name"], told["label_column"], told["path"]) == ("1e3", None, str(out))
+    assert load_data(Data.model_validate(told)).facts["train"] > 0
+
+
+def test_decoding_uses_as_many_threads_as_asked_for_while_writing_and_while_checking(tmp_path, monkeypatch):
+    write_folder(tmp_path / "set", pictures(24), [i % 2 for i in range(24)])
+    spec, seen = Data(source="folder", path=str(tmp_path / "set")), {"decode_jpeg": set(), "attempt": set()}
+
+    def noting(name, function):
+        def noted(*given):
+            seen[name].add(threading.get_ident())
+            time.sleep(0.01)  # so that an idle thread is no reason to start no other
+            return function(*given)
+
+        return noted
+
+    for module, name in ((image_files, "decode_jpeg"), (source, "attempt")):
+        monkeypatch.setattr(module, name, noting(name, getattr(module, name)))
+    for workers in (1, 3):
+        for threads in seen.values():
+            threads.clear()
+        write.prepare(spec, "set", tmp_path / f"by {workers}", 95, workers)
+        assert len(seen["decode_jpeg"]) == workers
+        assert len(seen["attempt"]) == 1 + workers  # the first image is decoded alone, for its shape
 
 
 def test_two_pixels_at_once_are_counted_as_one_by_one():

@@ -11,6 +11,7 @@ from dsd_lab.errors import OK, BadInput
 from dsd_lab.files.printable import say
 from dsd_lab.planning.known_data import DATA_SETS
 from dsd_lab.specs.near import did_you_mean
+from dsd_lab.specs.yaml_scalars import flow
 from dsd_lab.units import readable
 
 _FOLDER = Path("data")
@@ -36,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         answer[name]["fetched"] = fresh
         if not arguments.json:
             say(f"{name}: {'downloaded, hashes as pinned' if fresh else 'there already'}: {place}")
-            say(f"train on it: data: {{{known.fields}, path: {place}}}")
+            say(f"train on it: data: {flow({**known.fields, 'path': str(place)})}")
     if arguments.json:
         print_json({"data": answer})
     elif not arguments.names:

@@ -17,6 +17,7 @@ from dsd_lab.runs.data_shelf import ReadProgress
 from dsd_lab.specs.data import NAME
 from dsd_lab.specs.identity import data_name, trial_id
 from dsd_lab.specs.trial import Data, Trial
+from dsd_lab.specs.yaml_scalars import flow
 from dsd_lab.units import readable
 
 if TYPE_CHECKING:
@@ -54,12 +55,12 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if not is_spec(arguments):
         given = trial.data.model_dump(exclude_defaults=True) | {"name": name} | overrides
-        say("train on it: data: {" + ", ".join(f"{key}: {value}" for key, value in given.items()) + "}")
+        say(f"train on it: data: {flow(given)}")
         return OK
     moved = trial.model_copy(update={"data": Data.model_validate(trial.data.model_dump() | overrides)})
     if made.form == "array" and trial_id(moved, 0) != trial_id(trial, 0):  # a plug-in's source is part of a trial's id
         say("trials on it have other ids than trials on the source")
-    words = " ".join(f"--set {shlex.quote(f'base.data.{key}={value}')}" for key, value in overrides.items())
+    words = " ".join(f"--set {shlex.quote(f'base.data.{key}={flow(value)}')}" for key, value in overrides.items())
     say(f"next: {program(arguments)[0]} sweep {shlex.quote(arguments.spec)} {words}")
     return OK
 
