@@ -6,9 +6,10 @@ functions and those here see the same networks.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,6 +162,26 @@ def _created(name: str, weights: Path | io.BytesIO) -> FeatureExtractorBase:
     return create_feature_extractor(name, _LAYERS[name], **given)
 
 
+def digest_name(extractor: FeatureExtractorBase) -> str:
+    """The name of an extractor with a hash of its weights, which tells apart two files of one extractor."""
+    digest = hashlib.sha256()
+    for name, value in extractor.state_dict().items():
+        digest.update(name.encode() + value.cpu().numpy().tobytes())
+    return f"{extractor.name}-{digest.hexdigest()[:8]}"
+
+
+@contextlib.contextmanager
+def _no_tf32() -> Iterator[None]:
+    """Convolutions and matrix products in float32 while the block lasts, on any device."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @torch.no_grad()
 def extract(
     extractor: FeatureExtractorBase,
@@ -170,7 +191,8 @@ def extract(
 ) -> Features:
     """Features and class scores of uint8 images [N, C, H, W], whole or in blocks, on the CPU.
 
-    Computes convolutions in float32: TF32 would round their inputs to 10 bits, and features from CPU and GPU are compared.
+    Computes convolutions and matrix products in float32: TF32 would round their inputs to 10 bits, and features from CPU
+    and GPU are compared.
 
     Args:
         extractor: moved to the device.
@@ -188,7 +210,7 @@ def extract(
             lambda module, given, made: maps.append(made[:, :SPATIAL_CHANNELS].flatten(1).float().cpu())
         )
     try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with _no_tf32():
             found = (extractor(_rgb(chunk).to(device)) for block in blocks for chunk in block.split(size))
             parts = [(features.cpu(), scores.cpu()) for features, scores in found]
     finally:
