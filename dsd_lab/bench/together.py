@@ -2,7 +2,7 @@
 
 Both are timed in one run, a block of each after the other, so that what else the machine does hits both.
 
-    python -m dsd_lab.bench.together      a process that does not lead; its job comes on standard input
+    python -m dsd_lab.bench.together      a process that does not lead, on random images; its job comes on standard input
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def compared(
         _timed(single, clock, _WARM_UP)
     with (
         tempfile.TemporaryDirectory(prefix="bench-", dir=scratch) as folder,
-        started_here(home := Home(Path(folder)), trial, "dsd_lab.bench.together", {"random_images": random}) as peers,
+        started_here(home := Home(Path(folder)), trial, __name__ if random else "dsd_lab.runs.peers") as peers,
     ):
         trainer = trainer_among(peers, trial, data, device, home.trial(trial.id).checkpoints)
         trainer.resume()  # as the others do: from nothing
@@ -147,9 +147,5 @@ def _timed(trainer: Trainer, clock: Clock, steps: int) -> float:
     return clock.now() - began
 
 
-def _shelf(job: dict[str, Any]) -> DataShelf:
-    return RandomShelf() if job["random_images"] else DataShelf()
-
-
 if __name__ == "__main__":
-    sys.exit(serve(_shelf))
+    sys.exit(serve(RandomShelf()))
