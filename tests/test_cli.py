@@ -215,6 +215,7 @@ def test_help_schema_and_completion_import_nothing_heavy(arguments):
     modules, code, _, _ = imported(*arguments)
     assert code == OK
     assert not modules & {"torch", "ray", "mlflow", "pandas", "matplotlib", "timm", "scipy", "sklearn"}
+    assert "--help" not in arguments or not modules & {"pydantic", "yaml", "numpy"}
 
 
 def test_a_bad_spec_is_one_line_and_exit_code_2_before_anything_heavy_is_imported(tmp_path):
