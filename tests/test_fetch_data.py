@@ -176,7 +176,7 @@ def test_a_folder_of_the_users_is_not_replaced_and_names_are_checked(server, tmp
     for words, complaint in (
         (["mnist"], "is there already, and was not fetched as mnist"),
         (["mnits"], "no such data set; did you mean 'mnist'?"),
-        (["mnist", "cifar10", "--out", "x"], "--out: names the folder of one data set"),
+        (["mnist", "cifar10", "--out", "x"], "--out: is the folder of one data set"),
     ):
         assert main(["fetch-data", *words]) == BAD_INPUT
         assert complaint in capsys.readouterr().err

@@ -37,7 +37,7 @@ class EvaluationCache:
     """Cache shared by the evaluations of one trial, so that equal samples and features are computed once.
 
     It keeps only the last weights and samples, so evaluations of the same ones should be consecutive. With several processes, the
-    leader's cache asks those of the others (`take_part`) for their share of samples and features.
+    leader's cache requests a share of the samples and features from each of the others (`take_part`).
     """
 
     trial: Trial
@@ -45,7 +45,7 @@ class EvaluationCache:
     data: DataSet
     device: torch.device
     home: Home
-    told: Callable[[int, int], None] | None = None
+    on_progress: Callable[[int, int], None] | None = None
     """Called with the number of images drawn so far and the total."""
     peers: Peers = ALONE
     stop: Callable[[], bool] = lambda: False
@@ -136,7 +136,7 @@ class EvaluationCache:
         self.seed, self.purpose = asked["seed"], asked["purpose"]
         try:
             self._work(asked["work"], e, y)
-        except StoppedDrawing:  # the leader has heard it too
+        except StoppedDrawing:  # the leader stops too
             return
 
     def _work(self, work: str, e: Generation, y: Tensor) -> None:
@@ -147,7 +147,9 @@ class EvaluationCache:
             lacking = self._lacking(drawn, IMAGES)
             own = lacking[self.peers.rank :: self.peers.size]
             blocks = sample_blocks(self.network(e), self.trial, y, e, self.seed, self.device, own)
-            take_turns(self.peers, drawn, IMAGES, lacking, lambda _: {IMAGES: next(blocks)[1]}, self.stop, self.told)
+            take_turns(
+                self.peers, drawn, IMAGES, lacking, lambda _: {IMAGES: next(blocks)[1]}, self.stop, self.on_progress
+            )
             return
         from dsd_lab.evaluation.features import extract
 

@@ -1,9 +1,9 @@
 """Distributed trials: starts the processes of a trial, and runs those that are not the leader.
 
 The leader (rank 0) runs the trial like a single process (`run_trial.py`), and tells the other ranks when to train and which
-samples of an evaluation to draw. They read the leader's checkpoints, and write nothing to the home folder but those samples.
+samples of an evaluation to draw. The other ranks read the leader's checkpoints and write only those samples.
 
-    python -m dsd_lab.runs.peers      one rank, started by a leader on the same machine; reads its job from stdin
+    python -m dsd_lab.runs.peers      one rank, started by a leader on the same machine; reads its job from standard input
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def follow(
     torch.set_num_threads(resources.threads)
     device = pick_device(resources.gpus)
     with joined(rendezvous, rank, resources.team, resources.patience, device) as peers:
-        data, bench = shelf.get(trial, home), None  # while the leader reads its own
+        data, bench = shelf.get(trial, home), None  # in parallel with the leader
         while (asked := heard(peers))["work"] != END:
             if asked["work"] == TRAIN:
                 trainer = trainer_among(peers, trial, data, device, checkpoints)
@@ -141,7 +141,7 @@ def trainer_among(peers: Peers, trial: PlannedTrial, data: DataSet, device: torc
 
 
 def dismiss(peers: Peers) -> None:
-    """Let the other ranks end. One that is gone is no fault now, when all work is recorded."""
+    """Let the other ranks end. A rank that is already lost is ignored, since all results are recorded."""
     with contextlib.suppress(PeerLost):
         tell(peers, {"work": END})
 

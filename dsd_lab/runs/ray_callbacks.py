@@ -33,7 +33,7 @@ class SignalCheck(tune.Callback):
 
     Args:
         signals: the deferred signals.
-        dead: returns the name of a dead Ray process, for which Tune would wait forever; else None.
+        dead: returns what happened to a Ray process for which Tune would wait forever, such as `raylet died`; else None.
     """
 
     def __init__(self, signals: DeferredSignals, dead: Callable[[], str | None]) -> None:
@@ -78,7 +78,7 @@ class SayWhatIsWaitedFor(tune.Callback):
 
 
 class RayDied(BaseException):
-    """A process of our own Ray died. Not an `Exception`, which Tune would attribute to the callback."""
+    """A necessary process of Ray died or cannot be reached. Not an `Exception`, which Tune would attribute to the callback."""
 
 
 class TrialFailed(BaseException):

@@ -186,7 +186,7 @@ def run_trials(
             return
         except RayDied as died:
             raise NoResources(
-                f"Ray's process {died} died, possibly for lack of memory; the same command resumes from the checkpoints"
+                f"Ray's process {died}, possibly for lack of memory; the same command resumes from the checkpoints"
             ) from None
         except Exception as error:
             if not comes_from_full_disk(error):

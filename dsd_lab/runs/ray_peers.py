@@ -105,7 +105,7 @@ def in_placement_group(home: Home, trial: PlannedTrial) -> Iterator[Peers]:
 
 @contextlib.contextmanager
 def _meeting_place(folder: str) -> Iterator[tuple[str, socket.socket | None]]:
-    """A file if all processes run on this machine, so that no port is opened; otherwise a bound port of this machine."""
+    """Rendezvous: a file if the cluster is one machine, so that no port is opened; otherwise a bound port of this machine."""
     if len([node for node in ray.nodes() if node["Alive"]]) == 1:
         yield f"file:{folder}/meeting", None
         return

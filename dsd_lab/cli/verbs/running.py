@@ -56,7 +56,7 @@ def add(verbs: Verbs) -> None:
         "spec", metavar="SPEC|FOLDER", help="YAML file, name of a shipped spec, a folder of images, or a .zip file"
     )
     takes_spec_options(ready)
-    ready.add_argument("--out", metavar="DIR", required=True, help="folder to write; the same command goes on with it")
+    ready.add_argument("--out", metavar="DIR", required=True, help="folder to write; the same command resumes")
     ready.add_argument(
         "--size", type=positive, metavar="N", help="pixels of the shorter side (default: the spec's `data.size`)"
     )
@@ -68,7 +68,7 @@ def add(verbs: Verbs) -> None:
         metavar="QUALITY",
         help="a sixth of the disk, lossy: other images than the source's (quality 95 without a number)",
     )
-    ready.add_argument("--workers", type=positive, metavar="N", help="threads (default: one for each processor)")
+    ready.add_argument("--workers", type=positive, metavar="N", help="threads (default: one per processor)")
 
     sweep = add_verb(verbs, "sweep", "run the unfinished trials of a spec", f"dsd-lab sweep {SPEC} --profile full")
     takes_spec(sweep)
@@ -135,7 +135,7 @@ def add(verbs: Verbs) -> None:
         type=positive,
         default=1,
         metavar="N",
-        help="also compare a trial on N processes with one process (a GPU each if the trial uses one)",
+        help="also compare a trial on N processes with one process (one GPU each if the trial uses GPUs)",
     )
     bench.add_argument(
         "--data",
