@@ -166,7 +166,7 @@ def test_a_worker_whose_machine_does_not_see_the_home_trains_nothing_and_its_tri
     assert home.trial(trial.id).state() == "failed" and home.trial(trial.id).status().error == result[REFUSED]
 
 
-def test_a_cluster_that_can_no_longer_be_reached_is_known_by_its_raylet_at_once_and_by_its_head_after_a_while(
+def test_a_cluster_that_can_no_longer_be_reached_is_known_by_its_raylet_at_the_second_look_and_by_its_head_after_a_while(
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr(ray_health, "_LOOK_EVERY", 0.0)
@@ -184,6 +184,7 @@ def test_a_cluster_that_can_no_longer_be_reached_is_known_by_its_raylet_at_once_
         head.close()
         assert dead() is None  # it may be back in a moment
         threading.Event().wait(0.3)
-        assert dead() == "gcs_server"
+        assert dead() == "gcs_server died or cannot be reached"
         raylet.close()
-        assert dead() == "raylet"
+        assert dead() is None  # it may be busy
+        assert dead() == "raylet died or cannot be reached"

@@ -17,8 +17,18 @@ from dsd_lab.core.training.trainer import Trainer
 from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK
 from dsd_lab.files.locks import locked
 from dsd_lab.home.home import Home
+from dsd_lab.home.measurement_records import Events, Figure
 from dsd_lab.planning.flops import count_shape
-from dsd_lab.planning.measured import EVENTS, benched_seconds, cpu_name, event_counts, is_gpu, remember_figure
+from dsd_lab.planning.measured import (
+    EVENTS,
+    benched_efficiency,
+    benched_seconds,
+    cpu_name,
+    event_counts,
+    is_gpu,
+    machine_ceiling,
+    remember_figure,
+)
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.trial import Trial
 
@@ -131,8 +141,8 @@ def test_plan_takes_the_time_of_a_shape_that_was_measured_and_says_so(benched, c
 
 def test_a_figure_counts_for_its_shape_threads_and_device_alone(tmp_path):
     home, trial = Home(tmp_path), Trial()
-    events = dict.fromkeys(EVENTS, 0.5)
-    remember_figure(home, trial, cpu_name(), {"step": 2.0, "events": events})
+    events = Events(**dict.fromkeys(EVENTS, 0.5))
+    remember_figure(home, trial, cpu_name(), Figure(step=2.0, events=events))
     seconds, device = benched_seconds(home, trial, "h100")
     assert device == cpu_name()
     assert seconds == 2.0 * trial.training.steps + 0.5 * sum(event_counts(trial).values())
@@ -145,12 +155,42 @@ def test_a_figure_counts_for_its_shape_threads_and_device_alone(tmp_path):
     assert benched_seconds(home, trial.model_copy(update={"training": batch}), "h100") is None
     assert benched_seconds(home, trial.model_copy(update={"training": longer}), "h100")[0] > 1.9 * seconds
     on_gpu = trial.model_copy(update={"resources": gpus})
-    remember_figure(home, on_gpu, "NVIDIA H100 80GB HBM3", {"step": 1.0, "events": events})
+    remember_figure(home, on_gpu, "NVIDIA H100 80GB HBM3", Figure(step=1.0, events=events))
     assert benched_seconds(home, on_gpu, "h100")[1] == "NVIDIA H100 80GB HBM3"
     assert benched_seconds(home, on_gpu, "h200") is None
     assert benched_seconds(home, trial, "h100")[0] == seconds
-    (home.cache / "benchmarks.json").write_text("torn")
+    figure = Figure(step=1.0, events=events, efficiency={"4": 0.5})
+    remember_figure(home, trial, cpu_name(), figure)
+    four = trial.resources.model_copy(update={"processes": 4})
+    assert benched_efficiency(home, trial, "h100") is None
+    assert benched_efficiency(home, trial.model_copy(update={"resources": four}), "h100") == 0.5
+    path = home.cache / "benchmarks.json"
+    whole = json.loads(path.read_text())
+    (key,) = whole.keys() - {"format"}
+    for name, value in (("step", -1.0), ("step", "2"), ("events", {"record": 0.5}), ("efficiency", {"4": None})):
+        path.write_text(json.dumps(whole | {key: {cpu_name(): whole[key][cpu_name()] | {name: value}}}))
+        assert benched_seconds(home, trial, "h100") is benched_efficiency(home, trial, "h100") is None, (name, value)
+    path.write_text("torn")
     assert benched_seconds(home, trial, "h100") is None
+    remember_figure(home, trial, cpu_name(), figure)
+    assert benched_seconds(home, trial, "h100")[1] == cpu_name()
+    del whole["format"]  # as earlier versions wrote it
+    path.write_text(json.dumps(whole))
+    assert benched_seconds(home, trial, "h100")[1] == cpu_name()
+
+
+@pytest.mark.parametrize("content", ["torn", "{}", '{"KEY": "fast"}', '{"KEY": -1.0}', '{"KEY": 1e999}', "[1]"])
+def test_a_damaged_ceiling_is_measured_again_and_a_good_one_is_not(tmp_path, monkeypatch, content):
+    home, key = Home(tmp_path), f"{cpu_name()}, 3 threads"
+    home.cache.mkdir()
+    path, measured = home.cache / "ceilings.json", []
+    monkeypatch.setattr("dsd_lab.planning.measured.matrix_ceiling", lambda threads: measured.append(threads) or 5e9)
+    path.write_text(content.replace("KEY", key))
+    assert machine_ceiling(home, 3) == machine_ceiling(home, 3) == 5e9 and measured == [3]
+    assert json.loads(path.read_text())[key] == 5e9
+    path.write_text(json.dumps({key: 7e9, "another machine": 1e9}))
+    assert machine_ceiling(home, 3) == 7e9 and machine_ceiling(home, 4) == 5e9 and measured == [3, 4]
+    assert json.loads(path.read_text())["another machine"] == 1e9
 
 
 @pytest.mark.parametrize(

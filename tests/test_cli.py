@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sweeping import VARIANTS, command, imported, run, train_here, write_spec
+from sweeping import LONG, VARIANTS, command, imported, run, running, start, train_here, wait_until, write_spec
 
 from dsd_lab.cli.main import main
 from dsd_lab.cli.parser import build_parser
@@ -215,6 +215,7 @@ def test_help_schema_and_completion_import_nothing_heavy(arguments):
     modules, code, _, _ = imported(*arguments)
     assert code == OK
     assert not modules & {"torch", "ray", "mlflow", "pandas", "matplotlib", "timm", "scipy", "sklearn"}
+    assert "--help" not in arguments or not modules & {"pydantic", "yaml", "numpy"}
 
 
 def test_a_bad_spec_is_one_line_and_exit_code_2_before_anything_heavy_is_imported(tmp_path):
@@ -360,6 +361,60 @@ def test_status_lists_every_sweep_with_the_states_of_its_trials(trained):
     assert {t["id"]: (t["step"], t["steps"]) for t in answer["sweeps"][0]["trials"]} == dict.fromkeys(
         ids.values(), (12, 12)
     )
+
+
+def shown_by_status(home, capsys, *spec):
+    """The answer in JSON, and the printed lines."""
+    code, answer = run("status", *spec, "--home", home.root)
+    capsys.readouterr()
+    assert code == OK and main(["status", *map(str, spec), "--home", str(home.root)]) == OK
+    (sweep,) = answer["sweeps"]
+    return sweep, capsys.readouterr().out.splitlines()
+
+
+def test_status_shows_a_trial_of_train_with_its_settings_before_and_after_its_sweep_is_recorded(tmp_path, capsys):
+    home, spec = Home(tmp_path / "home"), write_spec(tmp_path, {k: VARIANTS[k] for k in ("dsd", "control")})
+    words = ("train", spec, "--variant", "dsd", "--no-tracking", "--home", home.root, "--set", "training.steps=2")
+    code, trained = run(*words)
+    assert code == OK
+    for arguments in ((), (spec,)):
+        sweep, lines = shown_by_status(home, capsys, *arguments)
+        (row,) = [t for t in sweep["trials"] if t["id"] == trained["id"]]
+        assert (row["name"], row["state"], row["step"], row["steps"]) == ("dsd s0", "done", 2, 2)
+        assert sweep["set"] == ["training.steps=2"] and lines[0].startswith("tiny (--set training.steps=2): ")
+    home.write_manifest(manifest_of(load_sweep(spec)))  # as `sweep` records it
+    for arguments in ((), (spec,)):
+        sweep, lines = shown_by_status(home, capsys, *arguments)
+        (row,) = [t for t in sweep["trials"] if t["id"] == trained["id"]]
+        assert len(sweep["trials"]) == 3 and sweep["set"] == [] and lines[0].startswith("tiny: ")
+        assert row["settings"] == {"training.steps": 2} and row["steps"] == 2
+        assert row["name"] == "dsd s0 (trained singly, training.steps=2)"
+        assert any(trained["id"] in line and row["name"] in line for line in lines)
+
+
+@pytest.mark.slow
+def test_a_killed_train_is_interrupted_at_once_and_status_still_shows_its_settings(tmp_path, capsys):
+    home, spec = Home(tmp_path / "home"), write_spec(tmp_path, base=LONG)
+    home.prepare()
+    home.write_manifest(manifest_of(load_sweep(spec)))
+    at = ("--no-tracking", "--home", home.root, "--set", "optimiser.lr=2e-3")
+    process = start("train", spec, "--variant", "dsd", *at)
+
+    def of_train():
+        rows = shown_by_status(home, capsys)[0]["trials"]
+        return next((row for row in rows if row.get("settings") == {"optimiser.lr": 2e-3}), None)
+
+    row = wait_until(lambda: (found := of_train()) and running(home, found["id"], 10) and found, "it trains", process)
+    assert of_train()["state"] == "running"
+    process.kill()
+    process.wait()
+    wait_until(lambda: of_train()["state"] != "running", "the kernel frees its lock")
+    sweep, lines = shown_by_status(home, capsys)
+    assert sweep["states"] == {"pending": 1, "interrupted": 1}
+    (line,) = [line for line in lines if row["id"] in line]
+    assert "optimiser.lr=0.002" in line and "interrupted" in line and "running" not in line
+    answer = run("logs", row["id"], "--home", home.root)[1]
+    assert answer["state"] == "interrupted"
 
 
 @pytest.mark.parametrize("verb", ["plan", "status"])

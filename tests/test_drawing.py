@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
+from safetensors.torch import load_file, save_file
 from sweeping import run, train_here, write_spec
 
 from dsd_lab.cli.main import main
@@ -21,6 +22,7 @@ from dsd_lab.evaluation.evaluate import evaluate_generation
 from dsd_lab.evaluation.sampling import BLOCK, labels_of, sample_blocks
 from dsd_lab.evaluation.workspace import EvaluationCache
 from dsd_lab.home.home import Home
+from dsd_lab.home.names import extractor_path
 from dsd_lab.runs.run_trial import DataShelf, run_trial
 from dsd_lab.specs.identity import evaluation_id
 from dsd_lab.specs.trial import Data, Generation
@@ -102,6 +104,22 @@ def test_a_process_draws_its_blocks_wherever_the_others_are(trained, digits):
     assert [len(images) for images in whole.values()] == [BLOCK, BLOCK, BLOCK, 80]
     few = dict(sample_blocks(network, trial, y, ASKED, 0, CPU, [1, 3]))
     assert [*few] == [1, 3] and all(torch.equal(images, whole[block]) for block, images in few.items())
+
+
+def test_kept_features_belong_to_the_weights_of_their_extractor(trained, digits, tmp_path):
+    trial, checkpoints = trained
+    home, y = Home(tmp_path), labels_of(ASKED, digits)
+
+    def features():
+        return EvaluationCache(trial, checkpoints, digits, CPU, home).features(ASKED, y).features
+
+    first = features()
+    path = extractor_path(home.cache, digits.fingerprint)
+    weights = load_file(path)
+    save_file(weights | {"body.0.bias": weights["body.0.bias"] + 1}, path)
+    assert not torch.equal(features(), first)
+    save_file(weights, path)
+    assert torch.equal(features(), first)
 
 
 def test_bfloat16_is_another_evaluation_with_a_name_of_its_own(trained, digits, tmp_path):

@@ -19,6 +19,7 @@ from dsd_lab.core.data import load_data, source_of
 from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK
 from dsd_lab.planning.known_data import DATA_SETS, Download, KnownSet
 from dsd_lab.specs.trial import Data
+from dsd_lab.specs.yaml_document import parse_scalar
 
 
 def tarred(entries):
@@ -121,7 +122,7 @@ def test_a_set_that_was_fetched_is_read_and_is_not_fetched_again(server, tmp_pat
     assert code == OK and answer["data"][name]["fetched"] and answer["data"][name]["licence"]
     place = tmp_path / "data" / name
     data = load_data(Data(source=source_of(place), path=str(place)))
-    assert f"source: {source_of(place)}" in DATA_SETS[name].fields
+    assert DATA_SETS[name].fields["source"] == source_of(place)
     counts, names = {
         "mnist": ((6, 3), ("0", "1", "2")),
         "cifar10": ((10, 2), ("airplane", "automobile")),
@@ -148,6 +149,14 @@ def test_a_download_that_is_not_what_was_pinned_is_not_kept_and_what_was_right_i
     assert not (tmp_path / "data" / "mnist").exists() and len(said.splitlines()) == 1
 
 
+def test_the_line_to_train_on_a_fetched_set_is_yaml_for_any_folder(server, tmp_path, capsys):
+    place = tmp_path / "mine, yes: #1"
+    assert main(["fetch-data", "mnist", "--out", str(place)]) == OK
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("train on it: ")]
+    told = parse_scalar(line.removeprefix("train on it: "))
+    assert told == {"data": {"source": "idx", "path": str(place)}}
+
+
 def test_a_fetch_that_was_broken_off_downloads_only_what_is_missing(server, tmp_path, monkeypatch):
     part = tmp_path / "data" / ".mnist.part"
     part.mkdir(parents=True)
@@ -167,7 +176,7 @@ def test_a_folder_of_the_users_is_not_replaced_and_names_are_checked(server, tmp
     for words, complaint in (
         (["mnist"], "is there already, and was not fetched as mnist"),
         (["mnits"], "no such data set; did you mean 'mnist'?"),
-        (["mnist", "cifar10", "--out", "x"], "--out: names the folder of one data set"),
+        (["mnist", "cifar10", "--out", "x"], "--out: is the folder of one data set"),
     ):
         assert main(["fetch-data", *words]) == BAD_INPUT
         assert complaint in capsys.readouterr().err

@@ -13,6 +13,8 @@ from dsd_lab.errors import BAD_INPUT, BadInput
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.sweep import Plan, Sweep
 from dsd_lab.specs.trial import Trial
+from dsd_lab.specs.yaml_document import parse_scalar
+from dsd_lab.specs.yaml_scalars import flow
 
 HEAD = b"name: fuzzed\nvariants: {a: {}, b: {objective: {target: live}}}\n"
 SECTIONS = {name: list(field.annotation.model_fields) for name, field in Trial.model_fields.items()}
@@ -116,6 +118,21 @@ overrides = (
 def test_any_override_of_a_good_spec_is_a_plan_or_one_line(folder, sets):
     (folder / "spec.yaml").write_bytes(HEAD)
     judged(folder, sets)
+
+
+@settings(max_examples=300)
+@given(
+    value=st.dictionaries(
+        st.sampled_from(["path", "name", "size"]),
+        st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats(allow_nan=False) | st.text("0e1-+._~nuloTyY:#,{}[]'\"! \u202e\x1b"),
+    )
+)  # fmt: skip
+@example(value={"path": "1e3"})
+@example(value={"path": "2020-01-01"})
+def test_a_printed_line_of_yaml_is_read_as_what_was_printed(value):
+    line = flow(value)
+    assert line.isprintable() and parse_scalar(line) == value == yaml.safe_load(line)
+    assert all(parse_scalar(flow(each)) == each for each in value.values())
 
 
 @settings(max_examples=25)

@@ -283,7 +283,7 @@ def test_a_trial_that_was_trained_alone_is_no_garbage_and_no_part_of_the_sweep(h
     (row,) = [t for t in sweep["trials"] if t["id"] == other]
     assert (
         row["state"] == "interrupted"
-        and row["name"].endswith("(trained singly)")
+        and row["name"].endswith("(trained singly, training.steps=1)")
         and (row["step"], row["steps"]) == (1, 1)
     )
 

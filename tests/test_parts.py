@@ -411,6 +411,21 @@ def test_a_part_of_a_wrong_shape_is_one_line_with_its_place(kind, tmp_path, caps
     assert re.search(rf"{kind} 'own' \(\S+own_parts\.py:3\): gives a", said)
 
 
+@pytest.mark.parametrize(
+    ("kind", "table", "base"),
+    [
+        ("auxiliary", "AUXILIARIES", "Auxiliary"),
+        ("block", "BLOCKS", "Block"),
+        ("normaliser", "NORMALISERS", "Normaliser"),
+    ],
+)
+def test_a_part_that_lacks_a_method_is_one_line_with_its_place(kind, table, base, tmp_path, capsys):
+    body = f"@{table}.add('own')\nclass Own({base}):\n    def forwards(self, *given): return given[0]\n"
+    spec = write_spec(tmp_path, {"dsd": WRONG[kind][1]})
+    said = complaint(capsys, "plan", spec, "--plugin", plugin(tmp_path / "p", HEAD + body))
+    assert re.search(rf"{kind} 'own' \(\S+own_parts\.py:3\): does not define forward, which every {kind} needs", said)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("values", ["float(z.detach().mean() < 9)", "torch.cov(z.flatten(0, 1).T).mean() * 0"])
 def test_a_part_that_needs_values_is_counted_on_a_few_images(tmp_path, values, precision):

@@ -7,7 +7,10 @@ import shlex
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +23,12 @@ from dsd_lab.cli.main import main
 from dsd_lab.core.data import Images, StreamedImages, load_data, source_of
 from dsd_lab.core.data.levels import count_levels
 from dsd_lab.core.data.progress import listening
-from dsd_lab.core.preparing import source, write
+from dsd_lab.core.preparing import image_files, source, write
 from dsd_lab.core.training.trainer import Trainer
 from dsd_lab.errors import BAD_INPUT, OK, BadInput, NoResources
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.trial import Data
+from dsd_lab.specs.yaml_document import parse_scalar
 
 CPU = torch.device("cpu")
 BLOCK = 8 * 3 * 8 * 8
@@ -310,18 +314,57 @@ def test_the_jpeg_form_is_a_set_of_its_own_that_is_always_the_same(tmp_path, cap
 def test_the_verb_shows_what_it_made_and_refuses_what_it_cannot_make(tmp_path, capsys):
     write_folder(tmp_path / "my set", pictures(12), [i % 2 for i in range(12)])
     assert run("prepare", tmp_path / "my set", "--size", "6", "--out", tmp_path / "out")[0] == BAD_INPUT
-    assert "call the folder 'my set'" in capsys.readouterr().err
+    assert "the folder must be called 'my set'" in capsys.readouterr().err
     assert main(["prepare", str(tmp_path / "my set"), "--size", "6", "--out", str(tmp_path / "fast" / "my set")]) == OK
     assert "size: 6, crop: centre" in capsys.readouterr().out
     code, answer = run("prepare", tmp_path / "my set", "--size", "6", "--out", tmp_path / "fast" / "my set")
     assert code == OK and answer["count"] == 12 and answer["shape"] == [3, 6, 6]
     capsys.readouterr()
     assert run("prepare", tmp_path / "fast" / "my set", "--out", tmp_path / "again")[0] == BAD_INPUT
-    assert "is prepared already" in capsys.readouterr().err
+    assert "is a prepared set already" in capsys.readouterr().err
     assert (
         run("data", tmp_path / "fast" / "my set", "--home", tmp_path / "home")[1]["fingerprint"]
         == answer["fingerprint"]
     )
+
+
+def test_the_line_to_train_on_a_prepared_set_is_yaml_for_any_name_and_for_null(tmp_path, capsys):
+    write_parquet(tmp_path / "1e3" / "train.parquet", pictures(12), [0] * 12)
+    out = tmp_path / "fast, yes: #1" / "1e3"
+    words = ["prepare", str(tmp_path / "1e3"), "--out", str(out), "--size", "6", "--set", "data.label_column=null"]
+    assert main(words) == OK
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("train on it: ")]
+    told = parse_scalar(line.removeprefix("train on it: "))["data"]
+    assert (told["name"], told["label_column"], told["path"]) == ("1e3", None, str(out))
+    assert load_data(Data.model_validate(told)).facts["train"] > 0
+
+
+def test_decoding_uses_as_many_threads_as_asked_for_while_writing_and_while_checking(tmp_path, monkeypatch):
+    write_folder(tmp_path / "set", pictures(24), [i % 2 for i in range(24)])
+    spec = Data(source="folder", path=str(tmp_path / "set"))
+    active, most = Counter(), Counter()
+
+    def counted(name, function):
+        def call(*given):
+            with counting:
+                active[name] += 1
+                most[name] = max(most[name], active[name])
+            time.sleep(0.01)  # other threads start meanwhile
+            try:
+                return function(*given)
+            finally:
+                with counting:
+                    active[name] -= 1
+
+        return call
+
+    counting = threading.Lock()
+    for module, name in ((image_files, "decode_jpeg"), (source, "attempt")):
+        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
+    for workers, bounds in ((1, {1}), (3, {2, 3})):
+        most.clear()
+        write.prepare(spec, "set", tmp_path / f"by {workers}", 95, workers)
+        assert most["decode_jpeg"] in bounds and most["attempt"] in bounds
 
 
 def test_two_pixels_at_once_are_counted_as_one_by_one():

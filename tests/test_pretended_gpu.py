@@ -140,18 +140,23 @@ def test_reconstructions_latents_and_features_are_computed_on_a_gpu_and_come_bac
         assert [value.device.type for value in found if value is not None] == ["cpu"] * 6
 
 
-def test_features_are_not_rounded_as_a_gpu_s_convolutions_are(digits):
+def test_features_are_not_rounded_as_a_gpu_s_convolutions_and_matrix_products_are(digits):
     rounded = []
 
     class Extractor(torch.nn.Module):
         name = features.INDOMAIN
 
         def forward(self, pixels):
-            rounded.append(torch.backends.cudnn.allow_tf32)
+            rounded.append((torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()))
             return pixels.flatten(1).float(), pixels.flatten(1).float()
 
-    features.extract(Extractor(), digits.holdout.pixels[:2], torch.device("cpu"))
-    assert rounded == [False] and torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high")
+    try:
+        features.extract(Extractor(), digits.holdout.pixels[:2], torch.device("cpu"))
+        assert rounded == [(False, "highest")]
+        assert torch.backends.cudnn.allow_tf32 and torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_images_that_are_not_on_the_gpu_are_sent_from_memory_whose_copies_are_not_waited_for(digits, monkeypatch):

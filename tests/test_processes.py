@@ -11,12 +11,13 @@ from unittest import mock
 import pytest
 import torch
 from several import train
-from sweeping import run, start, wait_until, write_spec
+from sweeping import DEADLINE, in_child, run, start, wait_until, write_spec
 from test_pretended_gpu import MORE, covering, trial_of
 
-from dsd_lab.errors import NoResources
+from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, TRIALS_FAILED, BadInput, NoResources, PeerLost
 from dsd_lab.home.home import Home
-from dsd_lab.runs import ray_engine
+from dsd_lab.runs import ray_callbacks, ray_engine, ray_peers
+from dsd_lab.runs.peers import Ended, first_fault
 from dsd_lab.specs.trial import Trial
 
 STEPS = 4
@@ -172,6 +173,79 @@ def followers():
     return [int(line) for line in found.stdout.split() if int(line) != os.getpid()]
 
 
+REFUSES = """
+import torch.distributed as dist
+from dsd_lab.errors import {error}
+from dsd_lab.parts import DATA_SOURCES
+from dsd_lab.core.data import load_data
+from dsd_lab.specs.trial import Data
+
+@DATA_SOURCES.add("own")
+def own(spec, cache):
+    if dist.is_initialized() and dist.get_rank() == 1:
+        raise {error}("no images on this machine")
+    return load_data(Data())
+"""
+"""Images that a leader has and the other process has not."""
+
+
+@pytest.mark.parametrize(
+    ("verb", "error", "cause"),
+    [
+        ("train", "BadInput", "input"),
+        pytest.param("train", "NoResources", None, marks=pytest.mark.slow),
+        pytest.param("sweep", "BadInput", "input", marks=pytest.mark.slow),
+    ],
+)
+def test_an_error_of_another_process_that_the_user_can_fix_ends_the_trial_at_once(tmp_path, verb, error, cause):
+    plugin = tmp_path / "own_images.py"
+    plugin.write_text(REFUSES.format(error=error))
+    spec = write_spec(tmp_path, DSD, base=TRIAL | {"data": {"source": "own", "name": "own"}}, seeds=[0])
+    home, chosen = Home(tmp_path / "home"), ["--variant", "dsd"] if verb == "train" else []
+    process = start(verb, spec, *chosen, "--home", home.root, "--no-tracking", "--plugin", plugin)
+    output, _ = process.communicate(timeout=DEADLINE)
+    (folder,) = (home.trial(path.name) for path in home.root.glob("trials/*"))
+    status = folder.status()
+    assert (process.returncode, status.state, status.attempt) == (TRIALS_FAILED, "failed", 1), output
+    assert status.error == "process 1 of the trial: no images on this machine" and status.cause == cause
+
+
+def test_the_first_fault_is_the_one_to_fix_and_what_follows_from_it_comes_last():
+    followed, killed = Ended(1, TRIALS_FAILED, "another process was lost"), Ended(2, None, "was killed by signal 9")
+    own = Ended(3, BAD_INPUT, "no images")
+    assert first_fault([]) is None
+    for ended, kind, text in (
+        ([followed], PeerLost, "process 1 of the trial: another process was lost"),
+        ([followed, killed], PeerLost, "process 2 of the trial: was killed by signal 9"),
+        ([followed, killed, own], BadInput, "process 3 of the trial: no images"),
+        ([Ended(1, NO_RESOURCES, "no GPU")], NoResources, "process 1 of the trial: no GPU"),
+    ):
+        found = first_fault(ended)
+        assert type(found) is kind and str(found) == text
+
+
+def test_a_worker_that_ends_for_a_lost_process_records_why_and_the_sweep_repeats_it(tmp_path, monkeypatch):
+    for name in ("_LOOK_EVERY", "_NOTICED_WITHIN"):
+        monkeypatch.setattr(ray_peers, name, 0.01)
+    home, began = Home(tmp_path), time.time()
+    folder = home.trial("0" * 12)
+
+    def led(fault):
+        folder.root.mkdir(parents=True, exist_ok=True)
+        folder.write_status(state="running", error=None)
+        with folder.lock(), ray_peers._ended_where_cut_off(folder, lambda: fault):
+            time.sleep(3 if isinstance(fault, BadInput) else DEADLINE)
+
+    assert in_child(lambda: led(BadInput("no images"))) == 0, "its connections show it"
+    assert folder._status().error is None
+    assert in_child(lambda: led(PeerLost("process 1 of the trial: cut off"))) == 1
+    assert (folder.state(), folder.status().error) == ("interrupted", "process 1 of the trial: cut off")
+    ray_callbacks._record_lost_worker(home, folder.id, None, began)
+    assert folder.status().error == "the worker died 3 times; last: process 1 of the trial: cut off"
+    ray_callbacks._record_lost_worker(home, folder.id, None, time.time() + 1)  # of a later sweep
+    assert folder.status().error == "the worker died 3 times; last: reason unknown"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["train", "sweep"])
 def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(tmp_path, verb):
@@ -189,7 +263,9 @@ def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(tmp_path, v
         assert code == 3
         assert time.monotonic() - began < 60
         assert '"state": "interrupted"' in next(home.root.glob("trials/*/status.json")).read_text()
-        assert "process 1 of the trial ended with -9" in next(home.root.glob("trials/*/status.json")).read_text()
+        assert (
+            "process 1 of the trial: was killed by signal 9" in next(home.root.glob("trials/*/status.json")).read_text()
+        )
         run(verb, spec, *chosen, "--home", home.root, "--no-tracking")
     else:
         assert code == 0

@@ -24,6 +24,7 @@ from dsd_lab.core.data import DataSet
 from dsd_lab.core.training.trainer import Trainer, pick_device
 from dsd_lab.errors import BadInput
 from dsd_lab.home.home import Home
+from dsd_lab.home.measurement_records import Events, Figure
 from dsd_lab.planning.estimates import Shape
 from dsd_lab.planning.flops import count_bytes, count_shape
 from dsd_lab.planning.measured import cpu_name, remember_figure, whole_seconds
@@ -117,13 +118,13 @@ def measured(
         team = over_processes(trial, settings.processes) if settings.processes > 1 else None
         figures = measure(fields, trial.seed, data, device, scratch, settings, partial(on_repeat, subject))
         name = cpu_name() if device.type == "cpu" else device_name(device)
-        step, events = figures["step_seconds"]["median"], event_medians(figures)
-        figure = {"step": step, "events": events, "code": training_code(), "measured_at": time.time()}
+        step, events = figures["step_seconds"]["median"], Events(**event_medians(figures))
+        figure = Figure(step=step, events=events, code=training_code(), measured_at=time.time())
         if team is not None:
             steps = figures["steps_timed"] // (settings.repeats * len(fields.stages()))
             found = compared(team, data, subject.random_images, device, scratch, steps, settings.repeats)
             figures["together"] = found
-            figure["efficiency"] = {str(settings.processes): found["efficiency"]["median"]}
+            figure = figure.changed(efficiency={str(settings.processes): found["efficiency"]["median"]})
         remember_figure(home, fields, name, figure)
         yield (
             subject,

@@ -1,7 +1,7 @@
-"""Times the reading of images alone: the same ones as files in folders, in a parquet file, and prepared.
+"""Measures how fast images are read: the same images as files in folders, in a parquet file, and prepared.
 
-Batches are drawn, announced and read as training does, by so many threads. Files that were just written lie in the
-system's memory, so the figures are of decoding and copying, not of a disk.
+Batches are drawn, prefetched and read as in training, by several threads. Files that were just written are in the page
+cache, so the figures measure decoding and copying, not the disk.
 """
 
 from __future__ import annotations
@@ -26,33 +26,31 @@ from dsd_lab.specs.trial import Data
 FORMS = ("folder", "parquet", "prepared", "prepared, JPEG")
 THREADS = (1, 2, 4)
 IMAGES, QUALITY = 2048, 95
-"""Images that are copied at most, and the quality of the JPEG form."""
+"""Maximum number of copied images, and the quality of the JPEG form."""
 _JPEG = b"\xff\xd8"
 _SECONDS = 1.0
-"""That a repeat takes at least."""
+"""Minimum duration of a repeat."""
 
 
 def reading_speeds(
     data: Data, scratch: Path, repeats: int, batch: int, on_form: Callable[[str], object] | None = None
 ) -> list[dict[str, Any]]:
-    """Images per second of every form and number of threads.
+    """Images per second for every form and number of threads.
 
     Args:
-        data: whose images are read, and how they are resized and cropped.
-        scratch: empty folder, for copies of some of them.
-        repeats: of every time.
-        batch: images of a batch.
-        on_form: called with a line about each form before it is measured.
+        data: source of the images, and how they are resized and cropped.
+        scratch: empty folder for copies of the images.
+        repeats: repeats of every measurement.
+        batch: images per batch.
+        on_form: called with one line about each form before it is measured.
 
     Raises:
-        BadInput: the source stays in memory, so that nothing is read.
+        BadInput: the source stays in memory, so nothing is read during training.
     """
     if data.source == "prepared":
-        raise BadInput(
-            f"{data.path}: is prepared; name what it was prepared from, whose images are then read in every form"
-        )
+        raise BadInput(f"{data.path}: is a prepared set; name its source, whose images are then read in every form")
     if data.source not in FINDERS:
-        raise BadInput(f"data.source: {data.source!r} is read once and stays in memory; its reading is not timed")
+        raise BadInput(f"data.source: {data.source!r} is read once and stays in memory; there is no reading to measure")
     raws, labels = _sample(data, IMAGES)
     fields = data.model_dump(include={"size", "crop", "background", "damaged", "holdout"}) | {"memory": "stream"}
     folder = Data(source="folder", path=str(_as_folder(scratch / "folder", raws, labels)), **fields)
@@ -87,7 +85,7 @@ def reading_speeds(
 
 
 def _sample(data: Data, count: int) -> tuple[list[bytes], list[int]]:
-    """Encoded training images, evenly spread where they can be read in any order, and their classes."""
+    """Encoded training images and their classes; evenly spread if the source can be read in any order."""
     train = FINDERS[data.source](data).train
     chosen: Sequence[int] = torch.linspace(0, len(train) - 1, min(count, len(train))).round().long().tolist()
     items: Any = train.items(chosen) if isinstance(train, StoredRecords) else islice(train.items(), len(chosen))
@@ -108,7 +106,7 @@ def _as_folder(place: Path, raws: list[bytes], labels: list[int]) -> Path:
     for number, (raw, label) in enumerate(zip(raws, labels, strict=True)):
         folder = place / f"{label:06}"
         folder.mkdir(parents=True, exist_ok=True)
-        suffix = "jpg" if raw.startswith(_JPEG) else "png"  # decoding goes by the content
+        suffix = "jpg" if raw.startswith(_JPEG) else "png"  # decoders identify the format by the content
         (folder / f"{number:08}.{suffix}").write_bytes(raw)
     return place
 
@@ -129,7 +127,7 @@ def _as_parquet(place: Path, raws: list[bytes], labels: list[int]) -> Path:
 
 
 def _read(split: Split, steps: int, batch: int) -> int:
-    """Batches as training reads them; returns the images."""
+    """Read batches as in training; returns the number of images."""
     size = min(batch, len(split))
     drawn = [batch_indices(0, step, size, len(split)) for step in range(steps)]
     for step, indices in enumerate(drawn):

@@ -1,8 +1,8 @@
-"""Times the steps of a trial over several processes beside those of one process, in turns.
+"""Compares the training speed of several processes with that of one process.
 
-Both are timed in one run, a block of each after the other, so that what else the machine does hits both.
+Blocks of both alternate within one run, so other load on the machine affects both.
 
-    python -m dsd_lab.bench.together      a process that does not lead; its job comes on standard input
+    python -m dsd_lab.bench.together      one rank other than the leader, on random images; reads its job from standard input
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
     from dsd_lab.core.data import DataSet
 
 _WARM_UP = 3
-"""Steps before the first block: buckets of gradients are known after the first one."""
+"""Steps before the first block; DDP knows its gradient buckets after the first step."""
 
 
 class RandomShelf(DataShelf):
-    """Gives random images, whatever a trial reads."""
+    """Returns random images for any trial."""
 
     def get(self, trial: PlannedTrial, home: Home) -> DataSet:
-        """Random images of the trial's size; the same in every process."""
+        """Random images of the trial's size, equal in every process."""
         return random_images(trial.fields)
 
 
 def over_processes(trial: PlannedTrial, processes: int) -> PlannedTrial:
-    """The trial over so many processes on this machine, without events between its steps.
+    """The trial with this number of processes on this machine, without events between its steps.
 
     Raises:
         BadInput: a batch has fewer images than there are processes.
@@ -49,7 +49,9 @@ def over_processes(trial: PlannedTrial, processes: int) -> PlannedTrial:
     fields = trial.fields
     part = fields.training.batch_size // fields.training.grad_accum_steps
     if part < processes:
-        raise BadInput(f"--processes {processes}: a batch of {trial.name!r} has {part} images, at least one a process")
+        raise BadInput(
+            f"--processes {processes}: a batch of {trial.name!r} has {part} images; each process needs at least one"
+        )
     steps = 10**9
     content = fields.model_dump()
     content["resources"] |= {"processes": processes, "gpus": float(processes) if fields.resources.gpus else 0.0}
@@ -69,22 +71,22 @@ def compared(
     steps: int,
     repeats: int,
 ) -> dict[str, Any]:
-    """Images per second of the trial's processes together, and of one process alone.
+    """Images per second of all processes of a trial together, and of one process alone.
 
     Args:
-        trial: of `over_processes`.
+        trial: a trial of `over_processes`.
         data: its images.
-        random: whether they are random ones.
-        device: of this process, which leads.
-        scratch: folder in which the processes meet.
-        steps: of a block.
+        random: whether the images are random.
+        device: device of this process, the leader.
+        scratch: folder in which the processes connect.
+        steps: steps per block.
         repeats: blocks of each kind.
 
     Returns:
         `images_per_second` and `images_per_second_of_one`; `efficiency`, the first over `processes` times the second;
         and its two factors: `small_batches`, the speed of one process on its share of a batch over that on a whole
-        one, and `exchange`, what is left of it when processes exchange gradients, wait for each other and share
-        the memory of one machine.
+        one, and `exchange`, the factor lost to exchanging gradients, waiting for each other and sharing the memory of
+        one machine.
     """
     fields, clock = trial.fields, Clock(device)
     processes, images = fields.resources.team, fields.training.batch_size
@@ -95,10 +97,10 @@ def compared(
         _timed(single, clock, _WARM_UP)
     with (
         tempfile.TemporaryDirectory(prefix="bench-", dir=scratch) as folder,
-        started_here(home := Home(Path(folder)), trial, "dsd_lab.bench.together", {"random_images": random}) as peers,
+        started_here(home := Home(Path(folder)), trial, __name__ if random else "dsd_lab.runs.peers") as peers,
     ):
         trainer = trainer_among(peers, trial, data, device, home.trial(trial.id).checkpoints)
-        trainer.resume()  # as the others do: from nothing
+        trainer.resume()  # as the other ranks do; there is no checkpoint
         turns = _Turns(trainer, alone, apart, clock, steps, repeats)
         for _ in trainer.run(turns):
             pass
@@ -114,7 +116,7 @@ def compared(
 
 
 class _Turns:
-    """Asked by the trainer before every step whether to stop; times blocks of its steps, and of others between them."""
+    """The trainer's `stop`, called before every step: times blocks of its steps and, between them, of single processes."""
 
     def __init__(
         self, trainer: Trainer, alone: Trainer, apart: Trainer, clock: Clock, steps: int, repeats: int
@@ -147,9 +149,5 @@ def _timed(trainer: Trainer, clock: Clock, steps: int) -> float:
     return clock.now() - began
 
 
-def _shelf(job: dict[str, Any]) -> DataShelf:
-    return RandomShelf() if job["random_images"] else DataShelf()
-
-
 if __name__ == "__main__":
-    sys.exit(serve(_shelf))
+    sys.exit(serve(RandomShelf()))

@@ -43,7 +43,7 @@ def print_reading(answer: dict[str, Any]) -> None:
         console.print(first, highlight=False)
         console.print(table)
         console.print()
-    console.print(f"{_where(answer)}; medians of {answer['repeats']} repeats (least to greatest)", highlight=False)
+    console.print(f"{_where(answer)}; medians of {answer['repeats']} repeats (minimum to maximum)", highlight=False)
 
 
 def _where(answer: dict[str, Any]) -> str:
@@ -99,7 +99,7 @@ def _whole(trials: list[dict[str, Any]]) -> Table:
 def _together(trials: list[dict[str, Any]]) -> Table:
     """Speed of several processes; the efficiency is the product of its last two columns."""
     table = _table("trial", "processes", "images/s", "of one", "efficiency", "small batches", "exchange")
-    table.title, table.title_justify = "processes that train a trial together", "left"
+    table.title, table.title_justify = "one trial on several processes", "left"
     for trial in trials:
         found = trial["together"]
         rates = [found[name] for name in ("images_per_second", "images_per_second_of_one")]

@@ -32,7 +32,7 @@ _SETTINGS = (
     *("protocol", "sampler", "steps", "guidance", "weights", "checkpoint", "precision", "images", "labels"),
     *("extractor", "reference", "metrics"),
 )
-_STOPPING = "stopping after the images at hand; the same command goes on with them; Ctrl-C again does not wait"
+_STOPPING = "stopping after the current block of images; the same command resumes; Ctrl-C again stops at once"
 
 
 def run(arguments: argparse.Namespace) -> int:

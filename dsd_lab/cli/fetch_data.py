@@ -1,4 +1,4 @@
-"""`dsd-lab fetch-data`: downloads data sets by name, and only what is pinned."""
+"""`dsd-lab fetch-data`: download data sets by name, with pinned hashes."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from dsd_lab.errors import OK, BadInput
 from dsd_lab.files.printable import say
 from dsd_lab.planning.known_data import DATA_SETS
 from dsd_lab.specs.near import did_you_mean
+from dsd_lab.specs.yaml_scalars import flow
 from dsd_lab.units import readable
 
 _FOLDER = Path("data")
-"""Below the current folder, where the shipped specs look for their images."""
+"""Relative to the current folder; the shipped specs look for their images there."""
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Fetch the named sets; without a name, list those that are known."""
+    """Fetch the named sets; without a name, list the known ones."""
     for name in arguments.names:
         if name not in DATA_SETS:
             raise BadInput(f"{name}: no such data set{did_you_mean(name, list(DATA_SETS))}")
     if arguments.out and len(arguments.names) != 1:
-        raise BadInput("--out: names the folder of one data set; name that one")
+        raise BadInput("--out: is the folder of one data set; give exactly one name")
     answer = {name: _facts(name, arguments.out) for name in arguments.names or DATA_SETS}
     for name in arguments.names:
         from dsd_lab.planning.fetching import fetch_data
@@ -35,8 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
         fresh = fetch_data(name, place, progress=not arguments.json)
         answer[name]["fetched"] = fresh
         if not arguments.json:
-            say(f"{name}: {'downloaded, hashes as pinned' if fresh else 'there already'}: {place}")
-            say(f"train on it: data: {{{known.fields}, path: {place}}}")
+            say(f"{name}: {'downloaded, hashes as pinned' if fresh else 'already present'}: {place}")
+            say(f"train on it: data: {flow({**known.fields, 'path': str(place)})}")
     if arguments.json:
         print_json({"data": answer})
     elif not arguments.names:

@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     trials = {e.trial: e.collapsed for e in examples[first]}
     if lacking[first]:
         said.append(
-            f"{lacking[first]} trials are left out: their first {LOOKS[0]:.0%} of steps lack a probe or a record."
+            f"{lacking[first]} trials are left out: their first {LOOKS[0]:.0%} of steps have no probe or no record."
         )
     foreign = {result.id for _, results, _ in sweeps for result in results if result.imported is not None}
     if count := len(foreign & trials.keys()):
@@ -86,9 +86,7 @@ def _worth(name: str, spec: float | None, data: float | None) -> str:
         return f"Whether it is worth stopping trials by (an AUC of {GOOD} with a spec and with a data set left out) is not known."
     worst = min(spec, data)
     verdict = "is" if worst >= GOOD else "is not"
-    return (
-        f"The forecast ({name}) {verdict} worth stopping trials by: the lower AUC is {worst:.3f}, and {GOOD} is asked."
-    )
+    return f"The forecast ({name}) {verdict} worth stopping trials by: the lower AUC is {worst:.3f}, and {GOOD} is required."
 
 
 def load_forecast(home: Home) -> Any:

@@ -14,7 +14,6 @@ from dsd_lab.errors import BAD_INPUT, INTERRUPTED, NO_RESOURCES, UNEXPECTED, Lab
 from dsd_lab.files.bounded import BadFile
 from dsd_lab.files.printable import printable
 from dsd_lab.provenance import remember_call
-from dsd_lab.specs.plugins import load_plugins, plugin_place
 from dsd_lab.store import SHORT_TIMEOUTS
 
 
@@ -27,6 +26,8 @@ def main(argv: list[str] | None = None) -> int:
         os.environ.setdefault(name, value)
     try:
         if hasattr(arguments, "plugin"):
+            from dsd_lab.specs.plugins import load_plugins  # imports Pydantic, which `--help` does not need
+
             load_plugins(arguments.plugin)
         return int(_loaded(module_of(arguments.verb), argv is None).run(arguments))
     except LabError as error:
@@ -60,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _fault_of_plugin(error: Exception) -> int:
     """Print a line for an exception raised in a plug-in's code; raise other exceptions again."""
+    from dsd_lab.specs.plugins import plugin_place
+
     place = plugin_place(error)
     if place is None:
         raise error

@@ -1,4 +1,4 @@
-"""Arguments that several verbs share, and their types."""
+"""What verbs make of their arguments: home folder, plan, paths, and commands to suggest."""
 
 from __future__ import annotations
 
@@ -19,36 +19,6 @@ from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.shipped import spec_file
 from dsd_lab.specs.sweep import Plan, PlannedTrial
 
-TRIAL = "trial: id (or its first characters) or name, such as naive or 'naive s0'"
-
-
-def add_verb(
-    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, what: str, example: str
-) -> argparse.ArgumentParser:
-    """Add a verb with its help, an example, and `--home`."""
-    verb: argparse.ArgumentParser = verbs.add_parser(
-        name, help=what, description=what[0].upper() + what[1:] + ".", epilog=f"example: {example}"
-    )
-    verb.add_argument(
-        "--home", metavar="DIR", help="folder of trials, store and reports (default: $DSD_LAB_HOME, else runs/)"
-    )
-    return verb
-
-
-def takes_precision(verb: argparse.ArgumentParser) -> None:
-    """In what samples are drawn."""
-    verb.add_argument("--precision", choices=("fp32", "bf16"), help="of the network while it samples (default: fp32)")
-
-
-def takes_processes(verb: argparse.ArgumentParser) -> None:
-    """How many processes share a work."""
-    verb.add_argument(
-        "--processes",
-        type=positive,
-        metavar="N",
-        help="processes that share the images, one a GPU where the trial has some (default: as the trial was trained)",
-    )
-
 
 def with_processes(trial: PlannedTrial, processes: int | None) -> PlannedTrial:
     """The trial with as many processes, and GPUs where it has some; its id is the same.
@@ -64,116 +34,6 @@ def with_processes(trial: PlannedTrial, processes: int | None) -> PlannedTrial:
     changed = {"processes": processes} | ({"gpus": float(processes)} if resources.gpus else {})
     fields = trial.fields.model_copy(update={"resources": resources.model_copy(update=changed)})
     return replace(trial, fields=fields)
-
-
-def takes_trial(verb: argparse.ArgumentParser) -> None:
-    """Add the trial argument."""
-    verb.add_argument("trial", help=TRIAL)
-
-
-def takes_spec(verb: argparse.ArgumentParser) -> None:
-    """Add the spec argument and its options."""
-    verb.add_argument(
-        "spec", metavar="SPEC", help="YAML file, name of a shipped spec (`dsd-lab specs`), or - for standard input"
-    )
-    takes_spec_options(verb)
-
-
-def takes_plugins(verb: argparse.ArgumentParser) -> None:
-    """Add `--plugin`."""
-    verb.add_argument(
-        "--plugin",
-        action="append",
-        default=[],
-        metavar="FILE|MODULE",
-        help="Python file or module that defines your own parts; repeatable (also: $DSD_LAB_PLUGINS)",
-    )
-
-
-def takes_spec_options(verb: argparse.ArgumentParser) -> None:
-    """Add `--profile`, `--set` and `--plugin`."""
-    takes_plugins(verb)
-    verb.add_argument("--profile", help="profile of the spec (default: its `profile`)")
-    verb.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY.PATH=VALUE",
-        help="override, such as training.steps=200 or seeds=[0]; repeatable",
-    )
-
-
-def takes_only(verb: argparse.ArgumentParser) -> None:
-    """Add `--only`."""
-    verb.add_argument(
-        "--only",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="only trials with variant=NAME or seed=N, or several: variant=A,B; repeatable",
-    )
-
-
-def takes_tracking(verb: argparse.ArgumentParser) -> None:
-    """Add `--tracking-uri`."""
-    verb.add_argument(
-        "--tracking-uri",
-        metavar="URI",
-        help="MLflow store (default: $MLFLOW_TRACKING_URI, else SQLite in the home folder)",
-    )
-
-
-def takes_yes(verb: argparse.ArgumentParser) -> None:
-    """Add `--yes`, without which nothing is deleted."""
-    verb.add_argument("--yes", action="store_true", help="delete; without it, only show what would be deleted")
-
-
-def allows_code_change(verb: argparse.ArgumentParser) -> None:
-    """Add `--allow-code-change`."""
-    verb.add_argument(
-        "--allow-code-change",
-        action="store_true",
-        help="resume trials that other training code began; records and reports show which code trained which steps",
-    )
-
-
-def answers_json(verb: argparse.ArgumentParser) -> None:
-    """Add `--json`."""
-    verb.add_argument("--json", action="store_true", help="answer in JSON")
-
-
-def count(text: str) -> int | str:
-    """Parse a number of images, or `holdout`."""
-    return text if text == "holdout" else positive(text)
-
-
-def checkpoint(text: str) -> int | str:
-    """A step of a checkpoint, `last`, or `all`."""
-    return text if text in ("all", "last") else positive(text)
-
-
-def chance(text: str) -> float:
-    """Parse a probability of collapse."""
-    value = float(text)
-    if not 0.5 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a probability of at least 0.5 and below 1")
-    return value
-
-
-def quality(text: str) -> int:
-    """Quality of a JPEG file."""
-    value = int(text)
-    if not 1 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"{value} is not a quality from 1 to 100")
-    return value
-
-
-def positive(text: str) -> int:
-    """Parse a number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-    return value
 
 
 def home_of(arguments: argparse.Namespace) -> Home:

@@ -1,4 +1,4 @@
-"""`dsd-lab prepare`: a data set decoded, resized and cropped once, in a form that training reads at random."""
+"""`dsd-lab prepare`: decode, resize and crop a data set once, in a form that training reads at random."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from dsd_lab.runs.data_shelf import ReadProgress
 from dsd_lab.specs.data import NAME
 from dsd_lab.specs.identity import data_name, trial_id
 from dsd_lab.specs.trial import Data, Trial
+from dsd_lab.specs.yaml_scalars import flow
 from dsd_lab.units import readable
 
 if TYPE_CHECKING:
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the set, or go on with it, or check one that is complete."""
+    """Write the set, resume writing it, or check a complete one."""
     trial, out = _trial(arguments), place_of(arguments.out, "--out")
     name = data_name(trial)
     if name not in (out.name, trial.data.hub) and not re.fullmatch(NAME, name):
-        raise BadInput(f"--out {out}: call the folder {name!r}, as the data set is called; data.name cannot spell it")
+        raise BadInput(
+            f"--out {out}: the folder must be called {name!r}, like the data set, since data.name does not allow this name"
+        )
 
     from dsd_lab.core.data.progress import listening
     from dsd_lab.core.preparing.write import prepare
@@ -37,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         workers = arguments.workers or os.cpu_count() or 1
         made = prepare(trial.data, name, out, arguments.jpeg, workers)
     size = sum(path.stat().st_size for path in out.iterdir())
-    held = "a split of its own" if made.holdout is None else f"{100 * made.holdout:g} % of every class"
+    held = "the source's own split" if made.holdout is None else f"{100 * made.holdout:g} % of every class"
     overrides = _overrides(trial, made, out)
     if arguments.json:
         answer = {"folder": str(out), "bytes": size, "train_with": overrides}
@@ -46,20 +49,20 @@ def run(arguments: argparse.Namespace) -> int:
     channels, height, width = made.shape
     say(f"{out}: {made.count:,} images of {channels} x {height} x {width}, {readable(size)}, checked; held out: {held}")
     if made.damaged:
-        say(f"{len(made.damaged)} damaged images are left out, first {made.damaged[0]}")
+        say(f"{len(made.damaged)} damaged images are left out, such as {made.damaged[0]}")
     say(f"fingerprint: {made.fingerprint}" + (" (that of the source)" if made.form == "array" else ""))
     if made.form == "jpeg":
         say(
-            "JPEG is lossy: these are other images than the source's, and trials on them are other trials; give data.revision a name of its own"
+            "JPEG is lossy: the images differ from the source's, so trials on them have other ids; set data.revision to a new name"
         )
     if not is_spec(arguments):
         given = trial.data.model_dump(exclude_defaults=True) | {"name": name} | overrides
-        say("train on it: data: {" + ", ".join(f"{key}: {value}" for key, value in given.items()) + "}")
+        say(f"train on it: data: {flow(given)}")
         return OK
     moved = trial.model_copy(update={"data": Data.model_validate(trial.data.model_dump() | overrides)})
     if made.form == "array" and trial_id(moved, 0) != trial_id(trial, 0):  # a plug-in's source is part of a trial's id
         say("trials on it have other ids than trials on the source")
-    words = " ".join(f"--set {shlex.quote(f'base.data.{key}={value}')}" for key, value in overrides.items())
+    words = " ".join(f"--set {shlex.quote(f'base.data.{key}={flow(value)}')}" for key, value in overrides.items())
     say(f"next: {program(arguments)[0]} sweep {shlex.quote(arguments.spec)} {words}")
     return OK
 
@@ -71,20 +74,20 @@ def _trial(arguments: argparse.Namespace) -> Trial:
         arguments.set = [*arguments.set, *(f"base.data.{key}={value}" for key, value in fields.items())]
     trials = trials_of(arguments, **fields, **({"crop": "centre"} if fields else {}))
     if len(trials) > 1:
-        raise BadInput(f"{arguments.spec}: reads {len(trials)} data sets; choose one with --profile or --set")
+        raise BadInput(f"{arguments.spec}: uses {len(trials)} data sets; choose one with --profile or --set")
     (trial,) = trials
     if trial.data.source == "prepared":
-        raise BadInput(f"{trial.data.path}: is prepared already; name what it was prepared from")
+        raise BadInput(f"{trial.data.path}: is a prepared set already; name its source")
     return trial
 
 
 def _overrides(trial: Trial, made: Manifest, out: Path) -> dict[str, object]:
-    """What a spec's trials need to read the prepared set and stay the same trials."""
+    """Fields of `data` with which a spec's trials read the prepared set and keep their ids."""
     words: dict[str, object] = {"source": "prepared", "path": str(out)}
     if data_name(trial) not in (out.name, trial.data.hub):
         words["name"] = data_name(trial)
     if trial.data.source == "idx" and trial.data.holdout != Data().holdout:
-        words["holdout"] = Data().holdout  # it is no part of the id of a set with a split of its own
+        words["holdout"] = Data().holdout  # not part of the id of a set that has its own split
     if made.form == "jpeg":
         words["revision"] = f"{trial.data.revision}-jpeg{made.quality}"
     return words

@@ -76,7 +76,7 @@ def _settings(evaluation: Evaluation) -> Generation | None:
 
 
 def _unmarked(recorded: TrialFolder) -> bool:
-    """Take the mark of an import away; False where somebody works on the trial."""
+    """Take the mark of an import away; False if another process holds the trial."""
     with recorded.lock() as held:
         if held:
             (recorded.root / "imported.json").unlink(missing_ok=True)

@@ -35,7 +35,7 @@ _OPTIONS |= {"weights": "weights", "precision": "precision", "checkpoint": "chec
 """Settings of an evaluation, and the options that give them here."""
 _FEW, _SHOWN = 16, 100
 """Images where no number is given, and those that the grid of an .npz shows."""
-_STOPPING = "stopping after the images at hand; the same command goes on with them; Ctrl-C again does not wait"
+_STOPPING = "stopping after the current block of images; the same command resumes; Ctrl-C again stops at once"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     y = y if chosen is None else torch.full((count,), chosen)
     trial = trial.model_copy(update={"resources": trial.resources.model_copy(update={"gpus": gpus})})
     planned = with_processes(planned_again(description, trial), arguments.processes)
-    team = min(planned.fields.resources.team, -(-count // BLOCK))  # a process without a block would only start
+    team = min(planned.fields.resources.team, -(-count // BLOCK))  # a process without a block is not started
     planned = with_processes(planned, team)
 
     from rich.progress import Progress, TextColumn
@@ -115,11 +115,11 @@ def run(arguments: argparse.Namespace) -> int:
         )
         with locked(bench.place(settings, y).with_suffix(".lock"), wait=False) as held:
             if not held:
-                raise BadInput(f"{arguments.trial}: another process draws these images now")
+                raise BadInput(f"{arguments.trial}: another process is drawing these images")
             try:
                 drawn = bench.samples(settings, y)
             except StoppedDrawing:
-                say("stopped: the same command goes on with the images that are drawn", error=True)
+                say("stopped; the same command resumes", error=True)
                 return stop.exit_code
             files = _publish(drawn, y, output, home.cache if arguments.npz else None)
             bench.forget_samples()
@@ -153,7 +153,7 @@ def _settings(arguments: argparse.Namespace) -> tuple[Generation, int]:
                 )
     count: int = given.pop("images", _FEW)
     if arguments.label is not None and {"labels"} & given.keys():
-        raise BadInput("--class: all images are of it, so that --labels and --protocol say nothing; leave one out")
+        raise BadInput("--class: all images have this class, so --labels and --protocol have no effect; leave one out")
     (settings,) = evaluations_from(given)
     return settings, count
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from collections import Counter
 from typing import Any
@@ -15,18 +16,26 @@ from dsd_lab.home.data_facts import other_images
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import find_manifests
 from dsd_lab.home.revisions import revisions
-from dsd_lab.home.sweep_records import Entry, Revision
+from dsd_lab.home.sweep_records import Entry, Manifest, Revision
 from dsd_lab.home.trial_folder import OTHER_IMAGES, STATES, TrialFolder, state_notes
 from dsd_lab.home.trial_records import TrialRecord
+from dsd_lab.specs.yaml_scalars import flow
 from dsd_lab.training_code import training_code
 
 Row = dict[str, Any]
+_MAX_SHOWN = 3
+"""Settings in the row of a trial that was trained singly."""
 
 
-def _row(folder: TrialFolder, code: str, described: TrialRecord | None, entry: Entry | None, other: bool) -> Row:
+def _row(
+    folder: TrialFolder, code: str, described: TrialRecord | None, entry: Entry | None, manifest: Manifest, other: bool
+) -> Row:
     """A trial. Without an entry, `train` trained it with other settings than its sweep's."""
     status = folder.status()
-    alone = f"{folder.id if described is None else described.name} (trained singly)"
+    own = {} if entry is not None or described is None else _own_settings(described, manifest)
+    shown = [f"{key}={flow(value)}" for key, value in own.items()]
+    more = [f"{len(shown) - _MAX_SHOWN} more settings"] if len(shown) > _MAX_SHOWN else []
+    alone = f"{folder.id if described is None else described.name} ({', '.join(['trained singly', *shown[:_MAX_SHOWN], *more])})"
     return {
         "id": folder.id,
         "name": alone if entry is None else entry.name,
@@ -34,6 +43,21 @@ def _row(folder: TrialFolder, code: str, described: TrialRecord | None, entry: E
         "step": status.step,
         "steps": status.steps if entry is None else entry.steps,
         "imported": folder.imported() is not None,
+    } | ({"settings": own} if entry is None else {})
+
+
+def _own_settings(described: TrialRecord, manifest: Manifest) -> dict[str, Any]:
+    """Fields by dotted key in which a trial differs from the sweep's most similar one; all of its overrides if there is none."""
+    same = [e for e in manifest.trials if e.variant == described.variant]
+    if not same:
+        return described.overrides
+    like = max(same, key=lambda e: (e.point == described.point, e.seed == described.seed))
+    own, others = described.canonical, like.canonical
+    names = [(section, name) for section in own | others for name in own.get(section, {}) | others.get(section, {})]
+    return {
+        f"{section}.{name}": own.get(section, {}).get(name, described.fields.get(section, {}).get(name))
+        for section, name in names
+        if own.get(section, {}).get(name) != others.get(section, {}).get(name)
     }
 
 
@@ -73,10 +97,11 @@ def run(arguments: argparse.Namespace) -> int:
         order = [*manifest.ids, *(i for i in manifest.kept if entries[i] is None)]
         described = {i: home.trial(i).description() for i in order}
         others = other_images({i: d for i, d in described.items() if d is not None and entries[i] is not None})
-        trials = [_row(home.trial(i), code, described[i], entries[i], i in others) for i in order]
+        trials = [_row(home.trial(i), code, described[i], entries[i], manifest, i in others) for i in order]
         sweeps.append(
             {
                 "sweep": key,
+                "set": manifest.set,
                 "imported": manifest.imported is not None,
                 "states": dict(Counter(t["state"] for t in trials)),
                 "trials": trials,
@@ -91,7 +116,9 @@ def run(arguments: argparse.Namespace) -> int:
         console.print(f"no sweep has been run in {home.root}", highlight=False)
     for sweep in sweeps:
         counts = ", ".join(f"{sweep['states'][s]} {s}" for s in STATES if s in sweep["states"])
-        console.print(f"{sweep['sweep']}{' (imported)' if sweep['imported'] else ''}: {counts}", highlight=False)
+        marks = [*(["imported"] if sweep["imported"] else []), *(f"--set {shlex.quote(text)}" for text in sweep["set"])]
+        marked = f" ({', '.join(marks)})" if marks else ""
+        console.print(f"{sweep['sweep']}{marked}: {counts}", highlight=False, soft_wrap=True)
         rows = [
             (trial["id"], trial["name"], trial["state"] + (" (imported)" if trial["imported"] else ""))
             for trial in sweep["trials"]

@@ -1,8 +1,8 @@
-"""Samples and their features, made block by block by all processes of a trial and kept until they are measured.
+"""Samples and their features: computed in blocks by all processes of a trial, and kept on disk until they are measured.
 
-Blocks are files below the home folder's cache, each complete or not there. What was stopped or killed goes on with the
-blocks that are missing, with any number of processes. A block has the same images whoever draws it, and its bits too
-where the devices are alike, so that metrics do not depend on the number of processes.
+Blocks are files in the home folder's cache; each is complete or missing. After an interruption, only missing blocks are
+computed, by any number of processes. The images of a block do not depend on the process that draws it, and on equal
+devices neither do their bits, so metrics do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -40,61 +40,61 @@ if TYPE_CHECKING:
 
 IMAGES = "images"
 _APPEARS = 60.0
-"""Seconds until a file that another machine wrote is seen in a shared folder."""
+"""Maximum seconds until a file that another machine wrote is visible in a shared folder."""
 
 
 class StoppedDrawing(Exception):
-    """A signal asked to stop; the blocks that are there are used when it goes on."""
+    """Sampling was stopped by a signal; the next run uses the finished blocks."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A number of images in blocks, and what was made of them, as files of a folder."""
+    """Images in blocks, and their features, as files in a folder."""
 
     folder: Path
     count: int
 
     @property
     def blocks(self) -> range:
-        """Numbers of all blocks."""
+        """Indices of all blocks."""
         return range(-(-self.count // BLOCK))
 
     def rows(self, block: int) -> int:
-        """Images of a block."""
+        """Number of images in a block."""
         return min(BLOCK, self.count - block * BLOCK)
 
     def _path(self, name: str, block: int) -> Path:
         return self.folder / f"{name}-{block:06d}.safetensors"
 
     def lacking(self, name: str) -> list[int]:
-        """Blocks that are not there, or damaged."""
+        """Indices of missing and damaged blocks."""
         return [block for block in self.blocks if not self._is_whole(name, block)]
 
     def _is_whole(self, name: str, block: int) -> bool:
         try:
-            with safe_open(self._path(name, block), "pt") as file:  # looks at names, shapes and the file's size
+            with safe_open(self._path(name, block), "pt") as file:  # checks names, shapes and the file's size
                 names = list(file.keys())
                 return bool(names) and all(file.get_slice(n).get_shape()[0] == self.rows(block) for n in names)
         except (OSError, SafetensorError):
             return False
 
     def write(self, name: str, block: int, tensors: dict[str, Tensor]) -> None:
-        """Keep tensors [n, ...] of a block."""
+        """Write tensors [n, ...] of a block."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self._path(name, block), save({k: v.contiguous() for k, v in tensors.items()}))
 
     def read(self, name: str, block: int) -> dict[str, Tensor]:
-        """What was kept of a block.
+        """Read the tensors of a block.
 
         Raises:
-            NoResources: another machine wrote it, and the shared folder does not show it.
+            NoResources: another machine wrote it, but it does not appear in the shared folder.
         """
         path, until = self._path(name, block), time.monotonic() + _APPEARS
         while not path.exists():
             if time.monotonic() > until:
                 raise NoResources(f"{path}: another process wrote it, but it is not visible here after {_APPEARS:g} s")
             with contextlib.suppress(OSError):
-                os.listdir(self.folder)  # makes a network file system look again
+                os.listdir(self.folder)  # makes a network file system refresh its cache
             time.sleep(0.1)
         return load_file(path)
 
@@ -111,13 +111,13 @@ class Drawn:
         return next(self.images())[:count]
 
     def remove(self) -> None:
-        """Free the disk: what was asked of them is recorded."""
+        """Delete the folder, after the metrics are recorded."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @cache
 def drawing_code() -> str:
-    """Hash of the code that decides what samples and features are: training code, samplers, sampling, features."""
+    """Hash of the code that determines samples and features: training code, samplers, sampling, features."""
     package = Path(__file__).parents[1]
     files = ("core/diffusion/samplers.py", "evaluation/sampling.py", "evaluation/features.py", "evaluation/dinov2.py")
     sources = b"".join((package / file).read_bytes() for file in files)
@@ -125,18 +125,18 @@ def drawing_code() -> str:
 
 
 def drawn_of(cache: Path, checkpoints: Path, settings: Generation, y: Tensor, seed: int, purpose: str = "") -> Drawn:
-    """Where images of a trial's checkpoint are kept: by its tensors, how and by which code they are sampled, labels y [N] and seed.
+    """The images of a trial's checkpoint. Their folder is named by its tensors, sampling settings, code, labels y [N] and seed.
 
     Args:
-        cache: of the home.
-        checkpoints: of the trial.
-        settings: of which only those of the sampling count.
-        y: labels.
-        seed: of the noise.
-        purpose: what they are drawn for, where another process may draw the same ones for something else.
+        cache: cache folder of the home.
+        checkpoints: folder of the trial's checkpoints.
+        settings: settings of the evaluation; only those of the sampling count.
+        y: labels [N].
+        seed: seed of the noise.
+        purpose: separates these images from equal ones that another process may draw for something else.
 
     Raises:
-        CorruptCheckpoint: its manifest cannot be read.
+        CorruptCheckpoint: the checkpoint's manifest cannot be read.
     """
     checkpoint = checkpoint_of(checkpoints, settings.checkpoint)
     try:
@@ -155,33 +155,33 @@ def take_turns(
     lacking: Sequence[int],
     make: Callable[[int], dict[str, Tensor]],
     stop: Callable[[], bool],
-    told: Callable[[int, int], None] | None,
+    on_progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Make the blocks that are lacking, one a process at a time; returns when all are there.
+    """Compute missing blocks, one per process at a time. Returns when all exist.
 
     Args:
-        peers: this process among them.
-        drawn: where blocks are kept.
-        name: of what is made.
-        lacking: numbers of blocks, the same in all processes.
-        make: gives the tensors of a block.
-        stop: asked between blocks; where one process says so, all stop.
-        told: called with the images that are made and with their number.
+        peers: this process among those of the trial.
+        drawn: folder of the blocks.
+        name: name of the blocks: images, or the features of an extractor.
+        lacking: indices of the missing blocks, equal in all processes.
+        make: returns the tensors of a block.
+        stop: called between blocks; if it is true in one process, all stop.
+        on_progress: called with the number of finished images and the total.
 
     Raises:
-        StoppedDrawing: a process was asked to stop.
-        PeerLost: another process is gone.
+        StoppedDrawing: `stop` was true in a process.
+        PeerLost: another process is lost.
     """
     there = drawn.count - sum(map(drawn.rows, lacking))
     for first in range(0, len(lacking), peers.size):
-        if told is not None:
-            told(there, drawn.count)
+        if on_progress is not None:
+            on_progress(there, drawn.count)
         if peers.any(stop()):
             raise StoppedDrawing
         turn = lacking[first : first + peers.size]
         if peers.rank < len(turn):
             drawn.write(name, turn[peers.rank], make(turn[peers.rank]))
         there += sum(map(drawn.rows, turn))
-    peers.any(False)  # all have written theirs
-    if told is not None:
-        told(drawn.count, drawn.count)
+    peers.any(False)  # waits until every process has written its block
+    if on_progress is not None:
+        on_progress(drawn.count, drawn.count)

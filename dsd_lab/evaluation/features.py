@@ -1,14 +1,15 @@
-"""The extractors for torch-fidelity: uint8 RGB images -> features and class scores.
+"""Feature extractors for torch-fidelity: uint8 RGB images -> features and class scores.
 
-`dsd-lab-indomain` and `dsd-lab-dinov2` are registered with torch-fidelity when this module is imported, so that its own
-functions and those here see the same networks.
+Importing this module registers `dsd-lab-indomain` and `dsd-lab-dinov2` with torch-fidelity, whose functions then use the
+same networks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ INDOMAIN, INCEPTION, DINOV2 = "dsd-lab-indomain", "inception-v3-compat", "dsd-la
 _LAYERS = {INDOMAIN: [str(FEATURES), "scores"], INCEPTION: ["2048", "logits_unbiased"], DINOV2: ["cls", "scores"]}
 _BATCHES = {INDOMAIN: 512, INCEPTION: 64, DINOV2: 64}
 SPATIAL_CHANNELS = 7
-"""Channels of Inception's map that ADM's sFID takes: 7 x 17 x 17 = 2,023 numbers."""
+"""Channels of Inception's feature map in ADM's sFID: 7 x 17 x 17 = 2,023 features."""
 
 
 class Features(NamedTuple):
@@ -45,14 +46,14 @@ class Features(NamedTuple):
 
 
 class IndomainExtractor(FeatureExtractorBase):  # type: ignore[misc]
-    """The in-domain extractor; for grey data it uses one of the three equal channels."""
+    """The in-domain extractor; of grey images it uses one of the three equal channels."""
 
     def __init__(
         self, name: str, features_list: list[str], feature_extractor_weights_path: Path | None = None, **unused: Any
     ) -> None:
         super().__init__(name, features_list)
         if feature_extractor_weights_path is None:
-            raise BadInput(f"{name}: has no weights of its own; give feature_extractor_weights_path")
+            raise BadInput(f"{name}: needs weights; give feature_extractor_weights_path")
         self.network = extractor_of(load_file(feature_extractor_weights_path))
         self.channels = self.network.body[0].in_channels
 
@@ -80,9 +81,9 @@ class IndomainExtractor(FeatureExtractorBase):  # type: ignore[misc]
 
 
 class DinoExtractor(FeatureExtractorBase):  # type: ignore[misc]
-    """DINOv2's class token, as FD-DINOv2 takes it (Stein et al., arXiv 2306.04675): images resized to 224 pixels, bicubic.
+    """DINOv2's class token as in FD-DINOv2 (Stein et al., arXiv 2306.04675): images are resized to 224 pixels, bicubic.
 
-    torch-fidelity's own extractor of DINOv2 takes no file of weights, and resizes in another way.
+    torch-fidelity's own DINOv2 extractor accepts no weights file and resizes differently.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class DinoExtractor(FeatureExtractorBase):  # type: ignore[misc]
     ) -> None:
         super().__init__(name, features_list)
         if feature_extractor_weights_path is None:
-            raise BadInput(f"{name}: has no weights of its own; give feature_extractor_weights_path")
+            raise BadInput(f"{name}: needs weights; give feature_extractor_weights_path")
         self.network = dinov2_network(torch.load(feature_extractor_weights_path, weights_only=True))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -119,28 +120,28 @@ register_feature_extractor(INDOMAIN, IndomainExtractor)
 register_feature_extractor(DINOV2, DinoExtractor)
 
 _MAX_WEIGHTS_BYTES = 2**31
-"""Maximum size of a file of weights in bytes."""
+"""Maximum size of a weights file in bytes."""
 
 
 def indomain(path: Path) -> FeatureExtractorBase:
-    """The in-domain extractor from a cached file."""
+    """The in-domain extractor with the weights in a cached file."""
     return _created(INDOMAIN, path)
 
 
 def inception(path: Path) -> FeatureExtractorBase:
-    """torch-fidelity's Inception-v3 with the weights of a file, whose hash is checked.
+    """torch-fidelity's Inception-v3 with the weights in a file, whose hash is checked.
 
     Raises:
-        BadInput: they are not the pinned ones.
+        BadInput: the file does not have the pinned hash.
     """
     return _created(INCEPTION, _pinned("inception", path))
 
 
 def dinov2(path: Path) -> FeatureExtractorBase:
-    """DINOv2 with the weights of a file, whose hash is checked.
+    """DINOv2 with the weights in a file, whose hash is checked.
 
     Raises:
-        BadInput: they are not the pinned ones.
+        BadInput: the file does not have the pinned hash.
     """
     return _created(DINOV2, _pinned("dinov2", path))
 
@@ -150,7 +151,9 @@ def _pinned(name: str, path: Path) -> io.BytesIO:
     if hashlib.sha256(raw).hexdigest() != WEIGHTS[name].sha256:
         raise BadInput(f"{path}: is not {WEIGHTS[name].file}; run `dsd-lab fetch-weights {name}`")
     tensors = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-    clean = io.BytesIO()  # torch-fidelity unpickles what it is given: it is given a file of ours, of tensors alone
+    clean = (
+        io.BytesIO()
+    )  # torch-fidelity unpickles its file, so it gets one that was written here and holds only tensors
     torch.save(tensors, clean)
     clean.seek(0)
     return clean
@@ -161,6 +164,26 @@ def _created(name: str, weights: Path | io.BytesIO) -> FeatureExtractorBase:
     return create_feature_extractor(name, _LAYERS[name], **given)
 
 
+def digest_name(extractor: FeatureExtractorBase) -> str:
+    """The name of an extractor and a hash of its weights: two weights files of one extractor have different names."""
+    digest = hashlib.sha256()
+    for name, value in extractor.state_dict().items():
+        digest.update(name.encode() + value.cpu().numpy().tobytes())
+    return f"{extractor.name}-{digest.hexdigest()[:8]}"
+
+
+@contextlib.contextmanager
+def _no_tf32() -> Iterator[None]:
+    """Convolutions and matrix products in float32 while the block lasts, on any device."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @torch.no_grad()
 def extract(
     extractor: FeatureExtractorBase,
@@ -168,16 +191,17 @@ def extract(
     device: torch.device,
     spatial: bool = False,
 ) -> Features:
-    """Features and class scores of uint8 images [N, C, H, W], whole or in blocks, on the CPU.
+    """Features and class scores, on the CPU, of uint8 images [N, C, H, W] in one tensor or in blocks.
 
-    Computes convolutions in float32: TF32 would round their inputs to 10 bits, and features from CPU and GPU are compared.
+    Computes convolutions and matrix products in float32: TF32 would round their inputs to 10 bits, and features from CPU
+    and GPU are compared.
 
     Args:
-        extractor: moved to the device.
-        pixels: the images.
-        device: that computes.
-        spatial: Inception's features with their places too, as ADM's sFID takes them: the first 7 channels of the TensorFlow
-            graph's `mixed_6/conv:0`, which is the rectified output of `Mixed_6d.branch1x1` here.
+        extractor: network; it is moved to the device.
+        pixels: images.
+        device: device of the computation.
+        spatial: also return Inception's spatial features for ADM's sFID: the first 7 channels of the TensorFlow graph's
+            `mixed_6/conv:0`, which is the rectified output of `Mixed_6d.branch1x1` here.
     """
     extractor.to(device)
     blocks, size = [pixels] if isinstance(pixels, Tensor) else pixels, _BATCHES[extractor.name]
@@ -188,7 +212,7 @@ def extract(
             lambda module, given, made: maps.append(made[:, :SPATIAL_CHANNELS].flatten(1).float().cpu())
         )
     try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with _no_tf32():
             found = (extractor(_rgb(chunk).to(device)) for block in blocks for chunk in block.split(size))
             parts = [(features.cpu(), scores.cpu()) for features, scores in found]
     finally:

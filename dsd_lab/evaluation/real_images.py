@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch import Tensor
 from dsd_lab.core.data import Images
 from dsd_lab.core.randomness import generator
 from dsd_lab.evaluation.distances import Statistics, statistics
-from dsd_lab.evaluation.features import Features, extract
+from dsd_lab.evaluation.features import Features, digest_name, extract
 from dsd_lab.files.atomic import read_cache, write_atomic, write_json
 from dsd_lab.files.locks import locked
 
@@ -67,16 +66,13 @@ class Real:
     cache: Path
 
     @cached_property
-    def _named(self) -> str:
+    def named(self) -> str:
         """Name of the extractor with a hash of its weights."""
-        digest = hashlib.sha256()
-        for name, value in self.extractor.state_dict().items():
-            digest.update(name.encode() + value.cpu().numpy().tobytes())
-        return f"{self.extractor.name}-{digest.hexdigest()[:8]}"
+        return digest_name(self.extractor)
 
     @cached_property
     def _train(self) -> dict[str, Tensor]:
-        path = statistics_path(self.cache, self.data, self._named)
+        path = statistics_path(self.cache, self.data, self.named)
         with locked(path.with_suffix(".lock")):
             if not path.exists():
                 features = self._of_train(spatial=False).features
@@ -90,7 +86,7 @@ class Real:
     @cached_property
     def spatial_statistics(self) -> Statistics:
         """Mean and covariance of the training images' spatial features."""
-        path = statistics_path(self.cache, self.data, f"{self._named}-spatial")
+        path = statistics_path(self.cache, self.data, f"{self.named}-spatial")
         with locked(path.with_suffix(".lock")):
             if not path.exists():
                 spatial = self._of_train(spatial=True).spatial
@@ -105,7 +101,7 @@ class Real:
             key: everything that they depend on, except data and extractor.
             make: computes metrics of real images; called if they are not cached.
         """
-        path = statistics_path(self.cache, self.data, self._named).with_suffix(".json")
+        path = statistics_path(self.cache, self.data, self.named).with_suffix(".json")
         with locked(path.with_suffix(".lock")):
             known = read_cache(path)
             if key not in known:

@@ -132,11 +132,11 @@ def sample_images(
     rtol: float = 1e-5,
     atol: float = 1e-5,
     precision: str = "fp32",
-    told: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Images [N, C, H, W] uint8 for labels y [N]. Image i depends on (seed, i, label), not on the batch size.
 
-    `told`, if given, is called after every batch with the number of images drawn so far and N.
+    `on_progress`, if given, is called after every batch with the number of images drawn so far and N.
     """
     ends: dict[str, Any] = {} if interval is None else {"guidance_interval": [interval.low, interval.high]}
     ends |= {"guidance_ends": "open" if interval is not None and interval.open else "closed"}
@@ -145,8 +145,8 @@ def sample_images(
     parts: list[Tensor] = []
     for _, images in sample_blocks(network, trial, y, settings, seed, device, size=batch):
         parts.append(images)
-        if told is not None:
-            told(sum(map(len, parts)), len(y))
+        if on_progress is not None:
+            on_progress(sum(map(len, parts)), len(y))
     return torch.cat(parts)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dsd_lab.core.messages import tell
+from dsd_lab.core.messages import heard, tell
 from dsd_lab.core.model.network import Network
 from dsd_lab.core.peers import ALONE, Peers
 from dsd_lab.evaluation.drawing import IMAGES, Drawn, StoppedDrawing, drawing_code, drawn_of, take_turns
@@ -37,7 +37,7 @@ class EvaluationCache:
     """Cache shared by the evaluations of one trial, so that equal samples and features are computed once.
 
     It keeps only the last weights and samples, so evaluations of the same ones should be consecutive. With several processes, the
-    leader's cache asks those of the others (`take_part`) for their share of samples and features.
+    leader's cache requests a share of the samples and features from each of the others (`take_part`).
     """
 
     trial: Trial
@@ -45,7 +45,7 @@ class EvaluationCache:
     data: DataSet
     device: torch.device
     home: Home
-    told: Callable[[int, int], None] | None = None
+    on_progress: Callable[[int, int], None] | None = None
     """Called with the number of images drawn so far and the total."""
     peers: Peers = ALONE
     stop: Callable[[], bool] = lambda: False
@@ -114,52 +114,66 @@ class EvaluationCache:
         """Features and class scores of the samples for labels y [N]."""
         from dsd_lab.evaluation.features import Features
 
-        drawn, name = self.samples(e, y), _features_name(e)
+        drawn = self.samples(e, y)
 
         def make() -> Features:
             self._share("extract", e, y)
-            parts = [drawn.read(name, block) for block in drawn.blocks]
+            parts = [drawn.read(self._features_name(e), block) for block in drawn.blocks]
             return Features(**{key: torch.cat([part[key] for part in parts]) for key in parts[0]})
 
-        found: Features = self.of_samples(name, make)
+        found: Features = self.of_samples(("features", e.extractor, "sfid" in e.measured), make)
         return found
 
     def _share(self, work: str, e: Generation, y: Tensor) -> None:
         """Let all processes draw or extract, each its share of the missing blocks."""
-        drawn = self._drawn(e, y)
-        lacking = drawn.lacking(IMAGES if work == "draw" else _features_name(e))
-        asked = {"work": work, "evaluation": e.model_dump(mode="json"), "y": y.tolist(), "lacking": lacking}
+        asked = {"work": work, "evaluation": e.model_dump(mode="json"), "y": y.tolist()}
         tell(self.peers, asked | {"seed": self.seed, "purpose": self.purpose})
-        self._work(work, e, y, drawn, lacking)
+        self._work(work, e, y)
 
     def take_part(self, asked: Mapping[str, Any]) -> None:
         """Do this process's share of the leader's request."""
         e, y = Generation.model_validate(asked["evaluation"]), torch.tensor(asked["y"])
         self.seed, self.purpose = asked["seed"], asked["purpose"]
-        drawn = self._drawn(e, y)
         try:
-            self._work(asked["work"], e, y, drawn, asked["lacking"])
-        except StoppedDrawing:  # the leader has heard it too
+            self._work(asked["work"], e, y)
+        except StoppedDrawing:  # the leader stops too
             return
 
-    def _work(self, work: str, e: Generation, y: Tensor, drawn: Drawn, lacking: list[int]) -> None:
+    def _work(self, work: str, e: Generation, y: Tensor) -> None:
+        drawn = self._drawn(e, y)
         self.peers.agree(self.data.fingerprint, "images")
         self.peers.agree(drawing_code(), "code that samples and extracts features")
         if work == "draw":
+            lacking = self._lacking(drawn, IMAGES)
             own = lacking[self.peers.rank :: self.peers.size]
             blocks = sample_blocks(self.network(e), self.trial, y, e, self.seed, self.device, own)
-            take_turns(self.peers, drawn, IMAGES, lacking, lambda _: {IMAGES: next(blocks)[1]}, self.stop, self.told)
+            take_turns(
+                self.peers, drawn, IMAGES, lacking, lambda _: {IMAGES: next(blocks)[1]}, self.stop, self.on_progress
+            )
             return
         from dsd_lab.evaluation.features import extract
 
-        extractor = self.extractor(e) if lacking else None
+        extractor, name = self.extractor(e), self._features_name(e)
+        self.peers.agree(name, f"weights of the extractor {e.extractor}")
 
         def extracted(block: int) -> dict[str, Tensor]:
-            assert extractor is not None
             found = extract(extractor, drawn.read(IMAGES, block)[IMAGES], self.device, "sfid" in e.measured)
-            return {name: value for name, value in found._asdict().items() if value is not None}
+            return {key: value for key, value in found._asdict().items() if value is not None}
 
-        take_turns(self.peers, drawn, _features_name(e), lacking, extracted, self.stop, None)
+        take_turns(self.peers, drawn, name, self._lacking(drawn, name), extracted, self.stop, None)
+
+    def _lacking(self, drawn: Drawn, name: str) -> list[int]:
+        """The missing blocks as the leader sees them: a shared folder may show other files to other machines."""
+        if not self.peers.leads:
+            found: list[int] = heard(self.peers)["lacking"]
+            return found
+        lacking = drawn.lacking(name)
+        tell(self.peers, {"lacking": lacking})
+        return lacking
+
+    def _features_name(self, e: Generation) -> str:
+        """File name of the features of samples: by the weights of the extractor, which may change while blocks are kept."""
+        return f"{self.real(e).named}-spatial" if "sfid" in e.measured else self.real(e).named
 
     def reconstructions(self, e: Generation) -> Tensor:
         """Held-out images [N, C, H, W] uint8 through encoder and decoder."""
@@ -202,8 +216,3 @@ class EvaluationCache:
             return self.real(e).spatial_statistics if spatial else self.real(e).statistics
         found: Statistics = self.once((e.reference, spatial), lambda: read_reference(e, spatial))
         return found
-
-
-def _features_name(e: Generation) -> str:
-    """File name of the features of samples."""
-    return f"{e.extractor}-spatial" if "sfid" in e.measured else e.extractor

@@ -6,6 +6,7 @@ of the files whose MD5 torchvision pins; CIFAR-10's authors publish an MD5 of th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,8 +32,8 @@ class KnownSet:
     downloads: tuple[Download, ...]
     layout: str
     """What lies in its folder."""
-    fields: str
-    """What a spec's section `data` says, beside the path."""
+    fields: Mapping[str, str | int]
+    """Fields of a spec's section `data`, without the path."""
     unpacks: Literal["", "cifar10", "flowers", "flowers102"] = ""
     """How the downloads become the layout; empty: they are it."""
 
@@ -69,7 +70,7 @@ DATA_SETS: dict[str, KnownSet] = {
             ),
         ),
         _IDX_LAYOUT,
-        "source: idx",
+        {"source": "idx"},
     ),
     "fashion_mnist": KnownSet(
         "Fashion-MNIST, 70,000 articles of clothing of 28 x 28",
@@ -85,7 +86,7 @@ DATA_SETS: dict[str, KnownSet] = {
             ),
         ),
         _IDX_LAYOUT,
-        "source: idx",
+        {"source": "idx"},
     ),
     "cifar10": KnownSet(
         "CIFAR-10, 60,000 images of 32 x 32 in 10 classes",
@@ -100,7 +101,7 @@ DATA_SETS: dict[str, KnownSet] = {
             ),
         ),
         "train.parquet, test.parquet (PNG, the original pixels)",
-        "source: parquet",
+        {"source": "parquet"},
         "cifar10",
     ),
     "flowers": KnownSet(
@@ -119,7 +120,7 @@ DATA_SETS: dict[str, KnownSet] = {
             ),
         ),
         "daisy/, dandelion/, roses/, sunflowers/, tulips/",
-        "source: folder, size: 64, crop: centre",
+        {"source": "folder", "size": 64, "crop": "centre"},
         "flowers",
     ),
     "flowers102": KnownSet(
@@ -135,7 +136,7 @@ DATA_SETS: dict[str, KnownSet] = {
             )
         ),
         "train/CLASS/, val/CLASS/, test/CLASS/ with classes 1 to 102",
-        "source: folder, size: 64, crop: centre",
+        {"source": "folder", "size": 64, "crop": "centre"},
         "flowers102",
     ),
 }

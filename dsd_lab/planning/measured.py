@@ -8,16 +8,16 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-from dsd_lab.files.atomic import read_cache, write_json
 from dsd_lab.home.home import Home
+from dsd_lab.home.measurement_records import Benchmarks, Ceilings, Events, Figure
+from dsd_lab.home.record_types import FORMAT
 from dsd_lab.planning.estimates import shape_key
 from dsd_lab.provenance import processor
 from dsd_lab.specs.identity import canonical_fields
 from dsd_lab.specs.trial import Trial
 
-EVENTS = ("record", "probe", "images", "checkpoint")
+EVENTS = tuple(Events.model_fields)
 """What a trial does between steps: means of losses, latent metrics, image grids, checkpoints."""
 
 
@@ -34,19 +34,19 @@ def event_counts(trial: Trial) -> dict[str, int]:
     return counts | {"probe": 2 + (steps - 1) // trial.probe.every}
 
 
-def whole_seconds(trial: Trial, step: float, events: dict[str, float]) -> float:
+def whole_seconds(trial: Trial, step: float, events: Events) -> float:
     """Seconds of a whole trial from seconds per step and per event."""
-    counts = event_counts(trial)
-    return step * trial.training.steps + sum(counts[name] * events[name] for name in EVENTS)
+    return step * trial.training.steps + sum(
+        getattr(events, name) * count for name, count in event_counts(trial).items()
+    )
 
 
-def remember_figure(home: Home, trial: Trial, device: str, figure: dict[str, Any]) -> None:
+def remember_figure(home: Home, trial: Trial, device: str, figure: Figure) -> None:
     """Store the measurement of a trial's shape; replaces an earlier one."""
-    path = _path(home)
-    known = read_cache(path)
-    known[_key(trial)] = known.get(_key(trial), {}) | {device: figure}
+    path, key = _path(home), _key(trial)
+    known = Benchmarks.known(path) or Benchmarks(format=FORMAT)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, known)
+    known.changed(**{key: known.figures.get(key, {}) | {device: figure}}).write(path)
 
 
 def benched_seconds(home: Home, trial: Trial, gpu: str) -> tuple[float, str] | None:
@@ -59,10 +59,7 @@ def benched_seconds(home: Home, trial: Trial, gpu: str) -> tuple[float, str] | N
     """
     share = min(1.0, trial.resources.gpus)
     for device, figure in _figures(home, trial, gpu):
-        try:
-            return whole_seconds(trial, float(figure["step"]), figure["events"]) / (share or 1.0), device
-        except (KeyError, TypeError, ValueError):
-            continue  # damaged: treated as missing
+        return whole_seconds(trial, figure.step, figure.events) / (share or 1.0), device
     return None
 
 
@@ -74,17 +71,14 @@ def benched_efficiency(home: Home, trial: Trial, gpu: str) -> float | None:
         trial: with its resources.
         gpu: as in `benched_seconds`.
     """
-    for _, figure in _figures(home, trial, gpu):
-        try:
-            return float(figure["efficiency"][str(trial.resources.team)])
-        except (KeyError, TypeError, ValueError):
-            continue
-    return None
+    found = (figure.efficiency.get(str(trial.resources.team)) for _, figure in _figures(home, trial, gpu))
+    return next((efficiency for efficiency in found if efficiency is not None), None)
 
 
-def _figures(home: Home, trial: Trial, gpu: str) -> Iterator[tuple[str, Any]]:
+def _figures(home: Home, trial: Trial, gpu: str) -> Iterator[tuple[str, Figure]]:
     """Devices that count for a trial, and what was measured of its shape on them."""
-    for device, figure in read_cache(_path(home)).get(_key(trial), {}).items():
+    known = Benchmarks.known(_path(home)) or Benchmarks()
+    for device, figure in known.figures.get(_key(trial), {}).items():
         if is_gpu(device, gpu) if trial.resources.gpus else device == cpu_name():
             yield device, figure
 
@@ -92,14 +86,13 @@ def _figures(home: Home, trial: Trial, gpu: str) -> Iterator[tuple[str, Any]]:
 def machine_ceiling(home: Home, threads: int) -> float:
     """FLOP/s of this machine's float32 matrix products with `threads` threads, measured once per home folder."""
     path, key = home.cache / "ceilings.json", f"{cpu_name()}, {threads} threads"
-    known = read_cache(path)
-    if not isinstance(known.get(key), float):
-        known[key] = matrix_ceiling(threads)
+    known = Ceilings.known(path) or Ceilings(format=FORMAT)
+    if key not in known.flops_per_second:
+        known = known.changed(**{key: matrix_ceiling(threads)})
         if home.root.is_dir():
             home.cache.mkdir(exist_ok=True)
-            write_json(path, known)
-    ceiling: float = known[key]
-    return ceiling
+            known.write(path)
+    return known.flops_per_second[key]
 
 
 def matrix_ceiling(threads: int) -> float:

@@ -1,9 +1,9 @@
 """Distributed trials: starts the processes of a trial, and runs those that are not the leader.
 
 The leader (rank 0) runs the trial like a single process (`run_trial.py`), and tells the other ranks when to train and which
-samples of an evaluation to draw. They read the leader's checkpoints, and write nothing to the home folder but those samples.
+samples of an evaluation to draw. The other ranks read the leader's checkpoints and write only those samples.
 
-    python -m dsd_lab.runs.peers      one rank, started by a leader on the same machine; reads its job from stdin
+    python -m dsd_lab.runs.peers      one rank, started by a leader on the same machine; reads its job from standard input
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,7 @@ import torch
 from dsd_lab.core.messages import heard, tell
 from dsd_lab.core.peers import ALONE, Peers, joined
 from dsd_lab.core.training.trainer import Trainer, pick_device
-from dsd_lab.errors import LabError, NoResources, PeerLost
+from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, TRIALS_FAILED, BadInput, LabError, NoResources, PeerLost
 from dsd_lab.evaluation.workspace import EvaluationCache
 from dsd_lab.home.home import Home
 from dsd_lab.home.plugins import keep_plugins
@@ -33,7 +35,6 @@ from dsd_lab.runs.child_environment import child_environment
 from dsd_lab.runs.data_shelf import DataShelf
 from dsd_lab.specs.plugins import load_kept
 from dsd_lab.specs.sweep import PlannedTrial
-from dsd_lab.specs.trial import Trial
 from dsd_lab.training_code import training_code
 
 if TYPE_CHECKING:
@@ -42,23 +43,43 @@ if TYPE_CHECKING:
 Team = Callable[[Home, PlannedTrial], AbstractContextManager[Peers]]
 """(home, trial) -> context with the leader's `Peers`; the other ranks run while it lasts."""
 TRAIN, END = "train", "end"
-"""Tasks that the leader announces, beside those of `EvaluationCache.take_part`."""
-_EXIT_SECONDS = 30.0
-"""Seconds that a rank has to exit after its last task."""
+"""Tasks that the leader announces, in addition to those of `EvaluationCache.take_part`."""
+EXIT_SECONDS, FAULT_SECONDS = 30.0, 10.0
+"""Seconds that a rank has to exit after its last task, and to report its own fault after the leader has lost it."""
+_ACTIONABLE: dict[int | None, type[LabError]] = {BAD_INPUT: BadInput, NO_RESOURCES: NoResources}
+"""Exit code -> error that resuming the trial does not remove."""
+_MAX_REASON = 1000
+_MARK = "dsd-lab: "
+"""Prefix of the line that reports a rank's fault, among others that libraries print."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A rank that ended before it was dismissed."""
+
+    rank: int
+    code: int | None
+    """Exit code of its `LabError`; any other if it had none."""
+    reason: str
+
+    @property
+    def fault(self) -> LabError:
+        """The rank's own error where the user can fix it; otherwise `PeerLost`, after which the trial is resumed."""
+        return _ACTIONABLE.get(self.code, PeerLost)(f"process {self.rank} of the trial: {self.reason}")
+
+
+def first_fault(ended: Iterable[Ended]) -> LabError | None:
+    """Why ranks ended: what the user can fix comes first, what follows from the end of another rank last."""
+    order = {**dict.fromkeys(_ACTIONABLE, 0), TRIALS_FAILED: 2}
+    first = min(ended, key=lambda e: order.get(e.code, 1), default=None)
+    return None if first is None else first.fault
 
 
 def job_of(home: Home, trial: PlannedTrial) -> dict[str, Any]:
     """What a rank needs to train and sample a trial, as JSON."""
     return {
         "home": str(home.root.resolve()),
-        "trial": {
-            "id": trial.id,
-            "variant": trial.variant,
-            "seed": trial.seed,
-            "point": trial.point,
-            "overrides": trial.overrides,
-            "fields": trial.fields.model_dump(),
-        },
+        "trial": trial.as_json(),
         "plugins": keep_plugins(home),
     }
 
@@ -66,7 +87,7 @@ def job_of(home: Home, trial: PlannedTrial) -> dict[str, Any]:
 def trial_of(job: dict[str, Any]) -> PlannedTrial:
     """The trial of a job. Loads its plug-ins."""
     load_kept(job["plugins"])
-    return PlannedTrial(**{**job["trial"], "fields": Trial.model_validate(job["trial"]["fields"])})
+    return PlannedTrial.from_json(job["trial"])
 
 
 def follow(
@@ -91,7 +112,7 @@ def follow(
     torch.set_num_threads(resources.threads)
     device = pick_device(resources.gpus)
     with joined(rendezvous, rank, resources.team, resources.patience, device) as peers:
-        data, bench = shelf.get(trial, home), None  # while the leader reads its own
+        data, bench = shelf.get(trial, home), None  # in parallel with the leader
         while (asked := heard(peers))["work"] != END:
             if asked["work"] == TRAIN:
                 trainer = trainer_among(peers, trial, data, device, checkpoints)
@@ -120,7 +141,7 @@ def trainer_among(peers: Peers, trial: PlannedTrial, data: DataSet, device: torc
 
 
 def dismiss(peers: Peers) -> None:
-    """Let the other ranks end. One that is gone is no fault now, when all work is recorded."""
+    """Let the other ranks end. A rank that is already lost is ignored, since all results are recorded."""
     with contextlib.suppress(PeerLost):
         tell(peers, {"work": END})
 
@@ -139,19 +160,17 @@ def _gpus_here(size: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def started_here(
-    home: Home, trial: PlannedTrial, program: str = "dsd_lab.runs.peers", more: Mapping[str, Any] | None = None
-) -> Iterator[Peers]:
+def started_here(home: Home, trial: PlannedTrial, program: str = "dsd_lab.runs.peers") -> Iterator[Peers]:
     """Lead a trial whose other ranks are child processes on this machine, each with its own GPU if the trial uses GPUs.
 
     Args:
-        home: where the trial is.
-        trial: what is trained.
-        program: module that the others run; its `serve` takes their job.
-        more: of their job.
+        home: home folder of the trial.
+        trial: trial to train or sample.
+        program: module that the other ranks run; it calls `serve`.
 
     Raises:
         PeerLost: a rank ended early.
+        BadInput, NoResources: a rank ended by such an error.
     """
     resources = trial.fields.resources
     size, device = resources.team, pick_device(resources.gpus)
@@ -159,40 +178,42 @@ def started_here(
         yield ALONE
         return
     with tempfile.TemporaryDirectory(prefix="dsd-lab-") as folder, contextlib.ExitStack() as children:
-        rendezvous = f"file:{folder}/meeting"
-        started = [
-            children.enter_context(
-                _child(
-                    job_of(home, trial) | dict(more or {}) | {"rendezvous": rendezvous, "rank": rank}, folder, program
-                )
-            )
-            for rank in range(1, size)
-        ]
+        job = job_of(home, trial) | {"rendezvous": f"file:{folder}/meeting"}
+        started = [children.enter_context(_child(job | {"rank": rank}, folder, program)) for rank in range(1, size)]
+
+        def fault() -> LabError | None:
+            return first_fault(child.ended() for child in started if child.process.poll() is not None)
 
         def lost() -> str | None:
-            return next((child.why() for child in started if child.process.poll() is not None), None)
+            return None if (found := fault()) is None else str(found)
 
         try:
-            with joined(rendezvous, 0, size, resources.patience, device, lost) as peers:
+            with joined(job["rendezvous"], 0, size, resources.patience, device, lost) as peers:
                 yield peers
                 dismiss(peers)
         except PeerLost as error:
+            until = time.monotonic() + FAULT_SECONDS
             for child in started:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.process.wait(1.0)
-            raise PeerLost(lost() or str(error)) from error
+                    child.process.wait(max(0.0, until - time.monotonic()))
+            raise (fault() or error) from error
 
 
 class _Child:
     """A rank as child process, and its error output."""
 
-    def __init__(self, process: subprocess.Popen[bytes], rank: int, complaints: Path) -> None:
-        self.process, self._rank, self._complaints = process, rank, complaints
+    def __init__(self, process: subprocess.Popen[bytes], rank: int, errors: Path) -> None:
+        self.process, self._rank, self._errors = process, rank, errors
 
-    def why(self) -> str:
-        lines = self._complaints.read_text(errors="replace").strip().splitlines()
-        reason = f": {lines[-1][:300]}" if lines else ""
-        return f"process {self._rank} of the trial ended with {self.process.poll()}{reason}"
+    def ended(self) -> Ended:
+        """How the process ended."""
+        lines = self._errors.read_text(errors="replace").strip().splitlines()
+        own = [line.removeprefix(_MARK) for line in lines if line.startswith(_MARK)]
+        code = self.process.poll()
+        if own and code in (*_ACTIONABLE, TRIALS_FAILED):
+            return Ended(self._rank, code, own[-1][:_MAX_REASON])
+        how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+        return Ended(self._rank, None, how + (f": {lines[-1][:_MAX_REASON]}" if lines else ""))
 
 
 @contextlib.contextmanager
@@ -201,8 +222,8 @@ def _child(job: dict[str, Any], folder: str, program: str) -> Iterator[_Child]:
     resources = job["trial"]["fields"]["resources"]
     if resources["gpus"] > 0:
         environment["CUDA_VISIBLE_DEVICES"] = _gpus_here(int(resources["gpus"]))[rank]
-    complaints = Path(folder, f"{rank}.txt")
-    with complaints.open("wb") as file:
+    errors = Path(folder, f"{rank}.txt")
+    with errors.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", program],
             stdin=subprocess.PIPE,
@@ -216,9 +237,9 @@ def _child(job: dict[str, Any], folder: str, program: str) -> Iterator[_Child]:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(json.dumps(job).encode() + b"\n")
             process.stdin.flush()
-        yield _Child(process, rank, complaints)
+        yield _Child(process, rank, errors)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_EXIT_SECONDS)
+            process.wait(EXIT_SECONDS)
     finally:
         process.kill()
         process.wait()
@@ -233,21 +254,21 @@ def _end_with_leader() -> None:
     os._exit(1)
 
 
-def serve(shelf: Callable[[dict[str, Any]], DataShelf] = lambda job: DataShelf()) -> int:
+def serve(shelf: DataShelf) -> int:
     """Run one rank, whose job comes on standard input. Returns the exit code.
 
     Args:
-        shelf: job -> source of its images.
+        shelf: source of its images.
     """
     job = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_leader, daemon=True).start()
     try:
-        follow(Home(Path(job["home"])), trial_of(job), shelf(job), job["rendezvous"], job["rank"])
+        follow(Home(Path(job["home"])), trial_of(job), shelf, job["rendezvous"], job["rank"])
     except LabError as error:
-        print(error, file=sys.stderr)
+        print(f"{_MARK}{error}", file=sys.stderr)
         return error.exit_code
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(serve())
+    sys.exit(serve(DataShelf()))

@@ -33,7 +33,7 @@ class SignalCheck(tune.Callback):
 
     Args:
         signals: the deferred signals.
-        dead: returns the name of a dead Ray process, for which Tune would wait forever; else None.
+        dead: returns what happened to a Ray process for which Tune would wait forever, such as `raylet died`; else None.
     """
 
     def __init__(self, signals: DeferredSignals, dead: Callable[[], str | None]) -> None:
@@ -78,7 +78,7 @@ class SayWhatIsWaitedFor(tune.Callback):
 
 
 class RayDied(BaseException):
-    """A process of our own Ray died. Not an `Exception`, which Tune would attribute to the callback."""
+    """A necessary process of Ray died or cannot be reached. Not an `Exception`, which Tune would attribute to the callback."""
 
 
 class TrialFailed(BaseException):
@@ -92,7 +92,7 @@ class RecordFailures(tune.Callback):
     """
 
     def __init__(self, home: Home, fail_fast: bool) -> None:
-        self._home, self._fail_fast = home, fail_fast
+        self._home, self._fail_fast, self._began = home, fail_fast, time.time()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         folder = self._home.trial(trial.config["job"]["trial"]["id"])
@@ -103,7 +103,7 @@ class RecordFailures(tune.Callback):
             raise TrialFailed
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        _record_lost_worker(self._home, trial.config["job"]["trial"]["id"], trial.error_file)
+        _record_lost_worker(self._home, trial.config["job"]["trial"]["id"], trial.error_file, self._began)
         if self._fail_fast:
             raise TrialFailed
 
@@ -141,17 +141,24 @@ class StopCollapsed(tune.Stopper):
         return False
 
 
-def _record_lost_worker(home: Home, trial_id: str, failures: str | None) -> None:
-    """`failures`: Tune's file of failures on the driver's machine; Tune's own API does not have them yet."""
+def _record_lost_worker(home: Home, trial_id: str, failures: str | None, began: float) -> None:
+    """Record a trial whose worker died too often.
+
+    Args:
+        home: of the sweep.
+        trial_id: of the trial.
+        failures: Tune's file of failures on the driver's machine; Tune's own API does not have them yet.
+        began: when the sweep began, in seconds since 1970: what the trial recorded before is of another worker.
+    """
     folder = home.trial(trial_id)
     try:
-        _write_lost_worker(folder, failures)
+        _write_lost_worker(folder, failures, began)
     except OSError as error:
         if not is_disk_full(error):
             raise  # otherwise it counts as `interrupted`, and the same sweep resumes it
 
 
-def _write_lost_worker(folder: TrialFolder, failures: str | None) -> None:
+def _write_lost_worker(folder: TrialFolder, failures: str | None, began: float) -> None:
     folder.root.mkdir(parents=True, exist_ok=True)
     failure = Path(failures).read_text().strip() if failures and Path(failures).exists() else ""
     failure = failure or "reason unknown"
@@ -159,7 +166,7 @@ def _write_lost_worker(folder: TrialFolder, failures: str | None) -> None:
         folder.write_status(state="interrupted", error=f"{folder.root}: the disk is full")
         return
     write_atomic(folder.root / "error.txt", f"{failure}\n", mode=PRIVATE)
-    reason = failure.splitlines()[-1][:300]
-    if (folder.root / "hang.txt").exists():
-        reason = f"it hung, its stacks are in {folder.root / 'hang.txt'}"
+    status = folder.status()
+    own = status.error if status.updated >= began else None
+    reason = own or failure.splitlines()[-1][:300]
     folder.write_status(state="failed", error=f"the worker died {RETRIES + 1} times; last: {reason}")

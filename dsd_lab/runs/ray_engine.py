@@ -48,7 +48,7 @@ from dsd_lab.runs.ray_health import Health
 from dsd_lab.runs.signals import DeferredSignals, StopFile
 from dsd_lab.specs.plugins import load_kept
 from dsd_lab.specs.sweep import PlannedTrial
-from dsd_lab.specs.trial import Generation, Resources, Trial
+from dsd_lab.specs.trial import Generation, Resources
 
 if TYPE_CHECKING:
     from dsd_lab.runs.trial_evaluations import Progress
@@ -84,8 +84,7 @@ class TrialWorker(tune.Trainable):
         if self._refused is not None:
             return
         load_kept(job["plugins"])
-        content = job["trial"]
-        trial = PlannedTrial(**{**content, "fields": Trial.model_validate(content["fields"])})
+        trial = PlannedTrial.from_json(job["trial"])
         evaluations = [Generation.model_validate(e) for e in job["evaluate"]]
         home, stop = Home(Path(job["home"])), StopFile(Path(job["stop"]))
         remember_call(job["command"])
@@ -160,7 +159,7 @@ def run_trials(
         looks = [forecast.look for forecast in stop_collapsed[0]] if stop_collapsed else []
         decided = {t.id: sorted(seen_steps(t.fields.training.steps, look) for look in looks) for t in trials}
         # Passed one by one: Tune copies a whole grid for every trial of it.
-        jobs = iter([{"trial": _payload(t), "decided_at": decided[t.id], **common} for t in trials])
+        jobs = iter([{"trial": t.as_json(), "decided_at": decided[t.id], **common} for t in trials])
         callbacks: list[tune.Callback] = [SignalCheck(signals, Health()), RecordFailures(home, fail_fast)]
         if cluster and "address" in cluster:
             by_id = {t.id: t for t in trials}
@@ -187,23 +186,12 @@ def run_trials(
             return
         except RayDied as died:
             raise NoResources(
-                f"Ray's process {died} died, possibly for lack of memory; the same command resumes from the checkpoints"
+                f"Ray's process {died}, possibly for lack of memory; the same command resumes from the checkpoints"
             ) from None
         except Exception as error:
             if not comes_from_full_disk(error):
                 raise
             raise NoResources(f"{home.root}: the disk is full; free space, then run the same command again") from None
-
-
-def _payload(trial: PlannedTrial) -> dict[str, Any]:
-    return {
-        "id": trial.id,
-        "variant": trial.variant,
-        "seed": trial.seed,
-        "point": trial.point,
-        "overrides": trial.overrides,
-        "fields": trial.fields.model_dump(),
-    }
 
 
 def _request(config: dict[str, Any]) -> tune.PlacementGroupFactory:

@@ -1,4 +1,4 @@
-"""Whether the Ray that a sweep uses still lives: Tune itself would wait for ever for one that does not answer."""
+"""Health check of the Ray that a sweep uses: Tune would wait forever for a Ray that does not answer."""
 
 from __future__ import annotations
 
@@ -10,46 +10,49 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 
-_PARTS = (ray_constants.PROCESS_TYPE_RAYLET, ray_constants.PROCESS_TYPE_GCS_SERVER)
-"""Ray's processes without which nothing goes on: the first gives trials their workers, the second knows where they are."""
+_RAYLET, _GCS = ray_constants.PROCESS_TYPE_RAYLET, ray_constants.PROCESS_TYPE_GCS_SERVER
+"""Ray's necessary processes: the raylet gives trials their workers, the GCS server knows where the workers are."""
 _LOOK_EVERY, _ANSWERS_WITHIN, _PATIENCE = 2.0, 1.0, 30.0
-"""Seconds between looks at a cluster, in which its head takes a connection, and without one after which it is gone.
-
-Ray itself waits for 60, and then ends this process without a word that a user could understand."""
+"""Seconds between checks of a joined cluster, seconds in which a process accepts a connection, and seconds without one
+after which the GCS server counts as lost. Ray itself waits for 60 s and then ends this process without a clear message."""
+_RAYLET_TRIES = 2
+"""Consecutive failed checks after which the raylet counts as lost; it runs on this machine, but may be busy."""
 
 
 class Health:
-    """Asked between two of Tune's steps."""
+    """Called between two of Tune's steps."""
 
     def __init__(self) -> None:
         self._looked = 0.0
+        self._raylet_failures = 0
         self._silent_since: float | None = None
 
     def __call__(self) -> str | None:
-        """The name of a process that has died, or that cannot be reached any more; None where they live."""
+        """What happened to a necessary process, such as `raylet died`; None while all are alive."""
         node = ray._private.worker._global_node
         if node is None:
             return None
         own: dict[str, Any] = node.all_processes
         if own:
-            return next(
-                (name for name in _PARTS for part in own.get(name, []) if part.process.poll() is not None), None
-            )
+            parts = ((name, part) for name in (_RAYLET, _GCS) for part in own.get(name, []))
+            return next((f"{name} died" for name, part in parts if part.process.poll() is not None), None)
         now = time.monotonic()
         if now - self._looked < _LOOK_EVERY:
             return None
         self._looked = now
-        if not _takes_connections(socket.AF_UNIX, str(node.raylet_socket_name).removeprefix("unix:")):
-            return _PARTS[0]
+        if not _accepts_connections(socket.AF_UNIX, str(node.raylet_socket_name).removeprefix("unix:")):
+            self._raylet_failures += 1
+            return f"{_RAYLET} died or cannot be reached" if self._raylet_failures >= _RAYLET_TRIES else None
+        self._raylet_failures = 0
         host, _, port = str(node.gcs_address).rpartition(":")
-        if _takes_connections(socket.AF_INET6 if ":" in host else socket.AF_INET, (host.strip("[]"), int(port))):
+        if _accepts_connections(socket.AF_INET6 if ":" in host else socket.AF_INET, (host.strip("[]"), int(port))):
             self._silent_since = None
             return None
         self._silent_since = now if self._silent_since is None else self._silent_since
-        return _PARTS[1] if now - self._silent_since >= _PATIENCE else None
+        return f"{_GCS} died or cannot be reached" if now - self._silent_since >= _PATIENCE else None
 
 
-def _takes_connections(family: int, address: Any) -> bool:
+def _accepts_connections(family: int, address: Any) -> bool:
     with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.settimeout(_ANSWERS_WITHIN)
         probe.connect(address)

@@ -77,7 +77,7 @@ def run_trial(
         team: provides the other ranks of the trial; this process leads.
 
     Raises:
-        PeerLost: a rank is gone; the trial is `interrupted`.
+        PeerLost: a rank is gone; the trial is `interrupted`. A rank's own BadInput or NoResources is recorded as `failed`.
     """
     folder, steps = home.trial(trial.id), trial.fields.training.steps
     with folder.lock() as held:
@@ -100,7 +100,7 @@ def run_trial(
             raise
         except PeerLost as error:  # not a fault of the trial, which resumes from its checkpoint
             if folder.state() not in ENDED:
-                folder.write_status(state="interrupted", error=str(error))
+                folder.write_status(state="interrupted", error=str(error), updated=time.time())
             raise
         except Exception as error:  # any error is recorded for this trial, and the sweep continues
             _record_failure(folder, error)

@@ -165,6 +165,8 @@ class Parts(Mapping[str, Any]):
             raise part.fault("a name has at most 64 lower-case letters, digits and '_', the first a letter")
         if part.name in (*kind.shipped, *kind.reserved):
             raise part.fault("this name is dsd-lab's own; take another")
+        if lacking := sorted(getattr(part.made, "__abstractmethods__", ())):
+            raise part.fault(f"does not define {', '.join(lacking)}, which every {part.kind} needs")
         if (before := self._parts.get(part.name)) is not None:
             raise part.fault(f"this name is defined at {before.where} already")
         clashes = {"auxiliary": "regulariser", "regulariser": "auxiliary"}

@@ -20,7 +20,7 @@ class Resources(Section):
     """Threads per process for matrix products. Not part of a trial's identity, although on a CPU the order of summation, and so the last bits of losses and gradients, depend on it; measured on `nano8` (800 steps of DSD): 1 and 2 threads gave the same losses to the bit, since torch does not split products that small, and evaluations, whose batches are larger, differed by 0.1 % in FID. Wider networks differ in training too: compare variants at the same number. The same number gives the same bits. Images, times, noise and labels of a step do not depend on it."""
 
     patience: float = Field(3600.0, gt=0, le=1e7)
-    """Seconds without an optimiser step after which a trial counts as hung: its stacks are written to `hang.txt`, its process is ended, and a sweep resumes it."""
+    """Seconds without an optimiser step after which a trial counts as hung: its stacks are written to `hang.txt`, its process is ended, and a sweep resumes it. The processes of one trial wait as long for each other, and so while the leader alone probes, saves a checkpoint or computes metrics: it must be longer than the longest of these."""
 
     @model_validator(mode="after")
     def _one_gpu_a_process(self) -> Resources:

@@ -97,6 +97,16 @@ class PlannedTrial:
         """`variant key=value s<seed>`: unique within the sweep."""
         return trial_name(self.variant, self.point, self.seed)
 
+    def as_json(self) -> dict[str, Any]:
+        """The trial for another process, which reads it with `from_json`."""
+        own = {name: getattr(self, name) for name in ("id", "variant", "seed", "point", "overrides")}
+        return own | {"fields": self.fields.model_dump()}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> PlannedTrial:
+        """The trial of `as_json`; its plug-ins must be loaded."""
+        return cls(**content | {"fields": Trial.model_validate(content["fields"])})
+
 
 def trial_name(variant: str, point: dict[str, Any], seed: int) -> str:
     """`variant key=value s<seed>`, keys without their section."""

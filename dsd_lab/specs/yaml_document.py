@@ -27,11 +27,6 @@ SET_MARK = "--set "
 """Prefix of the mark of a value from the command line."""
 
 
-for _kind, (_pattern, _first) in SCALARS.items():
-    if _first is not None:
-        CoreSchemaLoader.add_implicit_resolver(TAG + _kind, re.compile(rf"{_pattern}\Z"), _first)
-
-
 @dataclass
 class Document:
     """Nested plain values, and for every key path its mark: the file and line, or the option, that set it."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import yaml
 
 MAX_BYTES, MAX_DEPTH, MAX_NODES = 200_000, 50, 20_000
@@ -40,4 +43,37 @@ class CoreSchemaLoader(yaml.SafeLoader):
         return node
 
 
+class _FlowDumper(yaml.SafeDumper):
+    """SafeDumper that quotes a string if YAML 1.1 or 1.2 would read anything else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 CoreSchemaLoader.yaml_implicit_resolvers = {}
+for _kind, (_pattern, _first) in SCALARS.items():
+    if _first is not None:
+        for _schema in (CoreSchemaLoader, _FlowDumper):
+            _schema.add_implicit_resolver(TAG + _kind, re.compile(rf"{_pattern}\Z"), _first)
+
+
+def flow(value: Any) -> str:
+    """A value in one line of YAML, such as `{path: /photos, label_column: null}`, to paste into a spec or after `--set`.
+
+    Args:
+        value: null, strings, numbers, and lists and mappings of them.
+    """
+
+    def dumped(allow_unicode: bool) -> str:
+        text: str = yaml.dump(
+            value,
+            Dumper=_FlowDumper,
+            default_flow_style=True,
+            sort_keys=False,
+            width=float("inf"),
+            allow_unicode=allow_unicode,
+        )
+        return text.strip().removesuffix("\n...")
+
+    text = dumped(True)
+    return text if text.isprintable() else dumped(False)

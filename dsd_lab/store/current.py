@@ -32,7 +32,11 @@ def noted(home: Home, manifests: list[Manifest], uri: str | None = None) -> Iter
 
 
 def is_current(home: Home, key: str, uri: str | None = None) -> bool:
-    """Whether neither the database nor a file of a sweep's trials changed since the last sync."""
+    """Whether neither the database nor a file of a sweep's trials changed since the last sync.
+
+    MLflow's artifacts are not looked at: those that were removed from its folder are missed by a sync only, as that of
+    `dsd-lab report` or of a sweep with an unfinished trial.
+    """
     manifest, database = home.manifests().get(key), _database(home, uri)
     if manifest is None or database is None:
         return False

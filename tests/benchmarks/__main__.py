@@ -17,7 +17,7 @@ from benchmarks.targets import START, SWEEPS, TRIALS, verdicts
 from benchmarks.whole_sweep import whole_sweep
 from dsd_lab.bench.measure import Settings, measured
 from dsd_lab.bench.subjects import chosen_subjects
-from dsd_lab.cli.options import positive, takes_spec_options
+from dsd_lab.cli.arguments import positive, takes_spec_options
 from dsd_lab.core.training.trainer import Trainer, pick_device
 from dsd_lab.errors import LabError
 from dsd_lab.home.home import Home

@@ -6,6 +6,7 @@ subclass of `Auxiliary`; its weight is in the spec's `auxiliary.extra`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -62,7 +63,7 @@ class Seen:
     settled: Tensor | None = None
 
 
-class Auxiliary(nn.Module):
+class Auxiliary(nn.Module, ABC):
     """A loss term with its trained heads; `reads` names the fields of `Tokens` that it needs."""
 
     reads: frozenset[str] = frozenset()
@@ -73,9 +74,9 @@ class Auxiliary(nn.Module):
     def __init__(self, trial: Trial, network: Network, classes: int, device: torch.device) -> None:
         super().__init__()
 
+    @abstractmethod
     def forward(self, seen: Seen) -> Tensor:
         """The unweighted loss, a scalar."""
-        raise NotImplementedError
 
 
 def _mlp(inside: int, hidden: int, outside: int, layers: int) -> nn.Sequential:

@@ -6,6 +6,7 @@ A new normaliser is one subclass of `Normaliser` with a name, which `latent.norm
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,7 +23,7 @@ NORMALISERS = Parts("normaliser")
 """Name -> subclass of `Normaliser`, built from the number of latent channels and the section `latent`."""
 
 
-class Normaliser(nn.Module):
+class Normaliser(nn.Module, ABC):
     """Maps the encoder's output [B, T, inputs * c] to latents [B, T, c].
 
     `inputs` is the number of encoder outputs per latent channel. `noisy` means that training passes noise
@@ -37,8 +38,9 @@ class Normaliser(nn.Module):
     def __init__(self, channels: int, spec: Latent) -> None:
         super().__init__()
 
+    @abstractmethod
     def forward(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
-        raise NotImplementedError
+        """Latents [B, T, c] of the encoder's output."""
 
     def settled(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
         """Latents [B, T, c] by running statistics, also in training mode; without such statistics, as `forward`."""

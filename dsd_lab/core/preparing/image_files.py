@@ -7,7 +7,6 @@ import hashlib
 import io
 import os
 from abc import ABC, abstractmethod
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -15,6 +14,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
+from dsd_lab.core.data.decoding import in_order
 from dsd_lab.core.data.prepared import IMAGES, PACK, decode_jpeg
 from dsd_lab.core.data.records import PackedRecords
 from dsd_lab.errors import BadInput
@@ -136,9 +136,9 @@ class JpegFile(ImageFile):
 
     names = (PACK, _OFFSETS, _SIZES)
 
-    def __init__(self, folder: Path, shape: tuple[int, ...], quality: int | None) -> None:
+    def __init__(self, folder: Path, shape: tuple[int, ...], quality: int | None, workers: int) -> None:
         super().__init__(folder, shape)
-        self._quality = quality
+        self._quality, self._workers = quality, workers
         self._sizes: BinaryIO | None = None
         self._records: PackedRecords | None = None
 
@@ -185,8 +185,7 @@ class JpegFile(ImageFile):
             return hashlib.sha256(file.read(end - start)).hexdigest()
 
     def pixels(self, rows: range) -> np.ndarray:
-        with ThreadPoolExecutor() as threads:
-            return np.stack(list(threads.map(partial(decode_jpeg, self._open(), self.shape), rows)))
+        return np.stack(list(in_order(partial(decode_jpeg, self._open(), self.shape), rows, self._workers)))
 
     def _open(self) -> PackedRecords:
         if self._records is None:

@@ -57,7 +57,7 @@ def prepare(spec: Data, name: str, out: Path, jpeg: int | None, workers: int) ->
         name: declared name of the data set.
         out: folder to write.
         jpeg: quality of the JPEG form; None: the array form.
-        workers: threads that decode.
+        workers: threads that decode and encode, also when the written images are checked.
 
     Raises:
         BadInput: an image is damaged, or the folder holds something else.
@@ -78,7 +78,8 @@ def prepare(spec: Data, name: str, out: Path, jpeg: int | None, workers: int) ->
         if (out / MANIFEST).exists():
             made = read_manifest(out)
             check_key(out, made.key, source.key)
-            again = checked(out, made, _opened(out, made.quality, made.shape), *_written_split(out, made))
+            images = _opened(out, made.quality, made.shape, workers)
+            again = checked(out, made, images, *_written_split(out, made))
             if made.form == "jpeg" and made.pillow != pillow:  # may decode other pixels
                 again = again.model_copy(update={"pillow": pillow})
                 write_json(out / MANIFEST, again.model_dump(), durable=True)
@@ -86,7 +87,7 @@ def prepare(spec: Data, name: str, out: Path, jpeg: int | None, workers: int) ->
                 raise BadInput(f"{shown(out)}: is not what was written; remove it, and prepare it again")
             return again
         state = _written(spec, source, out, jpeg, workers)
-        return _finished(spec, source, name, out, jpeg, state)
+        return _finished(spec, source, name, out, jpeg, workers, state)
 
 
 # -- Writing ------------------------------------------------------------------------------------------
@@ -121,7 +122,7 @@ def _first_shape(spec: Data, source: Source) -> tuple[int, ...]:
 
 def _append(spec: Data, source: Source, out: Path, jpeg: int | None, workers: int, state: State) -> State:
     journal, block = out / JOURNAL, _block_of(state.shape)
-    images = _opened(out, jpeg, state.shape)
+    images = _opened(out, jpeg, state.shape, workers)
     if not state.rows:
         begin(out, source.key)
     if jpeg is None:
@@ -182,7 +183,9 @@ def _split(spec: Data, source: Source, damaged: dict[int, str]) -> tuple[np.ndar
     return labels[sound].numpy(), held[sound].numpy()
 
 
-def _finished(spec: Data, source: Source, name: str, out: Path, jpeg: int | None, state: State) -> Manifest:
+def _finished(
+    spec: Data, source: Source, name: str, out: Path, jpeg: int | None, workers: int, state: State
+) -> Manifest:
     labels, held = _split(spec, source, state.damaged)
     classes = int(labels.max()) + 1
     shares = len(source.labels) == 1 or (source.loaded is not None and spec.source != "idx")
@@ -208,7 +211,7 @@ def _finished(spec: Data, source: Source, name: str, out: Path, jpeg: int | None
         index=index_of(labels, held),
         pillow=pillow,
     )
-    images = _opened(out, jpeg, state.shape)
+    images = _opened(out, jpeg, state.shape, workers)
     images.finish(state.rows)
     made = checked(out, made, images, labels, held)
     np.save(out / LABELS, labels)
@@ -221,5 +224,5 @@ def _finished(spec: Data, source: Source, name: str, out: Path, jpeg: int | None
     return made
 
 
-def _opened(out: Path, jpeg: int | None, shape: Sequence[int]) -> ImageFile:
-    return ArrayFile(out, tuple(shape)) if jpeg is None else JpegFile(out, tuple(shape), jpeg)
+def _opened(out: Path, jpeg: int | None, shape: Sequence[int], workers: int) -> ImageFile:
+    return ArrayFile(out, tuple(shape)) if jpeg is None else JpegFile(out, tuple(shape), jpeg, workers)
