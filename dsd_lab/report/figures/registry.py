@@ -21,8 +21,8 @@ from dsd_lab.report.figures import regimes as regime_figures
 from dsd_lab.report.figures import spectra as spectrum_figures
 from dsd_lab.report.figures import theory as theory_figures
 from dsd_lab.report.figures import viv as viv_figures
-from dsd_lab.report.figures.style import MAX_POINTS, Look, looks_of, save_figure, style
-from dsd_lab.report.groups import Group, effective_control, points_of
+from dsd_lab.report.figures.style import Look, looks_of, notes_of, save_figure, style
+from dsd_lab.report.groups import Group, effective_control
 from dsd_lab.report.page.page import Drawn
 from dsd_lab.report.statistics.agreement import ASSUMED
 from dsd_lab.specs.report import ReportSettings
@@ -124,14 +124,16 @@ def draw_all(groups: list[Group], settings: ReportSettings, folder: Path) -> lis
     if not groups:
         return []
     looks = looks_of(groups, effective_control(groups, settings))
-    count = len(points_of(groups))
-    limit = f" The first {MAX_POINTS} of {count} grid points." if count > MAX_POINTS else ""
     shared = (groups, looks, settings, folder)
     cores = min(len(os.sched_getaffinity(0)), len(FIGURES))
     # Forked processes share the histories of all trials without copies; Matplotlib uses one core.
     with ProcessPoolExecutor(cores, multiprocessing.get_context("fork"), _share, shared) as pool:
         done = list(pool.map(_draw_one, range(len(FIGURES))))
-    return [Drawn(stem, caption + limit) for (stem, caption, _), there in zip(FIGURES, done, strict=True) if there]
+    return [
+        Drawn(stem, f"{caption} {notes}".strip())
+        for (stem, caption, _), notes in zip(FIGURES, done, strict=True)
+        if notes is not None
+    ]
 
 
 _shared: tuple[Any, ...] = ()
@@ -143,12 +145,13 @@ def _share(*arguments: Any) -> None:
     _shared = arguments
 
 
-def _draw_one(number: int) -> bool:
-    """Draw and save a figure; False if there are no data for it."""
+def _draw_one(number: int) -> str | None:
+    """Draw and save a figure. Returns what it adds to its caption; None if there are no data for it."""
     groups, looks, settings, folder = _shared
     stem, _, draw = FIGURES[number]
     with style():
         figure = draw(groups, looks, settings)
-        if figure is not None:
-            save_figure(figure, folder / stem)
-    return figure is not None
+        if figure is None:
+            return None
+        save_figure(figure, folder / stem)
+    return notes_of(figure)
