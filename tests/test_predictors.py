@@ -73,7 +73,7 @@ def test_viv_comes_from_the_recorded_spectrum_and_misleads_only_where_latents_di
     assert every.r2 == pytest.approx(every.pearson**2) and every.left_out < every.r2
     assert explained(trials[:4], ["viv"]).pearson is None  # too few
     figure = viv(groups, looks_of(groups, "control"), SETTINGS)
-    assert [a.get_xlabel() for a in figure.axes] == ["VIV", "capacity, bits a token", "FID by VIV and capacity"]
+    assert [a.get_xlabel() for a in figure.axes] == ["VIV", "capacity, bits per token", "FID by VIV and capacity"]
     table = viv_table(groups, SETTINGS)
     assert [row[0].text for row in table.rows] == ["VIV", "capacity", "VIV and capacity"]
     assert table.rows[0][1].text.startswith("+") and table.rows[0][3].text.startswith("-")

@@ -13,7 +13,7 @@ from dsd_lab.errors import BadInput
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import find_manifest, find_manifests
 from dsd_lab.report.content import Content
-from dsd_lab.report.figures.registry import ASKED, FIGURES
+from dsd_lab.report.figures.registry import FIGURES, NOTEBOOK_FIGURES
 from dsd_lab.report.figures.style import Look, looks_of, notes_of, style
 from dsd_lab.report.groups import Group
 from dsd_lab.report.page.narrative import provenance_lines
@@ -55,7 +55,7 @@ def _picture(name: str, groups: list[Group], looks: dict[str, Look], settings: R
     Raises:
         BadInput: there is no such figure, or nothing for it to show.
     """
-    for stem, caption, draw in (*FIGURES, *ASKED):
+    for stem, caption, draw in (*FIGURES, *NOTEBOOK_FIGURES):
         if stem == name:
             with style():
                 drawn = draw(groups, looks, settings)
@@ -64,7 +64,7 @@ def _picture(name: str, groups: list[Group], looks: dict[str, Look], settings: R
                 buffer = io.BytesIO()
                 drawn.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
             return Picture(buffer.getvalue(), f"{caption} {notes_of(drawn)}".strip())
-    raise BadInput(f"no figure {name!r}; there are {', '.join(stem for stem, *_ in (*FIGURES, *ASKED))}")
+    raise BadInput(f"no figure {name!r}; there are {', '.join(stem for stem, *_ in (*FIGURES, *NOTEBOOK_FIGURES))}")
 
 
 def _shown(made: Table) -> Text:
@@ -112,7 +112,7 @@ class Opened(Content):
         return _picture(name, self.groups, self.looks, self.settings, self.manifest.key)
 
     def _made(self, name: str) -> Table:
-        makers = self.makers | self.asked_makers
+        makers = self.makers | self.notebook_makers
         if name not in makers:
             raise BadInput(f"no table {name!r}; there are {', '.join(makers)}")
         made = makers[name]()

@@ -39,7 +39,7 @@ def early_signs(groups: list[Group], looks: dict[str, Look], settings: ReportSet
     axes[0].set(yscale="log", ylabel="margin over\nthe threshold")
     for part, name in zip(axes[1:], signs, strict=True):
         part.axhline(0, color="black", linewidth=0.8)
-        part.set_ylabel(name.replace(", ", ",\n").replace(" below 0", ",\nsign turned").replace(" above 0", ""))
+        part.set_ylabel(name.replace(", ", ",\n").replace(" below 0", ",\ntimes -1").replace(" above 0", ""))
         part.set_yscale("symlog", linthresh=0.01 if "gradient" in name else 0.1)
     figure.supxlabel(X_LABELS[settings.x], fontsize=9)
     note_left_out(figure, 1, len(points_of(groups)), "grid points; the table has all")

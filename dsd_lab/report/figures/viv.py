@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from dsd_lab.report.figures.style import Look, add_note, legend, note_left_out, panels
 from dsd_lab.report.groups import Group
@@ -18,6 +19,8 @@ _MAX_ROWS = 4
 """Maximum number of data sets and kinds of FID in a figure."""
 _BEYOND = 0.5
 """Fraction of the healthy trials' range by which their line is extended at both ends."""
+_WIDE = 200
+"""Ratio of the largest to the smallest value above which an axis has one label per decade."""
 _MARKS = dict(zip(VERDICTS, ("o", "x", "+", "^"), strict=True))
 _VERDICT_COLOURS = dict(zip(VERDICTS, ("#0072B2", "#d62728", "#ff7f0e", "#9467bd"), strict=True))
 _BY_VERDICT = "Colours are those of the verdicts, because there are more variants than colours."
@@ -37,7 +40,7 @@ def viv(groups: Sequence[Group], looks: dict[str, Look], settings: ReportSetting
     for row, ((data, fid), trials) in enumerate(shown):
         healthy = [t for t in trials if t.healthy]
         first, second, third = axes[3 * row : 3 * row + 3]
-        for part, name, label in ((first, "viv", "VIV"), (second, "capacity", "capacity, bits a token")):
+        for part, name, label in ((first, "viv", "VIV"), (second, "capacity", "capacity, bits per token")):
             _scatter(part, trials, [getattr(t, name) for t in trials], colours if by_variant else None)
             _through(part, healthy, name)
             part.set_xlabel(label)
@@ -74,6 +77,11 @@ def _scatter(axes: Axes, trials: list[Sampled], places: list[float], colours: di
     for variant, colour in ({} if colours is None else colours).items():
         axes.plot([], [], "s", color=colour, markersize=5, linestyle="", label=variant)
     axes.set(xscale="log", yscale="log")
+    for axis, values in ((axes.xaxis, places), (axes.yaxis, [t.fid for t in trials])):
+        wide = max(values) > _WIDE * min(values)
+        axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=6))
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_formatter(NullFormatter())
 
 
 def _through(axes: Axes, healthy: list[Sampled], name: str) -> None:
