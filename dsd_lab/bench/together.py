@@ -1,8 +1,8 @@
-"""Times the steps of a trial over several processes beside those of one process, in turns.
+"""Times training steps with several processes and with one, in alternating blocks of one run.
 
-Both are timed in one run, a block of each after the other, so that what else the machine does hits both.
+Blocks alternate, so that other load of the machine affects both.
 
-    python -m dsd_lab.bench.together      a process that does not lead; its job comes on standard input
+    python -m dsd_lab.bench.together      a process other than the leader; reads its job from standard input
 """
 
 from __future__ import annotations
