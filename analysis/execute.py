@@ -1,8 +1,10 @@
 """Run the notebooks against a home folder and keep them text-diffable: `python analysis/execute.py HOME [NAME ...]`.
 
-A notebook whose runs have not been made yet lies in `unrun/`, without outputs; executed, it is moved to the others.
-Outputs are kept, so that a notebook reads well on a code host; what would differ from run to run (ids,
-counts, times, kernels) is not. Needs nbclient and ipykernel, which come with `pip install dsd-lab[test]`.
+A notebook whose runs have not been made yet is in `unrun/`, without outputs; once executed, it is moved to the others.
+Outputs are kept, so that a notebook can be read on a code host; what would differ from run to run (ids, counts, times,
+kernels) is removed. Needs nbclient and ipykernel, which come with `pip install dsd-lab[test]`.
+
+Exit code 3: a notebook reads a sweep that has not been run in HOME.
 """
 
 from __future__ import annotations
@@ -13,12 +15,16 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 from dsd_lab.files.atomic import write_atomic
+from dsd_lab.home.lookup import NoSweep
 
 FOLDER = Path(__file__).resolve().parent
 UNRUN = FOLDER / "unrun"
 NAMES = ("collapse_ablation", "theory_vs_measurement", "what_dsd_needs", "paper_tables", "size_scaling")
+NO_SWEEP = 3
+"""Exit code of a notebook that reads a sweep that has not been run."""
 _METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -57,7 +63,14 @@ def main(home: str, *names: str) -> None:
         if source.parent not in (FOLDER, UNRUN) or not source.is_file() or source.is_symlink():
             sys.exit(f"{name}: is no notebook of {FOLDER}")
         before = source.read_bytes()
-        text = nbformat.writes(execute(source, Path(home))).rstrip() + "\n"
+        try:
+            made = execute(source, Path(home))
+        except CellExecutionError as error:
+            if error.ename != NoSweep.__name__:
+                raise
+            print(f"{name}: {error.evalue}", file=sys.stderr)
+            sys.exit(NO_SWEEP)
+        text = nbformat.writes(made).rstrip() + "\n"
         if source.read_bytes() != before:
             sys.exit(f"{source}: was edited while it ran, and stays as it is; run it again")
         write_atomic(path, text)  # which replaces a link, and never writes through one

@@ -1,8 +1,11 @@
-"""Every result of README and docs/results.md by one command: `python analysis/results.py [NAME ...]`.
+"""The results of README and docs/results.md, each by one command: `python analysis/results.py [NAME ...]`.
 
-Without a name it lists the results, with the trials that are left and the hours that these will take here. With names it
-prints the hours, then sweeps, reports, copies the figures and executes the notebooks of each. It can be stopped at any time;
-the same command goes on. RESULTS/NAME/result.json says which commit, training code, versions, machine and seeds made it.
+Without a name it lists the results, with the trials that are left and the hours that they will take here. With names it
+prints the hours, then runs the sweep, writes the report, copies the figures and executes the notebooks of each. It can be
+stopped at any time; the same command continues. OUT/NAME/result.json has the seeds, and the commits, training code,
+versions and machines that trained the trials.
+
+Exit code 1: a notebook failed; all else was made. A notebook that reads sweeps that have not been run yet is no failure.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,12 +22,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dsd_lab.errors import OK, UNEXPECTED
 from dsd_lab.files.atomic import write_json
+from dsd_lab.home.home import Home
+from dsd_lab.home.trial_folder import ENDED
 from dsd_lab.provenance import provenance
 from dsd_lab.units import duration
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
+FINISHED = (*ENDED, "stale")
+"""States of trials that a sweep does not train again: stale ones were trained by other code, and are reported."""
+NO_SWEEP = 3
+"""Exit code of `execute.py` for a notebook that reads a sweep that has not been run."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +44,11 @@ class Result:
     spec: str
     profile: str
     shows: str
-    """Where its numbers stand."""
+    """Where its numbers are published."""
     notebooks: tuple[str, ...] = ()
-    """Of this folder, executed when all sweeps that they read are there."""
+    """Notebooks of this folder that read it."""
     figures: dict[str, str] = field(default_factory=dict)
-    """File below `figures/` -> figure of the report that it is a copy of."""
+    """File below `figures/` -> figure of the report that is copied there."""
     sets: tuple[str, ...] = ()
 
 
@@ -63,64 +74,104 @@ RESULTS = {
     "paper-mini-rates": Result("paper_mini", "rates", "learning rate of the paper's table in miniature, on other seeds"),
     "paper-mini": Result("paper_mini", "full", "the paper's table in miniature", ("paper_mini",)),
 }  # fmt: skip
-"""In the order in which they are best made."""
+"""In the order in which they should be made."""
 
 
-def main(arguments: argparse.Namespace) -> None:
-    """List results, or make some."""
+def main(arguments: argparse.Namespace) -> int:
+    """List results, or make some. Returns the exit code."""
     unknown = [name for name in arguments.names if name not in RESULTS]
     if unknown:
         sys.exit(f"no result {', '.join(unknown)}; there are {', '.join(RESULTS)}")
     if not arguments.names:
         print(f"{'result':26} {'left':>11} {'hours here':>10}  sweep")
         for name, result in RESULTS.items():
-            left, trials, seconds = planned(result, arguments)
-            hours = "?" if seconds is None else f"{seconds / 3600:.1f}"
-            print(f"{name:26} {left:>4} of {trials:<4} {hours:>9}  {result.spec} --profile {result.profile}: {result.shows}")  # fmt: skip
+            rows = planned(result, arguments)
+            left, hours = unfinished(rows), f"{seconds_of(rows) / 3600:.1f}"
+            print(f"{name:26} {len(left):>4} of {len(rows):<4} {hours:>9}  {result.spec} --profile {result.profile}: {result.shows}")  # fmt: skip
         print("make one: python analysis/results.py NAME, or make results RESULT=NAME")
-    for name in arguments.names:
-        make(name, RESULTS[name], arguments)
+    failed = [notebook for name in arguments.names for notebook in make(name, RESULTS[name], arguments)]
+    if failed:
+        print(f"failed notebooks: {', '.join(failed)}", flush=True)
+    return UNEXPECTED if failed else OK
 
 
-def planned(result: Result, arguments: argparse.Namespace) -> tuple[int, int, float | None]:
-    """Trials that are left, all trials, and seconds that those left take with a trial a core; None where that is not known."""
+def planned(result: Result, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The trials of a result, each once, as `dsd-lab plan --json` has them."""
     answer = subprocess.run(_command("plan", result, arguments, "--json"), capture_output=True, text=True)
     if answer.returncode:
         sys.exit(answer.stderr.strip() or f"plan of {result.spec} failed")
-    trials = {t["id"]: t for t in json.loads(answer.stdout)["trials"]}
-    left = [t for t in trials.values() if t["status"] != "done"]
-    return len(left), len(trials), sum(t["seconds"] for t in left) / len(os.sched_getaffinity(0))
+    return list({t["id"]: t for t in json.loads(answer.stdout)["trials"]}.values())
 
 
-def make(name: str, result: Result, arguments: argparse.Namespace) -> None:
-    """One result, from where it stands."""
-    left, trials, seconds = planned(result, arguments)
-    told = "" if seconds is None else f", about {duration(seconds)} of training here, evaluations beside"
-    print(f"{name}: {left} of {trials} trials left{told}", flush=True)
+def unfinished(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The trials that a sweep would train."""
+    return [row for row in rows if row["status"] not in FINISHED]
+
+
+def seconds_of(rows: list[dict[str, Any]]) -> float:
+    """Estimated training time of the unfinished trials, one trial per core."""
+    return float(sum(row["seconds"] for row in unfinished(rows)) / len(os.sched_getaffinity(0)))
+
+
+def make(name: str, result: Result, arguments: argparse.Namespace) -> list[str]:
+    """Make one result, from where it is. Returns the notebooks that failed."""
+    rows = planned(result, arguments)
+    seconds = seconds_of(rows)
+    print(f"{name}: {len(unfinished(rows))} of {len(rows)} trials left, about {duration(seconds)} of training here, plus evaluations", flush=True)  # fmt: skip
     began, sweep = time.time(), _command("sweep", result, arguments)
     _run(sweep)
     key, out = f"{result.spec}--{result.profile}", Path(arguments.out) / name
     _run([*_program(), "report", key, "--home", arguments.home, "--out", str(out)])
     for copy, figure in result.figures.items():
         shutil.copyfile(out / "figures" / figure, FOLDER / "figures" / copy)
+    failed = []
     for notebook in result.notebooks:
-        # In its own process: a kernel's failure, such as of a sweep that is not there yet, ends no other result.
-        done = subprocess.run([sys.executable, str(FOLDER / "execute.py"), arguments.home, notebook])
-        if done.returncode:
-            print(f"{name}: notebook {notebook} was not executed; it reads sweeps that are not there yet", flush=True)
-    rows = json.loads(subprocess.run(_command("plan", result, arguments, "--json"), capture_output=True, text=True, check=True).stdout)["trials"]  # fmt: skip
+        # In its own process, so that a failing kernel ends nothing else.
+        code = subprocess.run([sys.executable, str(FOLDER / "execute.py"), arguments.home, notebook]).returncode
+        if code == NO_SWEEP:
+            print(
+                f"{name}: notebook {notebook} was not executed: it reads a sweep that has not been run yet", flush=True
+            )
+        elif code:
+            print(f"{name}: notebook {notebook} failed", flush=True)
+            failed.append(notebook)
+    rows = planned(result, arguments)
     record: dict[str, Any] = {
-        **provenance(),
         "result": name,
-        "command": " ".join(sweep[2:]),
-        "seeds": sorted({r["seed"] for r in rows}),
+        "command": shlex.join(["dsd-lab", *sweep[len(_program()) :]]),
+        "seeds": sorted({row["seed"] for row in rows}),
         "trials": {state: sum(r["status"] == state for r in rows) for state in sorted({r["status"] for r in rows})},
-        "planned_seconds": seconds,
-        "seconds": round(time.time() - began, 1),
-        "made": time.strftime("%Y-%m-%d %H:%M"),
+        **made_by(Home(Path(arguments.home)), [row["id"] for row in rows]),
+        "reported_by": provenance(),
+        "this_run": {
+            "estimated_training_seconds": seconds,
+            "seconds": round(time.time() - began, 1),
+            "ended": time.strftime("%Y-%m-%d %H:%M"),
+        },
+        "failed_notebooks": failed,
     }
     write_json(out / "result.json", record)
     print(f"{name}: {out / 'report.html'}, {out / 'result.json'}", flush=True)
+    return failed
+
+
+def made_by(home: Home, ids: list[str]) -> dict[str, Any]:
+    """What trained the trials, from their own records: provenance with the number of trials, and training time over all runs."""
+    counted: dict[str, int] = {}
+    seconds = 0.0
+    for trial in ids:
+        folder = home.trial(trial)
+        record = folder.description()
+        if record is None:
+            continue
+        seconds += folder.status().seconds
+        kept = record.provenance.model_dump(mode="json", exclude={"command", "device", "plugins"})
+        text = json.dumps(kept | {"code": folder.status().code}, sort_keys=True)
+        counted[text] = counted.get(text, 0) + 1
+    return {
+        "trained_by": [json.loads(text) | {"trials": count} for text, count in counted.items()],
+        "trial_seconds": round(seconds, 1),
+    }
 
 
 def _program() -> list[str]:
@@ -144,4 +195,4 @@ if __name__ == "__main__":
     parser.add_argument("--home", default=str(ROOT / "runs"), help="home folder (default: %(default)s)")
     parser.add_argument("--out", default=str(ROOT / "runs" / "results"), help="where reports go (default: %(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an override, as of dsd-lab sweep, such as base.data.path=DIR")  # fmt: skip
-    main(parser.parse_args())
+    sys.exit(main(parser.parse_args()))

@@ -21,7 +21,8 @@ SOURCES: dict[str, tuple[str, ...]] = {
     **{f"core/training/{name}.py": () for name in TRAINING},
     "specs/auxiliary.py": ("Auxiliary.needs_target_encoder", "Auxiliary.extra_reads"),
     "specs/trial.py": (
-        *("resolved_phases", "trained_roles", "blocks_of", "Stage", "live_target", "_laid_over"),
+        *("resolved_phases", "trained_roles", "blocks_of", "Stage", "live_target", "reaches_encoder"),
+        "_laid_over",
         *("Trial.stages", "Trial.needs_target_encoder", "uses_target_encoder"),
     ),
 }

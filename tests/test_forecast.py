@@ -128,6 +128,73 @@ def test_a_trial_of_two_specs_is_never_on_both_sides():
     assert judged.specs == [] and judged.auc is None and len(judged.said) == 2
 
 
+def test_a_trial_of_several_specs_counts_once_by_the_mean_of_its_chances():
+    """`two` shares four trials with `one`; the same examples under other names of trials would count eight times more."""
+    first, third = examples("one"), examples("three")
+    shared = [replace(e, spec="two") for e in first[:4]]
+    judged = judge_forecast([*first, *examples("two"), *shared, *third])
+    assert judged.trials == 60 and sum(row.trials for row in judged.calibration) == 60
+    twice = judge_forecast([e for name in ("one", "two", "three") for e in (*examples(name), *examples(name))])
+    once = judge_forecast([e for name in ("one", "two", "three") for e in examples(name)])
+    assert twice == once
+
+
+def test_several_looks_are_judged_by_the_highest_chance_as_the_stopper_stops():
+    """The second look gives every trial a chance near 1, so that the stopper stops healthy ones too; the first alone is good."""
+    names = ("one", "two", "three", "four", "five")
+    good = [e for name in names for e in examples(name, noise=0.1)]
+    random = np.random.default_rng(1)
+    blind = [replace(e, features=random.normal(size=4).tolist()) for e in good]
+    sure = judge_forecast(good)
+    both = judge_forecast(good, blind)
+    assert sure.auc == 1.0 and both.trials == sure.trials == 100 and both.brier > sure.brier + 0.1
+    late = [e for e in good if e.trial.endswith("-3")]  # healthy trials that the second look alone sees
+    only = judge_forecast([e for e in good if e not in late], good)
+    assert only.trials == 100 and only.auc == 1.0
+    assert judge_forecast(good, []).brier == sure.brier
+
+
+def test_forecasts_are_compared_on_the_trials_that_all_of_them_have():
+    names = ("one", "two", "three")
+    every = [e for name in names for e in examples(name)]
+    some = [e for e in every if not e.trial.endswith("-7")]
+    given = dict.fromkeys(forecast_theory.LEARNT | THEORY, every) | {"closed form, from the spec alone": some}
+    judged = forecast_theory.judgements(given)
+    assert {spec.trials for spec, _ in judged.values()} == {57} and {e.trial for e in some} == {e.trial for e in forecast_theory.compared(given)["closed form, at the first probe"]}  # fmt: skip
+    assert judged.keys() == {forecast_theory.STOPPER, *forecast_theory.LEARNT, *THEORY}
+
+
+def test_what_cannot_be_concluded_names_its_forecasts_unless_it_holds_for_all():
+    judged = {"a": (judge_forecast(examples("one")),) * 2, "b": (judge_forecast([]),) * 2}
+    assert forecast_theory.remarks({"a": judged["a"]}) == judged["a"][0].said
+    assert [line.partition(":")[0] for line in forecast_theory.remarks(judged)] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("late", "said"),
+    [
+        (lambda e: e.features, "is worth"),
+        (lambda e: [-5 * x if e.spec == "one" else x for x in e.features], "is not worth"),
+    ],
+)
+def test_whether_it_is_worth_stopping_by_is_decided_on_all_looks(tmp_path, monkeypatch, late, said):
+    """Later looks that are sure and wrong about one spec make the stopper stop its healthy trials, however good the first look is."""
+    taught = [
+        replace(e, data=name) for name in ("one", "two", "three", "four", "five") for e in examples(name, noise=0.1)
+    ]
+    monkeypatch.setattr(Home, "manifests", lambda home: {"one": None})
+    own = [SimpleNamespace(id=e.trial, imported=None) for e in taught]
+    monkeypatch.setattr(forecast, "_sweeps", lambda homes: [("one", own, None)])
+    first, *later = forecast_theory.LEARNT
+    noisy = [replace(e, features=late(e)) for e in taught]
+    every = {first: taught} | dict.fromkeys(later, noisy) | dict.fromkeys(THEORY, taught)
+    monkeypatch.setattr(forecast_theory, "all_examples", lambda sweeps: (every, dict.fromkeys(every, 0)))
+    answer = run("forecast", "--home", tmp_path)[1]
+    assert any(f"The forecast {said} stopping trials by" in line for line in answer["said"])
+    assert answer["leave_one_spec_out"] == next(r["spec_out"] for r in answer["forecasts"] if r["name"] == forecast_theory.STOPPER)  # fmt: skip
+    assert json.loads((tmp_path / "forecast.json").read_text())["judged"] == answer["leave_one_spec_out"]
+
+
 @pytest.mark.parametrize(
     ("known", "said"),
     [

@@ -3,18 +3,21 @@
 import argparse
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from sweeping import EVALUATION, run, train_here, write_spec
 
-from dsd_lab.errors import OK, BadInput
+from dsd_lab.errors import OK, UNEXPECTED, BadInput
 from dsd_lab.home.home import Home
 from dsd_lab.report.figures.registry import FIGURES
 from dsd_lab.report.notebook import open_sweep
 from dsd_lab.report.tables.rendering import csv_cell
 from dsd_lab.specs.loading import load_sweep
+from dsd_lab.training_code import training_code
 
 ANALYSIS = Path(__file__).resolve().parents[1] / "analysis"
 NOTEBOOKS = sorted(ANALYSIS.glob("*.ipynb"))
@@ -137,22 +140,105 @@ def test_every_result_names_a_profile_notebooks_and_figures_that_there_are():
         )
 
 
-@pytest.mark.slow
-def test_a_result_is_made_by_one_command_says_what_it_takes_and_is_not_made_twice(tmp_path, monkeypatch, capfd):
+def result_in(tmp_path, monkeypatch, **more):
+    """A sweep of two trials as a result, and the arguments that make it."""
     results = loaded("results")
     write_spec(tmp_path / "experiments", {"dsd": {}}, name="small", profiles={"p": {"seeds": [0, 1]}})
     (tmp_path / "experiments" / "spec.yaml").rename(tmp_path / "experiments" / "small.yaml")
     monkeypatch.setattr(results, "ROOT", tmp_path)
-    monkeypatch.setitem(results.RESULTS, "small", results.Result("small", "p", "nowhere"))
+    monkeypatch.setitem(results.RESULTS, "small", results.Result("small", "p", "nowhere", **more))
     asked = argparse.Namespace(names=["small"], home=str(tmp_path / "home"), out=str(tmp_path / "out"), set=["base.training.steps=4"])  # fmt: skip
-    results.main(asked)
+    return results, asked
+
+
+@pytest.mark.slow
+def test_a_result_is_made_by_one_command_says_what_made_it_and_is_not_made_twice(tmp_path, monkeypatch, capfd):
+    results, asked = result_in(tmp_path, monkeypatch)
+    assert results.main(asked) == OK
     made = json.loads((tmp_path / "out" / "small" / "result.json").read_text())
-    assert made["trials"] == {"done": 2} and made["seeds"] == [0, 1] and made["git_commit"] is not None
-    assert "--set base.training.steps=4" in made["command"] and made["machine"]["processor"] and made["code"]
+    assert made["trials"] == {"done": 2} and made["seeds"] == [0, 1] and made["failed_notebooks"] == []
+    assert made["command"].startswith("dsd-lab sweep ") and made["command"].endswith("--set base.training.steps=4")
+    (by,) = made["trained_by"]
+    assert by["trials"] == 2 and by["git_commit"] and by["machine"]["processor"] and by["code"] == training_code()
     assert (tmp_path / "out" / "small" / "report.html").exists()
-    results.main(asked)
+    home = Home(tmp_path / "home")
+    folders = [
+        home.trial(t.id) for t in load_sweep(tmp_path / "experiments" / "small.yaml", "p", sets=asked.set).trials
+    ]
+    # Records of a trial that other code made: what is written now does not change who trained it.
+    entry = json.loads((folders[0].root / "trial.json").read_text())
+    entry["provenance"]["git_commit"] = "0" * 40
+    (folders[0].root / "trial.json").write_text(json.dumps(entry))
+    assert results.main(asked) == OK
     told = capfd.readouterr().out
     assert "small: 2 of 2 trials left, about" in told and "small: 0 of 2 trials left" in told
+    again = json.loads((tmp_path / "out" / "small" / "result.json").read_text())
+    assert {b["git_commit"]: b["trials"] for b in again["trained_by"]} == {"0" * 40: 1, by["git_commit"]: 1}
+    assert again["trial_seconds"] == made["trial_seconds"] == pytest.approx(sum(f.status().seconds for f in folders), abs=0.1)  # fmt: skip
+    assert again["reported_by"]["git_commit"] == by["git_commit"]
+
+
+def test_stale_and_diverged_trials_are_not_left_and_stopped_or_failed_ones_are():
+    results = loaded("results")
+    states = ("done", "diverged", "stale", "pending", "failed", "interrupted", "stopped", "running", "other images")
+    rows = [{"id": str(i), "status": state, "seconds": 2.0**i} for i, state in enumerate(states)]
+    assert {row["status"] for row in results.unfinished(rows)} == {*states} - {"done", "diverged", "stale"}
+    assert results.seconds_of(rows) * len(os.sched_getaffinity(0)) == sum(2.0**i for i in range(3, 9))
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "told"),
+    [(0, OK, ""), (3, OK, "reads a sweep that has not been run yet"), (1, UNEXPECTED, "notebook one failed")],
+)
+def test_a_notebook_that_fails_is_an_error_after_everything_else_was_made(
+    tmp_path, monkeypatch, capfd, code, exit_code, told
+):
+    """Sweep, report and plan are recorded and not run."""
+    results, asked = result_in(tmp_path, monkeypatch, notebooks=("one", "two"))
+    (tmp_path / "out" / "small").mkdir(parents=True)  # as `report` does
+    called, really = [], subprocess.run
+
+    def start(command, **more):
+        if command[0] == "git":
+            return really(command, **more)
+        called.append([Path(word).name for word in command])
+        trials = json.dumps({"trials": [{"id": "0" * 12, "seed": 0, "status": "diverged", "seconds": 1.0}]})
+        failing = command[-1] == "one" and command[1].endswith("execute.py")
+        return subprocess.CompletedProcess(command, code if failing else 0, trials, "")
+
+    monkeypatch.setattr(results.subprocess, "run", start)
+    assert results.main(asked) == exit_code
+    verbs = [next(w for w in words if w in ("plan", "sweep", "report", "one", "two")) for words in called]
+    assert verbs == ["plan", "sweep", "report", "one", "two", "plan"]
+    made = json.loads((tmp_path / "out" / "small" / "result.json").read_text())
+    assert made["failed_notebooks"] == (["one"] if exit_code else []) and made["trials"] == {"diverged": 1}
+    assert told in capfd.readouterr().out
+
+
+def notebook(path, source):
+    cell = {"cell_type": "code", "id": "a", "metadata": {}, "execution_count": None, "outputs": [], "source": source}
+    path.write_text(json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [("NoSweep('no sweep named so')", 3), ("BadInput('no table of that name')", None)]
+)
+def test_a_notebook_whose_sweep_is_missing_ends_apart_from_one_that_fails(tmp_path, monkeypatch, capsys, error, code):
+    pytest.importorskip("nbclient", reason="notebooks need nbclient and ipykernel: pip install dsd-lab[test]")
+    execute = loaded("execute")
+    monkeypatch.setattr(execute, "FOLDER", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ANALYSIS.parent))
+    monkeypatch.setenv("DSD_LAB_HOME", "")
+    kind = error.partition("(")[0]
+    notebook(
+        tmp_path / "one.ipynb",
+        f"from dsd_lab.{'home.lookup' if kind == 'NoSweep' else 'errors'} import {kind}\nraise {error}",
+    )
+    before = (tmp_path / "one.ipynb").read_bytes()
+    with pytest.raises(SystemExit if code else execute.CellExecutionError) as ended:
+        execute.main(str(tmp_path), "one")
+    assert (tmp_path / "one.ipynb").read_bytes() == before
+    assert code is None or (ended.value.code == code and "one: no sweep named so" in capsys.readouterr().err)
 
 
 @pytest.mark.slow

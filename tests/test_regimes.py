@@ -1,5 +1,7 @@
 """The map over two axes of the grid: paired differences, which cells are marked, and what the spec may ask for."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sweeping import write_spec
@@ -71,6 +73,24 @@ def test_a_metric_that_is_better_when_higher_turns_the_colours_and_other_axes_ha
     assert list(found.panels) == ["dsd, width=32", "dsd, width=64"]
     assert found.wins(found.panels["dsd, width=32"][64, 10]) == 1
     assert figure.axes[0].images[0].cmap.name == "RdBu"
+
+
+def test_a_cell_with_a_diverged_seed_says_how_many_are_left():
+    results = [replace(r, state="diverged") if (r.variant, r.seed) == ("dsd", 2) and r.point[MAP["x"]] == 64 else r for r in sweep(wins)]  # fmt: skip
+    groups, figure = drawn(results)
+    texts = {text.get_position(): text.get_text() for text in figure.axes[0].texts}
+    assert {place: text.partition("\n")[2] for place, text in texts.items()} == {(x, y): "n 2" if x == 2 else "" for x in range(3) for y in range(2)}  # fmt: skip
+    table = regime_table(groups, SETTINGS)
+    assert ["n 2" in cell.detail for cell in table.rows[0][2:]] == [False, False, True]
+
+
+def test_a_map_of_the_std_is_labelled_as_the_logarithm_that_it_shows():
+    settings = SETTINGS.model_copy(update={"map": SETTINGS.map.model_copy(update={"by": "latent/std"})})
+    results = [replace(result(r.variant, r.seed, point=r.point, std=10.0 if r.variant == "dsd" else 1.0)) for r in sweep(wins)]  # fmt: skip
+    groups, figure = drawn(results, settings)
+    assert figure.axes[0].images[0].get_array().tolist() == [pytest.approx([1.0] * 3)] * 2
+    assert figure.axes[-1].get_ylabel() == "log10 latent std minus detached"
+    assert regime_table(groups, settings).note.startswith("log10 latent std: mean difference from detached")
 
 
 def test_nothing_is_drawn_where_the_spec_asks_for_no_map_or_trials_lack_the_metric():

@@ -69,31 +69,47 @@ def test_what_a_predictor_lets_through_is_measured_along_the_targets_directions(
     assert all(math.isnan(x) for x in along_directions(target, prediction * math.nan)[1])
 
 
-def test_probes_record_class_viv_and_the_rank_differential_at_the_training_times(tiny_trial, digits, monkeypatch):
-    """A denoiser that gives the target of an online encoder back has no differential; one that gives a point has all of it."""
-    objective = {"target": "stop_gradient", "output": "clean", "loss_space": "clean"}
+@pytest.fixture
+def probed(tiny_trial, digits, monkeypatch):
+    """Probes of an EMA target at weights of its own, the target encoder, and what the denoiser is replaced by."""
+    objective = {"target": "ema", "output": "clean", "loss_space": "clean"}
     trial = tiny_trial(objective=objective, probe={"images": 32, "scale_images": 16, "gradient_images": 0})
-    network = Trainer(trial, 0, digits, CPU).network
+    network, target = (Trainer(trial, seed, digits, CPU).network for seed in (0, 1))
     probes = ProbeSet(trial, digits, network, CPU)
-    z = network.normalise(network.encode_raw(probes.x).float()).detach()
-    called = []
+    times = []
 
-    def denoise(given):
-        def call(z_t, t, y, **kept):
-            called.append((t, z_t))
-            return given(z_t)
+    def measured(denoised):
+        def denoise(z_t, t, y, **kept):
+            times.append(t)
+            return denoised(z_t)
 
-        return call
+        monkeypatch.setattr(network, "denoise", denoise)
+        return probes.measure(network, target)
 
-    monkeypatch.setattr(network, "denoise", denoise(lambda z_t: z[: len(z_t)].clone()))
-    metrics, spectra = probes.measure(network, None)
-    assert 0 < metrics["latent/viv/class"] < metrics["latent/viv/token"] * 1.001
+    def latents(of):
+        return of.normalise(of.encode_raw(probes.x).float()).detach()
+
+    return probes, latents(network), latents(target), measured, times
+
+
+def test_probes_record_the_class_viv_of_their_own_classes(probed):
+    probes, z, _, measured, _ = probed
+    metrics, _ = measured(torch.zeros_like)
+    expected = class_viv(z, probes.y, 10)
+    assert metrics["latent/viv/class"] == pytest.approx(expected)
+    other = class_viv(z, probes.y.flip(0), 10), class_viv(z, torch.zeros_like(probes.y), 10)
+    assert not torch.equal(probes.y, probes.y.flip(0)) and all(abs(o / expected - 1) > 1e-3 for o in other)
+    assert metrics["latent/viv/class"] < 0.999 * metrics["latent/viv/token"]
+
+
+def test_probes_record_the_rank_differential_at_the_training_times(probed):
+    """A denoiser that returns the target has no differential, and one that returns a point has the whole rank of the target."""
+    probes, z, target, measured, times = probed
+    rank, online = (lm.effective_rank(lm.token_matrix(part[:16])) for part in (target, z))
+    metrics, spectra = measured(lambda z_t: target[: len(z_t)].clone())
+    assert any(torch.equal(t, probes.training_t) for t in times)
     assert metrics["theory/rank_differential/token"] == pytest.approx(0, abs=1e-4)
-    assert metrics["theory/rank_differential/online"] == 0
+    assert metrics["theory/rank_differential/online"] == pytest.approx(rank - online) and abs(rank - online) > 1e-3
     shown = [spectra[f"rank_differential/{side}/token"] for side in ("target", "prediction")]
-    assert shown[0] == pytest.approx(shown[1], rel=1e-4) and len(shown[0]) == trial.network.latent_channels
-    assert any(torch.equal(t, probes.training_t) for t, _ in called)
-    monkeypatch.setattr(network, "denoise", denoise(torch.zeros_like))
-    metrics, _ = probes.measure(network, None)
-    rank = lm.effective_rank(lm.token_matrix(z[:16]))
-    assert metrics["theory/rank_differential/token"] == pytest.approx(rank, rel=1e-4)
+    assert shown[0] == pytest.approx(shown[1], rel=1e-4) and len(shown[0]) == z.shape[-1]
+    assert measured(torch.zeros_like)[0]["theory/rank_differential/token"] == pytest.approx(rank, rel=1e-4)

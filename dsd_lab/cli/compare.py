@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -21,7 +19,7 @@ from dsd_lab.home.lookup import find_manifest
 from dsd_lab.home.sweep_records import Manifest
 from dsd_lab.report.groups import Group, columns_of, groups_of
 from dsd_lab.report.page.narrative import imported_notice
-from dsd_lab.report.results import Result, results_of
+from dsd_lab.report.results import Result, stored_results
 from dsd_lab.report.statistics.comparisons import (
     Comparison,
     compare_pairs,
@@ -58,9 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     settings = ReportSettings.model_validate(manifests[0].spec["report"])  # the settings of A apply to both
     store, sides = Store(home, arguments.tracking_uri), []
     for manifest in manifests:
-        store.sync(manifest)
-        with tempfile.TemporaryDirectory() as scratch:
-            results = results_of(store, manifest, Path(scratch))
+        with stored_results(store, manifest) as results:
+            pass
         own = ReportSettings.model_validate(manifest.spec["report"])
         sides.append(Side(manifest.key, manifest, results, {g.name: g for g in groups_of(results, own)}))
     a, b = sides

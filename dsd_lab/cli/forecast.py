@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +26,7 @@ GOOD = 0.95
 def run(arguments: argparse.Namespace) -> int:
     """Fit, evaluate and write the forecasts, one per look, and evaluate what the closed forms predict."""
     from dsd_lab.report.statistics.forecast_judged import fit
-    from dsd_lab.report.statistics.forecast_theory import LEARNT, all_examples, judgements
+    from dsd_lab.report.statistics.forecast_theory import LEARNT, all_examples, judge_stopper, judgements, remarks
     from dsd_lab.runs.early_stopping import FEATURES, LOOKS, as_json
 
     home = home_of(arguments)
@@ -39,32 +38,34 @@ def run(arguments: argparse.Namespace) -> int:
     examples, lacking = all_examples(sweeps)
     looks = zip(LOOKS, LEARNT, strict=True)
     forecasts = [f for look, name in looks if (f := fit(examples[name], look)) is not None]
+    stopper = judge_stopper(examples)
     judged = judgements(examples)
     first = next(iter(LEARNT))
-    said = list(dict.fromkeys((*judged[first][0].said, *judged[first][1].said)))
-    trials = {e.trial: e.collapsed for e in examples[first]}
+    said = list(dict.fromkeys((*stopper[0].said, *stopper[1].said)))
+    trials = {e.trial: e.collapsed for name in LEARNT for e in examples[name]}
     if lacking[first]:
         said.append(
-            f"{lacking[first]} trials are left out: their first {LOOKS[0]:.0%} of steps have no probe or no record."
+            f"{lacking[first]} trials have no first look: their first {LOOKS[0]:.0%} of steps lack a probe or a record."
         )
     foreign = {result.id for _, results, _ in sweeps for result in results if result.imported is not None}
     if count := len(foreign & trials.keys()):
         said.append(f"{count} of the trials are imported, not trained in these home folders.")
     if not forecasts:
         said.append("There is no forecast: it needs trials that collapsed and trials that did not.")
-    said.append(_worth(first, *(j.auc for j in judged[first])))
+    said.append(_worth(*(j.auc for j in stopper)))
     answer = {
         "trials": len(trials),
         "collapsed": sum(trials.values()),
         "looks": [f.look for f in forecasts],
         "file": str((home.root / FILE).resolve()) if forecasts else None,
         "weights": dict(zip(FEATURES, forecasts[0].weights, strict=True)) if forecasts else {},
-        "leave_one_spec_out": _numbers(judged[first][0]),
-        "leave_one_data_set_out": _numbers(judged[first][1]),
+        "leave_one_spec_out": _numbers(stopper[0]),
+        "leave_one_data_set_out": _numbers(stopper[1]),
         "forecasts": [
-            {"name": name, "lacking": lacking[name], "spec_out": _numbers(spec), "data_set_out": _numbers(data)}
+            {"name": name, "lacking": lacking.get(name), "spec_out": _numbers(spec), "data_set_out": _numbers(data)}
             for name, (spec, data) in judged.items()
         ],
+        "remarks": remarks(judged),
         "said": said,
     }
     if forecasts:
@@ -80,13 +81,16 @@ def _numbers(judgement: Any) -> dict[str, Any]:
     return {k: v for k, v in asdict(judgement).items() if k != "said"}
 
 
-def _worth(name: str, spec: float | None, data: float | None) -> str:
-    """Whether the forecast is good enough to stop trials by."""
+def _worth(spec: float | None, data: float | None) -> str:
+    """Whether early stopping, which uses all looks, is good enough to be used."""
     if spec is None or data is None:
         return f"Whether it is worth stopping trials by (an AUC of {GOOD} with a spec and with a data set left out) is not known."
     worst = min(spec, data)
     verdict = "is" if worst >= GOOD else "is not"
-    return f"The forecast ({name}) {verdict} worth stopping trials by: the lower AUC is {worst:.3f}, and {GOOD} is required."
+    return (
+        f"The forecast {verdict} worth stopping trials by: with the highest chance of all looks, at any of which a trial "
+        f"would be stopped, the lower AUC is {worst:.3f}; {GOOD} is asked."
+    )
 
 
 def load_forecast(home: Home) -> Any:
@@ -108,26 +112,24 @@ def load_forecast(home: Home) -> Any:
 
 
 def _sweeps(homes: list[Home]) -> Iterator[tuple[str, list[Any], ReportSettings]]:
-    from dsd_lab.report.results import results_of
+    from dsd_lab.report.results import stored_results
     from dsd_lab.store.mlflow_store import Store
 
     for home in homes:
         for manifest in home.manifests().values():
-            store = Store(home)
-            store.sync(manifest)
-            with tempfile.TemporaryDirectory() as scratch:
-                results = results_of(store, manifest, Path(scratch))
-            yield manifest.name, results, ReportSettings.model_validate(manifest.spec["report"])
+            with stored_results(Store(home), manifest) as results:
+                yield manifest.name, results, ReportSettings.model_validate(manifest.spec["report"])
 
 
 def _print(answer: dict[str, Any]) -> None:
     say(f"{answer['trials']} trials with a diffusion loss, {answer['collapsed']} of them collapsed")
     for name, weight in answer["weights"].items():
-        say(f"  {weight:+.2f} per standard deviation of: {name}")
+        say(f"  first look: {weight:+.2f} per standard deviation of: {name}")
     found = answer["leave_one_spec_out"]
     if found["specs"]:
         say(
-            f"forecast from the other specs ({', '.join(found['specs'])}): AUC {_auc(found)} over {found['trials']} trials"
+            f"highest chance of all looks, forecast from the other specs ({', '.join(found['specs'])}): "
+            f"AUC {_auc(found)} over {found['trials']} trials"
         )
         say(f"  Brier score {found['brier']:.3f}; base rate alone {found['brier_base']:.3f}")
         for row in found["calibration"]:
@@ -135,12 +137,14 @@ def _print(answer: dict[str, Any]) -> None:
                 f"  probability {row['low']:.0%} to {row['high']:.0%}: {row['trials']} trials, mean {row['mean_chance']:.0%}, "
                 f"{round(row['collapsed'] * row['trials'])} collapsed"
             )
-        say("AUC and Brier score with a spec left out; AUC with a data set left out:")
+        say(
+            "over the trials that every forecast has: AUC and Brier score with a spec left out; AUC with a data set left out:"
+        )
         for row in answer["forecasts"]:
             spec, data = row["spec_out"], row["data_set_out"]
             brier = "-" if spec["brier"] is None else f"{spec['brier']:.3f}"
             say(f"  {_auc(spec):>5} {brier:>5} {_auc(data):>5}  {row['name']} ({spec['trials']} trials)")
-    for line in answer["said"]:
+    for line in dict.fromkeys((*answer["said"], *answer["remarks"])):
         say(line)
     if answer["file"]:
         say(f"written to {answer['file']}; `dsd-lab sweep --stop-collapsed CHANCE` uses it")

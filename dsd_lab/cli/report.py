@@ -16,7 +16,7 @@ from dsd_lab.home.outputs import Output
 from dsd_lab.home.sweep_records import Manifest
 from dsd_lab.home.trial_folder import ENDED
 from dsd_lab.report.page.page import Page, summary, write_html, write_markdown
-from dsd_lab.report.results import results_of
+from dsd_lab.report.results import stored_results
 from dsd_lab.report.statistics.verdicts import judge, row_key
 from dsd_lab.report.write import write_part
 from dsd_lab.specs.report import ReportSettings, XAxis
@@ -81,9 +81,7 @@ class _Part(NamedTuple):
 def _part(store: Store, manifest: Manifest, folder: Path, x: XAxis | None) -> _Part:
     """Write a sweep's tables and figures."""
     settings = ReportSettings.model_validate(manifest.spec["report"] | ({} if x is None else {"x": x}))
-    store.sync(manifest)
-    with tempfile.TemporaryDirectory() as scratch:
-        results = results_of(store, manifest, Path(scratch))
+    with stored_results(store, manifest) as results:
         say(f"dsd-lab: drawing the figures of {len(results)} trials", error=True)
         finished = sum(result.finished or result.state in ENDED for result in results)
         judged = judge(results, settings)

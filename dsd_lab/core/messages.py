@@ -1,4 +1,4 @@
-"""What the leader of a trial's processes tells the others to do next: one JSON text that all of them hear."""
+"""Commands from the leader of a trial's processes to the others, as one JSON text that is broadcast."""
 
 from __future__ import annotations
 

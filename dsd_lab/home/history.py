@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,14 @@ class History:
         """Steps [S] and values [S] of a metric; empty where it was not measured."""
         part = self._slices.get(name, slice(0, 0))
         return self._steps[part], self._values[part]
+
+    def mean_over(self, prefix: str) -> tuple[NDArray[Any], Floats]:
+        """Steps [S] and mean over the metrics whose names begin with `prefix`, at the steps that all of them have."""
+        series = [self.series(name) for name in self._slices if name.startswith(prefix)]
+        if not series:
+            return self.series(prefix)
+        steps = reduce(np.intersect1d, (at for at, _ in series))
+        return steps, np.asarray(np.mean([values[np.isin(at, steps)] for at, values in series], axis=0))
 
     def spectrum(self, name: str) -> tuple[NDArray[Any], Floats]:
         """Steps [S] and eigenvalues [S, K] of a spectrum (`spectrum/token`, ...); empty where it was not measured."""

@@ -57,21 +57,25 @@ def manifest_of(plan: Plan) -> Manifest:
     )
 
 
+class NoSweep(BadInput):
+    """A sweep has not been run in this home folder."""
+
+
 def find_manifests(home: Home, name: str | None) -> list[Manifest]:
     """Recorded sweeps that match a spec file or a sweep's name, the latest run last; None matches all.
 
     Raises:
-        BadInput: nothing is recorded, or nothing under that name.
+        NoSweep: nothing is recorded, or nothing under that name.
     """
     manifests = home.manifests()
     if not manifests:
-        raise BadInput(f"no sweep has been run in {home.root}; run `dsd-lab sweep SPEC` first, or give its --home")
+        raise NoSweep(f"no sweep has been run in {home.root}; run `dsd-lab sweep SPEC` first, or give its --home")
     if name is None:
         return list(manifests.values())
     wanted = load_sweep(Path(name)).spec.name if name.endswith((".yaml", ".yml")) else name
     found = [m for m in manifests.values() if wanted in (m.name, m.key)]
     if not found:
-        raise BadInput(f"no sweep {wanted!r} has been run in {home.root}{did_you_mean(wanted, list(manifests))}")
+        raise NoSweep(f"no sweep {wanted!r} has been run in {home.root}{did_you_mean(wanted, list(manifests))}")
     return found
 
 
@@ -79,13 +83,13 @@ def find_manifest(home: Home, name: str | None, profile: str | None) -> Manifest
     """The recorded sweep that matches a spec file or a sweep's name; the latest run where several do.
 
     Raises:
-        BadInput: nothing is recorded, or nothing under that name.
+        NoSweep: nothing is recorded, or nothing under that name.
     """
     candidates = find_manifests(home, name)
     if profile is not None:
         candidates = [m for m in candidates if m.profile == profile]
         if not candidates:
-            raise BadInput(f"--profile {profile}: not run yet in {home.root}; run `dsd-lab sweep` with it first")
+            raise NoSweep(f"--profile {profile}: not run yet in {home.root}; run `dsd-lab sweep` with it first")
     return candidates[-1]
 
 

@@ -90,8 +90,8 @@ class Content:
         }
 
     @cached_property
-    def asked_makers(self) -> dict[str, Callable[[], Table | None]]:
-        """The same of tables that a notebook asks for: they read the whole history of every trial."""
+    def notebook_makers(self) -> dict[str, Callable[[], Table | None]]:
+        """The same for tables of notebooks only: they read the whole history of every trial."""
         dots = {name: look.colour for name, look in self.looks.items()}
         return {
             "early_signs": lambda: sign_table(self.groups, self.settings, dots),

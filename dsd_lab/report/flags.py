@@ -7,6 +7,7 @@ from collections import Counter
 from dsd_lab.home.names import NOT_FINITE
 from dsd_lab.report.results import Result
 from dsd_lab.report.tables.measured_how import in_words
+from dsd_lab.specs.metrics import FID
 
 _NAMED = 8
 """Maximum number of metrics that a notice names."""
@@ -40,7 +41,7 @@ def _not_finite(results: list[Result]) -> list[str]:
             lines.append(
                 f"Weights ({what}) of {trials} are not finite: no metrics are computed, and their images are a checkerboard."
             )
-        elif not name.startswith("fid/"):  # FID has a flag of its own
+        elif not name.startswith(FID):  # FID has a flag of its own
             named.append(f"{name} ({trials})")
     if named:
         more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""

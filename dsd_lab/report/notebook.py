@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ from dsd_lab.errors import BadInput
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import find_manifest, find_manifests
 from dsd_lab.report.content import Content
-from dsd_lab.report.figures.registry import ASKED, FIGURES
-from dsd_lab.report.figures.style import Look, looks_of, style
+from dsd_lab.report.figures.registry import FIGURES, NOTEBOOK_FIGURES
+from dsd_lab.report.figures.style import Look, looks_of, notes_of, style
 from dsd_lab.report.groups import Group
 from dsd_lab.report.page.narrative import provenance_lines
-from dsd_lab.report.results import results_of
+from dsd_lab.report.results import stored_results
 from dsd_lab.report.statistics.comparisons import conclusions
 from dsd_lab.report.statistics.forecast_theory import forecast_table
 from dsd_lab.report.statistics.rank_lag import lag_table
@@ -56,7 +55,7 @@ def _picture(name: str, groups: list[Group], looks: dict[str, Look], settings: R
     Raises:
         BadInput: there is no such figure, or nothing for it to show.
     """
-    for stem, caption, draw in (*FIGURES, *ASKED):
+    for stem, caption, draw in (*FIGURES, *NOTEBOOK_FIGURES):
         if stem == name:
             with style():
                 drawn = draw(groups, looks, settings)
@@ -64,8 +63,8 @@ def _picture(name: str, groups: list[Group], looks: dict[str, Look], settings: R
                     raise BadInput(f"{where} has nothing to draw in the figure {name!r}")
                 buffer = io.BytesIO()
                 drawn.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-            return Picture(buffer.getvalue(), caption)
-    raise BadInput(f"no figure {name!r}; there are {', '.join(stem for stem, *_ in (*FIGURES, *ASKED))}")
+            return Picture(buffer.getvalue(), f"{caption} {notes_of(drawn)}".strip())
+    raise BadInput(f"no figure {name!r}; there are {', '.join(stem for stem, *_ in (*FIGURES, *NOTEBOOK_FIGURES))}")
 
 
 def _shown(made: Table) -> Text:
@@ -113,7 +112,7 @@ class Opened(Content):
         return _picture(name, self.groups, self.looks, self.settings, self.manifest.key)
 
     def _made(self, name: str) -> Table:
-        makers = self.makers | self.asked_makers
+        makers = self.makers | self.notebook_makers
         if name not in makers:
             raise BadInput(f"no table {name!r}; there are {', '.join(makers)}")
         made = makers[name]()
@@ -131,10 +130,8 @@ def open_sweep(home: str | Path, name: str, profile: str | None = None) -> Opene
     """
     folder = Home(Path(home))
     manifest = find_manifest(folder, name, profile)
-    with short_timeouts(), tempfile.TemporaryDirectory() as scratch:
-        store = Store(folder)
-        store.sync(manifest)
-        results = results_of(store, manifest, Path(scratch))
+    with short_timeouts(), stored_results(Store(folder), manifest) as results:
+        pass
     return Opened(manifest, results, ReportSettings.model_validate(manifest.spec["report"]))
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +65,8 @@ class Result:
     """Device by first step; None if it did not change."""
     imported: str | None = None
     """The sweep with which it was imported; None if it was trained here."""
+    sweep: str = ""
+    """Key of the sweep: trials of several sweeps can have the same variant, point and seed."""
     unreadable: list[str] = field(default_factory=list)
     """Unreadable files of the trial, with reasons; pictures are added when they are drawn."""
 
@@ -173,6 +178,14 @@ def without_values(result: Result, state: str, why: str) -> Result:
     )
 
 
+@contextmanager
+def stored_results(store: Store, manifest: Manifest) -> Iterator[list[Result]]:
+    """Sync the store and read a sweep's trials from it, as `results_of`; their artifacts last as long as the context."""
+    store.sync(manifest)
+    with tempfile.TemporaryDirectory() as scratch:
+        yield results_of(store, manifest, Path(scratch))
+
+
 def results_of(store: Store, manifest: Manifest, scratch: Path) -> list[Result]:
     """The trials of a sweep, read from the store; those trained by other training code are `stale`.
 
@@ -183,7 +196,8 @@ def results_of(store: Store, manifest: Manifest, scratch: Path) -> list[Result]:
         state = stored.tags.get("dsd.state", "pending")
         if state == "done" and not is_current(stored.tags.get("dsd.code")):
             state = "stale"
-        results.append(result_of(stored.entry, state, stored.tags, stored.metrics, stored.folder))
+        found = result_of(stored.entry, state, stored.tags, stored.metrics, stored.folder)
+        results.append(replace(found, sweep=manifest.key))
     store.say_notices()
     others = other_images({r.id: r.record for r in results if r.description})
     return [without_values(r, OTHER_IMAGES, others[r.id]) if r.id in others else r for r in results]

@@ -9,43 +9,44 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dsd_lab.home.history import History
+from dsd_lab.home.history import Floats, History
 from dsd_lab.home.spool import read_spool
-from dsd_lab.specs.trial import Trial
+from dsd_lab.specs.metrics import RANK_GAP
+from dsd_lab.specs.trial import Trial, reaches_encoder
 
 LOOKS = (0.05, 0.15, 0.4, 0.7)
 """Shares of a trial's steps that forecasts use, one forecast per share."""
 FORMAT = 2
 
 
-def _last(history: History, name: str, until: int) -> float | None:
-    steps, values = history.series(name)
+def _last(series: tuple[NDArray[Any], Floats], until: int) -> float | None:
+    """The latest value up to a step; None without one, or if it is not finite."""
+    steps, values = series
     seen = values[steps <= until]
     return float(seen[-1]) if len(seen) and math.isfinite(seen[-1]) else None
 
 
 def _log_std(history: History, fields: Trial, until: int) -> float | None:
-    variance = _last(history, "latent/variance", until)
+    variance = _last(history.series("latent/variance"), until)
     return 0.5 * math.log10(variance) if variance else None
 
 
 def _scale_gradient(history: History, fields: Trial, until: int) -> float | None:
-    """asinh of the measured derivative; 0 where the loss does not reach the latents, so that it is not measured."""
-    if fields.objective.noised == "detached" and fields.objective.target != "live":
+    """asinh of the measured derivative; 0 where the loss does not train the encoder."""
+    if not reaches_encoder(fields.objective):
         return 0.0
-    value = _last(history, "theory/scale_gradient/token", until)
+    value = _last(history.series("theory/scale_gradient/token"), until)
     return None if value is None else math.asinh(10 * value)
 
 
 def _rank_gap(history: History, fields: Trial, until: int) -> float | None:
-    bins = [_last(history, f"rank_gap/t{b}", until) for b in range(fields.probe.t_bins)]
-    known = [value for value in bins if value is not None]
-    return sum(known) / len(known) if known else None
+    return _last(history.mean_over(RANK_GAP), until)
 
 
 def _log_loss(history: History, fields: Trial, until: int) -> float | None:
-    loss = _last(history, "train/diffusion", until)
+    loss = _last(history.series("train/diffusion"), until)
     return math.log10(loss) if loss else None
 
 

@@ -8,6 +8,7 @@ metric gives both in one decorator.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -83,6 +84,8 @@ LATENT: tuple[Metric, ...] = (
 )  # fmt: skip
 """What every probe measures of the latents; under `/pre` also of those before the normaliser."""
 
+RANK_GAP = "rank_gap/t"
+"""Beginning of the names of rank gaps; the number of the bin of t follows."""
 SAME, CLASSIFIER = "same features", "features of an in-domain classifier, not Inception"
 
 
@@ -111,5 +114,11 @@ SAMPLE: tuple[Metric, ...] = (
     _of_encoder("linear", "linear probe accuracy", 3, "held-out images classified by a linear classifier of latents", SHARE, recorded="probe/linear", **_PROBE),
 )  # fmt: skip
 """What an evaluation can measure, in the order in which it is recorded and shown."""
+FID = SAMPLE[0].recorded + "/"
 BESIDE_SAMPLES = tuple(metric.recorded + "/" for metric in SAMPLE if metric.main)
 """Beginnings of the recorded names of evaluations that stand beside the latents."""
+
+
+def fids(names: Iterable[str]) -> list[str]:
+    """The FIDs among recorded names, in a fixed order: where one is shown, it is the first."""
+    return sorted(name for name in names if name.startswith(FID))

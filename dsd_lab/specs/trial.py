@@ -173,6 +173,12 @@ def live_target(objective: Objective) -> bool:
     )
 
 
+def reaches_encoder(objective: Objective) -> bool:
+    """Whether the diffusion loss trains the encoder: its gradient passes z_t or the target, and is not scaled to 0."""
+    live = objective.noised == "live" or live_target(objective)
+    return objective.diffusion_weight > 0 and live and objective.encoder_gradient > 0
+
+
 def unfit(trial: Trial) -> str | None:
     """Conflict between `training` and other sections, beginning with the key; or None."""
     training, coupled = trial.training, trial.network.layout == "coupled"
@@ -210,15 +216,16 @@ def unfit(trial: Trial) -> str | None:
 def trained_roles(trial: Trial) -> set[str]:
     """Roles that receive gradients from the losses of a stage, ignoring frozen roles."""
     objective, latent, auxiliary = trial.objective, trial.latent, trial.auxiliary
-    live = objective.diffusion_weight > 0 and (live_target(objective) or objective.noised == "live")
-    live = live and objective.encoder_gradient > 0
     penalised = latent.entropy_weight > 0 or (latent.normaliser == "kl" and latent.kl_weight > 0)
     penalised = penalised or any(weight > 0 for weight in latent.regularisers.values())
     beside = auxiliary.alignment > 0 or auxiliary.representation > 0 or auxiliary.classification > 0
     beside = beside or any(weight > 0 for weight in auxiliary.extra.values())
     decodes = objective.reconstruction_weight > 0 or objective.perceptual_weight > 0
     anchored = objective.anchor_weight > 0 or objective.anchor_perceptual_weight > 0
-    reached = {"encode": live or penalised or decodes or beside, "denoise": objective.diffusion_weight > 0}
+    reached = {
+        "encode": reaches_encoder(objective) or penalised or decodes or beside,
+        "denoise": objective.diffusion_weight > 0,
+    }
     return {role for role, used in {**reached, "decode": decodes or anchored}.items() if used}
 
 

@@ -10,6 +10,7 @@ from mlflow.entities import Param, Run
 
 from dsd_lab.home.home import Home
 from dsd_lab.home.sweep_records import Manifest
+from dsd_lab.specs.metrics import fids
 from dsd_lab.store.artifacts import sweep_parameters
 from dsd_lab.store.views import MAX_DISTANCES, views_of
 
@@ -43,9 +44,9 @@ def offer_views(client: MlflowClient, home: Home, experiment: str, manifest: Man
     """Add views of a sweep's trials to MLflow's pages, with the FIDs measured so far."""
     first = {entry.variant: entry for entry in reversed(manifest.trials)}
     measured = (e for t in first.values() for e in home.trial(t.id).evaluations().values())
-    distances = dict.fromkeys(name for e in measured for name in e.metrics if name.startswith("fid/"))
+    distances = fids({name for e in measured for name in e.metrics})
     there = client.get_experiment(experiment).tags
-    for key, value in views_of(manifest, home.id, sorted(distances)[:MAX_DISTANCES]).items():
+    for key, value in views_of(manifest, home.id, distances[:MAX_DISTANCES]).items():
         if there.get(key) != value:
             client.set_experiment_tag(experiment, key, value)
 

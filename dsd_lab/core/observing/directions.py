@@ -1,4 +1,4 @@
-"""Latents along principal directions: what varies within classes, what losses do to each direction's scale, what a predictor lets through."""
+"""Latents along principal directions: variance within classes, derivatives of losses by scale, and variance of predictions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dsd_lab.core.observing.latent_metrics import token_matrix
 
 
 def class_viv(z: Tensor, y: Tensor, classes: int) -> float:
-    """`viv` of the tokens of each class's images, mean over images: what a denoiser that knows the class cannot predict.
+    """`viv` of the tokens of each class's images, mean over images: the lowest velocity loss of a denoiser that is given the class.
 
     Args:
         z: latents [N, T, c].
@@ -59,7 +59,7 @@ def scale_gradient(z: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def along_directions(target: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
-    """Standard deviations of a target and of its prediction along the target's principal directions: what a predictor lets through.
+    """Standard deviations of a target and of its prediction along the target's principal directions.
 
     Args:
         target: [rows, c].

@@ -12,6 +12,7 @@ from dsd_lab.core.diffusion import paths
 from dsd_lab.core.diffusion.objectives import TARGETS, diffusion_loss, losses, output_of, predictions
 from dsd_lab.core.observing import directions, latent_metrics
 from dsd_lab.core.randomness import Draws, generator
+from dsd_lab.specs.metrics import RANK_GAP
 
 if TYPE_CHECKING:
     from dsd_lab.core.data import DataSet
@@ -100,7 +101,7 @@ class ProbeSet:
             inside = (self.t * bins).long().clamp_max(bins - 1) == b
             if int(inside.sum()) >= 2:
                 target, prediction = (latent_metrics.token_matrix(part[inside]) for part in (z2, f))
-                gaps[f"rank_gap/t{b}"] = latent_metrics.effective_rank(target) - latent_metrics.effective_rank(
+                gaps[f"{RANK_GAP}{b}"] = latent_metrics.effective_rank(target) - latent_metrics.effective_rank(
                     prediction
                 )
         return gaps

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dsd_lab.report.figures.style import WIDTH, Look, point_title
+from dsd_lab.report.figures.style import WIDTH, Look, note_left_out, point_title
 from dsd_lab.report.groups import CAPACITY, Column, Group, columns_of, short_labels
 from dsd_lab.report.statistics.comparisons import Comparison, compare, paired_differences
 from dsd_lab.specs.metrics import BESIDE_SAMPLES
@@ -40,6 +40,7 @@ def differences(groups: list[Group], looks: dict[str, Look], settings: ReportSet
     axes[0].set_yticks(range(len(rows)), [point_title(name, 60) for name in rows])
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
     figure.supxlabel(f"difference from {found[0].reference.variant}", fontsize=9)
+    note_left_out(figure, len(rows), len(by_row), "rows of the table")
     return figure
 
 

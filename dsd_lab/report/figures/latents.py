@@ -13,7 +13,17 @@ from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
 from dsd_lab.home.history import Floats
-from dsd_lab.report.figures.style import X_LABELS, Look, band, legend, narrow_title, panels, point_title, shown_points
+from dsd_lab.report.figures.style import (
+    X_LABELS,
+    Look,
+    band,
+    legend,
+    narrow_title,
+    note_points,
+    panels,
+    point_title,
+    shown_points,
+)
 from dsd_lab.report.groups import Group
 from dsd_lab.report.own_metrics import own_latent
 from dsd_lab.report.results import Result
@@ -59,6 +69,7 @@ def verdict_map(groups: list[Group], looks: dict[str, Look], settings: ReportSet
     figure.supxlabel(f"latent std {against}".strip(), fontsize=9)
     kind = against or "as a fraction of its bound"
     figure.supylabel(f"effective rank {kind}\n(the lower of tokens and images)", fontsize=9, multialignment="center")
+    note_points(figure, groups)
     legend(figure, axes)
     return figure
 
@@ -140,6 +151,7 @@ def curves(groups: list[Group], looks: dict[str, Look], settings: ReportSettings
         for part, point in zip(rows[0], points, strict=True):
             part.set_title(narrow_title(point))
     figure.supxlabel(X_LABELS[settings.x], fontsize=9)
+    note_points(figure, groups)
     legend(figure, axes)
     return figure
 
@@ -187,5 +199,6 @@ def survival(groups: list[Group], looks: dict[str, Look], settings: ReportSettin
         part.set(ylim=(-0.08, 1.08), title=point_title(point))
     figure.supxlabel(X_LABELS[settings.x], fontsize=9)
     figure.supylabel("fraction of seeds not collapsed", fontsize=9)
+    note_points(figure, groups)
     legend(figure, axes)
     return figure

@@ -1,4 +1,4 @@
-"""Without a stop-gradient: fatal, bad or harmless? Joint training over its detached partner, across latent normalisers."""
+"""Training with all gradients live against the same objective detached, across latent normalisers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from dsd_lab.report.results import Result
 from dsd_lab.report.statistics.latent_state import RANK_COLLAPSED, RUNAWAY, SHRUNK, LatentState
 from dsd_lab.report.statistics.verdicts import cell_of, controls_of, latent_state
 from dsd_lab.report.tables.published import reference
+from dsd_lab.specs.metrics import fids
 from dsd_lab.specs.report import ReportSettings
-from dsd_lab.specs.trial import Trial
+from dsd_lab.specs.trial import Trial, reaches_encoder
 
 _COLOURS = {"velocity net": "#D55E00", "clean net, weighted": "#0072B2", "clean net": "#56B4E9"}
 _MARKS = {SHRUNK: "x", RANK_COLLAPSED: "+", RUNAWAY: "^"}
@@ -30,25 +31,25 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Joint:
-    """A trial with all gradients live beside its control and its detached partner, of the same seed and grid point."""
+    """A trial with all gradients live, compared with its control and its detached partner of the same sweep, seed and grid point."""
 
     normaliser: str
     objective: str
     verdict: str | None
     std: float
     rank: float
-    """Of tokens or images, the lower; std and rank as shares of the control's."""
+    """The lower of tokens and images. Std and rank are divided by the control's."""
     fid: float | None
-    """FID over the detached partner's."""
+    """FID divided by the detached partner's."""
 
 
 def normaliser_of(trial: Trial) -> str:
-    """What a trial's latents go through, and what its decoder reads."""
+    """The normaliser of a trial's latents, and whether its decoder reads them raw."""
     return trial.latent.normaliser + (", decoder reads raw" if trial.latent.decoded == "raw" else "")
 
 
 def objective_of(trial: Trial) -> str | None:
-    """The objective's form; None for those that the figure is not about."""
+    """The form of the objective; None for objectives that the figure leaves out."""
     spec = trial.objective
     if spec.diffusion_weight == 0 or spec.anchor_weight > 0 or spec.encoder_gradient < 1 or trial.training.phases:
         return None
@@ -62,15 +63,11 @@ def objective_of(trial: Trial) -> str | None:
 
 
 def joint_trials(groups: Sequence[Group], settings: ReportSettings) -> list[Joint]:
-    """The trials with all gradients live, of those whose control and latents are known."""
+    """The trials with all gradients live, each once, of those whose control and latents are known."""
     results = [r for g in groups for r in g.described]
     controls = controls_of(results, settings)
-    partners = {
-        (objective_of(r.trial), cell_of(r)): r
-        for r in results
-        if r.trial.objective.noised == "detached" and r.trial.objective.target != "live"
-    }
-    found = []
+    partners = {(objective_of(r.trial), cell_of(r)): r for r in results if not reaches_encoder(r.trial.objective)}
+    found: dict[str, Joint] = {}
     for group in groups:
         for result in group.described:
             spec, form = result.trial.objective, objective_of(result.trial)
@@ -80,14 +77,14 @@ def joint_trials(groups: Sequence[Group], settings: ReportSettings) -> list[Join
             states = [latent_state(r, settings.probes) for r in (result, control)]
             if states[0] is None or states[1] is None or min(states[1].std, _rank(states[1])) == 0:
                 continue
-            ranks = [_share(states[0], states[1])]
             partner = partners.get((form, cell_of(result)))
             fid = None if partner is None else _ratio(result, partner)
-            verdict = group.verdicts[result.seed]
-            found.append(
-                Joint(normaliser_of(result.trial), form, verdict, states[0].std / states[1].std, ranks[0], fid)
-            )
-    return found
+            made = Joint(normaliser_of(result.trial), form, group.verdicts[result.seed], states[0].std / states[1].std, _share(states[0], states[1]), fid)  # fmt: skip
+            if (
+                result.id not in found or found[result.id].fid is None
+            ):  # a trial of two sweeps may have a partner in one
+                found[result.id] = made
+    return list(found.values())
 
 
 def _rank(state: LatentState) -> float:
@@ -100,7 +97,7 @@ def _share(state: LatentState, control: LatentState) -> float:
 
 def _ratio(result: Result, partner: Result) -> float | None:
     """FID over the partner's, of the first kind of FID that both have."""
-    for name in sorted(n for n in result.metrics if n.startswith("fid/") and n in partner.metrics):
+    for name in fids(result.metrics.keys() & partner.metrics.keys()):
         ours, theirs = result.metrics[name], partner.metrics[name]
         if math.isfinite(ours) and ours > 0 and theirs > 0:
             return ours / theirs
@@ -115,7 +112,7 @@ def published_ratios() -> dict[str, float]:
 
 
 def _fid(setup: str) -> float:
-    """The figure in `... FID 33.95 without guidance`."""
+    """The number in `... FID 33.95 without guidance`."""
     return float(setup.partition("FID ")[2].split()[0])
 
 
@@ -160,7 +157,7 @@ def normalisers(groups: Sequence[Group], looks: object, settings: ReportSettings
 
 
 def _marks(axes: Axes, x: float, values: Sequence[float | None], verdicts: Sequence[str | None], colour: str) -> None:
-    """A mark a seed by its verdict, and a bar at their geometric mean."""
+    """One mark per trial by its verdict, and a bar at their geometric mean."""
     known = [(v, verdict) for v, verdict in zip(values, verdicts, strict=True) if v is not None and v > 0]
     for value, verdict in known:
         axes.plot([x], [value], _MARKS.get(verdict or "", "o"), color=colour, markersize=5, alpha=0.8)

@@ -9,15 +9,26 @@ from numpy.typing import NDArray
 
 from dsd_lab.evaluation.metric_names import OVER_TRAINING
 from dsd_lab.home.history import Floats
-from dsd_lab.report.figures.style import X_LABELS, Look, band, legend, narrow_title, panels, shown_points
+from dsd_lab.report.figures.style import (
+    X_LABELS,
+    Look,
+    band,
+    legend,
+    narrow_title,
+    note_left_out,
+    note_points,
+    panels,
+    shown_points,
+)
 from dsd_lab.report.groups import Column, Group, columns_of, short_labels
 from dsd_lab.report.results import Result
 from dsd_lab.report.statistics.intervals import estimate
 from dsd_lab.report.tables.measured_how import measured_how
 from dsd_lab.report.tables.rendering import Cell, Table, estimate_cell
+from dsd_lab.specs.metrics import FID
 from dsd_lab.specs.report import ReportSettings
 
-_MOST = 4
+_MAX_ROWS = 4
 """Quantities of the figure; the table has all."""
 
 
@@ -38,12 +49,13 @@ def _columns(groups: list[Group]) -> list[Column]:
     named = {name for r in results for _, metrics in r.evaluations for name in metrics}
     early = {name.removeprefix(OVER_TRAINING) for name in named if name.startswith(OVER_TRAINING)}
     columns = columns_of(results, also=early)
-    return sorted((c for c in columns if c.name in early), key=lambda c: not c.name.startswith("fid/"))
+    return sorted((c for c in columns if c.name in early), key=lambda c: not c.name.startswith(FID))
 
 
 def over_training(groups: list[Group], looks: dict[str, Look], settings: ReportSettings) -> Figure | None:
     """Evaluations against the x axis, one row a quantity; None where no kept checkpoint was evaluated."""
-    columns, points = _columns(groups)[:_MOST], shown_points(groups)
+    every, points = _columns(groups), shown_points(groups)
+    columns = every[:_MAX_ROWS]
     if not columns:
         return None
     labels = short_labels(columns)
@@ -60,10 +72,12 @@ def over_training(groups: list[Group], looks: dict[str, Look], settings: ReportS
                 band(part, curves, looks[group.variant], group.variant)
             if row is rows[0] and len(points) > 1:
                 part.set_title(narrow_title(point))
-            if column.name.startswith("fid/"):
+            if column.name.startswith(FID):
                 part.set_yscale("log")
         row[0].set_ylabel(labels[column.name])
     figure.supxlabel(X_LABELS[settings.x], fontsize=9)
+    note_left_out(figure, len(columns), len(every), "quantities; the table has all")
+    note_points(figure, groups)
     legend(figure, axes)
     return figure
 

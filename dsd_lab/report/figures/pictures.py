@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dsd_lab.files.image_files import DamagedImage, open_grid
-from dsd_lab.report.figures.style import WIDTH, Look, narrow_title, shown_points
-from dsd_lab.report.groups import Group
+from dsd_lab.report.figures.style import MAX_POINTS, WIDTH, Look, narrow_title, note_left_out, shown_points
+from dsd_lab.report.groups import Group, points_of
 from dsd_lab.report.results import Result
 from dsd_lab.specs.report import ReportSettings
 
@@ -70,6 +70,8 @@ def _side_by_side(groups: list[Group], name: str) -> Figure | None:
                 seed, pixels = picture
                 part.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
                 part.set_title(f"{variant}, seed {seed}", fontsize=8 if columns < 6 else 6)
+    beyond = max(0, len(points_of(groups)) - MAX_POINTS)
+    note_left_out(figure, min(len(points), _MAX_ROWS), len(points) + beyond, "grid points")
     return figure
 
 

@@ -21,8 +21,8 @@ from dsd_lab.report.figures import regimes as regime_figures
 from dsd_lab.report.figures import spectra as spectrum_figures
 from dsd_lab.report.figures import theory as theory_figures
 from dsd_lab.report.figures import viv as viv_figures
-from dsd_lab.report.figures.style import MAX_POINTS, Look, looks_of, save_figure, style
-from dsd_lab.report.groups import Group, effective_control, points_of
+from dsd_lab.report.figures.style import Look, looks_of, notes_of, save_figure, style
+from dsd_lab.report.groups import Group, effective_control
 from dsd_lab.report.page.page import Drawn
 from dsd_lab.report.statistics.agreement import ASSUMED
 from dsd_lab.specs.report import ReportSettings
@@ -51,17 +51,17 @@ FIGURES: tuple[tuple[str, str, _Draw], ...] = (
     ),
     (
         "map",
-        "Mean difference from the reference over two axes of the grid, paired by seed; blue is better. Framed: its 95 % interval excludes 0.",
+        "Mean difference from the reference over two axes of the grid, paired by seed; blue is better. Framed: its 95 % interval excludes 0. n: pairs of seeds, where fewer than planned.",
         regime_figures.regime_map,
     ),
     (
         "viv",
-        "VIV, the least loss of a velocity prediction, and capacity against FID, a mark a trial. Dashed: line through the healthy trials. Right: FID by a plane through VIV and capacity of all trials, in logarithms. Collapsed trials lie off the line of VIV.",
+        "VIV (the lowest loss of a velocity prediction) and capacity against FID, one mark per trial. Dashed: least-squares fit to the healthy trials. Right: FID against its least-squares fit by VIV and capacity over all trials, in logarithms; dotted: equal values.",
         viv_figures.viv,
     ),
     (
         "normalisers",
-        "Training with all gradients live across latent normalisers: FID over that of the same objective detached, latent std and effective rank over the control's. Mark: a seed, by its verdict; bar: geometric mean. Dotted: published FID without over with a stop-gradient (REPA-E on latents that its decoder reads raw, SpeeDiff under KL; UNITE, a weighted clean net under affine LayerNorm, reports no collapse). Dashed: thresholds of the verdicts.",
+        "Training with all gradients live, across latent normalisers: FID divided by that of the same objective detached, and latent std and effective rank divided by the control's. Mark: a trial, by its verdict; bar: geometric mean. Dotted: published FID without a stop-gradient divided by that with one (REPA-E on latents that its decoder reads raw, SpeeDiff under KL; UNITE, a weighted clean network under affine LayerNorm, reports no collapse). Dashed: thresholds of the verdicts.",
         normaliser_figures.normalisers,
     ),
     (
@@ -81,7 +81,7 @@ FIGURES: tuple[tuple[str, str, _Draw], ...] = (
     ),
     (
         "over_training",
-        "Samples over training: evaluations of the checkpoints that were kept, and of the trained weights. Line: mean over seeds; band: smallest to largest seed.",
+        "Samples over training: evaluations of the kept checkpoints and of the weights at the end of training. Line: mean over seeds; band: smallest to largest seed.",
         over_training.over_training,
     ),
     (
@@ -92,7 +92,7 @@ FIGURES: tuple[tuple[str, str, _Draw], ...] = (
     (
         "theory",
         "Theory against measurement. Derivative of the diffusion loss with respect to the latents' scale over training (line and band: measured, mean over seeds; dotted: closed form), "
-        "the same for every principal direction at the end (positive: gradient descent shrinks it), and rank gap against the next change of effective rank. "
+        "the same for every principal direction at the end (positive: gradient descent shrinks it), and rank gap against the change of effective rank from the next probe to the one after. "
         + ASSUMED,
         theory_figures.theory,
     ),
@@ -108,14 +108,14 @@ FIGURES: tuple[tuple[str, str, _Draw], ...] = (
     ),
 )
 
-ASKED: tuple[tuple[str, str, _Draw], ...] = (
+NOTEBOOK_FIGURES: tuple[tuple[str, str, _Draw], ...] = (
     (
         "early_signs",
-        "Slow collapse. Top: the smallest of std, capacity and ranks over the verdict's threshold against the control; below 1 the latents are shrunk or rank-collapsed, and a triangle is where that began for good. Below: the signs that say so before, turned so that a positive one does. Line: mean over seeds; band: smallest to largest seed.",
+        "Slow collapse. Top: the smallest of std, capacity and ranks over the verdict's threshold against the control; below 1 the latents are shrunk or rank-collapsed. Triangle: the first probe from which it stays below 1. Below: early signs; positive values indicate a coming loss of scale or rank. Line: mean over seeds; band: smallest to largest seed.",
         sign_figures.early_signs,
     ),
 )
-"""Figures that a notebook asks for: they read the whole history of every trial."""
+"""Figures for notebooks only: they read the whole history of every trial."""
 
 
 def draw_all(groups: list[Group], settings: ReportSettings, folder: Path) -> list[Drawn]:
@@ -124,14 +124,16 @@ def draw_all(groups: list[Group], settings: ReportSettings, folder: Path) -> lis
     if not groups:
         return []
     looks = looks_of(groups, effective_control(groups, settings))
-    count = len(points_of(groups))
-    limit = f" The first {MAX_POINTS} of {count} grid points." if count > MAX_POINTS else ""
     shared = (groups, looks, settings, folder)
     cores = min(len(os.sched_getaffinity(0)), len(FIGURES))
     # Forked processes share the histories of all trials without copies; Matplotlib uses one core.
     with ProcessPoolExecutor(cores, multiprocessing.get_context("fork"), _share, shared) as pool:
         done = list(pool.map(_draw_one, range(len(FIGURES))))
-    return [Drawn(stem, caption + limit) for (stem, caption, _), there in zip(FIGURES, done, strict=True) if there]
+    return [
+        Drawn(stem, f"{caption} {notes}".strip())
+        for (stem, caption, _), notes in zip(FIGURES, done, strict=True)
+        if notes is not None
+    ]
 
 
 _shared: tuple[Any, ...] = ()
@@ -143,12 +145,13 @@ def _share(*arguments: Any) -> None:
     _shared = arguments
 
 
-def _draw_one(number: int) -> bool:
-    """Draw and save a figure; False if there are no data for it."""
+def _draw_one(number: int) -> str | None:
+    """Draw and save a figure. Returns what it adds to its caption; None if there are no data for it."""
     groups, looks, settings, folder = _shared
     stem, _, draw = FIGURES[number]
     with style():
         figure = draw(groups, looks, settings)
-        if figure is not None:
-            save_figure(figure, folder / stem)
-    return figure is not None
+        if figure is None:
+            return None
+        save_figure(figure, folder / stem)
+    return notes_of(figure)

@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from dsd_lab.home.parameter_count import parameters_in
-from dsd_lab.report.figures.style import Look, legend, panels
+from dsd_lab.report.figures.style import Look, legend, note_left_out, panels
 from dsd_lab.report.groups import MAIN_LATENTS, Column, Group, columns_of, short_labels
 from dsd_lab.report.tables.rendering import Cell, Table, estimate_cell
-from dsd_lab.specs.metrics import STD
+from dsd_lab.specs.metrics import FID, STD, fids
 from dsd_lab.specs.report import ReportSettings
 
 
@@ -27,7 +27,8 @@ def _thousands(number: int) -> str:
 
 def _columns(groups: list[Group]) -> list[Column]:
     columns = columns_of([r for g in groups for r in g.results])
-    return [*MAIN_LATENTS, *(c for c in columns if c.name.startswith("fid/"))][:4]
+    first = fids(c.name for c in columns)[:1]
+    return [*MAIN_LATENTS, *(c for c in columns if c.name in first)]
 
 
 def scaling_table(groups: list[Group], looks: dict[str, str]) -> Table | None:
@@ -49,7 +50,9 @@ def scaling_table(groups: list[Group], looks: dict[str, str]) -> Table | None:
             if (found := group.estimates.get(c.name)) is not None
         ]  # fmt: skip
     header = ["variant", "weights", "verdicts", *short_labels(columns).values()]
-    note = "Weights: number of weights of the deployed network. All sizes train for the same number of steps."
+    note = "Weights: number of weights of the deployed network."
+    if len({r.steps for g in members for r in g.finished}) == 1:
+        note += " All trials train for the same number of steps."
     dots = [looks[g.variant] for g in members]
     return Table("scaling", "Dependence on network size", header, rows, pd.DataFrame(numbers), note, dots)
 
@@ -78,10 +81,11 @@ def scaling(groups: list[Group], looks: dict[str, Look], settings: ReportSetting
         part.set(xscale="log", ylabel=labels[column.name])
         part.xaxis.set_minor_locator(NullLocator())
         part.set_xticks(sizes, [_thousands(n) for n in sizes])
-        if column.name == STD.recorded or column.name.startswith("fid/"):
+        if column.name == STD.recorded or column.name.startswith(FID):
             part.set_yscale("log")
         else:
             part.set_ylim(0, None)
     figure.supxlabel("number of weights", fontsize=9)
+    note_left_out(figure, 1, len(fids({n for g in groups for n in g.estimates})), "FIDs; the table of samples has all")
     legend(figure, axes)
     return figure

@@ -10,7 +10,17 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from dsd_lab.home.history import Floats
-from dsd_lab.report.figures.style import X_LABELS, Look, legend, narrow_title, panels, point_title, shown_points
+from dsd_lab.report.figures.style import (
+    X_LABELS,
+    Look,
+    add_note,
+    legend,
+    narrow_title,
+    note_points,
+    panels,
+    point_title,
+    shown_points,
+)
 from dsd_lab.report.groups import Group
 from dsd_lab.report.tables.main import gap_names
 from dsd_lab.specs.report import ReportSettings, XAxis
@@ -48,6 +58,7 @@ def spectra(groups: list[Group], looks: dict[str, Look], settings: ReportSetting
     if len(points) > 1:
         for part, point in zip(rows[0], points, strict=True):
             part.set_title(narrow_title(point))
+    note_points(figure, groups)
     legend(figure, axes)
     return figure
 
@@ -101,6 +112,9 @@ def spectrum_maps(groups: list[Group], looks: dict[str, Look], settings: ReportS
     if image is not None:
         bar = figure.colorbar(image, ax=axes, label="covariance eigenvalue", shrink=0.9, extend="min")
         bar.ax.axhline(1.0, color="white", linewidth=1.2)
+    if any(len(steps) == _MAX_CELLS for steps, _ in maps.values()):
+        add_note(figure, f"At most {_MAX_CELLS} probes, evenly spread.")
+    note_points(figure, groups)
     return figure
 
 
@@ -156,5 +170,6 @@ def rank_gap(groups: list[Group], looks: dict[str, Look], settings: ReportSettin
         return None
     figure.supxlabel("time t (0: noise, 1: clean)", fontsize=9)
     figure.supylabel("rank gap: target minus prediction", fontsize=9)
+    note_points(figure, groups)
     legend(figure, axes)
     return figure

@@ -74,6 +74,28 @@ def looks_of(groups: list[Group], control: str | None) -> dict[str, Look]:
     return looks
 
 
+def add_note(figure: Figure, note: str) -> None:
+    """Add a sentence to the figure's caption, once; `notes_of` returns them all."""
+    if note not in notes_of(figure):
+        figure.set_label(f"{notes_of(figure)} {note}".strip())
+
+
+def notes_of(figure: Figure) -> str:
+    """The sentences that a figure adds to its caption: what of the data it does not show."""
+    return str(figure.get_label())
+
+
+def note_left_out(figure: Figure, shown: int, count: int, what: str) -> None:
+    """Say in the caption that a figure shows the first `shown` of `count` items only, if it does."""
+    if shown < count:
+        add_note(figure, f"The first {shown} of {count} {what}.")
+
+
+def note_points(figure: Figure, groups: list[Group]) -> None:
+    """`note_left_out` for figures of `shown_points`."""
+    note_left_out(figure, MAX_POINTS, len(points_of(groups)), "grid points")
+
+
 def shown_points(groups: list[Group]) -> dict[str, list[Group]]:
     """Name of grid point -> its groups, for the grid points in figures."""
     return dict(list(points_of(groups).items())[:MAX_POINTS])
@@ -111,6 +133,7 @@ def band(axes: Axes, curves: list[tuple[NDArray[Any], Floats]], look: Look, labe
         for row, (at, values) in zip(table, curves, strict=True):
             row[np.searchsorted(steps, at)] = values
     if len(steps) > _MAX_STEPS:
+        add_note(axes.get_figure(root=True), f"Curves are thinned to {_MAX_STEPS} steps.")
         kept = np.unique(np.linspace(0, len(steps) - 1, _MAX_STEPS).round().astype(int))
         steps, table = steps[kept], table[:, kept]
     axes.plot(steps, np.nanmean(table, axis=0), color=look.colour, label=label, **look.line)

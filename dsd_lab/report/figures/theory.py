@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dsd_lab.report.figures.style import X_LABELS, Look, band, legend, narrow_title, panels, shown_points
+from dsd_lab.report.figures.style import X_LABELS, Look, band, legend, narrow_title, note_points, panels, shown_points
 from dsd_lab.report.groups import Group
 from dsd_lab.report.statistics.agreement import ScaleRecord, gap_record, scale_record
 from dsd_lab.specs.report import ReportSettings, XAxis
@@ -56,10 +56,11 @@ def theory(groups: list[Group], looks: dict[str, Look], settings: ReportSettings
             row[column].set_xlabel(label)
     for row, label in zip(
         rows,
-        ("d loss / d scale", "measured, one direction", "change of rank to the next"),
+        ("d loss / d scale", "measured, one direction", "change of rank after the next"),
         strict=True,
     ):
         row[0].set_ylabel(label)
+    note_points(figure, groups)
     legend(figure, axes)
     return figure
 

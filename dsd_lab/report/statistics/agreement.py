@@ -14,13 +14,16 @@ from dsd_lab.home.history import Floats
 from dsd_lab.report.groups import Group
 from dsd_lab.report.results import Result
 from dsd_lab.report.statistics.intervals import ANY, SHARE, Estimate, estimate
+from dsd_lab.report.statistics.rank_lag import paired
 from dsd_lab.report.statistics.theory import has_closed_form, scale_gradient
 from dsd_lab.report.tables.rendering import Cell, Table, estimate_cell, shown
+from dsd_lab.specs.metrics import RANK_GAP
 from dsd_lab.specs.report import ReportSettings
+from dsd_lab.specs.trial import reaches_encoder
 
 _RANK = "latent/effective_rank/token"
-_MAX_PROBES = 40
-"""Maximum number of probes that are compared per trial, evenly spread over training."""
+MAX_PROBES = 40
+"""Maximum number of probes that are compared per trial, evenly spread over training: the quadrature takes time."""
 MIN_STD = 1e-3
 """Directions with a std below this fraction of the largest are removed by the normaliser, and are ignored."""
 _MIN_TRIALS = 5
@@ -51,15 +54,15 @@ class ScaleRecord:
         return self.std > MIN_STD * self.std[:, :1]
 
 
-def scale_record(result: Result) -> ScaleRecord | None:
-    """Measured derivatives and closed forms of a trial; None if either is missing."""
+def scale_record(result: Result, most: int | None = MAX_PROBES) -> ScaleRecord | None:
+    """Measured derivatives and closed forms of a trial at `most` probes, or at all; None if either is missing."""
     steps, measured = result.history.spectrum("spectrum/scale_gradient/token")
     at, std = result.history.spectrum("spectrum/scale_std/token")
     if not len(steps) or not np.array_equal(steps, at) or not result.description:
         return None
     if not has_closed_form(result.record.fields):
         return None
-    kept = np.unique(np.linspace(0, len(steps) - 1, _MAX_PROBES).round().astype(int))
+    kept = np.unique(np.linspace(0, len(steps) - 1, min(most or len(steps), len(steps))).round().astype(int))
     predicted = scale_gradient(result.record.fields, std[kept])
     return ScaleRecord(steps[kept], std[kept], measured[kept], predicted)
 
@@ -74,17 +77,14 @@ def sign_agreement(record: ScaleRecord) -> float | None:
 
 
 def gap_record(result: Result) -> tuple[Floats, Floats] | None:
-    """Rank gap (mean over bins of t) at all probes but the first and last, and change of effective rank to the next probe.
+    """Rank gaps (mean over bins of t) at probes i, and changes of effective rank from probe i + 1 to i + 2.
 
-    The first probe is before training and is ignored. None with fewer than three probes.
+    A change that began at probe i would share that probe's rank with the gap (`rank_lag`). The first probe is before
+    training and is ignored. None with fewer than four probes.
     """
-    names = [name for name in result.metrics if name.startswith("rank_gap/t")]
-    series = [result.history.series(name) for name in names]
+    at, gap = result.history.mean_over(RANK_GAP)
     steps, rank = result.history.series(_RANK)
-    if len(steps) < 3 or not series or not all(np.array_equal(steps, s) for s, _ in series):
-        return None
-    gap = np.mean([values for _, values in series], axis=0)
-    return gap[1:-1], np.diff(rank)[1:]
+    return paired(gap, rank, 1) if len(steps) > 3 and np.array_equal(steps, at) else None
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Agreement:
     gap: float | None
     rank_change: float | None
     gap_signs: float | None
-    """Fraction of the intervals between probes in which the change of rank has the sign of the gap."""
+    """Fraction of probes after which the next change of rank has the sign of the gap."""
 
 
 def agreement_of(result: Result, settings: ReportSettings) -> Agreement:
@@ -113,12 +113,11 @@ def agreement_of(result: Result, settings: ReportSettings) -> Agreement:
         predicted = _median(record.predicted.mean(1)[-last:])
         measured = _median(record.measured.mean(1)[-last:])
         signs = sign_agreement(record)
-    elif has_closed_form(result.record.fields) and result.trial.objective.noised == "detached":
-        predicted = 0.0 if result.trial.objective.target != "live" else None
-    gap_signs = gap = None
-    if gaps is not None:
-        gap = float(gaps[0].mean())
-        gap_signs = float((np.sign(gaps[0]) == np.sign(gaps[1])).mean())
+    elif has_closed_form(result.record.fields) and not reaches_encoder(result.trial.objective):
+        predicted = 0.0
+    later = result.history.mean_over(RANK_GAP)[1][1:]  # the first probe is before training
+    gap = float(later.mean()) if len(later) else None
+    gap_signs = None if gaps is None else float((np.sign(gaps[0]) == np.sign(gaps[1])).mean())
     std = _change(result, "latent/variance", last, np.log10)
     before = result.last_probes("theory/scale_gradient/token/pre", last)
     rank = _change(result, _RANK, last, np.asarray)
@@ -196,16 +195,17 @@ def _note(trials: list[Agreement], settings: ReportSettings) -> str:
     """Meaning of the columns, and agreement of theory and measurement."""
     both = [(t.predicted, t.measured) for t in trials if t.predicted and t.measured is not None]
     same = sum(np.sign(p) == np.sign(m) for p, m in both)
-    told = (
+    note = (
         f"The sign of the mean derivative agrees in {same} of {len(both)} trials. "
         "Derivatives are of the unweighted diffusion loss per direction, with respect to a factor on the noised latents along a "
         f"principal direction; mean over directions, median of the last {settings.probes} probes. Positive: gradient descent shrinks them. {ASSUMED} "
-        "Signs agree: fraction of directions and probes after the first. Before the normaliser: a factor on the encoder's output. "
-        "Changes are from the second probe to the end. Rank follows the gap: fraction of the intervals between probes in which the "
-        "effective rank rose with a positive gap (target minus prediction), or fell with a negative one."
+        f"Signs agree: fraction of directions and probes after the first, of at most {MAX_PROBES} probes of a trial, evenly spread. Before the normaliser: a factor on the encoder's output. "
+        "Changes are from the second probe to the end. Rank follows the gap: fraction of probes with a positive gap (target minus "
+        "prediction) after which the effective rank rose from the next probe to the one after, or with a negative gap fell; ranks that "
+        "only jitter give 50 %."
     )
     pairs = [(t.gap, t.rank_change) for t in trials if t.gap is not None and t.rank_change is not None]
     if len(pairs) >= _MIN_TRIALS and all(np.ptp(c) > 0 for c in np.transpose(pairs)):
         correlation = float(pd.DataFrame(pairs).corr("spearman").to_numpy()[0, 1])
-        told += f" Over {len(pairs)} trials, Spearman's correlation of mean rank gap and change of rank is {correlation:+.2f}."
-    return told
+        note += f" Over {len(pairs)} trials, Spearman's correlation of mean rank gap and change of rank is {correlation:+.2f}."
+    return note

@@ -20,9 +20,10 @@ from dsd_lab.home.history import Floats
 from dsd_lab.report.groups import Group
 from dsd_lab.report.results import Result
 from dsd_lab.report.statistics.agreement import scale_record
-from dsd_lab.report.statistics.latent_state import LatentState, control_at
+from dsd_lab.report.statistics.latent_state import LatentState, control_at, running_median
 from dsd_lab.report.statistics.verdicts import cell_of, controls_of, states_over_training
 from dsd_lab.report.tables.rendering import Cell, Table, shown
+from dsd_lab.specs.metrics import RANK_GAP
 from dsd_lab.specs.report import ReportSettings
 
 Series = tuple[NDArray[Any], Floats]
@@ -42,13 +43,15 @@ def margin(state: LatentState, control: LatentState, settings: ReportSettings) -
 
 
 def _gap(result: Result) -> Series:
-    """Rank gap, mean over bins of t, with its sign turned: positive where the prediction has the higher rank."""
-    return _negative_mean(result, [f"rank_gap/t{b}" for b in range(result.trial.probe.t_bins)])
+    """Rank gap, mean over bins of t, times -1: positive where the prediction has the higher rank."""
+    steps, values = result.history.mean_over(RANK_GAP)
+    return steps, -values
 
 
 def _differential(result: Result) -> Series:
-    """The same of the rank differential over the training times."""
-    return _negative_mean(result, ["theory/rank_differential/token"])
+    """Rank differential over the training times, times -1."""
+    steps, values = result.history.series("theory/rank_differential/token")
+    return steps, -values
 
 
 def _measured(result: Result) -> Series:
@@ -57,16 +60,9 @@ def _measured(result: Result) -> Series:
 
 
 def _predicted(result: Result) -> Series:
-    """Its closed form at the measured standard deviations."""
-    record = scale_record(result)
+    """Its closed form at the measured standard deviations, at every probe."""
+    record = scale_record(result, most=None)
     return (np.zeros(0, int), np.zeros(0)) if record is None else (record.steps, record.predicted.mean(1))
-
-
-def _negative_mean(result: Result, names: list[str]) -> Series:
-    series = [s for s in map(result.history.series, names) if len(s[0])]
-    if not series or not all(np.array_equal(series[0][0], steps) for steps, _ in series):
-        return np.zeros(0, int), np.zeros(0)
-    return series[0][0], -np.mean([values for _, values in series], axis=0)
 
 
 SIGNS: dict[str, Callable[[Result], Series]] = {
@@ -91,6 +87,8 @@ class Course:
     """Change of log10 margin over 1,000 steps, least squares over the second half of the probes."""
     first: dict[str, int | None]
     """By sign: the step since which it was on until the crossing, or the end; None where it was off then."""
+    ever: frozenset[str]
+    """Signs that were on at any probe up to the crossing, or the end."""
     known: frozenset[str]
     """Signs that were measured."""
 
@@ -120,9 +118,11 @@ def course(result: Result, control: Result, settings: ReportSettings) -> Course 
     slope = float(np.polyfit(np.array(steps[half:]) / _PER, np.log10(margins[half:]), 1)[0]) if usable else None
     series = {name: sign(result) for name, sign in SIGNS.items()}
     until = steps[-1] if crossed_at is None else crossed_at
-    first = {name: _since(*s, until, settings.probes) for name, s in series.items()}
+    on = {name: _states(*s, until, settings.probes) for name, s in series.items()}
+    first = {name: _first_of_last_run(*s) for name, s in on.items()}
+    ever = frozenset(name for name, (_, states) in on.items() if states.any())
     known = frozenset(name for name, (there, _) in series.items() if len(there) > 1)
-    return Course(np.array(steps), margins, crossed_at, slope, first, known)
+    return Course(np.array(steps), margins, crossed_at, slope, first, ever, known)
 
 
 def _first_of_last_run(steps: NDArray[Any], on: NDArray[np.bool_]) -> int | None:
@@ -133,12 +133,11 @@ def _first_of_last_run(steps: NDArray[Any], on: NDArray[np.bool_]) -> int | None
     return int(steps[off[-1] + 1 if len(off) else 0])
 
 
-def _since(steps: NDArray[Any], values: Floats, until: int, probes: int) -> int | None:
-    """The same of a sign up to a step, its values as medians over the last probes; the first probe is before training and says nothing."""
+def _states(steps: NDArray[Any], values: Floats, until: int, probes: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Steps [S] up to `until`, and whether a sign is on there, by medians over the last probes; the first probe is before training."""
     inside = (steps <= until) & (steps > 0)
     steps, values = steps[inside], values[inside]
-    medians = np.array([np.median(values[max(0, i + 1 - probes) : i + 1]) for i in range(len(values))])
-    return _first_of_last_run(steps, medians > 0)
+    return steps, running_median(values, probes) > 0
 
 
 def courses(groups: list[Group], settings: ReportSettings) -> dict[str, dict[int, Course]]:
@@ -181,30 +180,29 @@ def sign_table(groups: list[Group], settings: ReportSettings, looks: dict[str, s
         numbers += [
             {"variant": group.variant, **group.point, "seed": seed, "crossed_at": c.crossed_at, "margin": float(c.margins[-1]), "slope": c.slope, "projected": c.projected}
             | {f"since: {name}": step for name, step in c.first.items()}
+            | {f"ever: {name}": name in c.ever for name in SIGNS if name in c.known}
             for seed, c in made.items()
         ]  # fmt: skip
-    header = ["variant", "crossed", "margin at the end", "log10 margin a thousand steps", *SIGNS]
+    header = ["variant", "crossed", "margin at the end", "change of log10 margin per 1,000 steps", *SIGNS]
     note = (
-        "Margin: the smallest of std, capacity and ranks over the threshold that the verdict has for it against the control; below 1 the "
-        "latents are shrunk or rank-collapsed. Its slope is that of trials that did not cross, over the second half of training. Signs: in how many "
-        "of the trials that crossed the sign was on without a break until then, and for how long (median); in brackets, in how many of the "
-        f"others it was on at the end, which is a false alarm so far. Medians of {settings.probes} probes."
+        "Margin: the smallest of std, capacity and ranks over the verdict's threshold against the control; below 1 the latents are "
+        "shrunk or rank-collapsed. Its change is that of trials that did not cross, over the second half of training. Signs: in how "
+        "many of the trials that crossed the sign was on, without a break, from an earlier probe until then, and for how long (median "
+        "of these trials); in brackets, false alarms: in how many of the other trials it was on at any probe, and at the last one. "
+        f"Medians of {settings.probes} probes."
     )
-    return Table(
-        "early_signs", "Slow collapse and what said so before", header, rows, pd.DataFrame(numbers), note, dots
-    )
+    return Table("early_signs", "Slow collapse and its early signs", header, rows, pd.DataFrame(numbers), note, dots)
 
 
-def _sign_cell(name: str, crossed: list[Course], kept: list[Course]) -> Cell:
+def _sign_cell(name: str, crossed: list[Course], others: list[Course]) -> Cell:
     measured = [c for c in crossed if name in c.known]
-    leads = [
-        c.crossed_at - first for c in measured if c.crossed_at is not None and (first := c.first[name]) is not None
-    ]
-    others = [c for c in kept if name in c.known]
-    alarms = sum(c.first[name] is not None for c in others)
+    leads = [c.crossed_at - at for c in measured if c.crossed_at is not None and (at := c.first[name]) is not None]
+    leads = [lead for lead in leads if lead > 0]
+    others = [c for c in others if name in c.known]
     if not measured and not others:
         return Cell("-")
-    text = f"{sum(lead > 0 for lead in leads)} of {len(measured)}" if measured else "-"
+    ever, last = sum(name in c.ever for c in others), sum(c.first[name] is not None for c in others)
+    text = f"{len(leads)} of {len(measured)}" if measured else "-"
     more = [f"{np.median(leads):,.0f} steps before"] if leads else []
-    more += [f"({alarms} of {len(others)} others)"] if others else []
+    more += [f"({ever} of {len(others)} others, {last} at the end)"] if others else []
     return Cell(text, " ".join(more))

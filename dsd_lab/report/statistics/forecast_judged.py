@@ -103,6 +103,7 @@ class ForecastJudgement:
     specs: list[str]
     """Specs, or data sets, that were left out and forecast."""
     trials: int
+    """Distinct trials."""
     auc: float | None
     """Area under the ROC curve; None if all trials have the same outcome."""
     brier: float | None
@@ -114,40 +115,56 @@ class ForecastJudgement:
     """Sentences on what cannot be concluded."""
 
 
-def judge_forecast(examples: list[Example], by_data: bool = False) -> ForecastJudgement:
-    """Forecast every spec, or every data set, from the others; a shared trial is never in both training and test set."""
+def judge_forecast(*looks: list[Example], by_data: bool = False) -> ForecastJudgement:
+    """Forecast every spec, or every data set, from the others.
+
+    A trial counts once: if several specs share it, by the mean of its chances. It is never in both training and test set.
+
+    Args:
+        looks: examples of one forecast, or of the forecasts at several looks. Of several, a trial's chance is the highest,
+            because `sweep --stop-collapsed` stops a trial at the first look whose chance is high enough.
+        by_data: leave out data sets instead of specs.
+    """
     from sklearn.metrics import roc_auc_score
 
     kind = "data set" if by_data else "spec"
-    names = list(dict.fromkeys(e.data if by_data else e.spec for e in examples))
+    every = [e for look in looks for e in look]
+    names = list(dict.fromkeys(_part(e, by_data) for e in every))
     said: list[str] = []
     if len(names) < _MIN_SPECS:
         said.append(
             f"It cannot be evaluated: there are trials of {len(names)} {kind}{'s' * (len(names) != 1)}, and leaving one out needs {_MIN_SPECS}."
         )
         return ForecastJudgement([], 0, None, None, None, [], said)
-    left_out, chances, bases, ended = [], [], [], []
+    left_out = []
+    forecasts: dict[str, list[tuple[float, float]]] = {}
+    """By trial: chance and base rate, once per spec that was left out with it."""
     for name in names:
-        held = [e for e in examples if (e.data if by_data else e.spec) == name]
-        ids = {e.trial for e in held}
-        others = list({e.trial: e for e in examples if e.trial not in ids}.values())
-        forecast = fit(others)
-        if forecast is None:
+        ids = {e.trial for e in every if _part(e, by_data) == name}
+        others = {e.trial: e.collapsed for e in every if e.trial not in ids}
+        chances: dict[str, float] = {}
+        for look in looks:
+            forecast = fit([e for e in look if e.trial not in ids])
+            for e in look if forecast is not None else []:
+                if _part(e, by_data) == name:
+                    chances[e.trial] = max(forecast.chance(e.features), chances.get(e.trial, 0.0))
+        if not chances:
             said.append(f"{name} cannot be forecast: the other {kind}s have no further trials, or only one outcome.")
             continue
         left_out.append(name)
-        chances += [forecast.chance(e.features) for e in held]
-        bases += [sum(e.collapsed for e in others) / len(others)] * len(held)
-        ended += [e.collapsed for e in held]
+        for trial, chance in chances.items():
+            forecasts.setdefault(trial, []).append((chance, sum(others.values()) / len(others)))
     if not left_out:
         return ForecastJudgement([], 0, None, None, None, [], said)
-    x, y = np.array(chances), np.array(ended, dtype=float)
-    both = len(set(ended)) == 2
+    ended = {e.trial: e.collapsed for e in every}
+    x, bases = np.array([np.mean(found, axis=0) for found in forecasts.values()]).T
+    y = np.array([float(ended[trial]) for trial in forecasts])
+    both = len(set(y)) == 2
     if not both:
         said.append("All trials have the same outcome, so the AUC is not known.")
     if len(left_out) < _FEW_SPECS:
         said.append(f"Only {len(left_out)} {kind}s were left out: results may differ for a {kind} that is unlike them.")
-    brier, base = float(np.mean((x - y) ** 2)), float(np.mean((np.array(bases) - y) ** 2))
+    brier, base = float(np.mean((x - y) ** 2)), float(np.mean((bases - y) ** 2))
     if brier >= base:
         said.append("Its Brier score is no better than that of the base rate, so its probabilities are not reliable.")
     return ForecastJudgement(
@@ -159,6 +176,10 @@ def judge_forecast(examples: list[Example], by_data: bool = False) -> ForecastJu
         _calibration(x, y),
         said,
     )
+
+
+def _part(example: Example, by_data: bool) -> str:
+    return example.data if by_data else example.spec
 
 
 def _calibration(x: Floats, y: Floats) -> list[Calibration]:

@@ -1,8 +1,10 @@
-"""What the closed forms say of the end of a trial, with nothing learnt: one number each, judged as the learnt forecast is.
+"""Forecasts of collapse by the closed forms and by measured derivatives, evaluated in the same way as the learnt forecast.
 
-Positive: the latents are expected to shrink. From the spec alone the derivative is taken at a fixed scale below 1, where
-a direction lies that is not among the strongest of normalised latents; from the first probe at the scales that the
-encoder has before training; measured, it is the diffusion loss' own derivative. Per direction only the sign counts.
+Each is one number; positive: the latents are expected to shrink. From the spec alone, it is the derivative at a fixed
+std below 1, as weaker directions of normalised latents have. At the first probe, it is the closed form at the standard
+deviations before training. Measured, it is the derivative of the diffusion loss itself. Of directions, only signs count.
+
+Forecasts are compared on the trials that all of them can forecast: AUCs over different trials are not comparable.
 """
 
 from __future__ import annotations
@@ -28,13 +30,14 @@ from dsd_lab.report.statistics.verdicts import judge, row_key
 from dsd_lab.report.tables.rendering import Cell, Table, shown
 from dsd_lab.runs.early_stopping import LOOKS, seen_steps
 from dsd_lab.specs.report import ReportSettings
+from dsd_lab.specs.trial import reaches_encoder
 
 SCALE = 0.5
-"""Standard deviation that the spec alone is asked at (ours)."""
+"""Standard deviation at which the derivative is taken from the spec alone (ours)."""
 
 
 def _from_spec(result: Result) -> list[float] | None:
-    """Closed-form derivative at a std of `SCALE`, times the share of it that reaches the encoder."""
+    """Closed-form derivative at a std of `SCALE`, times the fraction of it that reaches the encoder."""
     if not has_closed_form(result.record.fields):
         return None
     share = result.trial.objective.encoder_gradient * result.trial.objective.diffusion_weight
@@ -45,10 +48,6 @@ def _signs(slopes: Floats, std: Floats) -> float | None:
     """Mean sign over the directions that the normaliser leaves."""
     alive = std > MIN_STD * std.max()
     return float(np.sign(slopes[alive]).mean()) if alive.any() and np.isfinite(slopes[alive]).all() else None
-
-
-def _unreached(result: Result) -> bool:
-    return result.trial.objective.noised == "detached" and result.trial.objective.target != "live"
 
 
 def _at_start(result: Result) -> list[float] | None:
@@ -63,8 +62,8 @@ def _at_start(result: Result) -> list[float] | None:
 
 def _measured(look: float) -> See:
     def see(result: Result) -> list[float] | None:
-        """Signs of the measured derivative at the last probe until a look, the first probe being before training."""
-        if _unreached(result):
+        """Signs of the measured derivative at the last probe up to a look; the first probe is before training."""
+        if not reaches_encoder(result.trial.objective):
             return [0.0]
         steps, slopes = result.history.spectrum("spectrum/scale_gradient/token")
         at, std = result.history.spectrum("spectrum/scale_std/token")
@@ -84,9 +83,11 @@ THEORY: dict[str, See] = {
     "measured derivative, at the first look": _measured(LOOKS[0]),
     "measured derivative, at the second look": _measured(LOOKS[1]),
 }
-"""What is seen of a trial, by name."""
+"""Name -> what is seen of a trial."""
 LEARNT: dict[str, See] = {f"learnt, at {look:.0%} of the steps": seen_at(look) for look in LOOKS}
-"""The same of the learnt forecast, look by look."""
+"""The same for the learnt forecast, one per look."""
+STOPPER = "learnt, highest chance of all looks"
+"""What `sweep --stop-collapsed` does: a trial is stopped at any look whose chance is high enough."""
 Sweep = tuple[str, list[Result], ReportSettings]
 """Name of the spec, its results, its thresholds."""
 
@@ -104,31 +105,59 @@ def all_examples(sweeps: Iterable[Sweep]) -> tuple[dict[str, list[Example]], dic
     return examples, lacking
 
 
-def judgements(examples: dict[str, list[Example]]) -> dict[str, tuple[ForecastJudgement, ForecastJudgement]]:
-    """Each forecast with one spec, and with one data set, left out."""
-    return {name: (judge_forecast(some), judge_forecast(some, by_data=True)) for name, some in examples.items()}
+def compared(examples: dict[str, list[Example]]) -> dict[str, list[Example]]:
+    """The examples of the trials that every forecast has."""
+    common = set.intersection(*({e.trial for e in some} for some in examples.values()))
+    return {name: [e for e in some if e.trial in common] for name, some in examples.items()}
+
+
+Judgements = tuple[ForecastJudgement, ForecastJudgement]
+"""With one spec, and with one data set, left out."""
+
+
+def judge_stopper(examples: dict[str, list[Example]]) -> Judgements:
+    """Evaluate what early stopping does with the learnt forecasts."""
+    looks = [examples[name] for name in LEARNT]
+    return judge_forecast(*looks), judge_forecast(*looks, by_data=True)
+
+
+def judgements(examples: dict[str, list[Example]]) -> dict[str, Judgements]:
+    """Every forecast, and early stopping by the learnt ones, over the trials that all of them have."""
+    same = compared(examples)
+    each = {name: (judge_forecast(some), judge_forecast(some, by_data=True)) for name, some in same.items()}
+    return {STOPPER: judge_stopper(same), **each}
+
+
+def remarks(judged: dict[str, Judgements]) -> list[str]:
+    """What cannot be concluded, each sentence with the forecasts that it is about, unless it is about all."""
+    about: dict[str, list[str]] = {}
+    for name, pair in judged.items():
+        for line in dict.fromkeys(line for judgement in pair for line in judgement.said):
+            about.setdefault(line, []).append(name)
+    return [line if len(names) == len(judged) else f"{'; '.join(names)}: {line}" for line, names in about.items()]
 
 
 def forecast_table(sweeps: Iterable[Sweep]) -> Table:
-    """One row a forecast: AUC and Brier score with one spec and with one data set left out, and calibration."""
-    rows, numbers, said = [], [], list[str]()
-    for name, (spec, data) in judgements(all_examples(sweeps)[0]).items():
-        bins = "; ".join(f"{c.low:.0%} to {c.high:.0%}: {c.mean_chance:.0%} said, {c.collapsed:.0%} of {c.trials}" for c in spec.calibration)  # fmt: skip
+    """One row per forecast: AUC and Brier score with one spec and with one data set left out, and calibration."""
+    rows, numbers = [], []
+    judged = judgements(all_examples(sweeps)[0])
+    for name, (spec, data) in judged.items():
+        bins = "; ".join(f"{c.low:.0%} to {c.high:.0%}: mean {c.mean_chance:.0%}, {c.collapsed:.0%} of {c.trials} collapsed" for c in spec.calibration)  # fmt: skip
         values = (spec.auc, data.auc, spec.brier, spec.brier_base)
         rows.append([Cell(name), Cell(str(spec.trials)), *(Cell("-" if v is None else shown(v, 3)) for v in values), Cell(bins or "-")])  # fmt: skip
         numbers.append({"forecast": name, "trials": spec.trials, "auc_spec_out": spec.auc, "auc_data_set_out": data.auc, "brier": spec.brier, "brier_base": spec.brier_base})  # fmt: skip
-        said = said or list(dict.fromkeys((*spec.said, *data.said)))
     header = [
         "forecast",
         "trials",
-        "AUC, a spec left out",
-        "AUC, a data set left out",
-        "Brier",
-        "of the base rate",
+        "AUC, spec left out",
+        "AUC, data set left out",
+        "Brier score",
+        "Brier score of the base rate",
         "calibration",
     ]
     note = (
-        "Chance that latents end collapsed, by a logistic regression that the trials of the other specs (data sets) teach; closed forms "
-        "and measured derivatives are one number each. " + " ".join(said)
+        "Probability that a trial's latents end collapsed, by a logistic regression on the trials of the other specs (data sets). "
+        "Closed forms and measured derivatives are one number each. All rows are over the trials that every forecast has. "
+        + " ".join(remarks(judged))
     )
-    return Table("forecasts", "Can collapse be told early?", header, rows, pd.DataFrame(numbers), note.strip())
+    return Table("forecasts", "Can collapse be forecast early?", header, rows, pd.DataFrame(numbers), note.strip())

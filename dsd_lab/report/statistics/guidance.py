@@ -1,4 +1,4 @@
-"""Guidance at each variant's own best scale, chosen without looking at the seed that is reported."""
+"""Guidance at each variant's best scale, chosen for each seed by the other seeds."""
 
 from __future__ import annotations
 
@@ -27,16 +27,18 @@ SHOWN = {
 
 @dataclass(frozen=True)
 class Guided:
-    """One variant's evaluations that differ in the scale alone."""
+    """One variant's evaluations that differ only in the scale."""
 
     values: dict[float, dict[int, dict[str, float]]]
-    """By scale and seed: the metrics of `SHOWN` that were measured."""
+    """By scale and seed: the metrics of `SHOWN` that were measured. Only scales with an FID of every seed."""
     chosen: dict[int, float]
-    """By seed: the scale that the other seeds rank best by FID; with one seed, its own."""
+    """By seed: the scale with the lowest mean FID over the other seeds; with one seed, over that seed."""
+    incomplete: dict[float, list[int]]
+    """Scale that is left out -> seeds without a finite FID there."""
 
 
 def guided(group: Group) -> list[Guided]:
-    """Evaluations of a group's finished trials at two scales or more, by what else they have in common."""
+    """Evaluations of a group's finished trials at two or more scales, grouped by their other settings."""
     families: dict[str, dict[float, dict[int, dict[str, float]]]] = {}
     for result in group.described:
         for evaluation, metrics in result.evaluations:
@@ -53,9 +55,12 @@ def guided(group: Group) -> list[Guided]:
         if len(complete) > 1:
             chosen = {}
             for seed in seeds:
-                asked = [s for s in seeds if s != seed] or seeds
-                chosen[seed] = min(complete, key=lambda scale: _mean_fid(complete, scale, asked))
-            found.append(Guided(complete, chosen))
+                others = [s for s in seeds if s != seed] or seeds
+                chosen[seed] = min(complete, key=lambda scale: _mean_fid(complete, scale, others))
+            lacking = {
+                scale: [s for s in seeds if s not in v] for scale, v in sorted(family.items()) if scale not in complete
+            }
+            found.append(Guided(complete, chosen, lacking))
     return found
 
 
@@ -69,11 +74,16 @@ def _value(metrics: dict[str, float], kind: str) -> float | None:
 
 
 def guidance_table(groups: list[Group], looks: dict[str, str]) -> Table | None:
-    """Two rows a variant: without guidance, and at the scale that the other seeds choose; None where no trial has two scales."""
+    """Two rows per variant: without guidance, and at the scale that the other seeds choose; None if no trial has two scales."""
     rows, numbers, dots, alone = [], [], [], False
+    left_out = list[str]()
     for group in groups:
         for found in guided(group):
             alone = alone or len(found.chosen) == 1
+            left_out += [
+                f"{group.name} at {scale:g} (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})"
+                for scale, seeds in found.incomplete.items()
+            ]
             picks = {"none": dict.fromkeys(found.chosen, 1.0)} if 1.0 in found.values else {}
             picks["chosen by the other seeds"] = found.chosen
             for how, scales in picks.items():
@@ -89,9 +99,10 @@ def guidance_table(groups: list[Group], looks: dict[str, str]) -> Table | None:
                 dots.append(looks[group.variant])
     if not rows:
         return None
-    note = (
-        "A seed is reported at the scale whose FID the other seeds rank best, so that it had no say in the choice."
-        + (" With one seed the scale is chosen on the trial that is reported, which flatters it." if alone else "")
-    )
+    note = "Each seed is reported at the scale with the lowest mean FID over the other seeds, so that its own FID is not part of the choice."
+    if alone:
+        note += " With one seed, the scale is chosen on the trial that is reported, which makes its FID too low."
+    if left_out:
+        note += f" Scales without a finite FID of every seed are left out: {'; '.join(left_out)}."
     header = ["variant", "guidance", *(label for label, _ in SHOWN.values())]
     return Table("guidance", "Without guidance and at the best scale", header, rows, pd.DataFrame(numbers), note, dots)

@@ -79,11 +79,11 @@ def states_of(
         table: values [S] at S probes, for each of `MEASURES`.
         probes: number of probes for a median.
     """
-    medians = [_running_median(np.asarray(values), probes).tolist() for values in table]
+    medians = [running_median(np.asarray(values), probes).tolist() for values in table]
     return [state_of(network, patches, row) for row in zip(*medians, strict=True)]
 
 
-def _running_median(values: NDArray[Any], width: int) -> NDArray[Any]:
+def running_median(values: NDArray[Any], width: int) -> NDArray[Any]:
     """Median of each value and up to `width` - 1 values before it."""
     head = [np.median(values[: i + 1]) for i in range(min(width - 1, len(values)))]
     if len(values) < width:

@@ -57,8 +57,8 @@ def patch_ranks(result: Result) -> tuple[float, float] | None:
     return None if token is None or image is None else (max(token, 1.0), max(image, 1.0))
 
 
-def controls_of(results: list[Result], settings: ReportSettings) -> dict[tuple[int, str, str], Result]:
-    """Finished and probed trials of the control variant, by seed, size and grid point."""
+def controls_of(results: list[Result], settings: ReportSettings) -> dict[Place, Result]:
+    """Finished and probed trials of the control variant, by `cell_of`."""
     return {
         cell_of(r): r
         for r in results
@@ -124,6 +124,9 @@ def row_key(result: Result) -> str:
     return f"{result.group} s{result.seed}"
 
 
-def cell_of(result: Result) -> tuple[int, str, str]:
-    """Seed, size and grid point: trials with equal values are compared with each other."""
-    return result.seed, result.size, repr(sorted(result.point.items()))
+Place = tuple[str, int, str, str]
+
+
+def cell_of(result: Result) -> Place:
+    """Sweep, seed, size and grid point: trials with equal values are compared with each other."""
+    return result.sweep, result.seed, result.size, repr(sorted(result.point.items()))

@@ -1,9 +1,8 @@
-"""What predicts samples: VIV and capacity of finished trials beside their FID, healthy trials apart from collapsed ones.
+"""What predicts samples: VIV and capacity of finished trials against their FID, for healthy trials and for all.
 
-VIV (arXiv 2606.03578) is the loss that the best velocity prediction of a Gaussian latent has, (pi/2) times the sum
-of the latents' standard deviations, and published as "lower is better". Joint training lowers it by shrinking the
-latents, so that it can hold among healthy trials alone. It is computed from the recorded spectra, which trials have
-that were trained before the metric was recorded.
+VIV (arXiv 2606.03578) is the lowest loss that a velocity prediction of a Gaussian latent can have: (pi/2) times the sum
+of the latents' standard deviations. It is published as "lower is better" for healthy tokenizers; latents that shrink have
+a lower VIV too. It is computed from the recorded spectra, which all probed trials have.
 """
 
 from __future__ import annotations
@@ -21,10 +20,13 @@ from dsd_lab.report.groups import Group
 from dsd_lab.report.results import Result
 from dsd_lab.report.statistics.verdicts import HEALTHY
 from dsd_lab.report.tables.rendering import Cell, Table, shown
+from dsd_lab.specs.metrics import fids
 from dsd_lab.specs.report import ReportSettings
 
 _MIN_TRIALS = 5
-"""Trials from which a correlation is given."""
+"""Minimum number of trials for a correlation."""
+_MIN_VARIANTS = 3
+"""Minimum number of variants, so that a fit that leaves one out has seen two."""
 PREDICTORS: dict[str, tuple[str, ...]] = {"VIV": ("viv",), "capacity": ("capacity",), "VIV and capacity": ("viv", "capacity")}  # fmt: skip
 """Fields of `Sampled` by the name that they have together."""
 
@@ -62,14 +64,14 @@ def sampled(groups: Sequence[Group], settings: ReportSettings) -> dict[tuple[str
         for result in group.described:
             if result.id in seen:
                 continue
-            verdict, fids = group.verdicts[result.seed], sorted(n for n in result.metrics if n.startswith("fid/"))
-            if verdict is None or not fids:
+            verdict, kinds = group.verdicts[result.seed], fids(result.metrics)
+            if verdict is None or not kinds:
                 continue
             viv, capacity = viv_of(result, settings.probes), result.last_probes("latent/capacity_bits/token", settings.probes)  # fmt: skip
-            fid = result.metrics[fids[0]]
+            fid = result.metrics[kinds[0]]
             if viv is None or capacity is None or min(viv, capacity, fid) <= 0 or not math.isfinite(fid):
                 continue
-            key = result.record.data.name, fids[0]
+            key = result.record.data.name, kinds[0]
             seen.add(result.id)
             found.setdefault(key, []).append(Sampled(group.variant, verdict, viv, capacity, fid))
     return found
@@ -77,14 +79,14 @@ def sampled(groups: Sequence[Group], settings: ReportSettings) -> dict[tuple[str
 
 @dataclass(frozen=True)
 class Explained:
-    """How far a predictor goes, in logarithms."""
+    """How well a predictor explains FID, in logarithms."""
 
     pearson: float | None
     """With log FID; None for several numbers at once, below `_MIN_TRIALS` trials, or without spread."""
     r2: float | None
-    """Share of the variance of log FID that a least-squares line explains on the trials that it is fitted to."""
+    """Fraction of the variance of log FID that least squares explains on the trials of the fit."""
     left_out: float | None
-    """The same where each variant is predicted by a line through the others; can be below 0. None with fewer than 3 variants."""
+    """R² where each variant is predicted from the others; can be below 0. None with fewer than 3 variants, or if the others do not determine a fit."""
 
 
 def table_of(trials: Sequence[Sampled], names: Sequence[str]) -> tuple[Floats, Floats]:
@@ -103,16 +105,26 @@ def explained(trials: Sequence[Sampled], names: Sequence[str]) -> Explained:
     if len(trials) < _MIN_TRIALS:
         return Explained(None, None, None)
     x, y = table_of(trials, names)
-    if np.ptp(y) == 0 or not np.all(np.ptp(x[:, 1:], axis=0) > 0):
+    if np.ptp(y) == 0 or not determined(x):
         return Explained(None, None, None)
-    variants = np.array([t.variant for t in trials])
     pearson = float(np.corrcoef(x[:, 1], y)[0, 1]) if len(names) == 1 else None
-    known = list(dict.fromkeys(variants))
-    foreseen = np.empty(len(y))
-    for variant in known if len(known) > 2 else []:
+    return Explained(pearson, _r2(y, x @ line(x, y)), _left_out(np.array([t.variant for t in trials]), x, y))
+
+
+def _left_out(variants: NDArray[np.str_], x: Floats, y: Floats) -> float | None:
+    """R² of predicting each variant by a fit to the others."""
+    known, predicted = list(dict.fromkeys(variants)), np.empty(len(y))
+    for variant in known:
         held = variants == variant
-        foreseen[held] = x[held] @ line(x[~held], y[~held])
-    return Explained(pearson, _r2(y, x @ line(x, y)), _r2(y, foreseen) if len(known) > 2 else None)
+        if len(known) < _MIN_VARIANTS or not determined(x[~held]):
+            return None
+        predicted[held] = x[held] @ line(x[~held], y[~held])
+    return _r2(y, predicted)
+
+
+def determined(x: Floats) -> bool:
+    """Whether predictors [S, 1 + K] determine a least-squares fit, with at least one trial to spare."""
+    return len(x) > x.shape[1] == int(np.linalg.matrix_rank(x))
 
 
 def _r2(y: NDArray[np.float64], found: NDArray[np.float64]) -> float:
@@ -136,9 +148,10 @@ def viv_table(groups: Sequence[Group], settings: ReportSettings) -> Table | None
     header = ["predictor of log FID"]
     header += [f"{kind} trials: {what}" for kind in ("healthy", "all") for what in ("Pearson", "R², variants left out")]
     note = (
-        "VIV: (pi/2) times the sum of the standard deviations of the latent tokens, the least loss of a velocity prediction "
-        "(arXiv 2606.03578; there a lower one means a lower FID, which is a positive correlation). Capacity: bits a token through "
-        "unit noise. Both and FID as logarithms. R² of variants left out: each is predicted by a line through the others; below 0 "
-        "it is worse than their mean."
+        "VIV: (pi/2) times the sum of the standard deviations of the latent tokens, the lowest loss of a velocity prediction "
+        "(arXiv 2606.03578; there a lower VIV means a lower FID, which is a positive correlation). Capacity: bits per token through "
+        "noise of variance 1. Both and FID as logarithms. Pearson's correlation is over trials; seeds of a variant are not "
+        "independent of each other. R², variants left out: each variant is predicted by a least-squares fit to the others; below "
+        "0 the fit is worse than the mean FID."
     )
     return Table("viv", "What predicts FID", header, rows, pd.DataFrame(numbers), note)

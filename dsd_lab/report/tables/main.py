@@ -14,7 +14,7 @@ from dsd_lab.report.statistics.intervals import estimate
 from dsd_lab.report.statistics.verdicts import VERDICTS
 from dsd_lab.report.tables.measured_how import measured_how
 from dsd_lab.report.tables.rendering import Cell, Table, estimate_cell, shown
-from dsd_lab.specs.metrics import BESIDE_SAMPLES, SAMPLE
+from dsd_lab.specs.metrics import BESIDE_SAMPLES, RANK_GAP, SAMPLE
 from dsd_lab.specs.report import ReportSettings
 from dsd_lab.units import short_count
 
@@ -142,8 +142,8 @@ def gap_table(groups: list[Group], settings: ReportSettings) -> Table | None:
 
 def gap_names(group: Group) -> list[str]:
     """The names of a group's rank gaps, in the order of their bins of t."""
-    names = {n for r in group.results for n in r.metrics if n.startswith("rank_gap/t")}
-    return sorted(names, key=lambda n: int(n.removeprefix("rank_gap/t")))
+    names = {n for r in group.results for n in r.metrics if n.startswith(RANK_GAP)}
+    return sorted(names, key=lambda n: int(n.removeprefix(RANK_GAP)))
 
 
 def cost_table(groups: list[Group], looks: dict[str, str]) -> Table | None:

@@ -19,6 +19,7 @@ from dsd_lab.report.statistics.intervals import POSITIVE, Estimate, estimate
 from dsd_lab.report.tables.rendering import Cell, Table, estimate_cell
 from dsd_lab.specs.auxiliary import EMA
 from dsd_lab.specs.evaluation import Generation
+from dsd_lab.specs.metrics import fids
 from dsd_lab.specs.report import ReportSettings
 from dsd_lab.specs.trial import Trial
 
@@ -108,8 +109,7 @@ def our_rows(groups: list[Group]) -> list[Row]:
             name: (r, evaluation)
             for r in group.described
             for evaluation, metrics in r.evaluations
-            for name in metrics
-            if name.startswith("fid/")
+            for name in fids(metrics)
         }
         for name in (n for n in group.estimates if n in settings):
             first, e = settings[name]
