@@ -1,19 +1,17 @@
 """Prepared sets: the images of the source bit for bit, taken up after a kill, checked, and refused where they are others."""
 
-import io
 import json
 import re
 import shlex
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from picturing import changed, encoded, pictures, write_folder, write_parquet
+from picturing import changed, encoded, pictures, write_folder, write_parquet, write_tar, write_zip
 from sweeping import run, write_spec
 
 from dsd_lab.cli.main import main
@@ -29,23 +27,6 @@ from dsd_lab.specs.trial import Data
 CPU = torch.device("cpu")
 BLOCK = 8 * 3 * 8 * 8
 """Bytes of eight images of these tests."""
-
-
-def write_zip(path, entries):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, raw in entries.items():
-            archive.writestr(name, raw)
-    return Data(source="zip", path=str(path))
-
-
-def write_tar(path, entries):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as shard:
-        for name, raw in entries.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(raw)
-            shard.addfile(info, io.BytesIO(raw))
-    return Data(source="tar", path=str(path.parent))
 
 
 def written(folder, kind):
