@@ -11,6 +11,9 @@ OK, UNEXPECTED, BAD_INPUT, TRIALS_FAILED, NO_RESOURCES = 0, 1, 2, 3, 4
 INTERRUPTED, TERMINATED = 130, 143
 
 
+_NOT_PERMITTED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
 class LabError(Exception):
     """An error with a one-line explanation for the user and an exit code."""
 
@@ -34,9 +37,9 @@ def is_disk_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def is_not_permitted(error: OSError) -> bool:
-    """Whether an error means that this user may not read or write a file, whose path the error holds."""
-    return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename is not None
+def is_not_permitted(error: BaseException) -> bool:
+    """Whether an error means that this user may not read or write a file, whose path the error names."""
+    return isinstance(error, OSError) and error.errno in _NOT_PERMITTED and error.filename is not None
 
 
 def comes_from_full_disk(error: BaseException) -> bool:

@@ -1,6 +1,8 @@
-"""What the tests of data sets share: generated images as folders and as parquet files."""
+"""What the tests of data sets share: generated images as folders, parquet files and archives."""
 
 import io
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,26 @@ def write_parquet(path: Path, arrays, labels, columns=("image", "label"), metada
     table = pa.table({columns[0]: pa.array(images, kind), columns[1]: pa.array(labels, pa.int64())})
     pa.parquet.write_table(table.replace_schema_metadata(metadata), path, row_group_size=5)
     return Data(source="parquet", path=str(path.parent))
+
+
+def write_zip(path: Path, entries, method=zipfile.ZIP_DEFLATED):
+    """A zip file; `entries` are bytes by name."""
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, raw in entries.items():
+            archive.writestr(name, raw)
+    return Data(source="zip", path=str(path))
+
+
+def write_tar(path: Path, entries):
+    """A shard; `entries` are bytes by name, or a header of tarfile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as shard:
+        for name, raw in entries.items():
+            info = raw if isinstance(raw, tarfile.TarInfo) else tarfile.TarInfo(name)
+            content = b"" if info is raw else raw
+            info.size = len(content)
+            shard.addfile(info, io.BytesIO(content))
+    return Data(source="tar", path=str(path.parent))
 
 
 def changed(spec: Data, **fields) -> Data:

@@ -18,6 +18,7 @@ from dsd_lab.core.model.network import Network
 from dsd_lab.core.randomness import generator
 from dsd_lab.errors import BAD_INPUT, OK, BadInput
 from dsd_lab.evaluation.extractor import load_extractor, turning_losses
+from dsd_lab.home.data_facts import facts_at_hand, known_facts, known_images
 from dsd_lab.home.home import Home
 from dsd_lab.report.groups import columns_of
 from dsd_lab.runs.data_shelf import DataShelf
@@ -41,6 +42,24 @@ def photos(tmp_path):
 
 def spec_of(tmp_path, **data):
     return write_spec(tmp_path, base={"data": {"source": "folder", "path": "photos", **data}})
+
+
+@pytest.mark.parametrize(
+    "left", ["", "{}", "[1]", "[" * 100_000, '{"train": 1}', {"classes": "three"}, {"shape": [3, 8]}, {"train": -1}]
+)
+def test_facts_whose_file_is_damaged_are_unknown_and_the_images_are_read_anew(tmp_path, photos, left):
+    home, data = Home(tmp_path / "home"), Data(source="folder", path=str(photos))
+    home.prepare()
+    shelf = DataShelf()
+    shelf.load(data, home)
+    known, at_hand, images = known_facts(home, data), facts_at_hand(home, data), known_images(home, data)
+    assert known.fingerprint is None and at_hand.fingerprint == images.fingerprint
+    files = [*(home.cache / "data").glob("facts-*.json"), *(home.cache / "data").glob("images-*.json")]
+    assert len(files) == 2
+    for path in files:
+        path.write_text(left if isinstance(left, str) else json.dumps(json.loads(path.read_text()) | left))
+    assert known_facts(home, data) is facts_at_hand(home, data) is known_images(home, data) is None
+    assert DataShelf().images(data, home) == images and facts_at_hand(home, data) == at_hand
 
 
 # -- The verb ----------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def test_images_of_the_hub_are_known_without_decoding_until_the_librarys_files_c
         patch.setitem(sys.modules, "datasets", None)
         known = known_images(home, HUB)
         assert known.fingerprint == made.fingerprint and (known.train, known.place) == (len(made.train), "owner/set")
-        assert facts_at_hand(home, HUB) == made.facts | {"fingerprint": made.fingerprint}
+        assert facts_at_hand(home, HUB).model_dump() == made.facts | {"fingerprint": made.fingerprint}
     assert known_images(home, changed(HUB, hub="owner/other")) is None
     write_parquet(place / "train.parquet", 255 - pictures(12), [0, 1, 2] * 4, metadata=metadata)  # another revision
     other = DataShelf().load(HUB, Home(tmp_path / "elsewhere"))

@@ -214,6 +214,7 @@ def test_another_set_beside_train_is_named_and_not_mixed_in(tmp_path):
 SHARDS = {
     "a gap": (["train-00000-of-00003", "train-00002-of-00003"], "2 of 3 shards are here; number 1 is missing"),
     "the end": (["train-00000-of-00002"], "1 of 2 shards are here; number 1 is missing"),
+    "a count out of all measure": (["train-00000-of-99999999999"], "number 1, 2, 3, 4, 5 ... is missing"),
     "two sets": (["train-00000-of-00001", "train-00000-of-00002"], "shards of two different sets"),
     "a gap in numbers": (["train/0000", "train/0002"], "2 of 3 shards are here; number 1 is missing"),
     "two configurations": (["a/train/0000", "b/train/0000"], "holds several data sets; point data.path at one of them"),
@@ -313,7 +314,7 @@ def test_emnist_is_upright_and_its_letters_are_numbered_from_0_and_named(tmp_pat
         f"emnist-letters-{s}-{w}-idx{n}-ubyte.gz" for s in ("train", "test") for w, n in (("images", 3), ("labels", 1))
     ]
     pixels = write_idx(tmp_path, names, first=1)
-    (tmp_path / "emnist-letters-mapping.txt").write_text("1 65 97\n2 66 98\n3 67 99\n")
+    (tmp_path / "emnist-letters-mapping.txt").write_text("1 65 97\n2 66 98\n3 67 99\n" + "9" * 5000 + " 65\n")
     data = load_data(Data(source="idx", path=str(tmp_path)))
     assert np.array_equal(data.train.pixels[:, 0].numpy(), pixels.transpose(0, 2, 1))
     assert data.train.labels.tolist() == [0, 1, 2, 0, 1, 2] and data.class_names == ("A", "B", "C")

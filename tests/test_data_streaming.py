@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import json
 import os
 import shutil
 import struct
@@ -354,8 +355,20 @@ def test_other_settings_make_a_survey_of_their_own(tmp_path, fields):
     assert len(list(cache.glob("survey-*.json"))) == 2
 
 
-@pytest.mark.parametrize("left", [b"", b'{"shape": [3', b"[]", b"{}"])
-def test_a_survey_that_a_power_cut_left_damaged_is_made_again(tmp_path, left):
+def survey_with(**fields):
+    sound = {"shape": [3, 8, 8], "levels": [[1] * 256] * 3, "fingerprint": "f", "damaged": [{}]}
+    return json.dumps(sound | fields).encode()
+
+
+DAMAGED = [
+    *(b"", b'{"shape": [3', b"[]", b"{}", b"[" * 100_000),
+    *(survey_with(levels="x"), survey_with(fingerprint=1), survey_with(shape=[3, 8]), survey_with(shape=8)),
+    *(survey_with(levels=[[1]] * 3), survey_with(damaged=[]), survey_with(damaged=[{"0": 1}])),
+]
+
+
+@pytest.mark.parametrize("left", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_survey_that_is_damaged_or_is_none_is_made_again(tmp_path, left):
     spec, cache = changed(written(tmp_path, "folder"), memory="stream"), tmp_path / "cache"
     fingerprint = load_data(spec, cache).fingerprint
     (survey,) = cache.glob("survey-*.json")

@@ -1,12 +1,10 @@
 """Prepared sets: the images of the source bit for bit, taken up after a kill, checked, and refused where they are others."""
 
-import io
 import json
 import re
 import shlex
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 import zipfile
@@ -16,14 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from picturing import changed, encoded, pictures, write_folder, write_parquet
+from picturing import changed, encoded, pictures, write_folder, write_parquet, write_tar, write_zip
+from PIL import Image
 from sweeping import run, write_spec
 
 from dsd_lab.cli.main import main
 from dsd_lab.core.data import Images, StreamedImages, load_data, source_of
 from dsd_lab.core.data.levels import count_levels
 from dsd_lab.core.data.progress import listening
-from dsd_lab.core.preparing import image_files, source, write
+from dsd_lab.core.preparing import image_files, journal, source, write
 from dsd_lab.core.training.trainer import Trainer
 from dsd_lab.errors import BAD_INPUT, OK, BadInput, NoResources
 from dsd_lab.specs.loading import load_sweep
@@ -33,23 +32,6 @@ from dsd_lab.specs.yaml_document import parse_scalar
 CPU = torch.device("cpu")
 BLOCK = 8 * 3 * 8 * 8
 """Bytes of eight images of these tests."""
-
-
-def write_zip(path, entries):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, raw in entries.items():
-            archive.writestr(name, raw)
-    return Data(source="zip", path=str(path))
-
-
-def write_tar(path, entries):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as shard:
-        for name, raw in entries.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(raw)
-            shard.addfile(info, io.BytesIO(raw))
-    return Data(source="tar", path=str(path.parent))
 
 
 def written(folder, kind):
@@ -183,20 +165,25 @@ def test_a_trial_on_a_prepared_set_is_the_trial_on_its_source(tmp_path, tiny_tri
     assert all(torch.equal(other[k], v) for other in weights[1:] for k, v in weights[0].items())
 
 
+def begun(spec, out, jpeg=None):
+    """A preparation that is interrupted after three blocks."""
+
+    def killed(what, done, of):
+        if what == "images written" and done > 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), listening(killed):
+        write.prepare(spec, "set", out, jpeg, 2)
+
+
 @pytest.mark.parametrize("jpeg", [None, 90])
 @pytest.mark.parametrize("kind", ["folder", "parquet"])
 def test_a_set_whose_preparation_was_killed_is_taken_up_after_the_last_block(tmp_path, kind, jpeg, monkeypatch):
     spec = written(tmp_path, kind)
     monkeypatch.setattr(write, "_BLOCK_BYTES", BLOCK)
     whole = write.prepare(spec, "set", tmp_path / "whole", jpeg, 2)
-
-    def killed(what, done, of):
-        if what == "images written" and done > 20:
-            raise KeyboardInterrupt
-
     out, decoded = tmp_path / "out", []
-    with pytest.raises(KeyboardInterrupt), listening(killed):
-        write.prepare(spec, "set", out, jpeg, 2)
+    begun(spec, out, jpeg)
     with (out / "progress.jsonl").open("a") as journal:
         journal.write('{"records": 39, "ro')  # torn
     (out / ("jpegs.pack" if jpeg else "images.npy")).open("ab").write(b"half an image")
@@ -234,6 +221,135 @@ print(write.prepare(spec, "set", pathlib.Path(sys.argv[4]), None, 2).fingerprint
         codes.append(done.returncode)
     assert codes == [-9, -9, 0], done.stderr
     assert done.stdout.strip() == load_data(spec).fingerprint
+
+
+def test_a_preparation_goes_on_with_its_own_files_settings_and_pillow_only(tmp_path, monkeypatch):
+    spec, out = written(tmp_path, "parquet"), tmp_path / "out"
+    monkeypatch.setattr(write, "_BLOCK_BYTES", BLOCK)
+    begun(spec, out)
+    kept = (out / "progress.jsonl").read_bytes()
+    with pytest.raises(BadInput, match="was begun from other files or with other settings"):
+        write.prepare(changed(spec, size=4), "set", out, None, 1)
+    monkeypatch.setattr(journal, "pillow", "0.1")
+    with pytest.raises(BadInput, match=r"was begun with another Pillow than 0\.1; remove it"):
+        write.prepare(spec, "set", out, None, 1)
+    assert (out / "progress.jsonl").read_bytes() == kept and len(kept.splitlines()) > 3
+
+
+@pytest.mark.parametrize("file", ["jpegs.pack", "jpegs.sizes"])
+@pytest.mark.parametrize("spoil", ["cut", "zeros", "a folder"])
+def test_what_a_killed_preparation_wrote_and_the_disk_has_lost_is_refused(tmp_path, file, spoil, monkeypatch):
+    """A sizes file that is cut short must not be filled up with zeros."""
+    spec, path = written(tmp_path, "parquet"), tmp_path / "out" / file
+    monkeypatch.setattr(write, "_BLOCK_BYTES", BLOCK)
+    begun(spec, path.parent, 90)
+    whole = path.read_bytes()
+    if spoil == "a folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_bytes(whole[:100] + (bytes(len(whole) - 100) if spoil == "zeros" else b""))
+    said = {"a folder": f"{file}: Is a directory", "zeros": "images 0 to 7 are not what was written"}
+    if spoil == "cut" or file == "jpegs.sizes":
+        said["zeros"] = said["cut"] = f"{file}: is not what was written; remove"
+    with pytest.raises(BadInput, match=said[spoil]) as e:
+        write.prepare(spec, "set", path.parent, 90, 1)
+    assert str(e.value).isprintable() and not (path.parent / "prepared.json").exists()
+
+
+@pytest.mark.parametrize("line", ['{"records": "x", "rows": 8, "shape": [3, 8, 8], "damaged": []}', "[]", "[" * 9999])
+def test_a_journal_that_is_damaged_is_followed_as_far_as_it_is_sound(tmp_path, line, monkeypatch):
+    spec, out = written(tmp_path, "parquet"), tmp_path / "out"
+    monkeypatch.setattr(write, "_BLOCK_BYTES", BLOCK)
+    begun(spec, out)
+    lines = (out / "progress.jsonl").read_text().splitlines()
+    for place in (0, 2):
+        (out / "progress.jsonl").write_text("\n".join([*lines[:place], line, *lines[place + 1 :]]))
+        assert len(journal.resumed(out, json.loads(lines[0])["key"]).blocks) == max(0, place - 1)
+    assert write.prepare(spec, "set", out, None, 1).fingerprint == load_data(spec).fingerprint
+
+
+def spoilt(path, how):
+    """Damage a file of a complete set."""
+    raw = bytearray(path.read_bytes())
+    if how in ("missing", "a folder"):
+        path.unlink()
+    if how == "a folder":
+        path.mkdir()
+    if how == "cut":
+        path.write_bytes(raw[: len(raw) // 2])
+    if how == "its head":
+        raw[8] -= 1  # of an array, the length of its header: all images move by a byte
+        path.write_bytes(raw)
+    if how == "its end":
+        raw[-1] ^= 1
+        path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("how", ["missing", "a folder", "cut", "its head", "its end"])
+@pytest.mark.parametrize(
+    ("jpeg", "file"),
+    [
+        *((None, name) for name in ("images.npy", "labels.npy", "held_out.npy", "prepared.json")),
+        *((90, name) for name in ("jpegs.pack", "jpegs.npy")),
+    ],
+)
+def test_a_complete_set_that_is_damaged_is_told_in_a_line_where_it_is_checked_and_read(tmp_path, jpeg, file, how):
+    spec, out = written(tmp_path, "parquet"), tmp_path / "out"
+    whole = write.prepare(spec, "set", out, jpeg, 1)
+    spoilt(out / file, how)
+    if (file, how) == ("prepared.json", "missing"):
+        assert write.prepare(spec, "set", out, jpeg, 1) == whole
+        return
+    calls = [lambda: write.prepare(spec, "set", out, jpeg, 1), lambda: load_data(prepared(spec, out))]
+    if (file, how) == ("jpegs.pack", "its head"):  # a byte that decoders pass over: the pixels are the same
+        assert calls.pop()().fingerprint == whole.fingerprint
+    for call in calls:
+        with pytest.raises(BadInput) as caught:
+            call()
+        assert str(caught.value).isprintable() and str(out) in str(caught.value) and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("jpeg", [None, 90])
+def test_images_that_are_read_into_memory_have_the_fingerprint_that_is_named(tmp_path, jpeg):
+    spec, out = written(tmp_path, "parquet"), tmp_path / "out"
+    write.prepare(spec, "set", out, jpeg, 1)
+    content = json.loads((out / "prepared.json").read_text())
+    (out / "prepared.json").write_text(json.dumps(content | {"fingerprint": "0" * 64}))
+    with pytest.raises(BadInput, match=r"another fingerprint than prepared\.json says; run the same `dsd-lab prepare`"):
+        load_data(prepared(spec, out))
+    assert load_data(prepared(spec, out, memory="stream")).fingerprint == "0" * 64  # as docs/own-data.md says
+    with pytest.raises(BadInput, match="is not what was written"):
+        write.prepare(spec, "set", out, jpeg, 1)
+
+
+@pytest.mark.parametrize("jpeg", [None, 90])
+def test_with_another_pillow_the_same_command_takes_the_fingerprint_of_jpegs_anew(tmp_path, jpeg, monkeypatch):
+    spec, out = written(tmp_path, "parquet"), tmp_path / "out"
+    monkeypatch.setattr(write, "pillow", "0.1")
+    first = write.prepare(spec, "set", out, jpeg, 1)
+    monkeypatch.undo()
+    if jpeg:
+        with pytest.raises(BadInput, match=r"taken with Pillow 0\.1, and here is .*; run the same `dsd-lab prepare`"):
+            load_data(prepared(spec, out))
+    again = write.prepare(spec, "set", out, jpeg, 1)
+    assert again == first.model_copy(update={"pillow": Image.__version__ if jpeg else "0.1"})
+    assert load_data(prepared(spec, out)).fingerprint == first.fingerprint
+    if jpeg:  # another Pillow is no excuse for damage
+        monkeypatch.setattr(write, "pillow", "0.1")
+        spoilt(out / "jpegs.pack", "its end")
+        with pytest.raises(BadInput, match="images 0 to 39 are not what was written"):
+            write.prepare(spec, "set", out, jpeg, 1)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "folder"])
+def test_a_source_that_was_moved_is_the_same_source(tmp_path, kind):
+    spec, out = written(tmp_path, kind), tmp_path / "out"
+    first = write.prepare(spec, "set", out, None, 1)
+    place = tmp_path / "elsewhere" / Path(spec.path).name
+    place.parent.mkdir()
+    Path(spec.path).rename(place)
+    assert write.prepare(changed(spec, path=str(place)), "set", out, None, 1) == first
 
 
 def test_what_was_damaged_on_the_disk_is_found_by_the_same_command(tmp_path, monkeypatch):

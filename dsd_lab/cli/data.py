@@ -13,7 +13,7 @@ from dsd_lab.errors import OK, BadInput
 from dsd_lab.files.printable import say
 from dsd_lab.home.home import Home
 from dsd_lab.home.outputs import Output
-from dsd_lab.planning.data_check import described, open_data
+from dsd_lab.planning.data_check import described, facts_of, open_data
 from dsd_lab.planning.requirements import missing_data
 from dsd_lab.specs.identity import data_name
 from dsd_lab.specs.loading import load_sweep
@@ -90,7 +90,7 @@ def trials_of(arguments: argparse.Namespace, **fields: Any) -> list[Trial]:
 
 
 def _print(trial: Trial, data: DataSet) -> None:
-    first, *notes = described(data.facts)
+    first, *notes = described(facts_of(data))
     place = trial.data.path or trial.data.hub or "scikit-learn"
     say(f"data: {first}")
     say(f"source: {trial.data.source}, {place}, called {data_name(trial)} revision {trial.data.revision}")

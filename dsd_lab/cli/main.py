@@ -48,24 +48,24 @@ def main(argv: list[str] | None = None) -> int:
         _print_error(f"{error.filename}: {error.strerror}")
         return BAD_INPUT
     except OSError as error:
-        if is_disk_full(error):
-            _print_error(f"the disk is full: {error}; finished work is not lost")
-        elif is_not_permitted(error) and plugin_place(error) is None:
-            _print_error(f"{os.fsdecode(error.filename)}: {error.strerror} for the user with id {os.geteuid()}")
-        else:
-            return _fault_of_plugin(error)
+        if not is_disk_full(error):
+            return _fault_outside(error)
+        _print_error(f"the disk is full: {error}; finished work is not lost")
         return NO_RESOURCES
     except Exception as error:
-        return _fault_of_plugin(error)
+        return _fault_outside(error)
 
 
-def _fault_of_plugin(error: Exception) -> int:
-    """Print a line for an exception raised in a plug-in's code; raise other exceptions again."""
+def _fault_outside(error: Exception) -> int:
+    """Print a line for an exception raised in a plug-in's code, or for a file of another user; raise others again."""
     from dsd_lab.specs.plugins import plugin_place
 
     place = plugin_place(error)
     if place is None:
-        raise error
+        if not is_not_permitted(error):
+            raise error
+        _print_error(f"{error}, for the user with id {os.geteuid()}")
+        return NO_RESOURCES
     text = next((line for line in str(error).splitlines() if line.strip()), "")
     _print_error(f"{place}: {type(error).__name__}: {text}")
     return BAD_INPUT

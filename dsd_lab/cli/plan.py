@@ -14,6 +14,7 @@ from dsd_lab.errors import OK, BadInput
 from dsd_lab.evaluation.reference import unusable_files
 from dsd_lab.files.printable import say
 from dsd_lab.home.data_facts import known_facts, skipped
+from dsd_lab.home.data_records import DataFacts
 from dsd_lab.home.home import Home
 from dsd_lab.home.lookup import manifest_of
 from dsd_lab.home.trial_folder import OTHER_IMAGES, TrialFolder, state_notes
@@ -118,7 +119,7 @@ def _needs(
     code: str,
     timed: dict[str, float],
     gpu: str,
-    facts_of: Callable[[Data], dict[str, Any] | None],
+    facts_of: Callable[[Data], DataFacts | None],
 ) -> dict[str, Any]:
     """What a trial with these fields needs, for any seed."""
     shape, training = cached_shape(trial, home, code), trial.training
@@ -139,7 +140,7 @@ def _needs(
         "disk_bytes": need_of(trial, home, code).total,
         "seconds": round(seconds, 3),
         "seconds_source": source,
-        "data": facts_of(trial.data),
+        "data": None if (facts := facts_of(trial.data)) is None else facts.model_dump(exclude_unset=True),
     }
 
 

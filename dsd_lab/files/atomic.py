@@ -81,7 +81,7 @@ def read_cache(path: Path) -> dict[str, Any]:
     """The JSON object of a cache file; empty where the file is missing or damaged."""
     try:
         known = read_json(path)
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return known if isinstance(known, dict) else {}
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from dsd_lab.errors import BadInput
-from dsd_lab.files.atomic import read_cache, write_json
-from dsd_lab.files.bounded import read_json
+from dsd_lab.files.bounded import MAX_JSON, read_plain
 from dsd_lab.files.index import Listing, content_digest, known_digest, listing_of
+from dsd_lab.home.data_records import DataFacts
 from dsd_lab.home.home import Home
 from dsd_lab.home.hub_files import content_of_hub, remember_hub
 from dsd_lab.home.trial_folder import ENDED, STOPPED
@@ -67,26 +67,17 @@ class Trained:
 # -- What the images are -----------------------------------------------------------------------------------
 
 
-def remember_facts(home: Home, data: Data, facts: dict[str, Any]) -> None:
-    """Store the facts read from the images of a dataset."""
-    (path := _path(home, data)).parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, facts)
+def known_facts(home: Home, data: Data) -> DataFacts | None:
+    """The facts stored when the dataset was last loaded in this home folder, without fingerprint; None before that."""
+    return DataFacts.known(_path(home, data))
 
 
-def known_facts(home: Home, data: Data) -> dict[str, Any] | None:
-    """The facts stored when the dataset was last loaded in this home folder; None before that."""
-    try:
-        facts: dict[str, Any] = read_json(_path(home, data))
-    except (FileNotFoundError, ValueError):
-        return None
-    return facts
-
-
-def skipped(trial: Trial, facts: dict[str, Any] | None) -> str:
+def skipped(trial: Trial, facts: DataFacts | None) -> str:
     """One line about damaged images that are left out of a trial's data; empty where there are none."""
-    if not facts or not facts.get("damaged"):
+    if facts is None or not facts.damaged:
         return ""
-    return f"data {data_name(trial)}: {facts['damaged']} damaged images are left out, first {facts['damaged_named'][0]}"
+    first = f", first {facts.damaged_named[0]}" if facts.damaged_named else ""
+    return f"data {data_name(trial)}: {facts.damaged} damaged images are left out{first}"
 
 
 def place_of(data: Data) -> str:
@@ -106,7 +97,7 @@ def remember_images(
     home: Home,
     data: Data,
     before: Listing | None,
-    facts: dict[str, Any],
+    facts: DataFacts,
     files: Sequence[str] = (),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -120,7 +111,8 @@ def remember_images(
         files: of a Hub dataset, which are in the Hub library's cache.
         on_progress: called with the number of hashed files and the total.
     """
-    remember_facts(home, data, {key: value for key, value in facts.items() if key != "fingerprint"})
+    (path := _path(home, data)).parent.mkdir(parents=True, exist_ok=True)
+    DataFacts.model_validate(facts.model_dump(exclude_unset=True, exclude={"fingerprint"})).write(path)
     after = list_files(data)
     if (before is None) != (after is None) or (before and after and before.digest != after.digest):
         return
@@ -129,7 +121,7 @@ def remember_images(
         remember_hub(folder, data, files)
     content = _content(data, folder, after, True, on_progress)
     if content is not None:
-        write_json(_images_path(folder, data, content), facts)
+        facts.write(_images_path(folder, data, content))
 
 
 def known_images(home: Home, data: Data, reads: bool = False) -> Images | None:
@@ -141,23 +133,20 @@ def known_images(home: Home, data: Data, reads: bool = False) -> Images | None:
         reads: hash changed files, to see whether their content differs; False reads nothing but the listing.
     """
     kept = _kept(home, data, reads)
-    try:
-        names = tuple(str(name) for name in kept["class_names"])
-        return Images(str(kept["fingerprint"]), place_of(data), int(kept["train"]), int(kept["holdout"]), names)
-    except (KeyError, TypeError, ValueError):
+    if kept is None or kept.fingerprint is None:
         return None
+    return Images(kept.fingerprint, place_of(data), kept.train, kept.holdout, tuple(kept.class_names))
 
 
-def facts_at_hand(home: Home, data: Data) -> dict[str, Any] | None:
+def facts_at_hand(home: Home, data: Data) -> DataFacts | None:
     """`DataSet.facts` and fingerprint of the present images; None if files were never read or changed since."""
-    kept = _kept(home, data, reads=False)
-    return kept if "shape" in kept else None  # earlier versions stored less
+    return _kept(home, data, reads=False)
 
 
-def _kept(home: Home, data: Data, reads: bool) -> dict[str, Any]:
+def _kept(home: Home, data: Data, reads: bool) -> DataFacts | None:
     folder = home.cache / "data"
     content = _content(data, folder, list_files(data), reads) if folder.is_dir() else None
-    return {} if content is None else read_cache(_images_path(folder, data, content))
+    return None if content is None else DataFacts.known(_images_path(folder, data, content))
 
 
 def _content(
@@ -178,7 +167,7 @@ def _content(
         return None
     try:
         if data.source == "prepared":  # its manifest has the hashes: terabytes need not be read for them
-            manifest = hashlib.sha256((listing.root / PREPARED_MANIFEST).read_bytes()).hexdigest()
+            manifest = hashlib.sha256(read_plain(listing.root / PREPARED_MANIFEST, MAX_JSON)).hexdigest()
             return json.dumps(
                 [manifest, [[path.decode(errors="replace"), row.split()[0].decode()] for path, row in listing.rows]]
             )

@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from dsd_lab.files.atomic import read_cache, write_json
 from dsd_lab.files.index import listing_of
+from dsd_lab.home.data_records import HubFiles
 from dsd_lab.specs.trial import Data
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -17,7 +17,7 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 def remember_hub(folder: Path, data: Data, files: Sequence[str]) -> None:
     """Record which files of the library's cache a dataset was read from."""
-    write_json(_path(folder, data), {"files": list(files)})
+    HubFiles(files=list(files)).write(_path(folder, data))
 
 
 def content_of_hub(folder: Path, data: Data) -> str | None:
@@ -25,12 +25,11 @@ def content_of_hub(folder: Path, data: Data) -> str | None:
 
     Built from names, sizes and times, since the files can be hundreds of gigabytes.
     """
-    files = read_cache(_path(folder, data)).get("files")
-    if not isinstance(files, list) or not files or not all(isinstance(name, str) for name in files):
-        return None
-    sets = {Path(name).parents[3] for name in files if len(Path(name).parents) > 4}
-    if not all(len(Path(n).parents) > 4 and _VERSION.fullmatch(Path(n).parents[1].name) for n in files):
+    known = HubFiles.known(_path(folder, data))
+    places = [] if known is None else [Path(name).parents for name in known.files]
+    if not places or not all(len(above) > 4 and _VERSION.fullmatch(above[1].name) for above in places):
         return None  # images in memory, or files outside the cache
+    sets = {above[3] for above in places}
     try:
         rows = [row for place in sorted(sets) for row in listing_of(place).rows if row[0].endswith(b".arrow")]
     except OSError:

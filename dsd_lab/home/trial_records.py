@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from dsd_lab.errors import BadInput
 from dsd_lab.files.checkpoint_manifest import CheckpointContent
+from dsd_lab.home.data_records import Facts
 from dsd_lab.home.names import PICTURE_STEM
 from dsd_lab.home.record_types import (
     FORMAT,
@@ -34,27 +35,13 @@ from dsd_lab.specs.sweep import NAME, PluginName
 from dsd_lab.specs.trial import Trial
 
 
-class DataRecord(Record):
-    """Data that a trial was trained on."""
-
+class _Identity(Record):
     name: Text
     fingerprint: Sha256
-    train: Count
-    holdout: Count
-    classes: Count
-    shape: Annotated[list[Count], Field(min_length=3, max_length=3)] | None = None
-    mean: list[Number] = []
-    std: list[Number] = []
-    min: Count = 0
-    max: Count = 255
-    train_by_class: list[Count] = []
-    holdout_by_class: list[Count] = []
-    class_names: list[Text] = []
-    holdout_from: Text = ""
-    notes: list[Text] = []
-    resident: bool = True
-    damaged: Count = 0
-    damaged_named: list[Text] = []
+
+
+class DataRecord(Facts, _Identity):
+    """Data that a trial was trained on."""
 
 
 class Machine(Record):

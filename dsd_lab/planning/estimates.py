@@ -118,7 +118,7 @@ def _images_of(home: Home, trial: Trial) -> tuple[int, int]:
     """Channels and classes of a trial's images; defaults where they were not read yet."""
     facts = known_facts(home, trial.data)
     if facts is not None:
-        return facts["shape"][0], facts["classes"]
+        return facts.shape[0], facts.classes
     return (1, 10) if trial.data.source in ("digits", "idx") else (3, _CLASSES)
 
 

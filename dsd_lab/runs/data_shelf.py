@@ -25,6 +25,7 @@ from dsd_lab.home.data_facts import (
 )
 from dsd_lab.home.home import Home
 from dsd_lab.home.trial_folder import TrialFolder
+from dsd_lab.planning.data_check import facts_of
 from dsd_lab.specs.sweep import PlannedTrial
 from dsd_lab.specs.trial import Data, Trial
 from dsd_lab.units import duration
@@ -62,8 +63,7 @@ class DataShelf:
             before = list_files(data)
             with listening(ReadProgress(place_of(data))):
                 made = self.sets[key] = load_data(data, home.cache / "data")
-                facts = made.facts | {"fingerprint": made.fingerprint}
-                remember_images(home, data, before, facts, made.files, partial(tell, "files hashed"))
+                remember_images(home, data, before, facts_of(made), made.files, partial(tell, "files hashed"))
         return self.sets[key]
 
     def for_training(self, trial: PlannedTrial, home: Home) -> DataSet:

@@ -86,12 +86,17 @@ def _by_labels(tree: Tree, base: Path) -> Listed:
     if not files:
         raise BadInput(f"{shown(base)}: holds {LABELS} and no images")
     try:
-        raw = read_plain(base / LABELS, _JSON + _LABEL * len(files))
+        raw = read_plain(base / LABELS, labels_limit(len(files)))
     except BadFile as error:
         raise BadInput(
             f"{shown(base / LABELS)}: {error.strerror}: too much for the {len(files):,} images beside it"
         ) from None
     return by_labels(raw, base / LABELS, files)
+
+
+def labels_limit(images: int) -> int:
+    """Bytes that a `dataset.json` of so many images may have."""
+    return _JSON + _LABEL * images
 
 
 def by_labels(raw: bytes, path: str | Path, files: dict[str, str]) -> Listed:
@@ -116,7 +121,7 @@ def by_labels(raw: bytes, path: str | Path, files: dict[str, str]) -> Listed:
     for name, label in numbers.items():
         if type(label) is not int or label < 0:
             raise BadInput(
-                f"{shown(path)}: the label {label!r} of {shown(name)} is no class; classes are numbered from 0"
+                f"{shown(path)}: the label {shown(repr(label))[:100]} of {shown(name)} is no class; classes are numbered from 0"
             )
         if name not in files:
             raise BadInput(f"{shown(path)}: names {shown(name)}, which is not there; complete the download")

@@ -70,7 +70,7 @@ def class_names(root: IdxSet) -> dict[int, str]:
                 raise BadInput(f"{shown(mapping)}: {error.strerror}") from None
             for line in text.splitlines():
                 numbers = line.split()
-                if len(numbers) > 1 and all(n.isdecimal() and int(n) < 0x110000 for n in numbers):
+                if len(numbers) > 1 and all(n.isdecimal() and len(n) < 8 and int(n) < 0x110000 for n in numbers):
                     names[int(numbers[0])] = shown(chr(int(numbers[1])))
     return names
 

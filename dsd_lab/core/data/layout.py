@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import dropwhile, islice
 from pathlib import Path
 
 from dsd_lab.core.data.records import shown
@@ -58,7 +59,13 @@ def split_name(name: str) -> SplitName | None:
 def class_order(names: Iterable[str]) -> list[str]:
     """Class names in the order of their class numbers: numeric names by value, others alphabetically."""
     found = sorted(names)
-    return sorted(found, key=int) if all(name.isdecimal() for name in found) else found
+    return sorted(found, key=_value) if all(name.isdecimal() for name in found) else found
+
+
+def _value(name: str) -> tuple[int, list[int]]:
+    """The order of numbers. `int` refuses a name of more than 4,300 digits."""
+    digits = list(dropwhile(lambda digit: digit == 0, map(int, name)))
+    return len(digits), digits
 
 
 @dataclass
@@ -116,7 +123,7 @@ def check_shards(files: list[Path]) -> None:
         raise BadInput(f"{shown(first)} and {shown(second.name)}: shards of two different sets; remove one set")
     for count, same in indices.items():
         total = max(same) + 1 if count is None else count
-        missing = sorted(set(range(total)) - same.keys())
+        missing = list(islice((index for index in range(total) if index not in same), 6))
         if missing or len(same) > total:
             one = shown(next(iter(same.values())))
             lacking = ", ".join(map(str, missing[:5])) + (" ..." if len(missing) > 5 else "")

@@ -19,10 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from dsd_lab.core.data.assembly import RESIDENT_BYTES
-from dsd_lab.core.data.dataset import DataSet, count_classes
+from dsd_lab.core.data.dataset import DataSet, count_classes, data_set
 from dsd_lab.core.data.decoding import in_channels
 from dsd_lab.core.data.records import PackedRecords, shown
-from dsd_lab.core.data.splits import Images, Split, StreamedImages
+from dsd_lab.core.data.splits import Images, StreamedImages
 from dsd_lab.errors import BadInput
 from dsd_lab.files.bounded import check_plain, read_json
 from dsd_lab.files.image_files import DamagedImage, open_image
@@ -77,6 +77,8 @@ class Manifest(BaseModel):
     def _whole(self) -> Manifest:
         if min(self.shape) < 1 or [len(levels) for levels in self.levels] != [256] * self.shape[0]:
             raise ValueError("levels: not 256 numbers for each channel")
+        if len(self.blocks) != -(-self.count // self.block):
+            raise ValueError(f"blocks: {len(self.blocks)} hashes for {self.count} images in blocks of {self.block}")
         return self
 
 
@@ -103,7 +105,9 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def load_prepared(spec: Data, cache: Path | None) -> DataSet:
-    """A prepared set: mapped into memory, or copied there where it is small.
+    """A prepared set: mapped into memory, or copied there where it is small, and then hashed.
+
+    The fingerprint of a mapped set is that of its manifest; `prepare` hashes its images when it is run again.
 
     Raises:
         BadInput: it was prepared with other settings than the spec's, or its files are damaged.
@@ -112,38 +116,34 @@ def load_prepared(spec: Data, cache: Path | None) -> DataSet:
     folder = Path(spec.path)
     found = read_manifest(folder)
     _check_fields(spec, folder, found)
-    labels, held = (
-        read_array(folder / name, (found.count,), kind) for name, kind in ((LABELS, "int64"), (HELD_OUT, "bool"))
-    )
-    if index_of(labels, held) != found.index:
+    labels, held, images = open_set(folder, found)
+    rows = [np.flatnonzero(mask) for mask in (~held, held)]
+    if not all(map(len, rows)):
         raise BadInput(
-            f"{shown(folder)}: {LABELS} or {HELD_OUT} is not what was written; remove the folder, and look at its disk"
-        )
-    images = _images(folder, found, torch.from_numpy(labels))
-    parts = [torch.from_numpy(np.flatnonzero(mask)) for mask in (~held, held)]
-    if not all(map(len, parts)):
-        raise BadInput(
-            f"{shown(folder / HELD_OUT)}: damaged: no image is {'held out' if len(parts[0]) else 'trained on'}"
+            f"{shown(folder / HELD_OUT)}: damaged: no image is {'held out' if len(rows[0]) else 'trained on'}"
         )
     shape: tuple[int, int, int] = tuple(found.shape)  # type: ignore[assignment]
-    streams = spec.memory == "stream" or (spec.memory == "auto" and found.count * np.prod(shape) > RESIDENT_BYTES)
-    splits: list[Split] = []
-    for rows in parts:
-        own, levels = torch.from_numpy(labels)[rows], torch.tensor(found.levels)
-        gather = partial(_gathered, images, rows.numpy()) if isinstance(images, np.ndarray) else None
-        decode = partial(_row, images, rows.numpy())
-        streamed = StreamedImages(decode, own, shape, levels, spec.workers, gather)
-        splits.append(streamed if streams else Images(streamed.bytes_at(torch.arange(len(rows))), own))
-    return DataSet(
-        splits[0],
-        splits[1],
-        count_classes(splits[0].labels, splits[1].labels),
-        found.fingerprint,
-        tuple(found.class_names),
-        tuple(found.damaged),
-        found.holdout_from,
-        tuple(found.notes),
+    levels = torch.tensor(found.levels)
+    train, holdout = (
+        StreamedImages(
+            partial(_row, images, own),
+            torch.from_numpy(labels[own]),
+            shape,
+            levels,
+            spec.workers,
+            partial(_gathered, images, own) if isinstance(images, np.ndarray) else None,
+        )
+        for own in rows
     )
+    about = (tuple(found.class_names), tuple(found.damaged), found.holdout_from, tuple(found.notes))
+    if spec.memory == "stream" or (spec.memory == "auto" and found.count * np.prod(shape) > RESIDENT_BYTES):
+        return DataSet(train, holdout, count_classes(train.labels, holdout.labels), found.fingerprint, *about)
+    made = data_set(*(Images(part.bytes_at(torch.arange(len(part))), part.labels) for part in (train, holdout)), *about)
+    if made.fingerprint != found.fingerprint:
+        raise BadInput(
+            f"{shown(folder)}: its images have another fingerprint than {MANIFEST} says; run the same `dsd-lab prepare` again, which names what is damaged"
+        )
+    return made
 
 
 def prepared_fields(folder: Path) -> dict[str, Any]:
@@ -201,24 +201,40 @@ def read_array(path: Path, shape: tuple[int, ...], kind: str, mapped: bool = Fal
         raise BadInput(
             f"{shown(path)}: damaged: holds {list(found.shape)} {found.dtype}, and {MANIFEST} says {list(shape)} {kind}"
         )
+    if isinstance(found, np.memmap) and found.offset + found.nbytes != path.stat().st_size:
+        raise BadInput(f"{shown(path)}: damaged: its header and images are not as long as the file")
     return found.view(np.ndarray)
 
 
-def _images(folder: Path, found: Manifest, labels: Tensor) -> np.ndarray | Callable[[int], np.ndarray]:
-    """All images [N, C, H, W] uint8, or what gives image i."""
+def open_set(folder: Path, found: Manifest) -> tuple[np.ndarray, np.ndarray, np.ndarray | Callable[[int], np.ndarray]]:
+    """Labels [N] int64, which images are held out [N] bool, and all images [N, C, H, W] uint8 or what gives image i.
+
+    Checks everything but the images' pixels.
+
+    Raises:
+        BadInput: a file is missing, damaged, or of another size than the manifest says; the message names it.
+    """
+    labels, held = (
+        read_array(folder / name, (found.count,), kind) for name, kind in ((LABELS, "int64"), (HELD_OUT, "bool"))
+    )
+    if index_of(labels, held) != found.index:
+        raise BadInput(
+            f"{shown(folder)}: {LABELS} or {HELD_OUT} is not what was written; remove the folder, and look at its disk"
+        )
     shape = tuple(found.shape)
     if found.form == "array":
-        return read_array(folder / IMAGES, (found.count, *shape), "uint8", mapped=True)
+        return labels, held, read_array(folder / IMAGES, (found.count, *shape), "uint8", mapped=True)
     path = folder / PACK
     offsets = read_array(path.with_suffix(".npy"), (found.count + 1,), "int64")
     try:
+        check_plain(path)
         whole = offsets[0] == 0 and offsets[-1] == path.stat().st_size and bool((np.diff(offsets) >= 0).all())
-        records = PackedRecords(path, lambda i: f"{shown(path)}: image {i}", labels, [])
+        records = PackedRecords(path, lambda i: f"{shown(path)}: image {i}", torch.empty(0), [])
     except OSError as error:
-        raise BadInput(f"{shown(path)}: damaged: {shown(str(error))[:300]}") from None
+        raise BadInput(f"{shown(path)}: damaged: {shown(error.strerror or str(error))[:300]}") from None
     if not whole:
         raise BadInput(f"{shown(path)}: damaged: its size is not what {path.with_suffix('.npy').name} says")
-    return partial(decode_jpeg, records, shape)
+    return labels, held, partial(decode_jpeg, records, shape)
 
 
 def decode_jpeg(records: PackedRecords, shape: tuple[int, ...], i: int) -> np.ndarray:

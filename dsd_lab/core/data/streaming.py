@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from dsd_lab.core.data.dataset import DataSet, check_classes, count_classes
 from dsd_lab.core.data.decoding import decoded, in_channels
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _VERSION = 2
 """Part of a survey's file name; raised when its content changes."""
+_SURVEY = TypeAdapter(Survey)
 
 
 def streamed(
@@ -84,9 +86,13 @@ def _cached_survey(spec: Data, records: Sequence[StoredRecords], cache: Path | N
     labels = [hashlib.sha256(part.labels.numpy().tobytes()).hexdigest() for part in records]
     path = cache / f"survey-{key_of(_content(spec, records, cache), _VERSION, pillow, fields, labels)}.json"
     with locked(path.with_suffix(".lock")):
-        known = read_cache(path)
-        with contextlib.suppress(KeyError, TypeError):  # there is none yet, or what a power cut has left of one
-            return Survey(**{**known, "shape": tuple(known["shape"])})
+        with contextlib.suppress(ValidationError):  # there is none yet, or what a power cut has left of one
+            known = _SURVEY.validate_python(read_cache(path))
+            if (
+                len(known.damaged) == len(records)
+                and [len(levels) for levels in known.levels] == [256] * known.shape[0]
+            ):
+                return known
         found = survey(spec, records, path.with_suffix(".part.json"))
         write_json(path, asdict(found))
     return found

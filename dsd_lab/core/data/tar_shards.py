@@ -9,7 +9,7 @@ import os
 import tarfile
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 _CLASS = "cls"
 """Suffix of the file that holds an image's class number."""
-_MOST_DIGITS = 20
+_MAX_DIGITS = 20
+_MAX_HEADER = 2**20
+"""Bytes of an extended header, which holds a name; the library reads as many as the header says."""
 
 
 def load_tar(spec: Data, cache: Path | None) -> DataSet:
@@ -110,43 +112,61 @@ class TarRecords(StoredRecords):
         return stamp_of(self._files)
 
 
+class _Headers:
+    """What the library reads of a shard. A read is bounded, so that a crafted header cannot take all memory."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if size > _MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self._file.read(size)
+
+
 def _listed(path: Path) -> list[tuple[str, int, int, int | None]]:
     """Name, offset, size and label of every image of a shard, in its order."""
     images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, int] = {}
     try:
-        with open_plain(path) as file, tarfile.open(fileobj=file, mode="r:") as shard:
+        with open_plain(path) as file, tarfile.open(fileobj=cast(BinaryIO, _Headers(file)), mode="r:") as shard:
             end = os.fstat(file.fileno()).st_size
             for member in shard:
                 if not 0 <= member.size <= end - member.offset_data and member.isreg():
                     raise tarfile.ReadError(f"{member.name} is cut short")
                 name = PurePosixPath(member.name)
-                if not member.isreg() or name.name.startswith("."):
-                    continue
                 stem, _, suffix = name.name.partition(".")
-                key = str(name.parent / stem)
-                if is_image_name(name.name):
-                    if member.issparse():
-                        raise BadInput(f"{shown(path)}: {shown(member.name)}: a sparse file; pack it anew")
-                    if key in images:
-                        raise BadInput(f"{shown(path)}: two images are called {shown(key)}")
+                is_image, is_label = is_image_name(name.name), suffix.lower() == _CLASS
+                if name.name.startswith(".") or member.isdir() or not (is_image or is_label):
+                    continue
+                where, key = f"{shown(path)}: {shown(member.name)}", str(name.parent / stem)
+                if not member.isreg() or member.issparse():
+                    raise BadInput(
+                        f"{where}: not a plain file (a link, or sparse); pack it with `tar --dereference --hard-dereference`"
+                    )
+                if key in (images if is_image else labels):
+                    raise BadInput(f"{shown(path)}: two {'images' if is_image else 'labels'} are called {shown(key)}")
+                if is_image:
                     images[key] = (member.name, member.offset_data, member.size)
-                elif suffix.lower() == _CLASS:
-                    handle = shard.extractfile(member)
-                    labels[key] = _label(path, member.name, b"" if handle is None else handle.read(_MOST_DIGITS + 1))
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+                else:
+                    labels[key] = _label(
+                        where, os.pread(file.fileno(), min(member.size, _MAX_DIGITS + 1), member.offset_data)
+                    )
+    except BadInput:
+        raise
+    except Exception as error:  # a crafted header ends with any of them, RecursionError and MemoryError too
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
         raise BadInput(
-            f"{shown(path)}: not an uncompressed tar file, or a damaged one: {shown(str(reason))[:300]}"
+            f"{shown(path)}: not an uncompressed tar file, or a damaged one: {shown(reason)[:300]}"
         ) from None
     return [(name, offset, size, labels.get(key)) for key, (name, offset, size) in images.items()]
 
 
-def _label(path: Path, name: str, raw: bytes) -> int:
+def _label(where: str, raw: bytes) -> int:
     text = raw.strip()
-    if not text.isdigit() or len(raw) > _MOST_DIGITS or int(text) >= 2**63:
+    if not text.isdigit() or len(raw) > _MAX_DIGITS or int(text) >= 2**63:
         said = shown(raw.decode("utf-8", "backslashreplace"))
-        raise BadInput(f"{shown(path)}: {shown(name)}: the label {said!r} is no class; classes are numbered from 0")
+        raise BadInput(f"{where}: the label {said!r} is no class; classes are numbered from 0")
     return int(text)
 
 

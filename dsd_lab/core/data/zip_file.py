@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import lzma
 import struct
 import zipfile
 import zlib
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from dsd_lab.core.data.assembly import Found, assemble
 from dsd_lab.core.data.dataset import DataSet
-from dsd_lab.core.data.folder import Listed, by_labels, check_held, in_order_of
+from dsd_lab.core.data.folder import Listed, by_labels, check_held, in_order_of, labels_limit
 from dsd_lab.core.data.folder_layout import LABELS
 from dsd_lab.core.data.layout import TRAIN, Leftovers, class_order, is_image_name, split_name
 from dsd_lab.core.data.records import Item, Stamp, StoredRecords, shown, stamp_of
@@ -28,13 +27,12 @@ if TYPE_CHECKING:
 _DAMAGE: tuple[type[Exception], ...] = (
     zipfile.BadZipFile,
     zlib.error,
-    lzma.LZMAError,
     struct.error,
     EOFError,
     ValueError,
-    RuntimeError,  # encrypted, or packed in a way that is not known (NotImplementedError)
+    RuntimeError,  # encrypted
 )
-"""What Python's library ends with at a damaged, an encrypted or a strangely packed member."""
+"""Errors of Python's library for a damaged or encrypted member."""
 _UNREADABLE: tuple[type[Exception], ...] = (OSError, *_DAMAGE)
 
 
@@ -77,10 +75,8 @@ def find_zip(spec: Data) -> Found:
 def _listed(archive: zipfile.ZipFile, path: Path, names: list[str]) -> tuple[Listed, Listed | None, str, list[str]]:
     """The training and the held-out images by class, where the latter come from, and what is not used."""
     if LABELS in archive.namelist():
-        if archive.getinfo(LABELS).file_size > MAX_BYTES:
-            raise BadInput(f"{shown(path)}: {LABELS} is larger than {MAX_BYTES:,} bytes")
         try:
-            raw = _read(archive, LABELS)
+            raw = _read(archive, LABELS, labels_limit(len(names)))
         except OSError as error:
             raise BadInput(f"{shown(path)}: {LABELS}: {error}") from None
         return by_labels(raw, f"{path}: {LABELS}", {name: name for name in names}), None, "", []
@@ -133,15 +129,22 @@ class ZipRecords(StoredRecords):
         return stamp_of([self._path])
 
 
-def _read(archive: zipfile.ZipFile, name: str) -> bytes:
-    """The bytes of a member; no more than its entry declares are unpacked.
+def _read(archive: zipfile.ZipFile, name: str, most: int = MAX_BYTES) -> bytes:
+    """The bytes of a member. The declared size bounds what is unpacked; `ZipFile.read` unpacks without a bound.
 
     Raises:
-        OSError: it is too large, damaged, encrypted or packed in a way that is not known.
+        OSError: it is larger than `most` bytes, damaged, encrypted, or neither stored nor deflated.
     """
-    if archive.getinfo(name).file_size > MAX_BYTES:
-        raise OSError(f"is larger than {MAX_BYTES:,} bytes")
+    entry = archive.getinfo(name)
+    if entry.file_size > most:
+        raise OSError(f"is larger than {most:,} bytes")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise OSError(f"compression method {entry.compress_type}; only stored and deflated entries are read")
     try:
-        return archive.read(name)
+        with archive.open(entry) as file:
+            raw = file.read(entry.file_size)
     except _DAMAGE as error:
         raise OSError(str(error) or type(error).__name__) from None
+    if len(raw) < entry.file_size:
+        raise OSError(f"holds {len(raw):,} bytes, and its entry says {entry.file_size:,}")
+    return raw

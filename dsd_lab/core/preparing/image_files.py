@@ -16,7 +16,7 @@ import torch
 
 from dsd_lab.core.data.decoding import in_order
 from dsd_lab.core.data.prepared import IMAGES, PACK, decode_jpeg
-from dsd_lab.core.data.records import PackedRecords
+from dsd_lab.core.data.records import PackedRecords, shown
 from dsd_lab.errors import BadInput
 from dsd_lab.files.atomic import sync_file
 
@@ -41,15 +41,8 @@ class ImageFile(ABC):
         Raises:
             BadInput: the file is shorter.
         """
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        self._file = os.fdopen(handle, "r+b")
         self.rows, self.end = rows, end or self._head()
-        if os.fstat(handle).st_size < self.end and rows:
-            raise BadInput(
-                f"{self.path}: is shorter than when it was written; remove {self.folder}, and prepare it again"
-            )
-        self._file.truncate(self.end)
-        self._file.seek(self.end)
+        self._file = _reopened(self.path, self.end, rows > 0)
 
     def _head(self) -> int:
         """Bytes in front of the first image."""
@@ -127,7 +120,7 @@ class ArrayFile(ImageFile):
             while there < found.nbytes and (read := file.readinto(found.data.cast("B")[there:])):
                 there += read
         if there < found.nbytes:
-            raise BadInput(f"{self.path}: is cut short")
+            raise _not_whole(self.path)
         return found
 
 
@@ -144,9 +137,7 @@ class JpegFile(ImageFile):
 
     def begin(self, rows: int, end: int) -> None:
         super().begin(rows, end)
-        self._sizes = os.fdopen(os.open(self.folder / _SIZES, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
-        self._sizes.truncate(8 * rows)
-        self._sizes.seek(8 * rows)
+        self._sizes = _reopened(self.folder / _SIZES, 8 * rows, rows > 0)
 
     def append(self, raw: bytes) -> None:
         assert self._sizes is not None
@@ -174,6 +165,8 @@ class JpegFile(ImageFile):
 
     def finish(self, rows: int) -> None:
         sizes = np.fromfile(self.folder / _SIZES, dtype="<i8", count=rows)
+        if len(sizes) != rows or (sizes < 0).any() or sizes.sum() != self.path.stat().st_size:
+            raise _not_whole(self.folder / _SIZES)
         np.save(self.folder / _OFFSETS, np.concatenate([[0], sizes.cumsum()]))
         sync_file(self.folder / _OFFSETS)
         super().finish(rows)
@@ -191,6 +184,21 @@ class JpegFile(ImageFile):
         if self._records is None:
             self._records = PackedRecords(self.path, lambda i: f"{self.path}: image {i}", torch.empty(0), [])
         return self._records
+
+
+def _reopened(path: Path, end: int, begun: bool) -> BinaryIO:
+    """Open a file to append at this byte; what comes after it is cut off. A file that was begun must reach it."""
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
+    if begun and os.fstat(file.fileno()).st_size < end:  # `truncate` would fill it with zeros
+        file.close()
+        raise _not_whole(path)
+    file.truncate(end)
+    file.seek(end)
+    return file
+
+
+def _not_whole(path: Path) -> BadInput:
+    return BadInput(f"{shown(path)}: is not what was written; remove {shown(path.parent)}, and prepare it again")
 
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:

@@ -6,15 +6,17 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Annotated, TextIO
 
 from PIL import __version__ as pillow
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dsd_lab.core.data.prepared import JOURNAL
 from dsd_lab.core.data.records import shown
 from dsd_lab.core.preparing.image_files import ImageFile
 from dsd_lab.errors import BadInput
 from dsd_lab.files.atomic import write_atomic
+from dsd_lab.files.bounded import parse_json, read_plain
 
 
 @dataclass
@@ -51,36 +53,46 @@ def note(lines: TextIO, images: ImageFile, state: State, records: int, fresh: di
     fresh.clear()
 
 
+class _Line(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    records: int = Field(ge=0)
+    rows: int = Field(ge=0)
+    shape: list[Annotated[int, Field(ge=1)]]
+    damaged: list[tuple[int, str]]
+    sha256: str | None = None
+    end: int = 0
+
+
 def resumed(out: Path, key: str) -> State:
     """What the journal says; its last line may be torn.
 
     Raises:
-        BadInput: it is of other files or settings.
+        BadInput: it is of other files or settings, or was begun with another version of Pillow.
     """
     state = State()
     try:
-        lines = (out / JOURNAL).read_text().splitlines()
-        head = json.loads(lines[0])
+        lines = read_plain(out / JOURNAL, None).decode().splitlines()
+        head = parse_json(lines[0].encode())
+        begun_with = head["pillow"]
         check_key(out, head["key"], key)
-    except (FileNotFoundError, ValueError, TypeError, KeyError, IndexError):
+    except (FileNotFoundError, ValueError, TypeError, KeyError, IndexError, RecursionError):
         return state
-    if head.get("pillow") != pillow:
+    if begun_with != pillow:
         raise BadInput(
             f"--out {shown(out)}: was begun with another Pillow than {pillow}; remove it, or name another folder"
         )
-    for number, line in enumerate(lines[1:], 1):
+    for number, text in enumerate(lines[1:], 1):
         try:
-            said = json.loads(line)
-            records, rows, shape, damaged = said["records"], said["rows"], tuple(said["shape"]), dict(said["damaged"])
-            written = (str(said["sha256"]), int(said["end"])) if rows > state.rows else None
-        except (ValueError, TypeError, KeyError):  # torn
+            line = _Line.model_validate_json(text)
+        except ValidationError:  # torn
             write_atomic(out / JOURNAL, "\n".join([*lines[:number], ""]), durable=True)
             break
-        if written is not None:
-            state.blocks.append(written[0])
-            state.ends.append(written[1])
-        state.records, state.rows, state.shape = records, rows, shape
-        state.damaged |= damaged
+        if line.sha256 is not None:
+            state.blocks.append(line.sha256)
+            state.ends.append(line.end)
+        state.records, state.rows, state.shape = line.records, line.rows, tuple(line.shape)
+        state.damaged |= dict(line.damaged)
     return state
 
 

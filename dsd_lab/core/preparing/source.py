@@ -94,8 +94,10 @@ def source_to_prepare(spec: Data, jpeg: int | None) -> Source:
         return Source(labels, key, made.class_names, made.holdout_from, made.notes, loaded=made)
     found: Found = find(spec)
     records = [part for part in (found.train, found.holdout) if part is not None]
-    root = (spec.path or "").rstrip("/") + "/"
-    stamp = [(path.removeprefix(root), size, time) for part in records for path, size, time in part.stamp()]
+    root = (spec.path or "").rstrip("/")  # of a zip file, which is the only path of its stamp, nothing is left
+    stamp = [
+        (path.removeprefix(root).removeprefix("/"), size, time) for part in records for path, size, time in part.stamp()
+    ]
     labels = [part.labels for part in records]
     hashes = [hashlib.sha256(part.numpy().tobytes()).hexdigest() for part in labels]
     return Source(

@@ -26,7 +26,7 @@ from dsd_lab.core.data.prepared import (
     MANIFEST,
     Manifest,
     index_of,
-    read_array,
+    open_set,
     read_manifest,
 )
 from dsd_lab.core.data.progress import tell
@@ -35,7 +35,7 @@ from dsd_lab.core.preparing.check import checked
 from dsd_lab.core.preparing.image_files import ArrayFile, ImageFile, JpegFile
 from dsd_lab.core.preparing.journal import State, begin, check_key, note, resumed
 from dsd_lab.core.preparing.source import Source, source_to_prepare
-from dsd_lab.errors import BadInput, NoResources
+from dsd_lab.errors import BadInput, NoResources, is_disk_full
 from dsd_lab.files.atomic import sync_file, sync_folder, write_json
 from dsd_lab.files.image_files import DamagedImage
 from dsd_lab.files.locks import locked
@@ -44,7 +44,7 @@ from dsd_lab.units import short_bytes
 if TYPE_CHECKING:
     from dsd_lab.specs.trial import Data
 
-_BLOCK_BYTES, _MOST_IN_BLOCK = 2**26, 8192
+_BLOCK_BYTES, _MAX_IN_BLOCK = 2**26, 8192
 """A block of images is on the disk before its line in the journal is."""
 _LOCK = "prepare.lock"
 
@@ -67,27 +67,33 @@ def prepare(spec: Data, name: str, out: Path, jpeg: int | None, workers: int) ->
         out.mkdir(parents=True, exist_ok=True)
         known = {MANIFEST, JOURNAL, _LOCK, LABELS, HELD_OUT, *ArrayFile.names, *JpegFile.names}
         foreign = sorted(path.name for path in out.iterdir() if path.name not in known and path.name[0] != ".")
+        if foreign:
+            raise BadInput(f"--out {shown(out)}: holds {shown(foreign[0])}; name a new or empty folder")
+        with locked(out / _LOCK, wait=False) as mine:
+            if not mine:
+                raise BadInput(f"--out {shown(out)}: another `dsd-lab prepare` writes there")
+            source = source_to_prepare(spec, jpeg)
+            if (out / MANIFEST).exists():
+                return _checked_again(out, source, workers)
+            return _finished(spec, source, name, out, jpeg, workers, _written(spec, source, out, jpeg, workers))
     except OSError as error:
-        raise BadInput(f"--out {shown(out)}: {error.strerror}") from None
-    if foreign:
-        raise BadInput(f"--out {shown(out)}: holds {shown(foreign[0])}; name a new or empty folder")
-    with locked(out / _LOCK, wait=False) as mine:
-        if not mine:
-            raise BadInput(f"--out {shown(out)}: another `dsd-lab prepare` writes there")
-        source = source_to_prepare(spec, jpeg)
-        if (out / MANIFEST).exists():
-            made = read_manifest(out)
-            check_key(out, made.key, source.key)
-            images = _opened(out, made.quality, made.shape, workers)
-            again = checked(out, made, images, *_written_split(out, made))
-            if made.form == "jpeg" and made.pillow != pillow:  # may decode other pixels
-                again = again.model_copy(update={"pillow": pillow})
-                write_json(out / MANIFEST, again.model_dump(), durable=True)
-            elif again != made:
-                raise BadInput(f"{shown(out)}: is not what was written; remove it, and prepare it again")
-            return again
-        state = _written(spec, source, out, jpeg, workers)
-        return _finished(spec, source, name, out, jpeg, workers, state)
+        if is_disk_full(error):
+            raise
+        raise BadInput(f"{shown(error.filename or out)}: {error.strerror or shown(str(error))}") from None
+
+
+def _checked_again(out: Path, source: Source, workers: int) -> Manifest:
+    """Check a complete set. Another version of Pillow may decode the JPEG form to other pixels: its fingerprint is new."""
+    made = read_manifest(out)
+    check_key(out, made.key, source.key)
+    labels, held, _ = open_set(out, made)
+    again = checked(out, made, _opened(out, made.quality, made.shape, workers), labels, held)
+    if made.form == "jpeg" and made.pillow != pillow:
+        again = again.model_copy(update={"pillow": pillow})
+        write_json(out / MANIFEST, again.model_dump(), durable=True)
+    elif again != made:
+        raise BadInput(f"{shown(out)}: is not what was written; remove it, and prepare it again")
+    return again
 
 
 # -- Writing ------------------------------------------------------------------------------------------
@@ -152,7 +158,7 @@ def _append(spec: Data, source: Source, out: Path, jpeg: int | None, workers: in
 
 def _block_of(shape: Sequence[int]) -> int:
     """Images of a block."""
-    return max(1, min(_MOST_IN_BLOCK, _BLOCK_BYTES // int(np.prod(shape))))
+    return max(1, min(_MAX_IN_BLOCK, _BLOCK_BYTES // int(np.prod(shape))))
 
 
 def _check_room(out: Path, needed: int) -> None:
@@ -161,11 +167,6 @@ def _check_room(out: Path, needed: int) -> None:
         raise NoResources(
             f"{shown(out)}: {short_bytes(free)} free, {short_bytes(needed)} needed; --jpeg takes about a sixth of it"
         )
-
-
-def _written_split(out: Path, made: Manifest) -> tuple[np.ndarray, np.ndarray]:
-    """Labels [N] and which images are held out [N], as they were written."""
-    return read_array(out / LABELS, (made.count,), "int64"), read_array(out / HELD_OUT, (made.count,), "bool")
 
 
 def _split(spec: Data, source: Source, damaged: dict[int, str]) -> tuple[np.ndarray, np.ndarray]:
