@@ -6,11 +6,10 @@ prints it without a traceback. Any exception that is not a `LabError` is a bug i
 
 import errno
 import os
+from typing import TypeGuard
 
 OK, UNEXPECTED, BAD_INPUT, TRIALS_FAILED, NO_RESOURCES = 0, 1, 2, 3, 4
 INTERRUPTED, TERMINATED = 130, 143
-
-
 _NOT_PERMITTED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -37,7 +36,7 @@ def is_disk_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def is_not_permitted(error: BaseException) -> bool:
+def is_not_permitted(error: BaseException) -> TypeGuard[OSError]:
     """Whether an error means that this user may not read or write a file, whose path the error names."""
     return isinstance(error, OSError) and error.errno in _NOT_PERMITTED and error.filename is not None
 

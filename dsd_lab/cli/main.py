@@ -49,14 +49,14 @@ def main(argv: list[str] | None = None) -> int:
         return BAD_INPUT
     except OSError as error:
         if not is_disk_full(error):
-            return _fault_outside(error)
+            return _explain(error)
         _print_error(f"the disk is full: {error}; finished work is not lost")
         return NO_RESOURCES
     except Exception as error:
-        return _fault_outside(error)
+        return _explain(error)
 
 
-def _fault_outside(error: Exception) -> int:
+def _explain(error: Exception) -> int:
     """Print a line for an exception raised in a plug-in's code, or for a file of another user; raise others again."""
     from dsd_lab.specs.plugins import plugin_place
 
@@ -64,7 +64,7 @@ def _fault_outside(error: Exception) -> int:
     if place is None:
         if not is_not_permitted(error):
             raise error
-        _print_error(f"{error}, for the user with id {os.geteuid()}")
+        _print_error(f"{os.fsdecode(error.filename)}: {error.strerror} for the user with id {os.geteuid()}")
         return NO_RESOURCES
     text = next((line for line in str(error).splitlines() if line.strip()), "")
     _print_error(f"{place}: {type(error).__name__}: {text}")
