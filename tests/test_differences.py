@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from test_report import result
 
+from dsd_lab.report.figures import differences as figures
+from dsd_lab.report.figures import registry, style
 from dsd_lab.report.figures.differences import differences
 from dsd_lab.report.figures.style import looks_of
 from dsd_lab.report.groups import groups_of
@@ -50,3 +52,17 @@ def test_one_seed_has_no_figure_and_a_collapsed_variant_does_not_hide_the_others
     assert drawn({"dsd": [1.0], "naive": [2.0]}) is None
     axes = drawn({"dsd": [1.0, 1.0], "a": [1.1, 1.2], "b": [0.9, 0.8], "naive": [400.0, 500.0]}).axes[1]
     assert axes.get_xscale() == "symlog"
+
+
+def test_a_figure_that_leaves_out_rows_or_grid_points_says_so_in_its_caption(monkeypatch, tmp_path):
+    """Six rows at three grid points."""
+    results = [result(v, seed, point={"network.width": width}, metrics={FID: 1.0 + seed}) for v in ("dsd", "naive", "b") for width in (8, 16, 32) for seed in (0, 1)]  # fmt: skip
+    groups = groups_of(results, SETTINGS)
+    monkeypatch.setattr(registry, "FIGURES", tuple(f for f in registry.FIGURES if f[0] in ("differences", "verdicts")))
+    whole = {drawn.stem: drawn.caption for drawn in registry.draw_all(groups, SETTINGS, tmp_path)}
+    assert whole.keys() == {"differences", "verdicts"} and not any("The first" in c for c in whole.values())
+    monkeypatch.setattr(figures, "_MAX_ROWS", 5)
+    monkeypatch.setattr(style, "MAX_POINTS", 2)
+    cut = {drawn.stem: drawn.caption for drawn in registry.draw_all(groups, SETTINGS, tmp_path)}
+    assert cut["differences"].endswith("The first 5 of 6 rows of the table.")
+    assert cut["verdicts"].endswith("The first 2 of 3 grid points.")

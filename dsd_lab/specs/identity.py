@@ -144,8 +144,7 @@ def _objective(trial: Trial, target_kept: bool) -> dict[str, Any]:
             del objective["path"]  # as in the records of before there was a choice
             if (spec.output, spec.loss_space, objective.get("weighting")) in _NOTHING_DIVIDED:
                 del objective["clamp"]
-    reaches_encoder = spec.noised != "detached" or spec.target not in _DETACHED
-    if spec.diffusion_weight == 0 or not reaches_encoder:
+    if not _may_reach_encoder(spec):
         objective.pop("encoder_gradient", None)
     if "encoder_gradient" not in objective or spec.encoder_gradient == 0 or spec.encoder_gradient_warmup == 0:
         del objective["encoder_gradient_warmup"], objective["encoder_gradient_ramp"]
@@ -192,11 +191,16 @@ _DETACHED = ("stop_gradient", "ema")
 """Targets without gradient."""
 
 
+def _may_reach_encoder(objective: Objective) -> bool:
+    """`reaches_encoder` for any factor, and for a plug-in's target whatever its trait says: ids must not depend on what is loaded."""
+    return objective.diffusion_weight > 0 and (objective.noised != "detached" or objective.target not in _DETACHED)
+
+
 def _meets_reconstruction(trial: Trial) -> bool:
     """Whether any loss that can be balanced has a gradient at the latents."""
     objective, auxiliary = trial.objective, trial.auxiliary
     return (
-        (objective.diffusion_weight > 0 and not (objective.noised == "detached" and objective.target in _DETACHED))
+        _may_reach_encoder(objective)
         or any(weight > 0 for weight in auxiliary.extra.values())
         or objective.perceptual_weight > 0
         or (auxiliary.classification > 0 and auxiliary.classification_from != "encode")

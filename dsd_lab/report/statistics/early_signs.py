@@ -1,9 +1,9 @@
-"""Slow collapse: does a trial cross the verdict's thresholds, when, and did a measured sign say so before?
+"""Slow collapse: whether and when a trial crosses the verdict's thresholds, and which measured signs precede it.
 
 The margin of a trial at a step is how far its state is above the nearest threshold of `shrunk` and `rank-collapsed`,
-as a multiple of it, against its control at that step: below 1 the verdict is unhealthy. A sign is on at a probe where
-its median over the last probes says that the latents will lose scale or rank. It came first at the first probe of the
-unbroken run in which it was on until the crossing.
+as a multiple of it, against its control at that step: below 1 the verdict is unhealthy. A sign is on at a probe if its
+median over the last probes is positive. It precedes a crossing by the length of the unbroken run of probes in which it was
+on until then. In a trial that does not cross, it is a false alarm.
 """
 
 from __future__ import annotations
@@ -71,12 +71,12 @@ SIGNS: dict[str, Callable[[Result], Series]] = {
     "scale gradient above 0, measured": _measured,
     "scale gradient above 0, closed form": _predicted,
 }
-"""(trial) -> steps and values of which a positive one says that the latents will lose scale or rank."""
+"""(trial) -> steps and values; a positive value indicates that the latents will lose scale or rank."""
 
 
 @dataclass(frozen=True)
 class Course:
-    """A trial on its way."""
+    """Margin and signs of a trial over training."""
 
     steps: NDArray[Any]
     margins: Floats
@@ -94,14 +94,14 @@ class Course:
 
     @property
     def projected(self) -> float | None:
-        """Where the line of `slope` through the last margin crosses, in steps; None where it rises or has crossed."""
+        """Step at which the line of `slope` through the last margin crosses 1; None if it rises or has crossed."""
         if self.crossed_at is not None or not self.slope or self.slope >= 0 or self.margins[-1] <= 1:
             return None
         return float(self.steps[-1] + _PER * np.log10(self.margins[-1]) / -self.slope)
 
 
 def course(result: Result, control: Result, settings: ReportSettings) -> Course | None:
-    """How a trial went beside its control; None without probes of both after the first."""
+    """Margin and signs of a trial against its control; None without probes of both after the first."""
     steps, states = states_over_training(result, settings.probes)
     at, beside = states_over_training(control, settings.probes)
     if len(steps) < 2 or not at:
@@ -141,7 +141,7 @@ def _states(steps: NDArray[Any], values: Floats, until: int, probes: int) -> tup
 
 
 def courses(groups: list[Group], settings: ReportSettings) -> dict[str, dict[int, Course]]:
-    """By group and seed, of finished trials beside a finished control."""
+    """By group and seed, for finished trials with a finished control."""
     controls = controls_of([r for g in groups for r in g.results], settings)
     found: dict[str, dict[int, Course]] = {}
     for group in groups:
@@ -155,7 +155,7 @@ def courses(groups: list[Group], settings: ReportSettings) -> dict[str, dict[int
 
 
 def sign_table(groups: list[Group], settings: ReportSettings, looks: dict[str, str]) -> Table | None:
-    """One row a variant: crossings, the trend of those that did not, and for each sign how often and how long before; None without a control."""
+    """One row per variant: crossings, slopes of the other trials, and for each sign how often and how long it preceded a crossing; None without a control."""
     found = courses(groups, settings)
     if not found:
         return None
