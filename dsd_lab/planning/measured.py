@@ -36,9 +36,8 @@ def event_counts(trial: Trial) -> dict[str, int]:
 
 def whole_seconds(trial: Trial, step: float, events: Events) -> float:
     """Seconds of a whole trial from seconds per step and per event."""
-    return step * trial.training.steps + sum(
-        getattr(events, name) * count for name, count in event_counts(trial).items()
-    )
+    counts, seconds = event_counts(trial), dict(events)
+    return step * trial.training.steps + sum(counts[name] * float(seconds[name]) for name in EVENTS)
 
 
 def remember_figure(home: Home, trial: Trial, device: str, figure: Figure) -> None:
