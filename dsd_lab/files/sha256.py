@@ -11,8 +11,9 @@ import ctypes
 import hashlib
 import struct
 from functools import cache
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from dsd_lab.files.bounded import open_plain
 
@@ -28,7 +29,7 @@ def sha256_of(path: str | Path) -> str:
         return sha256_in(file)
 
 
-def sha256_in(file: BinaryIO) -> str:
+def sha256_in(file: BufferedReader) -> str:
     """Hexadecimal SHA-256 of an open file, from its place to its end."""
     return hashlib.file_digest(file, "sha256").hexdigest()
 
