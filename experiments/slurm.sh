@@ -33,11 +33,9 @@ fi
 lab=$!
 trap 'kill -USR1 "$lab" 2>/dev/null' USR1 TERM
 
-while true; do  # `wait` returns as soon as a signal is trapped
-    wait "$lab"
-    code=$?
-    kill -0 "$lab" 2>/dev/null || break
-done
+while kill -0 "$lab" 2>/dev/null; do wait "$lab" || true; done  # `wait` returns as soon as a signal is trapped
+code=0
+wait "$lab" || code=$?  # bash keeps the code of a process that has ended
 
 if [ "$code" -eq 143 ]; then
     echo "stopped in good order; queued again"

@@ -28,40 +28,56 @@ export RAY_AUTH_TOKEN
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$head:$((20000 + SLURM_JOB_ID % 10000))
-each=(--num-cpus "${SLURM_CPUS_PER_TASK:-1}" --block)
+cpus=${SLURM_CPUS_PER_TASK:-1}
+each=(--num-cpus "$cpus" --block)
+step=(srun --overlap --ntasks-per-node=1 --cpus-per-task="$cpus")  # srun does not take it from sbatch since Slurm 22.05
 
-srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" \
-    ray start --head --node-ip-address="$head" --port="${address##*:}" --include-dashboard=false "${each[@]}" &
-nodes=($!)
-if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
-    others=$((SLURM_JOB_NUM_NODES - 1))
-    until ray health-check --address "$address" >/dev/null 2>&1; do
-        kill -0 "${nodes[0]}" 2>/dev/null || { echo "Ray does not start on $head"; exit 4; }
+nodes=()
+lab=
+stopped=
+end() { [ ${#nodes[@]} -eq 0 ] || { kill "${nodes[@]}" 2>/dev/null || true; wait "${nodes[@]}" 2>/dev/null || true; }; }
+trap end EXIT
+trap 'stopped=1; [ -z "$lab" ] || kill -USR1 "$lab" 2>/dev/null || true' USR1 TERM  # also while nodes are waited for
+
+requeue_if_stopped() {  # exit code
+    if [ "$1" -eq 143 ]; then
+        echo "stopped in good order; queued again"
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
+    exit "$1"
+}
+
+patience=${NODES_PATIENCE:-600}  # seconds until all nodes have joined
+SECONDS=0
+wait_until() {  # what to say if it takes too long, command
+    until "${@:2}"; do
+        [ -z "$stopped" ] || requeue_if_stopped 143
+        for node in "${nodes[@]}"; do
+            kill -0 "$node" 2>/dev/null || { echo "Ray has ended on a node of $SLURM_JOB_NODELIST"; exit 4; }
+        done
+        [ "$SECONDS" -lt "$patience" ] || { echo "$1 within $patience s (NODES_PATIENCE)"; exit 4; }
         sleep 1
     done
-    srun --overlap --nodes="$others" --ntasks="$others" --ntasks-per-node=1 --exclude="$head" \
-        ray start --address="$address" "${each[@]}" &
+}
+answers() { timeout 30 ray health-check --address "$address" >/dev/null 2>&1; }
+all_here() { [ "$(timeout 30 ray status --address "$address" 2>/dev/null | grep -c '^ *1 node_')" -ge "$SLURM_JOB_NUM_NODES" ]; }
+
+"${step[@]}" --nodes=1 --ntasks=1 --nodelist="$head" \
+    ray start --head --node-ip-address="$head" --port="${address##*:}" --include-dashboard=false "${each[@]}" &
+nodes+=($!)
+if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
+    others=$((SLURM_JOB_NUM_NODES - 1))
+    wait_until "Ray does not answer on $head" answers
+    "${step[@]}" --nodes="$others" --ntasks="$others" --exclude="$head" ray start --address="$address" "${each[@]}" &
     nodes+=($!)
 fi
-trap 'kill "${nodes[@]}" 2>/dev/null; wait "${nodes[@]}" 2>/dev/null' EXIT
-for ((waited = 0; ; waited++)); do
-    here=$(ray status --address "$address" 2>/dev/null | grep -c '^ *1 node_')
-    [ "$here" -ge "$SLURM_JOB_NUM_NODES" ] && break
-    [ "$waited" -lt "${NODES_PATIENCE:-120}" ] || { echo "$here of $SLURM_JOB_NUM_NODES nodes have joined"; exit 4; }
-    sleep 1
-done
+wait_until "not all of $SLURM_JOB_NUM_NODES nodes have joined" all_here
+[ -z "$stopped" ] || requeue_if_stopped 143
 
 dsd-lab sweep "$SPEC" "$@" --address "$address" &
 lab=$!
-trap 'kill -USR1 "$lab" 2>/dev/null' USR1 TERM
-while true; do  # `wait` returns as soon as a signal is trapped
-    wait "$lab"
-    code=$?
-    kill -0 "$lab" 2>/dev/null || break
-done
-
-if [ "$code" -eq 143 ]; then
-    echo "stopped in good order; queued again"
-    scontrol requeue "$SLURM_JOB_ID"
-fi
-exit "$code"
+[ -z "$stopped" ] || kill -USR1 "$lab" 2>/dev/null || true  # the signal came before there was a process to pass it to
+while kill -0 "$lab" 2>/dev/null; do wait "$lab" || true; done  # `wait` returns as soon as a signal is trapped
+code=0
+wait "$lab" || code=$?  # bash keeps the code of a process that has ended
+requeue_if_stopped "$code"

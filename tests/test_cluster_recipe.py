@@ -97,7 +97,7 @@ def test_the_slurm_script_for_several_nodes_sweeps_on_all_of_them_and_ends_them(
     """Slurm's part is played by the test: `srun` runs here what it would run on a node, so that two nodes are one machine."""
     spec, home = write_spec(tmp_path, seeds=[0, 1]), Home(tmp_path / "home")
     for name, what in (
-        ("srun", 'while [[ $1 == --* ]]; do shift; done; exec "$@"'),
+        ("srun", f'echo "$@" >> {tmp_path}/srun; while [[ $1 == --* ]]; do shift; done; exec "$@"'),
         ("scontrol", "echo 127.0.0.1"),
     ):
         (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{what}\n")
@@ -107,5 +107,7 @@ def test_the_slurm_script_for_several_nodes_sweeps_on_all_of_them_and_ends_them(
         monkeypatch.setenv(name, value)
     printed = cluster(f"bash {NODES} --no-tracking --max-concurrent 2")
     assert [home.trial(t.id).state() for t in load_sweep(spec).trials] == ["done"] * 2, printed
+    steps = (tmp_path / "srun").read_text().splitlines()
+    assert len(steps) == 2 and all("--overlap --ntasks-per-node=1 --cpus-per-task=1 " in step for step in steps)
     assert not (tmp_path / "user" / ".ray" / "auth_token").exists()  # the token was the job's own
     assert not [p for p in psutil.process_iter() if f":{20000 + os.getpid() % 10000}" in " ".join(cmdline(p))]

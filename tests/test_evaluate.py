@@ -324,7 +324,7 @@ def test_weights_are_downloaded_once_and_checked(server, tmp_path, monkeypatch):
     path = weights_path("inception", home)
     assert code == OK and answer["weights"]["inception"]["path"] == str(path)
     assert path.read_bytes() == CONTENT and left(home) == ["weights.pth"]
-    monkeypatch.setattr("torch.hub.urlopen", lambda *_, **__: pytest.fail("downloaded again"))
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("downloaded again"))
     assert run("fetch-weights", "--home", tmp_path)[0] == OK
 
 

@@ -1,9 +1,11 @@
 """`dsd-lab fetch-data`: a folder that is complete and as pinned, or none; what a spec says whose images are missing."""
 
+import contextlib
 import gzip
 import hashlib
 import http.server
 import io
+import socketserver
 import struct
 import tarfile
 import threading
@@ -16,8 +18,10 @@ from sweeping import run, write_spec
 
 from dsd_lab.cli.main import main
 from dsd_lab.core.data import load_data, source_of
-from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK
-from dsd_lab.planning.known_data import DATA_SETS, Download, KnownSet
+from dsd_lab.core.preparing import fetch
+from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK, BadInput, NoResources
+from dsd_lab.files import download
+from dsd_lab.specs.known_data import DATA_SETS, Download, KnownSet
 from dsd_lab.specs.trial import Data
 from dsd_lab.specs.yaml_document import parse_scalar
 
@@ -108,7 +112,7 @@ def server(monkeypatch, tmp_path):
         ]  # fmt: skip
         real = DATA_SETS[name]
         assert [row.file for row in rows] == [file.file for file in real.downloads]
-        made = KnownSet(real.title, real.licence, real.link, tuple(rows), real.layout, real.fields, real.unpacks)
+        made = KnownSet(real.title, real.licence, real.link, tuple(rows), real.fields, real.unpacks)
         monkeypatch.setitem(DATA_SETS, name, made)
     monkeypatch.chdir(tmp_path)
     yield asked
@@ -136,7 +140,7 @@ def test_a_set_that_was_fetched_is_read_and_is_not_fetched_again(server, tmp_pat
         assert data.train.labels.tolist() == [0, 0, 1, 1] and data.notes == ("not used: test/",)
     asked = len(server)
     assert run("fetch-data", name)[1]["data"][name]["fetched"] is False and len(server) == asked
-    assert [path.name for path in (tmp_path / "data").iterdir()] == [name]
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [f".{name}.lock", name]
 
 
 def test_a_download_that_is_not_what_was_pinned_is_not_kept_and_what_was_right_is(
@@ -146,7 +150,11 @@ def test_a_download_that_is_not_what_was_pinned_is_not_kept_and_what_was_right_i
     assert main(["fetch-data", "mnist", "--json"]) == NO_RESOURCES
     said = capsys.readouterr().err
     assert "t10k-labels-idx1-ubyte.gz: cannot be downloaded (HTTP 404, another SHA-256 than the pinned one)" in said
+    part = tmp_path / "data" / ".mnist.part"
     assert not (tmp_path / "data" / "mnist").exists() and len(said.splitlines()) == 1
+    assert {path.name: path.read_bytes() for path in part.iterdir()} == {
+        name: raw for name, raw in CONTENT["mnist"].items() if name != "t10k-labels-idx1-ubyte.gz"
+    }
 
 
 def test_the_line_to_train_on_a_fetched_set_is_yaml_for_any_folder(server, tmp_path, capsys):
@@ -169,6 +177,81 @@ def test_a_fetch_that_was_broken_off_downloads_only_what_is_missing(server, tmp_
     assert sorted(path.name for path in (tmp_path / "data" / "mnist").iterdir()) == sorted(
         ["SOURCE.json", *dict(files)]
     )
+
+
+def test_a_fetch_that_ends_while_files_are_laid_out_downloads_nothing_again(server, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(fetch, "write_json", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            fetch.fetch_data("mnist", tmp_path / "data" / "mnist")
+    asked = len(server)
+    assert fetch.fetch_data("mnist", tmp_path / "data" / "mnist") and len(server) == asked
+
+
+def test_of_two_that_fetch_the_second_waits_for_nothing_and_finds_what_the_first_made(server, tmp_path, monkeypatch):
+    """The second looks before the first is done, and takes the lock after it: it must not write into its place."""
+    out, inner = tmp_path / "data" / "mnist", fetch.locked
+    with inner(out.with_name(".mnist.lock")), pytest.raises(BadInput, match="another `dsd-lab fetch-data` writes"):
+        fetch.fetch_data("mnist", out)
+
+    @contextlib.contextmanager
+    def late(path, wait):
+        monkeypatch.setattr(fetch, "locked", inner)
+        assert fetch.fetch_data("mnist", out)
+        with inner(path, wait=wait) as mine:
+            yield mine
+
+    monkeypatch.setattr(fetch, "locked", late)
+    assert fetch.fetch_data("mnist", out) is False
+    assert sorted(path.name for path in out.parent.iterdir()) == [".mnist.lock", "mnist"]
+
+
+def test_nothing_of_an_archive_is_written_outside_of_its_folder(tmp_path):
+    """The filter of `tarfile`: without it, the file is written beside the folder."""
+    (tmp_path / "evil.tgz").write_bytes(tarred({"flower_photos/a/1.jpg": b"x", "../outside.jpg": b"x"}))
+    with pytest.raises(tarfile.OutsideDestinationError):
+        fetch._extract(tmp_path / "evil.tgz", tmp_path / "in" / "unpacked")
+    assert not (tmp_path / "in" / "outside.jpg").exists()
+
+
+ANSWERS = {
+    "no HTTP": (b"nonsense\r\n\r\n", "a damaged answer, BadStatusLine"),
+    "cut short": (b"HTTP/1.0 200 OK\r\nContent-Length: 100\r\n\r\nabc", "ended after 3 of 100 bytes"),
+    "too long": (b"HTTP/1.0 200 OK\r\n\r\n" + bytes(1001), "more than 1,000 bytes"),
+    "a chunk cut short": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n64\r\nabc", "IncompleteRead"),
+    "another": (b"HTTP/1.0 200 OK\r\n\r\nabc", "has another SHA-256 than the pinned one"),
+}
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_an_answer_that_is_damaged_or_too_long_is_told_as_what_it_is(tmp_path, monkeypatch, answer, known):
+    raw, complaint = ANSWERS[answer]
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self):
+            while self.rfile.readline().strip():
+                pass
+            self.wfile.write(raw)
+
+    monkeypatch.setattr(download, "MAX_BYTES", 1000)
+    with socketserver.TCPServer(("127.0.0.1", 0), Handler) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{served.server_address[1]}/x"
+        with pytest.raises(NoResources, match=complaint):
+            download.download("x", [address], tmp_path / "x", "0" * 64, 1000 if known else None)
+        served.shutdown()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fault_of_the_program_is_not_told_as_another_hash(tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("urllib.request.urlopen", broken)
+    with pytest.raises(RuntimeError, match="new thread"):
+        download.download("x", ["http://127.0.0.1/x"], tmp_path / "x", "0" * 64)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_of_the_users_is_not_replaced_and_names_are_checked(server, tmp_path, capsys):

@@ -9,7 +9,7 @@ from typing import Any
 from dsd_lab.cli.options import place_of, print_json
 from dsd_lab.errors import OK, BadInput
 from dsd_lab.files.printable import say
-from dsd_lab.planning.known_data import DATA_SETS
+from dsd_lab.specs.known_data import DATA_SETS
 from dsd_lab.specs.near import did_you_mean
 from dsd_lab.specs.yaml_scalars import flow
 from dsd_lab.units import readable
@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise BadInput("--out: is the folder of one data set; give exactly one name")
     answer = {name: _facts(name, arguments.out) for name in arguments.names or DATA_SETS}
     for name in arguments.names:
-        from dsd_lab.planning.fetching import fetch_data
+        from dsd_lab.core.preparing.fetch import fetch_data
 
         known, place = DATA_SETS[name], Path(answer[name]["path"])
         if not arguments.json:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from dsd_lab.errors import BadInput
 from dsd_lab.files.download import download
+from dsd_lab.files.sha256 import sha256_of
 from dsd_lab.home.home import Home
-from dsd_lab.specs.evaluate_list import sha256_of
 
 
 @dataclass(frozen=True)
@@ -78,5 +78,5 @@ def fetch(name: str, path: Path, progress: bool = False) -> bool:
         return False
     if path.is_symlink():
         raise BadInput(f"{path}: is a link that leads nowhere; remove it, or put {WEIGHTS[name].file} where it leads")
-    download(name, [WEIGHTS[name].url()], path, WEIGHTS[name].sha256, progress)
+    download(name, [WEIGHTS[name].url()], path, WEIGHTS[name].sha256, progress=progress)
     return True

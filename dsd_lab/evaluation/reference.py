@@ -16,7 +16,7 @@ from dsd_lab.errors import BadInput
 from dsd_lab.evaluation.pretrained import check_weights, weights_path
 from dsd_lab.files.bounded import open_plain
 from dsd_lab.files.printable import one_line
-from dsd_lab.specs.evaluate_list import sha256_of
+from dsd_lab.files.sha256 import sha256_of
 
 if TYPE_CHECKING:
     from dsd_lab.evaluation.distances import Statistics

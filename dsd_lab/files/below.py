@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import secrets
 import shutil
@@ -16,6 +15,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import BinaryIO
+
+from dsd_lab.files.sha256 import sha256_in
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -53,7 +54,7 @@ def digest_in(folder: int, name: str) -> str | None:
     except OSError:
         return None
     with os.fdopen(handle, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if stat.S_ISREG(os.fstat(handle).st_mode) else None
+        return sha256_in(file) if stat.S_ISREG(os.fstat(handle).st_mode) else None
 
 
 def put_in(folder: int, name: str, content: BinaryIO, mode: int) -> None:

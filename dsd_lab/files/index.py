@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsd_lab.files.atomic import read_cache, write_atomic, write_json
+from dsd_lab.files.sha256 import sha256_of
 
 _KEY, _CONTENT = 16, 32
 """Bytes per file in the index: hash of its row in the listing, and SHA-256 of its content."""
@@ -135,8 +136,7 @@ def _parts(rows: list[tuple[bytes, bytes]]) -> Iterator[tuple[int, list[tuple[by
 def _hashed(path: bytes) -> bytes:
     if not os.path.isfile(path):  # a dangling link, or a pipe, which would block
         return bytes(_CONTENT)
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+    return bytes.fromhex(sha256_of(os.fsdecode(path)))
 
 
 def _read_index(place: Path) -> dict[bytes, bytes]:

@@ -1,4 +1,4 @@
-"""SHA-256 whose state can be written down, so that hashing hours of data goes on after a kill.
+"""SHA-256 of files, and one whose state can be written down, so that hashing hours of data goes on after a kill.
 
 `hashlib` keeps its state to itself. OpenSSL's own functions, which Python's module is linked with, keep it in a structure
 that is plain memory (openssl/sha.h, `SHA256_CTX`). Where they cannot be found, as where OpenSSL is linked into Python
@@ -11,7 +11,28 @@ import ctypes
 import hashlib
 import struct
 from functools import cache
+from io import BufferedReader
+from pathlib import Path
 from typing import Any
+
+from dsd_lab.files.bounded import open_plain
+
+
+def sha256_of(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a regular file.
+
+    Raises:
+        BadFile: it is no regular file.
+        OSError: as `open` does.
+    """
+    with open_plain(path) as file:
+        return sha256_in(file)
+
+
+def sha256_in(file: BufferedReader) -> str:
+    """Hexadecimal SHA-256 of an open file, from its place to its end."""
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
 
 _STATE = 112
 """Bytes of `SHA256_CTX`: eight words of the digest, two of the length, sixteen of the block, two counters."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from typing import Any
 from dsd_lab.errors import BadInput
 from dsd_lab.files.atomic import write_json
 from dsd_lab.files.bounded import check_plain
+from dsd_lab.files.sha256 import sha256_of
 from dsd_lab.home.anonymous import anonymous, names_of, without_names
 from dsd_lab.home.data_facts import other_images
 from dsd_lab.home.export_format import INDEX, Index, Listed, kind_of
@@ -156,8 +156,7 @@ def _copy(path: Path, place: Path) -> None:
 
 
 def _listed(path: Path) -> Listed:
-    with path.open("rb") as file:
-        return Listed(sha256=hashlib.file_digest(file, "sha256").hexdigest(), bytes=path.stat().st_size)
+    return Listed(sha256=sha256_of(path), bytes=path.stat().st_size)
 
 
 def index_summary(index: Index) -> dict[str, Any]:

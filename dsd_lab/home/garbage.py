@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from dsd_lab.files.atomic import size_of
 from dsd_lab.files.below import folder_below, remove_below, remove_in
 from dsd_lab.files.bounded import open_plain
 from dsd_lab.files.locks import is_held, locked
+from dsd_lab.files.sha256 import sha256_in
 from dsd_lab.home.cached_garbage import (
     interrupted_samples,
     killed_bench_folders,
@@ -221,7 +221,7 @@ def _is_whole(path: Path) -> bool:
         return False
     try:
         with open_plain(path / "tensors.safetensors") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = sha256_in(file)
             return manifest.is_of(file.tell(), digest)
     except OSError:
         return False

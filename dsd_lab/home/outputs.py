@@ -17,6 +17,7 @@ from dsd_lab.errors import BadInput
 from dsd_lab.files.below import digest_in, folder_below, put_in
 from dsd_lab.files.locks import locked
 from dsd_lab.files.printable import say
+from dsd_lab.files.sha256 import sha256_of
 from dsd_lab.home.home import Home
 from dsd_lab.home.record_types import Count, Record, Sha256, Text
 
@@ -90,7 +91,7 @@ class Output:
                     raise BadInput(f"{self._option}: {obstacle}; move it away or name another folder")
                 record = self._set_aside(obstacle)
             before = record.files
-            new = {name: [_digest(made / name)] for name in names}
+            new = {name: [sha256_of(made / name)] for name in names}
             # Record old and new files first, so that a killed call still knows its files.
             both = {name: [*before.get(name, []), *new.get(name, [])] for name in {*before, *new}}
             self._write(both, record.results)
@@ -187,8 +188,3 @@ class Output:
 
     def _write(self, files: dict[str, list[str]], results: dict[str, int]) -> None:
         Written(format=1, folder=self._key, files=files, results=results).write(self._record, durable=True)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

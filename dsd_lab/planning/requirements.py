@@ -6,9 +6,9 @@ import shlex
 from pathlib import Path
 
 from dsd_lab.errors import BadInput
-from dsd_lab.planning.known_data import DATA_SETS, LAYOUTS
 from dsd_lab.specs.auxiliary import NO_FILES
 from dsd_lab.specs.data import Data
+from dsd_lab.specs.known_data import DATA_SETS, LAYOUTS
 from dsd_lab.specs.messages import did_you_mean
 from dsd_lab.specs.sources import named_backbones
 from dsd_lab.specs.sweep import Plan

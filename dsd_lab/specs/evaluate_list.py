@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 from collections.abc import Iterable
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_lab.errors import BadInput
-from dsd_lab.files.bounded import open_plain
+from dsd_lab.files.sha256 import sha256_of
 from dsd_lab.specs.trial import OF_ENCODER, Generation, Trial
 from dsd_lab.specs.yaml_document import Document, one_line
 
@@ -74,12 +73,6 @@ def _with_files(evaluation: Generation, document: Document, at: tuple[str, ...],
         if key == "reference" and wanted is not None and found.get("reference_sha256", wanted) != wanted:
             raise BadInput(f"{where}: {path} has the SHA-256 {found['reference_sha256']}, not {wanted}")
     return evaluation.model_copy(update=found) if found else evaluation
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with open_plain(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def of_trial(evaluations: Iterable[Generation], trial: Trial, saved: Iterable[int] | None = None) -> list[Generation]:

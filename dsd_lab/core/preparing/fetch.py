@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dsd_lab.errors import BadInput, NoResources
+from dsd_lab.errors import BadInput, NoResources, is_disk_full
 from dsd_lab.files.atomic import write_json
+from dsd_lab.files.bounded import read_json
 from dsd_lab.files.download import download
 from dsd_lab.files.locks import locked
-from dsd_lab.planning.known_data import DATA_SETS, KnownSet
-from dsd_lab.specs.evaluate_list import sha256_of
+from dsd_lab.files.sha256 import sha256_of
+from dsd_lab.specs.known_data import DATA_SETS, KnownSet
 from dsd_lab.units import readable
 
 ORIGIN = "SOURCE.json"
@@ -32,49 +33,58 @@ def fetch_data(name: str, out: Path, progress: bool = False) -> bool:
     What was downloaded before the process was stopped is not downloaded again.
 
     Raises:
-        BadInput: something else is in the folder's place.
+        BadInput: something else is in the folder's place, it cannot be written, or another process fetches it.
         NoResources: a file cannot be downloaded, something else came, or the disk has no room.
     """
-    known = DATA_SETS[name]
-    if os.path.lexists(out):
-        if origin_of(out) != name:
-            raise BadInput(
-                f"{out}: is there already, and was not fetched as {name}; move it away, or name another --out"
-            )
+    known, part = DATA_SETS[name], out.with_name(f".{out.name}.part")
+    if _is_fetched(out, name):
         return False
-    part = out.with_name(f".{out.name}.part")
     try:
-        part.mkdir(parents=True, exist_ok=True)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with locked(out.with_name(f".{out.name}.lock"), wait=False) as mine:  # not in `part`, which is removed
+            if not mine:
+                raise BadInput(f"{out}: another `dsd-lab fetch-data` writes there")
+            if _is_fetched(out, name):  # by a process that held the lock a moment ago
+                return False
+            _fetch(name, known, part, out, progress)
     except OSError as error:
-        raise BadInput(f"--out {out}: {error.strerror}") from None
-    with locked(part / "lock", wait=False) as mine:
-        if not mine:
-            raise BadInput(f"{out}: another `dsd-lab fetch-data` writes there")
-        free = shutil.disk_usage(part).free
-        if free < _ROOM * known.bytes:
-            raise NoResources(f"{part}: {readable(free)} free, {readable(_ROOM * known.bytes)} needed")
-        for file in known.downloads:
-            path = part / file.file
-            if not (path.is_file() and sha256_of(path) == file.sha256):
-                download(f"{name}: {file.file}", file.urls, path, file.sha256, progress)
-        laid = part / "laid"
-        shutil.rmtree(laid, ignore_errors=True)
-        laid.mkdir()
-        _lay_out(known, part, laid)
-        hashes = {file.file: file.sha256 for file in known.downloads}
-        origin = {"name": name, "title": known.title, "licence": known.licence, "link": known.link, "sha256": hashes}
-        write_json(laid / ORIGIN, origin, durable=True)
-        os.rename(laid, out)
-    shutil.rmtree(part, ignore_errors=True)
+        if is_disk_full(error):
+            raise
+        raise BadInput(f"--out {error.filename or out}: {error.strerror or error}") from None
     return True
+
+
+def _is_fetched(out: Path, name: str) -> bool:
+    if os.path.lexists(out) and origin_of(out) != name:
+        raise BadInput(f"{out}: is there already, and was not fetched as {name}; move it away, or name another --out")
+    return os.path.lexists(out)
+
+
+def _fetch(name: str, known: KnownSet, part: Path, out: Path, progress: bool) -> None:
+    part.mkdir(exist_ok=True)
+    free = shutil.disk_usage(part).free
+    if free < _ROOM * known.bytes:
+        raise NoResources(f"{part}: {readable(free)} free, {readable(_ROOM * known.bytes)} needed")
+    for file in known.downloads:
+        path = part / file.file
+        if not (path.is_file() and sha256_of(path) == file.sha256):
+            download(f"{name}: {file.file}", file.urls, path, file.sha256, file.bytes, progress)
+    laid = part / "laid"
+    shutil.rmtree(laid, ignore_errors=True)
+    laid.mkdir()
+    _lay_out(known, part, laid)
+    hashes = {file.file: file.sha256 for file in known.downloads}
+    origin = {"name": name, "title": known.title, "licence": known.licence, "link": known.link, "sha256": hashes}
+    write_json(laid / ORIGIN, origin, durable=True)
+    os.rename(laid, out)
+    shutil.rmtree(part, ignore_errors=True)
 
 
 def origin_of(folder: Path) -> str | None:
     """The name under which a folder was fetched; None of any other."""
     try:
-        found = json.loads((folder / ORIGIN).read_bytes())
-        return str(found["name"])
-    except (OSError, ValueError, TypeError, KeyError):
+        return str(read_json(folder / ORIGIN)["name"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 
@@ -89,8 +99,8 @@ def _lay_out(known: KnownSet, part: Path, laid: Path) -> None:
     elif known.unpacks == "flowers102":
         _flowers102(files, part / "unpacked", laid)
     else:
-        for path in files:
-            os.rename(path, laid / path.name)
+        for path in files:  # copied, so that a download is still there if this process ends here
+            shutil.copyfile(path, laid / path.name)
 
 
 def _extract(archive: Path, folder: Path) -> None:

@@ -30,8 +30,6 @@ class KnownSet:
     link: str
     """Page of its authors."""
     downloads: tuple[Download, ...]
-    layout: str
-    """What lies in its folder."""
     fields: Mapping[str, str | int]
     """Fields of a spec's section `data`, without the path."""
     unpacks: Literal["", "cifar10", "flowers", "flowers102"] = ""
@@ -69,7 +67,6 @@ DATA_SETS: dict[str, KnownSet] = {
                 ("f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6", 4542),
             ),
         ),
-        _IDX_LAYOUT,
         {"source": "idx"},
     ),
     "fashion_mnist": KnownSet(
@@ -85,7 +82,6 @@ DATA_SETS: dict[str, KnownSet] = {
                 ("67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5", 5148),
             ),
         ),
-        _IDX_LAYOUT,
         {"source": "idx"},
     ),
     "cifar10": KnownSet(
@@ -100,7 +96,6 @@ DATA_SETS: dict[str, KnownSet] = {
                 ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",),
             ),
         ),
-        "train.parquet, test.parquet (PNG, the original pixels)",
         {"source": "parquet"},
         "cifar10",
     ),
@@ -119,7 +114,6 @@ DATA_SETS: dict[str, KnownSet] = {
                 ),
             ),
         ),
-        "daisy/, dandelion/, roses/, sunflowers/, tulips/",
         {"source": "folder", "size": 64, "crop": "centre"},
         "flowers",
     ),
@@ -135,7 +129,6 @@ DATA_SETS: dict[str, KnownSet] = {
                 ("setid.mat", "46b8678f91fd95d3c8f4feab80d271a6c834a1dd896fe29fd3e6ad9ce5c8dccd", 14989),
             )
         ),
-        "train/CLASS/, val/CLASS/, test/CLASS/ with classes 1 to 102",
         {"source": "folder", "size": 64, "crop": "centre"},
         "flowers102",
     ),
