@@ -138,7 +138,8 @@ def load_prepared(spec: Data, cache: Path | None) -> DataSet:
     about = (tuple(found.class_names), tuple(found.damaged), found.holdout_from, tuple(found.notes))
     if spec.memory == "stream" or (spec.memory == "auto" and found.count * np.prod(shape) > RESIDENT_BYTES):
         return DataSet(train, holdout, count_classes(train.labels, holdout.labels), found.fingerprint, *about)
-    made = data_set(*(Images(part.bytes_at(torch.arange(len(part))), part.labels) for part in (train, holdout)), *about)
+    first, second = (Images(part.bytes_at(torch.arange(len(part))), part.labels) for part in (train, holdout))
+    made = data_set(first, second, *about)
     if made.fingerprint != found.fingerprint:
         raise BadInput(
             f"{shown(folder)}: its images have another fingerprint than {MANIFEST} says; run the same `dsd-lab prepare` again, which names what is damaged"
