@@ -133,7 +133,9 @@ def band(axes: Axes, curves: list[tuple[NDArray[Any], Floats]], look: Look, labe
         for row, (at, values) in zip(table, curves, strict=True):
             row[np.searchsorted(steps, at)] = values
     if len(steps) > _MAX_STEPS:
-        add_note(axes.get_figure(root=True), f"Curves are thinned to {_MAX_STEPS} steps.")
+        figure = axes.get_figure(root=True)
+        assert figure is not None  # an axes that was drawn on has one
+        add_note(figure, f"Curves are thinned to {_MAX_STEPS} steps.")
         kept = np.unique(np.linspace(0, len(steps) - 1, _MAX_STEPS).round().astype(int))
         steps, table = steps[kept], table[:, kept]
     axes.plot(steps, np.nanmean(table, axis=0), color=look.colour, label=label, **look.line)

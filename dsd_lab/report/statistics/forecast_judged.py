@@ -145,7 +145,9 @@ def judge_forecast(*looks: list[Example], by_data: bool = False) -> ForecastJudg
         chances: dict[str, float] = {}
         for look in looks:
             forecast = fit([e for e in look if e.trial not in ids])
-            for e in look if forecast is not None else []:
+            if forecast is None:
+                continue
+            for e in look:
                 if _part(e, by_data) == name:
                     chances[e.trial] = max(forecast.chance(e.features), chances.get(e.trial, 0.0))
         if not chances:

@@ -45,8 +45,8 @@ def guided(group: Group) -> list[Guided]:
             values = {kind: v for kind in SHOWN if (v := _value(metrics, kind)) is not None}
             if "fid" not in values:
                 continue
-            others = evaluation.model_dump(exclude={"guidance", "metrics", "inception_weights"}, mode="json")
-            family = families.setdefault(json.dumps(others, sort_keys=True), {})
+            settings = evaluation.model_dump(exclude={"guidance", "metrics", "inception_weights"}, mode="json")
+            family = families.setdefault(json.dumps(settings, sort_keys=True), {})
             family.setdefault(evaluation.guidance, {})[result.seed] = values
     found = []
     for family in families.values():

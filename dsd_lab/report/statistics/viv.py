@@ -124,7 +124,7 @@ def _left_out(variants: NDArray[np.str_], x: Floats, y: Floats) -> float | None:
 
 def determined(x: Floats) -> bool:
     """Whether predictors [S, 1 + K] determine a least-squares fit, with at least one trial to spare."""
-    return len(x) > x.shape[1] == int(np.linalg.matrix_rank(x))
+    return bool(len(x) > x.shape[1] == int(np.linalg.matrix_rank(x)))
 
 
 def _r2(y: NDArray[np.float64], found: NDArray[np.float64]) -> float:
