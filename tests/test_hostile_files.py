@@ -1,5 +1,7 @@
 """Files of others: images, archives and tables that would cost minutes, gigabytes or another program are refused in one line."""
 
+import contextlib
+import dataclasses
 import gzip
 import io
 import os
@@ -161,7 +163,9 @@ def lying(folder, of, says):
     """A parquet file whose first page says another size than it has; of its own column's size the footer tells."""
     records, path = table(folder, [bytes(of)], use_dictionary=False, compression="zstd"), folder / "train.parquet"
     raw = path.read_bytes()
-    said = parquet_pages._struct(io.BytesIO(raw[4:]), 0)[2]  # behind the four bytes of the file's mark
+    said = parquet_pages._struct(io.BytesIO(raw[4:]), 0)[
+        2, parquet_pages._I32
+    ]  # behind the four bytes of the file's mark
     old, new = varint(said), varint(says)
     at = raw.index(old, 4)
     assert said >= of and at < 16 and len(old) == len(new)
@@ -232,6 +236,44 @@ def test_pages_of_every_kind_that_pyarrow_writes_are_read(options, tmp_path):
     records = table(tmp_path, kept, **options)
     assert records.read_labels().tolist() == [0, 1, 0, 1, 0, 1, 0]
     assert [read() for _, read in records.items()] == kept
+
+
+def test_a_parquet_footer_that_contradicts_itself_ends_no_process(tmp_path):
+    """Its schema says that no image lacks bytes, its statistics count those that do: pyarrow's `column` ends the process."""
+    table(tmp_path, [encoded("PNG")] * 2, labels=[0, 1])
+    path = tmp_path / "train.parquet"
+    optional, required = (bytes([0x25, repetition, 0x18, 5]) + b"bytes" for repetition in (2, 0))
+    assert path.read_bytes().count(optional) == 1
+    path.write_bytes(path.read_bytes().replace(optional, required))
+    with pytest.raises(BadInput, match=r"train\.parquet") as caught:
+        load_data(Data(source="parquet", path=str(tmp_path)))
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_footer_of_any_damage_is_read_or_refused(seed, tmp_path):
+    table(tmp_path, [encoded("PNG")] * 7, row_group_size=2)
+    whole, luck = (tmp_path / "train.parquet").read_bytes(), np.random.default_rng(seed)
+    for _ in range(1_000):
+        raw = bytearray(whole)
+        for at in luck.integers(len(raw) - 1_500, len(raw), 2):
+            raw[at] = luck.integers(256)
+        with contextlib.suppress(parquet_pages.InvalidPageHeaders, UnicodeDecodeError):
+            for column in parquet_pages.columns_of(io.BytesIO(raw)):
+                assert min(column.rows, column.packed, column.unpacked) >= 0
+
+
+def test_columns_of_a_footer_are_those_that_pyarrow_reads(tmp_path):
+    table(tmp_path, [encoded("PNG", (4, 4 + i)) for i in range(7)], row_group_size=2)
+    metadata = pq.ParquetFile(tmp_path / "train.parquet").metadata
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    expected = [
+        (c.path_in_schema, group.num_rows, c.total_uncompressed_size, c.total_compressed_size, c.dictionary_page_offset or c.data_page_offset, c.statistics.null_count)
+        for group in groups
+        for c in map(group.column, range(group.num_columns))
+    ]  # fmt: skip
+    with (tmp_path / "train.parquet").open("rb") as file:
+        assert [dataclasses.astuple(column) for column in parquet_pages.columns_of(file)] == expected
 
 
 def test_a_parquet_file_of_ordinary_images_is_read_as_before(tmp_path):

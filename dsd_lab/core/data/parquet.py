@@ -15,7 +15,7 @@ import torch
 from dsd_lab.core.data.assembly import Found, assemble
 from dsd_lab.core.data.dataset import DataSet
 from dsd_lab.core.data.parquet_files import split_files
-from dsd_lab.core.data.parquet_pages import InvalidPageHeaders, check_pages
+from dsd_lab.core.data.parquet_pages import Column, InvalidPageHeaders, check_pages, columns_of
 from dsd_lab.core.data.records import (
     Item,
     Records,
@@ -167,7 +167,7 @@ class ParquetRecords(Records):
             )
         if path not in self._checked:
             with _whole(path):  # names stand in the footer twice
-                _check_declared(path, table.metadata, {self._image, self._label})
+                _check_declared(path, table.metadata.num_rows)
             self._checked.add(path)
         return table
 
@@ -209,10 +209,8 @@ class ParquetRecords(Records):
         for path in self._files:
             table = self._opened(path, labelled=False)
             with _whole(path):
-                groups = [table.metadata.row_group(i) for i in range(table.metadata.num_row_groups)]
-                columns = [group.column(i) for group in groups for i in range(group.num_columns)]
-                counted = [c.statistics for c in columns if c.path_in_schema == f"{self._image}.bytes"]
-                none_missing = all(found is not None and found.null_count == 0 for found in counted)
+                counted = [column.nulls for column in _columns(path) if column.path == f"{self._image}.bytes"]
+                none_missing = bool(counted) and all(nulls == 0 for nulls in counted)
             if none_missing:
                 continue
             try:
@@ -271,26 +269,33 @@ def _not_parquet(path: Path, reason: str) -> str:
     return f"not a parquet file: {reason}"
 
 
-def _check_declared(path: Path, metadata: Any, columns: set[str | None]) -> None:
+def _check_declared(path: Path, rows: int) -> None:
     """Refuse a file whose footer or page headers declare implausible sizes, before anything is unpacked."""
-    rows, size = metadata.num_rows, path.stat().st_size
+    size = path.stat().st_size
     if rows > size:
         raise BadInput(f"{shown(path)}: declares {rows:,} rows in {size:,} bytes, more than one image a byte")
     most = min(_MAX_GROUP_BYTES, _MAX_UNPACKED + _MAX_RATIO * size)
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        for column in map(group.column, range(group.num_columns)):
-            if column.total_uncompressed_size > most:
+    for column in _columns(path):
+        if column.unpacked > most:
+            raise BadInput(
+                f"{shown(path)}: the column {shown(column.path)[:_MAX_NAME_LENGTH]!r} declares {column.unpacked:,} bytes in one row group; {most:,} may be unpacked of a file of {size:,} bytes"
+            )
+        if column.rows:  # of any name: readers go by the order of columns
+            try:
+                with open_plain(path) as file:
+                    check_pages(file, column)
+            except InvalidPageHeaders as error:
                 raise BadInput(
-                    f"{shown(path)}: the column {shown(column.path_in_schema)[:_MAX_NAME_LENGTH]!r} declares {column.total_uncompressed_size:,} bytes in one row group; {most:,} may be unpacked of a file of {size:,} bytes"
-                )
-            if group.num_rows and column.path_in_schema.partition(".")[0] in columns:
-                try:
-                    with open_plain(path) as file:
-                        check_pages(file, column)
-                except InvalidPageHeaders as error:
-                    raise BadInput(
-                        f"{shown(path)}: the column {shown(column.path_in_schema)[:_MAX_NAME_LENGTH]!r}: {error}"
-                    ) from None
+                    f"{shown(path)}: the column {shown(column.path)[:_MAX_NAME_LENGTH]!r}: {error}"
+                ) from None
+
+
+def _columns(path: Path) -> list[Column]:
+    try:
+        with open_plain(path) as file:
+            return list(columns_of(file))
+    except InvalidPageHeaders as error:
+        raise BadInput(f"{shown(path)}: {_not_parquet(path, str(error))}") from None
 
 
 def _reason(error: Exception) -> str:
