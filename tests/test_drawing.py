@@ -198,7 +198,7 @@ def test_an_npz_has_the_images_of_the_pngs_as_adms_evaluator_reads_them(done, tm
     ("given", "complaint"),
     [
         (["--protocol", "jit", "--steps", "7"], "--steps 7: protocol jit has 50"),
-        (["--protocol", "adm", "--class", "3"], "--class: all images are of it"),
+        (["--protocol", "adm", "--class", "3"], "--class: all images have this class"),
         (["--checkpoint", "5"], "no such checkpoint; there are 4, 8, 12"),
         (["--weights", "ema:0.5"], "keeps no average of decay 0.5"),
         (["--processes", "9"], "a batch of the trial has fewer images"),
