@@ -35,8 +35,8 @@ SAME_RESULTS: dict[str, str] = {
     "aaf8525e7297": "c9cd35ae0365",
     "a38320e57487": "1817834653a1",
     "8b0cb4a6c2b2": "4bf30be8f4b0",
-    "4bf30be8f4b0": "03073ef840ef",
-    "f85092b2de57": "03073ef840ef",
+    "4bf30be8f4b0": "b8a9e8bb4396",
+    "f85092b2de57": "b8a9e8bb4396",
 }
 """Earlier hash -> later hash of code with bit-identical weights and records (shown by the golden losses).
 
