@@ -111,7 +111,8 @@ class Machines:
         return done.stdout.strip()
 
     def _environment(self) -> dict[str, str]:
-        return {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        known = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        return known | {"HOME": str(self._folder)}  # the user may keep a token for Ray
 
     def of(self, process: int) -> int:
         """The machine on which a process runs; -1 where it is gone or runs on none."""

@@ -341,6 +341,19 @@ def test_a_store_that_lost_count_of_its_lines_is_asked_for_its_steps_and_nothing
     assert stored(home) == expected(home, plan)
 
 
+def test_a_trial_that_records_again_what_the_store_has_is_stored_once(home, plan, manifest):
+    """A killed trial goes on from its checkpoint: its spool is cut and grows again while another process stores it."""
+    Store(home).sync(manifest)
+    spool = home.trial(plan.trials[0].id).spool
+    lines = [json.loads(line) for line in spool.read_text().splitlines()]
+    anew = [json.dumps(line | {"time": line["time"] + 60}) + "\n" for line in lines]
+    store = Store(home)
+    for count in (len(lines) // 2, len(lines) - 1, len(lines)):
+        spool.write_text("".join(anew[:count]))
+        store.sync(manifest)
+    assert stored(home) == expected(home, plan)
+
+
 def test_a_trial_that_is_interrupted_and_resumed_is_killed_then_finished_and_has_every_step_once(spec, tmp_path):
     home, plan = Home(tmp_path / "home"), load_sweep(spec).only(["variant=dsd"])
     (trial,) = plan.trials

@@ -82,7 +82,9 @@ def _replay(client: MlflowClient, run: Run, folder: TrialFolder, verified_runs: 
     if run_id not in verified_runs and counted != len(lines):
         known = {(key, m.step) for key in run.data.metrics for m in client.get_metric_history(run_id, key)}
         held = 0  # the count may be wrong: metrics are stored before it
-        verified_runs.add(run_id)
+        last = lines[-1].step if lines else -1
+        if all(step <= last for _, step in known):  # a resumed trial records again what the run has beyond its spool
+            verified_runs.add(run_id)
     metrics: list[Metric] = []
     for line in lines[held:]:
         stamp = int(line.time * 1000)
