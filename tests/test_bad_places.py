@@ -188,3 +188,17 @@ def test_a_cluster_that_can_no_longer_be_reached_is_known_by_its_raylet_at_the_s
         raylet.close()
         assert dead() is None  # it may be busy
         assert dead() == "raylet died or cannot be reached"
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_sweep_that_waits_in_rays_code_for_a_lost_process_is_ended(ends, monkeypatch):
+    monkeypatch.setattr(ray_health, "_WATCH_EVERY", 0.01)
+    monkeypatch.setattr(ray_health, "_NOTICE", 10.0 if ends else 0.01)
+    monkeypatch.setattr(ray_health, "Health", lambda: lambda: "gcs_server died")
+    ended, stuck = threading.Event(), []
+    watch = ray_health.Watch(lambda what: (stuck.append(what), ended.set()))
+    with watch:
+        while watch.found is None:
+            threading.Event().wait(0.01)
+        assert watch.found == "gcs_server died" and ended.wait(0.0 if ends else 60.0) is not ends
+    assert stuck == ([] if ends else ["gcs_server died"])

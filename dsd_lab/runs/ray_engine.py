@@ -27,7 +27,8 @@ os.environ["TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"] = "0"
 import ray
 from ray import tune
 
-from dsd_lab.errors import NoResources, comes_from_full_disk
+from dsd_lab.errors import NO_RESOURCES, NoResources, comes_from_full_disk
+from dsd_lab.files.printable import say
 from dsd_lab.home.home import Home
 from dsd_lab.home.mark import unseen
 from dsd_lab.home.plugins import keep_plugins
@@ -44,7 +45,7 @@ from dsd_lab.runs.ray_callbacks import (
     TrialFailed,
 )
 from dsd_lab.runs.ray_cluster import connected
-from dsd_lab.runs.ray_health import Health
+from dsd_lab.runs.ray_health import Watch
 from dsd_lab.runs.signals import DeferredSignals, StopFile
 from dsd_lab.specs.plugins import load_kept
 from dsd_lab.specs.sweep import PlannedTrial
@@ -160,7 +161,8 @@ def run_trials(
         decided = {t.id: sorted(seen_steps(t.fields.training.steps, look) for look in looks) for t in trials}
         # Passed one by one: Tune copies a whole grid for every trial of it.
         jobs = iter([{"trial": t.as_json(), "decided_at": decided[t.id], **common} for t in trials])
-        callbacks: list[tune.Callback] = [SignalCheck(signals, Health()), RecordFailures(home, fail_fast)]
+        watch = Watch(_end_process)
+        callbacks: list[tune.Callback] = [SignalCheck(signals, lambda: watch.found), RecordFailures(home, fail_fast)]
         if cluster and "address" in cluster:
             by_id = {t.id: t for t in trials}
             callbacks.append(SayWhatIsWaitedFor(lambda trial: _check_resources([by_id[trial]])))
@@ -181,17 +183,26 @@ def run_trials(
             ),
         )
         try:
-            tuner.fit()
+            with watch:
+                tuner.fit()
         except TrialFailed:
             return
         except RayDied as died:
-            raise NoResources(
-                f"Ray's process {died}, possibly for lack of memory; the same command resumes from the checkpoints"
-            ) from None
+            raise NoResources(_lost(f"{died}")) from None
         except Exception as error:
             if not comes_from_full_disk(error):
                 raise
             raise NoResources(f"{home.root}: the disk is full; free space, then run the same command again") from None
+
+
+def _lost(what: str) -> str:
+    return f"Ray's process {what}, possibly for lack of memory; the same command resumes from the checkpoints"
+
+
+def _end_process(what: str) -> None:
+    """End this process as a kill would: its main thread waits for Ray. Its children end with it."""
+    say(f"dsd-lab: {_lost(what)}", error=True)
+    os._exit(NO_RESOURCES)
 
 
 def _request(config: dict[str, Any]) -> tune.PlacementGroupFactory:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -18,9 +20,42 @@ after which the GCS server counts as lost. Ray itself waits for 60 s and then en
 _RAYLET_TRIES = 2
 """Consecutive failed checks after which the raylet counts as lost; it runs on this machine, but may be busy."""
 
+_WATCH_EVERY, _NOTICE = 0.5, 10.0
+"""Seconds between checks of `Watch`, and seconds that Tune has to end after a process was lost."""
+
+
+class Watch:
+    """Checks in a thread while it is entered; `found` says what was lost.
+
+    Tune looks at `found` between two of its steps. In a step it may wait in Ray's compiled code for a lost process, where
+    no exception reaches it, until Ray ends this process after 60 s.
+
+    Args:
+        stuck: called in the thread where Tune has not ended 10 s after a process was lost; ends this process.
+    """
+
+    def __init__(self, stuck: Callable[[str], None]) -> None:
+        self.found: str | None = None
+        self._stuck, self._left = stuck, threading.Event()
+
+    def __enter__(self) -> None:
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def __exit__(self, *raised: object) -> None:
+        self._left.set()
+
+    def _watch(self) -> None:
+        health = Health()
+        while not self._left.wait(_WATCH_EVERY):
+            self.found = health()
+            if self.found is not None:
+                if not self._left.wait(_NOTICE):
+                    self._stuck(self.found)
+                return
+
 
 class Health:
-    """Called between two of Tune's steps."""
+    """What happened to Ray's necessary processes."""
 
     def __init__(self) -> None:
         self._looked = 0.0
