@@ -97,7 +97,7 @@ class Soak(Strikes):
 
     # -- All of it -----------------------------------------------------------------------------------
 
-    def run(self, every: float, most: float, strikes: int | None, striking: float) -> None:
+    def run(self, every: float, most: float, strikes: int | None, striking: float, least: int) -> None:
         """Strike until every trial has ended, or so often or so long; then one more sweep, which nothing strikes.
 
         Args:
@@ -105,6 +105,7 @@ class Soak(Strikes):
             most: seconds after which it has failed.
             strikes: how many; None is as many as there is time for.
             striking: seconds for which it is struck.
+            least: strikes before which it goes on longer: on a slow machine, a sweep takes most of that time to start.
         """
         began = time.monotonic()
         while not self.ended():
@@ -118,7 +119,8 @@ class Soak(Strikes):
             if self.back_at and now > self.back_at:
                 self.serve()
             self.look_beside()
-            on = now - began < striking and (strikes is None or sum(self.strikes.values()) < strikes)
+            count = sum(self.strikes.values())
+            on = count < least or (now - began < striking and (strikes is None or count < strikes))
             missed = on and not self.strike()
             time.sleep(MISSED if missed else self.random.uniform(0.5, 1.5) * every)
         if self.back_at:
@@ -172,6 +174,7 @@ def soak(
     most: float = 7200.0,
     strikes: int | None = None,
     striking: float = math.inf,
+    least: int = 0,
 ) -> dict:
     """Run it; returns figures.
 
@@ -184,6 +187,7 @@ def soak(
         most: seconds after which it has failed.
         strikes: how many; None strikes to the end.
         striking: seconds for which it is struck.
+        least: strikes before which it is struck for longer.
 
     Raises:
         AssertionError: something is not as if nothing had happened.
@@ -203,7 +207,7 @@ def soak(
     with nothing_left():
         struck = Soak(spec, sharing, folder / "exported", ids, home, folder / "served", seed)
         try:
-            struck.run(every, most, strikes, striking)
+            struck.run(every, most, strikes, striking, least)
         finally:
             struck.driver.kill()
             struck.end_beside()
