@@ -434,10 +434,7 @@ def test_a_pipe_in_the_place_of_a_mark_or_of_a_picture_is_not_waited_for(home, t
 
 
 def test_in_the_home_of_another_user_verbs_say_so_in_a_line_and_change_nothing():
-    found = stranger()
-    if found is None:
-        pytest.skip("another user can start no interpreter with these packages")
-    started, environment = found
+    started, environment = stranger()
     place = Path(tempfile.mkdtemp(dir="/tmp"))
     place.chmod(0o755)
     try:
