@@ -8,6 +8,7 @@ import pytest
 import torch
 from benchmarks.__main__ import main
 from benchmarks.bare_loop import BareLoop, _written_out, by_hand
+from benchmarks.durability import measure as durability
 from benchmarks.parts import PARTS, Stopwatch, timed_parts
 from benchmarks.targets import SWEEPS, TRIALS, verdicts
 from benchmarks.whole_sweep import figures, whole_sweep
@@ -253,3 +254,10 @@ def test_a_real_sweep_is_measured(tmp_path):
 def test_bad_input_of_the_program_is_one_line(tmp_path, capsys):
     assert main(["trials", str(tmp_path / "none.yaml")]) == BAD_INPUT
     assert "no such file" in capsys.readouterr().err
+
+
+def test_the_cost_of_durability_counts_every_flush_of_a_trial(tmp_path):
+    spec = write_spec(tmp_path, {"x": {}})
+    found = durability(spec, ["base.training.steps=4", "base.observation.checkpoint_every=2"], "x", 1, tmp_path)
+    assert found["last"]["checkpoints"] == 2 and found["last"]["flushes"] >= 4
+    assert 0 < found["share"] < 1

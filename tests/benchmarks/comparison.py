@@ -116,4 +116,4 @@ def _since(began: Taken, clock: Clock, count: int) -> Taken:
 
 
 def _middle(values: Sequence[Taken], which: str) -> float:
-    return median(getattr(value, which) for value in values)
+    return float(median(getattr(value, which) for value in values))

@@ -34,7 +34,7 @@ class Flushes:
     def __enter__(self) -> "Flushes":
         self.seconds: list[float] = []
         self._fsync = os.fsync
-        os.fsync = self._timed
+        os.fsync = self._timed  # type: ignore[assignment]  # stands in for it, whatever it is given
         return self
 
     def __exit__(self, *fault: object) -> None:
@@ -68,7 +68,7 @@ def measure(spec: Path, sets: list[str], variant: str, trials: int, folder: Path
                 pass
         took, worked = time.perf_counter() - began, time.process_time() - worked
         assert list_checkpoints(home.trial(planned.id).checkpoints), home.trial(planned.id).status()
-        checkpoints = sum(line["kind"] == "checkpoint" for line in read_spool(home.trial(planned.id).spool))
+        checkpoints = sum(line.kind == "checkpoint" for line in read_spool(home.trial(planned.id).spool))
         shares.append(sum(flushes.seconds) / took)  # both by the clock: a busy machine makes both longer
         found = {
             "trial_seconds": round(took, 2),
