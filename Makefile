@@ -31,10 +31,10 @@ results: .venv/.installed-test
 	$(BIN)/python analysis/results.py $(RESULT) $(foreach value,$(SET),--set $(value))
 
 test: .venv/.installed-test check
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not slow"
 
 test-slow: .venv/.installed-test
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m slow
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m slow
 
 test-all: test test-slow
 
@@ -42,7 +42,7 @@ test-lowest:
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip install --disable-pip-version-check -q $$($(PYTHON) tests/lowest.py)
 	.venv-lowest/bin/pip install --disable-pip-version-check -q -e '.[test]'
-	.venv-lowest/bin/python -m pytest -p no:cacheprovider -n auto --maxprocesses 4 -m "not slow"
+	.venv-lowest/bin/python -m pytest -p no:cacheprovider -n auto --maxprocesses 4 --dist worksteal -m "not slow"
 
 soak: .venv/.installed-test
 	$(BIN)/python tests/soak.py --trials 100 --minutes 20 --seed 0

@@ -12,6 +12,7 @@ from hypothesis import settings
 from sweeping import LONG, VARIANTS, outcome, train_here, write_spec
 
 from dsd_lab.core.data import load_data
+from dsd_lab.evaluation import extractor
 from dsd_lab.home.home import Home
 from dsd_lab.specs.trial import Data, Trial
 from dsd_lab.store import SHORT_TIMEOUTS
@@ -58,6 +59,27 @@ def tiny_trial():
 @pytest.fixture(scope="session")
 def digits():
     return load_data(Data())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def extractor_of_digits(digits):
+    """Trains the extractor of the digits once a process of the tests: it takes seconds, and every fresh home needs it.
+
+    Other data, other devices and another number of steps are trained as they are asked for.
+    """
+    train, steps, trained = extractor._train, extractor._MAX_STEPS, []
+
+    def once(data, device):
+        known = (data.fingerprint, len(data.train)) == (digits.fingerprint, len(digits.train))
+        if not known or device.type != "cpu" or steps != extractor._MAX_STEPS:
+            return train(data, device)
+        if not trained:
+            trained.append(train(data, device))
+        return trained[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extractor, "_train", once)
+        yield
 
 
 @pytest.fixture(scope="session")

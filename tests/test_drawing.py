@@ -19,6 +19,7 @@ from dsd_lab.errors import BAD_INPUT, OK
 from dsd_lab.evaluation import workspace
 from dsd_lab.evaluation.drawing import IMAGES, StoppedDrawing
 from dsd_lab.evaluation.evaluate import evaluate_generation
+from dsd_lab.evaluation.extractor import load_extractor
 from dsd_lab.evaluation.sampling import BLOCK, labels_of, sample_blocks
 from dsd_lab.evaluation.workspace import EvaluationCache
 from dsd_lab.home.home import Home
@@ -37,6 +38,7 @@ def trained(tmp_path_factory, tiny_trial, digits):
     """A trained tiny trial, and the checkpoints that it keeps."""
     folder, trial = tmp_path_factory.mktemp("drawing"), tiny_trial()
     list(Trainer(trial, 0, digits, CPU, folder / "checkpoints").run())
+    load_extractor(digits, folder, CPU)  # known to the processes that are forked
     return trial, folder / "checkpoints"
 
 
