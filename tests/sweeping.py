@@ -310,14 +310,16 @@ def faulty_server(answer: bytes | None) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def slow_proxy(uri: str, seconds: float) -> Iterator[str]:
-    """A server on loopback that passes everything on to another, each request so many seconds late."""
+def slow_proxy(uri: str, seconds: float, delayed: list[int]) -> Iterator[str]:
+    """A server on loopback that passes everything on to another, each request so many seconds late; adds their bytes to `delayed`."""
     host, port = uri.removeprefix("http://").split(":")
 
     def pass_on(source: socket.socket, sink: socket.socket, late: float) -> None:
         with contextlib.suppress(OSError), source, sink:
             while content := source.recv(1 << 20):
-                threading.Event().wait(late)
+                if late:
+                    threading.Event().wait(late)
+                    delayed.append(len(content))
                 sink.sendall(content)
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
