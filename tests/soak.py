@@ -40,6 +40,8 @@ TRIAL = {
 VARIANTS_HERE = ("dsd", "control", "naive", "wild")
 QUIET = 3
 """Times at most that the sweep is started once more when nothing strikes it."""
+LEAST = 10
+"""A strike in so many times the seconds between strikes has to meet something, or it is struck for longer."""
 MISSED = 0.1
 """Seconds to the next try where no trial was running that could be struck."""
 
@@ -150,6 +152,8 @@ class Soak(Strikes):
         # raylet a sweep has no workers. A command of the same spec may have come first.
         away = self.store_was_away or "Ray" in said
         ran_twice = code == BAD_INPUT and "is already running" in said
+        if ran_twice:
+            self.end_same_driver()
         assert code in (OK, TRIALS_FAILED) or ran_twice or (code == NO_RESOURCES and away), f"{code}: {said[-3000:]}"
 
     def _said(self) -> str:
@@ -273,6 +277,7 @@ def main() -> int:
             arguments.every,
             arguments.steps,
             striking=60 * arguments.minutes,
+            least=round(60 * arguments.minutes / arguments.every / LEAST),
         )
     print(json.dumps(figures, indent=1))
     return 0

@@ -89,9 +89,14 @@ class Strikes:
         running = [i for i in held if self.home.trial(i).state() == "running"]
         return {i: self.home.trial(i).status().pid or 0 for i in running}
 
-    def _victim(self) -> tuple[str, int] | None:
+    def _victim(self, with_checkpoint: bool = False) -> tuple[str, int] | None:
         workers = {trial: process for trial, process in self.workers().items() if process}
+        if with_checkpoint:
+            workers = {trial: process for trial, process in workers.items() if self._checkpoints(trial)}
         return self.random.choice(sorted(workers.items())) if workers else None
+
+    def _checkpoints(self, trial: str) -> list[Path]:
+        return list_checkpoints(self.home.trial(trial).checkpoints)
 
     def kill_worker(self) -> bool:
         victim = self._victim()
@@ -150,7 +155,7 @@ class Strikes:
         """The newest checkpoint of a trial whose worker has just died is cut short, or one of its bytes is another."""
 
         def damage(trial: str) -> bool:
-            for newest in list_checkpoints(self.home.trial(trial).checkpoints)[:1]:
+            for newest in self._checkpoints(trial)[:1]:
                 path = newest / "tensors.safetensors"
                 raw = bytearray(path.read_bytes())
                 raw[self.random.randrange(len(raw))] ^= 1
@@ -158,7 +163,7 @@ class Strikes:
                 return True
             return False
 
-        return self._after_death(damage)
+        return self._after_death(damage, with_checkpoint=True)
 
     def damage_trial(self) -> bool:
         """Any file of a trial whose worker has just died is cut short, emptied or removed."""
@@ -187,9 +192,12 @@ class Strikes:
         own += list(self.home.sweep_folder("soak").glob("*.json*"))
         return self._damage([*own, *(p for p in self.home.cache.rglob("*") if p.is_file())])
 
-    def _after_death(self, damage: Callable[[str], bool]) -> bool:
-        """Kill a worker and damage its trial before the next one takes the trial up."""
-        victim = self._victim()
+    def _after_death(self, damage: Callable[[str], bool], with_checkpoint: bool = False) -> bool:
+        """Kill a worker and damage its trial before the next one takes the trial up.
+
+        A worker without a checkpoint is left alone where one is to be damaged: else the next try would kill it again.
+        """
+        victim = self._victim(with_checkpoint)
         if victim is None or not send(victim[1], signal.SIGKILL):
             return False
         with contextlib.suppress(psutil.Error):
@@ -224,8 +232,14 @@ class Strikes:
         return self._run("rm", "other", "--yes")
 
     def same_driver(self) -> bool:
-        """The same command once more, which is refused."""
-        return self._run("sweep", self.spec, "--no-tracking") if self.driver.poll() is None else False
+        """The same command once more. It is refused, as the sweep has trials that run."""
+        return bool(self.workers()) and self.driver.poll() is None and self._run("sweep", self.spec, "--no-tracking")
+
+    def end_same_driver(self) -> None:
+        """Kill the other driver of the sweep, which has come first: strikes are for the driver that is watched."""
+        for name, process, _ in self.beside:
+            if name == "sweep":
+                process.kill()
 
     def second_driver(self) -> bool:
         """Another sweep that shares trials with this one; killed at the next such strike if it still runs."""
@@ -258,7 +272,7 @@ class Strikes:
             output.seek(0)
             said = output.read().decode()
             output.close()
-            if name == "second" and code in (-signal.SIGKILL, 3):  # 3: a worker of its own was killed three times
+            if name in ("second", "sweep") and code in (-signal.SIGKILL, 3):  # 3: a worker was killed three times
                 continue
             lines = [line for line in said.splitlines() if line.startswith("dsd-lab: ")]
             assert "Traceback" not in said, f"{name} ended with {code}:\n{said[-3000:]}"
