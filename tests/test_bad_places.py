@@ -6,6 +6,7 @@ import resource
 import socket
 import tempfile
 import threading
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -14,6 +15,7 @@ from sweeping import run, train_here, write_spec
 from dsd_lab.cli.main import main
 from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK, UNEXPECTED
 from dsd_lab.home.home import Home
+from dsd_lab.home.mark import MARK, home_id, unseen
 from dsd_lab.runs import ray_cluster, ray_engine, ray_health
 from dsd_lab.runs.open_files import allow_open_files
 from dsd_lab.runs.ray_callbacks import REFUSED, RecordFailures
@@ -164,6 +166,19 @@ def test_a_worker_whose_machine_does_not_see_the_home_trains_nothing_and_its_tri
     tuned = mock.Mock(config={"job": {"trial": {"id": trial.id}}}, last_result=result)
     RecordFailures(home, fail_fast=False).on_trial_complete(0, [], tuned)
     assert home.trial(trial.id).state() == "failed" and home.trial(trial.id).status().error == result[REFUSED]
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda mark: mark.write_text("{")], ids=["removed", "cut"])
+def test_a_home_that_loses_its_mark_while_a_sweep_runs_is_still_that_home(damage, tmp_path):
+    home, empty = Home(tmp_path / "home"), tmp_path / "not mounted"
+    home.prepare()
+    home.sweep_folder("x--default").mkdir(parents=True)
+    empty.mkdir()
+    known = home.id
+    damage(home.root / MARK)
+    assert unseen(empty, known) is not None and not list(empty.iterdir())
+    assert unseen(home.root, known) is None and home_id(home.root) == known
+    assert unseen(home.root, "0" * 32) is not None and home.id == known
 
 
 def test_a_cluster_that_can_no_longer_be_reached_is_known_by_its_raylet_at_the_second_look_and_by_its_head_after_a_while(

@@ -13,6 +13,24 @@ from dsd_lab.planning.formulas import bytes_by_formula, covers, shape_by_formula
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.trial import Data
 
+STAGED = {
+    "objective": {"diffusion_weight": 0.0},
+    "training": {
+        "steps": 100,
+        "phases": [
+            {
+                "start": 0.3,
+                "objective": {
+                    "diffusion_weight": 1.0,
+                    "reconstruction_weight": 0.0,
+                    "target": "stop_gradient",
+                    "noised": "detached",
+                },
+                "frozen": ["encode", "decode"],
+            }
+        ],
+    },
+}
 CASES = {
     "dsd": {},
     "control": {"objective": {"diffusion_weight": 0.0}},
@@ -30,6 +48,18 @@ CASES = {
     },
     "classification of tokens": {"auxiliary": {"classification": 0.1, "classification_from": "encode"}},
     "masked": {"augmentation": {"mask": 0.2}, "network": {"patch_size": 2}},
+    "anchor": {"objective": {"target": "live", "output": "velocity", "loss_space": "velocity", "anchor_weight": 1.0}},
+    "anchor of draws, detached": {
+        "objective": {"target": "stop_gradient", "noised": "detached", "anchor_weight": 1.0},
+        "training": {"noise_draws": 2},
+    },
+    "a share of the gradient": {"objective": {"target": "live", "encoder_gradient": 0.1}},
+    "a share that grows": {"objective": {"target": "live", "encoder_gradient": 0.5, "encoder_gradient_warmup": 10}},
+    "regularised": {"latent": {"regularisers": {"variance_expansion": 0.1, "vicreg_variance": 1.0}}},
+    "none of the gradient": {"objective": {"target": "stop_gradient", "encoder_gradient": 0.0}},
+    "staged": STAGED,
+    "staged, three networks": STAGED | {"network": {"layout": "separate"}},
+    "a phase": {"training": {"phases": [{"start": 0.5, "objective": {"target": "live"}}]}},
     "bf16": {"training": {"precision": "bf16"}},
     "bf16 on a gpu": {"training": {"precision": "bf16"}, "resources": {"gpus": 1.0}},
 }
@@ -49,7 +79,8 @@ def test_formulas_equal_the_counts(case, tiny_trial):
     [
         {"objective": {"balance": "gradient_norm"}},
         {"training": {"activation_checkpointing": True}},
-        {"training": {"phases": [{"start": 0.5, "objective": {"target": "live"}}]}},
+        {"training": {"phases": [{"start": 0.5, "frozen": ["encode"]}]}},
+        {"latent": {"regularisers": {"vicreg_covariance": 0.1}}},
         {"latent": {"entropy_weight": 0.1}},
         {"optimiser": {"kind": "muon"}},
         {"auxiliary": {"alignment": 0.5, "alignment_from": "denoise"}},

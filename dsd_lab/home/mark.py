@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -18,6 +19,8 @@ from dsd_lab.home.record_types import Record, Text
 
 MARK, RUNS = "dsd-lab-home.json", "mlflow-runs.json"
 """The mark file, and the record of the home's MLflow runs, which holds the home's id too."""
+SWEEPS = "sweeps"
+"""The folder of records of sweeps, which is written before any trial starts."""
 _NOTE = "dsd-lab keeps its trials here; `dsd-lab gc` and `dsd-lab rm` delete only in folders with this file"
 
 
@@ -42,11 +45,18 @@ def home_id(root: Path) -> str | None:
 def unseen(root: Path, known: str) -> str | None:
     """Why a machine may not work in a home folder that another machine named: it lies on a disk of its own, or nowhere.
 
+    A home that has lost its mark while a sweep runs is told from an empty folder by its records of
+    sweeps, and is marked again.
+
     Args:
         root: where the other machine has it.
         known: its id.
     """
-    if home_id(root) == known:
+    found = home_id(root)
+    if found is None and (root / SWEEPS).is_dir():
+        with contextlib.suppress(OSError, BadFile):
+            found = mark_home(root, known)
+    if found == known:
         return None
     return (
         f"machine {socket.gethostname()} does not see the home folder {root}, which must lie on storage that all machines "
@@ -54,10 +64,14 @@ def unseen(root: Path, known: str) -> str | None:
     )
 
 
-def mark_home(root: Path) -> str:
+def mark_home(root: Path, lost: str | None = None) -> str:
     """Write the mark file where it is missing or damaged. Returns the home's id.
 
     Concurrent processes agree on one id.
+
+    Args:
+        root: the home folder.
+        lost: the id that it had, if that is known; the record of its runs comes first.
 
     Raises:
         OSError: the mark file cannot be written, or is a link or a pipe.
@@ -73,7 +87,7 @@ def mark_home(root: Path) -> str:
         known = _id_in(os.read(handle, 4096))
         if known is None:
             # The home's runs in MLflow carry its id: a lost mark file gets the same id again.
-            known = _valid((read_json_object(root / RUNS) or {}).get("home")) or uuid.uuid4().hex
+            known = _valid((read_json_object(root / RUNS) or {}).get("home")) or lost or uuid.uuid4().hex
             file.seek(0)
             file.truncate()
             file.write(HomeMark(format=1, home=known, note=_NOTE).model_dump_json(indent=1).encode() + b"\n")

@@ -9,13 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 from dsd_lab.specs.identity import canonical_fields
-from dsd_lab.specs.trial import Trial, uses_target_encoder
+from dsd_lab.specs.trial import Stage, Trial, live_target, uses_target_encoder
 
 _FREQUENCIES = 128
 """Sine frequencies of the time embedding in `dsd_lab.core.model.blocks.Condition`."""
 _COUNTED_BATCH = 2
 """As in `dsd_lab.planning.flops`: work done once per batch is shared by so many images."""
 _ROLES = ("encode", "denoise", "decode")
+_ELEMENTWISE = ("variance_expansion", "vicreg_variance")
+"""Regularisers without products of matrices, which count no FLOPs."""
 
 
 def shape_by_formula(trial: Trial, channels: int, classes: int) -> dict[str, Any] | None:
@@ -33,15 +35,18 @@ def shape_by_formula(trial: Trial, channels: int, classes: int) -> dict[str, Any
     copies = {"average": params["total"]} | {f"average@{d!r}": params["total"] for d in trial.training.extra_ema_decays}
     copies |= {"target": params["total"]} if trial.needs_target_encoder else {}
     forward = {role: net.forward(role, _COUNTED_BATCH) for role in _ROLES}
-    flops = net.step() // _COUNTED_BATCH
+    stages = trial.stages()
+    ends = [*(stage.start for stage in stages[1:]), trial.training.steps]
+    flops = [_Sizes(stage.trial, channels, classes).step() // _COUNTED_BATCH for stage in stages]
+    shares = [(end - stage.start) / trial.training.steps for stage, end in zip(stages, ends, strict=True)]
     return {
         "params": params,
         "copies": copies,
         "auxiliary": heads,
         "frozen": 0,
         "moments": 2 * (params["total"] + heads),
-        "flops_per_image": flops,
-        "stage_flops": [flops],  # trials with phases are not covered
+        "flops_per_image": round(sum(share * count for share, count in zip(shares, flops, strict=True))),
+        "stage_flops": flops,
         "role_flops": {role: count // _COUNTED_BATCH for role, count in forward.items()},
     }
 
@@ -54,32 +59,55 @@ def bytes_by_formula(trial: Trial, channels: int, classes: int) -> int | None:
         channels: colour channels of the images.
         classes: number of classes.
     """
-    return _Sizes(trial, channels, classes).saved_bytes() if covers(trial) else None
+    if not covers(trial):
+        return None
+    return max(_Sizes(stage.trial, channels, classes).saved_bytes() for stage in trial.stages())
 
 
 def covers(trial: Trial) -> bool:
     """Whether the formulas cover a trial."""
-    spec, auxiliary = trial.objective, trial.auxiliary
+    return all(_covers(stage) for stage in trial.stages())
+
+
+def _covers(stage: Stage) -> bool:
+    trial, spec, auxiliary = stage.trial, stage.trial.objective, stage.trial.auxiliary
     aligned = auxiliary.alignment > 0
+    trained = {role for role in _ROLES if _is_trained(trial, role)}
     return not (
         canonical_fields(trial).get("plugins")
-        or trial.training.phases
+        or stage.frozen & trained
         or trial.training.activation_checkpointing
         or trial.optimiser.kind != "adamw"
         or trial.latent.entropy_weight > 0
-        or any(weight > 0 for weight in trial.latent.regularisers.values())
-        or spec.anchor_weight > 0
+        or any(weight > 0 for name, weight in trial.latent.regularisers.items() if name not in _ELEMENTWISE)
         or spec.anchor_perceptual_weight > 0
-        or spec.encoder_gradient < 1
-        or spec.encoder_gradient_warmup > 0
         or (trial.latent.normaliser == "layernorm_affine" and trial.latent.normalise_prediction)
         or spec.balance != "none"
         or spec.perceptual_weight > 0
-        or spec.reconstruction_weight == 0
+        or trained == set()
         or (aligned and (auxiliary.alignment_to != "ema" or auxiliary.alignment_encoder > 0))
         or (aligned and (auxiliary.alignment_from != "encode"))
         or (aligned and auxiliary.alignment_layers != [-1])
     )
+
+
+def _is_trained(trial: Trial, role: str) -> bool:
+    """Whether the gradient of any loss passes through a role."""
+    spec, auxiliary = trial.objective, trial.auxiliary
+    if role == "denoise":
+        return spec.diffusion_weight > 0
+    if spec.reconstruction_weight > 0:
+        return True
+    if role == "decode":
+        return _anchored(trial)
+    more = auxiliary.alignment > 0 or auxiliary.representation > 0 or auxiliary.classification > 0
+    live = spec.noised == "live" or live_target(spec)  # computed even where `encoder_gradient` scales it to 0
+    more = more or trial.latent.normaliser == "kl" or any(trial.latent.regularisers.values())
+    return more or (live and spec.diffusion_weight > 0)
+
+
+def _anchored(trial: Trial) -> bool:
+    return trial.objective.anchor_weight > 0 and trial.objective.diffusion_weight > 0
 
 
 class _Sizes:
@@ -153,11 +181,15 @@ class _Sizes:
     def step(self) -> int:
         """FLOPs of the losses of a batch and their gradients."""
         trial, spec, n = self.trial, self.trial.objective, _COUNTED_BATCH
-        flops = self.forward("encode", n) + self.backward("encode", n, reaches_input=False)
-        flops += self.forward("decode", n) + self.backward("decode", n, reaches_input=True)
+        flops = self.forward("encode", n)
+        flops += self.backward("encode", n, reaches_input=False) if _is_trained(trial, "encode") else 0
+        if spec.reconstruction_weight > 0:
+            flops += self.forward("decode", n) + self.backward("decode", n, _is_trained(trial, "encode"))
         if spec.diffusion_weight > 0:
             draws = n * trial.training.noise_draws
             flops += self.forward("denoise", draws) + self.backward("denoise", draws, spec.noised == "live")
+            if _anchored(trial):
+                flops += self.forward("decode", draws) + self.backward("decode", draws, reaches_input=True)
         if uses_target_encoder(spec) or trial.auxiliary.needs_target_encoder:
             flops += self.forward("encode", n)
         return flops + sum(3 * 2 * n * rows * a * b for a, b, rows in self._auxiliary_layers())
@@ -172,7 +204,10 @@ class _Sizes:
         fused = trial.resources.gpus > 0 or not half  # as `dsd_lab.core.model.network.attends_fused`
         block = (48.6 if half else 80) * t * w + 16 * t + (4 * t * heads if fused else 2 * t * t * heads)
         draws = trial.training.noise_draws if trial.objective.diffusion_weight > 0 else 0
-        found = (self.blocks["encode"] + self.blocks["decode"]) * block
+        encoded = int(_is_trained(trial, "encode"))
+        decoded = int(trial.objective.reconstruction_weight > 0) + (draws if _anchored(trial) else 0)
+        found = (encoded * self.blocks["encode"] + decoded * self.blocks["decode"]) * block
         found += draws * self.blocks["denoise"] * (block + (18 if half else 32) * w)
-        found += 4 * ((7.4 + 5.2 * draws) * t * w + 2.6 * draws * w + 3.3 * t * self.pixels + 4.4 * t * self.latent)
+        found += 4 * draws * (5.2 * t * w + 2.6 * w)
+        found += 4 * (encoded + decoded) * t * (3.7 * w + 1.65 * self.pixels + 2.2 * self.latent)
         return round(found + 4 * sum(rows * (a + b) for a, b, rows in self._auxiliary_layers()))
