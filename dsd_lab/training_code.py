@@ -74,14 +74,20 @@ def is_current(code: str | None) -> bool:
 
 def _bare(tree: ast.Module) -> ast.Module:
     """Remove imports and docstrings, those of attributes included."""
-    for node in ast.walk(tree):
-        for field in ("body", "orelse", "finalbody"):
-            body = getattr(node, field, None)
-            if isinstance(body, list):
-                kept = [child for child in body if not _says_nothing(child)]
-                setattr(node, field, kept)
+    _strip(tree)
     tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and not node.body)]  # TYPE_CHECKING
     return tree
+
+
+def _strip(node: ast.AST) -> None:
+    """`_bare` of a node with statements; expressions, most of a tree, have none."""
+    for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+        found = getattr(node, field, None)
+        if isinstance(found, list):
+            kept = [child for child in found if not _says_nothing(child)]
+            setattr(node, field, kept)
+            for child in kept:
+                _strip(child)
 
 
 def _says_nothing(node: ast.AST) -> bool:
