@@ -138,6 +138,7 @@ class Soak(Strikes):
                 break
         assert self.driver.returncode == OK and self.ended(), self._said()
         wait_until(self._stored, "a store that is back takes what it missed")
+        _judged(self.home, "--tracking-uri", self.uri)
         self.server.close()
 
     def _judge(self, code: int) -> None:
@@ -224,6 +225,7 @@ def soak(
     attempts = {i: home.trial(i).status().attempt for i in ids}
     assert attempts == struck.ended_in, "a trial that had ended was run again"
     Store(whole).sync(expected)
+    _judged(whole)
     stored, undisturbed = stored_trials(folder / "served"), stored_trials(whole.root)
     stored = {i: runs for i, runs in stored.items() if i in ids}  # the third sweep's reports are nobody's concern
     assert stored.keys() == undisturbed.keys() == set(ids)
@@ -242,6 +244,15 @@ def soak(
         "seconds_undisturbed_in_one_process": round(quiet),
         "metric_rows": sum(len(run["metrics"]) for (run,) in stored.values()),
     }
+
+
+def _judged(home: Home, *store: str) -> None:
+    """Write the report, which gives every run its verdict: reports that ran beside the sweep have given some theirs."""
+    output = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the test)
+    report = start("report", "soak", "--home", home.root, *store, output=output)
+    report.wait(DEADLINE)
+    output.seek(0)
+    assert report.returncode == OK, output.read().decode()[-3000:]
 
 
 def _difference(found: list[dict], expected: list[dict]) -> str:
