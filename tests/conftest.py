@@ -1,5 +1,6 @@
 """Fixtures of all tests: one thread, tiny trials, the digits, and where the shared data sets lie."""
 
+import functools
 import os
 import shutil
 import tempfile
@@ -62,15 +63,16 @@ def digits():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def extractor_of_digits(digits):
+def extractor_of_digits():
     """Trains the extractor of the digits once a process of the tests: it takes seconds, and every fresh home needs it.
 
     Other data, other devices and another number of steps are trained as they are asked for.
     """
     train, steps, trained = extractor._train, extractor._MAX_STEPS, []
+    known_data = functools.cache(lambda: load_data(Data()))
 
     def once(data, device):
-        known = (data.fingerprint, len(data.train)) == (digits.fingerprint, len(digits.train))
+        known = (data.fingerprint, len(data.train)) == (known_data().fingerprint, len(known_data().train))
         if not known or device.type != "cpu" or steps != extractor._MAX_STEPS:
             return train(data, device)
         if not trained:

@@ -240,4 +240,4 @@ def test_they_train(tiny_trial, digits, name):
 def test_the_shipped_spec_can_be_planned(tmp_path, capsys):
     """Weights, FLOPs and memory are counted on tensors without numbers, which not every operation takes."""
     assert main(["plan", "rival_cures", "--home", str(tmp_path)]) == 0
-    assert "96 trials" in capsys.readouterr().out
+    assert "240 trials" in capsys.readouterr().out
