@@ -83,7 +83,8 @@ def _run(
             raise BadInput(f"sweep {plan.key!r} is already running in {home.root}; `dsd-lab status` shows it")
         whole = plan_of(argparse.Namespace(**{**vars(arguments), "only": None})) if arguments.only else plan
         manifest = manifest_of(whole)
-        todo = _unfinished(home, plan, arguments.retry_failed, stopping is not None)
+        # Again under the lock: another sweep may have ended some of them.
+        todo = unfinished and _unfinished(home, plan, arguments.retry_failed, stopping is not None)
         refuse_other_code(home, todo, arguments.allow_code_change)
         if todo:
             _say(

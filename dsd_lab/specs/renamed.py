@@ -55,5 +55,7 @@ def present_fields(recorded: Any) -> Any:
             void = {name: value for name, (value, _) in REMOVED.get(section, {}).items()}
             values = {n: v for n, v in values.items() if n not in void or v != void[n]}
             values = {names.get(name, name): value for name, value in values.items()}
-            found[section] = {name: present_value((section, name), v) or v for name, v in values.items()}
+            for name in (field for place, field in RENAMED_VALUES if place == section and field in values):
+                values[name] = present_value((section, name), values[name]) or values[name]
+            found[section] = values
     return found
