@@ -1,5 +1,6 @@
 """A trial that several processes train is the trial that one trains."""
 
+import contextlib
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 from unittest import mock
 
+import psutil
 import pytest
 import torch
 from several import train
@@ -167,10 +169,20 @@ def test_train_sweep_and_torchrun_give_the_same_bits(tmp_path):
     assert json.loads(status.read_text())["trained_on"][0]["device"].startswith("2 x ")
 
 
-def followers():
-    """Processes that train beside a leader: their ids."""
-    found = subprocess.run(["pgrep", "-f", "dsd_lab.runs.peers|ray::Follower"], capture_output=True, text=True)
-    return [int(line) for line in found.stdout.split() if int(line) != os.getpid()]
+MARK = "DSD_LAB_TESTED_IN"
+
+
+def followers(folder):
+    """Processes that train beside a leader, started with this folder in their environment: ids. Other tests have others."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            called = " ".join(process.cmdline())
+            if ("dsd_lab.runs.peers" in called or "ray::Follower" in called) and process.environ().get(MARK) == str(
+                folder
+            ):
+                found.append(process.pid)
+    return found
 
 
 REFUSES = """
@@ -248,14 +260,17 @@ def test_a_worker_that_ends_for_a_lost_process_records_why_and_the_sweep_repeats
 
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["train", "sweep"])
-def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(tmp_path, verb):
+def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(tmp_path, verb, monkeypatch):
+    monkeypatch.setenv(MARK, str(tmp_path))
     base = TRIAL | {"training": {"steps": 40, "batch_size": 512}}
     spec = write_spec(tmp_path, DSD, base=base, seeds=[0])
     chosen = ["--variant", "dsd"] if verb == "train" else []
     home = Home(tmp_path / "home")
     driver = start(verb, spec, *chosen, "--home", home.root, "--no-tracking")
     wait_until(lambda: any(home.root.glob("trials/*/checkpoints/step-*")), "a checkpoint is there")
-    for process in followers():
+    beside = followers(tmp_path)
+    assert beside
+    for process in beside:
         os.kill(process, signal.SIGKILL)
     began = time.monotonic()
     code = driver.wait(200)
@@ -270,6 +285,6 @@ def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(tmp_path, v
     else:
         assert code == 0
         assert json.loads(next(home.root.glob("trials/*/status.json")).read_text())["attempt"] == 2
-    assert not followers()
+    assert not followers(tmp_path)
     run("train", spec, "--variant", "dsd", "--home", tmp_path / "whole", "--no-tracking")
     assert weights_in(home.root) == weights_in(tmp_path / "whole")
