@@ -1,6 +1,6 @@
 # make sweep     install, run the quick ablation on real images, write the report
-# make test      install with test extras, the test suite (at most 10 minutes)
-# make test-slow the slow tests alone (at most 25 minutes)
+# make test      install with test extras, the fast tests (a quarter of an hour on two cores)
+# make test-slow the slow tests alone (three quarters of an hour on two cores)
 # make test-all  both
 # make test-lowest  the fast part of the suite with the lowest versions that pyproject.toml allows (4 GB, removed by `make clean`)
 # make soak      tiny trials under fire for 20 minutes: processes are killed, files damaged, other commands run in the home

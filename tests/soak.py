@@ -41,7 +41,7 @@ VARIANTS_HERE = ("dsd", "control", "naive", "wild")
 QUIET = 3
 """Times at most that the sweep is started once more when nothing strikes it."""
 LEAST = 10
-"""A strike in so many times the seconds between strikes has to meet something, or it is struck for longer."""
+"""The long soak goes on until one strike in so many has hit something."""
 MISSED = 0.1
 """Seconds to the next try where no trial was running that could be struck."""
 
@@ -248,11 +248,9 @@ def soak(
 
 def _judged(home: Home, *store: str) -> None:
     """Write the report, which gives every run its verdict: reports that ran beside the sweep have given some theirs."""
-    output = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the test)
-    report = start("report", "soak", "--home", home.root, *store, output=output)
-    report.wait(DEADLINE)
-    output.seek(0)
-    assert report.returncode == OK, output.read().decode()[-3000:]
+    report = start("report", "soak", "--home", home.root, *store)
+    said, _ = report.communicate(timeout=DEADLINE)
+    assert report.returncode == OK, said[-3000:]
 
 
 def _difference(found: list[dict], expected: list[dict]) -> str:

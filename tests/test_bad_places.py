@@ -15,7 +15,9 @@ from sweeping import run, train_here, write_spec
 from dsd_lab.cli.main import main
 from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK, UNEXPECTED
 from dsd_lab.home.home import Home
-from dsd_lab.home.mark import MARK, home_id, unseen
+from dsd_lab.home.lookup import manifest_of
+from dsd_lab.home.mark import MARK, home_id
+from dsd_lab.home.ownership import unseen
 from dsd_lab.runs import ray_cluster, ray_engine, ray_health
 from dsd_lab.runs.open_files import allow_open_files
 from dsd_lab.runs.ray_callbacks import REFUSED, RecordFailures
@@ -170,15 +172,16 @@ def test_a_worker_whose_machine_does_not_see_the_home_trains_nothing_and_its_tri
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda mark: mark.write_text("{")], ids=["removed", "cut"])
 def test_a_home_that_loses_its_mark_while_a_sweep_runs_is_still_that_home(damage, tmp_path):
-    home, empty = Home(tmp_path / "home"), tmp_path / "not mounted"
+    home, foreign = Home(tmp_path / "home"), Home(tmp_path / "not mounted")
     home.prepare()
-    home.sweep_folder("x--default").mkdir(parents=True)
-    empty.mkdir()
-    known = home.id
+    plan = load_sweep(write_spec(tmp_path))
+    home.write_manifest(manifest_of(plan), "sweep")
+    (foreign.root / "sweeps" / "theirs").mkdir(parents=True)
+    before, known = sorted(foreign.root.rglob("*")), home.id
     damage(home.root / MARK)
-    assert unseen(empty, known) is not None and not list(empty.iterdir())
-    assert unseen(home.root, known) is None and home_id(home.root) == known
-    assert unseen(home.root, "0" * 32) is not None and home.id == known
+    assert unseen(foreign, known) is not None and sorted(foreign.root.rglob("*")) == before
+    assert unseen(home, known) is None and home_id(home.root) == known
+    assert unseen(home, "0" * 32) is not None and home.id == known
 
 
 def test_a_cluster_that_can_no_longer_be_reached_is_known_by_its_raylet_at_the_second_look_and_by_its_head_after_a_while(

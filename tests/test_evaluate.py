@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import pytest
 from sweeping import VARIANTS, imported, run, train_here, write_spec
+from test_phases import LATENT_MODEL
 
 from dsd_lab.cli.main import main
 from dsd_lab.errors import BAD_INPUT, NO_RESOURCES, OK, TRIALS_FAILED, BadInput
@@ -374,21 +375,7 @@ def test_how_far_an_evaluation_is_shows_only_while_a_process_works_on_it(tmp_pat
 STAGED = {
     "staged": {
         "objective": {"diffusion_weight": 0.0},
-        "training": {
-            "extra_ema_decays": [0.5],
-            "phases": [
-                {
-                    "start": 0.5,
-                    "objective": {
-                        "diffusion_weight": 1.0,
-                        "reconstruction_weight": 0.0,
-                        "target": "stop_gradient",
-                        "noised": "detached",
-                    },
-                    "frozen": ["encode", "decode"],
-                }
-            ],
-        },
+        "training": {"extra_ema_decays": [0.5], "phases": [LATENT_MODEL | {"start": 0.5}]},
     }
 }
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_phases import LATENT_MODEL
 
 from dsd_lab.core.data import load_data
 from dsd_lab.planning.data_check import digits_facts
@@ -15,21 +16,7 @@ from dsd_lab.specs.trial import Data
 
 STAGED = {
     "objective": {"diffusion_weight": 0.0},
-    "training": {
-        "steps": 100,
-        "phases": [
-            {
-                "start": 0.3,
-                "objective": {
-                    "diffusion_weight": 1.0,
-                    "reconstruction_weight": 0.0,
-                    "target": "stop_gradient",
-                    "noised": "detached",
-                },
-                "frozen": ["encode", "decode"],
-            }
-        ],
-    },
+    "training": {"steps": 100, "phases": [LATENT_MODEL | {"start": 0.3}]},
 }
 CASES = {
     "dsd": {},
@@ -93,7 +80,8 @@ def test_what_the_formulas_do_not_cover_is_counted(other, tiny_trial):
 
 def test_the_paper_s_sizes_and_the_first_sweep_are_covered():
     experiments = Path(__file__).parents[1] / "experiments"
-    for name, profile in (("imagenet256", "full"), ("collapse_ablation", "quick"), ("component_ablation", "quick")):
+    for name in ("imagenet256--full", "collapse_ablation--quick", "component_ablation--quick", "regime_map--quick"):
+        name, profile = name.split("--")
         assert all(covers(trial.fields) for trial in load_sweep(experiments / f"{name}.yaml", profile, []).trials)
 
 

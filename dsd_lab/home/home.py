@@ -18,7 +18,7 @@ from pathlib import Path
 from dsd_lab.errors import BadInput, NoResources
 from dsd_lab.files.atomic import create_beside, make_folder
 from dsd_lab.files.locks import is_held, locked
-from dsd_lab.home.mark import MARK, SWEEPS, mark_home
+from dsd_lab.home.mark import MARK, mark_home
 from dsd_lab.home.record_types import FORMAT, DamagedRecord
 from dsd_lab.home.revisions import record_revision
 from dsd_lab.home.sweep_records import Manifest
@@ -41,7 +41,7 @@ class Home:
         return TrialFolder(self.root / "trials" / trial_id)
 
     def sweep_folder(self, key: str) -> Path:
-        return self.root / SWEEPS / key
+        return self.root / "sweeps" / key
 
     def sweep_is_running(self, key: str) -> bool:
         """Whether a live process runs the sweep."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import re
-import socket
 import stat
 import uuid
 from pathlib import Path
@@ -19,8 +17,6 @@ from dsd_lab.home.record_types import Record, Text
 
 MARK, RUNS = "dsd-lab-home.json", "mlflow-runs.json"
 """The mark file, and the record of the home's MLflow runs, which holds the home's id too."""
-SWEEPS = "sweeps"
-"""The folder of records of sweeps, which is written before any trial starts."""
 _NOTE = "dsd-lab keeps its trials here; `dsd-lab gc` and `dsd-lab rm` delete only in folders with this file"
 
 
@@ -40,28 +36,6 @@ def home_id(root: Path) -> str | None:
         return None
     with os.fdopen(handle, "rb") as file:
         return _id_in(file.read(4096))
-
-
-def unseen(root: Path, known: str) -> str | None:
-    """Why a machine may not work in a home folder that another machine named: it lies on a disk of its own, or nowhere.
-
-    A home that has lost its mark while a sweep runs is told from an empty folder by its records of
-    sweeps, and is marked again.
-
-    Args:
-        root: where the other machine has it.
-        known: its id.
-    """
-    found = home_id(root)
-    if found is None and (root / SWEEPS).is_dir():
-        with contextlib.suppress(OSError, BadFile):
-            found = mark_home(root, known)
-    if found == known:
-        return None
-    return (
-        f"machine {socket.gethostname()} does not see the home folder {root}, which must lie on storage that all machines "
-        "of the cluster share; nothing was trained there"
-    )
 
 
 def mark_home(root: Path, lost: str | None = None) -> str:

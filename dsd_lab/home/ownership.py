@@ -6,9 +6,11 @@ A trial is recognised by the records in its folder, a cache file by its name.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ from dsd_lab.errors import BadInput
 from dsd_lab.files.below import folder_below, remove_below, remove_in
 from dsd_lab.files.bounded import BadFile
 from dsd_lab.home.home import Home
-from dsd_lab.home.mark import MARK, home_id
+from dsd_lab.home.mark import MARK, home_id, mark_home
 from dsd_lab.home.names import TRIAL_ENTRIES, is_trial_id
 from dsd_lab.home.trial_records import Status, TrialRecord
 
@@ -65,11 +67,41 @@ def require_home(home: Home) -> None:
     """
     if not home.root.is_dir() or not any(home.root.iterdir()) or home_id(home.root) is not None:
         return
-    if any(is_trial(path, path.name) for path in trial_folders(home)) or home.manifests():
+    if _has_records(home):
         return
     raise BadInput(
         f"--home {home.root}: is not a dsd-lab home: it has no {MARK} and no trial or sweep with readable records; nothing was deleted"
     )
+
+
+def unseen(home: Home, known: str) -> str | None:
+    """Why this machine may not work in a home that another machine named: it lies on a disk of its own, or nowhere.
+
+    A home that has lost its mark while a sweep runs is recognised by its records, and is marked again.
+
+    Args:
+        home: where the other machine has it.
+        known: its id.
+    """
+    found = home_id(home.root)
+    if found is None:
+        with contextlib.suppress(OSError, BadInput):  # what is damaged proves nothing
+            found = mark_home(home.root, known) if _has_records(home) else None
+    if found == known:
+        return None
+    return (
+        f"machine {socket.gethostname()} does not see the home folder {home.root}, which must lie on storage that all "
+        "machines of the cluster share; nothing was trained there"
+    )
+
+
+def _has_records(home: Home) -> bool:
+    """Whether a trial or a sweep with readable records is there.
+
+    Raises:
+        BadInput: the record of a sweep is damaged, and no trial has readable ones.
+    """
+    return any(is_trial(path, path.name) for path in trial_folders(home)) or bool(home.manifests())
 
 
 def below(home: Home, *names: str) -> Path | None:

@@ -20,6 +20,7 @@ from dsd_lab.core.model.network import Network, attends_fused, count_parameters
 from dsd_lab.core.randomness import Draws
 from dsd_lab.core.training.optimiser import hidden_matrices
 from dsd_lab.errors import BadInput
+from dsd_lab.planning.formulas import stage_shares
 from dsd_lab.specs.identity import canonical_fields
 from dsd_lab.specs.plugins import plugin_place
 from dsd_lab.specs.registry import find_plugin_part
@@ -72,12 +73,12 @@ def _counted(trial: Trial, count: Callable[[torch.device], Counted]) -> Counted:
 
 def _count_shape(trial: Trial, channels: int, classes: int, device: torch.device) -> dict[str, Any]:
     found = []
-    for stage, _ in _stages(trial):
+    for stage, _ in stage_shares(trial):
         network = _network(trial, channels, classes, device)
         network.freeze(stage.frozen)
         network.activation_checkpointing = trial.training.activation_checkpointing
         found.append(_count_flops(network, stage.trial, channels, classes))
-    flops = sum(share * count for (_, share), count in zip(_stages(trial), found, strict=True))
+    flops = sum(share * count for (_, share), count in zip(stage_shares(trial), found, strict=True))
     network = _network(trial, channels, classes, device)
     params, auxiliaries = count_parameters(network), _auxiliaries(network, trial, classes, device)
     copies = {"average": params["total"]} | {f"average@{d!r}": params["total"] for d in trial.training.extra_ema_decays}
@@ -115,7 +116,7 @@ def _count_bytes(trial: Trial, channels: int, classes: int, fake: bool) -> int:
         few, twice = (_kept_bytes(trial, stage, channels, classes, n, fake) for n in (_FEW, 2 * _FEW))
         return (twice - few) * (_MEMORY_BATCH // _FEW)
 
-    kept = max(of_stage(stage) for stage, _ in _stages(trial))
+    kept = max(of_stage(stage) for stage, _ in stage_shares(trial))
     if not trial.training.activation_checkpointing:
         return kept // _MEMORY_BATCH
     plain = trial.model_copy(update={"training": trial.training.model_copy(update={"activation_checkpointing": False})})
@@ -156,13 +157,6 @@ def _kept_bytes(trial: Trial, stage: Stage, channels: int, classes: int, images:
             losses(network, target, x, draws, stage.trial, auxiliaries)
         weights = {id(p.untyped_storage()) for module in (network, *others) for p in module.parameters()}
     return sum(storage.nbytes() for key, storage in kept.items() if key not in weights)
-
-
-def _stages(trial: Trial) -> list[tuple[Stage, float]]:
-    """Stages of training and the share of steps of each."""
-    stages, steps = trial.stages(), trial.training.steps
-    ends = [*(stage.start for stage in stages[1:]), steps]
-    return [(stage, (end - stage.start) / steps) for stage, end in zip(stages, ends, strict=True)]
 
 
 def _network(trial: Trial, channels: int, classes: int, device: torch.device) -> Network:

@@ -1,7 +1,7 @@
 """Counts of a training step by formula, without torch. `dsd_lab.planning.flops` counts the same from the training code.
 
-The formulas cover most specs, and return None for the rest. A test compares both, among others for every shipped
-spec: parameters and FLOPs are equal, memory is within 10 %.
+The formulas cover most specs, and return None for the rest. A test compares both for every term that is covered:
+parameters and FLOPs are equal, memory is within 10 %.
 """
 
 from __future__ import annotations
@@ -35,17 +35,15 @@ def shape_by_formula(trial: Trial, channels: int, classes: int) -> dict[str, Any
     copies = {"average": params["total"]} | {f"average@{d!r}": params["total"] for d in trial.training.extra_ema_decays}
     copies |= {"target": params["total"]} if trial.needs_target_encoder else {}
     forward = {role: net.forward(role, _COUNTED_BATCH) for role in _ROLES}
-    stages = trial.stages()
-    ends = [*(stage.start for stage in stages[1:]), trial.training.steps]
-    flops = [_Sizes(stage.trial, channels, classes).step() // _COUNTED_BATCH for stage in stages]
-    shares = [(end - stage.start) / trial.training.steps for stage, end in zip(stages, ends, strict=True)]
+    stages = stage_shares(trial)
+    flops = [_Sizes(stage.trial, channels, classes).step() // _COUNTED_BATCH for stage, _ in stages]
     return {
         "params": params,
         "copies": copies,
         "auxiliary": heads,
         "frozen": 0,
         "moments": 2 * (params["total"] + heads),
-        "flops_per_image": round(sum(share * count for share, count in zip(shares, flops, strict=True))),
+        "flops_per_image": round(sum(share * count for (_, share), count in zip(stages, flops, strict=True))),
         "stage_flops": flops,
         "role_flops": {role: count // _COUNTED_BATCH for role, count in forward.items()},
     }
@@ -62,6 +60,13 @@ def bytes_by_formula(trial: Trial, channels: int, classes: int) -> int | None:
     if not covers(trial):
         return None
     return max(_Sizes(stage.trial, channels, classes).saved_bytes() for stage in trial.stages())
+
+
+def stage_shares(trial: Trial) -> list[tuple[Stage, float]]:
+    """Stages of training, each with its fraction of the steps."""
+    stages, steps = trial.stages(), trial.training.steps
+    ends = [*(stage.start for stage in stages[1:]), steps]
+    return [(stage, (end - stage.start) / steps) for stage, end in zip(stages, ends, strict=True)]
 
 
 def covers(trial: Trial) -> bool:
@@ -84,7 +89,7 @@ def _covers(stage: Stage) -> bool:
         or (trial.latent.normaliser == "layernorm_affine" and trial.latent.normalise_prediction)
         or spec.balance != "none"
         or spec.perceptual_weight > 0
-        or trained == set()
+        or not trained
         or (aligned and (auxiliary.alignment_to != "ema" or auxiliary.alignment_encoder > 0))
         or (aligned and (auxiliary.alignment_from != "encode"))
         or (aligned and auxiliary.alignment_layers != [-1])
@@ -100,10 +105,13 @@ def _is_trained(trial: Trial, role: str) -> bool:
         return True
     if role == "decode":
         return _anchored(trial)
-    more = auxiliary.alignment > 0 or auxiliary.representation > 0 or auxiliary.classification > 0
     live = spec.noised == "live" or live_target(spec)  # computed even where `encoder_gradient` scales it to 0
-    more = more or trial.latent.normaliser == "kl" or any(trial.latent.regularisers.values())
-    return more or (live and spec.diffusion_weight > 0)
+    return (
+        (live and spec.diffusion_weight > 0)
+        or max(auxiliary.alignment, auxiliary.representation, auxiliary.classification) > 0
+        or trial.latent.normaliser == "kl"
+        or any(trial.latent.regularisers.values())
+    )
 
 
 def _anchored(trial: Trial) -> bool:
@@ -184,7 +192,7 @@ class _Sizes:
         flops = self.forward("encode", n)
         flops += self.backward("encode", n, reaches_input=False) if _is_trained(trial, "encode") else 0
         if spec.reconstruction_weight > 0:
-            flops += self.forward("decode", n) + self.backward("decode", n, _is_trained(trial, "encode"))
+            flops += self.forward("decode", n) + self.backward("decode", n, reaches_input=True)
         if spec.diffusion_weight > 0:
             draws = n * trial.training.noise_draws
             flops += self.forward("denoise", draws) + self.backward("denoise", draws, spec.noised == "live")

@@ -30,7 +30,7 @@ from ray import tune
 from dsd_lab.errors import NO_RESOURCES, NoResources, comes_from_full_disk
 from dsd_lab.files.printable import say
 from dsd_lab.home.home import Home
-from dsd_lab.home.mark import unseen
+from dsd_lab.home.ownership import unseen
 from dsd_lab.home.plugins import keep_plugins
 from dsd_lab.provenance import called_with, remember_call
 from dsd_lab.runs.early_stopping import Forecast, seen_steps
@@ -81,7 +81,7 @@ class TrialWorker(tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         job = config["job"]
-        self._refused = unseen(Path(job["home"]), job["home_id"])
+        self._refused = unseen(Home(Path(job["home"])), job["home_id"])
         if self._refused is not None:
             return
         load_kept(job["plugins"])

@@ -24,7 +24,7 @@ from dsd_lab.core.peers import ALONE, Peers, joined
 from dsd_lab.core.training.trainer import pick_device
 from dsd_lab.errors import BadInput, LabError, PeerLost
 from dsd_lab.home.home import Home
-from dsd_lab.home.mark import unseen
+from dsd_lab.home.ownership import unseen
 from dsd_lab.home.trial_folder import ENDED, TrialFolder
 from dsd_lab.runs.peers import EXIT_SECONDS, FAULT_SECONDS, Ended, dismiss, first_fault, follow, job_of, trial_of
 from dsd_lab.specs.sweep import PlannedTrial
@@ -45,7 +45,7 @@ class Follower:
         from dsd_lab.runs.data_shelf import DataShelf
 
         try:
-            if (reason := unseen(Path(job["home"]), job["home_id"])) is not None:
+            if (reason := unseen(Home(Path(job["home"])), job["home_id"])) is not None:
                 raise BadInput(reason)  # as for the leader: when it is fixed, the same command runs the trial
             follow(Home(Path(job["home"])), trial_of(job), DataShelf(), rendezvous, rank)
         except LabError as error:
