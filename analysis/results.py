@@ -1,9 +1,11 @@
 """The results of README and docs/results.md, each by one command: `python analysis/results.py [NAME ...]`.
 
 Without a name it lists the results, with the trials that are left and the hours that they will take here. With names it
-prints the hours, then runs the sweep, writes the report, copies the figures and executes the notebooks of each. It can be
-stopped at any time; the same command continues. OUT/NAME/result.json has the seeds, and the commits, training code,
-versions and machines that trained the trials.
+prints the hours, then runs the sweep, writes the report, copies the figures, executes the notebooks and keeps the records of each.
+It can be stopped at any time; the same command continues. OUT/NAME/result.json has the seeds, and the commits, training
+code, versions and machines that trained the trials.
+
+With `--from-records` nothing is trained: the trials are those of records/NAME.tar.xz, without weights and pictures.
 
 Exit code 1: a notebook failed; all else was made. A notebook that reads sweeps that have not been run yet is no failure.
 """
@@ -17,6 +19,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +35,8 @@ from dsd_lab.units import duration
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
+RECORDS = FOLDER / "records"
+"""Of each result that was made: NAME.tar.xz, as `dsd-lab export --anonymous` writes them."""
 FINISHED = (*ENDED, "stale")
 """States of trials that a sweep does not train again: stale ones were trained by other code, and are reported."""
 NO_SWEEP = 3
@@ -117,15 +123,20 @@ def seconds_of(rows: list[dict[str, Any]]) -> float:
 
 def make(name: str, result: Result, arguments: argparse.Namespace) -> list[str]:
     """Make one result, from where it is. Returns the notebooks that failed."""
+    if arguments.from_records:
+        import_records(name, arguments)
     rows = planned(result, arguments)
     seconds = seconds_of(rows)
     print(f"{name}: {len(unfinished(rows))} of {len(rows)} trials left, about {duration(seconds)} of training here, plus evaluations", flush=True)  # fmt: skip
     began, sweep = time.time(), _command("sweep", result, arguments)
-    _run(sweep)
+    if not arguments.from_records:
+        _run(sweep)
     key, out = f"{result.spec}--{result.profile}", Path(arguments.out) / name
     _run([*_program(), "report", key, "--home", arguments.home, "--out", str(out)])
     for copy, figure in result.figures.items():
         shutil.copyfile(out / "figures" / figure, FOLDER / "figures" / copy)
+    if not arguments.from_records:
+        keep_records(name, key, arguments)
     failed = []
     for notebook in result.notebooks:
         # In its own process, so that a failing kernel ends nothing else.
@@ -155,6 +166,34 @@ def make(name: str, result: Result, arguments: argparse.Namespace) -> list[str]:
     write_json(out / "result.json", record)
     print(f"{name}: {out / 'report.html'}, {out / 'result.json'}", flush=True)
     return failed
+
+
+def keep_records(name: str, key: str, arguments: argparse.Namespace) -> None:
+    """Write the records of a sweep's trials, so that anyone can look into a published figure."""
+    RECORDS.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=RECORDS) as folder:
+        exported, packed = Path(folder) / "export", Path(folder) / "packed"
+        _run([*_program(), "export", key, "--home", arguments.home, "--out", str(exported), "--anonymous"])
+        with tarfile.open(packed, "w:xz", preset=9) as archive:
+            archive.add(exported, name, filter=_without_owner)
+        packed.replace(RECORDS / f"{name}.tar.xz")
+
+
+def _without_owner(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    entry.uid = entry.gid = entry.mtime = 0
+    entry.uname = entry.gname = ""
+    return entry
+
+
+def import_records(name: str, arguments: argparse.Namespace) -> None:
+    """Add the kept trials of a result to the home folder."""
+    path = RECORDS / f"{name}.tar.xz"
+    if not path.exists():
+        sys.exit(f"{path}: no records of {name} yet; make it without --from-records")
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(path) as archive:
+            archive.extractall(folder, filter="data")
+        _run([*_program(), "import", str(Path(folder) / name), "--home", arguments.home])
 
 
 def made_by(home: Home, ids: list[str]) -> dict[str, Any]:
@@ -196,5 +235,8 @@ if __name__ == "__main__":
     parser.add_argument("names", nargs="*", metavar="NAME", help="results to make; none lists them")
     parser.add_argument("--home", default=str(ROOT / "runs"), help="home folder (default: %(default)s)")
     parser.add_argument("--out", default=str(ROOT / "runs" / "results"), help="where reports go (default: %(default)s)")
+    parser.add_argument(
+        "--from-records", action="store_true", help="train nothing: import the trials that records/ keeps"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an override, as of dsd-lab sweep, such as base.data.path=DIR")  # fmt: skip
     sys.exit(main(parser.parse_args()))

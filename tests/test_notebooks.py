@@ -4,8 +4,10 @@ import argparse
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -146,8 +148,9 @@ def result_in(tmp_path, monkeypatch, **more):
     write_spec(tmp_path / "experiments", {"dsd": {}}, name="small", profiles={"p": {"seeds": [0, 1]}})
     (tmp_path / "experiments" / "spec.yaml").rename(tmp_path / "experiments" / "small.yaml")
     monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(results, "RECORDS", tmp_path / "records")
     monkeypatch.setitem(results.RESULTS, "small", results.Result("small", "p", "nowhere", **more))
-    asked = argparse.Namespace(names=["small"], home=str(tmp_path / "home"), out=str(tmp_path / "out"), set=["base.training.steps=4"])  # fmt: skip
+    asked = argparse.Namespace(names=["small"], home=str(tmp_path / "home"), out=str(tmp_path / "out"), set=["base.training.steps=4"], from_records=False)  # fmt: skip
     return results, asked
 
 
@@ -178,6 +181,35 @@ def test_a_result_is_made_by_one_command_says_what_made_it_and_is_not_made_twice
     assert again["reported_by"]["git_commit"] == by["git_commit"]
 
 
+@pytest.mark.slow
+def test_a_result_is_made_again_from_its_records_without_training(tmp_path, monkeypatch, capfd):
+    results, asked = result_in(tmp_path, monkeypatch)
+    assert results.main(asked) == OK
+    packed = (tmp_path / "records" / "small.tar.xz").read_bytes()
+    with tarfile.open(tmp_path / "records" / "small.tar.xz") as archive:
+        assert all((e.uid, e.gid, e.uname, e.gname, e.mtime) == (0, 0, "", "", 0) for e in archive)
+        texts = [archive.extractfile(e).read().decode(errors="replace") for e in archive if e.isfile()]
+    assert len(texts) > 6 and not any(str(tmp_path) in text or socket.gethostname() in text for text in texts)
+    tables = {path.name: path.read_text() for path in (tmp_path / "out" / "small" / "tables").glob("*.csv")}
+    trained = json.loads((tmp_path / "out" / "small" / "result.json").read_text())["trained_by"]
+    asked.home, asked.out, asked.from_records = str(tmp_path / "other"), str(tmp_path / "again"), True
+    capfd.readouterr()
+    assert results.main(asked) == OK
+    assert "small: 0 of 2 trials left" in capfd.readouterr().out
+    again = {path.name: path.read_text() for path in (tmp_path / "again" / "small" / "tables").glob("*.csv")}
+    assert again.keys() == tables.keys() and again["verdicts.csv"] == tables["verdicts.csv"]
+    (by,) = json.loads((tmp_path / "again" / "small" / "result.json").read_text())["trained_by"]
+    assert [by["code"], by["git_commit"]] == [trained[0]["code"], trained[0]["git_commit"]]
+    assert (tmp_path / "records" / "small.tar.xz").read_bytes() == packed
+
+
+def test_a_result_without_records_is_not_made_from_them(tmp_path, monkeypatch):
+    results, asked = result_in(tmp_path, monkeypatch)
+    asked.from_records = True
+    with pytest.raises(SystemExit, match="no records of small yet"):
+        results.main(asked)
+
+
 def test_stale_and_diverged_trials_are_not_left_and_stopped_or_failed_ones_are():
     results = loaded("results")
     states = ("done", "diverged", "stale", "pending", "failed", "interrupted", "stopped", "running", "other images")
@@ -202,14 +234,16 @@ def test_a_notebook_that_fails_is_an_error_after_everything_else_was_made(
         if command[0] == "git":
             return really(command, **more)
         called.append([Path(word).name for word in command])
+        if "export" in command:
+            Path(command[command.index("--out") + 1]).mkdir()
         trials = json.dumps({"trials": [{"id": "0" * 12, "seed": 0, "status": "diverged", "seconds": 1.0}]})
         failing = command[-1] == "one" and command[1].endswith("execute.py")
         return subprocess.CompletedProcess(command, code if failing else 0, trials, "")
 
     monkeypatch.setattr(results.subprocess, "run", start)
     assert results.main(asked) == exit_code
-    verbs = [next(w for w in words if w in ("plan", "sweep", "report", "one", "two")) for words in called]
-    assert verbs == ["plan", "sweep", "report", "one", "two", "plan"]
+    verbs = [next(w for w in words if w in ("plan", "sweep", "report", "export", "one", "two")) for words in called]
+    assert verbs == ["plan", "sweep", "report", "export", "one", "two", "plan"]
     made = json.loads((tmp_path / "out" / "small" / "result.json").read_text())
     assert made["failed_notebooks"] == (["one"] if exit_code else []) and made["trials"] == {"diverged": 1}
     assert told in capfd.readouterr().out
