@@ -36,7 +36,7 @@ from dsd_lab.units import duration
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 RECORDS = FOLDER / "records"
-"""Of each result that was made: NAME.tar.xz, as `dsd-lab export --anonymous` writes them."""
+"""Of each result that was made: NAME.tar.xz, as `dsd-lab export --anonymous --no-pictures` writes them."""
 FINISHED = (*ENDED, "stale")
 """States of trials that a sweep does not train again: stale ones were trained by other code, and are reported."""
 NO_SWEEP = 3
@@ -173,7 +173,8 @@ def keep_records(name: str, key: str, arguments: argparse.Namespace) -> None:
     RECORDS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=RECORDS) as folder:
         exported, packed = Path(folder) / "export", Path(folder) / "packed"
-        _run([*_program(), "export", key, "--home", arguments.home, "--out", str(exported), "--anonymous"])
+        left_out = ("--anonymous", "--no-pictures")
+        _run([*_program(), "export", key, "--home", arguments.home, "--out", str(exported), *left_out])
         with tarfile.open(packed, "w:xz", preset=9) as archive:
             archive.add(exported, name, filter=_without_owner)
         packed.replace(RECORDS / f"{name}.tar.xz")

@@ -113,7 +113,7 @@ SURFACE = {
     "gc": {"--yes", "--json"},
     "rm": {"SWEEP", "--yes", "--json"},
     "compare": {"A", "B", "--tracking-uri", "--json"},
-    "export": {"SWEEP", "--out", "--weights", "--anonymous", "--json"},
+    "export": {"SWEEP", "--out", "--weights", "--anonymous", "--no-pictures", "--json"},
     "import": {"DIR", "--json"},
     "ui": {"--port", "--tracking-uri", "--json"},
     "specs": {"--json"},

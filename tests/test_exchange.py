@@ -367,6 +367,19 @@ def test_an_anonymous_export_names_no_place_no_process_and_no_machine_and_can_be
     assert Home(tmp_path / "reviewer").trial(ids["dsd s0"]).state() == "done"
 
 
+def test_an_export_without_pictures_has_everything_else_and_is_reported(trained, tmp_path):
+    source, _ = trained
+    listed = {}
+    for name, more in (("all", ()), ("few", ("--no-pictures",))):
+        assert run("export", "tiny", "--home", source / "home", "--out", tmp_path / name, *more)[0] == OK
+        listed[name] = set(json.loads((tmp_path / name / "export.json").read_text())["files"])
+    gone = listed["all"] - listed["few"]
+    assert gone and all(file.endswith(".png") for file in gone)
+    assert listed["few"] < listed["all"] and not any(file.endswith(".png") for file in listed["few"])
+    assert run("import", tmp_path / "few", "--home", tmp_path / "reviewer")[0] == OK
+    assert run("report", "tiny", "--home", tmp_path / "reviewer")[0] == OK
+
+
 def test_no_file_of_an_anonymous_export_names_the_user_the_machine_or_a_place(trained, tmp_path, monkeypatch):
     """Every file is searched: records, spools, differences of the code, pictures and weights."""
     source, ids = trained

@@ -16,7 +16,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Export a sweep."""
     home, out = home_of(arguments), place_of(arguments.out, "--out")
     manifest = find_manifest(home, arguments.sweep, None)
-    summary = index_summary(export_sweep(home, manifest, out, arguments.weights, arguments.anonymous))
+    index = export_sweep(
+        home, manifest, out, arguments.weights, arguments.anonymous, pictures=not arguments.no_pictures
+    )
+    summary = index_summary(index)
     if arguments.json:
         print_json(summary | {"folder": str(out.resolve())})
         return OK

@@ -30,7 +30,9 @@ from dsd_lab.training_code import training_code
 from dsd_lab.version import __version__
 
 
-def export_sweep(home: Home, manifest: Manifest, out: Path, weights: bool, nameless: bool = False) -> Index:
+def export_sweep(
+    home: Home, manifest: Manifest, out: Path, weights: bool, nameless: bool = False, pictures: bool = True
+) -> Index:
     """Export a sweep with everything that a reviewer needs. Returns the index, which is written last.
 
     Args:
@@ -39,6 +41,7 @@ def export_sweep(home: Home, manifest: Manifest, out: Path, weights: bool, namel
         out: a new or empty folder.
         weights: include the newest valid checkpoint of every trial.
         nameless: leave out absolute paths, process ids, host and user names, for anonymous review.
+        pictures: include reconstructions and samples.
 
     Raises:
         BadInput: `out` is in use, a trial is running, or the trials were trained on different images.
@@ -50,7 +53,7 @@ def export_sweep(home: Home, manifest: Manifest, out: Path, weights: bool, namel
     # An unguessable name in a private folder, so that nobody can place a link there.
     private = Path(tempfile.mkdtemp(prefix=".exporting-", dir=out.parent))
     try:
-        index = _write(home, manifest, private / "export", weights, nameless)
+        index = _write(home, manifest, private / "export", weights, nameless, pictures)
         try:
             (private / "export").rename(out)
         except OSError:  # created meanwhile
@@ -60,7 +63,7 @@ def export_sweep(home: Home, manifest: Manifest, out: Path, weights: bool, namel
         shutil.rmtree(private, ignore_errors=True)
 
 
-def _write(home: Home, manifest: Manifest, out: Path, weights: bool, nameless: bool) -> Index:
+def _write(home: Home, manifest: Manifest, out: Path, weights: bool, nameless: bool, pictures: bool) -> Index:
     folders = [home.trial(i) for i in dict.fromkeys(manifest.ids)]
     _refuse_running(folders)
     refuse_links([home.sweep_folder(manifest.key), *(folder.root for folder in folders)])
@@ -77,7 +80,7 @@ def _write(home: Home, manifest: Manifest, out: Path, weights: bool, nameless: b
     write_json(sweep / "spec.json", manifest.spec)
     for folder in folders:
         if folder.status().state != "pending":
-            _copy_trial(folder, out / "trials" / folder.id, weights)
+            _copy_trial(folder, out / "trials" / folder.id, weights, pictures)
     for name, digest in _plugins_of(folders):
         source = kept_path(home, name, digest)
         if source.is_file():  # False for an installed package
@@ -128,14 +131,14 @@ def _refuse_running(folders: list[TrialFolder]) -> None:
         raise BadInput(f"{len(running)} trials are running, such as {running[0]}; export after they end")
 
 
-def _copy_trial(folder: TrialFolder, target: Path, weights: bool) -> None:
+def _copy_trial(folder: TrialFolder, target: Path, weights: bool, pictures: bool) -> None:
     target.mkdir(parents=True)
     for name in ("trial.json", "status.json", "parameters.json", "code.diff"):
         if (folder.root / name).exists():
             _copy(folder.root / name, target / name)
     if folder.spool.exists():
         (target / "spool.jsonl").write_bytes(b"".join(complete_lines(folder.spool)))
-    for pattern in ("images/*.png", "evaluations/*.json"):
+    for pattern in (*(["images/*.png"] * pictures), "evaluations/*.json"):
         for path in sorted(folder.root.glob(pattern)):
             place = target / path.relative_to(folder.root)
             place.parent.mkdir(exist_ok=True)

@@ -70,6 +70,7 @@ def add(verbs: Verbs) -> None:
     export.add_argument(
         "--anonymous", action="store_true", help="remove absolute paths, process ids, host and user names"
     )
+    export.add_argument("--no-pictures", action="store_true", help="leave out reconstructions and samples")
 
     take = add_verb(verbs, "import", "check an exported sweep and add it to the home folder", "dsd-lab import review")
     take.add_argument("folder", metavar="DIR", help="folder that `dsd-lab export` wrote")
