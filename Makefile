@@ -1,8 +1,8 @@
 # make sweep     install, run the quick ablation on real images, write the report
-# make test      install with test extras, the fast tests (a quarter of an hour on two cores)
-# make test-slow the slow tests alone (three quarters of an hour on two cores)
+# make test      install with test extras, linter, type checker, fast tests (about five minutes on two cores)
+# make test-slow integration tests and slow tests (three quarters of an hour on two cores)
 # make test-all  both
-# make test-lowest  the fast part of the suite with the lowest versions that pyproject.toml allows (4 GB, removed by `make clean`)
+# make test-lowest  all tests but the slow ones with the lowest versions that pyproject.toml allows (4 GB, removed by `make clean`)
 # make soak      tiny trials under fire for 20 minutes: processes are killed, files damaged, other commands run in the home
 # make fuzz      damaged and forged files of every kind for FUZZ_SECONDS (an hour): each is refused in a line or can be read
 # make bench     tests/benchmarks on a few shipped specs and sweeps, compared with targets (a quarter of an hour on an idle machine)
@@ -31,10 +31,10 @@ results: .venv/.installed-test
 	$(BIN)/python analysis/results.py $(RESULT) $(foreach value,$(SET),--set $(value))
 
 test: .venv/.installed-test check
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not slow and not integration"
 
 test-slow: .venv/.installed-test
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m slow
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "slow or integration"
 
 test-all: test test-slow
 

@@ -298,6 +298,7 @@ def test_without_weights_nothing_is_built_kept_or_trained(tiny_trial, digits):
     assert tokens.encode is None and tokens.denoise is None and tokens.target is None
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("auxiliary", "needed"),
     [
@@ -347,6 +348,7 @@ def test_heads_are_trained_and_clipped_apart_and_frozen_models_are_not(tiny_tria
     assert not any("backbone" in name for name in trainer.auxiliaries.state_dict())
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("case", CASES)
 def test_heads_are_counted_beside_the_network_and_a_step_is_counted_without_weights(tiny_trial, digits, case):
     trial = tiny_trial(auxiliary=CASES[case], network=TWO)

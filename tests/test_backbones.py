@@ -247,6 +247,7 @@ def test_an_unknown_model_is_refused_before_anything_runs(tmp_path, capsys, verb
     assert not (tmp_path / "home" / "trials").exists()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("verb", ["sweep", "train"])
 def test_missing_weights_are_named_by_plan_and_refused_by_what_trains(tmp_path, capsys, verb):
     path = spec_of(tmp_path, alignment_weights="models/vit.pth")
@@ -264,6 +265,7 @@ def test_a_misspelt_word_for_no_file_is_recognised(tmp_path, capsys):
     assert "pretraind; did you mean 'pretrained'?" in capsys.readouterr().err
 
 
+@pytest.mark.integration
 def test_plan_shows_heads_and_frozen_models_apart_from_the_network(tmp_path, capsys):
     path = spec_of(tmp_path, alignment_weights="random")
     home = ["--home", str(tmp_path / "home")]

@@ -11,6 +11,7 @@ from dsd_lab.errors import BAD_INPUT
 from dsd_lab.specs.loading import load_sweep
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
 def test_a_bad_spec_is_exit_code_2_with_one_line_and_nothing_written(
     row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

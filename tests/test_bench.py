@@ -83,6 +83,7 @@ def test_flops_are_those_that_are_counted_for_the_variant(benched):
         assert trial["flops_by_role"] == counted["role_flops"]
 
 
+@pytest.mark.integration
 def test_processes_are_compared_with_one_by_turns_and_plan_takes_their_efficiency(tmp_path, capsys):
     spec = write_spec(tmp_path, {"dsd": MANY["dsd"]}, seeds=[0])
     where = ("--home", tmp_path / "home")
@@ -113,6 +114,7 @@ def test_tables_for_people_show_every_trial_and_target(tmp_path, capsys):
     assert "…" not in shown, "a cell was cut"
 
 
+@pytest.mark.integration
 def test_a_size_and_a_spec_without_its_images_run_on_random_ones(tmp_path):
     spec = write_spec(tmp_path, base={"data": {"source": "idx", "path": "nowhere"}})
     few = ("--steps", 1, "--repeats", 1, "--home", tmp_path / "home", "--random-images")
@@ -280,6 +282,7 @@ def test_two_at_once_are_refused_and_what_a_killed_one_left_is_freed(tmp_path, c
     assert run("gc", "--home", home.root)[1]["items"] == []
 
 
+@pytest.mark.integration
 def test_it_needs_neither_ray_nor_mlflow(tmp_path):
     spec = write_spec(tmp_path)
     arguments = ["bench", str(spec), "--steps", "1", "--repeats", "1", "--json", "--home", str(tmp_path / "home")]

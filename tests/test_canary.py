@@ -20,6 +20,8 @@ from dsd_lab.home.lookup import manifest_of
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.store.mlflow_store import Store
 
+pytestmark = pytest.mark.integration
+
 
 class Malice:
     """Unpickling this makes a folder."""

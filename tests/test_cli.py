@@ -228,6 +228,7 @@ def test_a_bad_spec_is_one_line_and_exit_code_2_before_anything_heavy_is_importe
     assert not (tmp_path / "home").exists()
 
 
+@pytest.mark.integration
 def test_the_driver_of_a_sweep_leaves_torch_to_the_workers_and_mlflow_to_the_uploader():
     program = "import dsd_lab.runs.ray_engine, dsd_lab.cli.sweep, dsd_lab.store.uploader, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -301,6 +302,7 @@ def test_plan_tells_what_is_done_and_times_it_from_what_was_measured(tmp_path):
     assert {t["status"] for t in answer["trials"]} <= set(STATES)
 
 
+@pytest.mark.integration
 def test_plan_counts_and_measures_once_and_a_later_one_loads_no_torch(tmp_path):
     spec, home = write_spec(tmp_path, seeds=[0, 1]), Home(tmp_path / "home")
     home.prepare()
@@ -327,6 +329,7 @@ def test_data_that_are_not_there_are_a_warning_in_plan_and_an_error_in_sweep(tmp
     assert "no such folder" in capsys.readouterr().err
 
 
+@pytest.mark.integration
 def test_train_needs_neither_ray_nor_mlflow_nor_pandas(tmp_path):
     spec, home = write_spec(tmp_path, seeds=[3]), tmp_path / "home"
     arguments = ["train", str(spec), "--variant", "dsd", "--seed", "3", "--no-tracking", "--json", "--home", str(home)]
@@ -483,6 +486,7 @@ def pictures(folder):
     return {path.name: path.read_bytes() for path in folder.rglob("*.png")}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_sample_draws_with_every_sampler_and_each_option_changes_the_pictures(trained, tmp_path, sampler):
     home, ids = trained

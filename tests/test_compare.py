@@ -14,6 +14,8 @@ from dsd_lab.home.home import Home
 from dsd_lab.report.statistics.intervals import hedges_correction, sign_flip_p
 from dsd_lab.runs.spool_writer import read_spool
 
+pytestmark = pytest.mark.integration
+
 PROFILES = {
     "short": {"seeds": [0, 1, 2]},
     "long": {"seeds": [1, 2, 3], "base": {"training": {"steps": 18}}},

@@ -46,6 +46,7 @@ def test_compiling_is_another_trial_and_another_time():
     assert shape_key(canonical_fields(plain)) != shape_key(canonical_fields(compiled))
 
 
+@pytest.mark.integration
 def test_a_process_that_meets_many_shapes_compiles_the_last_as_it_did_the_first(monkeypatch):
     torch._dynamo.reset()
     network = Trainer(trial_of("dsd", "fp32"), 0, load_data(Trial().data), torch.device("cpu")).network

@@ -182,6 +182,7 @@ def test_one_class_trains_without_a_class_embedding_and_its_labels_change_nothin
     assert torch.equal(network.denoise(z, t, torch.tensor([0, 0])), network.denoise(z, t, torch.tensor([1, 1])))
 
 
+@pytest.mark.integration
 def test_features_of_one_class_come_from_a_task_that_was_learned(tmp_path):
     data = one_class()
     network = load_extractor(data, tmp_path, torch.device("cpu"))
@@ -226,6 +227,7 @@ def test_a_dropped_label_makes_no_second_trial_where_there_is_nothing_to_drop(tm
     assert main(command) == OK
 
 
+@pytest.mark.integration
 def test_one_class_is_trained_evaluated_and_sampled(tmp_path):
     write_folder(tmp_path / "photos", faces(40, 8), [0] * 40, ["all"])
     home = Home(tmp_path / "home")

@@ -193,6 +193,7 @@ def test_threads_end_with_the_images_and_none_are_started_for_resident_ones(tmp_
     assert not any(thread.is_alive() for thread in started)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("source", ["folder", "parquet"])
 def test_files_are_closed(tmp_path, streamed, source):
     gc.collect()
@@ -426,6 +427,7 @@ def test_a_real_set_streams_as_it_lies_in_memory(tmp_path, shared_data, name):
     assert torch.equal(here.train.bytes_at(indices), there.train.bytes_at(indices))
 
 
+@pytest.mark.integration
 def test_a_process_ends_with_batches_under_way(tmp_path):
     written(tmp_path, "folder")
     code = (

@@ -220,6 +220,7 @@ def test_a_reference_is_given_by_its_file(trained, tmp_path, monkeypatch):
     assert code == OK and any(name.startswith(f"fid/indomain-ref{digest[:8]}-n20") for name in found["metrics"])
 
 
+@pytest.mark.integration
 def test_kept_checkpoints_are_measured_over_training_in_the_store_and_in_the_report(tmp_path):
     home, kept = Home(tmp_path / "home"), {"observation": {"checkpoint_every": 4, "keep_every": 4}}
     evaluate_entry = {"checkpoint": "all", "sampler": "euler", "steps": 1, "images": 20, "metrics": ["fid", "psnr"]}

@@ -85,6 +85,7 @@ def refused(capsys, source, home, complaint):
 # -- What travels ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["light", "heavy"])
 def test_the_report_of_an_imported_sweep_has_the_same_tables_byte_for_byte(folder, name):
     assert take(folder / name, folder / "other") == OK
@@ -185,10 +186,10 @@ def test_a_link_that_appears_while_an_export_is_written_is_not_followed(trained,
     own, out, copy_trial = tmp_path / "own", tmp_path / "out", exporting._copy_trial
     own.mkdir()
 
-    def linked(folder, target, weights):
+    def linked(folder, target, *more):
         out.symlink_to(own) if not out.is_symlink() else None
         assert target.parents[2].stat().st_mode & 0o777 == 0o700
-        copy_trial(folder, target, weights)
+        copy_trial(folder, target, *more)
 
     monkeypatch.setattr(exporting, "_copy_trial", linked)
     assert main(["export", "tiny", "--home", str(trained[0] / "home"), "--out", str(out)]) == BAD_INPUT

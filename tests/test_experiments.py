@@ -78,6 +78,7 @@ def test_a_variant_takes_its_first_steps(name):
     assert any(moved) and all(bool(torch.isfinite(p).all()) for p in trainer.network.parameters())
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("profile", ["quick", "full"])
 @pytest.mark.parametrize(
     ("name", "reference", "others"),
@@ -102,6 +103,7 @@ def test_a_spec_that_says_so_compares_equal_weights_and_equal_training_flops(nam
             assert counts == pytest.approx(variants[reference], rel=0.02), (width, variant)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "profile", "reference", "points"),
     [

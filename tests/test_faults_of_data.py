@@ -68,6 +68,7 @@ CACHES = {
 }
 
 
+@pytest.mark.integration
 def test_f22_a_cache_that_is_damaged_is_made_again_and_two_processes_make_it_once(tmp_path, digits):
     train, holdout = (Images(part.pixels[:120], part.labels[:120]) for part in (digits.train, digits.holdout))
     data = DataSet(train, holdout, digits.classes, "few" * 20)  # trained in no time

@@ -92,6 +92,7 @@ def test_what_is_said_of_the_digits_without_reading_them_is_what_is_read(more):
     assert said == {key: read[key] for key in said}
 
 
+@pytest.mark.integration
 def test_a_plan_of_a_spec_that_was_never_seen_imports_no_torch(tmp_path):
     asked = [
         str(Path(__file__).parents[1] / "experiments" / "collapse_ablation.yaml"),

@@ -104,6 +104,7 @@ def test_any_damage_to_an_evaluation_makes_it_one_that_is_not_finished_or_leaves
         path.write_bytes(raw)
 
 
+@pytest.mark.integration
 @fuzz(60)
 @given(damage=damages, at=st.floats(0, 1, exclude_max=True), mended=st.booleans())
 @timed

@@ -166,6 +166,7 @@ def forged(content, at, value):
     content[at[-1]] = value
 
 
+@pytest.mark.integration
 @fuzz(40)
 @given(file=st.floats(0, 1, exclude_max=True), place=st.floats(0, 1, exclude_max=True), value=EVIL)
 @timed

@@ -261,6 +261,7 @@ def shared_with_a_group():
     os.umask(before)
 
 
+@pytest.mark.integration
 def test_every_file_of_a_home_follows_the_umask_but_those_that_can_hold_a_secret(tmp_path, shared_with_a_group):
     home = Home(tmp_path / "home")
     spec = write_spec(tmp_path, {k: VARIANTS[k] for k in ("dsd", "broken")})

@@ -19,6 +19,8 @@ from dsd_lab.store.mlflow_store import Store
 from dsd_lab.store.own_runs import invalid_tag
 from dsd_lab.store.reading import damage
 
+pytestmark = pytest.mark.integration
+
 KEPT = Path(__file__).parent / "fixtures" / "home-schema1" / "home"
 
 

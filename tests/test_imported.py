@@ -25,6 +25,8 @@ from dsd_lab.specs.plugins import load_plugins
 from dsd_lab.store.mlflow_store import Store
 from dsd_lab.training_code import training_code
 
+pytestmark = pytest.mark.integration
+
 KEPT = Path(__file__).parent / "fixtures" / "home-schema1" / "home"
 
 

@@ -388,6 +388,7 @@ def test_a_reference_that_is_none_is_refused_in_one_line(tmp_path, made, complai
     assert len(str(refused.value).splitlines()) == 1
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("header", "packed"),
     [

@@ -29,6 +29,7 @@ def trial_of(tiny_trial, case, images=64):
     return tiny_trial(**sections | {"training": {"batch_size": images, "steps": 4} | sections.get("training", {})})
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("case", CASES)
 def test_the_memory_that_is_planned_is_within_15_per_cent_of_what_a_step_holds(case, tiny_trial, digits):
     trial = trial_of(tiny_trial, case)
@@ -38,6 +39,7 @@ def test_the_memory_that_is_planned_is_within_15_per_cent_of_what_a_step_holds(c
     assert planned == pytest.approx(tensor_bytes(trainer), rel=0.15)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("case", ["dsd", "bf16", "naive", "parts", "auxiliary"])
 def test_blocks_that_are_computed_again_give_the_same_bits_in_less_memory(case, tiny_trial, digits):
     plain = trial_of(tiny_trial, case)

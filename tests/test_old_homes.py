@@ -44,6 +44,7 @@ def test_f21_an_old_home_is_read_and_its_trials_keep_their_ids(old, capsys):
     assert trained.fields.training.grad_accum_steps == 1 and trained.fields.optimiser.schedule == "wsd"
 
 
+@pytest.mark.integration
 def test_f21_a_trial_of_an_old_schema_is_not_continued_but_trained_anew_under_an_id_of_its_own(old, capsys):
     home, spec, ids = old
     (today,) = load_sweep(spec).only(["variant=naive"]).trials

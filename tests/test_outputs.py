@@ -190,6 +190,7 @@ def test_in_the_home_what_is_in_the_way_is_set_aside_whole(publish, tmp_path, ca
     assert not (tmp_path / f"{place}.before-3").exists()
 
 
+@pytest.mark.integration
 def test_report_refuses_a_folder_of_the_user_s_and_writes_its_own_again(tmp_path, capsys):
     home, spec, out = Home(tmp_path / "home"), write_spec(tmp_path), tmp_path / "paper"
     train_here(home, spec)

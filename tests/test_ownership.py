@@ -27,6 +27,8 @@ from dsd_lab.runs.spool_writer import Spool
 from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.plugin_source import source_digest
 
+pytestmark = pytest.mark.integration
+
 KEPT = Path(__file__).parent / "fixtures" / "home-schema1" / "home"
 """A home that was made before homes were marked: one sweep, `old`, of four trials."""
 

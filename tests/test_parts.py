@@ -104,6 +104,7 @@ def test_the_listed_names_are_those_of_the_definitions(kind):
     assert {name for name in table if table.part(name).plugin is None} == set(KINDS[kind].shipped)
 
 
+@pytest.mark.integration
 def test_a_plug_in_that_imports_the_package_first_owns_its_own_parts_alone():
     asked = f"import sys; sys.argv[0] = 'dsd-lab'; from dsd_lab.cli.main import main; main(['parts', '--json', '--plugin', {str(EXAMPLE)!r}])"
     done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
@@ -143,6 +144,7 @@ def test_options_are_checked_by_the_part_s_own_model(tmp_path, capsys):
 # -- A trial that uses them ------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_a_trial_with_parts_of_every_kind_records_them(trained):
     _, _, home, answers = trained
     folder = home.trial(answers["own"]["id"])
@@ -159,6 +161,7 @@ def test_a_trial_with_parts_of_every_kind_records_them(trained):
     assert list(evaluated["metrics"]) == ["sample/brightness/n20-cfg1-midpoint2-balanced-ema0.99"]
 
 
+@pytest.mark.integration
 def test_trials_without_the_parts_keep_their_ids(trained, tmp_path):
     _, _, home, answers = trained
     assert load_sweep(write_spec(tmp_path)).trials[0].id == answers["plain"]["id"]
@@ -167,6 +170,7 @@ def test_trials_without_the_parts_keep_their_ids(trained, tmp_path):
     assert trial_id(described.trial, 0) == answers["plain"]["id"]
 
 
+@pytest.mark.integration
 def test_report_shows_own_metrics_without_the_plug_in(trained):
     _, _, home, answers = trained
     assert main(["report", "--home", str(home.root)]) == OK
@@ -191,6 +195,7 @@ def test_report_shows_own_metrics_without_the_plug_in(trained):
     assert "latent/largest" in metrics and any(name.startswith("sample/brightness/") for name in metrics)
 
 
+@pytest.mark.integration
 def test_a_command_that_needs_the_plug_in_names_the_kept_source(trained, capsys):
     _, _, home, answers = trained
     said = complaint(capsys, "sample", answers["own"]["id"], "--home", home.root)
@@ -217,6 +222,7 @@ def test_a_command_that_needs_the_plug_in_names_the_kept_source(trained, capsys)
     assert "is another version than the one that trained it" in complaint(capsys, *done, "--plugin", changed)
 
 
+@pytest.mark.integration
 def test_an_export_carries_the_source_and_an_import_never_runs_it(trained, tmp_path, capsys):
     _, _, home, answers = trained
     assert run("export", "tiny", "--home", home.root, "--out", tmp_path / "export")[0] == OK

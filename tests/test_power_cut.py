@@ -20,6 +20,8 @@ from dsd_lab.runs.run_trial import run_trial
 from dsd_lab.runs.spool_writer import read_spool
 from dsd_lab.specs.loading import load_sweep
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def cut(whole, tmp_path_factory):

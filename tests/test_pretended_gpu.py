@@ -18,7 +18,7 @@ from dsd_lab.evaluation.reconstruction import latents, reconstructions
 from dsd_lab.evaluation.sampling import sample_images
 from dsd_lab.specs.trial import Trial
 
-pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")]
 
 
 def covering():

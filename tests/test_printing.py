@@ -97,6 +97,7 @@ def evil_home(tmp_path):
     return Home(tmp_path / "home")
 
 
+@pytest.mark.integration
 def test_no_verb_and_no_page_passes_on_what_a_terminal_would_act_on(evil_home, capsys):
     trial = next(p.name for p in evil_home.root.glob("trials/*"))
     for verb in (["status"], ["logs", trial], ["gc"], ["report", "old"], ["rm", "old"]):
@@ -122,6 +123,7 @@ def test_tables_hold_no_such_character(text):
     assert "\u202e" not in csv_cell(text)
 
 
+@pytest.mark.integration
 def test_a_page_runs_and_loads_nothing_but_its_own_style(evil_home):
     with contextlib.redirect_stdout(io.StringIO()):
         assert run("report", "old", "--home", evil_home.root)[0] == OK

@@ -59,6 +59,7 @@ def test_pictures_in_a_store_of_mlflow_have_names_that_say_kind_and_step(tmp_pat
     assert list(_by_step(result, "samples")) == [30], f"{of('mlflow')}: names of the files of log_image"
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("module", ["dsd_lab.report.notebook", "dsd_lab.parts"])
 def test_an_import_changes_no_time_out_of_mlflow_and_no_setting_of_the_compiler(module):
     program = (

@@ -22,6 +22,8 @@ from dsd_lab.runs import ray_callbacks, ray_engine, ray_peers
 from dsd_lab.runs.peers import Ended, first_fault
 from dsd_lab.specs.trial import Trial
 
+pytestmark = pytest.mark.integration
+
 STEPS = 4
 BIG = {"training": {"batch_size": 10}}
 WHOLE = {

@@ -16,6 +16,8 @@ from dsd_lab.runs import ray_engine as engine  # noqa: F401  sets what Ray reads
 from dsd_lab.runs.child_environment import child_environment, safe_imports
 from dsd_lab.runs.ray_cluster import connected
 
+pytestmark = pytest.mark.integration
+
 CLIENT = """
 import sys
 from ray._raylet import GcsClient

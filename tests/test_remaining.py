@@ -18,6 +18,8 @@ from dsd_lab.specs.per_seed import once_for_seeds
 from dsd_lab.specs.registry import plugins
 from dsd_lab.specs.trial import Generation
 
+pytestmark = pytest.mark.integration
+
 HERE = Path(__file__).parent
 EXPERIMENTS = HERE.parent / "experiments"
 

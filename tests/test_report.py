@@ -556,12 +556,14 @@ class Reader(HTMLParser):
             self.cell[-1] += data
 
 
+@pytest.mark.integration
 def test_the_same_results_give_the_same_bytes_but_for_the_date(report):
     _, _, first, second = report
     assert b"UTC" in (first / "report.html").read_bytes() and b"UTC" in (first / "report.md").read_bytes()
     assert written(first) == written(second)
 
 
+@pytest.mark.integration
 def test_every_table_and_figure_is_a_file_that_can_be_read(report):
     page, _, folder, _ = report
     assert [d.stem for d in page.figures] == [
@@ -580,6 +582,7 @@ def test_every_table_and_figure_is_a_file_that_can_be_read(report):
     assert printed == names == {p.stem for p in (folder / "tables").glob("*.tex")} - {"report"}
 
 
+@pytest.mark.integration
 def test_the_page_asks_nothing_of_any_other_machine_and_runs_no_script(report):
     text = (report[2] / "report.html").read_text()
     tags = Reader(text).tags
@@ -591,6 +594,7 @@ def test_the_page_asks_nothing_of_any_other_machine_and_runs_no_script(report):
     assert anchors <= {attributes.get("id") for _, attributes in tags}
 
 
+@pytest.mark.integration
 def test_figures_are_numbered_navigation_is_in_page_order_and_terms_are_explained_first(report):
     text, markdown = ((report[2] / f"report.{kind}").read_text() for kind in ("html", "md"))
     numbers = re.findall(r"<b>Figure (\d+)\.</b>", text)
@@ -621,6 +625,7 @@ def test_names_of_metrics_are_short_and_their_settings_are_said_once():
     )
 
 
+@pytest.mark.integration
 def test_names_from_specs_and_errors_are_shown_letter_by_letter_in_every_format(report):
     page, _, folder, _ = report
     html, markdown = (folder / "report.html").read_text(), (folder / "report.md").read_text()
@@ -638,6 +643,7 @@ def test_names_from_specs_and_errors_are_shown_letter_by_letter_in_every_format(
     assert cells["data.path"].unique().tolist() == [HOSTILE, "'=2+2"] and f"'=lost {HOSTILE}" in set(cells["error"])
 
 
+@pytest.mark.integration
 def test_the_numbers_of_csv_json_and_pages_are_the_same_numbers(report):
     _, content, folder, _ = report
     markdown = (folder / "report.md").read_text()
@@ -664,6 +670,7 @@ def test_the_numbers_of_csv_json_and_pages_are_the_same_numbers(report):
     assert all(len(seeds.split()) == int(n) for seeds, n in zip(compared["seeds"], compared["n"], strict=True))
 
 
+@pytest.mark.integration
 def test_json_has_the_documented_shape(report):
     content = report[1]
     assert [(g["variant"], g["point"]) for g in content["variants"]] == [(v, p) for p in POINTS for v in KINDS]

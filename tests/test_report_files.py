@@ -17,6 +17,8 @@ from dsd_lab.home.home import Home
 from dsd_lab.report.tables.rendering import latex_text, markdown_text
 from dsd_lab.report.write import write_report
 
+pytestmark = pytest.mark.integration
+
 GROUP = re.compile(r"\{\\scriptsize ((?:[^{}\\]|\\.|\{\})*)\}")
 
 

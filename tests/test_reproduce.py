@@ -15,6 +15,8 @@ from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.resolved import resolved_spec
 from dsd_lab.store.mlflow_store import Store
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):

@@ -183,6 +183,7 @@ def mixed(copy):
     return home, manifest.key, odd.id
 
 
+@pytest.mark.integration
 def test_a_table_has_one_set_of_images(mixed, tmp_path, capsys):
     home, key, odd = mixed
     content = run("report", key, "--home", home.root, "--out", tmp_path / "report")[1]

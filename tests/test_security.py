@@ -196,6 +196,7 @@ def called_with(word):
     return found
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not Path("/proc").exists(), reason="needs Linux's list of processes")
 def test_the_uploader_is_told_the_store_where_no_other_user_sees_it(tmp_path, capsys, monkeypatch):
     """A sweep without anything to train stores what there is, at a server that looks at the processes before it answers."""
@@ -234,6 +235,7 @@ def test_a_password_in_the_address_of_a_store_is_not_said_by(verb, tmp_path, cap
     assert "http://me:***@127.0.0.1:9" in said and "canary-5f3a9" not in said
 
 
+@pytest.mark.integration
 def test_usage_reports_are_off_before_anything_could_send_one():
     program = (
         "import os, dsd_lab.runs.ray_engine, dsd_lab.store.mlflow_store;"
@@ -243,6 +245,7 @@ def test_usage_reports_are_off_before_anything_could_send_one():
     assert done.stdout.split() == ["0", "true"], done.stderr
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("verb", ["plan", "train"])
 def test_the_command_imports_nothing_from_the_current_folder(verb, tmp_path):
     (tmp_path / "planted").mkdir()

@@ -35,6 +35,8 @@ from dsd_lab.store.faults import StoreUnavailable
 from dsd_lab.store.mlflow_store import Store
 from dsd_lab.store.uri import refuse_unsuitable
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):

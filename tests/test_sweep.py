@@ -58,6 +58,8 @@ from dsd_lab.specs.loading import load_sweep
 from dsd_lab.specs.sweep import Plan
 from dsd_lab.training_code import training_code
 
+pytestmark = pytest.mark.integration
+
 WORKERS_DIE = 15.0
 """Seconds in which the workers of a driver that was killed have died."""
 AGAIN = {"data": {"revision": "2"}}

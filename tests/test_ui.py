@@ -19,6 +19,8 @@ from dsd_lab.home.home import Home
 from dsd_lab.store.mlflow_store import Store
 from dsd_lab.store.ui_server import TokenGate
 
+pytestmark = pytest.mark.integration
+
 NEIGHBOUR = """
 import json, sys, urllib.error, urllib.request
 at, folder = sys.argv[1:]

@@ -14,6 +14,8 @@ from dsd_lab.store.mlflow_store import Store
 from dsd_lab.store.uri import own_uri
 from dsd_lab.store.views import newest_view, views_of
 
+pytestmark = pytest.mark.integration
+
 PREFIX = "mlflow.sharedViewState."
 FID = "fid/indomain-n20-cfg1-euler2-balanced-ema0.99"
 
