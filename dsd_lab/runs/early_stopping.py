@@ -1,4 +1,4 @@
-"""Forecast collapse from the first steps of a trial, again at later looks: some trials collapse late."""
+"""Forecast collapse from how far the latents have changed after a share of the steps, and again at a later look."""
 
 from __future__ import annotations
 
@@ -13,49 +13,49 @@ from numpy.typing import NDArray
 
 from dsd_lab.home.history import Floats, History
 from dsd_lab.home.spool import read_spool
-from dsd_lab.specs.metrics import RANK_GAP
-from dsd_lab.specs.trial import Trial, reaches_encoder
 
-LOOKS = (0.05, 0.15, 0.4, 0.7)
-"""Shares of a trial's steps that forecasts use, one forecast per share."""
-FORMAT = 2
+LOOKS = (0.4, 0.7)
+"""Shares of a trial's steps that forecasts use, one forecast per share. Latents that look collapsed at 20 % can recover."""
+FORMAT = 3
+_TINY = 1e-9
+"""Smallest value whose logarithm is taken."""
 
 
-def _last(series: tuple[NDArray[Any], Floats], until: int) -> float | None:
-    """The latest value up to a step; None without one, or if it is not finite."""
+def _change(series: tuple[NDArray[Any], Floats], until: int) -> float | None:
+    """log10 of the latest value up to a step, divided by the first; None without two, or if one is not finite."""
     steps, values = series
     seen = values[steps <= until]
-    return float(seen[-1]) if len(seen) and math.isfinite(seen[-1]) else None
+    if len(seen) < 2 or not np.isfinite(seen[[0, -1]]).all():
+        return None
+    return math.log10(max(float(seen[-1]), _TINY) / max(float(seen[0]), _TINY))
 
 
-def _log_std(history: History, fields: Trial, until: int) -> float | None:
-    variance = _last(history.series("latent/variance"), until)
-    return 0.5 * math.log10(variance) if variance else None
+def _std(history: History, until: int) -> float | None:
+    change = _change(history.series("latent/variance"), until)
+    return None if change is None else 0.5 * change
 
 
-def _scale_gradient(history: History, fields: Trial, until: int) -> float | None:
-    """asinh of the measured derivative; 0 where the loss does not train the encoder."""
-    if not reaches_encoder(fields.objective):
-        return 0.0
-    value = _last(history.series("theory/scale_gradient/token"), until)
-    return None if value is None else math.asinh(10 * value)
+def _either_way(history: History, until: int) -> float | None:
+    """A scale can collapse by vanishing or by exploding."""
+    change = _std(history, until)
+    return None if change is None else abs(change)
 
 
-def _rank_gap(history: History, fields: Trial, until: int) -> float | None:
-    return _last(history.mean_over(RANK_GAP), until)
+def _rank(history: History, until: int) -> float | None:
+    return _change(history.series("latent/effective_rank/token"), until)
 
 
-def _log_loss(history: History, fields: Trial, until: int) -> float | None:
-    loss = _last(history.series("train/diffusion"), until)
-    return math.log10(loss) if loss else None
+def _capacity(history: History, until: int) -> float | None:
+    return _change(history.series("latent/capacity_bits/token"), until)
 
 
-FEATURES: dict[str, Callable[[History, Trial, int], float | None]] = {
-    "log10 latent std": _log_std,
-    "derivative of the diffusion loss by the latents' scale": _scale_gradient,
-    "rank gap": _rank_gap,
-    "log10 diffusion loss": _log_loss,
+FEATURES: dict[str, Callable[[History, int], float | None]] = {
+    "change of log10 latent std": _std,
+    "its absolute value": _either_way,
+    "change of log10 effective rank, tokens": _rank,
+    "change of log10 capacity": _capacity,
 }
+"""Measures of the verdict, relative to the first probe, which is before training."""
 
 
 def seen_steps(steps: int, look: float = LOOKS[0]) -> int:
@@ -63,10 +63,10 @@ def seen_steps(steps: int, look: float = LOOKS[0]) -> int:
     return int(look * steps)
 
 
-def features(history: History, fields: Trial, look: float = LOOKS[0]) -> list[float] | None:
-    """Values of `FEATURES` over the first share `look` of a trial; None where one was not recorded."""
-    until = seen_steps(fields.training.steps, look)
-    found = [feature(history, fields, until) for feature in FEATURES.values()]
+def features(history: History, steps: int, look: float = LOOKS[0]) -> list[float] | None:
+    """Values of `FEATURES` over the first share `look` of a trial of so many steps; None where one was not recorded."""
+    until = seen_steps(steps, look)
+    found = [feature(history, until) for feature in FEATURES.values()]
     return None if any(v is None for v in found) else [float(v) for v in found if v is not None]
 
 

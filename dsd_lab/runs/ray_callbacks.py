@@ -129,7 +129,7 @@ class StopCollapsed(tune.Stopper):
         forecast = reached[-1]
         self._asked[trial["id"]] = forecast.look
         until, folder = seen_steps(fields.training.steps, forecast.look), self._home.trial(trial["id"])
-        seen = features(early_history(folder.spool, until), fields, forecast.look)
+        seen = features(early_history(folder.spool, until), fields.training.steps, forecast.look)
         chance = None if seen is None else forecast.chance(seen)
         if chance is None or chance < self._chance or folder.state() != "running":
             return False

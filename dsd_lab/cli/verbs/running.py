@@ -89,7 +89,7 @@ def add(verbs: Verbs) -> None:
         "--stop-collapsed",
         type=chance,
         metavar="CHANCE",
-        help="stop trials that have at least this probability of collapse after 5, 15, 40 or 70%% of their steps by HOME's forecast; they have no verdict, so not for ablations (default: never)",
+        help="stop trials that have at least this probability of collapse after 40 or 70%% of their steps by HOME's forecast; they have no verdict, so not for ablations (default: never)",
     )
     takes_tracking(sweep, optional=True)
 
