@@ -48,9 +48,9 @@ SEEN = {
 
 
 def test_features_are_changes_up_to_the_look_and_of_nothing_later():
-    assert features(history(**SEEN), 10) == pytest.approx([-1.0, 1.0, -1.0, -2.0])
-    assert features(history(**SEEN), 10, LOOKS[1]) == pytest.approx([4.0, 4.0, 1.0, 2.0])  # 70 % see step 6 too
-    assert len(FEATURES) == 4
+    assert features(history(**SEEN), 10) == pytest.approx([1.0, -1.0, -2.0])
+    assert features(history(**SEEN), 10, LOOKS[1]) == pytest.approx([4.0, 1.0, 2.0])  # 70 % see step 6 too
+    assert len(FEATURES) == 3
 
 
 @pytest.mark.parametrize("name", SEEN)
@@ -61,7 +61,7 @@ def test_a_trial_that_recorded_too_little_in_the_window_has_no_features(name):
 
 
 def test_latents_that_vanish_have_features():
-    assert features(history(**{name: [1.0, 0.0] for name in SEEN}), 10) == pytest.approx([-4.5, 4.5, -9.0, -9.0])
+    assert features(history(**{name: [1.0, 0.0] for name in SEEN}), 10) == pytest.approx([4.5, -9.0, -9.0])
 
 
 def result(trial, objective=None, **series):
@@ -83,7 +83,7 @@ def examples(spec, count=20, shift=0.0, noise=0.5, seed=0, flip=False):
     found = []
     for i in range(count):
         collapsed = i % 2 == 0
-        x = random.normal(size=4)
+        x = random.normal(size=len(FEATURES))
         x[0] = (1 if collapsed != flip else -1) + noise * x[0] + shift
         found.append(Example(spec, f"{spec}-{i}", x.tolist(), collapsed))
     return found
@@ -142,7 +142,7 @@ def test_several_looks_are_judged_by_the_highest_chance_as_the_stopper_stops():
     names = ("one", "two", "three", "four", "five")
     good = [e for name in names for e in examples(name, noise=0.1)]
     random = np.random.default_rng(1)
-    blind = [replace(e, features=random.normal(size=4).tolist()) for e in good]
+    blind = [replace(e, features=random.normal(size=len(FEATURES)).tolist()) for e in good]
     sure = judge_forecast(good)
     both = judge_forecast(good, blind)
     assert sure.auc == 1.0 and both.trials == sure.trials == 100 and both.brier > sure.brier + 0.1
@@ -249,9 +249,9 @@ LONG = {
     "observation": {"log_every": 5, "checkpoint_every": 100, "images_every": 400, "images": 4},
 }
 EARLY, LATER = 0.05, 0.15
-SURE = Forecast(EARLY, [0.0] * 4, [1.0] * 4, [0.0] * 4, 5.0)
+SURE = Forecast(EARLY, [0.0] * 3, [1.0] * 3, [0.0] * 3, 5.0)
 """Says 0.993 of everything."""
-UNSURE = Forecast(EARLY, [0.0] * 4, [1.0] * 4, [0.0] * 4, 0.0)
+UNSURE = Forecast(EARLY, [0.0] * 3, [1.0] * 3, [0.0] * 3, 0.0)
 
 
 def test_early_history_of_a_spool_is_the_trials_own(tmp_path):

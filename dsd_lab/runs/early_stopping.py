@@ -31,14 +31,9 @@ def _change(series: tuple[NDArray[Any], Floats], until: int) -> float | None:
 
 
 def _std(history: History, until: int) -> float | None:
+    """Absolute: a scale can collapse by vanishing or by exploding."""
     change = _change(history.series("latent/variance"), until)
-    return None if change is None else 0.5 * change
-
-
-def _either_way(history: History, until: int) -> float | None:
-    """A scale can collapse by vanishing or by exploding."""
-    change = _std(history, until)
-    return None if change is None else abs(change)
+    return None if change is None else 0.5 * abs(change)
 
 
 def _rank(history: History, until: int) -> float | None:
@@ -50,8 +45,7 @@ def _capacity(history: History, until: int) -> float | None:
 
 
 FEATURES: dict[str, Callable[[History, int], float | None]] = {
-    "change of log10 latent std": _std,
-    "its absolute value": _either_way,
+    "absolute change of log10 latent std": _std,
     "change of log10 effective rank, tokens": _rank,
     "change of log10 capacity": _capacity,
 }

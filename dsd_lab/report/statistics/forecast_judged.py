@@ -1,6 +1,6 @@
 """Evaluates the forecast of collapse: the probability, after a share of training, that a trial's latents collapse.
 
-The forecast is a logistic regression on four numbers, which can be interpreted and needs few trials. It is evaluated by
+The forecast is a logistic regression on three numbers, which can be interpreted and needs few trials. It is evaluated by
 leaving out one spec, and one data set, because trials of one spec are similar. Trials without a diffusion loss have no
 forecast. What the closed forms predict is evaluated in the same way, each number alone (`forecast_theory`).
 """
