@@ -69,7 +69,7 @@ RESULTS = {
     "recipe": Result("dsd_recipe", "quick", "docs/results.md#what-dsd-needs", ("what_dsd_needs",), {"dsd_recipe_differences.png": "differences.png"}),
     "recipe-fresh": Result("dsd_recipe", "fresh", "docs/results.md#what-dsd-needs"),
     "recipe-sizes": Result("recipe_sizes", "quick", "docs/results.md#what-dsd-needs"),
-    "rival-cures": Result("rival_cures", "quick", "rival cures, the first question of the science", ("predictors",)),
+    "rival-cures": Result("rival_cures", "quick", "docs/results.md#rival-fixes", ("predictors",), {"rival_cures.png": "verdicts.png"}),
     "rival-cures-long": Result("rival_cures", "full", "the same over 3,000 steps"),
     "without-stop-gradient": Result("without_stop_gradient", "quick", "one figure across normalisers", ("without_stop_gradient",)),
     "without-stop-gradient-long": Result("without_stop_gradient", "full", "the same over 3,000 steps"),
