@@ -22,7 +22,7 @@ from dsd_lab.home.lookup import NoSweep
 
 FOLDER = Path(__file__).resolve().parent
 UNRUN = FOLDER / "unrun"
-NAMES = ("collapse_ablation", "theory_vs_measurement", "what_dsd_needs", "paper_tables", "size_scaling")
+NAMES = ("collapse_ablation", "theory_vs_measurement", "what_dsd_needs", "paper_tables", "size_scaling", "predictors")
 NO_SWEEP = 3
 """Exit code of a notebook that reads a sweep that has not been run."""
 _METADATA = {
