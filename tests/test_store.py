@@ -374,6 +374,28 @@ def test_a_trial_that_is_interrupted_and_resumed_is_killed_then_finished_and_has
     assert stored(home) == expected(home, plan)
 
 
+def test_a_trial_that_is_removed_and_trained_again_to_files_of_the_same_size_is_finished_again(home, spec, tmp_path):
+    """State, attempt, size of the spool and evaluations are what they were: the run must not pass for stored."""
+    plan = load_sweep(spec).only(["variant=dsd"])
+    (trial,), manifest, root = plan.trials, manifest_of(plan), home.trial(plan.trials[0].id).root
+    Store(home).sync(manifest)
+    shutil.copytree(root, tmp_path / "first")
+    shutil.rmtree(root)
+    store, progress = Store(home), run_trial(home, trial, [], DataShelf())
+    next(progress)
+    store.sync(manifest)
+    assert run_of(store, trial.id).info.status == "RUNNING"
+    progress.close()
+    shutil.rmtree(root)
+    shutil.copytree(tmp_path / "first", root)
+    for again in (store, Store(home)):
+        again.sync(manifest)
+        run = run_of(again, trial.id)
+        assert (run.info.status, run.data.tags["dsd.state"]) == ("FINISHED", "done")
+        assert int(run.data.tags["dsd.lines"]) == len(list(read_spool(home.trial(trial.id).spool)))
+    assert stored(home) == expected(home, plan)
+
+
 def test_a_failed_trial_that_succeeds_when_it_is_tried_again_no_longer_says_what_went_wrong(home, spec, manifest):
     (trial,) = load_sweep(spec).only(["variant=broken"]).trials
     store = Store(home)

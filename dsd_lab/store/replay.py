@@ -58,6 +58,8 @@ def sync_run(
         verified_runs: runs whose tag `dsd.lines` is verified; this run is added.
         reupload: upload all artifacts again, since they are missing.
     """
+    if "dsd.settled" in run.data.tags:  # of an earlier training, whose files may have had the same signature
+        client.delete_tag(run.info.run_id, "dsd.settled")
     if reupload:
         _pictures(client, run, folder)
     new = _replay(client, run, folder, verified_runs)

@@ -20,8 +20,10 @@ from dsd_lab.store.replay import BATCH, set_state, sync_run
 from dsd_lab.store.shared import HomeRuns
 from dsd_lab.store.system_metrics import read_samples
 
-_COPIED_TAGS = ("dsd.settled", "dsd.evaluations")
-"""Tags that a pointer copies from its target run."""
+_COPIED_TAGS = tuple(
+    f"dsd.{name}" for name in ("settled", "evaluations", "state", "step", "seconds", "attempt", "lines")
+)
+"""Tags that a pointer copies from its target run, also where it has them already."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ def _mark(imported: str | None) -> dict[str, str]:
 
 def _axes(entry: Entry) -> dict[str, str | int]:
     return {"variant": entry.variant, "size": entry.size, "seed": entry.seed}
+
+
+def _has(run: Run, state: str, seen: str) -> bool:
+    """Whether a run holds a trial in this state, with files of this signature."""
+    return (run.data.tags.get("dsd.state"), run.data.tags.get("dsd.settled")) == (state, seen)
 
 
 def _may_change(sweep: SweepRuns, run: Run) -> bool:
@@ -168,7 +175,7 @@ class Writer:
             lost = has_lost_artifacts(run, folder)
             if lost:
                 self.ours.say(f"the artifacts of {entry.name!r} are missing in the store; they are written again")
-            if run.data.tags.get("dsd.settled") != seen or lost:
+            if not _has(run, state, seen) or lost:
                 new = sync_run(self.client, run, folder, state, seen, self.verified_runs, lost)
             if run.data.tags["dsd.sweep"] != sweep.key and state in ENDED:
                 self._pointer(sweep, entry, run.info.run_id)
@@ -177,7 +184,7 @@ class Writer:
 
     def _is_settled(self, sweep: SweepRuns, entry: Entry, state: str, run: Run, seen: str) -> bool:
         """Whether the first pass showed that a trial's run is complete."""
-        if run.data.tags.get("dsd.settled") != seen or self._missing_parameters(sweep, entry, run):
+        if not _has(run, state, seen) or self._missing_parameters(sweep, entry, run):
             return False
         if self._is_orphaned(sweep, run) or has_lost_artifacts(run, self.home.trial(entry.id)):
             return False
@@ -187,7 +194,7 @@ class Writer:
         return (
             pointer is not None
             and pointer.info.status == "FINISHED"
-            and pointer.data.tags.get("dsd.settled") == seen
+            and _has(pointer, state, seen)
             and not self._missing_parameters(sweep, entry, pointer)
         )
 
