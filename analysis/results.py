@@ -1,11 +1,12 @@
 """The results of README and docs/results.md, each by one command: `python analysis/results.py [NAME ...]`.
 
 Without a name it lists the results, with the trials that are left and the hours that they will take here. With names it
-prints the hours, then runs the sweep, writes the report, copies the figures, executes the notebooks and keeps the records of each.
-It can be stopped at any time; the same command continues. OUT/NAME/result.json has the seeds, and the commits, training
-code, versions and machines that trained the trials.
+prints the hours, then runs the sweep, writes the report, copies the figures, executes the notebooks and keeps the
+records of each. It can be stopped at any time; the same command continues. OUT/NAME/result.json has the seeds, and the
+commits, training code, versions and machines that trained the trials.
 
-With `--from-records` nothing is trained: the trials are those of records/NAME.tar.xz, without weights and pictures.
+OUT/NAME/records.tar.xz has the records of the trials, without weights and pictures; records/ has those of at most 1 MiB.
+With `--from-records` they are imported, and nothing is trained.
 
 Exit code 1: a notebook failed; all else was made. A notebook that reads sweeps that have not been run yet is no failure.
 """
@@ -31,12 +32,14 @@ from dsd_lab.files.atomic import write_json
 from dsd_lab.home.home import Home
 from dsd_lab.home.trial_folder import ENDED
 from dsd_lab.provenance import provenance
-from dsd_lab.units import duration
+from dsd_lab.units import duration, readable
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 RECORDS = FOLDER / "records"
-"""Of each result that was made: NAME.tar.xz, as `dsd-lab export --anonymous --no-pictures` writes them."""
+"""Kept in the repository: NAME.tar.xz, as `dsd-lab export --anonymous --no-pictures` writes it."""
+LARGEST = 2**20
+"""Bytes of an archive that the repository keeps."""
 FINISHED = (*ENDED, "stale")
 """States of trials that a sweep does not train again: stale ones were trained by other code, and are reported."""
 NO_SWEEP = 3
@@ -136,7 +139,7 @@ def make(name: str, result: Result, arguments: argparse.Namespace) -> list[str]:
     for copy, figure in result.figures.items():
         shutil.copyfile(out / "figures" / figure, FOLDER / "figures" / copy)
     if not arguments.from_records:
-        keep_records(name, key, arguments)
+        keep_records(name, key, out, arguments.home)
     failed = []
     for notebook in result.notebooks:
         # In its own process, so that a failing kernel ends nothing else.
@@ -168,16 +171,22 @@ def make(name: str, result: Result, arguments: argparse.Namespace) -> list[str]:
     return failed
 
 
-def keep_records(name: str, key: str, arguments: argparse.Namespace) -> None:
-    """Write the records of a sweep's trials, so that anyone can look into a published figure."""
-    RECORDS.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=RECORDS) as folder:
+def keep_records(name: str, key: str, out: Path, home: str) -> None:
+    """Write the records of a sweep's trials beside its report, and keep them in the repository if they are small."""
+    written, kept = out / "records.tar.xz", RECORDS / f"{name}.tar.xz"
+    with tempfile.TemporaryDirectory(dir=out) as folder:
         exported, packed = Path(folder) / "export", Path(folder) / "packed"
         left_out = ("--anonymous", "--no-pictures")
-        _run([*_program(), "export", key, "--home", arguments.home, "--out", str(exported), *left_out])
+        _run([*_program(), "export", key, "--home", home, "--out", str(exported), *left_out])
         with tarfile.open(packed, "w:xz", preset=9) as archive:
             archive.add(exported, name, filter=_without_owner)
-        packed.replace(RECORDS / f"{name}.tar.xz")
+        packed.replace(written)
+    if written.stat().st_size <= LARGEST:
+        RECORDS.mkdir(exist_ok=True)
+        shutil.copyfile(written, kept)
+    else:
+        kept.unlink(missing_ok=True)  # of an earlier run
+        print(f"{name}: its records are not kept in {RECORDS}: {written} has over {readable(LARGEST)}", flush=True)
 
 
 def _without_owner(entry: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -188,9 +197,10 @@ def _without_owner(entry: tarfile.TarInfo) -> tarfile.TarInfo:
 
 def import_records(name: str, arguments: argparse.Namespace) -> None:
     """Add the kept trials of a result to the home folder."""
-    path = RECORDS / f"{name}.tar.xz"
-    if not path.exists():
-        sys.exit(f"{path}: no records of {name} yet; make it without --from-records")
+    places = (RECORDS / f"{name}.tar.xz", Path(arguments.out) / name / "records.tar.xz")
+    path = next((place for place in places if place.exists()), None)
+    if path is None:
+        sys.exit(f"no records of {name} in {places[0]} or {places[1]}; make it without --from-records")
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(path) as archive:
             archive.extractall(folder, filter="data")
@@ -237,7 +247,7 @@ if __name__ == "__main__":
     parser.add_argument("--home", default=str(ROOT / "runs"), help="home folder (default: %(default)s)")
     parser.add_argument("--out", default=str(ROOT / "runs" / "results"), help="where reports go (default: %(default)s)")
     parser.add_argument(
-        "--from-records", action="store_true", help="train nothing: import the trials that records/ keeps"
+        "--from-records", action="store_true", help="train nothing: import the trials from their records"
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an override, as of dsd-lab sweep, such as base.data.path=DIR")  # fmt: skip
     sys.exit(main(parser.parse_args()))

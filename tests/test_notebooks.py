@@ -203,10 +203,23 @@ def test_a_result_is_made_again_from_its_records_without_training(tmp_path, monk
     assert (tmp_path / "records" / "small.tar.xz").read_bytes() == packed
 
 
+def test_large_records_stay_beside_their_report(tmp_path, monkeypatch, capfd):
+    results, _ = result_in(tmp_path, monkeypatch)
+    monkeypatch.setattr(results, "LARGEST", 1)
+    monkeypatch.setattr(results, "_run", lambda command: Path(command[command.index("--out") + 1]).mkdir())
+    kept = tmp_path / "records" / "small.tar.xz"
+    for folder in (tmp_path / "out", kept.parent):
+        folder.mkdir()
+    kept.write_text("of an earlier run")
+    results.keep_records("small", "small--p", tmp_path / "out", "home")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["records.tar.xz"] and not kept.exists()
+    assert "its records are not kept in" in capfd.readouterr().out
+
+
 def test_a_result_without_records_is_not_made_from_them(tmp_path, monkeypatch):
     results, asked = result_in(tmp_path, monkeypatch)
     asked.from_records = True
-    with pytest.raises(SystemExit, match="no records of small yet"):
+    with pytest.raises(SystemExit, match="no records of small in"):
         results.main(asked)
 
 

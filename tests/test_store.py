@@ -5,6 +5,7 @@ that refuses rows, a server that is ended. Rows are counted in the database, pas
 """
 
 import json
+import math
 import multiprocessing
 import shutil
 import socket
@@ -32,7 +33,7 @@ from dsd_lab.specs.trial import Data
 from dsd_lab.store.artifacts import flat
 from dsd_lab.store.faults import StoreUnavailable
 from dsd_lab.store.mlflow_store import Store
-from dsd_lab.store.replay import source_of, stored_metrics
+from dsd_lab.store.replay import is_stored, source_of, stored_metrics
 
 
 @pytest.fixture(scope="module")
@@ -394,6 +395,51 @@ def test_a_trial_that_is_removed_and_trained_again_to_files_of_the_same_size_is_
         assert (run.info.status, run.data.tags["dsd.state"]) == ("FINISHED", "done")
         assert int(run.data.tags["dsd.lines"]) == len(list(read_spool(home.trial(trial.id).spool)))
     assert stored(home) == expected(home, plan)
+
+
+def test_a_trial_that_is_removed_and_trained_again_elsewhere_has_its_new_values_in_the_store(tmp_path):
+    """Another machine rounds differently: the same trial, code, steps and evaluations, other numbers."""
+    home = Home(tmp_path / "home")
+    plan = train_here(home, write_spec(tmp_path, {"dsd": VARIANTS["dsd"]}, evaluate=[EVALUATION]))
+    manifest, folder = manifest_of(plan), home.trial(plan.trials[0].id)
+    Store(home).sync(manifest)
+    whole = folder.spool.read_text()
+    first, last = whole[: whole.index("\n") + 1], "train/diffusion"
+    entries = [json.loads(line) for line in whole.splitlines()]
+    for entry in entries:
+        entry["metrics"] = {k: v * (1 + 1e-6) for k, v in entry.get("metrics", {}).items()}
+    (evaluation,) = (folder.root / "evaluations").glob("*.json")
+    content = json.loads(evaluation.read_text())
+    content["metrics"] = {k: v + 1 for k, v in content["metrics"].items()}
+    folder.write_status(state="running")
+    folder.spool.write_text(first)
+    with folder.lock():
+        Store(home).sync(manifest)
+    folder.spool.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
+    evaluation.write_text(json.dumps(content))
+    done = {"state": "done", "step": plan.trials[0].fields.training.steps}
+    folder.write_status(**done, spool_bytes=folder.spool.stat().st_size)
+    store = Store(home)
+    store.sync(manifest)
+    run = run_of(store, plan.trials[0].id)
+    ended = [entry["metrics"][last] for entry in entries if last in entry["metrics"]][-1]
+    assert run.info.status == "FINISHED" and run.data.metrics[last] == ended
+    assert {k: run.data.metrics[k] for k in content["metrics"]} == content["metrics"]
+    held = rows(home, "select count(*) from metrics")
+    Store(home).sync(manifest)
+    assert rows(home, "select count(*) from metrics") == held
+
+
+@pytest.mark.parametrize("value", [0.1, -0.0, math.nan, math.inf, -math.inf])
+def test_the_store_has_a_value_that_it_gave_back_and_no_other(home, value):
+    client = Store(home).client
+    run = client.create_run(client.create_experiment("values")).info.run_id
+    client.log_metric(run, "x", value)
+    found = client.get_run(run).data.metrics["x"]
+    assert is_stored(value, found) and not is_stored(value, None)
+    assert not any(
+        is_stored(other, found) for other in (1.0, math.nan, math.inf, -math.inf) if repr(other) != repr(value)
+    )
 
 
 def test_a_failed_trial_that_succeeds_when_it_is_tried_again_no_longer_says_what_went_wrong(home, spec, manifest):

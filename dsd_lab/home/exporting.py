@@ -138,7 +138,7 @@ def _copy_trial(folder: TrialFolder, target: Path, weights: bool, pictures: bool
             _copy(folder.root / name, target / name)
     if folder.spool.exists():
         (target / "spool.jsonl").write_bytes(b"".join(complete_lines(folder.spool)))
-    for pattern in (*(["images/*.png"] * pictures), "evaluations/*.json"):
+    for pattern in ("images/*.png", "evaluations/*.json") if pictures else ("evaluations/*.json",):
         for path in sorted(folder.root.glob(pattern)):
             place = target / path.relative_to(folder.root)
             place.parent.mkdir(exist_ok=True)

@@ -1,14 +1,16 @@
 """Copy a trial's files into its MLflow run: metrics, images, evaluations, dataset, state.
 
 The tag `dsd.lines` counts the spool lines in a run and is written after their metrics. If this process did not
-write them, or the store failed meanwhile, the run is asked which steps it has before more are added. A repeated
-replay therefore duplicates nothing.
+write them, or the store failed meanwhile, the run is asked which values it has before more are added. A repeated
+replay therefore duplicates nothing, and a trial that was trained again elsewhere gets its new values.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -80,9 +82,11 @@ def set_state(client: MlflowClient, run_id: str, state: str, ended: float | None
 def _replay(client: MlflowClient, run: Run, folder: TrialFolder, verified_runs: set[str]) -> int:
     lines, run_id = list(read_spool(folder.spool)), run.info.run_id
     held = counted = int(run.data.tags.get("dsd.lines", 0))
-    known: set[tuple[str, int]] = set()
+    known: dict[tuple[str, int], float] = {}
     if run_id not in verified_runs and counted != len(lines):
-        known = {(key, m.step) for key in run.data.metrics for m in client.get_metric_history(run_id, key)}
+        histories = (client.get_metric_history(run_id, key) for key in run.data.metrics)
+        newest = sorted((m for history in histories for m in history), key=lambda m: m.timestamp)
+        known = {(m.key, m.step): m.value for m in newest}
         held = 0  # the count may be wrong: metrics are stored before it
         last = lines[-1].step if lines else -1
         if all(step <= last for _, step in known):  # a resumed trial records again what the run has beyond its spool
@@ -92,7 +96,7 @@ def _replay(client: MlflowClient, run: Run, folder: TrialFolder, verified_runs: 
         stamp = int(line.time * 1000)
         if line.kind == "images":
             _upload_images(client, run_id, folder, line, stamp)
-        fresh = {k: v for k, v in stored_metrics(line).items() if (k, line.step) not in known}
+        fresh = _lacking(line, known)
         if len(metrics) + len(fresh) > BATCH:
             _flush(client, run_id, metrics, line.n)
             metrics = []
@@ -106,6 +110,24 @@ def stored_metrics(line: SpoolLine) -> dict[str, float]:
     """Metrics of a spool line in the store, with the std of the latents, since MLflow's charts cannot take roots."""
     metrics = line.measured()
     return metrics | ({STD.recorded: metrics[_VARIANCE] ** 0.5} if metrics.get(_VARIANCE, -1.0) >= 0 else {})
+
+
+def _lacking(line: SpoolLine, known: dict[tuple[str, int], float]) -> dict[str, float]:
+    """Metrics of a line that the store does not have, or has with another value."""
+    speed = {} if line.machine is None else line.machine.metrics()  # differs at every repetition: the first stays
+    return {
+        name: value
+        for name, value in stored_metrics(line).items()
+        if (found := known.get((name, line.step))) is None or (name not in speed and not is_stored(value, found))
+    }
+
+
+def is_stored(value: float, found: float | None) -> bool:
+    """Whether the store has a value: a trial that was removed and trained again elsewhere can have others at its steps."""
+    if found is None or math.isnan(value):
+        return found is not None and math.isnan(found)
+    largest = sys.float_info.max  # what MLflow's databases keep of infinity
+    return found in (value, max(-largest, min(largest, value)))
 
 
 def _flush(client: MlflowClient, run_id: str, metrics: list[Metric], lines: int) -> None:
@@ -131,10 +153,11 @@ def _upload_images(client: MlflowClient, run_id: str, folder: TrialFolder, line:
 
 def _evaluations(client: MlflowClient, run: Run, folder: TrialFolder, reupload: bool) -> None:
     held = set() if reupload else set(filter(None, run.data.tags.get("dsd.evaluations", "").split(",")))
-    known, run_id = set(run.data.metrics), run.info.run_id
+    known, run_id = dict(run.data.metrics), run.info.run_id
     last, stamp = folder.status().step, int(time.time() * 1000)
     for key, content in folder.evaluations().items():
-        if key in held:
+        single = {k: v for k, v in content.metrics.items() if not k.startswith(OVER_TRAINING)}
+        if key in held and all(is_stored(v, known.get(k)) for k, v in single.items()):
             continue
         picture = folder.images / f"evaluation-{key}.png"
         if is_whole_picture(picture):
@@ -143,11 +166,10 @@ def _evaluations(client: MlflowClient, run: Run, folder: TrialFolder, reupload: 
         held.add(key)
         at = content.settings.get("checkpoint")
         step = at if isinstance(at, int) else last  # kept checkpoints: one curve under one name
-        early = {k for k in content.metrics if k.startswith(OVER_TRAINING)}
         # Evaluations share reference values.
-        fresh = {k: v for k, v in content.metrics.items() if k in early or k not in known}
-        metrics = [Metric(k, v, stamp, step if k in early else last) for k, v in fresh.items()]
-        known |= set(fresh)
+        fresh = {k: v for k, v in content.metrics.items() if k not in single or not is_stored(v, known.get(k))}
+        metrics = [Metric(k, v, stamp, last if k in single else step) for k, v in fresh.items()]
+        known |= fresh
         client.log_batch(run_id, metrics=metrics, tags=[RunTag("dsd.evaluations", ",".join(sorted(held)))])
 
 

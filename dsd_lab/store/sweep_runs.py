@@ -16,14 +16,12 @@ from dsd_lab.store.artifacts import differing, flat
 from dsd_lab.store.descriptions import NOTE, VERDICT, describe_sweep, log_parameters, offer_views
 from dsd_lab.store.own_runs import slot_of
 from dsd_lab.store.reading import has_lost_artifacts
-from dsd_lab.store.replay import BATCH, set_state, sync_run
+from dsd_lab.store.replay import BATCH, is_stored, set_state, sync_run
 from dsd_lab.store.shared import HomeRuns
 from dsd_lab.store.system_metrics import read_samples
 
-_COPIED_TAGS = tuple(
-    f"dsd.{name}" for name in ("settled", "evaluations", "state", "step", "seconds", "attempt", "lines")
-)
-"""Tags that a pointer copies from its target run, also where it has them already."""
+_OWN_TAGS = {VERDICT, *(f"dsd.{name}" for name in ("kind", "sweep", "home", "variant", "size", "seed"))}
+"""Tags of a pointer that are not those of its target."""
 
 
 @dataclass(frozen=True)
@@ -279,9 +277,9 @@ class Writer:
         run, found = self.client.get_run(pointer), self.client.get_run(target)
         self._parameters(sweep, entry, run)
         step, stamp = int(found.data.tags.get("dsd.step", 0)), int(time.time() * 1000)
-        missing = [Metric(k, v, stamp, step) for k, v in found.data.metrics.items() if k not in run.data.metrics]
-        own = {k for k in run.data.tags if k not in _COPIED_TAGS}
-        tags = [RunTag(k, v) for k, v in found.data.tags.items() if k.startswith("dsd.") and k not in {*own, VERDICT}]
+        held = run.data.metrics
+        missing = [Metric(k, v, stamp, step) for k, v in found.data.metrics.items() if not is_stored(v, held.get(k))]
+        tags = [RunTag(k, v) for k, v in found.data.tags.items() if k.startswith("dsd.") and k not in _OWN_TAGS]
         self.client.log_batch(pointer, metrics=missing[:BATCH], tags=tags)
         if run.info.status != "FINISHED":
             set_state(self.client, pointer, "done", self.home.trial(entry.id).status().updated)

@@ -80,8 +80,7 @@ THEORY: dict[str, See] = {
     "closed form, from the spec alone": _from_spec,
     "closed form, at the first probe": _at_start,
     "measured derivative, at the first probe": _measured(0.0),
-    "measured derivative, at 15% of the steps": _measured(0.15),
-    "measured derivative, at 40% of the steps": _measured(0.4),
+    **{f"measured derivative, at {look:.0%} of the steps": _measured(look) for look in (0.15, LOOKS[0])},
 }
 """Name -> what is seen of a trial."""
 LEARNT: dict[str, See] = {f"learnt, at {look:.0%} of the steps": seen_at(look) for look in LOOKS}
